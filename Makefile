@@ -1,0 +1,45 @@
+# make demo [DATA=folder] [SIMULATE=1] [LABELS=40] [PORT=8080] [LABEL=name]
+DATA ?=
+SIMULATE ?=
+LABELS ?=
+PORT ?=
+LABEL ?=
+
+.PHONY: help setup demo lint test test-all check clean
+
+help:
+	@echo "make setup      create the virtual environments (done by the others too)"
+	@echo "make demo       Label Studio and scanqueue with synthetic scans; Ctrl-C ends it"
+	@echo "                SIMULATE=1 simulated annotators   DATA=folder with images/ and masks/"
+	@echo "                LABELS=40 how many they label     LABEL=name of the mask   PORT=of Label Studio"
+	@echo "make test       checks and tests, as CI runs them (make check is the same)"
+	@echo "make test-all   the long tests too"
+
+setup:
+	@scripts/setup
+
+demo: setup
+	@.venv/bin/scanqueue demo \
+		$(if $(DATA),--data "$(DATA)") \
+		$(if $(filter-out 0 no false,$(SIMULATE)),--simulate) \
+		$(if $(LABELS),--labels $(LABELS)) \
+		$(if $(LABEL),--label "$(LABEL)") \
+		$(if $(PORT),--port $(PORT))
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+test: lint
+	.venv/bin/python -m pytest --doctest-modules sampling
+	.venv/bin/python -m pytest -m "not long"
+
+test-all: lint
+	.venv/bin/python -m pytest --doctest-modules sampling
+	.venv/bin/python -m pytest
+
+check: test
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis test-output

@@ -1,0 +1,253 @@
+"""What Label Studio and programs ask over HTTP. Thin: read the request, one call, answer."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+
+from backend import __version__, status
+from backend.errors import BadSetting, ScanqueueError, StudioUnavailable
+from backend.project import version_name
+from backend.settings import Settings
+from backend.store import Store, activate_model
+
+log = logging.getLogger("scanqueue.api")
+
+BODY_BYTES = 64 * 2**20
+SECRET_HEADER = "X-Scanqueue-Secret"
+
+
+class Touch(Protocol):
+    """Has a project looked at soon, and returns at once."""
+
+    def __call__(self, project: int) -> None: ...
+
+
+class Predict(Protocol):
+    """One item {model_version, score, result} per task; never raises."""
+
+    def __call__(self, project: int, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]: ...
+
+
+class BadRequest(Exception):
+    """The request cannot be understood; the text says why."""
+
+
+def create_api(settings: Settings, store: Store, touch: Touch, predict: Predict) -> FastAPI:
+    """The HTTP application."""
+    app = FastAPI(title="scanqueue", version=__version__, docs_url="/docs", redoc_url=None)
+    app.include_router(_for_label_studio(store, touch, predict))
+    app.include_router(_for_people(store, touch))
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        if int(request.headers.get("content-length") or 0) > BODY_BYTES:
+            return _error(413, f"The request is larger than {BODY_BYTES >> 20} MiB.")
+        if request.url.path != "/health" and settings.user and not await _allowed(request, settings, store):
+            answer = _error(401, "Wrong or missing credentials; see SCANQUEUE_USER and SCANQUEUE_PASSWORD.")
+            answer.headers["WWW-Authenticate"] = 'Basic realm="scanqueue"'
+            return answer
+        return await call_next(request)
+
+    @app.exception_handler(BadRequest)
+    async def bad_request(_: Request, error: BadRequest) -> Response:
+        return _error(400, str(error))
+
+    @app.exception_handler(ScanqueueError)
+    async def explained(_: Request, error: ScanqueueError) -> Response:
+        code = 503 if isinstance(error, StudioUnavailable) else 400 if isinstance(error, BadSetting) else 422
+        return _error(code, str(error))
+
+    @app.exception_handler(Exception)
+    async def unexplained(_: Request, error: Exception) -> Response:
+        log.error("unexpected failure", exc_info=error)
+        return _error(500, "Unexpected failure; the log of scanqueue has the details.")
+
+    return app
+
+
+async def _allowed(request: Request, settings: Settings, store: Store) -> bool:
+    """Basic credentials, or for the webhook the secret header that we gave Label Studio."""
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            text = base64.b64decode(given, validate=True)
+        except ValueError:
+            text = b""
+        if hmac.compare_digest(text, f"{settings.user}:{settings.password}".encode()):
+            return True
+    secret = request.headers.get(SECRET_HEADER, "")
+    if request.url.path == "/webhook" and secret:
+        secrets = await run_in_threadpool(store.secrets)
+        return any([hmac.compare_digest(secret.encode(), known.encode()) for known in secrets])  # noqa: C419  every one, for time
+    return False
+
+
+def _for_label_studio(store: Store, touch: Touch, predict: Predict) -> APIRouter:
+    router = APIRouter(tags=["Label Studio"])
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "UP", "model_class": "scanqueue"}
+
+    @router.post("/setup")
+    async def setup(request: Request) -> dict[str, str]:
+        """Remember the project; called by Label Studio again and again, so it does no work."""
+        body = await _json(request)
+        project = _project(body)
+        address = str(request.base_url).rstrip("/")
+        extra = body.get("extra_params")
+        text = extra if isinstance(extra, str) else json.dumps(extra) if extra else ""
+
+        def remember() -> str:
+            new = store.add_project(project)
+            row = store.project(project)
+            changed = {}
+            if row is not None and row["backend_url"] != address:
+                changed["backend_url"] = address
+            if row is not None and row["extra_params"] != text:
+                changed["extra_params"] = text
+            if changed:
+                store.set_project(project, **changed)
+            if new or changed:
+                touch(project)
+            rounds = store.rounds(project, picks=False)
+            return version_name(rounds[-1]["n"] if rounds else 0)
+
+        return {"model_version": await run_in_threadpool(remember)}
+
+    @router.post("/predict")
+    async def predictions(request: Request) -> dict[str, Any]:
+        body = await _json(request)
+        tasks = body.get("tasks")
+        if not isinstance(tasks, list) or not all(isinstance(t, dict) for t in tasks):
+            raise BadRequest('"tasks" must be a list of tasks.')
+        return {"results": await run_in_threadpool(predict, _project(body), tasks)}
+
+    @router.post("/webhook", status_code=201)
+    async def webhook(request: Request) -> dict[str, str]:
+        """Something happened in a project: have it looked at. What the message says is not believed."""
+        body = await _json(request)
+        project = _project(body)
+        wish = body.get("action") == "START_TRAINING"
+
+        def note() -> None:
+            if store.project(project) is None:
+                return
+            if wish:
+                store.ask(project)
+            touch(project)
+
+        await run_in_threadpool(note)
+        return {"status": "noted"}
+
+    @router.get("/versions")
+    async def versions() -> dict[str, list[str]]:
+        def collect() -> list[str]:
+            rounds = {r["n"] for p in store.projects() for r in store.rounds(p, picks=False)}
+            return [version_name(n) for n in sorted(rounds, reverse=True)] or [version_name(0)]
+
+        return {"versions": await run_in_threadpool(collect)}
+
+    return router
+
+
+def _for_people(store: Store, touch: Touch) -> APIRouter:
+    router = APIRouter(prefix="/api/projects", tags=["projects"])
+
+    def known(project: int) -> None:
+        if store.project(project) is None:
+            raise _Unknown(project)
+
+    @router.get("")
+    def projects() -> dict[str, Any]:
+        return {"projects": [status.describe(store, p) for p in store.projects()]}
+
+    @router.get("/{project}")
+    def one(project: int) -> dict[str, Any]:
+        known(project)
+        return status.describe(store, project) or {}
+
+    @router.get("/{project}/map")
+    def points(project: int) -> dict[str, Any]:
+        known(project)
+        return {"scans": status.map_points(store, project)}
+
+    @router.get("/{project}/queue")
+    def waiting(project: int) -> dict[str, Any]:
+        known(project)
+        return {"queue": status.queue(store, project)}
+
+    @router.get("/{project}/rounds")
+    def rounds(project: int) -> dict[str, Any]:
+        known(project)
+        return {"rounds": status.round_list(store, project), "models": status.model_list(store, project)}
+
+    @router.post("/{project}/train", status_code=202)
+    def train(project: int) -> dict[str, str]:
+        known(project)
+        store.ask(project)
+        touch(project)
+        return {"status": "noted"}
+
+    @router.post("/{project}/activate", status_code=202)
+    async def activate(project: int, request: Request) -> dict[str, str]:
+        version = str((await _json(request)).get("version") or "")
+        if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
+            raise BadRequest("Send the version as application/json.")
+
+        def change() -> None:
+            known(project)
+            activate_model(store, project, version)
+            touch(project)
+
+        await run_in_threadpool(change)
+        return {"status": "noted"}
+
+    return router
+
+
+class _Unknown(BadRequest):
+    def __init__(self, project: int) -> None:
+        super().__init__(
+            f"Project {project} is not known here. Connect scanqueue in its Settings > Model in Label Studio."
+        )
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    size, parts = 0, []
+    async for part in request.stream():
+        size += len(part)
+        if size > BODY_BYTES:
+            raise BadRequest(f"The request is larger than {BODY_BYTES >> 20} MiB.")
+        parts.append(part)
+    try:
+        body = json.loads(b"".join(parts) or b"{}")
+    except ValueError:
+        raise BadRequest("The request is not JSON.") from None
+    if not isinstance(body, dict):
+        raise BadRequest("The request must be a JSON object.")
+    return body
+
+
+def _project(body: dict[str, Any]) -> int:
+    """The project's number from "4.1795404647" (setup, predict) or {"id": 4, ...} (webhook)."""
+    given = body.get("project")
+    if isinstance(given, dict):
+        given = given.get("id")
+    number = str(given).partition(".")[0]
+    if not (number.isascii() and number.isdigit()) or len(number) > 15:
+        raise BadRequest('"project" must name a Label Studio project, for example "4.1795404647".')
+    return int(number)
+
+
+def _error(code: int, text: str) -> JSONResponse:
+    return JSONResponse({"error": text}, status_code=code)

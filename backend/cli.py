@@ -1,0 +1,227 @@
+"""The command line: `scanqueue serve | worker | status | doctor | models | demo`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from backend import status as project_status
+from backend.errors import BadSetting, ScanqueueError
+from backend.settings import Settings
+
+app = typer.Typer(
+    help="Decides which medical scan to segment next, for Label Studio.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(
+    help="List the models of a project, or make one of them active.", no_args_is_help=True
+)
+app.add_typer(models_app, name="models")
+console = Console()
+
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where records and models are kept.")]
+ProjectId = Annotated[int, typer.Option("--project", help="The project's number in Label Studio.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, as GET /api/projects/ID does.")]
+
+
+def _settings(**changes: Any) -> Settings:
+    return Settings.from_env(os.environ).with_(**changes)
+
+
+def _log_to(level: str = "INFO") -> None:
+    logging.basicConfig(
+        level=level,
+        format="%(message)s",
+        datefmt="[%X]",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False)],
+    )
+    for noisy in ("httpx", "httpcore", "huey", "filelock", "urllib3", "openTSNE"):
+        logging.getLogger(noisy).setLevel("WARNING")
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    data_dir: DataDir = None,
+    worker: Annotated[bool, typer.Option(help="Also run a worker process beside the server.")] = True,
+) -> None:
+    """Answer Label Studio over HTTP, and do the work in a process beside it."""
+    _log_to()
+    from backend.app import run_server
+
+    settings = _settings(host=host, port=port, data_dir=data_dir)
+    console.print(f"scanqueue listens on http://{settings.host}:{settings.port}", highlight=False)
+    run_server(settings, worker=worker)
+
+
+@app.command()
+def worker(
+    data_dir: DataDir = None,
+    parent: Annotated[int, typer.Option(help="End with this process.", hidden=True)] = 0,
+) -> None:
+    """Do the work only: embed, rank, train, publish. Any number may run on one data folder."""
+    _log_to()
+    from backend.app import run_worker
+
+    run_worker(_settings(data_dir=data_dir), parent=parent)
+
+
+@app.command()
+def status(
+    project: Annotated[int | None, typer.Option("--project", help="One project; without it, all.")] = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Show where projects stand: phase, labels, quality, queue, problems."""
+    store = _store(data_dir)
+    wanted = [project] if project is not None else store.projects()
+    found = [project_status.describe(store, p) for p in wanted]
+    if project is not None and found == [None]:
+        raise BadSetting(
+            f"Project {project} is not known here. Connect it in Label Studio, Settings > Model."
+        )
+    if as_json:
+        typer.echo(json.dumps(found[0] if project is not None else {"projects": found}, indent=1))
+        return
+    if not found:
+        console.print("No project yet. Connect scanqueue in Label Studio, Settings > Model.")
+    for one in found:
+        if one is not None:
+            _print_status(one)
+
+
+def _print_status(one: dict[str, Any]) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    job, validation, shown = one["job"], one["validation"], one["shown"]
+    rows = [
+        ("project", f"{one['project']}  {one['title']}"),
+        ("phase", f"{one['phase']}  {one['reason']}"),
+        ("round", f"{one['model_version'] or '-'}  (masks by {one['model'] or 'nobody yet'})"),
+        ("scans", f"{one['scans']}, embedded {one['embedded']}, labelled {one['labelled']}"),
+        ("embedder", f"{one['embedder']['name'] or '-'}  {one['embedder']['why']}"),
+        ("validation", _quality(validation)),
+        ("shown masks", _quality(shown)),
+        ("queue", " ".join(map(str, one["queue"][:12])) + (" ..." if len(one["queue"]) > 12 else "")),
+    ]
+    if job:
+        left = f", about {job['seconds_left']:.0f} s left" if job["seconds_left"] is not None else ""
+        rows.append(("now", f"{job['step']}: {job['done']} of {job['total']}{left}"))
+    if one["trouble"]:
+        rows.append(("trouble", one["trouble"]))
+    for name, text in rows:
+        table.add_row(name, text)
+    console.print(table, markup=False, highlight=False)
+    for problem in one["problems"]:
+        console.print(f"  task {problem['task']}: {problem['what']}", markup=False, highlight=False)
+
+
+def _quality(found: dict[str, Any]) -> str:
+    if not found["n"]:
+        return "-"
+    far = f", HD95 {found['hd95']:.1f} {found['unit']}" if found["hd95"] is not None else ""
+    return f"Dice {found['dice']:.3f}{far} ({found['n']} scans)"
+
+
+@models_app.command("list")
+def models_list(project: ProjectId, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """List the trained models of a project."""
+    found = project_status.model_list(_store(data_dir), project)
+    if as_json:
+        typer.echo(json.dumps({"models": found}, indent=1))
+        return
+    table = Table("version", "active", "labels", "validation", "remark")
+    for m in found:
+        mark = "active" if m["active"] else "" if m["accepted"] else "not taken"
+        table.add_row(m["version"], mark, str(m["trained_on"]), _quality(m["validation"]), m["remark"])
+    console.print(table)
+
+
+@models_app.command("activate")
+def models_activate(
+    version: Annotated[str, typer.Argument(help="For example scanqueue-r2.")],
+    project: ProjectId,
+    data_dir: DataDir = None,
+) -> None:
+    """Let a model draw the masks again; a new round is published with it."""
+    from backend.store import activate_model
+    from backend.worker import Queue
+
+    settings = _settings(data_dir=data_dir)
+    activate_model(_store(data_dir), project, version)
+    Queue(settings).touch(project)
+    console.print(f"{version} is active for project {project}; a new round is published by the worker.")
+
+
+@app.command()
+def doctor(
+    project: Annotated[int | None, typer.Option("--project", help="Also check this project.")] = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Check the connection with Label Studio, and say how to mend what is wrong."""
+    from backend.doctor import examine
+
+    findings = examine(_settings(data_dir=data_dir), project)
+    if as_json:
+        typer.echo(json.dumps({"checks": [f.to_dict() for f in findings]}, indent=1))
+    else:
+        for f in findings:
+            mark = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}[f.level]
+            console.print(f"{mark:18} ", end="")
+            console.print(f.what, markup=False, highlight=False)
+            if f.cure:
+                console.print(f"         cure: {f.cure}", markup=False, highlight=False, style="bold")
+    if any(f.level == "error" for f in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    data: Annotated[Path | None, typer.Option(help="Folder with images/ and, to simulate, masks/.")] = None,
+    simulate: Annotated[bool, typer.Option(help="Let two simulated annotators do the labelling.")] = False,
+    labels: Annotated[int, typer.Option(help="Scans the simulated annotators label.")] = 40,
+    folder: Annotated[Path, typer.Option(help="Where the demo keeps its files.")] = Path("demo-data"),
+    port: Annotated[int | None, typer.Option(help="Port of scanqueue; 9090, or a free one.")] = None,
+) -> None:
+    """Start a real Label Studio and scanqueue, connect them, and stay up."""
+    _log_to("WARNING")
+    from backend.demo.run import run_demo
+
+    run_demo(data, simulate, labels, folder, port=port)
+
+
+def _store(data_dir: Path | None) -> Any:
+    from backend.store import Store
+
+    settings = replace(_settings(), data_dir=data_dir) if data_dir else _settings()
+    if not settings.database_url and not (settings.data_dir / "records.sqlite").exists():
+        raise BadSetting(
+            f"{settings.data_dir} holds no records of scanqueue. Give --data-dir or SCANQUEUE_DATA_DIR, "
+            "the same that `scanqueue serve` uses."
+        )
+    return Store(settings.data_dir, settings.database_url)
+
+
+def main() -> None:
+    """Run the command line; what scanqueue can explain is explained without a traceback."""
+    try:
+        app()
+    except ScanqueueError as error:
+        Console(stderr=True).print(f"scanqueue: {error}", markup=False, highlight=False)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""`scanqueue demo`: a real Label Studio, the service, scans in a queue; with annotators if asked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+import httpx
+from rich.console import Console
+from rich.panel import Panel
+
+from backend.demo.child import Child, free_port, port_is_free
+from backend.demo.label_studio import LabelStudio
+from backend.demo.phantoms import write_phantoms
+from backend.demo.picture import draw
+from backend.demo.scans import ScanFolder, read_folder
+from backend.demo.simulation import Simulation
+from backend.errors import ScanqueueError
+
+READERS = [("reader1@example.com", "scanqueue-demo"), ("reader2@example.com", "scanqueue-demo")]
+
+# settings that the person at the keyboard may have made; all others are the demonstration's own
+_PASSED_ON = ("WEIGHTS_DIR", "DEVICE", "EMBEDDER", "ENCODER", "IMAGE_SIZE")
+
+
+def run_demo(
+    data: Path | None = None,
+    simulate: bool = False,
+    labels: int = 40,
+    folder: Path = Path("demo-data"),
+    *,
+    port: int | None = None,
+    service_port: int | None = None,
+    label_names: Sequence[str] = (),
+    seed: int = 0,
+    stay: bool | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Run the demonstration and return its folder, a new one inside `folder`.
+
+    data          holds images/ and, for a simulation, masks/; default: synthetic chest radiographs
+    simulate      two simulated annotators label `labels` scans; the result is written as demo.png
+    port          of Label Studio; default 8080, or any free one
+    service_port  of scanqueue; default 9090, or any free one
+    label_names   what the values 1, 2, ... of the masks are called; default: labels.txt in `data`
+    stay          keep everything up until Ctrl-C; default: unless simulating
+
+    Everything that was started is ended before this returns, whatever happens.
+    """
+    began = time.monotonic()
+    console = Console() if console is None else console
+    stay = not simulate if stay is None else stay
+    here = _new_folder(folder)
+    with ExitStack() as ending, _terminated_like_ctrl_c():
+        scans = _scans(data, here, max(60, 2 * labels), seed, label_names)
+        if simulate and not scans.masks:
+            raise ScanqueueError(
+                f"{data} has no masks/, so nobody can simulate the annotators. Add the true masks, under the "
+                "same names as in images/, or run the demo without simulation and draw them yourself."
+            )
+        if simulate:
+            # what has no true mask cannot be labelled by a simulated annotator
+            scans = ScanFolder(tuple(scans.masks), scans.masks, scans.labels, scans.left_out)
+        if scans.left_out:
+            console.print(f"[yellow]{scans.left_out} files left out: Label Studio does not show them")
+
+        with console.status("starting Label Studio (the first time takes a minute)"):
+            studio = LabelStudio.start(here / "label-studio", port=_port(port, 8080))
+        ending.callback(studio.stop)
+        console.print(f"Label Studio is up after {time.monotonic() - began:.0f} s")
+
+        with console.status(f"importing {len(scans.images)} scans"):
+            project = studio.create_project("scanqueue demo", scans.label_config())
+            studio.import_files(project, scans.images)
+            for email, password in READERS:
+                studio.invite(email, password)
+
+        cold_start_size = min(20, max(2, labels // 2))
+        round_size = min(10, max(1, labels // 4))
+        service = _start_service(studio, here, _port(service_port, 9090), console, ending)
+        url = f"http://127.0.0.1:{service[1]}"
+        with console.status("connecting the service to the project"):
+            studio.connect_backend(
+                project, url, extra_params={"cold_start_size": cold_start_size, "round_size": round_size}
+            )
+        console.print(
+            Panel(
+                f"Label Studio  {studio.url}/projects/{project}/data\n"
+                f"scanqueue     {url}/\n"
+                f"log in as     {studio.email}   password  {studio.password}\n"
+                f"files         {here}",
+                title="scanqueue demo",
+                expand=False,
+            ),
+            highlight=False,
+        )
+
+        def alive() -> None:
+            if not service[0].running:
+                raise ScanqueueError(f"the service ended. The end of its log:\n{service[0].tail()}")
+
+        if simulate:
+            simulation = Simulation(
+                studio,
+                project,
+                url,
+                scans,
+                readers=READERS,
+                labels=labels,
+                cold_start_size=cold_start_size,
+                round_size=round_size,
+                console=console,
+                alive=alive,
+            )
+            simulation.run()
+            with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+                drawn = draw(
+                    here / "demo.png",
+                    client.get(f"/api/projects/{project}/map").json()["scans"],
+                    client.get(f"/api/projects/{project}/rounds").json()["rounds"],
+                    simulation.rounds,
+                )
+            console.print(f"picture: {drawn}", highlight=False, soft_wrap=True)
+            means = [(this.number, this.mean("dice")) for this in simulation.rounds]
+            scores = ", ".join(f"round {number} {score:.3f}" for number, score in means if score is not None)
+            minutes = (time.monotonic() - began) / 60
+            console.print(
+                f"mean Dice of the shown masks: {scores or 'none shown'}; {minutes:.1f} minutes in all",
+                highlight=False,
+                soft_wrap=True,
+            )
+        if stay:
+            console.print("Press Ctrl-C to end.")
+            try:
+                while True:
+                    alive()
+                    time.sleep(1)
+            except KeyboardInterrupt:
+                console.print("ending")
+    return here
+
+
+def _start_service(
+    studio: LabelStudio, here: Path, port: int, console: Console, ending: ExitStack
+) -> tuple[Child, int]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SCANQUEUE_")}
+    chosen = {
+        name: os.environ[name] for name in (f"SCANQUEUE_{last}" for last in _PASSED_ON) if name in os.environ
+    }
+    environment = {
+        **inherited,
+        **chosen,
+        "PYTHONUNBUFFERED": "1",
+        "SCANQUEUE_LABEL_STUDIO_URL": studio.url,
+        "SCANQUEUE_LABEL_STUDIO_API_KEY": studio.personal_access_token(),
+        "SCANQUEUE_PUBLIC_URL": f"http://127.0.0.1:{port}",
+    }
+    command = [sys.executable, "-m", "backend.cli", "serve"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--data-dir", str(here / "scanqueue")]
+    service = Child("scanqueue", command, env=environment, log=here / "scanqueue.log")
+    ending.callback(service.stop)
+    with console.status("starting scanqueue"):
+        service.wait_healthy(f"http://127.0.0.1:{port}/health", timeout=180)
+    return service, port
+
+
+def _scans(data: Path | None, here: Path, n: int, seed: int, labels: Sequence[str]) -> ScanFolder:
+    if data is None:
+        write_phantoms(here / "scans", n, seed)
+        data = here / "scans"
+    return read_folder(data, labels)
+
+
+def _new_folder(parent: Path) -> Path:
+    """A folder of its own for every run, named by the time."""
+    base = parent.absolute() / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    for number in range(100):
+        folder = base if number == 0 else base.with_name(f"{base.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise ScanqueueError(f"{base} and its successors exist already")
+
+
+def _port(asked: int | None, usual: int) -> int:
+    if asked is not None:
+        return asked
+    return usual if port_is_free(usual) else free_port()
+
+
+@contextmanager
+def _terminated_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, so that a kill ends the children in order too."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

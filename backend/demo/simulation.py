@@ -1,0 +1,243 @@
+"""Two simulated annotators work off the queue, wait for every new round, and note how good its masks were."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+from rich.console import Console
+from scipy.ndimage import binary_erosion, distance_transform_edt
+
+from backend.demo.administrator import Administrator
+from backend.demo.annotator import Annotator, Mask, file_name, from_result, shown_prediction, to_result
+from backend.demo.scans import ScanFolder
+from backend.errors import ScanqueueError, StudioRefused
+
+# how long the queue may stand still, with all labels seen and no job running, before we label on
+_QUIET = 90.0
+
+
+@dataclass(frozen=True)
+class Label:
+    """One submitted scan and the mask that was shown before; dice is None where no mask was shown."""
+
+    task: int
+    reader: str
+    version: str | None
+    dice: float | None
+    hd95: float | None
+
+
+@dataclass
+class Round:
+    """One published queue, and what was labelled from it."""
+
+    number: int
+    labels_before: int
+    head: list[dict[str, Any]]
+    validation: dict[str, Any]
+    labels: list[Label] = field(default_factory=list)
+
+    def mean(self, name: str) -> float | None:
+        """Mean `dice` or `hd95` of the masks that this round showed."""
+        values = [value for label in self.labels if (value := getattr(label, name)) is not None]
+        return float(np.mean(values)) if values else None
+
+
+def dice(one: Mask, other: Mask) -> float:
+    """Overlap of two masks in 0..1, high = alike; two empty masks are alike."""
+    both = int(one.sum()) + int(other.sum())
+    return 1.0 if both == 0 else 2.0 * int((one & other).sum()) / both
+
+
+def hd95(one: Mask, other: Mask) -> float | None:
+    """95th percentile of the distances between two outlines, in pixels; None when one of them is empty."""
+    if not one.any() or not other.any():
+        return None
+    edges = [mask & ~binary_erosion(mask) for mask in (one, other)]
+    there = distance_transform_edt(~edges[1])[edges[0]]
+    back = distance_transform_edt(~edges[0])[edges[1]]
+    return float(max(np.percentile(there, 95), np.percentile(back, 95)))
+
+
+def compare(shown: Mapping[str, Mask], truth: Mapping[str, Mask]) -> tuple[float, float | None]:
+    """Dice and HD95 of a shown mask, averaged over the labels of the truth."""
+    empty = np.zeros(next(iter(truth.values())).shape, bool)
+    scores = [dice(shown.get(label, empty), mask) for label, mask in truth.items()]
+    distances = [hd95(shown.get(label, empty), mask) for label, mask in truth.items()]
+    known = [distance for distance in distances if distance is not None]
+    return float(np.mean(scores)), float(np.mean(known)) if known else None
+
+
+class Simulation:
+    """Labels `labels` scans of a project in rounds and keeps what it saw in `rounds`.
+
+    alive  is called while waiting; it raises when the service has ended
+    """
+
+    def __init__(
+        self,
+        studio: Administrator,
+        project: int,
+        service: str,
+        scans: ScanFolder,
+        *,
+        readers: list[tuple[str, str]],
+        labels: int,
+        cold_start_size: int,
+        round_size: int,
+        console: Console,
+        alive: Callable[[], None],
+    ) -> None:
+        self.rounds: list[Round] = []
+        self._studio = studio
+        self._project = project
+        self._service = httpx.Client(base_url=service, trust_env=False, timeout=60)
+        self._scans = scans
+        self._by_name = {path.name: path for path in scans.images}
+        self._readers = readers
+        self._milestones = _milestones(min(labels, len(scans.masks)), cold_start_size, round_size)
+        self._console = console
+        self._alive = alive
+        self._asking = threading.Lock()
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        """Label to the end; one printed line per round."""
+        annotators = [Annotator(self._studio.url, email, password) for email, password in self._readers]
+        done = 0
+        try:
+            self._wait_for_round(0, done)
+            for number, goal in enumerate(self._milestones):
+                self._label(annotators, goal - done)
+                done = goal
+                self._report(self.rounds[-1])
+                self._wait_for_round(number + 1, done)
+            self._report(self.rounds[-1])
+        finally:
+            self._stop.set()
+            self._service.close()
+            for annotator in annotators:
+                annotator.close()
+
+    def status(self) -> dict[str, Any]:
+        """The service's own account of the project."""
+        return self._ask(f"/api/projects/{self._project}")
+
+    def _ask(self, path: str) -> dict[str, Any]:
+        response = self._service.get(path)
+        if response.status_code != 200:
+            raise ScanqueueError(f"GET {path} answered {response.status_code}: {response.text[:300]}")
+        return dict(response.json())
+
+    def _wait_for_round(self, number: int, labelled: int) -> None:
+        """Wait until annotators are served round `number`, then note the head of its queue."""
+        wanted = f"scanqueue-r{number}"
+        began = quiet_since = time.monotonic()
+        with self._console.status("") as spinner:
+            while True:
+                self._alive()
+                try:
+                    seen = self.status()
+                except (httpx.TransportError, ScanqueueError) as error:
+                    if time.monotonic() - began > 120:
+                        raise
+                    seen = {"phase": f"no answer yet ({error})", "round": -1, "labelled": -1, "job": {}}
+                waited = time.monotonic() - began
+                spinner.update(f"waiting for round {number}: {_doing(seen)} ({waited:.0f} s)")
+                if seen["phase"] == "blocked":
+                    raise ScanqueueError(f"the service is blocked: {seen.get('reason')}")
+                served = self._studio.get(f"/api/projects/{self._project}/").get("model_version")
+                if served == wanted and seen["labelled"] >= labelled and seen["phase"] != "embedding":
+                    break
+                if seen["labelled"] < labelled or seen.get("job") is not None or seen["phase"] == "training":
+                    quiet_since = time.monotonic()
+                elif number > 0 and time.monotonic() - quiet_since > _QUIET:
+                    self._console.print(f"[yellow]no round {number} was published: {seen.get('reason')}")
+                    break
+                time.sleep(0.5)
+        head = self._ask(f"/api/projects/{self._project}/queue")["queue"][:3]
+        self.rounds.append(Round(number, labelled, head, dict(seen.get("validation") or {})))
+
+    def _label(self, annotators: list[Annotator], count: int) -> None:
+        """Every annotator asks, corrects and submits until `count` more scans are labelled."""
+        left = [count]
+        failures: list[BaseException] = []
+
+        def work(annotator: Annotator) -> None:
+            try:
+                while not self._stop.is_set():
+                    # On SQLite two requests in the same instant may be served the same task; people are
+                    # never that close together, so neither are these.
+                    with self._asking:
+                        if left[0] == 0:
+                            return
+                        task = annotator.next_task(self._project)
+                        left[0] -= 1
+                    if task is None:
+                        raise StudioRefused("Label Studio has no task left to serve")
+                    self.rounds[-1].labels.append(self._submit(annotator, task))
+            except BaseException as error:
+                failures.append(error)
+                self._stop.set()
+
+        threads = [threading.Thread(target=work, args=(annotator,), daemon=True) for annotator in annotators]
+        for thread in threads:
+            thread.start()
+        with self._console.status("") as spinner:
+            while any(thread.is_alive() for thread in threads):
+                self._alive()
+                spinner.update(f"labelling: {count - left[0]} of {count}")
+                time.sleep(0.2)
+        if failures:
+            raise failures[0]
+
+    def _submit(self, annotator: Annotator, task: dict[str, Any]) -> Label:
+        began = time.monotonic()
+        truth = self._scans.truth(self._by_name[file_name(task)])
+        shown = shown_prediction(task)
+        version = None if shown is None else str(shown["model_version"])
+        score: float | None = None
+        distance: float | None = None
+        if shown is not None and version != "scanqueue-r0":
+            shape = next(iter(truth.values())).shape
+            score, distance = compare(from_result(shown["result"], (shape[0], shape[1])), truth)
+        annotator.submit(
+            task, to_result(truth, self._scans.control), lead_time=round(time.monotonic() - began, 3)
+        )
+        return Label(int(task["id"]), annotator.email, version, score, distance)
+
+    def _report(self, this: Round) -> None:
+        total = this.labels_before + len(this.labels)
+        line = f"[bold]round {this.number}[/bold]  {total:3} labels  "
+        if (score := this.mean("dice")) is not None:
+            shown = sum(label.dice is not None for label in this.labels)
+            distance = this.mean("hd95")
+            far = "-" if distance is None else f"{distance:.1f} px"
+            line += f"shown masks: Dice {score:.3f}, HD95 {far} (n={shown})"
+        elif this.labels:
+            line += "no masks shown yet"
+        elif this.validation.get("dice") is not None:
+            line += f"validation: Dice {this.validation['dice']:.3f} (n={this.validation.get('n')})"
+        outside = sum(label.version is None for label in this.labels)
+        if outside:
+            line += f"  [yellow]{outside} served from outside the queue[/yellow]"
+        reasons = "; ".join(f"{entry['task']} {entry['reason']}" for entry in this.head)
+        self._console.print(line + f"\n         queue began with: {reasons or 'nothing'}", highlight=False)
+
+
+def _milestones(labels: int, cold_start_size: int, round_size: int) -> list[int]:
+    """Numbers of labels after which a new round is waited for; the last one is `labels` or just below."""
+    return list(range(cold_start_size, labels + 1, round_size))
+
+
+def _doing(seen: Mapping[str, Any]) -> str:
+    job = seen.get("job") or {}
+    if "step" in job:
+        return f"{seen['phase']}, {job['step']} {job.get('done', '?')}/{job.get('total', '?')}"
+    return str(seen["phase"])

@@ -1,0 +1,44 @@
+"""What can go wrong, in the words of this domain. No HTTP and no Label Studio in here.
+
+The message of every error is meant for a person: what was wrong, where, and what to do.
+"""
+
+
+class ScanqueueError(Exception):
+    """Any failure that scanqueue can explain."""
+
+
+class BadSetting(ScanqueueError):
+    """A setting has a value that cannot be used, or a name that does not exist."""
+
+
+class NotSegmentable(ScanqueueError):
+    """The project's label config has nothing that a mask could be drawn with."""
+
+
+class UnreadableScan(ScanqueueError):
+    """The pixels of one scan cannot be had: missing, truncated, too large, not an image."""
+
+
+class UnreadableMask(ScanqueueError):
+    """One annotation holds no usable mask: wrong sizes, broken run lengths, unknown label."""
+
+
+class WeightsMissing(ScanqueueError):
+    """Pretrained weights are neither on disk nor downloadable."""
+
+
+class StudioUnavailable(ScanqueueError):
+    """Label Studio does not answer, or answers with a server error. Trying again may help."""
+
+
+class StudioRefused(ScanqueueError):
+    """Label Studio answered and said no: a wrong token, no permission, a rejected request."""
+
+
+class ProjectGone(StudioRefused):
+    """The project no longer exists in Label Studio, or this token may not see it."""
+
+
+class StorageFull(ScanqueueError):
+    """Records or artefacts could not be written to the data folder."""

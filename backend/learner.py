@@ -1,0 +1,159 @@
+"""Everything that learns, behind one door: embed, train, predict, score. Arrays in, arrays out.
+
+Heavy libraries are opened on first use and kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.embedders import OpenEmbedder, open_embedder
+from backend.errors import BadSetting
+from backend.evaluation import Scores, score, summarise
+from backend.pixels import Letterboxed, letterbox_mask, restore
+from backend.segmenters import Segmenter
+from backend.settings import Settings
+from backend.training import TrainingSettings, train
+from sampling import image_entropy
+
+log = logging.getLogger("scanqueue.learner")
+
+LOADED = 2  # models kept in memory: the active one, and one that is compared with it
+
+
+@dataclass(frozen=True)
+class Case:
+    """One labelled scan: fitted into the working square, and its label map (H, W) at original size."""
+
+    scan: Letterboxed
+    mask: NDArray[np.uint8]
+
+
+class Learner:
+    """Embedder and segmentation models as the settings want them.
+
+    Raises BadSetting at once when they cannot be had on this machine.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        import torch
+
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise BadSetting(
+                f"SCANQUEUE_DEVICE={settings.device!r}, but no GPU can be used here; take cpu or auto."
+            )
+        overrides: dict[str, Any] = {}
+        if settings.image_size:
+            overrides["image_size"] = settings.image_size
+        if settings.encoder != "auto":
+            name, _, weights = settings.encoder.partition("@")
+            overrides["encoder"] = name
+            if weights:
+                overrides["encoder_weights"] = weights if weights == "imagenet" else Path(weights)
+        self.device = device
+        self.training = TrainingSettings.for_device(device, **overrides)
+        self._embedder_name = settings.embedder
+        self._weights_dir = settings.weights_dir
+        self._embedder: OpenEmbedder | None = None
+        self._models: OrderedDict[Path, Segmenter] = OrderedDict()
+        self._lock = threading.RLock()
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square that scans are fitted into, in pixels."""
+        return self.training.image_size
+
+    def embedder(self) -> OpenEmbedder:
+        """The embedder in use, its name, and why it is that one."""
+        with self._lock:
+            if self._embedder is None:
+                self._embedder = open_embedder(
+                    self._embedder_name, weights_dir=self._weights_dir, device=self.device
+                )
+                log.info("embedder %s: %s", self._embedder.name, self._embedder.why)
+            return self._embedder
+
+    def embed(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """(N, D), one row per image (H, W) or (H, W, 3)."""
+        vectors: NDArray[np.float32] = self.embedder().embedder.embed(images)
+        return vectors
+
+    def describe_training(self, seed: int) -> dict[str, Any]:
+        """Everything a model depends on besides its scans and labels, as JSON values."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.training).items()} | {
+            "seed": seed
+        }
+
+    def train(
+        self,
+        cases: Sequence[Case],
+        validation: Sequence[Case],
+        labels: Sequence[str],
+        *,
+        seed: int,
+        on_step: Callable[[int, int], None],
+    ) -> tuple[Callable[[Path], None], dict[str, Any]]:
+        """Fit a model; returns what writes it into a folder, and how the training went."""
+        from dataclasses import replace
+
+        size = self.image_size
+        trained = train(
+            [c.scan for c in cases],
+            [letterbox_mask(c.mask, size) for c in cases],
+            ([c.scan for c in validation], [letterbox_mask(c.mask, size) for c in validation]),
+            labels,
+            replace(self.training, seed=seed),
+            on_step=on_step,
+        )
+        details = {
+            "history": trained.history,
+            "best_step": trained.best_step,
+            "seconds": round(trained.seconds, 1),
+            "warning": trained.segmenter.warning,
+            "settings": self.describe_training(seed),
+        }
+        return trained.segmenter.save, details
+
+    def _model(self, folder: Path) -> Segmenter:
+        with self._lock:
+            if folder not in self._models:
+                self._models[folder] = Segmenter.load(folder, self.device)
+                while len(self._models) > LOADED:
+                    self._models.popitem(last=False)
+            self._models.move_to_end(folder)
+            return self._models[folder]
+
+    def image_size_of(self, folder: Path) -> int:
+        """The working square of a stored model; scans must be fitted into just that."""
+        return self._model(folder).spec.image_size
+
+    def probabilities(self, folder: Path, scans: Sequence[Letterboxed]) -> list[NDArray[np.float32]]:
+        """Softmax probabilities (C, h, w) of each scan's own pixels, padding cut off."""
+        return self._model(folder).predict(scans)
+
+    def entropies(self, folder: Path, scans: Sequence[Letterboxed]) -> list[float]:
+        """Mean pixel entropy of each scan, 0..1, high = unsure."""
+        return [float(image_entropy(p)[()]) for p in self.probabilities(folder, scans)]
+
+    def masks(self, folder: Path, scans: Sequence[Letterboxed]) -> list[NDArray[np.uint8]]:
+        """The predicted label map (H, W) of each scan at its original size."""
+        found = self.probabilities(folder, scans)
+        return [restore(p, s.original_height, s.original_width) for p, s in zip(found, scans, strict=True)]
+
+    def compare(self, predicted: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int) -> Scores:
+        return score(predicted, truth, classes)
+
+    def summarise(self, scores: Sequence[Scores]) -> dict[str, Any]:
+        return summarise(scores)

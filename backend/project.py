@@ -1,0 +1,451 @@
+"""The facts of one project, frozen, and `decide`: what is missing, and what to do first.
+
+Nothing in here touches Label Studio, a disk or a clock. `decide` is called again after every
+step that it asked for, so a step that was lost is simply asked for again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from backend.errors import NotSegmentable
+from backend.settings import ProjectSettings
+
+SAMPLING = "Uncertainty sampling"
+DRAWING_TAGS = {"BrushLabels": "brush", "PolygonLabels": "polygon"}
+
+
+def version_name(n: int) -> str:
+    """The version string of round n, as Label Studio stores it with every prediction."""
+    return f"scanqueue-r{n}"
+
+
+def round_of(version: str) -> int | None:
+    """The round that a version string belongs to; None when the string is not one of ours."""
+    tail = version.removeprefix("scanqueue-r")
+    return int(tail) if tail != version and tail.isascii() and tail.isdigit() else None
+
+
+@dataclass(frozen=True)
+class Tag:
+    """One control tag that draws masks: `<BrushLabels name= toName=>` or `<PolygonLabels ...>`."""
+
+    name: str
+    kind: str  # "brush" or "polygon"
+    to_name: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """What masks are drawn on (`image_key` of the task's data) and with (`tags`)."""
+
+    image_key: str
+    tags: tuple[Tag, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Every label once, in the order of the config; class i + 1 of a mask is labels[i]."""
+        return tuple(dict.fromkeys(label for tag in self.tags for label in tag.labels))
+
+    def tag_of(self, label: str) -> Tag:
+        """The tag our own masks of `label` are drawn with: a brush if there is one."""
+        return next(tag for tag in self.tags if label in tag.labels)
+
+    @property
+    def key(self) -> str:
+        """Changes whenever anything changes that a mask or its encoding depends on."""
+        return fingerprint(self.to_json())
+
+    def to_json(self) -> str:
+        return json.dumps([self.image_key, [[t.name, t.kind, t.to_name, t.labels] for t in self.tags]])
+
+    @classmethod
+    def from_json(cls, text: str) -> LabelConfig | None:
+        """What `to_json` wrote; None for the empty text."""
+        if not text:
+            return None
+        image_key, tags = json.loads(text)
+        return cls(image_key, tuple(Tag(n, kind, to, tuple(labels)) for n, kind, to, labels in tags))
+
+    @classmethod
+    def from_parsed(cls, parsed: Mapping[str, Any], project: int) -> LabelConfig:
+        """Read Label Studio's own `parsed_label_config`.
+
+        Raises NotSegmentable, saying what to add where, when no mask can be drawn on an image.
+        """
+        where = "in Settings > Labeling Interface > Code"
+        found: list[tuple[str, Tag]] = []
+        for name, tag in parsed.items():
+            kind = DRAWING_TAGS.get(tag.get("type", ""))
+            if kind is None:
+                continue
+            images = [i for i in tag.get("inputs", ()) if i.get("type") == "Image" and i.get("value")]
+            labels = tuple(tag.get("labels") or ())
+            if images and labels:
+                found.append((images[0]["value"], Tag(name, kind, tag["to_name"][0], labels)))
+        if not found:
+            drawing = [name for name, tag in parsed.items() if tag.get("type") in DRAWING_TAGS]
+            if drawing:
+                raise NotSegmentable(
+                    f"project {project}: {drawing[0]!r} of the label config has no labels or does not point "
+                    f'at an image. Give it at least one <Label value="..."/> and the toName of an '
+                    f'<Image name="image" value="$image"/> {where}.'
+                )
+            raise NotSegmentable(
+                f"project {project}: the label config has no BrushLabels or PolygonLabels; segmentation "
+                f'needs one. Add <BrushLabels name="tag" toName="image"><Label value="Lung"/></BrushLabels> '
+                f'beside <Image name="image" value="$image"/> {where}.'
+            )
+        image_key, first = found[0]
+        tags = [tag for key, tag in found if key == image_key and tag.to_name == first.to_name]
+        tags.sort(key=lambda tag: tag.kind != "brush")  # stable: brushes first
+        return cls(image_key, tuple(tags))
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One task. `digest` names its pixels once they were read; `problem` says why they were not."""
+
+    task: int
+    image: str
+    digest: str = ""
+    annotated: bool = False
+    skipped: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Label:
+    """The annotation that counts for one task. `key` changes when it is edited."""
+
+    task: int
+    key: str
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One trained model; its version is that of the round it was trained for."""
+
+    version: str
+    labels: tuple[str, ...]
+    trained_on: frozenset[str]
+    fingerprint: str
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class Round:
+    """One published order. `carried`: tasks of the round before that somebody may still hold."""
+
+    n: int
+    key: str
+    model: str
+    order: tuple[int, ...]
+    carried: tuple[int, ...] = ()
+
+    @property
+    def version(self) -> str:
+        return version_name(self.n)
+
+
+@dataclass(frozen=True)
+class Live:
+    """What Label Studio shows annotators now. `published` counts predictions of the latest round per task."""
+
+    model_version: str = ""
+    sampling: str = ""
+    show_predictions: bool = False
+    published: Mapping[int, int] = field(default_factory=dict)
+    webhook: bool = False
+    view: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Label Studio's side of a project, as of the last look."""
+
+    project: int
+    config: LabelConfig | None
+    scans: tuple[Scan, ...]
+    labels: tuple[Label, ...]
+    live: Live
+    blocked: str = ""
+
+
+@dataclass(frozen=True)
+class Done:
+    """Our side: what has been computed and stored."""
+
+    settings: ProjectSettings
+    embedder: str
+    embedded: frozenset[str] = frozenset()
+    mapped: frozenset[str] = frozenset()
+    fitted: int = 0
+    models: tuple[Model, ...] = ()
+    active: str = ""
+    scored: frozenset[str] = frozenset()
+    rounds: tuple[Round, ...] = ()
+    asked: bool = False
+
+
+@dataclass(frozen=True)
+class ReadScans:
+    """Fetch, decode and embed the images of these tasks."""
+
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ReadMasks:
+    """Fetch and decode the annotations of these tasks."""
+
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FitMap:
+    """Lay the whole pool out anew; `MapScans` only adds scans to the map there is."""
+
+
+@dataclass(frozen=True)
+class MapScans:
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """Rank the pool with `model` ("" for the cold start) and write the order down as round n."""
+
+    n: int
+    key: str
+    model: str
+    carried: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExtendRound:
+    """Append scans that arrived after the round was opened; what was published keeps its place."""
+
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Predict these scans with the active model and store their entropy."""
+
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train version `version` on the labels of these tasks, and decide whether it becomes active."""
+
+    version: str
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Write to Label Studio what differs: `tasks` of the latest round first, then its settings."""
+
+    tasks: tuple[int, ...] = ()
+    settings: bool = False
+    doubled: bool = False
+
+
+Step = ReadScans | ReadMasks | FitMap | MapScans | OpenRound | ExtendRound | Score | Train | Publish
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`phase` and `reason` for people; `steps`: what is missing, most urgent first."""
+
+    phase: str
+    reason: str = ""
+    steps: tuple[Step, ...] = ()
+
+
+def decide(seen: Seen, done: Done) -> Plan:
+    """Compare what Label Studio holds with what is stored, and say what is missing.
+
+    Only the first step is meant to be run before asking again: later ones are what would follow
+    if nothing else changed. The answer depends on nothing but the arguments.
+    """
+    if seen.blocked or seen.config is None:
+        return Plan("blocked", seen.blocked)
+    if not seen.scans:
+        return Plan("empty", "No scans yet. Import images into the project in Label Studio.")
+    scans = [s for s in seen.scans if not s.problem]
+    if not scans:
+        return Plan("blocked", f"None of the {len(seen.scans)} scans can be read; see the list of problems.")
+
+    steps: list[Step] = []
+    unread = tuple(s.task for s in scans if not s.digest or s.digest not in done.embedded)
+    if unread:
+        steps.append(ReadScans(unread))
+        if not done.rounds:
+            return Plan("embedding", steps=tuple(steps))
+    known = {label.task: label for label in seen.labels}
+    ready = [s for s in scans if s.digest and s.digest in done.embedded]
+    unread_masks = tuple(s.task for s in ready if s.annotated and s.task not in known)
+    if unread_masks:
+        steps.append(ReadMasks(unread_masks))
+    unmapped = tuple(s.task for s in ready if s.digest not in done.mapped)
+    if unmapped:
+        early = not done.models and not known
+        grown = len(ready) > 1.25 * done.fitted
+        steps.append(FitMap() if not done.fitted or (early and grown) else MapScans(unmapped))
+        if not done.rounds:
+            return Plan("embedding", steps=tuple(steps))
+
+    latest = done.rounds[-1] if done.rounds else None
+    usable = tuple(s.task for s in ready if s.annotated and s.task in known and not known[s.task].problem)
+    train = None if unread_masks else _training(done, seen.config, known, usable)
+    key = round_key(done, seen.config)
+    mapped = [s for s in ready if s.task not in set(unmapped)]
+    pool = [s for s in mapped if not s.annotated]
+
+    if latest is None:
+        steps.append(OpenRound(0, key, ""))
+        return Plan("embedding", steps=tuple(steps))
+    publish = publication(latest, seen, done.settings)
+    if publish is not None:
+        steps.insert(0, publish)
+    if train is None and not unread_masks and latest.key != key:
+        if done.active:
+            steps += _scoring(pool, done)
+        waiting = {s.task for s in pool}
+        carried = tuple(t for t in seen.live.published if t in waiting)
+        steps.append(OpenRound(next_round(done), key, done.active, carried))
+    else:
+        ordered = set(latest.order)
+        late = [s for s in pool if s.task not in ordered]
+        if late:
+            if latest.model:
+                steps += _scoring(late, done)
+            steps.append(ExtendRound(tuple(s.task for s in late)))
+    if train is not None:
+        steps.append(train)
+    training = train is not None and not any(isinstance(s, OpenRound) for s in steps)
+    return Plan(*_phase(done, scans, usable, training), steps=tuple(steps))
+
+
+def _training(
+    done: Done, config: LabelConfig, known: Mapping[int, Label], usable: tuple[int, ...]
+) -> Train | None:
+    """The training that is due, if any."""
+    if not usable:
+        return None
+    keys = {known[task].key for task in usable}
+    last = done.models[-1] if done.models else None
+    due = done.asked
+    if done.settings.retrain == "auto":
+        if last is None:
+            due = due or len(usable) >= done.settings.cold_start_size
+        else:
+            changed = len(keys - last.trained_on)
+            new_labels = last.labels != config.labels and len(usable) >= done.settings.cold_start_size
+            due = due or changed >= done.settings.round_size or new_labels
+    if last is not None and last.trained_on == keys and last.labels == config.labels:
+        return None  # the very same labels: training again would give the very same model
+    return Train(version_name(next_round(done)), usable) if due else None
+
+
+def _scoring(scans: list[Scan], done: Done) -> list[Step]:
+    unscored = tuple(s.task for s in scans if s.digest not in done.scored)
+    return [Score(unscored)] if unscored else []
+
+
+def next_round(done: Done) -> int:
+    """The number of the round that would be opened next.
+
+    A model carries the number of the round it was trained for; until that round is open, it is next.
+    """
+    opened = done.rounds[-1].n + 1 if done.rounds else 0
+    trained = (round_of(done.models[-1].version) or 0) if done.models else 0
+    return max(opened, trained, 1)
+
+
+def round_key(done: Done, config: LabelConfig) -> str:
+    """A round is opened whenever this changes: another model, another training, other settings."""
+    if not done.models:
+        return fingerprint(done.settings.strategy)
+    trained = done.models[-1].version
+    return fingerprint(done.active, trained, config.key, done.settings.alpha, done.settings.strategy)
+
+
+def prefix_length(order: Iterable[int], open_tasks: frozenset[int], settings: ProjectSettings) -> int:
+    """How much of an order must be published so that annotators do not run out of it.
+
+    The first `depth` tasks; then, whenever fewer than `round_size` of what was published are
+    still open, the next block. A function of what is labelled alone, not of when we looked, so
+    that a restart publishes what an undisturbed run would have.
+    """
+    block = max(settings.depth - settings.round_size, settings.round_size)
+    length, left, at = settings.depth, 0, 0
+    for at, task in enumerate(order, start=1):
+        if at > length:
+            if left >= settings.round_size:
+                return length
+            length += block
+        left += task in open_tasks
+    return at
+
+
+def score_of(place: int, size: int) -> float:
+    """What Label Studio sorts by, ascending: place / (size + 1), in 0..1.
+
+    place  1 for the first; scans that came after the round was opened stand behind `size`
+    """
+    if place <= size:
+        return place / (size + 1)
+    late = place - size
+    return (size + late / (late + 1)) / (size + 1)
+
+
+def publication(latest: Round, seen: Seen, settings: ProjectSettings) -> Publish | None:
+    """What Label Studio lacks of the latest round; None when it shows just that."""
+    live = seen.live
+    unlabelled = {s.task for s in seen.scans if not s.annotated and not s.problem}
+    open_tasks = frozenset(s.task for s in seen.scans if s.task in unlabelled and not s.skipped)
+    length = prefix_length(latest.order, open_tasks, settings)
+    wanted = [t for t in latest.order[:length] if t in unlabelled]
+    ahead = set(wanted)
+    wanted += [t for t in latest.carried if t in unlabelled and t not in ahead]
+    tasks = tuple(t for t in wanted if not live.published.get(t))
+    shown = bool(tasks) or bool(live.published)
+    differs = shown and (
+        live.model_version != latest.version
+        or live.sampling != SAMPLING
+        or not live.show_predictions
+        or not live.view
+    )
+    doubled = any(count > 1 for count in live.published.values())
+    if tasks or differs or doubled or not live.webhook:
+        return Publish(tasks, differs or not live.webhook, doubled)
+    return None
+
+
+def _phase(done: Done, scans: list[Scan], usable: tuple[int, ...], training: bool) -> tuple[str, str]:
+    if training:
+        return "training", f"Training on {len(usable)} labelled scans."
+    if all(s.annotated for s in scans):
+        return "done", "Every scan is labelled."
+    if done.active:
+        return "active", ""
+    size = done.settings.cold_start_size
+    if done.settings.retrain == "button":
+        return "cold_start", 'The first model is trained when somebody presses "Start Training".'
+    return "cold_start", f"{len(usable)} of {size} labels before the first model is trained."
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short name for `parts` (JSON values): equal parts, equal name, on every machine."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

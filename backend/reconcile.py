@@ -1,0 +1,813 @@
+"""The one driver: look at Label Studio, ask `decide` what is missing, do it, look again.
+
+Killed anywhere and run again it ends in the same state: every step is stored whole before the
+next begins, steps are named by what they are made from, and what Label Studio was sent is read
+back from Label Studio, not from memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.errors import (
+    BadSetting,
+    NotSegmentable,
+    ProjectGone,
+    ScanqueueError,
+    StudioRefused,
+    StudioUnavailable,
+    UnreadableMask,
+    UnreadableScan,
+)
+from backend.evaluation import Scores
+from backend.learner import Case, Learner
+from backend.pixels import Letterboxed, decode_image, letterbox
+from backend.project import (
+    Done,
+    ExtendRound,
+    FitMap,
+    Label,
+    LabelConfig,
+    Live,
+    MapScans,
+    Model,
+    OpenRound,
+    Plan,
+    Publish,
+    ReadMasks,
+    ReadScans,
+    Round,
+    Scan,
+    Score,
+    Seen,
+    Step,
+    Train,
+    decide,
+    fingerprint,
+    publication,
+    score_of,
+    version_name,
+)
+from backend.settings import ProjectSettings, Settings
+from backend.store import PROBLEM_RETRY, Pick, Store, map_name, read_map
+from backend.studio import Annotation, ProjectPage, Studio, draw_mask, read_mask
+from sampling import COLD_START, WITH_MODEL, EmbeddingMap, choose_clusters, find_strategy, fit_map
+
+log = logging.getLogger("scanqueue.reconcile")
+
+READ_CHUNK = 8  # images decoded at once
+PREDICT_CHUNK = 16
+OVERLAP = timedelta(seconds=10)  # transactions in Label Studio may become visible out of order
+SETTLE = 10.0  # seconds an import that we never saw answered is given to appear
+TEND_EVERY = 10.0  # seconds between looks at the queue during long steps
+RANKED = 2000  # places ranked one by one; what lies behind them is ordered by entropy alone
+VALIDATION_SHARE = 0.2
+
+
+class Busy(Exception):
+    """Another process works on this project; it will see what we would have."""
+
+
+class Stopping(Exception):
+    """The process is asked to end; the step is done again at the next start."""
+
+
+@dataclass
+class Reconciler:
+    """What `reconcile` needs. `stopping` is asked between and during steps."""
+
+    studio: Studio
+    store: Store
+    learner: Learner
+    settings: Settings
+    stopping: Callable[[], bool] = lambda: False
+    _tended: dict[int, float] = field(default_factory=dict)
+
+    def reconcile(self, project: int) -> Plan:
+        """Bring one project to where it should be; returns the plan that was left, without steps when done.
+
+        Raises Busy when another process is at it. Everything that goes wrong is written into the
+        project's `trouble`, where status shows it; StudioUnavailable and the like are then raised.
+        """
+        with self.store.lock(project) as mine:
+            if not mine:
+                raise Busy
+            try:
+                plan = self._until_done(project)
+            except ScanqueueError as error:
+                blocked = isinstance(error, StudioRefused)
+                values = {"phase": "blocked", "reason": str(error)} if blocked else {}
+                self.store.set_project(project, trouble=str(error), **values)
+                raise
+            finally:
+                self.store.finish(project)
+            return plan
+
+    def _until_done(self, project: int) -> Plan:
+        troubles: list[str] = []
+        last: Step | None = None
+        while True:
+            self._check_stop()
+            seen = self.observe(project)
+            done = self.done(project, seen)
+            plan = decide(seen, done)
+            self.store.set_project(project, phase=plan.phase, reason=plan.reason)
+            step = next((s for s in plan.steps if not (troubles and isinstance(s, Publish))), None)
+            if step is None or step == last:
+                if step is not None:
+                    troubles.append(
+                        f"{type(step).__name__} had to be done again; giving up until the next look."
+                    )
+                row = self.store.project(project)
+                if row is not None and row["asked"] and not any(isinstance(s, Train) for s in plan.steps):
+                    self.store.answered(project, row["asked"])
+                self.store.set_project(project, trouble=" ".join(troubles), seen_at=time.time())
+                return plan
+            last = step
+            log.info("project %s: %s", project, _describe(step))
+            try:
+                self._run(project, seen, done, step)
+            except StudioRefused as error:
+                if not isinstance(step, Publish) or isinstance(error, ProjectGone):
+                    raise
+                troubles.append(str(error))
+            self.store.finish(project)
+
+    def _run(self, project: int, seen: Seen, done: Done, step: Step) -> None:
+        if isinstance(step, ReadScans):
+            self._read_scans(project, seen, step)
+        elif isinstance(step, ReadMasks):
+            self._read_masks(project, seen, step)
+        elif isinstance(step, FitMap | MapScans):
+            self._map(project, seen, done, step)
+        elif isinstance(step, Score):
+            self._score(project, seen, done, step)
+        elif isinstance(step, OpenRound):
+            self._open_round(project, seen, done, step)
+        elif isinstance(step, ExtendRound):
+            self._extend_round(project, seen, done, step)
+        elif isinstance(step, Train):
+            self._train(project, seen, done, step)
+        else:
+            self._publish(project, seen, done, step)
+
+    def _check_stop(self) -> None:
+        if self.stopping():
+            raise Stopping
+
+    # -- looking ------------------------------------------------------------------------------
+
+    def observe(self, project: int) -> Seen:
+        """Take over what changed in Label Studio and say what it holds now."""
+        row = self._row(project)
+        page = self.studio.project(project)
+        try:
+            config = LabelConfig.from_parsed(page.parsed_config, project)
+        except NotSegmentable as error:
+            self.store.set_project(project, title=page.title)
+            return Seen(project, None, (), (), Live(), str(error))
+        try:
+            ProjectSettings.from_json(row["extra_params"])
+        except BadSetting as error:
+            return Seen(project, None, (), (), Live(), f"project {project}: {error}")
+        self._take_tasks(project, row, page, config)
+        self.store.set_project(project, title=page.title, config=config.to_json())
+
+        now = time.time()
+        scans = []
+        for s in self.store.scans(project):
+            problem = s["problem"] if now - s["problem_at"] < PROBLEM_RETRY else ""
+            scans.append(
+                Scan(s["task"], s["image"], s["digest"], bool(s["annotated"]), bool(s["skipped"]), problem)
+            )
+        fresh = {s["task"]: s["updated_at"] for s in self.store.scans(project) if s["annotated"]}
+        labels = tuple(
+            Label(r["task"], r["key"], r["problem"])
+            for r in self.store.labels(project)
+            if fresh.get(r["task"]) == r["read_at"] and r["config"] == config.key
+        )
+        return Seen(project, config, tuple(scans), labels, self._live(project, row, page))
+
+    def _row(self, project: int) -> Any:
+        row = self.store.project(project)
+        if row is None:
+            raise ProjectGone(f"project {project} is not known here; connect it in Label Studio first.")
+        return row
+
+    def _take_tasks(self, project: int, row: Any, page: ProjectPage, config: LabelConfig) -> None:
+        before = LabelConfig.from_json(row["config"])
+        since = row["cursor"] if before and before.image_key == config.image_key else ""
+        if since:
+            since = (_moment(since) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        known = {
+            s["task"]: (s["updated_at"], bool(s["annotated"]), bool(s["skipped"]), s["image"])
+            for s in self.store.scans(project)
+        }
+        rows = self.studio.tasks(project, since)
+        if len(set(known) | {r.task for r in rows}) != page.tasks:
+            present = self.studio.task_ids(project)
+            self.store.keep_tasks(project, present)
+            if not present <= set(known) | {r.task for r in rows}:
+                rows = self.studio.tasks(project)
+        changed = []
+        for r in rows:
+            image = r.data.get(config.image_key)
+            image = image if isinstance(image, str) else ""
+            if known.get(r.task) != (r.updated_at, r.annotated, r.skipped, image):
+                changed.append(
+                    {
+                        "task": r.task,
+                        "image": image,
+                        "updated_at": r.updated_at,
+                        "annotated": int(r.annotated),
+                        "skipped": int(r.skipped),
+                    }
+                )
+        cursor = max(
+            (r.updated_at for r in rows), default="", key=lambda text: _moment(text) if text else text
+        )
+        if changed or (cursor and cursor != row["cursor"]):
+            self.store.put_tasks(project, changed, max(cursor, row["cursor"] if since else ""))
+
+    def _live(self, project: int, row: Any, page: ProjectPage) -> Live:
+        rounds = self.store.rounds(project, picks=False)
+        published: dict[int, int] = {}
+        if rounds:
+            if row["sending"]:
+                # An import whose answer we never saw may still be at work in Label Studio.
+                left = SETTLE - (time.time() - row["sending"])
+                if left > 0:
+                    time.sleep(min(left, SETTLE))
+                self.store.set_project(project, sending=0.0)
+            published = self.studio.published(project, version_name(rounds[-1]["n"]))
+        url = webhook_url(self.settings, row["backend_url"])
+        return Live(
+            model_version=page.model_version,
+            sampling=page.sampling,
+            show_predictions=page.show_predictions,
+            published=published,
+            webhook=not url or self.studio.has_webhook(project, url, row["secret"]),
+            view=self.studio.has_view(project),
+        )
+
+    def done(self, project: int, seen: Seen) -> Done:
+        """What is stored of this project."""
+        row = self._row(project)
+        settings = ProjectSettings.from_json("" if seen.blocked else row["extra_params"])
+        if seen.blocked or not seen.scans:
+            return Done(settings, "")
+        embedder = self.learner.embedder()
+        if row["embedder"] != embedder.name or row["embedder_why"] != embedder.why:
+            self.store.set_project(project, embedder=embedder.name, embedder_why=embedder.why)
+        mapped, fitted = self._mapped(project, embedder.name)
+        models = tuple(
+            Model(
+                m["version"],
+                tuple(m["labels"]),
+                frozenset(m["trained_on"]),
+                m["fingerprint"],
+                bool(m["accepted"]),
+            )
+            for m in self.store.models(project)
+        )
+        active = next((m for m in models if m.version == row["active"]), None)
+        rounds = tuple(
+            Round(r["n"], r["key"], r["model"], tuple(p.task for p in r["picks"]), tuple(r["carried"]))
+            for r in self.store.rounds(project, picks=False)
+        )
+        return Done(
+            settings=settings,
+            embedder=embedder.name,
+            embedded=self.store.embedded(embedder.name),
+            mapped=mapped,
+            fitted=fitted,
+            models=models,
+            active=row["active"],
+            scored=frozenset(self.store.entropies(active.fingerprint)) if active else frozenset(),
+            rounds=rounds,
+            asked=bool(row["asked"]),
+        )
+
+    # -- scans and masks ----------------------------------------------------------------------
+
+    def _read_scans(self, project: int, seen: Seen, step: ReadScans) -> None:
+        by_task = {s.task: s for s in seen.scans}
+        embedder = self.learner.embedder().name
+        size = self.learner.image_size
+        total = len(step.tasks)
+        self.store.report(project, "reading and embedding scans", 0, total)
+        with ThreadPoolExecutor(4) as pool:
+            for at in range(0, total, READ_CHUNK):
+                tasks = step.tasks[at : at + READ_CHUNK]
+                found = list(pool.map(lambda t: self._fetch(by_task[t].image), tasks))
+                rows, digests, images = [], [], []
+                for task, (digest, image, problem) in zip(tasks, found, strict=True):
+                    if image is None:
+                        log.warning("project %s, task %s: %s", project, task, problem)
+                        rows.append({"task": task, "problem": problem})
+                        continue
+                    self._put_pixels(digest, letterbox(image, size))
+                    digests.append(digest)
+                    images.append(image)
+                    height, width = image.shape[:2]
+                    rows.append(
+                        {"task": task, "digest": digest, "height": height, "width": width, "problem": ""}
+                    )
+                if images:
+                    self.store.put_embeddings(embedder, digests, self.learner.embed(images))
+                self.store.set_scans(project, rows)
+                self.store.report(project, "reading and embedding scans", at + len(tasks), total)
+                self._tend(project)
+
+    def _fetch(self, image: str) -> tuple[str, NDArray[np.uint8] | None, str]:
+        try:
+            data = self.studio.image(image)
+            return hashlib.sha256(data).hexdigest()[:32], decode_image(data), ""
+        except UnreadableScan as error:
+            return "", None, str(error)
+
+    def _put_pixels(self, digest: str, scan: Letterboxed) -> None:
+        box = [scan.top, scan.left, scan.height, scan.width, scan.original_height, scan.original_width]
+        name = fingerprint(digest, scan.pixels.shape[0])
+        if not self.store.has("pixels", name):
+            self.store.put_arrays("pixels", name, pixels=scan.pixels, box=np.array(box))
+
+    def pixels(self, scan: Scan, size: int) -> Letterboxed:
+        """The scan fitted into the working square: from the cache, else fetched again.
+
+        Raises UnreadableScan when it has gone meanwhile.
+        """
+        name = fingerprint(scan.digest, size)
+        try:
+            found = self.store.arrays("pixels", name)
+        except (FileNotFoundError, ValueError, OSError):
+            _, image, problem = self._fetch(scan.image)
+            if image is None:
+                raise UnreadableScan(problem) from None
+            boxed = letterbox(image, size)
+            self._put_pixels(scan.digest, boxed)
+            return boxed
+        return Letterboxed(found["pixels"], *(int(n) for n in found["box"]))
+
+    def _read_masks(self, project: int, seen: Seen, step: ReadMasks) -> None:
+        assert seen.config is not None
+        rows = {s["task"]: s for s in self.store.scans(project)}
+        total = len(step.tasks)
+        for number, found in enumerate(self.studio.annotations(project, step.tasks), start=1):
+            if isinstance(found, int):
+                self.store.drop_label(project, found, rows[found]["updated_at"])
+            else:
+                self._read_mask(project, seen, rows[found.task], found)
+            self.store.report(project, "reading annotations", number, total)
+            self._tend(project)
+
+    def _read_mask(self, project: int, seen: Seen, scan: Any, found: Annotation) -> None:
+        config = seen.config
+        assert config is not None
+        key = f"{found.id}@{found.updated_at}"
+        name, problem = "", ""
+        remarks: list[str] = []
+        try:
+            mask, remarks = read_mask(found.result, config, scan["height"], scan["width"])
+            content = hashlib.sha256(mask.tobytes()).hexdigest()[:24]
+            name = fingerprint(content, mask.shape, config.labels)
+            if not self.store.has("labels", name):
+                self.store.put_arrays("labels", name, mask=mask)
+            self._compare_shown(project, scan, found, mask, config, key)
+        except UnreadableMask as error:
+            problem = f"annotation {found.id}: {error}"
+            log.warning("project %s, task %s: %s", project, found.task, problem)
+        self.store.put_label(
+            project,
+            {
+                "task": found.task,
+                "annotation": found.id,
+                "key": key,
+                "mask": name,
+                "read_at": scan["updated_at"],
+                "config": config.key,
+                "shown_version": found.shown_version,
+                "lead_time": found.lead_time,
+                "completed_by": found.completed_by,
+                "problem": problem,
+                "remark": " ".join(f"annotation {found.id}: {r}" for r in remarks),
+            },
+        )
+
+    def _compare_shown(
+        self,
+        project: int,
+        scan: Any,
+        found: Annotation,
+        mask: NDArray[np.uint8],
+        config: LabelConfig,
+        key: str,
+    ) -> None:
+        """Keep how far the mask that was shown is from the one that was submitted."""
+        rounds = {version_name(r["n"]): r["model"] for r in self.store.rounds(project, picks=False)}
+        model = self._model(project, rounds.get(found.shown_version, ""))
+        if model is None:
+            return
+        try:
+            shown = self.store.arrays("masks", fingerprint(model["fingerprint"], scan["digest"]))["mask"]
+        except FileNotFoundError:
+            return
+        if shown.shape != mask.shape:
+            return
+        shown = translate(shown, model["labels"], config.labels)
+        scores = self.learner.compare(shown, mask, len(config.labels) + 1)
+        row = {"task": found.task, "version": found.shown_version, "label": key}
+        numbers = {"dice": scores.dice, "hd": scores.hd, "hd95": scores.hd95, "unit": scores.unit}
+        self.store.put_shown(project, row | numbers)
+
+    def _model(self, project: int, version: str) -> dict[str, Any] | None:
+        return next((m for m in self.store.models(project) if m["version"] == version), None)
+
+    # -- map and order ------------------------------------------------------------------------
+
+    def _mapped(self, project: int, embedder: str) -> tuple[frozenset[str], int]:
+        found = read_map(self.store, project, embedder)
+        if found is None:
+            return frozenset(), 0
+        digests, _, state = found
+        return frozenset(digests), len(state["xy"])
+
+    def _map(self, project: int, seen: Seen, done: Done, step: FitMap | MapScans) -> None:
+        self.store.report(project, "laying out the map", 0, 1)
+        found = None if isinstance(step, FitMap) else read_map(self.store, project, done.embedder)
+        digests = list(
+            dict.fromkeys(s.digest for s in seen.scans if s.digest in done.embedded and not s.problem)
+        )
+        if found is None:
+            fitted = fit_map(
+                self.store.embeddings(done.embedder, digests).astype(np.float64), seed=done.settings.seed
+            )
+            xy, state = fitted.xy, fitted.state()
+        else:
+            placed, xy, state = found
+            later = [d for d in digests if d not in set(placed)]
+            if later:
+                vectors = self.store.embeddings(done.embedder, later).astype(np.float64)
+                xy = np.concatenate([xy, EmbeddingMap.from_state(state).place(vectors)])
+            digests = placed + later
+        names = {f"state_{k}": v for k, v in state.items()}
+        self.store.put_arrays(
+            "maps", map_name(project, done.embedder), digests=np.array(digests), xy=xy, **names
+        )
+
+    def _positions(self, project: int, done: Done, scans: Sequence[Scan]) -> NDArray[np.float64]:
+        found = read_map(self.store, project, done.embedder)
+        assert found is not None
+        where = {d: i for i, d in enumerate(found[0])}
+        return np.asarray(found[1][[where[s.digest] for s in scans]], dtype=np.float64)
+
+    def _open_round(self, project: int, seen: Seen, done: Done, step: OpenRound) -> None:
+        self.store.report(project, "ranking", 0, 1)
+        scans = [s for s in seen.scans if s.digest in done.mapped and not s.problem]
+        picks = self._ranked(project, done, scans, step.model)
+        labels = sum(1 for s in scans if s.annotated)
+        self.store.put_round(
+            project,
+            n=step.n,
+            key=step.key,
+            model=step.model,
+            picks=picks,
+            carried=step.carried,
+            size=len(picks),
+            labels=labels,
+        )
+
+    def _ranked(
+        self, project: int, done: Done, scans: Sequence[Scan], model: str, first: Sequence[int] = ()
+    ) -> list[Pick]:
+        """The order of all unlabelled `scans` but those in `first`, which count as chosen already.
+
+        Scans that somebody skipped come last: whoever is left may still want them.
+        """
+        xy = self._positions(project, done, scans)
+        taken = set(first)
+        if not model:
+            clusters = choose_clusters(xy, seed=done.settings.seed)
+            order = find_strategy(COLD_START, done.settings.strategy)(xy, clusters, seed=done.settings.seed)
+            rows = zip(order.rows, order.reasons, order.cluster, strict=True)
+            picks = [
+                Pick(scans[r].task, str(reason), cluster=int(c))
+                for r, reason, c in rows
+                if not scans[r].annotated and scans[r].task not in taken
+            ]
+        else:
+            found = next(m for m in done.models if m.version == model)
+            known = self.store.entropies(found.fingerprint)
+            entropy = np.array([known.get(s.digest, np.nan) for s in scans])
+            skipped = [
+                i for i, s in enumerate(scans) if s.skipped and not s.annotated and s.task not in taken
+            ]
+            chosen = [i for i, s in enumerate(scans) if s.annotated or s.task in taken]
+            rest = [i for i in range(len(scans)) if i not in set(skipped)]
+            position = {row: i for i, row in enumerate(rest)}
+            ranking = find_strategy(WITH_MODEL, done.settings.strategy)(
+                entropy[rest],
+                xy[rest],
+                [position[i] for i in chosen],
+                count=min(RANKED, len(rest) - len(chosen)),
+                alpha=done.settings.alpha,
+                seed=done.settings.seed,
+            )
+            picks = [
+                Pick(scans[rest[r]].task, done.settings.strategy, _round(s), _round(h), _round(d))
+                for r, s, h, d in zip(
+                    ranking.rows, ranking.score, ranking.entropy, ranking.diversity, strict=True
+                )
+            ]
+            placed = {p.task for p in picks} | {scans[i].task for i in chosen + skipped}
+            behind = sorted(
+                (i for i in rest if scans[i].task not in placed), key=lambda i: (-entropy[i], scans[i].task)
+            )
+            picks += [Pick(scans[i].task, "entropy", entropy=_round(entropy[i])) for i in behind]
+            picks += [Pick(scans[i].task, "skipped", entropy=_round(entropy[i])) for i in skipped]
+            return picks
+        put_off = {s.task for s in scans if s.skipped}
+        return [p for p in picks if p.task not in put_off] + [p for p in picks if p.task in put_off]
+
+    def _extend_round(self, project: int, seen: Seen, done: Done, step: ExtendRound) -> None:
+        latest = self.store.rounds(project, picks=False)[-1]
+        held = set(seen.live.published)
+        kept = [p for p in latest["picks"] if p.task in held]
+        scans = [s for s in seen.scans if s.digest in done.mapped and not s.problem]
+        annotated = {s.task for s in scans if s.annotated}
+        before = [p for p in latest["picks"] if p.task in annotated and p.task not in held]
+        fresh = self._ranked(project, done, scans, latest["model"], [p.task for p in kept])
+        # What annotators already see keeps its place; the rest is ordered anew with the late ones among it.
+        self.store.extend_round(project, latest["n"], _in_place(latest["picks"], kept + before, fresh))
+
+    # -- learning -----------------------------------------------------------------------------
+
+    def _score(self, project: int, seen: Seen, done: Done, step: Score) -> None:
+        model = self._model(project, done.active)
+        assert model is not None
+        folder = self.store.path("models", model["fingerprint"])
+        size = self.learner.image_size_of(folder)
+        by_task = {s.task: s for s in seen.scans}
+        for at, scans, boxes in self._boxes(project, [by_task[t] for t in step.tasks], size):
+            values = self.learner.entropies(folder, boxes) if boxes else []
+            self.store.put_entropies(
+                model["fingerprint"], {s.digest: v for s, v in zip(scans, values, strict=True)}
+            )
+            self.store.report(project, "scoring the pool", at, len(step.tasks))
+            self._tend(project)
+
+    def _boxes(
+        self, project: int, scans: Sequence[Scan], size: int
+    ) -> Iterator[tuple[int, list[Scan], list[Letterboxed]]]:
+        """Chunks of scans in the working square, with how many were handled; unreadable ones become problems."""
+        for start in range(0, len(scans), PREDICT_CHUNK):
+            chunk = scans[start : start + PREDICT_CHUNK]
+            good, boxes = [], []
+            for scan in chunk:
+                try:
+                    boxes.append(self.pixels(scan, size))
+                    good.append(scan)
+                except UnreadableScan as error:
+                    self.store.set_scans(project, [{"task": scan.task, "problem": str(error)}])
+            yield start + len(chunk), good, boxes
+
+    def _cases(self, project: int, seen: Seen, tasks: Sequence[int]) -> list[tuple[Scan, str, Case]]:
+        """(scan, name of its mask, case) of labelled tasks, ordered by content so that a restart trains alike."""
+        by_task = {s.task: s for s in seen.scans}
+        masks = {r["task"]: r["mask"] for r in self.store.labels(project)}
+        cases = []
+        for task in tasks:
+            scan = by_task[task]
+            mask = self.store.arrays("labels", masks[task])["mask"]
+            cases.append((scan, masks[task], Case(self.pixels(scan, self.learner.image_size), mask)))
+        return sorted(cases, key=lambda c: (c[0].digest, c[1]))
+
+    def _train(self, project: int, seen: Seen, done: Done, step: Train) -> None:
+        assert seen.config is not None
+        row = self._row(project)
+        labels = seen.config.labels
+        cases = self._cases(project, seen, step.tasks)
+        held_out = validation_rows([scan.digest for scan, _, _ in cases])
+        learn = [c for i, (_, _, c) in enumerate(cases) if i not in held_out]
+        watch = [c for i, (_, _, c) in enumerate(cases) if i in held_out]
+        made_from = [[scan.digest, mask] for scan, mask, _ in cases]
+        recipe = self.learner.describe_training(done.settings.seed)
+        name = fingerprint(made_from, labels, recipe, VALIDATION_SHARE)
+        details: dict[str, Any] = {"labels": len(cases), "validation": len(watch)}
+
+        def on_step(at: int, total: int) -> None:
+            self._check_stop()
+            self.store.report(project, f"training {step.version} on {len(cases)} labels", at, total)
+            self._tend(project)
+
+        if not self.store.has("models", name):
+            with self.store.training_slot(lambda: self._tend(project)):
+                log.info("project %s: training %s on %s scans", project, step.version, len(cases))
+                save, more = self.learner.train(
+                    learn, watch, labels, seed=done.settings.seed, on_step=_every(0.5, on_step)
+                )
+                details |= more
+                self.store.put_folder("models", name, save)
+        new = self._evaluate(name, labels, labels, watch)
+        champion = self._model(project, done.active)
+        accepted, remark = True, ""
+        if champion is not None and champion["labels"] == list(labels) and watch:
+            old = self._evaluate(champion["fingerprint"], champion["labels"], labels, watch)
+            details["champion"] = {"version": champion["version"], **old}
+            accepted = new["dice"] >= old["dice"] - done.settings.tolerance
+            if not accepted:
+                remark = (
+                    f"On the same {len(watch)} validation scans its Dice is {new['dice']:.3f} against "
+                    f"{old['dice']:.3f} of {champion['version']}, which stays active."
+                )
+                log.warning("project %s: %s was not taken. %s", project, step.version, remark)
+        known = {label.task: label.key for label in seen.labels}
+        self.store.put_model(
+            project,
+            {
+                "version": step.version,
+                "fingerprint": name,
+                "labels": list(labels),
+                "trained_on": sorted(known[t] for t in step.tasks),
+                "accepted": int(accepted),
+                "remark": remark,
+                "validation": new,
+                "details": details,
+            },
+            active=step.version if accepted else done.active,
+            asked=row["asked"],
+        )
+
+    def _evaluate(
+        self, model: str, has: Sequence[str], wanted: Sequence[str], cases: Sequence[Case]
+    ) -> dict[str, Any]:
+        folder = self.store.path("models", model)
+        scores: list[Scores] = []
+        for start in range(0, len(cases), PREDICT_CHUNK):
+            chunk = cases[start : start + PREDICT_CHUNK]
+            found = self.learner.masks(folder, [c.scan for c in chunk])
+            scores += [
+                self.learner.compare(translate(m, has, wanted), c.mask, len(wanted) + 1)
+                for m, c in zip(found, chunk, strict=True)
+            ]
+        return self.learner.summarise(scores)
+
+    # -- publishing ---------------------------------------------------------------------------
+
+    def _tend(self, project: int) -> None:
+        """During a long step: keep the queue filled. Trouble is left to the next full look."""
+        if time.monotonic() - self._tended.get(project, 0.0) < TEND_EVERY:
+            return
+        self._check_stop()
+        try:
+            if self.store.rounds(project, picks=False):
+                seen = self.observe(project)
+                if not seen.blocked:
+                    done = self.done(project, seen)
+                    step = publication(done.rounds[-1], seen, done.settings)
+                    if step is not None and step.tasks:
+                        log.info("project %s: %s", project, _describe(step))
+                        self._publish(project, seen, done, step)
+        except ProjectGone:
+            raise
+        except ScanqueueError as error:
+            log.warning("project %s: while tending the queue: %s", project, error)
+        finally:
+            self._tended[project] = time.monotonic()
+
+    def _publish(self, project: int, seen: Seen, done: Done, step: Publish) -> None:
+        assert seen.config is not None
+        latest = self.store.rounds(project, picks=False)[-1]
+        version = version_name(latest["n"])
+        refused: StudioRefused | None = None
+        if step.doubled:
+            self.studio.remove_doubles(project, version)
+        if step.tasks:
+            rows = self._predictions(project, seen, latest, version, step.tasks)
+            self.store.set_project(project, sending=time.time())
+            try:
+                self.studio.import_predictions(project, rows)
+            except StudioRefused as error:
+                refused = error
+            self.store.set_project(project, sending=0.0)
+        if step.settings and (step.tasks or seen.live.published):
+            self.studio.show_round(project, version)
+            if not seen.live.view:
+                self.studio.add_view(project)
+            self.store.mark_published(project, latest["n"])
+        if not seen.live.webhook:
+            row = self._row(project)
+            self.studio.set_webhook(project, webhook_url(self.settings, row["backend_url"]), row["secret"])
+        if refused is not None:
+            raise refused
+
+    def _predictions(
+        self, project: int, seen: Seen, latest: dict[str, Any], version: str, tasks: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        assert seen.config is not None
+        places = {p.task: score_of(i, latest["size"]) for i, p in enumerate(latest["picks"], start=1)}
+        model = self._model(project, latest["model"])
+        by_task = {s.task: s for s in seen.scans}
+        results: dict[int, list[dict[str, Any]]] = {}
+        if model is not None:
+            self.store.report(project, "drawing masks", 0, len(tasks))
+            for at, scan, mask in self._masks(project, model, [by_task[t] for t in tasks]):
+                results[scan.task] = draw_mask(mask, model["labels"], seen.config, version)
+                self.store.report(project, "drawing masks", at, len(tasks))
+        return [
+            {"task": t, "score": places[t], "model_version": version, "result": results.get(t, [])}
+            for t in tasks
+            if t in places and (model is None or t in results)
+        ]
+
+    def _masks(
+        self, project: int, model: dict[str, Any], scans: Sequence[Scan]
+    ) -> Iterator[tuple[int, Scan, NDArray[np.uint8]]]:
+        """The model's mask of each scan at original size, from the store or drawn and stored now."""
+        folder = self.store.path("models", model["fingerprint"])
+        size = self.learner.image_size_of(folder)
+        at = 0
+        todo = []
+        for scan in scans:
+            name = fingerprint(model["fingerprint"], scan.digest)
+            if self.store.has("masks", name):
+                at += 1
+                yield at, scan, self.store.arrays("masks", name)["mask"]
+            else:
+                todo.append(scan)
+        for _, good, boxes in self._boxes(project, todo, size):
+            drawn = self.learner.masks(folder, boxes) if boxes else []
+            for scan, mask in zip(good, drawn, strict=True):
+                self.store.put_arrays("masks", fingerprint(model["fingerprint"], scan.digest), mask=mask)
+                at += 1
+                yield at, scan, mask
+
+
+def validation_rows(digests: Sequence[str]) -> set[int]:
+    """Rows that are held out: a fifth, by a hash of the scan, so that a scan is always held out or never.
+
+    Below five scans none is; from five on at least one is, the one with the lowest hash.
+    """
+    if len(digests) < 5:
+        return set()
+    draw = [int(hashlib.sha256(d.encode()).hexdigest()[:8], 16) / 2**32 for d in digests]
+    rows = {i for i, x in enumerate(draw) if x < VALIDATION_SHARE}
+    return rows or {min(range(len(draw)), key=lambda i: draw[i])}
+
+
+def translate(mask: NDArray[np.uint8], has: Sequence[str], wanted: Sequence[str]) -> NDArray[np.uint8]:
+    """A label map whose classes are `has`, in the classes `wanted`; what is not wanted becomes background."""
+    if list(has) == list(wanted):
+        return mask
+    table = np.zeros(256, np.uint8)
+    for i, label in enumerate(has, start=1):
+        if label in wanted:
+            table[i] = list(wanted).index(label) + 1
+    return np.asarray(table[mask])
+
+
+def webhook_url(settings: Settings, learnt: str) -> str:
+    """Where Label Studio reaches our webhook: PUBLIC_URL, else the address it used to connect."""
+    base = settings.public_url or learnt
+    return f"{base.rstrip('/')}/webhook" if base else ""
+
+
+def _in_place(old: Sequence[Pick], kept: Sequence[Pick], fresh: Sequence[Pick]) -> list[Pick]:
+    """`kept` picks stay in the order and before everything that is fresh."""
+    stay = {p.task for p in kept}
+    return [p for p in old if p.task in stay] + [p for p in fresh if p.task not in stay]
+
+
+def _every(seconds: float, call: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    last = [0.0]
+
+    def limited(at: int, total: int) -> None:
+        if time.monotonic() - last[0] >= seconds or at == total:
+            last[0] = time.monotonic()
+            call(at, total)
+
+    return limited
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def _round(value: Any) -> float:
+    return round(float(value), 6)
+
+
+def _describe(step: Step) -> str:
+    tasks = getattr(step, "tasks", None)
+    what = type(step).__name__
+    return f"{what} ({len(tasks)} tasks)" if tasks else what

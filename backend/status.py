@@ -1,0 +1,214 @@
+"""One project as people and programs see it: the same object for the command and for the page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from backend.errors import BadSetting
+from backend.project import prefix_length, round_of, version_name
+from backend.settings import ProjectSettings
+from backend.store import Pick, Store, read_map
+
+WHY = {
+    "medoid": "typical of its group on the map",
+    "farthest": "unlike the scans of its group chosen before it",
+    "random": "drawn at random",
+    "skipped": "skipped by an annotator, so it comes last",
+    "entropy": "the model is unsure of it",
+    "diversity": "far on the map from everything chosen before it",
+}
+
+
+def describe(store: Store, project: int) -> dict[str, Any] | None:
+    """The status of a project; None when it is not known here.
+
+    `queue` lists the tasks that annotators are served now, in order. Distances are in `unit`.
+    """
+    row = store.project(project)
+    if row is None:
+        return None
+    scans = store.scans(project)
+    labels = store.labels(project)
+    rounds = store.rounds(project, picks=False)
+    models = store.models(project)
+    active = next((m for m in models if m["version"] == row["active"]), None)
+    job = store.progress(project)
+    phase = "training" if job and job["step"].startswith("training") else row["phase"]
+    problems = [{"task": s["task"], "what": s["problem"]} for s in scans if s["problem"]]
+    problems += [{"task": r["task"], "what": r["problem"]} for r in labels if r["problem"]]
+    problems += [{"task": r["task"], "what": r["remark"]} for r in labels if r["remark"]]
+    latest = rounds[-1]["n"] if rounds else None
+    return {
+        "project": project,
+        "title": row["title"],
+        "phase": phase,
+        "reason": row["reason"],
+        "trouble": row["trouble"],
+        "round": latest,
+        "model_version": version_name(latest) if latest is not None else None,
+        "model": row["active"] or None,
+        "scans": len(scans),
+        "embedded": sum(1 for s in scans if s["digest"]),
+        "labelled": sum(1 for s in scans if s["annotated"]),
+        "embedder": {"name": row["embedder"], "why": row["embedder_why"]},
+        "validation": active["validation"] if active else _nothing(),
+        "shown": shown_summary(store, project, version_name(latest)) if latest is not None else _nothing(),
+        "queue": [p.task for p, _ in served(store, project)],
+        "job": job,
+        "problems": sorted(problems, key=lambda p: p["task"]),
+    }
+
+
+def served(store: Store, project: int) -> list[tuple[Pick, int]]:
+    """What annotators are served now: unlabelled picks of the published part of the order, with their place."""
+    row = store.project(project)
+    rounds = store.rounds(project, picks=False)
+    if row is None or not rounds:
+        return []
+    settings = settings_of(store, project)
+    scans = {s["task"]: s for s in store.scans(project)}
+    waiting = frozenset(t for t, s in scans.items() if not s["annotated"] and not s["problem"])
+    fresh = frozenset(t for t in waiting if not scans[t]["skipped"])
+    picks = rounds[-1]["picks"]
+    length = prefix_length([p.task for p in picks], fresh, settings)
+    carried = set(rounds[-1]["carried"])
+    return [
+        (pick, place)
+        for place, pick in enumerate(picks, start=1)
+        if pick.task in waiting and (place <= length or pick.task in carried)
+    ]
+
+
+def settings_of(store: Store, project: int) -> ProjectSettings:
+    """The project's settings; the defaults when what was given cannot be used (status says so)."""
+    row = store.project(project)
+    try:
+        return ProjectSettings.from_json(row["extra_params"] if row else "")
+    except BadSetting:
+        return ProjectSettings()
+
+
+def queue(store: Store, project: int) -> list[dict[str, Any]]:
+    """`served` with the reason of each pick in words and the terms of its score."""
+    alpha = settings_of(store, project).alpha
+    return [
+        {
+            "task": pick.task,
+            "rank": place,
+            "reason": why(pick, alpha),
+            "kind": pick.reason,
+            "score": pick.score,
+            "entropy": pick.entropy,
+            "distance": pick.distance,
+            "cluster": pick.cluster,
+        }
+        for pick, place in served(store, project)
+    ]
+
+
+def why(pick: Pick, alpha: float) -> str:
+    """The reason of a pick in one sentence."""
+    if pick.reason == "paper" and pick.score is not None:
+        return (
+            f"S = {pick.score:.2f}: entropy {pick.entropy:.2f}, distance {pick.distance:.2f} "
+            f"(alpha {alpha:g})"
+        )
+    text = WHY.get(pick.reason, pick.reason)
+    group = f" (cluster {pick.cluster + 1})" if pick.cluster is not None else ""
+    return f"{pick.reason}{group}: {text}"
+
+
+def map_points(store: Store, project: int) -> list[dict[str, Any]]:
+    """Every scan on the map: {task, x, y, cluster, labelled, rank, reason}; rank within the current order."""
+    row = store.project(project)
+    found = read_map(store, project, row["embedder"]) if row else None
+    if row is None or found is None:
+        return []
+    where = {d: found[1][i] for i, d in enumerate(found[0])}
+    rounds = store.rounds(project)
+    clusters = {p.task: p.cluster for r in rounds for p in r["picks"] if p.cluster is not None}
+    places = {p.task: (i, p) for i, p in enumerate(rounds[-1]["picks"], start=1)} if rounds else {}
+    points = []
+    for s in store.scans(project):
+        if s["digest"] not in where:
+            continue
+        x, y = np.round(where[s["digest"]], 4).tolist()
+        rank, pick = places.get(s["task"], (None, None))
+        points.append(
+            {
+                "task": s["task"],
+                "x": x,
+                "y": y,
+                "cluster": clusters.get(s["task"]),
+                "labelled": bool(s["annotated"]),
+                "rank": rank,
+                "reason": pick.reason if pick else None,
+            }
+        )
+    return points
+
+
+def round_list(store: Store, project: int) -> list[dict[str, Any]]:
+    """Oldest first: {round, model_version, model, labels, validation, shown, accepted, remark, ...}."""
+    models = {m["version"]: m for m in store.models(project)}
+    answers = []
+    for r in store.rounds(project, picks=False):
+        version = version_name(r["n"])
+        trained = models.get(version)
+        drawn = models.get(r["model"])
+        answers.append(
+            {
+                "round": r["n"],
+                "model_version": version,
+                "model": r["model"] or None,
+                "labels": r["labels"],
+                "validation": drawn["validation"] if drawn else _nothing(),
+                "shown": shown_summary(store, project, version),
+                "accepted": bool(trained["accepted"]) if trained else None,
+                "remark": trained["remark"] if trained else "",
+                "created_at": r["created_at"],
+                "published_at": r["published_at"],
+            }
+        )
+    return answers
+
+
+def model_list(store: Store, project: int) -> list[dict[str, Any]]:
+    """Oldest first: {version, active, accepted, labels, trained_on, validation, remark, created_at}."""
+    row = store.project(project)
+    return [
+        {
+            "version": m["version"],
+            "active": row is not None and m["version"] == row["active"],
+            "accepted": bool(m["accepted"]),
+            "labels": m["labels"],
+            "trained_on": len(m["trained_on"]),
+            "validation": m["validation"],
+            "remark": m["remark"],
+            "created_at": m["created_at"],
+        }
+        for m in store.models(project)
+        if round_of(m["version"]) is not None
+    ]
+
+
+def shown_summary(store: Store, project: int, version: str) -> dict[str, Any]:
+    """Means over the scans whose mask of `version` was shown and then submitted."""
+    rows = [s for s in store.shown(project) if s["version"] == version]
+    if not rows:
+        return _nothing()
+    units = {s["unit"] for s in rows}
+    alike = len(units) == 1
+    return {
+        "dice": float(np.mean([s["dice"] for s in rows])),
+        "hd95": float(np.mean([s["hd95"] for s in rows])) if alike else None,
+        "hd": float(np.mean([s["hd"] for s in rows])) if alike else None,
+        "unit": units.pop() if alike else "mixed",
+        "n": len(rows),
+    }
+
+
+def _nothing() -> dict[str, Any]:
+    return {"dice": None, "hd95": None, "hd": None, "unit": None, "n": 0}

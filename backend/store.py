@@ -1,0 +1,642 @@
+"""What scanqueue remembers: records in a database, arrays and checkpoints as files.
+
+Records are small and say what is true (SQLAlchemy: SQLite by default, PostgreSQL by URL).
+Artefacts are large and are named by a fingerprint of what they were made from; they are written
+beside their place and renamed into it, so that one that exists is whole. Losing the artefacts
+costs time, never labels: those are Label Studio's.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from sqlalchemy import (
+    Column,
+    Connection,
+    Float,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    delete,
+    event,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.exc import OperationalError
+
+from backend.errors import BadSetting, StorageFull
+from backend.project import fingerprint
+
+metadata = MetaData()
+
+project_table = Table(
+    "project",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("title", Text, nullable=False, default=""),
+    Column("extra_params", Text, nullable=False, default=""),  # as Label Studio sent them
+    Column("backend_url", Text, nullable=False, default=""),
+    Column("secret", Text, nullable=False, default=""),
+    Column("cursor", Text, nullable=False, default=""),
+    Column("config", Text, nullable=False, default=""),  # the label config that the records fit
+    Column("phase", String(16), nullable=False, default="empty"),
+    Column("reason", Text, nullable=False, default=""),
+    Column("trouble", Text, nullable=False, default=""),  # of the last look; "" when it went well
+    Column("asked", Integer, nullable=False, default=0),
+    Column("active", String(40), nullable=False, default=""),
+    Column("embedder", Text, nullable=False, default=""),
+    Column("embedder_why", Text, nullable=False, default=""),
+    Column("sending", Float, nullable=False, default=0.0),  # when an unconfirmed import began
+    Column("seen_at", Float, nullable=False, default=0.0),
+)
+scan_table = Table(
+    "scan",
+    metadata,
+    Column("project", Integer, primary_key=True),
+    Column("task", Integer, primary_key=True),
+    Column("image", Text, nullable=False, default=""),
+    Column("updated_at", String(40), nullable=False, default=""),
+    Column("annotated", Integer, nullable=False, default=0),
+    Column("skipped", Integer, nullable=False, default=0),
+    Column("digest", String(64), nullable=False, default=""),
+    Column("height", Integer, nullable=False, default=0),
+    Column("width", Integer, nullable=False, default=0),
+    Column("problem", Text, nullable=False, default=""),
+    Column("problem_at", Float, nullable=False, default=0.0),
+)
+label_table = Table(
+    "label",
+    metadata,
+    Column("project", Integer, primary_key=True),
+    Column("task", Integer, primary_key=True),
+    Column("annotation", Integer, nullable=False),
+    Column("key", String(64), nullable=False),
+    Column("mask", String(64), nullable=False, default=""),
+    Column("read_at", String(40), nullable=False),  # the task's updated_at when it was read
+    Column("config", String(64), nullable=False),
+    Column("shown_version", String(40), nullable=False, default=""),
+    Column("lead_time", Float),
+    Column("completed_by", Integer),
+    Column("problem", Text, nullable=False, default=""),
+    Column("remark", Text, nullable=False, default=""),
+)
+embedding_table = Table(
+    "embedding",
+    metadata,
+    Column("embedder", String(200), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("vector", LargeBinary, nullable=False),
+)
+model_table = Table(
+    "model",
+    metadata,
+    Column("project", Integer, primary_key=True),
+    Column("version", String(40), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("trained_on", Text, nullable=False),
+    Column("accepted", Integer, nullable=False),
+    Column("remark", Text, nullable=False, default=""),
+    Column("validation", Text, nullable=False),
+    Column("details", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+round_table = Table(
+    "round",
+    metadata,
+    Column("project", Integer, primary_key=True),
+    Column("n", Integer, primary_key=True),
+    Column("key", String(64), nullable=False),
+    Column("model", String(40), nullable=False),
+    Column("picks", Text, nullable=False),
+    Column("carried", Text, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("labels", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("published_at", Float),
+)
+entropy_table = Table(
+    "entropy",
+    metadata,
+    Column("model", String(64), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("value", Float, nullable=False),
+)
+shown_table = Table(
+    "shown",
+    metadata,
+    Column("project", Integer, primary_key=True),
+    Column("task", Integer, primary_key=True),
+    Column("version", String(40), nullable=False),
+    Column("label", String(64), nullable=False),
+    Column("dice", Float, nullable=False),
+    Column("hd", Float, nullable=False),
+    Column("hd95", Float, nullable=False),
+    Column("unit", String(8), nullable=False),
+)
+progress_table = Table(
+    "progress",
+    metadata,
+    Column("project", Integer, primary_key=True, autoincrement=False),
+    Column("step", Text, nullable=False),
+    Column("done", Integer, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("at", Float, nullable=False),
+)
+
+PROBLEM_RETRY = 600.0  # seconds until a scan that could not be read is tried again
+PROGRESS_STALE = 120.0  # seconds after which a step that reports nothing is taken for dead
+VARIABLES = 500  # of one SQL statement; SQLite allows 32,766 in all
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One place of a round's order: the task, why it stands there, and the terms of its score."""
+
+    task: int
+    reason: str
+    score: float | None = None
+    entropy: float | None = None
+    distance: float | None = None
+    cluster: int | None = None
+
+
+class Store:
+    """Records in `database_url` (default: SQLite in `folder`), artefacts in `folder`."""
+
+    def __init__(self, folder: Path, database_url: str = "") -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        url = database_url or f"sqlite:///{folder / 'records.sqlite'}"
+        if url.startswith("sqlite"):
+            self._engine = create_engine(url, connect_args={"timeout": 30})
+            event.listen(self._engine, "connect", _sqlite_pragmas)
+        else:
+            self._engine = create_engine(url, pool_pre_ping=True)
+        metadata.create_all(self._engine)
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except OperationalError as error:
+            if "full" in str(error.orig):
+                raise StorageFull(
+                    f"The disk that holds {self.folder} is full; nothing was lost. Make room."
+                ) from error
+            raise
+
+    def _rows(self, statement: Any) -> list[RowMapping]:
+        with self._engine.connect() as connection:
+            return list(connection.execute(statement).mappings())
+
+    def _upsert(self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        insert = postgresql_insert if self._engine.dialect.name == "postgresql" else sqlite_insert
+        keys = [c.name for c in table.primary_key]
+        for start in range(0, len(rows), VARIABLES):
+            chunk = [dict(row) for row in rows[start : start + VARIABLES]]
+            statement = insert(table)
+            changes = {c: statement.excluded[c] for c in chunk[0] if c not in keys}
+            connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), chunk)
+
+    # -- projects -----------------------------------------------------------------------------
+
+    def add_project(self, project: int) -> bool:
+        """Remember a project; True when it was not known before."""
+        with self._write() as connection:
+            known = connection.execute(
+                select(project_table.c.id).where(project_table.c.id == project)
+            ).first()
+            if known:
+                return False
+            row = {"id": project, "secret": secrets.token_urlsafe(32)}
+            connection.execute(project_table.insert(), row)
+            return True
+
+    def projects(self) -> list[int]:
+        return [r["id"] for r in self._rows(select(project_table.c.id).order_by(project_table.c.id))]
+
+    def project(self, project: int) -> RowMapping | None:
+        rows = self._rows(select(project_table).where(project_table.c.id == project))
+        return rows[0] if rows else None
+
+    def secrets(self) -> list[str]:
+        """The webhook secrets of all projects."""
+        return [r["secret"] for r in self._rows(select(project_table.c.secret))]
+
+    def set_project(self, project: int, **values: Any) -> None:
+        with self._write() as connection:
+            connection.execute(update(project_table).where(project_table.c.id == project).values(**values))
+
+    def ask(self, project: int) -> None:
+        """Note that somebody wants a training now."""
+        with self._write() as connection:
+            values = {"asked": project_table.c.asked + 1}
+            connection.execute(update(project_table).where(project_table.c.id == project).values(values))
+
+    def answered(self, project: int, asked: int) -> None:
+        """`asked` wishes are fulfilled; one that came meanwhile is kept."""
+        with self._write() as connection:
+            values = {"asked": project_table.c.asked - asked}
+            connection.execute(update(project_table).where(project_table.c.id == project).values(values))
+
+    @contextmanager
+    def lock(self, project: int) -> Iterator[bool]:
+        """Yields True when this process may work on the project; given back by the system if it dies."""
+        path = self.folder / "locks" / f"project-{project}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    @contextmanager
+    def training_slot(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """One training at a time on this data folder; `waiting` is called every few seconds until then."""
+        path = self.folder / "locks" / "training.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        while True:
+            try:
+                lock.acquire(timeout=3)
+                break
+            except Timeout:
+                waiting()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # -- scans and labels ---------------------------------------------------------------------
+
+    def put_tasks(self, project: int, rows: Sequence[Mapping[str, Any]], cursor: str) -> None:
+        """Take over tasks {task, image, updated_at, annotated, skipped} and the listing's cursor.
+
+        A task whose image value changed is read again; so is one with a problem.
+        """
+        with self._write() as connection:
+            for start in range(0, len(rows), VARIABLES):
+                chunk = rows[start : start + VARIABLES]
+                tasks = [row["task"] for row in chunk]
+                old = {
+                    r["task"]: r
+                    for r in connection.execute(
+                        select(scan_table).where(
+                            scan_table.c.project == project, scan_table.c.task.in_(tasks)
+                        )
+                    ).mappings()
+                }
+                merged = []
+                for row in chunk:
+                    before = old.get(row["task"])
+                    same = before is not None and before["image"] == row["image"]
+                    moved = before is None or before["updated_at"] != row["updated_at"]
+                    kept = {
+                        "digest": before["digest"] if before and same else "",
+                        "height": before["height"] if before and same else 0,
+                        "width": before["width"] if before and same else 0,
+                        "problem": before["problem"] if before and same and not moved else "",
+                        "problem_at": before["problem_at"] if before and same and not moved else 0.0,
+                    }
+                    merged.append({"project": project, **row, **kept})
+                if merged:
+                    self._upsert(connection, scan_table, merged)
+            if cursor:
+                connection.execute(
+                    update(project_table).where(project_table.c.id == project).values(cursor=cursor)
+                )
+
+    def keep_tasks(self, project: int, present: set[int]) -> int:
+        """Forget the tasks that are not in `present`; returns how many. What was learnt from them stays."""
+        with self._write() as connection:
+            known = connection.execute(select(scan_table.c.task).where(scan_table.c.project == project))
+            gone = [task for (task,) in known if task not in present]
+            for start in range(0, len(gone), VARIABLES):
+                chunk = gone[start : start + VARIABLES]
+                for table in (scan_table, label_table):
+                    connection.execute(
+                        delete(table).where(table.c.project == project, table.c.task.in_(chunk))
+                    )
+            return len(gone)
+
+    def scans(self, project: int) -> list[RowMapping]:
+        return self._rows(
+            select(scan_table).where(scan_table.c.project == project).order_by(scan_table.c.task)
+        )
+
+    def set_scans(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write {task, digest, height, width, problem} of scans that were read."""
+        with self._write() as connection:
+            for row in rows:
+                at = time.time() if row.get("problem") else 0.0
+                connection.execute(
+                    update(scan_table)
+                    .where(scan_table.c.project == project, scan_table.c.task == row["task"])
+                    .values(problem_at=at, **{k: v for k, v in row.items() if k != "task"})
+                )
+
+    def put_label(self, project: int, row: Mapping[str, Any]) -> None:
+        with self._write() as connection:
+            self._upsert(connection, label_table, [{"project": project, **row}])
+
+    def drop_label(self, project: int, task: int, updated_at: str) -> None:
+        """The task has no annotation any more, whatever the listing said."""
+        with self._write() as connection:
+            here = (label_table.c.project == project, label_table.c.task == task)
+            connection.execute(delete(label_table).where(*here))
+            connection.execute(
+                update(scan_table)
+                .where(
+                    scan_table.c.project == project,
+                    scan_table.c.task == task,
+                    scan_table.c.updated_at == updated_at,
+                )
+                .values(annotated=0)
+            )
+
+    def labels(self, project: int) -> list[RowMapping]:
+        return self._rows(
+            select(label_table).where(label_table.c.project == project).order_by(label_table.c.task)
+        )
+
+    def put_shown(self, project: int, row: Mapping[str, Any]) -> None:
+        with self._write() as connection:
+            self._upsert(connection, shown_table, [{"project": project, **row}])
+
+    def shown(self, project: int) -> list[RowMapping]:
+        return self._rows(select(shown_table).where(shown_table.c.project == project))
+
+    # -- embeddings and scores ----------------------------------------------------------------
+
+    def put_embeddings(self, embedder: str, digests: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        rows = [
+            {"embedder": embedder, "digest": d, "vector": np.ascontiguousarray(v, dtype="<f4").tobytes()}
+            for d, v in zip(digests, vectors, strict=True)
+        ]
+        if rows:
+            with self._write() as connection:
+                self._upsert(connection, embedding_table, rows)
+
+    def embedded(self, embedder: str) -> frozenset[str]:
+        statement = select(embedding_table.c.digest).where(embedding_table.c.embedder == embedder)
+        return frozenset(r["digest"] for r in self._rows(statement))
+
+    def embeddings(self, embedder: str, digests: Sequence[str]) -> NDArray[np.float32]:
+        """(N, D), one row per digest, in their order; KeyError names one that is missing."""
+        found: dict[str, bytes] = {}
+        wanted = list(dict.fromkeys(digests))
+        for start in range(0, len(wanted), VARIABLES):
+            chunk = wanted[start : start + VARIABLES]
+            here = (embedding_table.c.embedder == embedder, embedding_table.c.digest.in_(chunk))
+            found.update({r["digest"]: r["vector"] for r in self._rows(select(embedding_table).where(*here))})
+        return np.stack([np.frombuffer(found[d], dtype="<f4") for d in digests]).astype(np.float32)
+
+    def put_entropies(self, model: str, values: Mapping[str, float]) -> None:
+        rows = [{"model": model, "digest": d, "value": v} for d, v in values.items()]
+        if rows:
+            with self._write() as connection:
+                self._upsert(connection, entropy_table, rows)
+
+    def entropies(self, model: str) -> dict[str, float]:
+        statement = select(entropy_table).where(entropy_table.c.model == model)
+        return {r["digest"]: r["value"] for r in self._rows(statement)}
+
+    # -- models and rounds --------------------------------------------------------------------
+
+    def put_model(self, project: int, row: Mapping[str, Any], *, active: str, asked: int) -> None:
+        """Write a trained model down, which one is active now, and which wishes it answered: all or none."""
+        with self._write() as connection:
+            values = {
+                "project": project,
+                "created_at": time.time(),
+                **{k: _json(v) if k in _MODEL_JSON else v for k, v in row.items()},
+            }
+            self._upsert(connection, model_table, [values])
+            connection.execute(
+                update(project_table)
+                .where(project_table.c.id == project)
+                .values(active=active, asked=project_table.c.asked - asked)
+            )
+
+    def models(self, project: int) -> list[dict[str, Any]]:
+        """Oldest first."""
+        statement = select(model_table).where(model_table.c.project == project)
+        rows = [
+            {k: json.loads(v) if k in _MODEL_JSON else v for k, v in r.items()} for r in self._rows(statement)
+        ]
+        return sorted(rows, key=lambda r: int(r["version"].rpartition("-r")[2]))
+
+    def put_round(
+        self,
+        project: int,
+        *,
+        n: int,
+        key: str,
+        model: str,
+        picks: Sequence[Pick],
+        carried: Sequence[int],
+        size: int,
+        labels: int,
+    ) -> None:
+        with self._write() as connection:
+            row = {
+                "project": project,
+                "n": n,
+                "key": key,
+                "model": model,
+                "picks": _pack(picks),
+                "carried": json.dumps(list(carried)),
+                "size": size,
+                "labels": labels,
+                "created_at": time.time(),
+            }
+            self._upsert(connection, round_table, [row])
+
+    def extend_round(self, project: int, n: int, picks: Sequence[Pick]) -> None:
+        with self._write() as connection:
+            here = (round_table.c.project == project, round_table.c.n == n)
+            connection.execute(update(round_table).where(*here).values(picks=_pack(picks)))
+
+    def mark_published(self, project: int, n: int) -> None:
+        with self._write() as connection:
+            here = (
+                round_table.c.project == project,
+                round_table.c.n == n,
+                round_table.c.published_at.is_(None),
+            )
+            connection.execute(update(round_table).where(*here).values(published_at=time.time()))
+
+    def rounds(self, project: int, *, picks: bool = True) -> list[dict[str, Any]]:
+        """Oldest first; `picks=False` leaves out all orders but the latest, which are large."""
+        columns = [c for c in round_table.c if c.name != "picks"]
+        statement = select(*columns).where(round_table.c.project == project).order_by(round_table.c.n)
+        rows = [dict(r) for r in self._rows(statement)]
+        wanted = [r["n"] for r in rows] if picks else [r["n"] for r in rows[-1:]]
+        here = (round_table.c.project == project, round_table.c.n.in_(wanted))
+        orders = {
+            r["n"]: r["picks"] for r in self._rows(select(round_table.c.n, round_table.c.picks).where(*here))
+        }
+        for row in rows:
+            row["carried"] = json.loads(row["carried"])
+            row["picks"] = _unpack(orders[row["n"]]) if row["n"] in orders else []
+        return rows
+
+    # -- progress -----------------------------------------------------------------------------
+
+    def report(self, project: int, step: str, done: int, total: int) -> None:
+        """Say how far a step is; status computes the time left from it."""
+        now = time.time()
+        with self._write() as connection:
+            here = progress_table.c.project == project
+            old = connection.execute(select(progress_table).where(here)).mappings().first()
+            fresh = old is None or old["step"] != step or old["done"] > done
+            started = now if fresh or old is None else old["started_at"]
+            row = {"project": project, "step": step, "done": done, "total": total}
+            self._upsert(connection, progress_table, [row | {"started_at": started, "at": now}])
+
+    def finish(self, project: int) -> None:
+        with self._write() as connection:
+            connection.execute(delete(progress_table).where(progress_table.c.project == project))
+
+    def progress(self, project: int) -> dict[str, Any] | None:
+        """{step, done, total, seconds_left or None}; None when nothing runs."""
+        rows = self._rows(select(progress_table).where(progress_table.c.project == project))
+        if not rows or time.time() - rows[0]["at"] > PROGRESS_STALE:
+            return None
+        row = rows[0]
+        spent, left = row["at"] - row["started_at"], None
+        if row["done"] > 0 and spent > 0:
+            left = round(spent * (row["total"] - row["done"]) / row["done"], 1)
+        return {"step": row["step"], "done": row["done"], "total": row["total"], "seconds_left": left}
+
+    # -- artefacts ----------------------------------------------------------------------------
+
+    def path(self, kind: str, name: str) -> Path:
+        """Where the artefact `name` of `kind` lies, whether it exists or not."""
+        return self.folder / kind / name[:2] / name
+
+    def has(self, kind: str, name: str) -> bool:
+        return self.path(kind, name).exists()
+
+    def put_arrays(self, kind: str, name: str, **arrays: Any) -> None:
+        """Write named arrays (numbers and text, never objects), whole or not at all."""
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+
+        self._put(kind, name, write)
+
+    def arrays(self, kind: str, name: str) -> dict[str, NDArray[Any]]:
+        """The arrays of an artefact; FileNotFoundError when there is none."""
+        with np.load(self.path(kind, name), allow_pickle=False) as found:
+            return {key: found[key] for key in found.files}
+
+    def put_folder(self, kind: str, name: str, write: Callable[[Path], None]) -> Path:
+        """Let `write` fill an empty folder, then put it in its place in one step."""
+
+        def fill(path: Path) -> None:
+            path.mkdir()
+            write(path)
+
+        return self._put(kind, name, fill)
+
+    def _put(self, kind: str, name: str, write: Callable[[Path], None]) -> Path:
+        target = self.path(kind, name)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+            try:
+                write(aside / name)
+                if target.is_dir():
+                    shutil.rmtree(target)
+                os.replace(aside / name, target)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise StorageFull(
+                    f"No room to write {kind} to {self.folder}: {error.strerror}. Make room; the work "
+                    "that was lost is done again at the next look, nothing else is."
+                ) from error
+            raise
+        return target
+
+
+def activate_model(store: Store, project: int, version: str) -> None:
+    """Make a trained model the active one. Raises BadSetting that lists the versions there are."""
+    versions = [m["version"] for m in store.models(project)]
+    if version not in versions:
+        there = ", ".join(versions) or "none yet"
+        raise BadSetting(f"project {project} has no model {version!r}; there are: {there}.")
+    store.set_project(project, active=version)
+
+
+def map_name(project: int, embedder: str) -> str:
+    return fingerprint("map", project, embedder)
+
+
+def read_map(
+    store: Store, project: int, embedder: str
+) -> tuple[list[str], NDArray[np.float64], dict[str, NDArray[Any]]] | None:
+    """Digests, their positions (N, 2), and the state of the map; None when there is none yet."""
+    try:
+        found = store.arrays("maps", map_name(project, embedder))
+    except (FileNotFoundError, ValueError):
+        return None
+    state = {k.removeprefix("state_"): v for k, v in found.items() if k.startswith("state_")}
+    return [str(d) for d in found["digests"]], found["xy"], state
+
+
+_MODEL_JSON = ("labels", "trained_on", "validation", "details")
+_PICK = ("task", "reason", "score", "entropy", "distance", "cluster")
+
+
+def _pack(picks: Iterable[Pick]) -> str:
+    return _json([[getattr(p, name) for name in _PICK] for p in picks])
+
+
+def _unpack(text: str) -> list[Pick]:
+    return [Pick(*row) for row in json.loads(text)]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _sqlite_pragmas(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.close()

@@ -1,0 +1,601 @@
+"""Label Studio, spoken to through its SDK. The only module that knows its URLs and its JSON.
+
+Everything is read in bulk: the number of requests does not depend on how many tasks a project
+has, except that listings and imports are cut into chunks. Times, masks and versions mean what
+`label-studio` 1.23 makes of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+import numpy as np
+from label_studio_sdk import LabelStudio
+from label_studio_sdk.converter import brush
+from label_studio_sdk.core.api_error import ApiError
+from numpy.typing import NDArray
+
+from backend.errors import ProjectGone, StudioRefused, StudioUnavailable, UnreadableMask, UnreadableScan
+from backend.pixels import mask_to_polygons, merge_labels, polygon_to_mask
+from backend.project import SAMPLING, LabelConfig
+
+log = logging.getLogger("scanqueue.studio")
+
+PAGE = 5000
+ANNOTATION_CHUNK = 25
+IMPORT_BYTES = 32 * 2**20  # well below Label Studio's DATA_UPLOAD_MAX_MEMORY_SIZE of 250 MiB
+IMAGE_BYTES = 512 * 2**20
+SECRET_HEADER = "X-Scanqueue-Secret"
+VIEW_TITLE = "scanqueue"
+REDIRECTS = 5
+
+Mask = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One task as the listing has it; `updated_at` is Label Studio's own text."""
+
+    task: int
+    data: Mapping[str, Any]
+    updated_at: str
+    annotated: bool
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The annotation that counts for a task: ground truth first, else the latest not cancelled."""
+
+    task: int
+    id: int
+    updated_at: str
+    result: Sequence[Mapping[str, Any]]
+    lead_time: float | None
+    completed_by: int | None
+    shown_version: str  # of the prediction it was made from; "" when it was made from none
+
+
+@dataclass(frozen=True)
+class ProjectPage:
+    """What `GET /api/projects/P` says, as far as it concerns us."""
+
+    title: str
+    parsed_config: Mapping[str, Any]
+    model_version: str
+    sampling: str
+    show_predictions: bool
+    tasks: int
+
+
+class Studio:
+    """One Label Studio, as one user.
+
+    url          of Label Studio, with or without a sub-path
+    api_key      personal access token (a JWT that is exchanged for access tokens) or legacy token
+    image_hosts  hosts besides Label Studio's own that scans may be fetched from
+    timeout      seconds one request may take
+
+    Every method raises StudioUnavailable when trying again may help and StudioRefused when not.
+    """
+
+    def __init__(
+        self, url: str, api_key: str, *, image_hosts: Sequence[str] = (), timeout: float = 60.0
+    ) -> None:
+        self.url = url.rstrip("/") + "/"  # the SDK refreshes tokens against the wrong path without it
+        self._api_key = api_key
+        self._image_hosts = frozenset(image_hosts)
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._sdk: LabelStudio | None = None
+        self.requests = 0
+
+    # -- requests ---------------------------------------------------------------------------
+
+    def _client(self) -> LabelStudio:
+        if not self._api_key:
+            raise StudioRefused(
+                "No token for Label Studio. Create one in Account & Settings > Personal Access Token and "
+                "set SCANQUEUE_LABEL_STUDIO_API_KEY."
+            )
+        with self._lock:
+            if self._sdk is None:
+                try:
+                    self._sdk = LabelStudio(  # type: ignore[no-untyped-call]
+                        base_url=self.url, api_key=self._api_key, timeout=self._timeout
+                    )
+                except ApiError as error:
+                    raise StudioRefused(f"The token is not usable: {_detail(error.body)}") from error
+            return self._sdk
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Any = None,
+        content: bytes | None = None,
+    ) -> Any:
+        """One request with the SDK's own authentication; JSON in, JSON out.
+
+        Only reading is retried: a write that was answered late must not be done twice.
+        """
+        wrapper = self._client()._client_wrapper
+        if body is not None:
+            content = json.dumps(body).encode()
+        self.requests += 1
+        try:
+            response = wrapper.httpx_client.request(
+                path,
+                method=method,
+                params=dict(params or {}),
+                content=content,
+                headers={"Content-Type": "application/json"} if content is not None else None,
+                request_options={"max_retries": 2 if method == "GET" else 0},
+            )
+        except ApiError as error:
+            raise self._refusal(error.status_code or 0, error.body, path) from error
+        except (httpx.HTTPError, ValueError) as error:  # ValueError: a token answer that is not JSON
+            raise StudioUnavailable(
+                f"Label Studio at {self.url} does not answer ({type(error).__name__}). "
+                "It is asked again every minute; check that it runs and that SCANQUEUE_LABEL_STUDIO_URL is right."
+            ) from error
+        if response.status_code >= 400:
+            try:
+                detail: Any = response.json()
+            except ValueError:
+                detail = response.text[:200]
+            raise self._refusal(response.status_code, detail, path)
+        return response.json() if response.content else None
+
+    def _refusal(self, status: int, body: Any, path: str) -> StudioUnavailable | StudioRefused:
+        detail = _detail(body)
+        if status in (408, 409, 429) or status >= 500:
+            return StudioUnavailable(
+                f"Label Studio answered {status} to {path}: {detail} It is asked again every minute."
+            )
+        if status == 401:
+            return StudioRefused(
+                f"Label Studio refuses the token: {detail} Create a personal access token (Account & Settings) "
+                "and set SCANQUEUE_LABEL_STUDIO_API_KEY; a legacy token works only where the organization "
+                "allows it."
+            )
+        if status == 404 and path.startswith("/api/projects/"):
+            return ProjectGone(
+                "Label Studio has no such project for this token: it was deleted, or its organization is another. "
+                "Nothing of ours was removed."
+            )
+        return StudioRefused(f"Label Studio answered {status} to {path}: {detail}")
+
+    def whoami(self) -> str:
+        """The e-mail address of the user whose token this is."""
+        return str(self._call("GET", "/api/current-user/whoami")["email"])
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def project(self, project: int) -> ProjectPage:
+        page = self._call("GET", f"/api/projects/{project}/")
+        return ProjectPage(
+            title=page.get("title") or "",
+            parsed_config=page.get("parsed_label_config") or {},
+            model_version=page.get("model_version") or "",
+            sampling=page.get("sampling") or "",
+            show_predictions=bool(page.get("show_collab_predictions")),
+            tasks=int(page.get("task_number") or 0),
+        )
+
+    def _tasks(self, project: int, include: str, query: Mapping[str, Any], **more: Any) -> Iterator[Any]:
+        page = 1
+        while True:
+            params = {
+                "project": project,
+                "page": page,
+                "page_size": PAGE,
+                "include": include,
+                "query": json.dumps(query),
+                **more,
+            }
+            answer = self._call("GET", "/api/tasks", params=params)
+            yield from answer["tasks"]
+            if page * PAGE >= answer["total"]:
+                return
+            page += 1
+
+    def tasks(self, project: int, since: str = "") -> list[TaskRow]:
+        """Tasks changed after `since` (an `updated_at` of Label Studio), or all of them."""
+        query = _filters(("updated_at", "greater", "Datetime", since)) if since else {}
+        rows = self._tasks(project, "id,data,updated_at,total_annotations,cancelled_annotations", query)
+        return [
+            TaskRow(
+                task=row["id"],
+                data=row.get("data") or {},
+                updated_at=row["updated_at"],
+                annotated=bool(row.get("total_annotations")),
+                skipped=bool(row.get("cancelled_annotations")),
+            )
+            for row in rows
+        ]
+
+    def task_ids(self, project: int) -> set[int]:
+        return {row["id"] for row in self._tasks(project, "id", {})}
+
+    def annotations(self, project: int, tasks: Sequence[int]) -> Iterator[Annotation | int]:
+        """For each of `tasks` the annotation that counts, or the bare task id when there is none left."""
+        for start in range(0, len(tasks), ANNOTATION_CHUNK):
+            chunk = list(tasks[start : start + ANNOTATION_CHUNK])
+            query = _filters(("id", "in_list", "List", chunk))
+            rows = self._tasks(project, "id,annotations,predictions", query, fields="all")
+            found = {row["id"]: row for row in rows}
+            for task in chunk:
+                row = found.get(task, {})
+                best = _counting(row.get("annotations") or ())
+                if best is None:
+                    yield task
+                    continue
+                versions = {p["id"]: p.get("model_version") or "" for p in row.get("predictions") or ()}
+                user = best.get("completed_by")
+                yield Annotation(
+                    task=task,
+                    id=best["id"],
+                    updated_at=best["updated_at"],
+                    result=best.get("result") or (),
+                    lead_time=best.get("lead_time"),
+                    completed_by=user.get("id") if isinstance(user, Mapping) else user,
+                    shown_version=versions.get(best.get("parent_prediction") or 0, ""),
+                )
+
+    def image(self, reference: str) -> bytes:
+        """The bytes behind a task's image value: upload, local file, or a URL on an allowed host.
+
+        Raises UnreadableScan when this scan cannot be had, StudioUnavailable when nothing can.
+        """
+        if not isinstance(reference, str) or not reference:
+            raise UnreadableScan(
+                "the task has no image under the key that the label config names; re-import it."
+            )
+        url = urljoin(self.url, reference)
+        own = urlsplit(self.url)
+        if reference.startswith("/") and own.path.rstrip("/") and not reference.startswith(own.path):
+            url = self.url + reference.lstrip("/")
+        headers = self._client()._client_wrapper.get_headers
+        with httpx.Client(timeout=self._timeout) as client:
+            for _ in range(REDIRECTS):
+                ours = self._allowed(url)
+                self.requests += 1
+                try:
+                    authorization = {"Authorization": headers()["Authorization"]} if ours else {}
+                    with client.stream("GET", url, headers=authorization) as response:
+                        if response.is_redirect:
+                            url = urljoin(url, response.headers.get("location", ""))
+                            continue
+                        return _body(response, reference)
+                except httpx.HTTPError as error:
+                    if ours:
+                        raise StudioUnavailable(
+                            f"Label Studio at {self.url} does not answer ({type(error).__name__})."
+                        ) from error
+                    raise UnreadableScan(
+                        f"{urlsplit(url).netloc} does not answer ({type(error).__name__}); it is asked again later."
+                    ) from error
+                except ApiError as error:
+                    raise self._refusal(error.status_code or 0, error.body, "/api/token/refresh/") from error
+        raise UnreadableScan(f"more than {REDIRECTS} redirects; give the image's final address.")
+
+    def _allowed(self, url: str) -> bool:
+        """True for Label Studio's own host, False for an allowed one; UnreadableScan for any other."""
+        parts, own = urlsplit(url), urlsplit(self.url)
+        loopback = ("localhost", "127.0.0.1", "::1")
+        if parts.scheme in ("http", "https"):
+            same = parts.hostname == own.hostname or (parts.hostname in loopback and own.hostname in loopback)
+            if same and parts.port == own.port and parts.scheme == own.scheme:
+                return True
+            if (
+                parts.hostname or ""
+            ).lower() in self._image_hosts or parts.netloc.lower() in self._image_hosts:
+                return False
+        raise UnreadableScan(
+            f"its image lies on {parts.netloc or parts.scheme!r}, which is neither Label Studio nor listed. "
+            "If that host is to be trusted, add it to SCANQUEUE_IMAGE_HOSTS."
+        )
+
+    # -- the queue --------------------------------------------------------------------------
+
+    def published(self, project: int, version: str) -> dict[int, int]:
+        """How many predictions of exactly `version` each task holds; tasks with none are absent."""
+        counts = self._call("GET", f"/api/projects/{project}/model-versions/") or {}
+        if version not in counts:
+            return {}
+        query = _filters(("predictions_model_versions", "contains", "List", [version]))
+        rows = self._tasks(project, "id,predictions_model_versions", query)
+        tasks = [r["id"] for r in rows if version in str(r["predictions_model_versions"]).split(",")]
+        if counts[version] <= len(tasks):
+            return dict.fromkeys(tasks, 1)
+        return Counter(task for task, _ in self._prediction_ids(project, version))
+
+    def _prediction_ids(self, project: int, version: str) -> list[tuple[int, int]]:
+        query = _filters(("predictions_model_versions", "contains", "List", [version]))
+        rows = self._tasks(project, "id,predictions", query, fields="all")
+        return [
+            (row["id"], p["id"])
+            for row in rows
+            for p in row.get("predictions") or ()
+            if p.get("model_version") == version
+        ]
+
+    def remove_doubles(self, project: int, version: str) -> int:
+        """Keep the oldest prediction of `version` per task; returns how many were removed."""
+        seen: set[int] = set()
+        removed = 0
+        for task, prediction in sorted(self._prediction_ids(project, version)):
+            if task in seen:
+                self._call("DELETE", f"/api/predictions/{prediction}/")
+                removed += 1
+            seen.add(task)
+        return removed
+
+    def import_predictions(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add prediction rows {task, score, model_version, result}, cut by size into few requests.
+
+        Raises StudioRefused when Label Studio stored fewer than were sent: it drops what it
+        does not like without a word.
+        """
+        for chunk in _chunks([json.dumps(row, allow_nan=False).encode() for row in rows], IMPORT_BYTES):
+            content = b"[" + b",".join(chunk) + b"]"
+            answer = self._call("POST", f"/api/projects/{project}/import/predictions", content=content)
+            created = int((answer or {}).get("created", 0))
+            if created != len(chunk):
+                raise StudioRefused(
+                    f"Label Studio stored {created} of {len(chunk)} predictions and gave no reason. "
+                    "The label config has probably just changed; it is read again and published anew."
+                )
+
+    def show_round(self, project: int, version: str) -> None:
+        """Let annotators be served `version` by ascending score. Its predictions must exist already."""
+        body = {"sampling": SAMPLING, "model_version": version, "show_collab_predictions": True}
+        self._call("PATCH", f"/api/projects/{project}/", body=body)
+
+    def has_view(self, project: int) -> bool:
+        views = self._call("GET", "/api/dm/views/", params={"project": project})
+        return any((v.get("data") or {}).get("title") == VIEW_TITLE for v in views)
+
+    def add_view(self, project: int) -> None:
+        """Add the Data Manager tab that shows the queue: unlabelled tasks by ascending score."""
+        data = {
+            "title": VIEW_TITLE,
+            "type": "list",
+            "target": "tasks",
+            "ordering": ["tasks:predictions_score"],
+            **_filters(("total_annotations", "equal", "Number", 0)),
+            "hiddenColumns": {"explore": [], "labeling": []},
+            "columnsDisplayType": {},
+            "columnsWidth": {},
+            "gridWidth": 4,
+        }
+        self._call("POST", "/api/dm/views/", body={"project": project, "data": data})
+
+    def webhooks(self, project: int) -> list[dict[str, Any]]:
+        hooks = self._call("GET", "/api/webhooks/", params={"project": project})
+        return [hook for hook in hooks if hook.get("project") == project]
+
+    def has_webhook(self, project: int, url: str, secret: str) -> bool:
+        return any(_hook_is_right(hook, url, secret) for hook in self.webhooks(project))
+
+    def set_webhook(self, project: int, url: str, secret: str) -> None:
+        """Make the project's webhook to `url` exist, active, for every action, with our secret header.
+
+        Label Studio creates one without credentials when a backend is connected; it is mended
+        in place. Raises StudioRefused with the cure when Label Studio will not have the address.
+        """
+        body: dict[str, Any] = {
+            "send_payload": True,
+            "send_for_all_actions": True,
+            "is_active": True,
+            "actions": [],
+        }
+        same = [hook for hook in self.webhooks(project) if hook.get("url") == url]
+        try:
+            if not same:
+                headers = {SECRET_HEADER: secret}
+                more = {"project": project, "url": url, "headers": headers}
+                self._call("POST", "/api/webhooks/", body=body | more)
+                return
+            headers = {**(same[0].get("headers") or {}), SECRET_HEADER: secret}
+            self._call(
+                "PATCH", f"/api/webhooks/{same[0]['id']}/", body=body | {"url": url, "headers": headers}
+            )
+        except StudioRefused as error:
+            raise StudioRefused(
+                f"The webhook to {url} could not be set: {error} {webhook_cure(url)}"
+            ) from error
+
+    def backends(self, project: int) -> list[dict[str, Any]]:
+        """The ML backends connected to the project. Asking makes Label Studio call each of them."""
+        return list(self._call("GET", "/api/ml", params={"project": project}) or ())
+
+
+def webhook_cure(url: str) -> str:
+    """What to do when Label Studio will not deliver to `url`."""
+    host = urlsplit(url).hostname or ""
+    if "." not in host and host != "localhost" and ":" not in host:
+        return (
+            f"Label Studio takes no webhook address whose host has no dot: give {host!r} an alias with one "
+            f"(for example {host}.internal) and set SCANQUEUE_PUBLIC_URL to it."
+        )
+    return (
+        "Label Studio blocks private addresses by default: start it with USE_DEFAULT_BANNED_SUBNETS=false and "
+        "USER_ADDITIONAL_BANNED_SUBNETS=169.254.0.0/16 (or SSRF_PROTECTION_ENABLED=false)."
+    )
+
+
+# -- masks ------------------------------------------------------------------------------------
+
+
+def read_mask(
+    result: Sequence[Mapping[str, Any]], config: LabelConfig, height: int, width: int
+) -> tuple[Mask, list[str]]:
+    """The label map (height, width) that an annotation's regions draw, and remarks about it.
+
+    Class i + 1 is `config.labels[i]`, 0 is background; where regions overlap the later one wins.
+    Brush and polygon regions may be mixed. Regions of labels that the config no longer has are
+    left out and remarked upon. Raises UnreadableMask when a region does not fit the image.
+    """
+    classes = {label: i + 1 for i, label in enumerate(config.labels)}
+    masks: list[tuple[int, NDArray[np.bool_]]] = []
+    remarks: list[str] = []
+    for number, region in enumerate(result, start=1):
+        kind = str(region.get("type", "")).lower()
+        if kind not in ("brushlabels", "polygonlabels"):
+            continue
+        value = region.get("value") or {}
+        names = value.get(kind) or ["(no label)"]
+        label = str(names[0])
+        if label not in classes:
+            remarks.append(
+                f"region {number} is labelled {label!r}, which the label config does not have; it was left out. "
+                "Add the label again, or relabel the region."
+            )
+            continue
+        where = f"region {number} ({label!r})"
+        size = (region.get("original_height"), region.get("original_width"))
+        if size != (height, width):
+            raise UnreadableMask(
+                f"{where} was drawn on {size[1]} x {size[0]} pixels, but the image has {width} x {height}. "
+                "Delete the region and draw it again."
+            )
+        if kind == "brushlabels":
+            masks.append((classes[label], _decode_brush(value.get("rle"), height, width, where)))
+        else:
+            try:
+                masks.append((classes[label], polygon_to_mask(value.get("points") or (), height, width)))
+            except UnreadableMask as error:
+                raise UnreadableMask(f"{where}: {error}") from error
+    return merge_labels(masks, height, width), remarks
+
+
+def _decode_brush(rle: Any, height: int, width: int, where: str) -> NDArray[np.bool_]:
+    broken = UnreadableMask(
+        f"{where} holds a brush mask that does not fit its {width} x {height} pixels. "
+        "Delete the region and draw it again."
+    )
+    if not isinstance(rle, list) or len(rle) < 8 or not all(type(b) is int and 0 <= b < 256 for b in rle):
+        raise broken
+    if int.from_bytes(bytes(rle[:4]), "big") != height * width * 4:
+        raise broken  # the run lengths carry their own total: checked before anything is allocated
+    try:
+        flat = brush.decode_rle(rle)
+        alpha = np.reshape(flat, (height, width, 4))[:, :, 3]
+    except (ValueError, IndexError) as error:
+        raise broken from error
+    return np.asarray(alpha > 0)
+
+
+def draw_mask(
+    labelmap: Mask, labels: Sequence[str], config: LabelConfig, version: str
+) -> list[dict[str, Any]]:
+    """Label Studio regions for a label map (H, W), class i + 1 being labels[i].
+
+    Each label is drawn with the tag the config has for it, brush or polygon; classes whose label
+    the config no longer has, and empty ones, are left out.
+    """
+    height, width = labelmap.shape
+    regions: list[dict[str, Any]] = []
+    for index, label in enumerate(labels, start=1):
+        if label not in config.labels:
+            continue
+        mask = labelmap == index
+        if not mask.any():
+            continue
+        tag = config.tag_of(label)
+        common = {
+            "from_name": tag.name,
+            "to_name": tag.to_name,
+            "type": f"{tag.kind}labels",
+            "origin": "prediction",
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+        }
+        if tag.kind == "brush":
+            rle = encode_brush(mask)
+            value = {"format": "rle", "rle": rle, "brushlabels": [label]}
+            regions.append({"id": f"{version}-{index}", **common, "value": value})
+        else:
+            for part, points in enumerate(mask_to_polygons(mask)):
+                value = {"points": np.round(points, 3).tolist(), "closed": True, "polygonlabels": [label]}
+                regions.append({"id": f"{version}-{index}-{part}", **common, "value": value})
+    return regions
+
+
+def encode_brush(mask: NDArray[np.bool_]) -> list[int]:
+    """Label Studio's run lengths for a mask (H, W); inside is fully opaque."""
+    rle: list[int] = brush.mask2rle(mask.astype(np.uint8) * 255)  # type: ignore[no-untyped-call]
+    return rle
+
+
+# -- small things -----------------------------------------------------------------------------
+
+
+def _counting(annotations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    valid = [a for a in annotations if not a.get("was_cancelled")]
+    return max(valid, key=lambda a: (bool(a.get("ground_truth")), a["updated_at"], a["id"]), default=None)
+
+
+def _hook_is_right(hook: Mapping[str, Any], url: str, secret: str) -> bool:
+    return (
+        hook.get("url") == url
+        and bool(hook.get("is_active"))
+        and bool(hook.get("send_for_all_actions"))
+        and (hook.get("headers") or {}).get(SECRET_HEADER) == secret
+    )
+
+
+def _filters(*items: tuple[str, str, str, Any]) -> dict[str, Any]:
+    names = ("filter", "operator", "type", "value")
+    rows = [dict(zip(names, (f"filter:tasks:{i[0]}", *i[1:]), strict=True)) for i in items]
+    return {"filters": {"conjunction": "and", "items": rows}}
+
+
+def _chunks(rows: Sequence[bytes], limit: int) -> Iterator[list[bytes]]:
+    chunk: list[bytes] = []
+    size = 0
+    for row in rows:
+        if chunk and size + len(row) > limit:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(row)
+        size += len(row)
+    if chunk:
+        yield chunk
+
+
+def _body(response: httpx.Response, reference: str) -> bytes:
+    name = reference.rsplit("/", 1)[-1][:80]
+    if response.status_code >= 400:
+        raise UnreadableScan(
+            f"its image {name!r} cannot be had: the server answered {response.status_code}. "
+            "Restore the file, or delete the task and import the image again."
+        )
+    parts, size = [], 0
+    for part in response.iter_bytes():
+        size += len(part)
+        if size > IMAGE_BYTES:
+            raise UnreadableScan(f"its image {name!r} is larger than {IMAGE_BYTES >> 20} MiB.")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _detail(body: Any) -> str:
+    if isinstance(body, Mapping):
+        text = str(body.get("validation_errors") or body.get("detail") or body)
+    else:
+        text = str(body)
+    return text[:300].rstrip(".") + "."

@@ -1,0 +1,118 @@
+"""The next scans to label, when a model exists: unsure ones, away from what is labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampling.arrays import FloatArray, IntArray, finite_matrix, refuse_rows, row_numbers, whole_number
+from sampling.farthest import distances_to
+
+ALPHA = 0.5
+
+Score = Callable[[NDArray[np.float64], NDArray[np.float64], IntArray], NDArray[np.float64]]
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Scans to label next, the most wanted first, with the terms as they stood when each was picked.
+
+    rows       (K,), distinct rows, none of them labelled
+    score      (K,), what it was picked for, 0..1, high = wanted. The terms change from pick to pick, so the
+               scores need not descend
+    entropy    (K,), how unsure the model is of it: H, 0..1 among the unlabelled scans
+    diversity  (K,), how far it was from everything labelled or picked: D, 0..1 among the scans still to pick
+    """
+
+    rows: IntArray
+    score: NDArray[np.float64]
+    entropy: NDArray[np.float64]
+    diversity: NDArray[np.float64]
+
+
+def rank(
+    entropy: FloatArray,
+    xy: FloatArray,
+    chosen: Sequence[int] | IntArray,
+    *,
+    alpha: float = ALPHA,
+    count: int,
+) -> Ranking:
+    """Pick up to `count` unlabelled scans, one at a time, each with the highest S = alpha H + (1 - alpha) D.
+
+    H is the entropy, min-max normalised once over the unlabelled scans. D is the distance on the map to the
+    nearest scan that is labelled or already picked here, min-max normalised over the remaining candidates at
+    every pick. A term that is the same for all counts 0, and so does D while nothing is labelled or picked
+    (an empty `chosen` makes the first pick by H alone). Ties go to the lower row.
+
+    entropy  (N,), finite for every unlabelled row, anything (NaN too) for labelled ones; not modified
+    xy       (N, 2), finite, the whole map, labelled scans included; not modified
+    chosen   rows already labelled; never picked; may be empty
+    alpha    0 = spread only, 1 = uncertainty only
+    count    how many to pick, >= 0; fewer come back when fewer are unlabelled
+
+    All row numbers count rows of `entropy` and `xy`. Time O(N) per pick.
+    Raises ValueError on bad shapes, NaN (with its row), chosen, alpha or count.
+    The sum and the greedy picks are the paper's; alpha and both normalisations are ours.
+
+    >>> import numpy as np
+    >>> line = np.array([[0.0, 0], [1, 0], [2, 0], [9, 0]])
+    >>> found = rank(np.array([np.nan, 0.9, 0.5, 0.1]), line, [0], alpha=0.4, count=2)
+    >>> found.rows, found.score.round(4)
+    (array([3, 2]), array([0.6, 0.8]))
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha: got {alpha}, wanted 0 (spread only) to 1 (uncertainty only)")
+    return greedy(entropy, xy, chosen, count=count, score=lambda h, d, _: alpha * h + (1.0 - alpha) * d)
+
+
+def greedy(
+    entropy: FloatArray, xy: FloatArray, chosen: Sequence[int] | IntArray, *, count: int, score: Score
+) -> Ranking:
+    """Like `rank`, with any `score(H, D, rows)` of the candidates at a pick, each argument (candidates,)."""
+    xy = finite_matrix("xy", xy, columns=2)
+    values = np.asarray(entropy, dtype=np.float64)
+    if values.shape != (len(xy),):
+        raise ValueError(
+            f"entropy: got shape {values.shape}, wanted ({len(xy)},), one number for each row of xy"
+        )
+    labelled = row_numbers("chosen", chosen, len(xy))
+    candidates = np.setdiff1d(np.arange(len(xy)), labelled)
+    refuse_rows("entropy", ~np.isfinite(values[candidates]), candidates)
+    count = min(whole_number("count", count, low=0), len(candidates))
+
+    h = min_max(values[candidates])
+    points = xy[candidates]
+    nearest = _nearest(points, xy[np.unique(labelled)])
+    left = np.ones(len(candidates), dtype=bool)
+    terms = np.empty((3, count))
+    picks = np.empty(count, dtype=np.intp)
+    for i in range(count):
+        positions = np.flatnonzero(left)
+        d = min_max(nearest[positions])
+        s = score(h[positions], d, candidates[positions])
+        best = int(s.argmax())
+        picks[i] = candidates[positions[best]]
+        terms[:, i] = s[best], h[positions[best]], d[best]
+        left[positions[best]] = False
+        np.minimum(nearest, distances_to(points, points[positions[best]]), out=nearest)
+    return Ranking(picks, *terms)
+
+
+def min_max(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`values` moved and scaled to 0..1; all 0 where they are all the same, infinity included."""
+    if len(values) == 0 or values.min() == values.max():
+        return np.zeros(len(values))
+    scaled: NDArray[np.float64] = (values - values.min()) / (values.max() - values.min())
+    return scaled
+
+
+def _nearest(points: NDArray[np.float64], labelled: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(P,) distance of each point to the nearest of the labelled ones; infinity while there is none."""
+    nearest = np.full(len(points), np.inf)
+    for other in labelled:
+        np.minimum(nearest, distances_to(points, other), out=nearest)
+    return nearest

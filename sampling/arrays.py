@@ -1,0 +1,61 @@
+"""What an array must be before an algorithm sees it, and the words when it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray: TypeAlias = NDArray[np.floating]
+IntArray: TypeAlias = NDArray[np.intp]
+
+
+def finite_matrix(name: str, array: ArrayLike, *, columns: int | None = None) -> NDArray[np.float64]:
+    """`array` as (N, D) float64, N >= 1 and D >= 1; a view where that is possible, so never write to it.
+
+    Raises ValueError on another shape, and on NaN or infinity with the row number.
+    """
+    matrix = np.asarray(array, dtype=np.float64)
+    wanted = f"(N, {'D' if columns is None else columns})"
+    if matrix.ndim != 2 or 0 in matrix.shape or (columns is not None and matrix.shape[1] != columns):
+        raise ValueError(f"{name}: got shape {matrix.shape}, wanted {wanted}, one row per scan and N >= 1")
+    refuse_rows(name, ~np.all(np.isfinite(matrix), axis=1, keepdims=True)[:, 0])
+    return matrix
+
+
+def refuse_rows(name: str, bad: NDArray[np.bool_], rows: IntArray | None = None) -> None:
+    """Raise ValueError naming the first row where `bad` holds; `rows` translates positions to row numbers."""
+    positions = np.flatnonzero(bad)
+    if len(positions):
+        first = int(positions[0] if rows is None else rows[positions[0]])
+        raise ValueError(
+            f"{name}: row {first} holds NaN or infinity ({len(positions)} such row(s)); every number must be "
+            "finite. Compute that row again or leave that scan out"
+        )
+
+
+def row_numbers(name: str, rows: Sequence[int] | IntArray, n: int) -> IntArray:
+    """`rows` as an array of row numbers of an array with `n` rows. Raises ValueError on anything else."""
+    numbers = np.asarray(rows)
+    if numbers.size == 0:
+        return np.empty(0, dtype=np.intp)
+    if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(
+            f"{name}: got {numbers.dtype} of shape {numbers.shape}, wanted a list of whole row numbers"
+        )
+    outside = numbers[(numbers < 0) | (numbers >= n)]
+    if len(outside):
+        raise ValueError(f"{name}: got row {int(outside[0])}, wanted 0 <= row < {n}, the number of rows")
+    return numbers.astype(np.intp)
+
+
+def whole_number(name: str, value: int, *, low: int, high: int | None = None) -> int:
+    """`value` as int. Raises ValueError if it is not a whole number in low..high."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"{name}: got {value!r}, wanted a whole number")
+    if value < low or (high is not None and value > high):
+        wanted = f">= {low}" if high is None else f"in {low}..{high}"
+        raise ValueError(f"{name}: got {value}, wanted a whole number {wanted}")
+    return int(value)

@@ -1,0 +1,151 @@
+"""Groups of similar scans on the map, and the most central scan of each."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampling.arrays import FloatArray, IntArray, finite_matrix, whole_number
+
+LARGEST_K = 20
+SILHOUETTE_ROWS = 10_000  # silhouettes are taken on at most this many rows
+STARTS = 10  # k-means runs for each k; the tightest is kept
+BLOCK = 4_000_000  # distances held at once
+
+
+@dataclass(frozen=True, eq=False)
+class Clustering:
+    """Which cluster each scan belongs to.
+
+    labels           (N,), cluster numbers 0..k-1, the largest cluster first (ties: the lower medoid row)
+    medoids          (k,), medoids[c] is the row of the member of cluster c with the least summed distance
+                     to the others
+    silhouette       mean silhouette in -1..1 (high = well apart) of every k that was tried; empty if none
+    silhouette_rows  how many rows those means were taken on: N, or fewer when N was too large (0 if none)
+    """
+
+    labels: IntArray
+    medoids: IntArray
+    silhouette: dict[int, float]
+    silhouette_rows: int
+
+    @property
+    def k(self) -> int:
+        return len(self.medoids)
+
+    @property
+    def silhouette_sampled(self) -> bool:
+        """The silhouettes come from a random sample of the rows."""
+        return 0 < self.silhouette_rows < len(self.labels)
+
+
+def choose_clusters(xy: FloatArray, *, k_min: int = 2, k_max: int | None = None, seed: int) -> Clustering:
+    """Cluster the map by k-means, with the k whose mean silhouette is the highest (ties: the smaller k).
+
+    xy     (N, 2), finite; distances are Euclidean on the map; not modified
+    k_min  smallest k to try, >= 2
+    k_max  largest k to try; default min(20, N - 1)
+    seed   same input and seed, same clusters
+
+    There are never more clusters than N - 1 or than distinct positions, whatever k_min says; where that
+    leaves no k >= 2 (N < 3, or all scans in one place) everything is one cluster. Above 10,000 rows the
+    silhouettes are taken on a fixed random sample of 10,000 rows, the same for every k, and
+    `silhouette_rows` says so.
+    Raises ValueError on bad shape, NaN (with its row), k_min or k_max.
+    Sources: Lloyd 1982; Arthur & Vassilvitskii 2007; Rousseeuw 1987.
+
+    >>> import numpy as np
+    >>> found = choose_clusters(np.array([[0.0, 0], [0, 1], [0, 2], [9, 0], [9, 1]]), seed=0)
+    >>> found.k, found.labels, found.medoids
+    (2, array([0, 0, 0, 1, 1]), array([1, 3]))
+    """
+    xy = finite_matrix("xy", xy, columns=2)
+    k_min = whole_number("k_min", k_min, low=2)
+    k_max = max(LARGEST_K, k_min) if k_max is None else whole_number("k_max", k_max, low=k_min)
+    random = np.random.default_rng(whole_number("seed", seed, low=0))
+    highest = min(k_max, len(xy) - 1, len(np.unique(xy, axis=0)))
+    candidates = _kmeans(xy, range(min(k_min, highest), highest + 1), seed=int(random.integers(2**32)))
+    if not candidates:
+        return _numbered(xy, np.zeros(len(xy), dtype=np.intp), {}, 0)
+
+    sample: IntArray = np.arange(len(xy))
+    if len(xy) > SILHOUETTE_ROWS:
+        sample = np.sort(random.choice(len(xy), SILHOUETTE_ROWS, replace=False))
+    labelings = [labels[sample] for labels in candidates.values()]
+    silhouette = dict(zip(candidates, mean_silhouettes(xy[sample], labelings), strict=True))
+    best = max(silhouette, key=lambda k: (silhouette[k], -k))
+    return _numbered(xy, candidates[best], silhouette, len(sample))
+
+
+def mean_silhouettes(xy: NDArray[np.float64], labelings: Sequence[IntArray]) -> list[float]:
+    """Mean silhouette of the same N points under several labelings, each (N,) of numbers >= 0.
+
+    Between -1 and 1, high = well apart; a member alone in its cluster counts 0, and so does everything where
+    there is one cluster only. Distances are computed once for all labelings, a block of rows at a time.
+    """
+    n = len(xy)
+    masks = [labels[:, None] == np.unique(labels) for labels in labelings]
+    columns = np.hstack(masks).astype(np.float64)
+    bounds = np.cumsum([0] + [mask.shape[1] for mask in masks])
+    totals = [0.0] * len(masks)
+    for begin, distances in _distance_blocks(xy):
+        sums = distances @ columns  # (rows, all clusters of all labelings)
+        for i, mask in enumerate(masks):
+            own = mask[begin : begin + len(distances)]
+            sizes = mask.sum(axis=0)
+            to = sums[:, bounds[i] : bounds[i + 1]]
+            size = (own * sizes).sum(axis=1)
+            inner = (own * to).sum(axis=1) / np.maximum(size - 1, 1)
+            outer = np.where(own, np.inf, to / sizes).min(axis=1)
+            wider = np.maximum(inner, outer)
+            known = (size > 1) & (wider > 0) & np.isfinite(outer)
+            totals[i] += float(((outer - inner)[known] / wider[known]).sum())
+    return [total / n for total in totals]
+
+
+def medoid(xy: NDArray[np.float64]) -> int:
+    """Row of the point with the least summed distance to all others; ties, up to rounding: lowest row."""
+    sums = np.concatenate([distances.sum(axis=1) for _, distances in _distance_blocks(xy)])
+    return int(np.flatnonzero(sums <= sums.min() * (1 + 1e-12))[0])
+
+
+def _kmeans(xy: NDArray[np.float64], ks: Iterable[int], seed: int) -> dict[int, IntArray]:
+    """Labels for each k >= 2 that k-means could fill: points that nearly coincide may leave one empty."""
+    from sklearn.cluster import KMeans  # slow to import, and only a fit needs it
+    from threadpoolctl import threadpool_limits
+
+    found = {}
+    with threadpool_limits(limits=1), warnings.catch_warnings():  # one thread: sums in one order, one answer
+        warnings.simplefilter("ignore")
+        for k in ks:
+            if k < 2:
+                continue
+            labels = KMeans(k, n_init=STARTS, random_state=seed).fit_predict(xy).astype(np.intp)
+            if len(np.unique(labels)) == k:
+                found[k] = labels
+    return found
+
+
+def _numbered(
+    xy: NDArray[np.float64], labels: IntArray, silhouette: dict[int, float], silhouette_rows: int
+) -> Clustering:
+    """The same clusters, numbered from the largest down."""
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    medoids = [int(rows[medoid(xy[rows])]) for rows in members]
+    order = sorted(range(len(members)), key=lambda c: (-len(members[c]), medoids[c]))
+    numbered = np.empty(len(xy), dtype=np.intp)
+    for number, c in enumerate(order):
+        numbered[members[c]] = number
+    return Clustering(numbered, np.array([medoids[c] for c in order]), silhouette, silhouette_rows)
+
+
+def _distance_blocks(xy: NDArray[np.float64]) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Distances of some rows to all, a few million numbers at a time, with the first of these rows."""
+    step = max(1, BLOCK // len(xy))
+    for begin in range(0, len(xy), step):
+        across, up = (xy[begin : begin + step, None, axis] - xy[:, axis] for axis in (0, 1))
+        yield begin, np.sqrt(across**2 + up**2)

@@ -1,0 +1,90 @@
+"""The first scans to label, when no label exists yet: typical ones first, then ever farther from those."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from sampling.arrays import FloatArray, IntArray, finite_matrix
+from sampling.clustering import Clustering
+from sampling.farthest import farthest_first
+
+Reason: TypeAlias = Literal["medoid", "farthest", "random"]
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """All scans, in the order in which to label them; the annotator may stop anywhere.
+
+    rows     (N,), every row once
+    reasons  reasons[i] says why rows[i] was picked: "medoid", "farthest", or "random" (by that strategy only)
+    cluster  (N,), cluster[i] is the cluster of rows[i]
+    """
+
+    rows: IntArray
+    reasons: tuple[Reason, ...]
+    cluster: IntArray
+
+
+def cold_start_order(xy: FloatArray, clustering: Clustering) -> Order:
+    """Order all scans so that every beginning of the order covers the map in proportion to its clusters.
+
+    The medoids come first, the largest cluster's before the others' (ties: the lower cluster). After them,
+    each pick comes from the cluster with the largest size / (2 * taken + 1), ties to the larger, then the
+    lower cluster; within it, it is the member farthest from those already taken there, ties to the lower row.
+
+    xy          (N, 2), finite, the map that was clustered; not modified
+    clustering  of those N rows
+
+    Raises ValueError on bad shape, NaN (with its row) and a clustering of another map.
+    Sources: Webster's apportionment (Balinski & Young 1982); Gonzalez 1985.
+
+    >>> import numpy as np
+    >>> xy = np.array([[0.0, 0], [0, 1], [0, 2], [9, 0], [9, 1]])
+    >>> two = Clustering(np.array([0, 0, 0, 1, 1]), np.array([1, 3]), {}, 0)
+    >>> order = cold_start_order(xy, two)
+    >>> order.rows, order.reasons
+    (array([1, 3, 0, 4, 2]), ('medoid', 'medoid', 'farthest', 'farthest', 'farthest'))
+    """
+    xy = finite_matrix("xy", xy, columns=2)
+    queues = []
+    for cluster, first in enumerate(_medoids_checked(xy, clustering)):
+        members = np.flatnonzero(clustering.labels == cluster)
+        start = int(np.searchsorted(members, first))
+        queues.append(members[farthest_first(xy[members], len(members), start)])
+
+    sizes = np.array([len(queue) for queue in queues])
+    by_size = np.argsort(-sizes, kind="stable")
+    taken = np.zeros(len(sizes), dtype=np.intp)
+    cluster_of_pick = np.empty(len(xy), dtype=np.intp)
+    for i in range(len(xy)):
+        # `by_size` puts the winner of a tie first. Equal quotients are equal floats, as division rounds
+        # correctly. An exhausted cluster is below 1/2, one with members left above: never asked in vain.
+        cluster = by_size[i if i < len(sizes) else (sizes / (2 * taken + 1))[by_size].argmax()]
+        cluster_of_pick[i] = cluster
+        taken[cluster] += 1
+
+    rows = np.empty(len(xy), dtype=np.intp)
+    for cluster, queue in enumerate(queues):
+        rows[cluster_of_pick == cluster] = queue
+    return Order(rows, medoids_then_farthest(len(sizes), len(xy)), cluster_of_pick)
+
+
+def medoids_then_farthest(medoids: int, n: int) -> tuple[Reason, ...]:
+    return tuple("medoid" if i < medoids else "farthest" for i in range(n))
+
+
+def _medoids_checked(xy: FloatArray, clustering: Clustering) -> list[int]:
+    """The medoids as ints. Raises ValueError unless the clustering is one of these rows."""
+    labels, medoids = clustering.labels, clustering.medoids
+    if len(labels) != len(xy):
+        raise ValueError(
+            f"clustering: made for {len(labels)} rows, but xy has {len(xy)}. Cluster this map again"
+        )
+    if not np.array_equal(labels[medoids], np.arange(len(medoids))) or labels.max() >= len(medoids):
+        raise ValueError(
+            "clustering: every cluster needs its own medoid, with labels 0..k-1. Use choose_clusters"
+        )
+    return [int(row) for row in medoids]

@@ -1,0 +1,132 @@
+"""How unsure a model is of one image, from the probabilities it gave its pixels.
+
+All functions here take the same arguments and promise the same:
+
+probabilities  (C, H, W) for one image, (N, C, H, W) for several; C >= 2 classes that sum to 1 at each pixel.
+               A model with one sigmoid output p has the two classes 1 - p and p
+inside         (H, W) or (N, H, W) bool, True where a pixel belongs to the image and not to its padding;
+               default: everywhere
+
+Each returns shape () for one image, (N,) for several, between 0 (sure everywhere) and 1 (no idea anywhere).
+Inputs are not modified. Raises ValueError on a bad shape, and, naming the image's row, on NaN, on
+probabilities outside 0..1 or not summing to 1 (within 0.01, as float16 rounds), and on no pixel inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampling.arrays import FloatArray
+
+TOLERANCE = 0.01
+TOP_SHARE = 0.1
+
+
+def image_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+    """Mean over the image's pixels of -sum p log p, divided by log C.
+
+    Source: Shannon 1948.
+
+    >>> import numpy as np
+    >>> float(image_entropy(np.full((2, 4, 4), 0.5)))
+    1.0
+    """
+    return _each_image(probabilities, inside, lambda p: float(_pixel_entropy(p).mean()))
+
+
+def image_top_entropy(
+    probabilities: FloatArray, inside: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
+    """Like `image_entropy`, over the most uncertain tenth of the pixels (at least one).
+
+    A small lesion with an unsure outline is not drowned by a large, certain background.
+
+    >>> import numpy as np
+    >>> p = np.zeros((2, 1, 20)); p[0] = 1; p[:, 0, :2] = 0.5
+    >>> float(image_entropy(p)), float(image_top_entropy(p))
+    (0.1, 1.0)
+    """
+
+    def top(p: NDArray[np.float64]) -> float:
+        entropy = np.sort(_pixel_entropy(p))
+        return float(entropy[-max(1, math.ceil(TOP_SHARE * len(entropy))) :].mean())
+
+    return _each_image(probabilities, inside, top)
+
+
+def image_least_confidence(
+    probabilities: FloatArray, inside: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
+    """Mean over the image's pixels of what the likeliest class leaves, (1 - max p) * C / (C - 1).
+
+    Source: Lewis & Gale 1994.
+    """
+    return _each_image(
+        probabilities, inside, lambda p: float((1.0 - p.max(axis=0)).mean()) * len(p) / (len(p) - 1)
+    )
+
+
+def image_margin(probabilities: FloatArray, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+    """Mean over the image's pixels of 1 - (p of the likeliest class - p of the next).
+
+    Source: Scheffer et al. 2001.
+    """
+
+    def margin(p: NDArray[np.float64]) -> float:
+        ordered = np.sort(p, axis=0)
+        return float((1.0 - (ordered[-1] - ordered[-2])).mean())
+
+    return _each_image(probabilities, inside, margin)
+
+
+def _pixel_entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(C, P) probabilities -> (P,) entropies / log C; 0 log 0 counts 0."""
+    terms = p * np.log(np.where(p > 0, p, 1.0))
+    entropy: NDArray[np.float64] = -terms.sum(axis=0) / math.log(len(p))
+    return entropy
+
+
+def _each_image(
+    probabilities: FloatArray,
+    inside: NDArray[np.bool_] | None,
+    measure: Callable[[NDArray[np.float64]], float],
+) -> NDArray[np.float64]:
+    """`measure` of the (C, P) probabilities of each image's own pixels, one image in memory at a time."""
+    given = np.asarray(probabilities)
+    if given.ndim not in (3, 4) or given.shape[-3] < 2 or 0 in given.shape[-2:]:
+        raise ValueError(
+            f"probabilities: got shape {given.shape}, wanted (C, H, W) or (N, C, H, W) with C >= 2 classes. "
+            "For one sigmoid output p, stack 1 - p and p"
+        )
+    images = given if given.ndim == 4 else given[None]
+    mask = np.ones(images.shape[-2:], dtype=bool) if inside is None else np.asarray(inside)
+    if mask.dtype != bool or mask.shape not in (images.shape[-2:], (len(images), *images.shape[-2:])):
+        raise ValueError(
+            f"inside: got {mask.dtype} of shape {mask.shape}, wanted bool of shape {images.shape[-2:]} or "
+            f"{(len(images), *images.shape[-2:])}"
+        )
+    masks = np.broadcast_to(mask, (len(images), *images.shape[-2:]))
+    measured = [
+        measure(_distributions(image[:, own], row))
+        for row, (image, own) in enumerate(zip(images, masks, strict=True))
+    ]
+    return np.clip(np.array(measured, dtype=np.float64), 0.0, 1.0).reshape(given.shape[:-3])
+
+
+def _distributions(pixels: FloatArray, row: int) -> NDArray[np.float64]:
+    p = pixels.astype(np.float64)
+    if p.shape[1] == 0:
+        raise ValueError(f"inside: row {row} has no pixel inside the image, wanted at least one")
+    if not np.isfinite(p).all():
+        raise ValueError(f"probabilities: row {row} holds NaN or infinity. Predict that image again")
+    if p.min() < -TOLERANCE or p.max() > 1 + TOLERANCE or np.abs(p.sum(axis=0) - 1).max() > TOLERANCE:
+        raise ValueError(
+            f"probabilities: row {row} is in {p.min():.4g}..{p.max():.4g} with sums over classes in "
+            f"{p.sum(axis=0).min():.4g}..{p.sum(axis=0).max():.4g}, wanted 0..1 and sums of 1. "
+            "Apply softmax first"
+        )
+    return np.clip(p, 0.0, 1.0)

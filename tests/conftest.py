@@ -1,0 +1,71 @@
+"""Fixtures for every test: a real Label Studio, scans with true masks, a free port."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import pytest
+
+from backend.demo import child
+from backend.demo.label_studio import LabelStudio, default_executable
+from backend.demo.phantoms import write_phantoms
+
+ScanPairs = list[tuple[Path, Path]]
+
+
+@pytest.fixture(scope="session")
+def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
+    """One Label Studio for the whole run. A test makes its own projects in it and leaves the rest alone."""
+    if not default_executable().exists():
+        pytest.skip(f"Label Studio is not installed at {default_executable()}; run `make setup`")
+    with LabelStudio.start(tmp_path_factory.mktemp("label-studio")) as studio:
+        yield studio
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data sets that may lie beside the checkout."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("no folder ../shared with data sets beside this checkout")
+    return folder
+
+
+@pytest.fixture
+def free_port() -> int:
+    return child.free_port()
+
+
+@pytest.fixture(scope="session")
+def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 synthetic radiographs: images/, masks/ (0 background, 1 Lung, 2 Heart), labels.txt."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, 60, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scans60(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ScanPairs:
+    """60 chest radiographs, each with the mask of its lungs (0 or 255), 256 x 256 pixels.
+
+    Real ones where ../shared has them, synthetic ones elsewhere.
+    """
+    real = Path(__file__).resolve().parents[2] / "shared" / "data" / "montgomery_cxr"
+    source = real if real.is_dir() else request.getfixturevalue("phantom_folder")
+    folder = tmp_path_factory.mktemp("scans60")
+    pairs = []
+    for image in sorted((source / "images").glob("*.png"))[:60]:
+        pixels = cv2.imread(str(image), cv2.IMREAD_GRAYSCALE)
+        mask = cv2.imread(str(source / "masks" / image.name), cv2.IMREAD_GRAYSCALE)
+        assert pixels is not None
+        assert mask is not None
+        lung = (mask > 127) if source == real else (mask == 1)
+        small = cv2.resize(pixels, (256, 256), interpolation=cv2.INTER_AREA)
+        small_mask = cv2.resize(lung.astype("uint8") * 255, (256, 256), interpolation=cv2.INTER_NEAREST)
+        pair = (folder / image.name, folder / f"{image.stem}.mask.png")
+        assert cv2.imwrite(str(pair[0]), small)
+        assert cv2.imwrite(str(pair[1]), small_mask)
+        pairs.append(pair)
+    return pairs
