@@ -193,13 +193,14 @@ def demo(
     simulate: Annotated[bool, typer.Option(help="Let two simulated annotators do the labelling.")] = False,
     labels: Annotated[int, typer.Option(help="Scans the simulated annotators label.")] = 40,
     folder: Annotated[Path, typer.Option(help="Where the demo keeps its files.")] = Path("demo-data"),
-    port: Annotated[int | None, typer.Option(help="Port of scanqueue; 9090, or a free one.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of Label Studio; 8080, or a free one.")] = None,
+    service_port: Annotated[int | None, typer.Option(help="Port of scanqueue; 9090, or a free one.")] = None,
 ) -> None:
     """Start a real Label Studio and scanqueue, connect them, and stay up."""
     _log_to("WARNING")
     from backend.demo.run import run_demo
 
-    run_demo(data, simulate, labels, folder, port=port)
+    run_demo(data, simulate, labels, folder, port=port, service_port=service_port)
 
 
 def _store(data_dir: Path | None) -> Any:

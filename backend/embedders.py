@@ -1,8 +1,8 @@
 """Images to vectors: what the map of a project is drawn from.
 
-An embedder is opened by name: `pixels`, `timm:MODEL`, `timm:local-dir:FOLDER`, `open_clip:MODEL[@TAG or file]`,
-`open_clip:hf-hub:ORG/REPO`, `open_clip:local-dir:FOLDER`, or `auto`. Checkpoints are read as safetensors, or by
-torch with `weights_only=True`: nothing in a weights file is ever executed.
+An embedder is opened by name: `pixels`, `timm:MODEL`, `timm:local-dir:FOLDER`,
+`open_clip:MODEL[@PRETRAINED or file]`, `open_clip:hf-hub:ORG/REPO`, `open_clip:local-dir:FOLDER`, or `auto`.
+Checkpoints are read as safetensors, or by torch with `weights_only=True`: nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: only inside functions
 
 BIOMEDCLIP = "open_clip:hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 BIOMEDCLIP_FOLDER = "biomedclip"
-BATCH = 32
+BATCH = 16
 NETWORK_SECONDS = 3.0  # a hospital without internet waits no longer than this
 
 CLIP_CONFIG = "open_clip_config.json"
@@ -66,7 +66,7 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True)
 class OpenEmbedder:
-    """An embedder ready for use, the name that opens it again, and why it is this one, for a person to read."""
+    """An embedder ready for use, the name that opens it again, and, for a person to read, why this one."""
 
     embedder: Embedder
     name: str
@@ -106,7 +106,7 @@ class Pixels:
     """The last resort: a small description of the picture itself, with nothing learned in it.
 
     A 16 x 16 thumbnail, a 32-bin histogram of gray levels and, in 4 x 4 cells, 8-bin histograms of edge
-    directions; each part has length 1. It tells apart body parts, views and machines, and hardly anything finer.
+    directions; each part has length 1. It tells apart body parts, views and machines, and little that is finer.
     """
 
     name = "pixels"
@@ -153,10 +153,12 @@ class Network:
     """A vision network without its head, in evaluation mode, on one device."""
 
     def __init__(self, name: str, model: torch.nn.Module, preprocessing: Preprocessing, device: str) -> None:
+        import torch
+
         self.name = name
         self.preprocessing = preprocessing
         self._device = _torch_device(device)
-        self._model = model.eval().requires_grad_(False).to(self._device)
+        self._model = model.eval().requires_grad_(False).to(self._device).to(memory_format=torch.channels_last)
         self.dim = self._vectors([np.zeros((8, 8, 3), dtype=np.uint8)]).shape[1]
 
     def embed(self, images: Sequence[Uint8Image]) -> NDArray[np.float32]:
@@ -166,9 +168,7 @@ class Network:
             vectors[begin : begin + BATCH] = self._vectors(batch)
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(broken):
-            raise ValueError(
-                f"{self.name}: image {broken[0]} got NaN or infinity from the network. Use other weights"
-            )
+            raise ValueError(f"{self.name}: image {broken[0]} got NaN or infinity from the network. Use other weights")
         return vectors
 
     def _vectors(self, images: Sequence[Uint8Image]) -> NDArray[np.float32]:
@@ -195,7 +195,7 @@ class _CannotHave(WeightsMissing):
         self.reason = reason
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Place:
     """Where weights may come from, and where the network shall run."""
 
@@ -203,16 +203,11 @@ class _Place:
     device: str
     download: bool
 
-    def find(self, name: str) -> Path | None:
-        """A file or folder: in the weights folder, else as given."""
-        places = [Path(name).expanduser()]
-        if self.weights_dir is not None:
-            places.insert(0, self.weights_dir / name)
+    def find(self, name: str, *, anywhere: bool = True) -> Path | None:
+        """A file or folder: in the weights folder, else (if `anywhere`) as given."""
+        places = [] if self.weights_dir is None else [self.weights_dir / name]
+        places += [Path(name).expanduser()] if anywhere else []
         return next((path for path in places if path.exists()), None)
-
-    def folder(self, name: str, config: str) -> Path | None:
-        found = self.find(name)
-        return found if found is not None and (found / config).is_file() else None
 
     def cure(self, files: str, folder: str) -> str:
         where = f"the folder named by SCANQUEUE_WEIGHTS_DIR, in {folder}/"
@@ -224,21 +219,20 @@ class _Place:
         """The first of these files of a hub repository: from the cache, else downloaded, else None."""
         import httpx
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import RemoteEntryNotFoundError
 
         for cached in (True, False):
             if not cached and self.why_no_download:
                 return None
             for name in names:
                 try:
-                    return Path(
-                        hf_hub_download(repo, name, local_files_only=cached, etag_timeout=NETWORK_SECONDS)
-                    )
-                except EntryNotFoundError:
-                    continue
+                    return Path(hf_hub_download(repo, name, local_files_only=cached, etag_timeout=NETWORK_SECONDS))
+                except RemoteEntryNotFoundError:
+                    continue  # the repository has no such file
                 except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
                     if not cached:
-                        self.__dict__["why_no_download"] = f"the download failed: {type(error).__name__}"
+                        self.why_no_download = f"the download failed: {type(error).__name__}"
+                        return None
         return None
 
     @cached_property
@@ -304,15 +298,13 @@ def _open_timm(model: str, place: _Place) -> OpenEmbedder:
     import timm
 
     name, given = f"timm:{model}", model.removeprefix("local-dir:")
-    folder = place.folder(given, TIMM_CONFIG)
-    if folder is not None:
+    folder = place.find(given, anywhere=model.startswith("local-dir:"))
+    if folder is not None and (folder / TIMM_CONFIG).is_file():
         with _Reading(name, folder, place.cure(f"{TIMM_CONFIG} and {TIMM_WEIGHTS[0]}", given)):
             network = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
             return _opened(name, network, _timm_preprocessing(network), place, f"timm folder {given}", folder)
     if model.startswith("local-dir:"):
-        reason = (
-            f"{name}: no folder {given} with a {TIMM_CONFIG} in {place.weights_dir or 'the working folder'}"
-        )
+        reason = f"{name}: no folder {given} with a {TIMM_CONFIG} in {place.weights_dir or 'the working folder'}"
         raise _CannotHave(reason, place.cure(f"{TIMM_CONFIG} and {TIMM_WEIGHTS[0]}", given))
 
     if not timm.is_model(given):
@@ -331,13 +323,11 @@ def _open_timm(model: str, place: _Place) -> OpenEmbedder:
 
 
 def _timm_preprocessing(network: torch.nn.Module) -> Preprocessing:
-    from timm.data import resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
 
-    settings = resolve_model_data_config(network)
+    settings = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     _, height, width = settings["input_size"]
-    return Preprocessing(
-        (height, width), tuple(settings["mean"]), tuple(settings["std"]), settings["interpolation"]
-    )
+    return Preprocessing((height, width), tuple(settings["mean"]), tuple(settings["std"]), settings["interpolation"])
 
 
 def _open_clip(model: str, place: _Place) -> OpenEmbedder:
@@ -354,11 +344,11 @@ def _open_clip_repository(model: str, place: _Place) -> OpenEmbedder:
     if kind == "hf-hub":
         local = BIOMEDCLIP_FOLDER if name == BIOMEDCLIP else given.rpartition("/")[2]
     label = "BiomedCLIP" if name == BIOMEDCLIP else f"open_clip folder {local}"
-    folder = place.folder(local, CLIP_CONFIG)
+    folder = place.find(local, anywhere=kind == "local-dir")
     cure = place.cure(f"{CLIP_CONFIG} and {CLIP_WEIGHTS[0]} (or {CLIP_WEIGHTS[3]}) of {given}", local)
     config: Path | None = None
     weights: Path | None = None
-    if folder is not None:
+    if folder is not None and (folder / CLIP_CONFIG).is_file():
         config = folder / CLIP_CONFIG
         weights = next((folder / file for file in CLIP_WEIGHTS if (folder / file).is_file()), None)
         if weights is None:
@@ -370,9 +360,7 @@ def _open_clip_repository(model: str, place: _Place) -> OpenEmbedder:
         raise _CannotHave(_not_found(name, local, kind == "hf-hub", place), cure)
     with _Reading(name, weights, cure):
         settings = json.loads(config.read_text(encoding="utf-8"))
-        tower, preprocessing = _vision_tower(
-            settings["model_cfg"], settings.get("preprocess_cfg", {}), weights
-        )
+        tower, preprocessing = _vision_tower(settings["model_cfg"], settings.get("preprocess_cfg", {}), weights)
         return _opened(name, tower, preprocessing, place, label, weights)
 
 
@@ -389,9 +377,7 @@ def _open_clip_builtin(model: str, place: _Place) -> OpenEmbedder:
     tag = pretrained or next(iter(tags), "")
     settings = open_clip.get_pretrained_cfg(given, tag)
     repo, _, file = settings.get("hf_hub", "").rpartition("/") if settings else ("", "", "")
-    weights = (
-        place.hub_file(repo, [file] if file else CLIP_WEIGHTS) if repo else place.find(tag) if tag else None
-    )
+    weights = place.hub_file(repo, [file] if file else CLIP_WEIGHTS) if repo else place.find(tag) if tag else None
     cure = (
         f"Give a file as open_clip:{given}@FILE, in the folder named by SCANQUEUE_WEIGHTS_DIR, "
         f"or one of the tags {', '.join(tags) or '(none)'}"
@@ -422,9 +408,7 @@ def _vision_tower(
     final = merge_preprocess_dict(PreprocessCfg(), preprocess)
     size = tower.image_size
     height, width = (size, size) if isinstance(size, int) else size
-    return tower, Preprocessing(
-        (height, width), tuple(final["mean"]), tuple(final["std"]), final["interpolation"]
-    )
+    return tower, Preprocessing((height, width), tuple(final["mean"]), tuple(final["std"]), final["interpolation"])
 
 
 def _visual_state(weights: Path) -> dict[str, torch.Tensor]:
@@ -460,7 +444,7 @@ class _Reading:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, WeightsMissing | BadSetting):
-            what = (str(error).splitlines() or [""])[0][:200]
+            what = " ".join(str(error).split())[:200]
             reason = f"{self.name}: {self.path} cannot be used ({type(error).__name__}: {what})"
             raise _CannotHave(reason, self.cure) from error
 
@@ -480,9 +464,7 @@ def _opened(
 
 def _not_found(name: str, local: str, on_hub: bool, place: _Place) -> str:
     where = place.weights_dir / local if place.weights_dir is not None else "any weights folder"
-    why = (
-        f" and cannot be downloaded ({place.why_no_download or 'the hub does not have it'})" if on_hub else ""
-    )
+    why = f" and cannot be downloaded ({place.why_no_download or 'the hub does not have it'})" if on_hub else ""
     return f"{name}: not in {where}{why}"
 
 
@@ -494,9 +476,7 @@ def _torch_device(device: str) -> torch.device:
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
-        raise BadSetting(
-            f"device: got {device!r}, wanted auto, cpu, cuda or cuda:N (SCANQUEUE_DEVICE)"
-        ) from error
+        raise BadSetting(f"device: got {device!r}, wanted auto, cpu or cuda[:N] (SCANQUEUE_DEVICE)") from error
     if wanted.type == "cuda" and not torch.cuda.is_available():
         raise BadSetting(
             f"device: got {device!r}, but torch sees no CUDA GPU here. Set SCANQUEUE_DEVICE to cpu or auto"
@@ -507,9 +487,7 @@ def _torch_device(device: str) -> torch.device:
 def _checked(image: Uint8Image, number: int) -> Uint8Image:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         kind = getattr(image, "dtype", type(image).__name__)
-        raise ValueError(
-            f"image {number}: got {kind}, wanted a uint8 array. Scale its window to 0..255 first"
-        )
+        raise ValueError(f"image {number}: got {kind}, wanted a uint8 array. Scale its window to 0..255 first")
     if 0 in image.shape or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
         raise ValueError(f"image {number}: got shape {image.shape}, wanted (H, W) gray or (H, W, 3) RGB")
     return np.ascontiguousarray(image)

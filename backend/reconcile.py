@@ -104,10 +104,16 @@ class Reconciler:
                 raise Busy
             try:
                 plan = self._until_done(project)
+            except Stopping:
+                raise
             except ScanqueueError as error:
                 blocked = isinstance(error, StudioRefused)
                 values = {"phase": "blocked", "reason": str(error)} if blocked else {}
                 self.store.set_project(project, trouble=str(error), **values)
+                raise
+            except Exception as error:
+                what = f"Unexpected failure ({type(error).__name__}: {error}); the log has the details."
+                self.store.set_project(project, trouble=what)
                 raise
             finally:
                 self.store.finish(project)

@@ -31,6 +31,11 @@ log = logging.getLogger("scanqueue.studio")
 
 PAGE = 5000
 ANNOTATION_CHUNK = 25
+# Label Studio applies `include` to the annotations inside a task as well
+ANNOTATION_FIELDS = (
+    "id,annotations,predictions,"
+    "result,updated_at,was_cancelled,ground_truth,lead_time,completed_by,parent_prediction"
+)
 IMPORT_BYTES = 32 * 2**20  # well below Label Studio's DATA_UPLOAD_MAX_MEMORY_SIZE of 250 MiB
 IMAGE_BYTES = 512 * 2**20
 SECRET_HEADER = "X-Scanqueue-Secret"
@@ -233,7 +238,7 @@ class Studio:
         for start in range(0, len(tasks), ANNOTATION_CHUNK):
             chunk = list(tasks[start : start + ANNOTATION_CHUNK])
             query = _filters(("id", "in_list", "List", chunk))
-            rows = self._tasks(project, "id,annotations,predictions", query, fields="all")
+            rows = self._tasks(project, ANNOTATION_FIELDS, query, fields="all")
             found = {row["id"]: row for row in rows}
             for task in chunk:
                 row = found.get(task, {})

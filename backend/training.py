@@ -203,8 +203,11 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=settings.mixed_precision and device.type == "cuda")
     loss_of = _Loss()
     augment = _augmentation(settings)
-    pixels = tv_tensors.Image(as_tensor(scans, spec))
-    targets = tv_tensors.Mask(torch.from_numpy(np.stack(masks)[:, None]))
+    # Wrapped one by one: a row of a tv_tensor is a plain tensor, and v2 would leave a plain mask where it is.
+    pool = [
+        (tv_tensors.Image(pixels), tv_tensors.Mask(torch.from_numpy(mask[None].copy())))
+        for pixels, mask in zip(as_tensor(scans, spec), masks, strict=True)
+    ]
     order = _endless(len(scans), settings.batch_size, settings.seed)
 
     history: list[dict[str, float | int | None]] = []
@@ -215,7 +218,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         with _seeded(settings.seed, step, device):
-            pairs = [augment(pixels[row], targets[row]) for row in next(order)]
+            pairs = [augment(*pool[row]) for row in next(order)]
             inputs = torch.stack([image for image, _ in pairs]).to(device)
             target = torch.stack([mask for _, mask in pairs]).to(device)
             inputs = standardised(inputs, target != IGNORE).contiguous(memory_format=torch.channels_last)
@@ -379,13 +382,14 @@ class _Average:
     def __init__(self, network: nn.Module, keep: float) -> None:
         self.network = copy.deepcopy(network).eval()
         self.keep = keep
-        self._source = list(network.state_dict(keep_vars=False).values())
-        self._target = list(self.network.state_dict().values())
+        self._source = network
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         keep = min(self.keep, step / (step + 9)) if self.keep else 0.0
-        for mean, value in zip(self._target, self._source, strict=True):
+        source = self._source.state_dict()
+        for name, mean in self.network.state_dict().items():
+            value = source[name]
             if mean.is_floating_point():
                 mean.lerp_(value, 1 - keep)
             else:

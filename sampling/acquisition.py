@@ -76,9 +76,7 @@ def greedy(
     xy = finite_matrix("xy", xy, columns=2)
     values = np.asarray(entropy, dtype=np.float64)
     if values.shape != (len(xy),):
-        raise ValueError(
-            f"entropy: got shape {values.shape}, wanted ({len(xy)},), one number for each row of xy"
-        )
+        raise ValueError(f"entropy: got shape {values.shape}, wanted ({len(xy)},), one number for each row of xy")
     labelled = row_numbers("chosen", chosen, len(xy))
     candidates = np.setdiff1d(np.arange(len(xy)), labelled)
     refuse_rows("entropy", ~np.isfinite(values[candidates]), candidates)

@@ -42,9 +42,7 @@ def row_numbers(name: str, rows: Sequence[int] | IntArray, n: int) -> IntArray:
     if numbers.size == 0:
         return np.empty(0, dtype=np.intp)
     if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
-        raise ValueError(
-            f"{name}: got {numbers.dtype} of shape {numbers.shape}, wanted a list of whole row numbers"
-        )
+        raise ValueError(f"{name}: got {numbers.dtype} of shape {numbers.shape}, wanted a list of whole row numbers")
     outside = numbers[(numbers < 0) | (numbers >= n)]
     if len(outside):
         raise ValueError(f"{name}: got row {int(outside[0])}, wanted 0 <= row < {n}, the number of rows")

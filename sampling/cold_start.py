@@ -80,11 +80,7 @@ def _medoids_checked(xy: FloatArray, clustering: Clustering) -> list[int]:
     """The medoids as ints. Raises ValueError unless the clustering is one of these rows."""
     labels, medoids = clustering.labels, clustering.medoids
     if len(labels) != len(xy):
-        raise ValueError(
-            f"clustering: made for {len(labels)} rows, but xy has {len(xy)}. Cluster this map again"
-        )
+        raise ValueError(f"clustering: made for {len(labels)} rows, but xy has {len(xy)}. Cluster this map again")
     if not np.array_equal(labels[medoids], np.arange(len(medoids))) or labels.max() >= len(medoids):
-        raise ValueError(
-            "clustering: every cluster needs its own medoid, with labels 0..k-1. Use choose_clusters"
-        )
+        raise ValueError("clustering: every cluster needs its own medoid, with labels 0..k-1. Use choose_clusters")
     return [int(row) for row in medoids]

@@ -49,9 +49,7 @@ class EmbeddingMap:
         d = len(self.mean)
         if np.shape(embeddings) == (0, d):
             return np.empty((0, 2))
-        later = (
-            _unit_rows(finite_matrix("embeddings", embeddings, columns=d)) - self.mean
-        ) @ self.components.T
+        later = (_unit_rows(finite_matrix("embeddings", embeddings, columns=d)) - self.mean) @ self.components.T
         k = min(NEIGHBOURS, len(self.xy))
         placed = np.empty((len(later), 2))
         step = max(1, BLOCK // len(self.xy))
@@ -73,9 +71,7 @@ class EmbeddingMap:
         """The map that `state()` described. Raises ValueError if arrays are missing or misfit."""
         missing = [name for name in ("xy", "mean", "components", "reduced") if name not in state]
         if missing:
-            raise ValueError(
-                f"map state: {', '.join(missing)} missing, got {sorted(state)}. Fit the map again"
-            )
+            raise ValueError(f"map state: {', '.join(missing)} missing, got {sorted(state)}. Fit the map again")
         xy, mean, components, reduced = (
             np.array(state[name], dtype=np.float64) for name in ("xy", "mean", "components", "reduced")
         )

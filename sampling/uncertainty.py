@@ -38,9 +38,7 @@ def image_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] | None = 
     return _each_image(probabilities, inside, lambda p: float(_pixel_entropy(p).mean()))
 
 
-def image_top_entropy(
-    probabilities: FloatArray, inside: NDArray[np.bool_] | None = None
-) -> NDArray[np.float64]:
+def image_top_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
     """Like `image_entropy`, over the most uncertain tenth of the pixels (at least one).
 
     A small lesion with an unsure outline is not drowned by a large, certain background.
@@ -58,16 +56,12 @@ def image_top_entropy(
     return _each_image(probabilities, inside, top)
 
 
-def image_least_confidence(
-    probabilities: FloatArray, inside: NDArray[np.bool_] | None = None
-) -> NDArray[np.float64]:
+def image_least_confidence(probabilities: FloatArray, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
     """Mean over the image's pixels of what the likeliest class leaves, (1 - max p) * C / (C - 1).
 
     Source: Lewis & Gale 1994.
     """
-    return _each_image(
-        probabilities, inside, lambda p: float((1.0 - p.max(axis=0)).mean()) * len(p) / (len(p) - 1)
-    )
+    return _each_image(probabilities, inside, lambda p: float((1.0 - p.max(axis=0)).mean()) * len(p) / (len(p) - 1))
 
 
 def image_margin(probabilities: FloatArray, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
@@ -111,8 +105,7 @@ def _each_image(
         )
     masks = np.broadcast_to(mask, (len(images), *images.shape[-2:]))
     measured = [
-        measure(_distributions(image[:, own], row))
-        for row, (image, own) in enumerate(zip(images, masks, strict=True))
+        measure(_distributions(image[:, own], row)) for row, (image, own) in enumerate(zip(images, masks, strict=True))
     ]
     return np.clip(np.array(measured, dtype=np.float64), 0.0, 1.0).reshape(given.shape[:-3])
 

@@ -40,10 +40,7 @@ BRUSH = Control("mask", "image", "brushlabels")
 
 
 def queue_up(studio: LabelStudio, project: int, scores: dict[int, float], result: list[Any]) -> None:
-    rows = [
-        {"task": task, "score": score, "model_version": "r1", "result": result}
-        for task, score in scores.items()
-    ]
+    rows = [{"task": task, "score": score, "model_version": "r1", "result": result} for task, score in scores.items()]
     assert studio.post(f"/api/projects/{project}/import/predictions", rows)["created"] == len(rows)
     studio.patch(f"/api/projects/{project}/", {"sampling": "Uncertainty sampling", "model_version": "r1"})
 
@@ -156,9 +153,7 @@ def test_a_wrong_password_is_refused_in_label_studios_words(label_studio: LabelS
 
 
 @pytest.mark.label_studio
-def test_local_files_are_served_and_a_restart_keeps_everything(
-    label_studio: LabelStudio, tmp_path: Path
-) -> None:
+def test_local_files_are_served_and_a_restart_keeps_everything(label_studio: LabelStudio, tmp_path: Path) -> None:
     # `label_studio` is asked for only so that the migrated database exists
     write_phantoms(tmp_path / "root" / "set", 3, seed=5, size=(32, 32))
     with LabelStudio.start(tmp_path / "ls", local_files=tmp_path / "root") as studio:
@@ -212,8 +207,7 @@ def test_a_child_and_what_it_started_end_with_a_killed_parent(tmp_path: Path) ->
     (tmp_path / "parent.py").write_text(
         "import os, pathlib, sys\n"
         "from backend.demo.child import Child\n"
-        "child = Child('child', [sys.executable, 'child.py'], env=os.environ, log=pathlib.Path('log'))\n"
-        + sleep
+        "child = Child('child', [sys.executable, 'child.py'], env=os.environ, log=pathlib.Path('log'))\n" + sleep
     )
     parent = subprocess.Popen([sys.executable, "parent.py"], cwd=tmp_path)
     notes = [tmp_path / "child.pid", tmp_path / "grandchild.pid"]

@@ -6,8 +6,10 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +47,7 @@ def timm_folder(folder: Path) -> Path:
     config = {
         "architecture": "test_resnet",
         "num_classes": 5,
-        "pretrained_cfg": {"input_size": [3, 64, 96], **NORMALISATION},
+        "pretrained_cfg": {"input_size": [3, 64, 96], "classifier": "fc", **NORMALISATION},
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -100,9 +102,9 @@ def pictures(n: int, seed: int = 0) -> list[np.ndarray]:
     return [random.integers(0, 256, sizes[i % len(sizes)], dtype=np.uint8) for i in range(n)]
 
 
-@pytest.fixture(params=EMBEDDERS.values(), ids=list(EMBEDDERS))
-def opened(request: pytest.FixtureRequest, tmp_path: Path) -> OpenEmbedder:
-    return request.param(tmp_path)
+@pytest.fixture(params=EMBEDDERS.values(), ids=list(EMBEDDERS), scope="module")
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> OpenEmbedder:
+    return request.param(tmp_path_factory.mktemp("weights"))
 
 
 class TestEveryEmbedder:
@@ -158,9 +160,7 @@ class TestEveryEmbedder:
             ("scan.png", "image 1: got str, wanted a uint8 array. Scale its window to 0..255 first"),
         ],
     )
-    def test_what_is_no_image_is_refused_with_its_number(
-        self, opened: OpenEmbedder, image, words: str
-    ) -> None:
+    def test_what_is_no_image_is_refused_with_its_number(self, opened: OpenEmbedder, image, words: str) -> None:
         with pytest.raises(ValueError, match=re.escape(words)):
             opened.embedder.embed([pictures(1)[0], image])
 
@@ -177,9 +177,7 @@ def test_a_timm_folder_gives_what_timm_itself_computes(tmp_path: Path) -> None:
     found = tiny_timm(tmp_path)
     model = timm.create_model(f"local-dir:{tmp_path / 'tiny'}", pretrained=True, num_classes=0).eval()
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)  # the network's own size
-    values = (
-        torch.from_numpy(image).permute(2, 0, 1).float() / 255 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]
-    )
+    values = torch.from_numpy(image).permute(2, 0, 1).float() / 255 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]
     values /= torch.tensor([0.2, 0.3, 0.4])[:, None, None]
     with torch.inference_mode():
         expected = model(values[None]).numpy()
@@ -190,9 +188,7 @@ def test_a_timm_folder_gives_what_timm_itself_computes(tmp_path: Path) -> None:
 def test_an_open_clip_folder_gives_the_image_vectors_of_the_whole_model(tmp_path: Path, file: str) -> None:
     found = local(f"open_clip:local-dir:{clip_folder(tmp_path / 'clip', file)}", None)
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    values = (
-        torch.from_numpy(image).permute(2, 0, 1).float() / 255 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]
-    )
+    values = torch.from_numpy(image).permute(2, 0, 1).float() / 255 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]
     values /= torch.tensor([0.2, 0.3, 0.4])[:, None, None]
     with torch.inference_mode():
         expected = clip_model().encode_image(values[None]).numpy()
@@ -217,8 +213,8 @@ def test_biomedclip_is_taken_from_its_folder_by_its_hub_name(tmp_path: Path) -> 
     assert (found.name, found.why) == (BIOMEDCLIP, f"BiomedCLIP found in {tmp_path}")
 
 
-def test_biomedclip_image_half_has_the_published_shape(tmp_path: Path) -> None:
-    """BiomedCLIP's own vision settings, randomly initialised: 512 numbers from a timm ViT-B/16."""
+def test_an_image_half_made_by_timm_as_biomedclips_is_gives_its_512_numbers(tmp_path: Path) -> None:
+    """BiomedCLIP's own vision settings but for a smaller ViT, randomly initialised."""
     from open_clip.model import _build_vision_tower
 
     vision = {
@@ -229,9 +225,7 @@ def test_biomedclip_image_half_has_the_published_shape(tmp_path: Path) -> None:
         "image_size": 224,
     }
     tower = _build_vision_tower(512, vision | {"timm_model_pretrained": False})
-    folder = clip_folder(
-        tmp_path / "biomedclip", model_cfg=TINY_CLIP | {"embed_dim": 512, "vision_cfg": vision}
-    )
+    folder = clip_folder(tmp_path / "biomedclip", model_cfg=TINY_CLIP | {"embed_dim": 512, "vision_cfg": vision})
     save_file(
         {f"visual.{key}": value for key, value in tower.state_dict().items()},
         folder / "open_clip_model.safetensors",
@@ -239,14 +233,10 @@ def test_biomedclip_image_half_has_the_published_shape(tmp_path: Path) -> None:
     assert local(BIOMEDCLIP, tmp_path).embedder.dim == 512
 
 
-def test_weights_of_a_known_architecture_come_from_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_of_a_known_architecture_come_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import open_clip
 
-    monkeypatch.setattr(
-        open_clip, "get_model_config", lambda name: dict(TINY_CLIP) if name == "tiny" else None
-    )
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: dict(TINY_CLIP) if name == "tiny" else None)
     clip_folder(tmp_path / "clip")
     found = local("open_clip:tiny@clip/open_clip_model.safetensors", tmp_path)
     assert found.embedder.dim == 24
@@ -279,9 +269,7 @@ def test_auto_passes_over_a_damaged_folder_and_says_so(tmp_path: Path) -> None:
     found = local("auto", tmp_path)
     assert found.name == "timm:local-dir:whole"
     assert f"timm folder broken: {tmp_path / 'broken'} cannot be used (SafetensorError" in found.why
-    assert (
-        f"open_clip folder other: {tmp_path / 'other'} holds none of open_clip_model.safetensors" in found.why
-    )
+    assert f"open_clip folder other: {tmp_path / 'other'} holds none of open_clip_model.safetensors" in found.why
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -326,9 +314,7 @@ def test_auto_takes_the_best_of_the_real_weights() -> None:
         ),
     ],
 )
-def test_missing_weights_are_refused_with_which_file_goes_where(
-    tmp_path: Path, name: str, words: str
-) -> None:
+def test_missing_weights_are_refused_with_which_file_goes_where(tmp_path: Path, name: str, words: str) -> None:
     with pytest.raises(WeightsMissing, match=re.escape(words.format(name=name, dir=tmp_path))):
         local(name, tmp_path)
 
@@ -346,9 +332,7 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
         local(f"open_clip:local-dir:{folder}", None)
 
 
-def test_a_download_that_fails_ends_as_weights_missing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_download_that_fails_ends_as_weights_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def broken(repo: str, name: str, *, local_files_only: bool, etag_timeout: float) -> str:
         raise OSError("cut off")
 
@@ -358,9 +342,7 @@ def test_a_download_that_fails_ends_as_weights_missing(
         open_embedder(BIOMEDCLIP, weights_dir=tmp_path, device="cpu")
 
 
-def test_a_hub_download_is_used_when_the_network_answers(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_hub_download_is_used_when_the_network_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     hub = clip_folder(tmp_path / "elsewhere")
 
     def download(repo: str, name: str, *, local_files_only: bool, etag_timeout: float) -> str:
@@ -376,6 +358,25 @@ def test_a_hub_download_is_used_when_the_network_answers(
         local(BIOMEDCLIP, None)
 
 
+def test_a_timm_model_of_the_hub_is_read_from_the_downloaded_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    torch.manual_seed(4)
+    model = timm.create_model("test_resnet.r160_in1k").eval()
+    save_file(model.state_dict(), folder / "model.safetensors")
+
+    def download(repo: str, name: str, *, local_files_only: bool, etag_timeout: float) -> str:
+        assert repo == "timm/test_resnet.r160_in1k"
+        return str(folder / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    found = local("timm:test_resnet.r160_in1k", None)
+    state = found.embedder._model.state_dict()
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in state.items())
+
+
 def test_a_network_that_never_answers_is_given_up_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(embedders, "NETWORK_SECONDS", 0.2)
@@ -385,11 +386,9 @@ def test_a_network_that_never_answers_is_given_up_within_seconds(monkeypatch: py
     assert time.monotonic() - began < 2
 
 
-@pytest.mark.parametrize(
-    "name", ["", "resnet18", "timm:", "keras:vgg", "timm:no_such_model", "open_clip:no-such"]
-)
+@pytest.mark.parametrize("name", ["", "resnet18", "timm:", "keras:vgg", "timm:no_such_model", "open_clip:no-such"])
 def test_a_name_that_means_nothing_is_refused(name: str) -> None:
-    with pytest.raises(BadSetting, match="^embedder: "):
+    with pytest.raises(BadSetting, match=r"^embedder: "):
         local(name, None)
 
 
@@ -400,6 +399,15 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path, device: str) -> N
     folder = timm_folder(tmp_path / "tiny")
     with pytest.raises(BadSetting, match=rf"^device: got '{device}', .*SCANQUEUE_DEVICE"):
         open_embedder(f"timm:local-dir:{folder}", weights_dir=None, device=device)
+
+
+def test_a_network_that_answers_anything_at_all_is_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # answers 501 to all
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert embedders._answers(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert not embedders._answers(f"http://127.0.0.1:{server.server_port}")
 
 
 def test_importing_embedders_does_not_import_torch() -> None:

@@ -74,10 +74,7 @@ def test_the_chosen_k_has_the_best_silhouette_of_all_k_by_scikit_learn() -> None
     xy = three_blobs()
     found = choose_clusters(xy, k_min=2, k_max=8, seed=3)
     assert list(found.silhouette) == [2, 3, 4, 5, 6, 7, 8]
-    expected = {
-        k: silhouette_score(xy, KMeans(k, n_init=10, random_state=0).fit_predict(xy))
-        for k in found.silhouette
-    }
+    expected = {k: silhouette_score(xy, KMeans(k, n_init=10, random_state=0).fit_predict(xy)) for k in found.silhouette}
     assert found.k == max(expected, key=expected.__getitem__) == 3
     assert found.silhouette[3] == pytest.approx(expected[3])
     assert found.silhouette_rows == 60

@@ -148,9 +148,7 @@ def test_an_all_zero_embedding_has_its_place() -> None:
 def test_huge_and_tiny_embeddings_are_mapped_without_overflow() -> None:
     embeddings, _ = blobs(12)
     scale = np.where(np.arange(12) % 2, 1e300, 1e-300)[:, None]
-    np.testing.assert_allclose(
-        fit_map(embeddings * scale, seed=0).reduced, fit_map(embeddings, seed=0).reduced
-    )
+    np.testing.assert_allclose(fit_map(embeddings * scale, seed=0).reduced, fit_map(embeddings, seed=0).reduced)
 
 
 def test_no_scans_to_place_gives_no_positions(fitted) -> None:
@@ -194,6 +192,16 @@ def test_placing_embeddings_of_another_length_is_refused(fitted) -> None:
 def test_a_seed_must_be_a_whole_number_from_zero(seed) -> None:
     with pytest.raises(ValueError, match=r"^seed: got .*, wanted a whole number"):
         fit_map(np.eye(3), seed=seed)
+
+
+def test_approximate_neighbours_of_large_pools_give_the_same_map_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sampling.projection.LARGEST_EXACT_NEIGHBOURS", 10)
+    embeddings, group = blobs(120)
+    first, second = (fit_map(embeddings, seed=1) for _ in range(2))
+    np.testing.assert_array_equal(first.xy, second.xy)
+    np.testing.assert_array_equal(
+        nearest_groups(first.xy, first.place(blobs(150)[0][120:]), group), blobs(150)[1][120:]
+    )
 
 
 def test_importing_sampling_loads_no_slow_library() -> None:

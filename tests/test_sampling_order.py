@@ -36,11 +36,7 @@ def clustered_maps(draw: st.DrawFn) -> tuple[np.ndarray, Clustering]:
     xy = draw(arrays(np.float64, (n, 2), elements=coordinates))
     k = draw(st.integers(1, min(n, 5)))
     labels = np.array(
-        draw(
-            st.permutations(
-                [*range(k), *draw(st.lists(st.integers(0, k - 1), min_size=n - k, max_size=n - k))]
-            )
-        )
+        draw(st.permutations([*range(k), *draw(st.lists(st.integers(0, k - 1), min_size=n - k, max_size=n - k))]))
     )
     medoids = np.array([draw(st.sampled_from(np.flatnonzero(labels == c).tolist())) for c in range(k)])
     return xy, Clustering(labels, medoids, {}, 0)
@@ -75,9 +71,7 @@ def test_farthest_first_takes_copies_last_each_once() -> None:
         (1, -1, "start: got -1, wanted a whole number in 0..3"),
     ],
 )
-def test_farthest_first_refuses_more_picks_than_rows_and_starts_outside(
-    n: int, start: int, words: str
-) -> None:
+def test_farthest_first_refuses_more_picks_than_rows_and_starts_outside(n: int, start: int, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         farthest_first(np.eye(4), n, start)
 

@@ -44,9 +44,7 @@ def naive_terms(entropy, xy, labelled: list[int], picked: list[int]) -> tuple[di
 
 @few
 @given(pools(), st.integers(0, 12), st.sampled_from([0.0, 0.25, 0.5, 0.7, 1.0]))
-def test_every_pick_has_the_highest_score_at_that_moment_and_the_lowest_row_of_those(
-    pool, count, alpha
-) -> None:
+def test_every_pick_has_the_highest_score_at_that_moment_and_the_lowest_row_of_those(pool, count, alpha) -> None:
     entropy, xy, chosen = pool
     kept = entropy.copy(), xy.copy()
     found = rank(entropy, xy, chosen, alpha=alpha, count=count)

@@ -112,9 +112,7 @@ class TestWithModel:
         np.testing.assert_array_equal(xy, kept[1])
         assert chosen == kept[2]
 
-    def test_nan_of_an_unlabelled_scan_is_refused_with_its_row(
-        self, strategy: WithModel, xy: np.ndarray
-    ) -> None:
+    def test_nan_of_an_unlabelled_scan_is_refused_with_its_row(self, strategy: WithModel, xy: np.ndarray) -> None:
         entropy, chosen = labelled_half(xy)
         entropy[0] = np.nan
         with pytest.raises(ValueError, match=r"^entropy: row 0 holds NaN or infinity"):
@@ -138,9 +136,7 @@ def test_the_paper_strategies_are_the_two_functions_of_the_design() -> None:
 def test_random_orders_differ_by_seed() -> None:
     xy = POOLS["many"]
     clustering = choose_clusters(xy, seed=0)
-    assert not same(
-        COLD_START["random"](xy, clustering, seed=1), COLD_START["random"](xy, clustering, seed=2)
-    )
+    assert not same(COLD_START["random"](xy, clustering, seed=1), COLD_START["random"](xy, clustering, seed=2))
     first, second = (WITH_MODEL["random"](np.zeros(70), xy, [], count=70, seed=s) for s in (1, 2))
     assert not np.array_equal(first.rows, second.rows)
 

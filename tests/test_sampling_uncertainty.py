@@ -14,9 +14,7 @@ from hypothesis.extra.numpy import arrays
 from sampling import image_entropy, image_least_confidence, image_margin, image_top_entropy
 
 few = settings(max_examples=30, deadline=None)
-measures = pytest.mark.parametrize(
-    "measure", [image_entropy, image_top_entropy, image_least_confidence, image_margin]
-)
+measures = pytest.mark.parametrize("measure", [image_entropy, image_top_entropy, image_least_confidence, image_margin])
 
 
 @st.composite
@@ -47,9 +45,7 @@ def test_image_entropy_is_the_mean_pixel_entropy_over_log_c(p: np.ndarray) -> No
 @measures
 @few
 @given(p=predictions())
-def test_every_measure_is_between_zero_and_one_and_the_same_for_an_image_alone(
-    measure, p: np.ndarray
-) -> None:
+def test_every_measure_is_between_zero_and_one_and_the_same_for_an_image_alone(measure, p: np.ndarray) -> None:
     several = measure(p)
     assert several.shape == (len(p),)
     assert ((several >= 0) & (several <= 1)).all()
@@ -117,17 +113,13 @@ def test_nan_in_the_padding_does_not_matter() -> None:
 def test_what_is_no_probability_is_refused_with_the_row_of_the_image(factor: float) -> None:
     p = np.full((3, 2, 2, 2), 0.5)
     p[2] *= factor
-    with pytest.raises(
-        ValueError, match=r"^probabilities: row 2 is in .*wanted 0..1 and sums of 1. Apply softmax"
-    ):
+    with pytest.raises(ValueError, match=r"^probabilities: row 2 is in .*wanted 0..1 and sums of 1. Apply softmax"):
         image_entropy(p)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (4, 4), (2, 1, 4, 4), (2, 0, 4)])
 def test_a_wrong_shape_is_refused_and_one_sigmoid_output_is_explained(shape: tuple[int, ...]) -> None:
-    with pytest.raises(
-        ValueError, match=r"^probabilities: got shape \(.*For one sigmoid output p, stack 1 - p and p"
-    ):
+    with pytest.raises(ValueError, match=r"^probabilities: got shape \(.*For one sigmoid output p, stack 1 - p and p"):
         image_entropy(np.full(shape, 0.5))
 
 
@@ -139,7 +131,5 @@ def test_an_image_without_pixels_of_its_own_is_refused_with_its_row() -> None:
 
 
 def test_a_mask_of_another_size_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"^inside: got bool of shape \(2, 2\), wanted bool of shape \(3, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"^inside: got bool of shape \(2, 2\), wanted bool of shape \(3, 3\)"):
         image_entropy(np.full((2, 3, 3), 0.5), np.ones((2, 2), dtype=bool))

@@ -142,9 +142,7 @@ class Administrator:
     def import_tasks(self, project: int, tasks: Sequence[dict[str, Any]]) -> list[int]:
         """Import tasks as JSON: `{"image": url}` or `{"data": ..., "annotations": ...}` each."""
         reply = answer(
-            self.browser.post(
-                f"/api/projects/{project}/import", params={"return_task_ids": "true"}, json=list(tasks)
-            )
+            self.browser.post(f"/api/projects/{project}/import", params={"return_task_ids": "true"}, json=list(tasks))
         )
         return list(reply["task_ids"])
 

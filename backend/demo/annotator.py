@@ -82,9 +82,7 @@ class Annotator:
         if skip:
             body["was_cancelled"] = True
         params = {"project": int(task["project"])}
-        return dict(
-            answer(self.browser.post(f"/api/tasks/{task['id']}/annotations/", params=params, json=body))
-        )
+        return dict(answer(self.browser.post(f"/api/tasks/{task['id']}/annotations/", params=params, json=body)))
 
     def _tab_of(self, project: int) -> int:
         if project not in self._tab:

@@ -96,9 +96,7 @@ class LabelStudio(Administrator):
         """
         executable = default_executable() if executable is None else executable
         if not executable.exists():
-            raise ScanqueueError(
-                f"Label Studio is not installed: there is no {executable}. Run `make setup`."
-            )
+            raise ScanqueueError(f"Label Studio is not installed: there is no {executable}. Run `make setup`.")
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
         environment = {
@@ -209,8 +207,6 @@ def _migrated_database(executable: Path, cache: Path | None) -> Path:
                 )
                 made = Path(scratch) / _DATABASE
                 if done.returncode or not made.exists():
-                    raise ScanqueueError(
-                        f"Label Studio could not create its database:\n{done.stdout[-3000:]}"
-                    )
+                    raise ScanqueueError(f"Label Studio could not create its database:\n{done.stdout[-3000:]}")
                 made.replace(template)
     return template

@@ -156,9 +156,7 @@ def _expose(rng: np.random.Generator, beam: Field, height: int, width: int) -> I
         at = (int(width * 0.80), int(height * rng.uniform(0.07, 0.12)))
         corner = (at[0] + int(46 * unit), at[1] - int(12 * unit))
         cv2.rectangle(image, (at[0] - int(2 * unit), at[1] + int(4 * unit)), corner, 245, -1)
-        cv2.putText(
-            image, "ERECT", at, cv2.FONT_HERSHEY_SIMPLEX, 0.36 * unit, 20, thick // 2 + 1, cv2.LINE_AA
-        )
+        cv2.putText(image, "ERECT", at, cv2.FONT_HERSHEY_SIMPLEX, 0.36 * unit, 20, thick // 2 + 1, cv2.LINE_AA)
     return image
 
 
@@ -172,8 +170,6 @@ def _texture(rng: np.random.Generator, size: tuple[int, int], fine: float, coars
     """Smooth noise of mean 0 and standard deviation 1, between two scales in shares of the image."""
     white = rng.normal(size=size)
     side = min(size)
-    band: Field = cv2.GaussianBlur(white, (0, 0), fine * side) - cv2.GaussianBlur(
-        white, (0, 0), coarse * side
-    )
+    band: Field = cv2.GaussianBlur(white, (0, 0), fine * side) - cv2.GaussianBlur(white, (0, 0), coarse * side)
     band /= band.std() + 1e-12
     return band

@@ -13,9 +13,7 @@ from matplotlib.figure import Figure
 from backend.demo.simulation import Round
 
 
-def draw(
-    path: Path, scans: Sequence[dict[str, Any]], rounds: Sequence[dict[str, Any]], seen: Sequence[Round]
-) -> Path:
+def draw(path: Path, scans: Sequence[dict[str, Any]], rounds: Sequence[dict[str, Any]], seen: Sequence[Round]) -> Path:
     """Write a PNG.
 
     scans   of GET /api/projects/ID/map: task, x, y, cluster
@@ -87,9 +85,7 @@ def _curve(axes: Axes, rounds: Sequence[dict[str, Any]], seen: Sequence[Round]) 
         if points:
             axes.plot(*zip(*points, strict=True), style, label=name)
             for labels, score in points:
-                axes.annotate(
-                    f"{score:.3f}", (labels, score), textcoords="offset points", xytext=(6, -11), fontsize=8
-                )
+                axes.annotate(f"{score:.3f}", (labels, score), textcoords="offset points", xytext=(6, -11), fontsize=8)
     axes.set_title("What a round's model is worth")
     axes.set_xlabel("labels it was trained on")
     axes.set_ylabel("mean Dice")

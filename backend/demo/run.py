@@ -78,7 +78,7 @@ def run_demo(
 
         with console.status(f"importing {len(scans.images)} scans"):
             project = studio.create_project("scanqueue demo", scans.label_config())
-            studio.import_files(project, scans.images)
+            tasks = dict(zip(studio.import_files(project, scans.images), scans.images, strict=True))
             for email, password in READERS:
                 studio.invite(email, password)
 
@@ -112,6 +112,7 @@ def run_demo(
                 project,
                 url,
                 scans,
+                tasks,
                 readers=READERS,
                 labels=labels,
                 cold_start_size=cold_start_size,
@@ -151,9 +152,7 @@ def _start_service(
     studio: LabelStudio, here: Path, port: int, console: Console, ending: ExitStack
 ) -> tuple[Child, int]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SCANQUEUE_")}
-    chosen = {
-        name: os.environ[name] for name in (f"SCANQUEUE_{last}" for last in _PASSED_ON) if name in os.environ
-    }
+    chosen = {name: os.environ[name] for name in (f"SCANQUEUE_{last}" for last in _PASSED_ON) if name in os.environ}
     environment = {
         **inherited,
         **chosen,

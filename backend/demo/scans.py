@@ -63,9 +63,7 @@ def read_folder(folder: Path, labels: Sequence[str] = ()) -> ScanFolder:
     or anything but 0 where there is one label. Without names a label is called "Region".
     """
     if not (folder / "images").is_dir():
-        raise ScanqueueError(
-            f"{folder} has no folder images/; put the scans there (and true masks in masks/)"
-        )
+        raise ScanqueueError(f"{folder} has no folder images/; put the scans there (and true masks in masks/)")
     found = sorted(path for path in (folder / "images").iterdir() if not path.name.startswith("."))
     images = tuple(path for path in found if path.suffix.lower() in SUFFIXES)
     if not images:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +16,7 @@ from rich.console import Console
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from backend.demo.administrator import Administrator
-from backend.demo.annotator import Annotator, Mask, file_name, from_result, shown_prediction, to_result
+from backend.demo.annotator import Annotator, Mask, from_result, shown_prediction, to_result
 from backend.demo.scans import ScanFolder
 from backend.errors import ScanqueueError, StudioRefused
 
@@ -77,6 +79,7 @@ def compare(shown: Mapping[str, Mask], truth: Mapping[str, Mask]) -> tuple[float
 class Simulation:
     """Labels `labels` scans of a project in rounds and keeps what it saw in `rounds`.
 
+    tasks  the image of each task
     alive  is called while waiting; it raises when the service has ended
     """
 
@@ -86,6 +89,7 @@ class Simulation:
         project: int,
         service: str,
         scans: ScanFolder,
+        tasks: Mapping[int, Path],
         *,
         readers: list[tuple[str, str]],
         labels: int,
@@ -99,7 +103,7 @@ class Simulation:
         self._project = project
         self._service = httpx.Client(base_url=service, trust_env=False, timeout=60)
         self._scans = scans
-        self._by_name = {path.name: path for path in scans.images}
+        self._images = dict(tasks)
         self._readers = readers
         self._milestones = _milestones(min(labels, len(scans.masks)), cold_start_size, round_size)
         self._console = console
@@ -112,12 +116,12 @@ class Simulation:
         annotators = [Annotator(self._studio.url, email, password) for email, password in self._readers]
         done = 0
         try:
-            self._wait_for_round(0, done)
-            for number, goal in enumerate(self._milestones):
+            self._wait_for_round(done)
+            for goal in self._milestones:
                 self._label(annotators, goal - done)
                 done = goal
                 self._report(self.rounds[-1])
-                self._wait_for_round(number + 1, done)
+                self._wait_for_round(done)
             self._report(self.rounds[-1])
         finally:
             self._stop.set()
@@ -135,9 +139,10 @@ class Simulation:
             raise ScanqueueError(f"GET {path} answered {response.status_code}: {response.text[:300]}")
         return dict(response.json())
 
-    def _wait_for_round(self, number: int, labelled: int) -> None:
-        """Wait until annotators are served round `number`, then note the head of its queue."""
-        wanted = f"scanqueue-r{number}"
+    def _wait_for_round(self, labelled: int) -> None:
+        """Wait until annotators are served a later round than the last, then note the head of its queue."""
+        last = self.rounds[-1].number if self.rounds else -1
+        number = last + 1
         began = quiet_since = time.monotonic()
         with self._console.status("") as spinner:
             while True:
@@ -153,12 +158,15 @@ class Simulation:
                 if seen["phase"] == "blocked":
                     raise ScanqueueError(f"the service is blocked: {seen.get('reason')}")
                 served = self._studio.get(f"/api/projects/{self._project}/").get("model_version")
-                if served == wanted and seen["labelled"] >= labelled and seen["phase"] != "embedding":
+                served_round = _round_of(served)
+                if served_round > last and seen["labelled"] >= labelled and seen["phase"] != "embedding":
+                    number = served_round
                     break
                 if seen["labelled"] < labelled or seen.get("job") is not None or seen["phase"] == "training":
                     quiet_since = time.monotonic()
-                elif number > 0 and time.monotonic() - quiet_since > _QUIET:
+                elif last >= 0 and time.monotonic() - quiet_since > _QUIET:
                     self._console.print(f"[yellow]no round {number} was published: {seen.get('reason')}")
+                    number = last
                     break
                 time.sleep(0.5)
         head = self._ask(f"/api/projects/{self._project}/queue")["queue"][:3]
@@ -199,7 +207,7 @@ class Simulation:
 
     def _submit(self, annotator: Annotator, task: dict[str, Any]) -> Label:
         began = time.monotonic()
-        truth = self._scans.truth(self._by_name[file_name(task)])
+        truth = self._scans.truth(self._images[int(task["id"])])
         shown = shown_prediction(task)
         version = None if shown is None else str(shown["model_version"])
         score: float | None = None
@@ -207,9 +215,7 @@ class Simulation:
         if shown is not None and version != "scanqueue-r0":
             shape = next(iter(truth.values())).shape
             score, distance = compare(from_result(shown["result"], (shape[0], shape[1])), truth)
-        annotator.submit(
-            task, to_result(truth, self._scans.control), lead_time=round(time.monotonic() - began, 3)
-        )
+        annotator.submit(task, to_result(truth, self._scans.control), lead_time=round(time.monotonic() - began, 3))
         return Label(int(task["id"]), annotator.email, version, score, distance)
 
     def _report(self, this: Round) -> None:
@@ -234,6 +240,12 @@ class Simulation:
 def _milestones(labels: int, cold_start_size: int, round_size: int) -> list[int]:
     """Numbers of labels after which a new round is waited for; the last one is `labels` or just below."""
     return list(range(cold_start_size, labels + 1, round_size))
+
+
+def _round_of(version: str | None) -> int:
+    """The number in "scanqueue-r3", -1 for any other version."""
+    found = re.fullmatch(r"scanqueue-r(\d+)", version or "")
+    return int(found.group(1)) if found else -1
 
 
 def _doing(seen: Mapping[str, Any]) -> str:
