@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,12 +41,11 @@ def _settings(**changes: Any) -> Settings:
 
 
 def _log_to(level: str = "INFO") -> None:
-    logging.basicConfig(
-        level=level,
-        format="%(message)s",
-        datefmt="[%X]",
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False)],
-    )
+    if sys.stderr.isatty():
+        handler = RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False)
+        logging.basicConfig(level=level, format="%(message)s", datefmt="[%X]", handlers=[handler])
+    else:
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for noisy in ("httpx", "httpcore", "huey", "filelock", "urllib3", "openTSNE"):
         logging.getLogger(noisy).setLevel("WARNING")
 
@@ -192,6 +192,7 @@ def demo(
     data: Annotated[Path | None, typer.Option(help="Folder with images/ and, to simulate, masks/.")] = None,
     simulate: Annotated[bool, typer.Option(help="Let two simulated annotators do the labelling.")] = False,
     labels: Annotated[int, typer.Option(help="Scans the simulated annotators label.")] = 40,
+    label: Annotated[list[str] | None, typer.Option(help="What the masks show; once per value.")] = None,
     folder: Annotated[Path, typer.Option(help="Where the demo keeps its files.")] = Path("demo-data"),
     port: Annotated[int | None, typer.Option(help="Port of Label Studio; 8080, or a free one.")] = None,
     service_port: Annotated[int | None, typer.Option(help="Port of scanqueue; 9090, or a free one.")] = None,
@@ -200,7 +201,7 @@ def demo(
     _log_to("WARNING")
     from backend.demo.run import run_demo
 
-    run_demo(data, simulate, labels, folder, port=port, service_port=service_port)
+    run_demo(data, simulate, labels, folder, port=port, service_port=service_port, label_names=label or ())
 
 
 def _store(data_dir: Path | None) -> Any:

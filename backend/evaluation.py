@@ -67,9 +67,7 @@ def score(
         if n_ours + n_theirs == 0:
             continue
         per_class[number] = 2 * int((ours & theirs).sum()) / (n_ours + n_theirs)
-        distances.append(
-            surface_distances(ours, theirs, step) if n_ours and n_theirs else (diagonal, diagonal)
-        )
+        distances.append(surface_distances(ours, theirs, step) if n_ours and n_theirs else (diagonal, diagonal))
     unit = "px" if spacing is None else "mm"
     if not per_class:
         return Scores(1.0, {}, 0.0, 0.0, unit)

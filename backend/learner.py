@@ -57,6 +57,8 @@ class Learner:
         overrides: dict[str, Any] = {}
         if settings.image_size:
             overrides["image_size"] = settings.image_size
+        if settings.training_steps:
+            overrides["max_steps"] = settings.training_steps
         if settings.encoder != "auto":
             name, _, weights = settings.encoder.partition("@")
             overrides["encoder"] = name

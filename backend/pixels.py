@@ -65,8 +65,7 @@ def decode_image(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uin
         image: Image.Image = Image.open(io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableScan(
-            f"the image is too large ({error}); at most {max_pixels:,} pixels are read. "
-            "Upload a smaller version"
+            f"the image is too large ({error}); at most {max_pixels:,} pixels are read. Upload a smaller version"
         ) from error
     except UnidentifiedImageError as error:
         raise UnreadableScan(
@@ -95,11 +94,7 @@ def decode_image(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uin
             pixels = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
     except _DAMAGED as error:
         raise _damaged(data, error) from error
-    if (
-        pixels.ndim == 3
-        and (pixels[..., 0] == pixels[..., 1]).all()
-        and (pixels[..., 0] == pixels[..., 2]).all()
-    ):
+    if pixels.ndim == 3 and (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all():
         pixels = np.ascontiguousarray(pixels[..., 0])
     return pixels
 
@@ -160,9 +155,7 @@ class Letterboxed:
 def _box(height: int, width: int, size: int) -> tuple[int, int, int, int]:
     """Top, left, height, width of the content of an (height, width) picture in a square of `size`."""
     if height < 1 or width < 1 or size < 1:
-        raise ValueError(
-            f"cannot letterbox {height} x {width} into {size} x {size}: every side must be 1 or more"
-        )
+        raise ValueError(f"cannot letterbox {height} x {width} into {size} x {size}: every side must be 1 or more")
     scale = size / max(height, width)
     inner_height = min(size, max(1, round(height * scale)))
     inner_width = min(size, max(1, round(width * scale)))
@@ -213,9 +206,7 @@ def letterbox_mask(labelmap: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 def _resize(image: NDArray[_Number], height: int, width: int) -> NDArray[_Number]:
     shrinking = height * width < image.shape[0] * image.shape[1]
-    resized = cv2.resize(
-        image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
-    )
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
     return resized.astype(image.dtype, copy=False)
 
 
@@ -257,15 +248,11 @@ def polygon_to_mask(points_percent: ArrayLike, height: int, width: int) -> NDArr
     try:
         points = np.asarray(points_percent, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise UnreadableMask(
-            f"a polygon's points must be [x, y] pairs of numbers: {error}. Redraw it"
-        ) from error
+        raise UnreadableMask(f"a polygon's points must be [x, y] pairs of numbers: {error}. Redraw it") from error
     if points.size == 0 or (points.ndim == 2 and points.shape[1] == 2 and len(points) < 3):
         raise UnreadableMask(f"a polygon needs at least 3 points, got {len(points)}. Redraw or delete it")
     if points.ndim != 2 or points.shape[1] != 2:
-        raise UnreadableMask(
-            f"a polygon's points must be [x, y] pairs, got an array of {points.shape}. Redraw it"
-        )
+        raise UnreadableMask(f"a polygon's points must be [x, y] pairs, got an array of {points.shape}. Redraw it")
     if not np.isfinite(points).all():
         raise UnreadableMask("a polygon's points must be finite numbers, got NaN or infinity. Redraw it")
     x, y = points[:, 0] * (width / 100), points[:, 1] * (height / 100)
@@ -343,9 +330,7 @@ def _bridged(ring: NDArray[np.float64], hole: NDArray[np.float64]) -> NDArray[np
     return np.concatenate([ring[: at + 1], around, around[:1], ring[at:]])
 
 
-def merge_labels(
-    masks: Sequence[tuple[int, NDArray[np.bool_]]], height: int, width: int
-) -> NDArray[np.uint8]:
+def merge_labels(masks: Sequence[tuple[int, NDArray[np.bool_]]], height: int, width: int) -> NDArray[np.uint8]:
     """One label map from the masks of an annotation; where they overlap, the later one wins.
 
     masks          (class number 1..254, (height, width) bool), in the order they were drawn; empty: all

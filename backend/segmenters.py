@@ -59,9 +59,7 @@ class SegmenterSpec:
 
     def __post_init__(self) -> None:
         if self.architecture not in SEGMENTERS:
-            raise BadSetting(
-                f"no segmenter is called {self.architecture!r}; choose from {', '.join(SEGMENTERS)}"
-            )
+            raise BadSetting(f"no segmenter is called {self.architecture!r}; choose from {', '.join(SEGMENTERS)}")
         check_encoder(self.encoder)
         if self.channels not in (1, 3):
             raise BadSetting(f"channels must be 1 (gray) or 3 (colour), got {self.channels}")
@@ -79,11 +77,7 @@ class SegmenterSpec:
 
 def check_encoder(encoder: str) -> None:
     """Raise BadSetting unless a network can be built on this encoder."""
-    known = (
-        timm.is_model(encoder[3:])
-        if encoder.startswith("tu-")
-        else encoder in smp.encoders.get_encoder_names()
-    )
+    known = timm.is_model(encoder[3:]) if encoder.startswith("tu-") else encoder in smp.encoders.get_encoder_names()
     if not known:
         raise BadSetting(
             f"no encoder is called {encoder!r}; choose one of segmentation_models_pytorch "
@@ -95,16 +89,12 @@ def check_image_size(image_size: int) -> None:
     """Raise BadSetting unless five halvings of this side come out even."""
     if image_size < 32 or image_size % 32:
         below = max(32, image_size // 32 * 32)
-        raise BadSetting(
-            f"image_size must be a multiple of 32, got {image_size}; use {below} or {below + 32}"
-        )
+        raise BadSetting(f"image_size must be a multiple of 32, got {image_size}; use {below} or {below + 32}")
 
 
 def unet(spec: SegmenterSpec, **encoder: Any) -> nn.Module:
     """U-Net (Ronneberger et al. 2015)."""
-    network: nn.Module = smp.Unet(
-        spec.encoder, classes=spec.classes, decoder_channels=spec.decoder_channels, **encoder
-    )
+    network: nn.Module = smp.Unet(spec.encoder, classes=spec.classes, decoder_channels=spec.decoder_channels, **encoder)
     return network
 
 
@@ -235,8 +225,7 @@ class Segmenter:
             ) from error
         except Exception as error:  # damaged JSON, damaged safetensors, weights of another network
             raise WeightsMissing(
-                f"the model in {folder} is damaged ({_first_line(error)}); "
-                "make another version active or train again"
+                f"the model in {folder} is damaged ({_first_line(error)}); make another version active or train again"
             ) from error
         return cls(spec, network, device)
 
@@ -251,8 +240,7 @@ def as_tensor(images: Sequence[Letterboxed], spec: SegmenterSpec) -> Tensor:
         pixels = image.pixels
         if pixels.shape[:2] != (spec.image_size, spec.image_size):
             raise ValueError(
-                f"the network wants scans letterboxed to {spec.image_size}, "
-                f"got {pixels.shape[0]} x {pixels.shape[1]}"
+                f"the network wants scans letterboxed to {spec.image_size}, got {pixels.shape[0]} x {pixels.shape[1]}"
             )
         plane = pixels.astype(np.float32) / 255
         if spec.channels == 1:
@@ -316,9 +304,7 @@ def _with_local_weights(spec: SegmenterSpec, path: Path) -> nn.Module:
     network: Any = build(spec, in_channels=3, encoder_weights=None)
     wanted = network.encoder.state_dict()
     _check_fit(wanted, state, spec, file)
-    network.encoder.load_state_dict(
-        state | {name: value for name, value in wanted.items() if name not in state}
-    )
+    network.encoder.load_state_dict(state | {name: value for name, value in wanted.items() if name not in state})
     network.encoder.set_in_channels(spec.channels, pretrained=True)
     checked: nn.Module = network
     return checked
@@ -371,6 +357,5 @@ def _write(path: Path, data: bytes) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         cure = "free some space" if full else "check that the data folder exists and may be written to"
         raise StorageFull(
-            f"the model could not be saved ({len(data):,} bytes to {path}): {error.strerror}; "
-            f"{cure}, then train again"
+            f"the model could not be saved ({len(data):,} bytes to {path}): {error.strerror}; {cure}, then train again"
         ) from error

@@ -44,6 +44,7 @@ class Settings:
     embedder: str = "auto"
     encoder: str = "auto"
     image_size: int = 0
+    training_steps: int = 0
     image_hosts: tuple[str, ...] = ()
 
     @classmethod
@@ -93,6 +94,8 @@ class Settings:
                 f"{PREFIX}IMAGE_SIZE={self.image_size} cannot be used; "
                 "take a multiple of 32 from 32 to 2048, or 0 for the default of the device."
             )
+        if self.training_steps < 0:
+            raise BadSetting(f"{PREFIX}TRAINING_STEPS={self.training_steps} is negative; 0 is the device's default.")
         if bool(self.user) != bool(self.password):
             raise BadSetting(f"{PREFIX}USER and {PREFIX}PASSWORD belong together; set both or neither.")
         if not is_loopback(self.host) and not self.user:
@@ -109,7 +112,7 @@ class Settings:
 
 
 def _parse(name: str, text: str) -> Any:
-    if name in ("port", "image_size"):
+    if name in ("port", "image_size", "training_steps"):
         try:
             return int(text)
         except ValueError:

@@ -111,13 +111,12 @@ class TrainingSettings:
         unknown = sorted(set(overrides) - set(cls.__dataclass_fields__))
         if unknown:
             raise BadSetting(
-                f"no training setting is called {', '.join(unknown)}; "
-                f"there are {', '.join(cls.__dataclass_fields__)}"
+                f"no training setting is called {', '.join(unknown)}; there are {', '.join(cls.__dataclass_fields__)}"
             )
         return replace(base, device=device, **overrides)
 
 
-_CPU = TrainingSettings(encoder="resnet18", image_size=192, batch_size=4, max_steps=240)
+_CPU = TrainingSettings(encoder="resnet18", image_size=160, batch_size=4, max_steps=400, validate_every=50)
 _GPU = TrainingSettings(
     encoder="resnet34",
     image_size=512,
@@ -237,14 +236,11 @@ def train(
             continue
         dice = None
         if watched:
-            dice = _validate(
-                Segmenter(spec, average.network, device), watched, truths, partial(report, step, total)
-            )
-            if dice > best_dice:
-                best_dice, best_step, stale = dice, step, 0
+            dice = _validate(Segmenter(spec, average.network, device), watched, truths, partial(report, step, total))
+            stale = 0 if dice > best_dice else stale + 1
+            if dice >= best_dice:  # among equals the later one has learned for longer
+                best_dice, best_step = dice, step
                 best_state = {name: value.clone() for name, value in average.network.state_dict().items()}
-            else:
-                stale += 1
         history.append(
             {
                 "step": step,
@@ -273,14 +269,11 @@ def _check(
     for row, (scan, mask) in enumerate(zip(scans, masks, strict=True)):
         if scan.pixels.shape[:2] != (size, size) or mask.shape != (size, size):
             raise ValueError(
-                f"{what} scan {row}: scan {scan.pixels.shape} and mask {mask.shape} "
-                f"must both be {size} x {size}"
+                f"{what} scan {row}: scan {scan.pixels.shape} and mask {mask.shape} must both be {size} x {size}"
             )
         highest = int(np.where(mask == IGNORE, 0, mask).max())
         if highest > n_labels:
-            raise ValueError(
-                f"{what} scan {row}: its mask has class {highest}, but there are {n_labels} labels"
-            )
+            raise ValueError(f"{what} scan {row}: its mask has class {highest}, but there are {n_labels} labels")
 
 
 @contextlib.contextmanager

@@ -43,9 +43,7 @@ def by_hand(ours: np.ndarray, theirs: np.ndarray, spacing: tuple[float, float]) 
 
 @settings(max_examples=150, deadline=None)
 @given(small_maps, st.sampled_from([None, (1.0, 1.0), (0.5, 2.0)]))
-def test_scores_equal_brute_force(
-    maps: tuple[np.ndarray, np.ndarray], spacing: tuple[float, float] | None
-) -> None:
+def test_scores_equal_brute_force(maps: tuple[np.ndarray, np.ndarray], spacing: tuple[float, float] | None) -> None:
     predicted, truth = maps
     got = score(predicted, truth, 3, spacing=spacing)
     step = spacing or (1.0, 1.0)

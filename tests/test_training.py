@@ -220,9 +220,9 @@ def test_smallest_image_size_trains() -> None:
 def test_all_background_masks_train_to_background() -> None:
     scans, masks = phantoms(3)
     empty = [np.where(mask == IGNORE, IGNORE, 0).astype(np.uint8) for mask in masks]
-    trained = train(scans, empty, (scans, empty), ["a"], replace(TINY, max_steps=40))
-    assert trained.history[-1]["dice"] == 1.0
-    assert all(p[1].mean() < 0.5 for p in trained.segmenter.predict(scans))
+    trained = train(scans, empty, (scans, empty), ["a"], replace(TINY, max_steps=80, validate_every=20))
+    assert trained.best_step == 80  # every look scores the same Dice: the longest trained one counts
+    assert all((p[1] > 0.5).mean() < 0.05 for p in trained.segmenter.predict(scans))
 
 
 def test_label_that_nobody_has_drawn_yet_trains() -> None:

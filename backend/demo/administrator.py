@@ -69,6 +69,7 @@ class Administrator:
         self.email = email
         self.password = password
         self._browser: httpx.Client | None = None
+        self._token = ""
 
     @property
     def browser(self) -> httpx.Client:
@@ -92,8 +93,10 @@ class Administrator:
     # accounts and tokens
 
     def personal_access_token(self) -> str:
-        """A new personal access token (Account & Settings > Personal Access Token)."""
-        return str(self.post("/api/token/")["token"])
+        """The personal access token (Account & Settings > Personal Access Token); a user has one at a time."""
+        if not self._token:
+            self._token = str(self.post("/api/token/")["token"])
+        return self._token
 
     def legacy_token(self) -> str:
         """This user's legacy token; it works only while legacy tokens are on."""

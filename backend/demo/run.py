@@ -27,7 +27,7 @@ from backend.errors import ScanqueueError
 READERS = [("reader1@example.com", "scanqueue-demo"), ("reader2@example.com", "scanqueue-demo")]
 
 # settings that the person at the keyboard may have made; all others are the demonstration's own
-_PASSED_ON = ("WEIGHTS_DIR", "DEVICE", "EMBEDDER", "ENCODER", "IMAGE_SIZE")
+_PASSED_ON = ("WEIGHTS_DIR", "DEVICE", "EMBEDDER", "ENCODER", "IMAGE_SIZE", "TRAINING_STEPS")
 
 
 def run_demo(

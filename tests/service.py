@@ -1,0 +1,214 @@
+"""A real `scanqueue serve` with its worker, as a process of its own, for the end-to-end tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import cv2
+import httpx
+
+from backend.demo.annotator import Annotator, Control, to_result
+from backend.demo.child import Child, free_port
+from backend.demo.label_studio import LabelStudio
+
+BRUSH = (
+    '<View><Image name="image" value="$image"/>'
+    '<BrushLabels name="tag" toName="image"><Label value="Lung"/></BrushLabels></View>'
+)
+CONTROL = Control("tag", "image", "brushlabels")
+
+QUICK = {
+    "SCANQUEUE_EMBEDDER": "pixels",
+    "SCANQUEUE_IMAGE_SIZE": "64",
+    "SCANQUEUE_TRAINING_STEPS": "60",
+}
+
+
+class Service:
+    """scanqueue connected to `studio`; can be stopped, killed and started again on the same folder."""
+
+    def __init__(
+        self, studio: LabelStudio, folder: Path, *, public_port: int = 0, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.port = free_port()
+        self.folder = folder
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.public_url = f"http://127.0.0.1:{public_port or self.port}"
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("SCANQUEUE_")}
+        self._env = {
+            **kept,
+            **QUICK,
+            "PYTHONUNBUFFERED": "1",
+            "SCANQUEUE_LABEL_STUDIO_URL": studio.url,
+            "SCANQUEUE_LABEL_STUDIO_API_KEY": studio.personal_access_token(),
+            "SCANQUEUE_PUBLIC_URL": self.public_url,
+            "SCANQUEUE_DATA_DIR": str(folder),
+            "SCANQUEUE_PORT": str(self.port),
+            **(env or {}),
+        }
+        user = self._env.get("SCANQUEUE_USER")
+        auth = (user, self._env["SCANQUEUE_PASSWORD"]) if user else None
+        self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=30, auth=auth)
+        self._child: Child | None = None
+
+    def start(self) -> Service:
+        command = [sys.executable, "-m", "backend.cli", "serve"]
+        self._child = Child("scanqueue", command, env=self._env, log=self.folder.with_suffix(".log"))
+        self._child.wait_healthy(f"{self.url}/health", timeout=180)
+        return self
+
+    def kill(self) -> None:
+        """SIGKILL server and worker at the same instant."""
+        assert self._child is not None
+        os.killpg(self._child.pid, signal.SIGKILL)
+        self._child.stop()
+        self._child = None
+
+    def stop(self) -> None:
+        if self._child is not None:
+            self._child.stop(grace=40)
+            self._child = None
+
+    def __enter__(self) -> Service:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.http.close()
+
+    def get(self, path: str) -> Any:
+        response = self.http.get(path)
+        assert response.status_code == 200, f"{path}: {response.status_code} {response.text[:300]}"
+        return response.json()
+
+    def status(self, project: int) -> dict[str, Any]:
+        return dict(self.get(f"/api/projects/{project}"))
+
+    def log(self) -> str:
+        return self.folder.with_suffix(".log").read_text()
+
+    def wait(self, project: int, ready: Callable[[dict[str, Any]], bool], *, seconds: float = 240) -> dict[str, Any]:
+        """Poll the status until `ready`; fails with the last status and the end of the log."""
+        until = time.monotonic() + seconds
+        seen: dict[str, Any] = {}
+        while time.monotonic() < until:
+            response = self.http.get(f"/api/projects/{project}")
+            if response.status_code == 200:
+                seen = response.json()
+                if ready(seen):
+                    return seen
+            time.sleep(0.3)
+        raise AssertionError(f"not within {seconds:.0f} s; last status: {seen}\n{self.log()[-3000:]}")
+
+
+class Lab:
+    """A project with scans and their true masks, and two annotators who label through Label Studio only."""
+
+    def __init__(
+        self,
+        studio: LabelStudio,
+        scans: Sequence[tuple[Path, Path]],
+        *,
+        config: str = BRUSH,
+        extra_params: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.studio = studio
+        self.extra_params = dict(extra_params or {})
+        self.project = studio.create_project("chest radiographs", config)
+        tasks = studio.import_files(self.project, [image for image, _ in scans])
+        self.names = {task: image.name for task, (image, _) in zip(tasks, scans, strict=True)}
+        self._masks = {task: mask for task, (_, mask) in zip(tasks, scans, strict=True)}
+        self.annotators = []
+        for number in (1, 2):
+            email = f"reader{number}-of-{self.project}@example.com"
+            studio.invite(email, "reading-room")
+            self.annotators.append(Annotator(studio.url, email, "reading-room"))
+        self.labelled: list[int] = []
+
+    def connect(self, service: Service) -> None:
+        self.studio.connect_backend(self.project, service.public_url, extra_params=self.extra_params)
+
+    def truth(self, task: int) -> list[dict[str, Any]]:
+        mask = cv2.imread(str(self._masks[task]), cv2.IMREAD_GRAYSCALE)
+        assert mask is not None
+        return list(to_result({"Lung": mask > 127}, CONTROL))
+
+    def label(self, count: int) -> list[dict[str, Any]]:
+        """The annotators take turns: both ask, then both submit the true mask. Returns the served tasks."""
+        served: list[dict[str, Any]] = []
+        while len(served) < count:
+            held = []
+            for annotator in self.annotators[: count - len(served)]:
+                task = annotator.next_task(self.project)
+                assert task is not None, f"the queue ran dry after {len(self.labelled)} labels"
+                held.append(task)
+            assert len({task["id"] for task in held}) == len(held), "two annotators hold the same task"
+            for annotator, task in zip(self.annotators, held, strict=False):
+                annotator.submit(task, self.truth(task["id"]))
+                self.labelled.append(task["id"])
+            served += held
+        return served
+
+    def served_version(self) -> str:
+        return str(self.studio.get(f"/api/projects/{self.project}/")["model_version"])
+
+    def wait_for_round(self, n: int, *, seconds: float = 240) -> None:
+        """Until Label Studio serves round n; asks nobody but Label Studio."""
+        until = time.monotonic() + seconds
+        while self.served_version() != f"scanqueue-r{n}":
+            assert time.monotonic() < until, f"round {n} was not served; it is {self.served_version()!r}"
+            time.sleep(0.5)
+
+    def predictions(self) -> list[dict[str, Any]]:
+        return list(self.studio.get("/api/predictions/", project=self.project))
+
+    def close(self) -> None:
+        for annotator in self.annotators:
+            annotator.close()
+
+
+class Forwarder:
+    """Passes requests on to `target` and notes their paths: what Label Studio asks of a backend."""
+
+    def __init__(self) -> None:
+        self.target = ""
+        self.paths: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _pass(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                outer.paths.append(self.path)
+                headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
+                headers["Host"] = self.headers["Host"]
+                answer = httpx.request(
+                    self.command, outer.target + self.path, content=body, headers=headers, timeout=100, trust_env=False
+                )
+                self.send_response(answer.status_code)
+                self.send_header("Content-Type", answer.headers.get("content-type", "application/json"))
+                self.send_header("Content-Length", str(len(answer.content)))
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+            do_GET = do_POST = _pass
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = int(self._server.server_address[1])
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
