@@ -69,6 +69,8 @@ READ_CHUNK = 8  # images decoded at once
 PREDICT_CHUNK = 16
 OVERLAP = timedelta(seconds=10)  # transactions in Label Studio may become visible out of order
 SETTLE = 10.0  # seconds an import that we never saw answered is given to appear
+BACKENDS_EVERY = 600.0  # seconds between looks at who else is connected: asking makes Label Studio call them all
+TRAINING_ROOM = 512 * 2**20  # bytes that must be free before a training: a checkpoint, masks, records
 TEND_EVERY = 10.0  # seconds between looks at the queue during long steps
 RANKED = 2000  # places ranked one by one; what lies behind them is ordered by entropy alone
 VALIDATION_SHARE = 0.2
@@ -92,6 +94,7 @@ class Reconciler:
     settings: Settings
     stopping: Callable[[], bool] = lambda: False
     _tended: dict[int, float] = field(default_factory=dict)
+    _neighbours: dict[int, tuple[float, str]] = field(default_factory=dict)
 
     def reconcile(self, project: int) -> Plan:
         """Bring one project to where it should be; returns the plan that was left, without steps when done.
@@ -137,6 +140,8 @@ class Reconciler:
                 row = self.store.project(project)
                 if row is not None and row["asked"] and not any(isinstance(s, Train) for s in plan.steps):
                     self.store.answered(project, row["asked"])
+                if others := self._other_backends(project):
+                    troubles.append(others)
                 self.store.set_project(project, trouble=" ".join(troubles), seen_at=time.time())
                 return plan
             last = step
@@ -166,6 +171,21 @@ class Reconciler:
             self._train(project, seen, done, step)
         else:
             self._publish(project, seen, done, step)
+
+    def _other_backends(self, project: int) -> str:
+        """A remark when more than one ML backend is connected: Label Studio asks the first one only."""
+        at, remark = self._neighbours.get(project, (0.0, ""))
+        if not at or time.monotonic() - at > BACKENDS_EVERY:
+            found = [str(b.get("title") or b.get("url")) for b in self.studio.backends(project)]
+            remark = ""
+            if len(found) > 1:
+                remark = (
+                    f"{len(found)} ML backends are connected ({', '.join(found)}), and Label Studio asks only the first. "
+                    "Remove the others in Settings > Model."
+                )
+                log.warning("project %s: %s", project, remark)
+            self._neighbours[project] = (time.monotonic(), remark)
+        return remark
 
     def _check_stop(self) -> None:
         if self.stopping():
@@ -617,6 +637,7 @@ class Reconciler:
             self._tend(project)
 
         if not self.store.has("models", name):
+            self.store.check_room(TRAINING_ROOM)
             with self.store.training_slot(lambda: self._tend(project)):
                 log.info("project %s: training %s on %s scans", project, step.version, len(cases))
                 save, more = self.learner.train(

@@ -547,6 +547,15 @@ class Store:
     def has(self, kind: str, name: str) -> bool:
         return self.path(kind, name).exists()
 
+    def check_room(self, needed: int) -> None:
+        """Raises StorageFull when fewer than `needed` bytes are free: rather now than after the work."""
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise StorageFull(
+                f"Only {free >> 20} MiB are free in {self.folder}, and training needs {needed >> 20}. Make room; "
+                "nothing was lost, and it is tried again every minute."
+            )
+
     def put_arrays(self, kind: str, name: str, **arrays: Any) -> None:
         """Write named arrays (numbers and text, never objects), whole or not at all."""
 

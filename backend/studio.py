@@ -7,6 +7,7 @@ has, except that listings and imports are cut into chunks. Times, masks and vers
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import threading
@@ -33,8 +34,7 @@ PAGE = 5000
 ANNOTATION_CHUNK = 25
 # Label Studio applies `include` to the annotations inside a task as well
 ANNOTATION_FIELDS = (
-    "id,annotations,predictions,"
-    "result,updated_at,was_cancelled,ground_truth,lead_time,completed_by,parent_prediction"
+    "id,annotations,predictions,result,updated_at,was_cancelled,ground_truth,lead_time,completed_by,parent_prediction"
 )
 IMPORT_BYTES = 32 * 2**20  # well below Label Studio's DATA_UPLOAD_MAX_MEMORY_SIZE of 250 MiB
 IMAGE_BYTES = 512 * 2**20
@@ -79,6 +79,19 @@ class ProjectPage:
     sampling: str
     show_predictions: bool
     tasks: int
+    maximum_annotations: int = 1
+
+
+@dataclass(frozen=True)
+class Token:
+    """What a token is, as far as its own text tells.
+
+    kind     "personal" (a refresh token), "access" (made from one, valid five minutes), "legacy" or "none"
+    expires  seconds since 1970; None when the token does not say
+    """
+
+    kind: str
+    expires: float | None = None
 
 
 class Studio:
@@ -92,9 +105,7 @@ class Studio:
     Every method raises StudioUnavailable when trying again may help and StudioRefused when not.
     """
 
-    def __init__(
-        self, url: str, api_key: str, *, image_hosts: Sequence[str] = (), timeout: float = 60.0
-    ) -> None:
+    def __init__(self, url: str, api_key: str, *, image_hosts: Sequence[str] = (), timeout: float = 60.0) -> None:
         self.url = url.rstrip("/") + "/"  # the SDK refreshes tokens against the wrong path without it
         self._api_key = api_key
         self._image_hosts = frozenset(image_hosts)
@@ -134,6 +145,21 @@ class Studio:
 
         Only reading is retried: a write that was answered late must not be done twice.
         """
+        status, answer = self._exchange(method, path, params=params, body=body, content=content)
+        if status >= 400:
+            raise self._refusal(status, answer, path)
+        return answer
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Any = None,
+        content: bytes | None = None,
+    ) -> tuple[int, Any]:
+        """Status and JSON of one answer, whatever the status; its text when an error is not JSON."""
         wrapper = self._client()._client_wrapper
         if body is not None:
             content = json.dumps(body).encode()
@@ -154,13 +180,15 @@ class Studio:
                 f"Label Studio at {self.url} does not answer ({type(error).__name__}). "
                 "It is asked again every minute; check that it runs and that SCANQUEUE_LABEL_STUDIO_URL is right."
             ) from error
-        if response.status_code >= 400:
-            try:
-                detail: Any = response.json()
-            except ValueError:
-                detail = response.text[:200]
-            raise self._refusal(response.status_code, detail, path)
-        return response.json() if response.content else None
+        try:
+            return response.status_code, response.json() if response.content else None
+        except ValueError as error:
+            if response.status_code >= 400:
+                return response.status_code, response.text[:200]
+            raise StudioUnavailable(
+                f"What answers at {self.url} is not Label Studio, or a proxy before it: its answer to {path} is not "
+                "JSON. It is asked again every minute; check SCANQUEUE_LABEL_STUDIO_URL."
+            ) from error
 
     def _refusal(self, status: int, body: Any, path: str) -> StudioUnavailable | StudioRefused:
         detail = _detail(body)
@@ -181,6 +209,28 @@ class Studio:
             )
         return StudioRefused(f"Label Studio answered {status} to {path}: {detail}")
 
+    def version(self) -> str:
+        """Label Studio's version, which it tells without a token.
+
+        Raises StudioUnavailable when nothing or a server error comes back, StudioRefused when
+        something else than Label Studio answers.
+        """
+        self.requests += 1
+        try:
+            with httpx.Client(timeout=min(self._timeout, 10.0)) as client:
+                response = client.get(self.url + "api/version/")
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise StudioUnavailable(f"Nothing answers at {self.url} ({type(error).__name__}).") from error
+        if response.status_code >= 500:
+            raise StudioUnavailable(f"{self.url} answers with the server error {response.status_code}.")
+        try:
+            return str(response.json()["release"])
+        except (ValueError, TypeError, KeyError) as error:
+            where = f" to {plain_url(response.headers['location'])}" if "location" in response.headers else ""
+            raise StudioRefused(
+                f"What answers at {self.url} is not Label Studio: {response.status_code}{where} for api/version/."
+            ) from error
+
     def whoami(self) -> str:
         """The e-mail address of the user whose token this is."""
         return str(self._call("GET", "/api/current-user/whoami")["email"])
@@ -196,6 +246,7 @@ class Studio:
             sampling=page.get("sampling") or "",
             show_predictions=bool(page.get("show_collab_predictions")),
             tasks=int(page.get("task_number") or 0),
+            maximum_annotations=int(page.get("maximum_annotations") or 1),
         )
 
     def _tasks(self, project: int, include: str, query: Mapping[str, Any], **more: Any) -> Iterator[Any]:
@@ -264,9 +315,7 @@ class Studio:
         Raises UnreadableScan when this scan cannot be had, StudioUnavailable when nothing can.
         """
         if not isinstance(reference, str) or not reference:
-            raise UnreadableScan(
-                "the task has no image under the key that the label config names; re-import it."
-            )
+            raise UnreadableScan("the task has no image under the key that the label config names; re-import it.")
         url = urljoin(self.url, reference)
         own = urlsplit(self.url)
         if reference.startswith("/") and own.path.rstrip("/") and not reference.startswith(own.path):
@@ -303,9 +352,7 @@ class Studio:
             same = parts.hostname == own.hostname or (parts.hostname in loopback and own.hostname in loopback)
             if same and parts.port == own.port and parts.scheme == own.scheme:
                 return True
-            if (
-                parts.hostname or ""
-            ).lower() in self._image_hosts or parts.netloc.lower() in self._image_hosts:
+            if (parts.hostname or "").lower() in self._image_hosts or parts.netloc.lower() in self._image_hosts:
                 return False
         raise UnreadableScan(
             f"its image lies on {parts.netloc or parts.scheme!r}, which is neither Label Studio nor listed. "
@@ -414,17 +461,56 @@ class Studio:
                 self._call("POST", "/api/webhooks/", body=body | more)
                 return
             headers = {**(same[0].get("headers") or {}), SECRET_HEADER: secret}
-            self._call(
-                "PATCH", f"/api/webhooks/{same[0]['id']}/", body=body | {"url": url, "headers": headers}
-            )
+            self._call("PATCH", f"/api/webhooks/{same[0]['id']}/", body=body | {"url": url, "headers": headers})
         except StudioRefused as error:
-            raise StudioRefused(
-                f"The webhook to {url} could not be set: {error} {webhook_cure(url)}"
-            ) from error
+            raise StudioRefused(f"The webhook to {url} could not be set: {error} {webhook_cure(url)}") from error
 
     def backends(self, project: int) -> list[dict[str, Any]]:
         """The ML backends connected to the project. Asking makes Label Studio call each of them."""
         return list(self._call("GET", "/api/ml", params={"project": project}) or ())
+
+    def webhook_objection(self, url: str) -> str:
+        """Why Label Studio would not have a webhook to `url`, in its own words; "" when it would.
+
+        Nothing is created: the request also names an action that does not exist, so it is refused either way.
+        """
+        return self._objection("/api/webhooks/", {"url": url, "actions": ["SCANQUEUE_DOCTOR"]}, "actions")
+
+    def backend_objection(self, url: str) -> str:
+        """Why Label Studio would not have an ML backend at `url`; "" when it would. Nothing is created or called."""
+        return self._objection("/api/ml", {"url": url, "timeout": "none"}, "timeout")
+
+    def _objection(self, path: str, body: Mapping[str, Any], wrong: str) -> str:
+        status, answer = self._exchange("POST", path, body=body)
+        faults = answer.get("validation_errors") if isinstance(answer, Mapping) else None
+        if status == 401:
+            raise self._refusal(status, answer, path)
+        if not isinstance(faults, Mapping):
+            return _detail(answer)  # a blocked address, or a name that cannot be looked up
+        if wrong not in faults:
+            raise StudioRefused(f"Label Studio took an impossible request to {path}; this version is not known.")
+        about = faults.get("url") or ()
+        return str(about[0] if isinstance(about, list) and about else about or "")
+
+
+def read_token(api_key: str) -> Token:
+    """Read a token without asking anybody, and without checking its signature."""
+    if not api_key:
+        return Token("none")
+    try:
+        middle = api_key.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(middle + "=" * (-len(middle) % 4)))
+        expires = claims.get("exp")
+        kind = "access" if claims.get("token_type") == "access" else "personal"
+    except (IndexError, ValueError, AttributeError):
+        return Token("legacy")
+    return Token(kind, float(expires) if isinstance(expires, int | float) else None)
+
+
+def plain_url(url: str) -> str:
+    """An address without what may be secret in it: user, password, query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else parts.path
 
 
 def webhook_cure(url: str) -> str:
@@ -503,9 +589,7 @@ def _decode_brush(rle: Any, height: int, width: int, where: str) -> NDArray[np.b
     return np.asarray(alpha > 0)
 
 
-def draw_mask(
-    labelmap: Mask, labels: Sequence[str], config: LabelConfig, version: str
-) -> list[dict[str, Any]]:
+def draw_mask(labelmap: Mask, labels: Sequence[str], config: LabelConfig, version: str) -> list[dict[str, Any]]:
     """Label Studio regions for a label map (H, W), class i + 1 being labels[i].
 
     Each label is drawn with the tag the config has for it, brush or polygon; classes whose label
@@ -559,6 +643,7 @@ def _hook_is_right(hook: Mapping[str, Any], url: str, secret: str) -> bool:
         hook.get("url") == url
         and bool(hook.get("is_active"))
         and bool(hook.get("send_for_all_actions"))
+        and bool(hook.get("send_payload"))  # without it Label Studio does not even say which project it is about
         and (hook.get("headers") or {}).get(SECRET_HEADER) == secret
     )
 

@@ -80,11 +80,11 @@ class TrainingSettings:
     patience: int = 0
     flip: bool = False
     rotate: float = 15.0
-    shift: float = 0.08
-    zoom: float = 0.2
+    shift: float = 0.12
+    zoom: float = 0.4
     shear: float = 8.0
-    contrast: float = 0.3
-    gamma: float = 0.35
+    contrast: float = 0.4
+    gamma: float = 0.5
     noise: float = 0.03
     mixed_precision: bool = False
     seed: int = 0

@@ -69,6 +69,10 @@ class Queue:
         if self._huey.storage.put_if_empty(_flag(project), b"1"):
             self._job(project)
 
+    def waits(self, project: int) -> bool:
+        """Whether the project was touched and no worker has turned to it yet."""
+        return bool(self._huey.storage.has_data_for_key(_flag(project)))
+
     def _taken(self, project: int) -> None:
         # From here on a new touch is a new job: what it is about may come after our look.
         self._huey.storage.pop_data(_flag(project))

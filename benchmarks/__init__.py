@@ -1,0 +1,1 @@
+"""One question a module: `python -m benchmarks.NAME [--quick]`. Figures are in README.md beside this file."""

@@ -1,0 +1,283 @@
+"""`decide` as a table: no fakes, only facts in and steps out."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from backend.errors import NotSegmentable
+from backend.project import (
+    Done,
+    ExtendRound,
+    FitMap,
+    Label,
+    LabelConfig,
+    Live,
+    MapScans,
+    Model,
+    OpenRound,
+    Publish,
+    ReadMasks,
+    ReadScans,
+    Round,
+    Scan,
+    Score,
+    Seen,
+    Tag,
+    Train,
+    decide,
+    prefix_length,
+    round_key,
+    round_of,
+    score_of,
+    version_name,
+)
+from backend.settings import ProjectSettings
+
+CONFIG = LabelConfig("image", (Tag("tag", "brush", "image", ("Lung",)),))
+SETTINGS = ProjectSettings(cold_start_size=3, round_size=2, queue_depth=4)
+N = 10
+
+
+def scans(*labelled: int, n: int = N) -> tuple[Scan, ...]:
+    return tuple(Scan(t, f"/data/{t}.png", f"d{t}", annotated=t in labelled) for t in range(1, n + 1))
+
+
+def label(*tasks: int) -> tuple[Label, ...]:
+    return tuple(Label(t, f"{t}@now") for t in tasks)
+
+
+def live(n: int, *published: int) -> Live:
+    return Live(version_name(n), "Uncertainty sampling", True, dict.fromkeys(published, 1), True, True)
+
+
+ALL = frozenset(f"d{t}" for t in range(1, N + 1))
+START = Done(SETTINGS, "pixels", embedded=ALL, mapped=ALL, fitted=N)
+ORDER = tuple(range(1, N + 1))
+COLD = replace(START, rounds=(Round(0, round_key(START, CONFIG), "", ORDER),))
+R1 = Model("scanqueue-r1", ("Lung",), frozenset(f"{t}@now" for t in (1, 2, 3)), "f1", True)
+TRAINED = replace(COLD, models=(R1,), active="scanqueue-r1")
+SCORED = replace(TRAINED, scored=ALL)
+FIRST = replace(
+    SCORED, rounds=(*COLD.rounds, Round(1, round_key(SCORED, CONFIG), "scanqueue-r1", (7, 5, 4, 6, 8, 9, 10)))
+)
+
+
+def seen(scans_: tuple[Scan, ...], live_: Live = Live(), labels: tuple[Label, ...] = ()) -> Seen:  # noqa: B008
+    return Seen(1, CONFIG, scans_, labels, live_)
+
+
+@pytest.mark.parametrize(
+    ("what", "given", "done", "phase", "steps"),
+    [
+        ("a project without scans is empty", seen(()), START, "empty", ()),
+        (
+            "scans are read and embedded before anything else",
+            seen((*scans(n=1), Scan(2, "/data/2.png"))),
+            START,
+            "embedding",
+            (ReadScans((2,)),),
+        ),
+        ("then laid out", seen(scans()), replace(START, mapped=frozenset(), fitted=0), "embedding", (FitMap(),)),
+        (
+            "the cold-start order comes first, even when labels enough are there already",
+            seen(scans(1, 2, 3), labels=label(1, 2, 3)),
+            START,
+            "embedding",
+            (OpenRound(0, round_key(START, CONFIG), ""),),
+        ),
+        (
+            "the first `queue_depth` tasks are published",
+            seen(scans()),
+            COLD,
+            "cold_start",
+            (Publish((1, 2, 3, 4), True),),
+        ),
+        ("nothing is left to do once they are", seen(scans(), live(0, 1, 2, 3, 4)), COLD, "cold_start", ()),
+        (
+            "a new annotation is read",
+            seen(scans(1), live(0, 1, 2, 3, 4)),
+            COLD,
+            "cold_start",
+            (ReadMasks((1,)),),
+        ),
+        (
+            "one label short of the cold start nothing is trained",
+            seen(scans(1, 2), live(0, 1, 2, 3, 4), label(1, 2)),
+            COLD,
+            "cold_start",
+            (),
+        ),
+        (
+            "with the cold-start labels in, the queue is filled up and a model trained",
+            seen(scans(1, 2, 3), live(0, 1, 2, 3, 4), label(1, 2, 3)),
+            COLD,
+            "training",
+            (Publish((5, 6), False), Train("scanqueue-r1", (1, 2, 3))),
+        ),
+        (
+            "an unreadable annotation does not count as a label",
+            seen(scans(1, 2, 3), live(0, 4, 5, 6), (*label(1, 2), Label(3, "3@now", "broken"))),
+            COLD,
+            "cold_start",
+            (),
+        ),
+        (
+            "a new model scores the pool, then opens its round",
+            seen(scans(1, 2, 3), live(0, 4, 5, 6), label(1, 2, 3)),
+            TRAINED,
+            "active",
+            (
+                Score((4, 5, 6, 7, 8, 9, 10)),
+                OpenRound(1, round_key(TRAINED, CONFIG), "scanqueue-r1", (4, 5, 6)),
+            ),
+        ),
+        (
+            "changed labels of a full round train again",
+            seen(scans(1, 2, 3), live(1, 7, 5, 4, 6), (Label(1, "1@later"), Label(2, "2@later"), Label(3, "3@now"))),
+            FIRST,
+            "training",
+            (Train("scanqueue-r2", (1, 2, 3)),),
+        ),
+        (
+            "scans that arrive later are mapped, scored, and added to the order",
+            seen((*scans(1, 2, 3), Scan(11, "/data/11.png", "d11")), live(1, 7, 5, 4, 6), label(1, 2, 3)),
+            replace(FIRST, embedded=ALL | {"d11"}),
+            "active",
+            (MapScans((11,)),),
+        ),
+        (
+            "with the map done the late scan is scored and ordered",
+            seen((*scans(1, 2, 3), Scan(11, "/data/11.png", "d11")), live(1, 7, 5, 4, 6), label(1, 2, 3)),
+            replace(FIRST, embedded=ALL | {"d11"}, mapped=ALL | {"d11"}),
+            "active",
+            (Score((11,)), ExtendRound((11,))),
+        ),
+        (
+            "a doubled prediction is removed",
+            seen(scans(1, 2, 3), replace(live(1, 7, 5, 4, 6), published={7: 2, 5: 1, 4: 1, 6: 1}), label(1, 2, 3)),
+            FIRST,
+            "active",
+            (Publish((), False, True),),
+        ),
+        (
+            "a queue that somebody switched off is switched on again",
+            seen(scans(1, 2, 3), replace(live(1, 7, 5, 4, 6), sampling="Sequential sampling"), label(1, 2, 3)),
+            FIRST,
+            "active",
+            (Publish((), True),),
+        ),
+        (
+            "a missing webhook is set",
+            seen(scans(1, 2, 3), replace(live(1, 7, 5, 4, 6), webhook=False), label(1, 2, 3)),
+            FIRST,
+            "active",
+            (Publish((), True),),
+        ),
+        (
+            "when everything is labelled and trained the project is done",
+            seen(scans(*range(1, 11)), live(1), label(*range(1, 11))),
+            replace(
+                FIRST,
+                models=(replace(R1, trained_on=frozenset(f"{t}@now" for t in range(1, 11))),),
+            ),
+            "done",
+            (),
+        ),
+    ],
+)
+def test_decide(what: str, given: Seen, done: Done, phase: str, steps: tuple[object, ...]) -> None:
+    plan = decide(given, done)
+    assert (plan.phase, plan.steps) == (phase, steps), what
+
+
+def test_a_blocked_project_asks_for_nothing_and_says_why() -> None:
+    plan = decide(replace(seen(scans()), config=None, blocked="no masks"), START)
+    assert (plan.phase, plan.reason, plan.steps) == ("blocked", "no masks", ())
+
+
+def test_one_broken_scan_does_not_stop_the_others() -> None:
+    broken = Scan(11, "/data/11.png", problem="truncated")
+    plan = decide(seen((*scans(), broken)), COLD)
+    assert plan.steps == (Publish((1, 2, 3, 4), True),)
+
+
+def test_with_the_button_nothing_is_trained_until_somebody_asks() -> None:
+    waiting = replace(COLD, settings=replace(SETTINGS, retrain="button"))
+    given = seen(scans(1, 2, 3, 4), live(0, 5, 6, 7), label(1, 2, 3, 4))
+    assert decide(given, waiting).steps == ()
+    assert decide(given, replace(waiting, asked=True)).steps == (Train("scanqueue-r1", (1, 2, 3, 4)),)
+
+
+def test_asking_again_with_the_same_labels_trains_nothing() -> None:
+    given = seen(scans(1, 2, 3), live(1, 7, 5, 4, 6), label(1, 2, 3))
+    assert decide(given, replace(FIRST, asked=True)).steps == ()
+
+
+def test_activating_another_model_opens_a_round_with_it() -> None:
+    r2 = replace(R1, version="scanqueue-r2", fingerprint="f2")
+    done = replace(FIRST, models=(R1, r2), rounds=(*FIRST.rounds, Round(2, "old key", "scanqueue-r2", (4, 5))))
+    steps = decide(seen(scans(1, 2, 3), live(2, 4, 5), label(1, 2, 3)), done).steps
+    opened = [s for s in steps if isinstance(s, OpenRound)]
+    assert [(s.n, s.model) for s in opened] == [(3, "scanqueue-r1")]
+
+
+def test_a_new_label_in_the_config_trains_as_soon_as_there_are_labels_enough() -> None:
+    config = LabelConfig("image", (Tag("tag", "brush", "image", ("Lung", "Heart")),))
+    given = replace(seen(scans(1, 2, 3), live(1, 7, 5, 4, 6), label(1, 2, 3)), config=config)
+    assert Train("scanqueue-r2", (1, 2, 3)) in decide(given, FIRST).steps
+
+
+def test_more_is_published_when_fewer_than_a_round_are_left() -> None:
+    order = tuple(range(1, 21))
+    lengths = [prefix_length(order, frozenset(order[n:]), SETTINGS) for n in range(9)]
+    assert lengths == [4, 4, 4, 6, 6, 8, 8, 10, 10]
+    assert prefix_length(order, frozenset(), SETTINGS) == 20
+
+
+def test_scores_ascend_with_the_place_and_stay_below_one_for_late_scans() -> None:
+    scores = [score_of(place, 5) for place in range(1, 5000)]
+    assert all(a < b for a, b in itertools.pairwise(scores))
+    assert scores[0] > 0
+    assert scores[-1] < 1
+    assert score_of(2, 5) == pytest.approx(2 / 6)
+
+
+def test_versions_name_their_round() -> None:
+    assert version_name(12) == "scanqueue-r12"
+    assert round_of("scanqueue-r12") == 12
+    assert round_of("my model") is None
+    assert round_of("scanqueue-rx") is None
+
+
+def parsed(**tags: tuple[str, list[str]]) -> dict[str, object]:
+    image = [{"type": "Image", "valueType": None, "value": "scan"}]
+    return {n: {"type": k, "to_name": ["img"], "inputs": image, "labels": ls} for n, (k, ls) in tags.items()}
+
+
+def test_a_config_is_read_with_brushes_first_and_every_label_once() -> None:
+    config = LabelConfig.from_parsed(
+        parsed(pol=("PolygonLabels", ["Rib", "Lung"]), choice=("Choices", ["ok"]), tag=("BrushLabels", ["Lung"])), 7
+    )
+    assert config.image_key == "scan"
+    assert config.labels == ("Lung", "Rib")
+    assert config.tag_of("Lung").name == "tag"
+    assert config.tag_of("Rib").kind == "polygon"
+    assert LabelConfig.from_json(config.to_json()) == config
+
+
+def test_a_config_without_masks_says_what_to_add_where() -> None:
+    with pytest.raises(NotSegmentable) as error:
+        LabelConfig.from_parsed(parsed(choice=("Choices", ["ok"])), 12)
+    assert str(error.value) == (
+        "project 12: the label config has no BrushLabels or PolygonLabels; segmentation needs one. "
+        'Add <BrushLabels name="tag" toName="image"><Label value="Lung"/></BrushLabels> beside '
+        '<Image name="image" value="$image"/> in Settings > Labeling Interface > Code.'
+    )
+
+
+def test_a_brush_without_labels_says_so() -> None:
+    with pytest.raises(NotSegmentable, match="'tag' of the label config has no labels"):
+        LabelConfig.from_parsed(parsed(tag=("BrushLabels", [])), 12)

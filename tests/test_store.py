@@ -1,0 +1,172 @@
+"""Records and artefacts on a real database and a real folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backend.errors import BadSetting, StorageFull
+from backend.store import Pick, Store, activate_model
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "data")
+    store.add_project(1)
+    return store
+
+
+def task(number: int, **changes: object) -> dict[str, object]:
+    row = {"task": number, "image": f"/data/{number}.png", "updated_at": "t1", "annotated": 0, "skipped": 0}
+    return row | changes
+
+
+def test_a_project_is_added_once_and_keeps_its_secret(store: Store) -> None:
+    secret = store.project(1)["secret"]
+    assert not store.add_project(1)
+    assert store.project(1)["secret"] == secret
+    assert len(secret) > 30
+    assert store.projects() == [1]
+
+
+def test_a_task_keeps_what_was_read_of_it_until_its_image_changes(store: Store) -> None:
+    store.put_tasks(1, [task(1), task(2)], "t1")
+    read = {"digest": "d", "height": 5, "width": 6, "problem": ""}
+    store.set_scans(1, [{"task": 1, **read}, {"task": 2, **read}])
+    store.put_tasks(1, [task(1, updated_at="t2", annotated=1), task(2, image="/data/other.png")], "t2")
+    one, two = store.scans(1)
+    assert (one["digest"], one["height"], one["annotated"]) == ("d", 5, 1)
+    assert (two["digest"], two["height"]) == ("", 0)
+    assert store.project(1)["cursor"] == "t2"
+
+
+def test_a_problem_is_forgotten_when_its_task_changes(store: Store) -> None:
+    store.put_tasks(1, [task(1)], "t1")
+    store.set_scans(1, [{"task": 1, "problem": "truncated"}])
+    store.put_tasks(1, [task(1, skipped=1)], "t1")
+    assert store.scans(1)[0]["problem"] == "truncated"
+    store.put_tasks(1, [task(1, updated_at="t2")], "t2")
+    assert store.scans(1)[0]["problem"] == ""
+
+
+def test_deleted_tasks_are_forgotten_and_others_kept(store: Store) -> None:
+    store.put_tasks(1, [task(n) for n in range(1, 2001)], "t1")
+    assert store.keep_tasks(1, set(range(2, 1500))) == 502
+    assert [s["task"] for s in store.scans(1)] == list(range(2, 1500))
+
+
+def test_embeddings_come_back_in_the_order_asked_for(store: Store) -> None:
+    vectors = np.arange(12, dtype=np.float32).reshape(3, 4)
+    store.put_embeddings("pixels", ["a", "b", "c"], vectors)
+    assert np.array_equal(store.embeddings("pixels", ["c", "a", "c"]), vectors[[2, 0, 2]])
+    assert store.embedded("pixels") == {"a", "b", "c"}
+    assert store.embedded("other") == set()
+
+
+def test_arrays_are_there_whole_or_not_at_all(store: Store) -> None:
+    store.put_arrays("masks", "abcd", mask=np.eye(3, dtype=np.uint8))
+    assert np.array_equal(store.arrays("masks", "abcd")["mask"], np.eye(3))
+
+    def fails(folder: Path) -> None:
+        (folder / "half").write_bytes(b"x")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        store.put_folder("models", "efgh", fails)
+    assert not store.has("models", "efgh")
+    assert list(store.path("models", "efgh").parent.iterdir()) == []
+
+
+def test_a_full_disk_is_explained_and_leaves_nothing_half_written(store: Store, tmp_path: Path) -> None:
+    """A file-size limit makes the write fail for real, in a process of its own."""
+    program = f"""
+import resource, sys
+import numpy as np
+from pathlib import Path
+from backend.errors import StorageFull
+from backend.store import Store
+store = Store(Path({str(store.folder)!r}))
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    store.put_arrays("models", "abcd", weights=np.random.default_rng(0).random(100_000))
+except StorageFull as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"No room to write models to {store.folder}: ")
+    assert "Make room" in said
+    assert not store.has("models", "abcd")
+    assert list(store.path("models", "abcd").parent.iterdir()) == []
+
+
+def test_too_little_room_is_said_before_the_work_is_done(store: Store) -> None:
+    with pytest.raises(StorageFull, match="MiB are free"):
+        store.check_room(2**60)
+    store.check_room(1)
+
+
+def test_the_order_of_a_round_comes_back_as_it_was(store: Store) -> None:
+    picks = [Pick(5, "paper", 0.9, 1.0, 0.8), Pick(3, "medoid", cluster=2)]
+    store.put_round(1, n=0, key="k", model="", picks=picks, carried=[7], size=2, labels=0)
+    (found,) = store.rounds(1)
+    assert found["picks"] == picks
+    assert found["carried"] == [7]
+    store.put_round(1, n=1, key="k2", model="m", picks=picks[:1], carried=[], size=1, labels=3)
+    assert [r["picks"] for r in store.rounds(1, picks=False)] == [[], picks[:1]]
+
+
+def test_one_process_at_a_time_works_on_a_project(store: Store) -> None:
+    other = Store(store.folder)
+    with store.lock(1) as first, other.lock(1) as second, other.lock(2) as elsewhere:
+        assert (first, second, elsewhere) == (True, False, True)
+    with other.lock(1) as again:
+        assert again
+
+
+def test_the_lock_of_a_killed_process_is_given_back(store: Store) -> None:
+    program = f"""
+import os, signal
+from pathlib import Path
+from backend.store import Store
+with Store(Path({str(store.folder)!r})).lock(1) as mine:
+    assert mine
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
+    with store.lock(1) as mine:
+        assert mine
+
+
+def test_a_wish_that_came_during_a_training_is_kept(store: Store) -> None:
+    store.ask(1)
+    store.ask(1)
+    model = {
+        "version": "scanqueue-r1",
+        "fingerprint": "f",
+        "labels": ["Lung"],
+        "trained_on": [],
+        "accepted": 1,
+        "validation": {},
+        "details": {},
+    }
+    store.put_model(1, model, active="scanqueue-r1", asked=1)
+    assert (store.project(1)["asked"], store.project(1)["active"]) == (1, "scanqueue-r1")
+    with pytest.raises(BadSetting, match="has no model 'nope'; there are: scanqueue-r1"):
+        activate_model(store, 1, "nope")
+
+
+def test_progress_is_forgotten_when_finished_and_tells_the_time_left(store: Store) -> None:
+    assert store.progress(1) is None
+    store.report(1, "training", 0, 10)
+    store.report(1, "training", 5, 10)
+    seen = store.progress(1)
+    assert (seen["step"], seen["done"], seen["total"]) == ("training", 5, 10)
+    assert seen["seconds_left"] >= 0
+    store.finish(1)
+    assert store.progress(1) is None
