@@ -10,8 +10,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 
 from backend import __version__, status
 from backend.errors import BadSetting, ScanqueueError, StudioUnavailable
@@ -40,6 +42,8 @@ class Predict(Protocol):
 class BadRequest(Exception):
     """The request cannot be understood; the text says why."""
 
+    code = 400
+
 
 def create_api(settings: Settings, store: Store, touch: Touch, predict: Predict) -> FastAPI:
     """The HTTP application."""
@@ -50,7 +54,7 @@ def create_api(settings: Settings, store: Store, touch: Touch, predict: Predict)
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         if int(request.headers.get("content-length") or 0) > BODY_BYTES:
-            return _error(413, f"The request is larger than {BODY_BYTES >> 20} MiB.")
+            return _error(_TooLarge.code, str(_TooLarge()))
         if request.url.path != "/health" and settings.user and not await _allowed(request, settings, store):
             answer = _error(401, "Wrong or missing credentials; see SCANQUEUE_USER and SCANQUEUE_PASSWORD.")
             answer.headers["WWW-Authenticate"] = 'Basic realm="scanqueue"'
@@ -59,7 +63,18 @@ def create_api(settings: Settings, store: Store, touch: Touch, predict: Predict)
 
     @app.exception_handler(BadRequest)
     async def bad_request(_: Request, error: BadRequest) -> Response:
-        return _error(400, str(error))
+        return _error(error.code, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def misread(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return _error(400, f"{first['loc'][-1]}: {first['msg']}.")
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        answer = _error(error.status_code, str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
 
     @app.exception_handler(ScanqueueError)
     async def explained(_: Request, error: ScanqueueError) -> Response:
@@ -79,16 +94,24 @@ async def _allowed(request: Request, settings: Settings, store: Store) -> bool:
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "basic":
         try:
-            text = base64.b64decode(given, validate=True)
+            raw = base64.b64decode(given, validate=True)
         except ValueError:
-            text = b""
-        if hmac.compare_digest(text, f"{settings.user}:{settings.password}".encode()):
+            raw = b""
+        if hmac.compare_digest(_spelled(raw).encode(), f"{settings.user}:{settings.password}".encode()):
             return True
     secret = request.headers.get(SECRET_HEADER, "")
     if request.url.path == "/webhook" and secret:
         secrets = await run_in_threadpool(store.secrets)
         return any([hmac.compare_digest(secret.encode(), known.encode()) for known in secrets])  # noqa: C419  every one, for time
     return False
+
+
+def _spelled(raw: bytes) -> str:
+    """Credentials as browsers encode them (UTF-8), or as Label Studio does (Latin-1)."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
 
 
 def _for_label_studio(store: Store, touch: Touch, predict: Predict) -> APIRouter:
@@ -119,8 +142,8 @@ def _for_label_studio(store: Store, touch: Touch, predict: Predict) -> APIRouter
                 store.set_project(project, **changed)
             if new or changed:
                 touch(project)
-            rounds = store.rounds(project, picks=False)
-            return version_name(rounds[-1]["n"] if rounds else 0)
+            latest = store.latest_round(project)
+            return version_name(latest["n"] if latest else 0)
 
         return {"model_version": await run_in_threadpool(remember)}
 
@@ -215,7 +238,16 @@ def _for_people(store: Store, touch: Touch) -> APIRouter:
     return router
 
 
+class _TooLarge(BadRequest):
+    code = 413
+
+    def __init__(self) -> None:
+        super().__init__(f"The request is larger than {BODY_BYTES >> 20} MiB.")
+
+
 class _Unknown(BadRequest):
+    code = 404
+
     def __init__(self, project: int) -> None:
         super().__init__(
             f"Project {project} is not known here. Connect scanqueue in its Settings > Model in Label Studio."
@@ -227,11 +259,11 @@ async def _json(request: Request) -> dict[str, Any]:
     async for part in request.stream():
         size += len(part)
         if size > BODY_BYTES:
-            raise BadRequest(f"The request is larger than {BODY_BYTES >> 20} MiB.")
+            raise _TooLarge
         parts.append(part)
     try:
         body = json.loads(b"".join(parts) or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadRequest("The request is not JSON.") from None
     if not isinstance(body, dict):
         raise BadRequest("The request must be a JSON object.")

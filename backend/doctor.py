@@ -8,6 +8,7 @@ impossible to fulfil.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -18,7 +19,6 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
-from sqlalchemy.exc import SQLAlchemyError
 
 from backend.errors import BadSetting, NotSegmentable, ScanqueueError, WeightsMissing
 from backend.project import SAMPLING, LabelConfig, version_name
@@ -29,7 +29,7 @@ from backend.studio import SECRET_HEADER, ProjectPage, Studio, plain_url, read_t
 TESTED = "1.23.2"
 FREE_BYTES = 2 * 10**9
 FRESH = 180.0  # seconds; a worker sweeps every minute
-PICKED_UP = 6.0  # seconds within which a worker turns to a project that was touched
+PICKED_UP = 8.0  # seconds within which a worker turns to a project that was touched
 EXPIRY_NOTICE = 14 * 86400.0
 WANTED_ACTIONS = (
     "ANNOTATION_CREATED",
@@ -132,7 +132,8 @@ class _Sheet:
 def _explained(check: str, error: ScanqueueError) -> Finding:
     """Our errors say first what is wrong and then what to do."""
     what, _, cure = str(error).partition(". ")
-    return Finding(check, "error", what.rstrip(".") + ".", cure or "See the log of scanqueue.")
+    cure = cure or "See the log of scanqueue."
+    return Finding(check, "error", what.rstrip(".") + ".", cure.rstrip(".") + ".")
 
 
 # -- our side ---------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ def _records(settings: Settings, sheet: _Sheet) -> Store | None:
         return None
     try:
         return Store(settings.data_dir, settings.database_url)
-    except (SQLAlchemyError, OSError, ImportError) as error:
+    except Exception as error:  # whatever the driver of the database raises
         where = "SCANQUEUE_DATABASE_URL" if settings.database_url else str(settings.data_dir / "records.sqlite")
         what = f"The records in {where} cannot be opened ({type(error).__name__})."
         cure = "Check that the database runs and that SCANQUEUE_DATABASE_URL and SCANQUEUE_DATA_DIR are right."
@@ -214,10 +215,21 @@ def _ask(url: str, **more: Any) -> tuple[httpx.Response | None, str]:
 
 
 def _is_ours(answer: httpx.Response | None) -> bool:
+    return _health(answer).get("model_class") == "scanqueue"
+
+
+def _may_host_our_plugin(answer: httpx.Response | None) -> bool:
+    """Whether a label-studio-ml server answers: 2.x names the class it hosts, 1.0.9 does not."""
+    health = _health(answer)
+    return health.get("model_class") == "ScanqueueBackend" or ("model_dir" in health and "v2" in health)
+
+
+def _health(answer: httpx.Response | None) -> dict[str, Any]:
     try:
-        return answer is not None and answer.json().get("model_class") == "scanqueue"
-    except (ValueError, AttributeError):
-        return False
+        found = answer.json() if answer is not None else None
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def _server(settings: Settings, address: str) -> Iterator[Finding]:
@@ -256,7 +268,7 @@ def _server(settings: Settings, address: str) -> Iterator[Finding]:
             )
 
 
-def _embedder(settings: Settings, row: Mapping[str, Any] | None) -> Iterator[Finding]:
+def _embedder(settings: Settings, row: Any) -> Iterator[Finding]:
     from backend.embedders import BIOMEDCLIP_FOLDER, CLIP_CONFIG, CLIP_WEIGHTS, open_embedder
 
     name, why = (row["embedder"], row["embedder_why"]) if row else ("", "")
@@ -307,9 +319,8 @@ def _encoder(settings: Settings) -> Iterator[Finding]:
         size, widths = training.image_size, training.decoder_channels
         spec = SegmenterSpec(training.architecture, training.encoder, 1, size, ("label",), widths)
         Segmenter.create(spec, encoder_weights=weights)
-    from_where = {None: "random weights", "imagenet": "ImageNet weights, downloaded at the first training"}
-    start = from_where.get(weights if isinstance(weights, str) else None, "") if not isinstance(weights, Path) else ""
-    start = start or f"the weights in {weights}"
+    from_where = {"None": "random weights", "imagenet": "ImageNet weights, downloaded at the first training"}
+    start = from_where.get(str(weights), f"the weights in {weights}")
     yield Finding("encoder", "ok", f"Segmentation trains {training.encoder} on {training.device} from {start}.")
 
 
@@ -442,16 +453,11 @@ def _backend(settings: Settings, studio: Studio, project: int, address: str, tit
         what = f"No ML backend is connected to project {project}."
         yield Finding("backend", "error", what, f"Enter {shown} in Settings > Model > Connect Model.")
         return
-    ours = next((row for row in rows if _same(row["url"], address)), None)
+    ours, elsewhere = _own_row(rows, address)
+    if elsewhere is not None:
+        yield elsewhere
     if ours is None:
-        others = ", ".join(plain_url(row["url"]) for row in rows)
-        ours = next((row for row in rows if _is_ours(_ask(f"{plain_url(row['url']).rstrip('/')}/health")[0])), None)
-        what = f"The project is connected to {others}, not to {shown}"
-        cure = f"Edit the URL in Settings > Model to {shown}, or set SCANQUEUE_PUBLIC_URL to the address used there."
-        if ours is None:
-            yield Finding("backend", "error", f"{what}.", cure)
-            return
-        yield Finding("backend", "warning", f"{what}, though scanqueue answers there too.", cure)
+        return
     if len(rows) > 1:
         first = plain_url(rows[0]["url"])
         asked = "ours" if rows[0] is ours else first
@@ -474,7 +480,7 @@ def _backend(settings: Settings, studio: Studio, project: int, address: str, tit
         cure = "Enter SCANQUEUE_USER and SCANQUEUE_PASSWORD in Settings > Model, Edit, as Basic Authentication."
         yield Finding("backend", "error", what, cure)
     else:
-        said = str(ours.get("error_message") or "it does not answer")[:200]
+        said = re.sub(r"//[^/@\s]+@", "//", str(ours.get("error_message") or "it does not answer"))[:200]
         what = f"Label Studio does not get through to {plain_url(ours['url'])}: {said}"
         cure = (
             "Check from Label Studio's machine that this address answers, correct it or its user and password in "
@@ -483,11 +489,30 @@ def _backend(settings: Settings, studio: Studio, project: int, address: str, tit
         yield Finding("backend", "error", what, cure)
 
 
+def _own_row(rows: list[dict[str, Any]], address: str) -> tuple[dict[str, Any] | None, Finding | None]:
+    """Which ML backend is ours, and what to say when it is connected under another address, or not at all."""
+    exact = next((row for row in rows if _same(row["url"], address)), None)
+    if exact is not None:
+        return exact, None
+    shown = plain_url(address)
+    what = f"The project is connected to {', '.join(plain_url(row['url']) for row in rows)}, not to {shown}"
+    cure = f"Edit the URL in Settings > Model to {shown}, or set SCANQUEUE_PUBLIC_URL to the address used there."
+    answers = [(row, _ask(f"{plain_url(row['url']).rstrip('/')}/health")[0]) for row in rows]
+    for row, answer in answers:
+        if _is_ours(answer):
+            return row, Finding("backend", "warning", f"{what}, though scanqueue answers there too.", cure)
+    for row, answer in answers:
+        if _may_host_our_plugin(answer):
+            hosted = "that is a label-studio-ml server, which is right if it hosts backend.plugin.ScanqueueBackend"
+            return row, Finding("backend", "warning", f"{what}; {hosted}.", cure)
+    return None, Finding("backend", "error", f"{what}.", cure)
+
+
 def _same(one: str, other: str) -> bool:
     return plain_url(one).rstrip("/") == plain_url(other).rstrip("/")
 
 
-def _known(settings: Settings, row: Mapping[str, Any] | None, project: int) -> Iterator[Finding]:
+def _known(settings: Settings, row: Any, project: int) -> Iterator[Finding]:
     if row is not None:
         yield Finding("records", "ok", f"Project {project} is in the records of {settings.data_dir}.")
         return
@@ -499,9 +524,7 @@ def _known(settings: Settings, row: Mapping[str, Any] | None, project: int) -> I
     yield Finding("records", "error", what, cure)
 
 
-def _webhook(
-    settings: Settings, studio: Studio, project: int, address: str, row: Mapping[str, Any]
-) -> Iterator[Finding]:
+def _webhook(settings: Settings, studio: Studio, project: int, address: str, row: Any) -> Iterator[Finding]:
     url = f"{address}/webhook"
     shown = plain_url(url)
     hooks = studio.webhooks(project)
@@ -620,38 +643,40 @@ def _annotators(page: ProjectPage, project: int) -> Iterator[Finding]:
 def _worker(settings: Settings, store: Store, project: int) -> Iterator[Finding]:
     """Alive when it looked lately, is at work, or turns to the project now that we touch it."""
     row = store.project(project)
-    ago = time.time() - (row["seen_at"] if row else 0.0)
-    with store.lock(project) as idle:
-        busy = not idle
-    if busy or store.progress(project) is not None:
+    seen = row["seen_at"] if row else 0.0
+    if _at_work(store, project):
         yield Finding("worker", "ok", "A worker is at work on the project.")
-        return
-    if ago > FRESH and not _turns_to(settings, project):
-        since = f"for {ago / 60:.0f} minutes" if row and row["seen_at"] else "yet"
+    elif time.time() - seen < FRESH or _turns_to(settings, store, project):
+        yield Finding("worker", "ok", "A worker runs.")
+    else:
+        since = f"for {(time.time() - seen) / 60:.0f} minutes" if seen else "yet"
         what = f"No worker has looked at project {project} {since}, and none turns to it now."
         cure = (
             "Run `scanqueue worker` with this SCANQUEUE_DATA_DIR, or start `scanqueue serve` without --no-worker "
             "and see its log."
         )
         yield Finding("worker", "error", what, cure)
-        return
-    yield Finding("worker", "ok", "A worker runs.")
 
 
-def _turns_to(settings: Settings, project: int) -> bool:
+def _at_work(store: Store, project: int) -> bool:
+    with store.lock(project) as idle:
+        return not idle or store.progress(project) is not None
+
+
+def _turns_to(settings: Settings, store: Store, project: int) -> bool:
     from backend.worker import Queue
 
     queue = Queue(settings)
     queue.touch(project)
     until = time.monotonic() + PICKED_UP
-    while queue.waits(project):
+    while queue.waits(project) and not _at_work(store, project):
         if time.monotonic() > until:
             return False
-        time.sleep(0.1)
+        time.sleep(0.2)
     return True
 
 
-def _scans(store: Store, project: int, row: Mapping[str, Any]) -> Iterator[Finding]:
+def _scans(store: Store, project: int, row: Any) -> Iterator[Finding]:
     if row["trouble"]:
         what, _, cure = str(row["trouble"]).partition(". ")
         cure = cure or "See the log of the worker."

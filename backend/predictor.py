@@ -10,7 +10,7 @@ from backend.errors import ScanqueueError
 from backend.learner import Learner
 from backend.pixels import Letterboxed, decode_image, letterbox
 from backend.project import LabelConfig, fingerprint, score_of, version_name
-from backend.store import Store
+from backend.store import Pick, Store
 from backend.studio import Studio, draw_mask
 
 log = logging.getLogger("scanqueue.predictor")
@@ -25,7 +25,7 @@ class Predictor:
         self._store = store
         self._studio = studio
         self._learner = learner
-        self._orders: dict[int, tuple[tuple[int, int], dict[int, float]]] = {}
+        self._orders: dict[int, tuple[Sequence[Pick], int, dict[int, float]]] = {}
 
     def predict(self, project: int, tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """One item {model_version, score, result} per task, in their order, whatever goes wrong.
@@ -33,48 +33,48 @@ class Predictor:
         The score is the task's place in the current order, 0..1, low is served first.
         """
         row = self._store.project(project)
-        rounds = self._store.rounds(project, picks=False) if row else []
-        if row is None or not rounds:
+        latest = self._store.latest_round(project) if row else None
+        if row is None or latest is None:
             return [{"model_version": version_name(0), "score": UNRANKED, "result": []} for _ in tasks]
-        latest = rounds[-1]
         version = version_name(latest["n"])
         places = self._places(project, latest)
         config = LabelConfig.from_json(row["config"])
-        models = {m["version"]: m for m in self._store.models(project)}
-        model = models.get(latest["model"])
-        known = {s["task"]: dict(s) for s in self._store.scans(project)} if model else {}
+        model = self._store.model(project, latest["model"]) if latest["model"] else None
         items = []
         for task in tasks:
             result: list[dict[str, Any]] = []
             if model is not None and config is not None:
                 try:
-                    result = self._draw(task, known.get(task.get("id")), model, config, version)
+                    result = self._draw(project, task, model, config, version)
                 except ScanqueueError as error:
                     log.warning("project %s, task %s: %s", project, task.get("id"), error)
                 except Exception:
                     # The annotator must get an empty task rather than an error page.
                     log.exception("project %s, task %s: prediction failed", project, task.get("id"))
-            score = places.get(task.get("id", 0), UNRANKED)
+            number = task.get("id")
+            score = places.get(number, UNRANKED) if isinstance(number, int) else UNRANKED
             items.append({"model_version": version, "score": score, "result": result})
         return items
 
     def _places(self, project: int, latest: Mapping[str, Any]) -> dict[int, float]:
-        key = (latest["n"], len(latest["picks"]))
+        picks, size = latest["picks"], latest["size"]
         cached = self._orders.get(project)
-        if cached is None or cached[0] != key:
-            places = {p.task: score_of(i, latest["size"]) for i, p in enumerate(latest["picks"], start=1)}
-            self._orders[project] = cached = (key, places)
-        return cached[1]
+        if cached is None or cached[0] is not picks or cached[1] != size:
+            places = {p.task: score_of(i, size) for i, p in enumerate(picks, start=1)}
+            self._orders[project] = cached = (picks, size, places)
+        return cached[2]
 
     def _draw(
         self,
+        project: int,
         task: Mapping[str, Any],
-        scan: Mapping[str, Any] | None,
         model: Mapping[str, Any],
         config: LabelConfig,
         version: str,
     ) -> list[dict[str, Any]]:
         image = str((task.get("data") or {}).get(config.image_key) or "")
+        number = task.get("id")
+        scan = self._store.scan(project, number) if isinstance(number, int) else None
         digest = scan["digest"] if scan is not None and scan["image"] == image else ""
         if digest:
             try:

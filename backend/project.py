@@ -308,7 +308,7 @@ def decide(seen: Seen, done: Done) -> Plan:
     usable = tuple(s.task for s in ready if s.annotated and s.task in known and not known[s.task].problem)
     train = None if unread_masks else _training(done, seen.config, known, usable)
     key = round_key(done, seen.config)
-    mapped = [s for s in ready if s.task not in set(unmapped)]
+    mapped = [s for s in ready if s.digest in done.mapped]
     pool = [s for s in mapped if not s.annotated]
 
     if latest is None:

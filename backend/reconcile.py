@@ -210,13 +210,14 @@ class Reconciler:
         self.store.set_project(project, title=page.title, config=config.to_json())
 
         now = time.time()
+        rows = self.store.scans(project)
         scans = []
-        for s in self.store.scans(project):
+        for s in rows:
             problem = s["problem"] if now - s["problem_at"] < PROBLEM_RETRY else ""
             scans.append(
                 Scan(s["task"], s["image"], s["digest"], bool(s["annotated"]), bool(s["skipped"]), problem)
             )
-        fresh = {s["task"]: s["updated_at"] for s in self.store.scans(project) if s["annotated"]}
+        fresh = {s["task"]: s["updated_at"] for s in rows if s["annotated"]}
         labels = tuple(
             Label(r["task"], r["key"], r["problem"])
             for r in self.store.labels(project)
@@ -457,7 +458,7 @@ class Reconciler:
         self.store.put_shown(project, row | numbers)
 
     def _model(self, project: int, version: str) -> dict[str, Any] | None:
-        return next((m for m in self.store.models(project) if m["version"] == version), None)
+        return self.store.model(project, version) if version else None
 
     # -- map and order ------------------------------------------------------------------------
 
@@ -481,7 +482,8 @@ class Reconciler:
             xy, state = fitted.xy, fitted.state()
         else:
             placed, xy, state = found
-            later = [d for d in digests if d not in set(placed)]
+            there = set(placed)
+            later = [d for d in digests if d not in there]
             if later:
                 vectors = self.store.embeddings(done.embedder, later).astype(np.float64)
                 xy = np.concatenate([xy, EmbeddingMap.from_state(state).place(vectors)])
@@ -539,7 +541,8 @@ class Reconciler:
                 i for i, s in enumerate(scans) if s.skipped and not s.annotated and s.task not in taken
             ]
             chosen = [i for i, s in enumerate(scans) if s.annotated or s.task in taken]
-            rest = [i for i in range(len(scans)) if i not in set(skipped)]
+            last = set(skipped)
+            rest = [i for i in range(len(scans)) if i not in last]
             position = {row: i for i, row in enumerate(rest)}
             ranking = find_strategy(WITH_MODEL, done.settings.strategy)(
                 entropy[rest],
@@ -761,8 +764,6 @@ class Reconciler:
         self, project: int, model: dict[str, Any], scans: Sequence[Scan]
     ) -> Iterator[tuple[int, Scan, NDArray[np.uint8]]]:
         """The model's mask of each scan at original size, from the store or drawn and stored now."""
-        folder = self.store.path("models", model["fingerprint"])
-        size = self.learner.image_size_of(folder)
         at = 0
         todo = []
         for scan in scans:
@@ -772,6 +773,10 @@ class Reconciler:
                 yield at, scan, self.store.arrays("masks", name)["mask"]
             else:
                 todo.append(scan)
+        if not todo:
+            return  # and the model need not be loaded
+        folder = self.store.path("models", model["fingerprint"])
+        size = self.learner.image_size_of(folder)
         for _, good, boxes in self._boxes(project, todo, size):
             drawn = self.learner.masks(folder, boxes) if boxes else []
             for scan, mask in zip(good, drawn, strict=True):

@@ -62,6 +62,8 @@ class Settings:
                     text = Path(text).read_text(encoding="utf-8").strip()
                 except OSError as error:
                     raise BadSetting(f"{variable}: cannot read {text!r}: {error.strerror}.") from error
+                except UnicodeDecodeError:
+                    raise BadSetting(f"{variable}: cannot read {text!r}: it is not UTF-8 text.") from None
             if name not in known:
                 raise BadSetting(
                     f"{variable} is not a setting of scanqueue. Known: "

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +354,12 @@ class Store:
             select(scan_table).where(scan_table.c.project == project).order_by(scan_table.c.task)
         )
 
+    def scan(self, project: int, task: int) -> RowMapping | None:
+        """One scan, without reading the others."""
+        here = (scan_table.c.project == project, scan_table.c.task == task)
+        rows = self._rows(select(scan_table).where(*here))
+        return rows[0] if rows else None
+
     def set_scans(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write {task, digest, height, width, problem} of scans that were read."""
         with self._write() as connection:
@@ -450,10 +457,14 @@ class Store:
     def models(self, project: int) -> list[dict[str, Any]]:
         """Oldest first."""
         statement = select(model_table).where(model_table.c.project == project)
-        rows = [
-            {k: json.loads(v) if k in _MODEL_JSON else v for k, v in r.items()} for r in self._rows(statement)
-        ]
+        rows = [_model(r) for r in self._rows(statement)]
         return sorted(rows, key=lambda r: int(r["version"].rpartition("-r")[2]))
+
+    def model(self, project: int, version: str) -> dict[str, Any] | None:
+        """One model, without reading the others."""
+        here = (model_table.c.project == project, model_table.c.version == version)
+        rows = self._rows(select(model_table).where(*here))
+        return _model(rows[0]) if rows else None
 
     def put_round(
         self,
@@ -507,8 +518,19 @@ class Store:
         }
         for row in rows:
             row["carried"] = json.loads(row["carried"])
-            row["picks"] = _unpack(orders[row["n"]]) if row["n"] in orders else []
+            row["picks"] = list(_unpack(orders[row["n"]])) if row["n"] in orders else []
         return rows
+
+    def latest_round(self, project: int) -> dict[str, Any] | None:
+        """The round that annotators are served, without reading the others; None before the first.
+
+        While its order stays the same, `picks` is the very same tuple at every call.
+        """
+        statement = select(round_table).where(round_table.c.project == project).order_by(round_table.c.n.desc())
+        rows = self._rows(statement.limit(1))
+        if not rows:
+            return None
+        return dict(rows[0]) | {"carried": json.loads(rows[0]["carried"]), "picks": _unpack(rows[0]["picks"])}
 
     # -- progress -----------------------------------------------------------------------------
 
@@ -636,8 +658,13 @@ def _pack(picks: Iterable[Pick]) -> str:
     return _json([[getattr(p, name) for name in _PICK] for p in picks])
 
 
-def _unpack(text: str) -> list[Pick]:
-    return [Pick(*row) for row in json.loads(text)]
+@lru_cache(maxsize=4)
+def _unpack(text: str) -> tuple[Pick, ...]:
+    return tuple(Pick(*row) for row in json.loads(text))
+
+
+def _model(row: RowMapping) -> dict[str, Any]:
+    return {k: json.loads(v) if k in _MODEL_JSON else v for k, v in row.items()}
 
 
 def _json(value: Any) -> str:

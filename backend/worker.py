@@ -73,6 +73,10 @@ class Queue:
         """Whether the project was touched and no worker has turned to it yet."""
         return bool(self._huey.storage.has_data_for_key(_flag(project)))
 
+    def waiting(self) -> int:
+        """How many jobs wait for a worker."""
+        return int(self._huey.storage.queue_size())
+
     def _taken(self, project: int) -> None:
         # From here on a new touch is a new job: what it is about may come after our look.
         self._huey.storage.pop_data(_flag(project))

@@ -160,7 +160,7 @@ class Lab:
     def served_version(self) -> str:
         return str(self.studio.get(f"/api/projects/{self.project}/")["model_version"])
 
-    def wait_for_round(self, n: int, *, seconds: float = 240) -> None:
+    def wait_for_round(self, n: int, *, seconds: float = 600) -> None:
         """Until Label Studio serves round n; asks nobody but Label Studio."""
         until = time.monotonic() + seconds
         while self.served_version() != f"scanqueue-r{n}":
@@ -176,11 +176,14 @@ class Lab:
 
 
 class Forwarder:
-    """Passes requests on to `target` and notes their paths: what Label Studio asks of a backend."""
+    """Passes requests on to `target` and notes their paths; on demand it answers wrongly, late, or not at all."""
 
-    def __init__(self) -> None:
-        self.target = ""
+    def __init__(self, target: str = "") -> None:
+        self.target = target
         self.paths: list[str] = []
+        self.status = 0  # answered instead of passing on
+        self.delay = 0.0  # seconds before passing on
+        self.hangs_up = False
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -189,18 +192,28 @@ class Forwarder:
             def _pass(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 outer.paths.append(self.path)
+                time.sleep(outer.delay)
+                if outer.hangs_up:
+                    self.close_connection = True
+                    return
+                if outer.status:
+                    self._answer(outer.status, "application/json", b'{"detail": "no luck"}')
+                    return
                 headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
                 headers["Host"] = self.headers["Host"]
                 answer = httpx.request(
                     self.command, outer.target + self.path, content=body, headers=headers, timeout=100, trust_env=False
                 )
-                self.send_response(answer.status_code)
-                self.send_header("Content-Type", answer.headers.get("content-type", "application/json"))
-                self.send_header("Content-Length", str(len(answer.content)))
-                self.end_headers()
-                self.wfile.write(answer.content)
+                self._answer(answer.status_code, answer.headers.get("content-type", ""), answer.content)
 
-            do_GET = do_POST = _pass
+            def _answer(self, status: int, kind: str, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_POST = do_PATCH = do_DELETE = _pass
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -210,5 +223,6 @@ class Forwarder:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
+        self.delay, self.hangs_up, self.status = 0.0, False, 0
         self._server.shutdown()
         self._server.server_close()

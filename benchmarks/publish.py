@@ -1,0 +1,213 @@
+"""Publishing a round: 5,000 scans ranked anew and 30 masks, against one SDK call per scan.
+
+Ours: one `reconcile` of the real driver from the moment that a new model's entropies are stored until the round is
+served by a real Label Studio: look, rank, write the round down, look, import 30 predictions with masks, set the
+project, look again. Theirs, in turns with it: `predictions.create` of label_studio_sdk for every scan, 30 with the
+same masks, the others with a score only. That takes minutes, so a sample of these calls is measured and scaled
+linearly to all scans; drawing masks and computing scores is left out of theirs altogether.
+
+Also counted: requests for 500 scans and for 5,000, and what a look costs that finds nothing to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from label_studio_sdk import LabelStudio as Sdk
+
+from backend.demo.label_studio import LabelStudio
+from backend.demo.phantoms import phantom
+from backend.learner import Learner
+from backend.project import LabelConfig, fingerprint
+from backend.reconcile import Reconciler
+from backend.settings import Settings
+from backend.store import Store, map_name
+from backend.studio import Studio, draw_mask
+from benchmarks.measure import alternate, report, rounded, summary, timed
+from benchmarks.servers import CONFIG, label_studio
+
+DEPTH, LEFT = 20, 10  # the first of the order; scans of the round before that annotators may still hold
+MASKS = DEPTH + LEFT
+SIDE = 1024
+LIMIT = 20
+EXTRA_PARAMS = f'{{"retrain": "button", "round_size": {LEFT}, "queue_depth": {DEPTH}}}'
+
+
+@dataclass
+class Pool:
+    """A project with `count` scans in Label Studio, whose embeddings, map and cold start are in the store."""
+
+    studio: LabelStudio
+    reconciler: Reconciler
+    count: int
+    masks: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.count)
+        self.project = self.studio.create_project(f"{self.count} scans", CONFIG)
+        rows = [{"image": f"/data/upload/0/scan-{i:05d}.png"} for i in range(self.count)]
+        self.studio.import_tasks(self.project, rows)
+        store = self.reconciler.store
+        store.add_project(self.project)
+        store.set_project(self.project, extra_params=EXTRA_PARAMS)
+        self.reconciler.observe(self.project)
+        self.digests = {
+            s["task"]: hashlib.sha256(f"{self.project}/{s['task']}".encode()).hexdigest()[:32]
+            for s in store.scans(self.project)
+        }
+        found = list(self.digests.values())
+        store.set_scans(
+            self.project,
+            [{"task": t, "digest": d, "height": SIDE, "width": SIDE, "problem": ""} for t, d in self.digests.items()],
+        )
+        embedder = self.reconciler.learner.embedder().name
+        store.put_embeddings(embedder, found, rng.normal(size=(self.count, 64)).astype(np.float32))
+        xy = rng.normal(size=(self.count, 2))
+        store.put_arrays("maps", map_name(self.project, embedder), digests=np.array(found), xy=xy, state_xy=xy)
+        self._numbers = itertools.count(1)
+        self.requests: list[int] = []
+        self.reconciler.reconcile(self.project)  # the cold start
+
+    def prepare(self) -> str:
+        """What happens between two rounds: all but LEFT are labelled; a model is there. Returns its version."""
+        latest = self.reconciler.store.latest_round(self.project)
+        assert latest is not None
+        left = {p.task for p in latest["picks"][DEPTH - LEFT : DEPTH]}
+        for task in set(self.reconciler.observe(self.project).live.published) - left:
+            self.studio.post(f"/api/tasks/{task}/annotations/?project={self.project}", {"result": []})
+        self.reconciler.reconcile(self.project)
+        number = next(self._numbers)
+        version = f"scanqueue-r{number}"
+        name = fingerprint("benchmark", self.project, number)
+        rng = np.random.default_rng(number)
+        store = self.reconciler.store
+        # what is left of the round before is not among the first again, so that just MASKS are sent
+        unsure = {t: 0.0 if t in left else float(rng.uniform(0.5, 1)) for t in self.digests}
+        store.put_entropies(name, {self.digests[t]: value for t, value in unsure.items()})
+        # whichever scans will be first: their masks are drawn already, as the network is not what is measured
+        done = {r["key"] for r in store.labels(self.project)}
+        for i, digest in enumerate(self.digests.values()):
+            source = self._mask_file(i % len(self.masks))
+            target = store.path("masks", fingerprint(name, digest))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(source)
+        row = {
+            "version": version,
+            "fingerprint": name,
+            "labels": ["Lung"],
+            "trained_on": sorted(done),
+            "accepted": 1,
+            "validation": {"dice": None, "hd95": None, "hd": None, "unit": None, "n": 0},
+            "details": {},
+        }
+        store.put_model(self.project, row, active=version, asked=0)
+        return version
+
+    def _mask_file(self, number: int) -> Path:
+        store = self.reconciler.store
+        name = fingerprint("benchmark mask", number)
+        if not store.has("masks", name):
+            store.put_arrays("masks", name, mask=self.masks[number])
+        return store.path("masks", name)
+
+    def publish(self) -> float:
+        """Seconds of one reconcile that ranks and publishes; checks that Label Studio serves just that."""
+        version = self.prepare()
+        before = self.reconciler.studio.requests
+        seconds = timed(lambda: self.reconciler.reconcile(self.project))
+        self.requests.append(self.reconciler.studio.requests - before)
+        seen = self.reconciler.observe(self.project)
+        if seen.live.model_version != version or len(seen.live.published) != MASKS:
+            raise RuntimeError(f"{version} was not published: {seen.live}")
+        return seconds
+
+    def idle(self) -> tuple[float, int]:
+        """Seconds and requests of a reconcile that finds nothing to do."""
+        before = self.reconciler.studio.requests
+        seconds = timed(lambda: self.reconciler.reconcile(self.project))
+        return seconds, self.reconciler.studio.requests - before
+
+
+def per_scan(pool: Pool, sdk: Sdk, masks: int, scores: int) -> Iterator[float]:
+    """Seconds that one SDK call per scan would take, from `masks` and `scores` calls that are really made."""
+    config = LabelConfig("image", ())
+    seen = pool.reconciler.observe(pool.project)
+    config = seen.config or config
+    tasks = itertools.cycle([s.task for s in seen.scans])
+    results = [draw_mask(mask, ["Lung"], config, "one-by-one") for mask in pool.masks]
+    for version in (f"one-by-one-{n}" for n in itertools.count()):
+        began = time.perf_counter()
+        for number in range(masks):
+            sdk.predictions.create(
+                task=next(tasks), score=0.5, model_version=version, result=results[number % len(results)]
+            )
+        drawn = time.perf_counter()
+        for _ in range(scores):
+            sdk.predictions.create(task=next(tasks), score=0.5, model_version=version, result=[])
+        done = time.perf_counter()
+        yield (drawn - began) / masks * MASKS + (done - drawn) / scores * (pool.count - MASKS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Publishing a round in bulk, against one SDK call per scan.")
+    parser.add_argument("--quick", action="store_true", help="500 scans; under a minute")
+    quick = parser.parse_args().quick
+    few, count, repetitions, sample = (100, 500, 2, (6, 30)) if quick else (500, 5000, 3, (15, 50))
+    with label_studio() as (studio, folder):
+        token = studio.personal_access_token()
+        store = Store(folder / "scanqueue")
+        settings = Settings(label_studio_url=studio.url, data_dir=folder / "scanqueue", embedder="pixels")
+        reconciler = Reconciler(Studio(studio.url, token), store, Learner(settings), settings)
+        masks = [phantom(seed, (SIDE, SIDE))[1]["Lung"].astype(np.uint8) for seed in range(5)]
+        small = Pool(studio, reconciler, few, masks)
+        small.publish()
+        pool = Pool(studio, reconciler, count, masks)
+        sdk = Sdk(base_url=studio.url, api_key=token)  # type: ignore[no-untyped-call]
+        calls = per_scan(pool, sdk, *sample)
+        comparison = alternate(pool.publish, lambda: next(calls), repetitions, warmup=0)
+        pool.idle()
+        idle = [pool.idle() for _ in range(5)]
+
+    figures = comparison.inverted.figures()
+    ours, theirs = float(np.median(comparison.ours)), float(np.median(comparison.theirs))
+    quiet = float(np.median([seconds for seconds, _ in idle]))
+    same = set(small.requests) == set(pool.requests)
+    met = same and (quick or figures["ratio"] >= LIMIT)
+    report(
+        f"Publishing a round: {count} scans ranked anew, {MASKS} masks of {SIDE} x {SIDE} pixels",
+        ["", "seconds", "requests"],
+        [
+            ["one reconcile", ours, "/".join(map(str, sorted(set(pool.requests))))],
+            [f"one SDK call per scan (from {sum(sample)} calls)", theirs, count],
+            [f"one reconcile with {small.count} scans", "", "/".join(map(str, sorted(set(small.requests))))],
+            ["reconcile with nothing to do", quiet, idle[-1][1]],
+        ],
+        summary(
+            figures,
+            unit="time of one SDK call per scan / time of one reconcile",
+            compared=f"label_studio_sdk predictions.create for each of {count} scans, {MASKS} with masks; "
+            f"{sum(sample)} calls a repetition measured, scaled linearly",
+            sizes={"scans": count, "masks": MASKS, "mask": [SIDE, SIDE], "repetitions": repetitions},
+            limit=LIMIT,
+            met=met,
+            seconds={"reconcile": rounded(ours), "one_by_one": rounded(theirs)},
+            requests={str(small.count): sorted(set(small.requests)), str(count): sorted(set(pool.requests))},
+            nothing_to_do={"seconds": rounded(quiet), "requests": idle[-1][1]},
+        ),
+        note=f"{figures['ratio']} times faster; at least {LIMIT} is wanted with 5,000 scans. "
+        f"Requests for {small.count} and for {count} scans: {'the same number' if same else 'NOT the same number'}.",
+    )
+    if not met:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
