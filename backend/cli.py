@@ -19,6 +19,11 @@ from backend import status as project_status
 from backend.errors import BadSetting, ScanqueueError
 from backend.settings import Settings
 
+# Threads that wait must sleep, not spin: beside a busy Label Studio a training step would take ten times as
+# long. It is read when torch is loaded, which happens after this line, and by the worker that serve starts.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
 app = typer.Typer(
     help="Decides which medical scan to segment next, for Label Studio.",
     no_args_is_help=True,

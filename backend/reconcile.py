@@ -68,6 +68,7 @@ log = logging.getLogger("scanqueue.reconcile")
 READ_CHUNK = 8  # images decoded at once
 PREDICT_CHUNK = 16
 OVERLAP = timedelta(seconds=10)  # transactions in Label Studio may become visible out of order
+QUIET = 60.0  # seconds after which nothing older than what was seen is expected any more
 SETTLE = 10.0  # seconds an import that we never saw answered is given to appear
 BACKENDS_EVERY = 600.0  # seconds between looks at who else is connected: asking makes Label Studio call them all
 TRAINING_ROOM = 512 * 2**20  # bytes that must be free before a training: a checkpoint, masks, records
@@ -94,6 +95,7 @@ class Reconciler:
     settings: Settings
     stopping: Callable[[], bool] = lambda: False
     _tended: dict[int, float] = field(default_factory=dict)
+    _cursors: dict[int, tuple[str, float, bool]] = field(default_factory=dict)  # newest, first seen, settled
     _neighbours: dict[int, tuple[float, str]] = field(default_factory=dict)
 
     def reconcile(self, project: int) -> Plan:
@@ -234,12 +236,14 @@ class Reconciler:
     def _take_tasks(self, project: int, row: Any, page: ProjectPage, config: LabelConfig) -> None:
         before = LabelConfig.from_json(row["config"])
         since = row["cursor"] if before and before.image_key == config.image_key else ""
-        if since:
+        newest, first, quiet = self._cursors.get(project, ("", 0.0, False))
+        if since and not (quiet and since == newest):
             since = (_moment(since) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         known = {
             s["task"]: (s["updated_at"], bool(s["annotated"]), bool(s["skipped"]), s["image"])
             for s in self.store.scans(project)
         }
+        began = time.monotonic()
         rows = self.studio.tasks(project, since)
         if len(set(known) | {r.task for r in rows}) != page.tasks:
             present = self.studio.task_ids(project)
@@ -263,8 +267,14 @@ class Reconciler:
         cursor = max(
             (r.updated_at for r in rows), default="", key=lambda text: _moment(text) if text else text
         )
+        cursor = max(cursor, row["cursor"] if since else "")
         if changed or (cursor and cursor != row["cursor"]):
-            self.store.put_tasks(project, changed, max(cursor, row["cursor"] if since else ""))
+            self.store.put_tasks(project, changed, cursor)
+        # 5,000 scans that were imported at once would otherwise be listed at every look until somebody labels one
+        if cursor != newest:
+            self._cursors[project] = (cursor, began, False)
+        elif began - first > QUIET:
+            self._cursors[project] = (cursor, first, True)
 
     def _live(self, project: int, row: Any, page: ProjectPage) -> Live:
         rounds = self.store.rounds(project, picks=False)

@@ -3,6 +3,9 @@
 Every round trains from its starting weights again (random, or pretrained ones), not from the round before, so
 a model depends on its scans, settings and seed alone. The default for a CPU fits a lab's workstation: one
 round of 20 scans in a few minutes on two cores.
+
+On cores shared with other work OpenMP's waiting threads take the time of the working ones: start the process
+with OMP_WAIT_POLICY=PASSIVE in its environment (read once, when torch is first imported), or give it one thread.
 """
 
 from __future__ import annotations

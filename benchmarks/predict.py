@@ -3,7 +3,8 @@
 Ours: `POST /predict` for one scan of 1024 x 1024 pixels, over HTTP, to the real service, with the model loaded:
 once for a scan that the store knows but has no mask of, once for a scan that it has never seen and fetches from
 Label Studio. Theirs, in turns with it: the bare forward pass of the same network on a tensor that is ready, and
-label_studio_sdk's own `brush.mask2rle` of the same mask.
+label_studio_sdk's own `brush.mask2rle` of the same mask. Both use the same number of threads: one, unless told
+otherwise, as two threads wait for each other wherever somebody else uses a core too.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,7 +19,6 @@ import numpy as np
 import torch
 from label_studio_sdk.converter import brush
 
-from backend.demo.label_studio import LabelStudio
 from backend.pixels import decode_image, letterbox
 from backend.segmenters import Segmenter, as_tensor, content_mask, standardised
 from backend.store import Store
@@ -34,11 +32,11 @@ LIMIT = 1.3
 def main() -> None:
     parser = argparse.ArgumentParser(description="How long /predict takes, against the bare network.")
     parser.add_argument("--quick", action="store_true", help="under a minute")
-    quick = parser.parse_args().quick
-    labelled, steps, repetitions = (4, 12, 15) if quick else (8, 60, 40)
-    settings = {"TRAINING_STEPS": str(steps)}
-    started: AbstractContextManager[tuple[LabelStudio, Service, Path]] = servers(**settings)
-    with started as (studio, service, folder):
+    parser.add_argument("--threads", type=int, default=1, help="of torch, on both sides")
+    given = parser.parse_args()
+    labelled, steps, repetitions = (3, 8, 20) if given.quick else (8, 60, 60)
+    torch.set_num_threads(given.threads)
+    with servers(threads=given.threads, TRAINING_STEPS=str(steps)) as (studio, service, folder):
         scans = write_scans(folder / "scans", labelled + 6, SIDE)
         project = studio.create_project("predict", CONFIG)
         elsewhere = studio.create_project("never connected", CONFIG)
@@ -85,7 +83,7 @@ def main() -> None:
             unit="time of /predict / time of the bare network and mask2rle",
             compared="POST /predict over HTTP, scan known to the store, against the same smp network's forward pass "
             "on a ready tensor plus label_studio_sdk brush.mask2rle of the same mask",
-            sizes={"scan": [SIDE, SIDE], "network": [size, size], "repetitions": repetitions},
+            sizes={"scan": [SIDE, SIDE], "network": [size, size], "threads": given.threads, "repetitions": repetitions},
             limit=LIMIT,
             met=met,
             cases=details,

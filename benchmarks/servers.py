@@ -31,7 +31,9 @@ USER, PASSWORD = "scanqueue", "benchmark"
 class Service:
     """A running `scanqueue serve` that knows `studio`, with a user name and a password as in a lab."""
 
-    def __init__(self, studio: LabelStudio, folder: Path, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self, studio: LabelStudio, folder: Path, settings: Mapping[str, str], *, threads: int | None = None
+    ) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=120, auth=(USER, PASSWORD))
@@ -49,6 +51,8 @@ class Service:
             "SCANQUEUE_EMBEDDER": "pixels",
             **settings,
         }
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
         self._child = Child(
             "scanqueue", [sys.executable, "-m", "backend.cli", "serve"], env=environment, log=folder / "serve.log"
         )
@@ -87,10 +91,14 @@ def label_studio() -> Iterator[tuple[LabelStudio, Path]]:
 
 
 @contextmanager
-def servers(**settings: str) -> Iterator[tuple[LabelStudio, Service, Path]]:
-    """Label Studio, and the service with these settings (`IMAGE_SIZE="256"` is SCANQUEUE_IMAGE_SIZE)."""
+def servers(*, threads: int | None = None, **settings: str) -> Iterator[tuple[LabelStudio, Service, Path]]:
+    """Label Studio, and the service with these settings (`IMAGE_SIZE="256"` is SCANQUEUE_IMAGE_SIZE).
+
+    threads  of torch, in the server and in its worker; default: its own choice, one for each core
+    """
     with label_studio() as (studio, folder):
-        service = Service(studio, folder / "scanqueue", {f"SCANQUEUE_{k}": v for k, v in settings.items()})
+        given = {f"SCANQUEUE_{k}": v for k, v in settings.items()}
+        service = Service(studio, folder / "scanqueue", given, threads=threads)
         try:
             yield studio, service, folder
         finally:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -241,7 +241,6 @@ def _connect(engineer: Engineer, lab: Lab, service: Service, seen: dict[str, Any
     lab.wait_for_round(0, seconds=PATIENCE)
     seen["cold"] = service.wait(lab.project, lambda s: bool(s["queue"]) and s["job"] is None, seconds=PATIENCE)
     seen["backend"] = lab.studio.get("/api/ml", project=lab.project)
-    seen["webhooks"] = lab.studio.webhooks(lab.project)
 
 
 def _draw_and_submit(engineer: Engineer, lab: Lab, service: Service, seen: dict[str, Any]) -> None:
@@ -284,6 +283,7 @@ def _correct_a_mask(engineer: Engineer, lab: Lab, service: Service, seen: dict[s
     stored, _ = engineer.submit()
     engineer.picture("10-submitted")
     seen["stored"] = next(a for a in lab.studio.annotations(seen["served"]["id"]) if a["id"] == stored["id"])
+    seen["webhooks"] = lab.studio.webhooks(lab.project)
     seen["after"] = service.wait(lab.project, lambda s: s["labelled"] == COLD + 1 and s["shown"]["n"] > 0)
 
 

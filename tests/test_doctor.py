@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from backend import cli, doctor
+from backend.app import make_reconciler, to_env
 from backend.demo.child import Child, free_port
 from backend.demo.label_studio import LabelStudio
 from backend.doctor import Finding, examine
@@ -61,21 +62,19 @@ class Bench:
         self.studio.patch(f"/api/webhooks/{hook['id']}/", {"actions": hook["actions"], **changes})
 
 
-def serve(settings: Settings, log: Path, *arguments: str) -> Child:
-    from backend.app import to_env
+# the worker's own loop, with nothing to do: it turns to what is touched
+IDLE_WORKER = """
+import threading
+from backend.settings import Settings
+from backend.worker import Queue
+import os
+Queue(Settings.from_env(os.environ), lambda project: False).run(threading.Event())
+"""
 
+
+def start(settings: Settings, log: Path, *arguments: str) -> Child:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SCANQUEUE_")}
-    child = Child("scanqueue", [sys.executable, "-m", "backend.cli", *arguments], env=kept | to_env(settings), log=log)
-    if arguments[0] == "serve":
-        child.wait_healthy(f"http://127.0.0.1:{settings.port}/health", timeout=120)
-    return child
-
-
-def wait_for(ready: Callable[[], Any], log: Path) -> None:
-    until = time.monotonic() + 120
-    while not ready():
-        assert time.monotonic() < until, log.read_text()[-3000:]
-        time.sleep(0.3)
+    return Child("scanqueue", [sys.executable, *arguments], env=kept | to_env(settings), log=log)
 
 
 @pytest.fixture(scope="module")
@@ -93,19 +92,19 @@ def bench(label_studio: LabelStudio, tmp_path_factory: pytest.TempPathFactory, p
         embedder="pixels",
         image_size=64,
     )
-    server = serve(settings, folder / "server.log", "serve", "--no-worker")
+    server = start(settings, folder / "server.log", "-m", "backend.cli", "serve", "--no-worker")
     patch = pytest.MonkeyPatch()
     try:
+        store = Store(settings.data_dir)
+        reconciler = make_reconciler(settings, store, threading.Event())
         project = label_studio.create_project("doctor", CONFIG)
         label_studio.import_files(project, sorted((phantom_folder / "images").glob("*.png"))[:6])
+        server.wait_healthy(f"{settings.public_url}/health", timeout=120)
         label_studio.connect_backend(project, settings.public_url, user=USER, password=PASSWORD)
-        worker = serve(settings, folder / "worker.log", "worker")
+        reconciler.reconcile(project)
+        store.set_project(project, seen_at=0.0)
+        worker = start(settings, folder / "worker.log", "-c", IDLE_WORKER)
         try:
-            store = Store(settings.data_dir)
-            rounds = lambda: store.rounds(project, picks=False)  # noqa: E731
-            wait_for(lambda: rounds() and rounds()[0]["published_at"], folder / "worker.log")
-            wait_for(lambda: (store.project(project) or {})["seen_at"], folder / "worker.log")
-            store.set_project(project, seen_at=0.0)
             alive = list(doctor._worker(settings, store, project))
         finally:
             worker.stop()
@@ -239,8 +238,6 @@ def test_no_secret_is_in_any_text(bench: Bench) -> None:
 
 
 def test_the_command_prints_findings_and_ends_with_1_on_errors(bench: Bench) -> None:
-    from backend.app import to_env
-
     environment: dict[str, str | None] = {**to_env(bench.settings)}
     done = CliRunner().invoke(cli.app, ["doctor", "--json"], env=environment)
     assert done.exit_code == 0, done.output
