@@ -215,7 +215,9 @@ def _for_people(store: Store, touch: Touch) -> APIRouter:
         return {"rounds": status.round_list(store, project), "models": status.model_list(store, project)}
 
     @router.post("/{project}/train", status_code=202)
-    def train(project: int) -> dict[str, str]:
+    def train(project: int, request: Request) -> dict[str, str]:
+        """Train now. Sent as application/json, which no page of another site can do unasked."""
+        _as_json(request)
         known(project)
         store.ask(project)
         touch(project)
@@ -223,9 +225,9 @@ def _for_people(store: Store, touch: Touch) -> APIRouter:
 
     @router.post("/{project}/activate", status_code=202)
     async def activate(project: int, request: Request) -> dict[str, str]:
+        """Let another model draw the masks: {"version": "scanqueue-r2"}, as application/json."""
+        _as_json(request)
         version = str((await _json(request)).get("version") or "")
-        if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
-            raise BadRequest("Send the version as application/json.")
 
         def change() -> None:
             known(project)
@@ -252,6 +254,11 @@ class _Unknown(BadRequest):
         super().__init__(
             f"Project {project} is not known here. Connect scanqueue in its Settings > Model in Label Studio."
         )
+
+
+def _as_json(request: Request) -> None:
+    if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
+        raise BadRequest("Send this as application/json.")
 
 
 async def _json(request: Request) -> dict[str, Any]:

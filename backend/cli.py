@@ -30,9 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-models_app = typer.Typer(
-    help="List the models of a project, or make one of them active.", no_args_is_help=True
-)
+models_app = typer.Typer(help="List the models of a project, or make one of them active.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 console = Console()
 
@@ -94,9 +92,7 @@ def status(
     wanted = [project] if project is not None else store.projects()
     found = [project_status.describe(store, p) for p in wanted]
     if project is not None and found == [None]:
-        raise BadSetting(
-            f"Project {project} is not known here. Connect it in Label Studio, Settings > Model."
-        )
+        raise BadSetting(f"Project {project} is not known here. Connect it in Label Studio, Settings > Model.")
     if as_json:
         typer.echo(json.dumps(found[0] if project is not None else {"projects": found}, indent=1))
         return

@@ -287,16 +287,17 @@ def _embedder(settings: Settings, row: Any) -> Iterator[Finding]:
                 cure = "To work without internet, set SCANQUEUE_WEIGHTS_DIR to a folder that holds them."
                 yield Finding("embedder", "warning", what, cure)
             return
-        name, why = found.name, found.why
+        name = found.name
+        why = found.why.replace("cannot be downloaded (downloads are turned off)", "not downloaded for this check")
     if name == "pixels" and settings.embedder == "auto":
         folder = settings.weights_dir / BIOMEDCLIP_FOLDER if settings.weights_dir else None
-        where = f"{folder}/" if folder else f"the folder {BIOMEDCLIP_FOLDER}/ in SCANQUEUE_WEIGHTS_DIR"
+        where = f"{folder}/" if folder else f"a folder {BIOMEDCLIP_FOLDER}/"
         yield Finding(
             "embedder",
             "warning",
             f"The map is drawn from plain pixels ({why}).",
-            f"Put {CLIP_CONFIG} and {CLIP_WEIGHTS[0]} of BiomedCLIP into {where} and set SCANQUEUE_WEIGHTS_DIR, "
-            "or a timm folder (config.json, model.safetensors) beside it.",
+            f"Put {CLIP_CONFIG} and {CLIP_WEIGHTS[0]} of BiomedCLIP into {where}, or a timm folder (config.json, "
+            "model.safetensors) beside it, and let SCANQUEUE_WEIGHTS_DIR name the folder that holds them.",
         )
     else:
         yield Finding("embedder", "ok", f"Embedder {name}: {why}.")

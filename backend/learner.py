@@ -51,9 +51,7 @@ class Learner:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and not torch.cuda.is_available():
-            raise BadSetting(
-                f"SCANQUEUE_DEVICE={settings.device!r}, but no GPU can be used here; take cpu or auto."
-            )
+            raise BadSetting(f"SCANQUEUE_DEVICE={settings.device!r}, but no GPU can be used here; take cpu or auto.")
         overrides: dict[str, Any] = {}
         if settings.image_size:
             overrides["image_size"] = settings.image_size
@@ -81,9 +79,7 @@ class Learner:
         """The embedder in use, its name, and why it is that one."""
         with self._lock:
             if self._embedder is None:
-                self._embedder = open_embedder(
-                    self._embedder_name, weights_dir=self._weights_dir, device=self.device
-                )
+                self._embedder = open_embedder(self._embedder_name, weights_dir=self._weights_dir, device=self.device)
                 log.info("embedder %s: %s", self._embedder.name, self._embedder.why)
             return self._embedder
 
@@ -94,9 +90,7 @@ class Learner:
 
     def describe_training(self, seed: int) -> dict[str, Any]:
         """Everything a model depends on besides its scans and labels, as JSON values."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.training).items()} | {
-            "seed": seed
-        }
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.training).items()} | {"seed": seed}
 
     def train(
         self,

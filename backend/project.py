@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backend.errors import NotSegmentable
@@ -195,6 +195,11 @@ class Done:
 
 
 @dataclass(frozen=True)
+class Listen:
+    """Have Label Studio tell us when something happens: the project's webhook, with our secret."""
+
+
+@dataclass(frozen=True)
 class ReadScans:
     """Fetch, decode and embed the images of these tasks."""
 
@@ -259,7 +264,7 @@ class Publish:
     doubled: bool = False
 
 
-Step = ReadScans | ReadMasks | FitMap | MapScans | OpenRound | ExtendRound | Score | Train | Publish
+Step = Listen | ReadScans | ReadMasks | FitMap | MapScans | OpenRound | ExtendRound | Score | Train | Publish
 
 
 @dataclass(frozen=True)
@@ -279,6 +284,11 @@ def decide(seen: Seen, done: Done) -> Plan:
     """
     if seen.blocked or seen.config is None:
         return Plan("blocked", seen.blocked)
+    plan = _decide(seen, seen.config, done)
+    return plan if seen.live.webhook else replace(plan, steps=(Listen(), *plan.steps))
+
+
+def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     if not seen.scans:
         return Plan("empty", "No scans yet. Import images into the project in Label Studio.")
     scans = [s for s in seen.scans if not s.problem]
@@ -306,8 +316,8 @@ def decide(seen: Seen, done: Done) -> Plan:
 
     latest = done.rounds[-1] if done.rounds else None
     usable = tuple(s.task for s in ready if s.annotated and s.task in known and not known[s.task].problem)
-    train = None if unread_masks else _training(done, seen.config, known, usable)
-    key = round_key(done, seen.config)
+    train = None if unread_masks else _training(done, config, known, usable)
+    key = round_key(done, config)
     mapped = [s for s in ready if s.digest in done.mapped]
     pool = [s for s in mapped if not s.annotated]
 
@@ -336,9 +346,7 @@ def decide(seen: Seen, done: Done) -> Plan:
     return Plan(*_phase(done, scans, usable, training), steps=tuple(steps))
 
 
-def _training(
-    done: Done, config: LabelConfig, known: Mapping[int, Label], usable: tuple[int, ...]
-) -> Train | None:
+def _training(done: Done, config: LabelConfig, known: Mapping[int, Label], usable: tuple[int, ...]) -> Train | None:
     """The training that is due, if any."""
     if not usable:
         return None
@@ -421,14 +429,11 @@ def publication(latest: Round, seen: Seen, settings: ProjectSettings) -> Publish
     tasks = tuple(t for t in wanted if not live.published.get(t))
     shown = bool(tasks) or bool(live.published)
     differs = shown and (
-        live.model_version != latest.version
-        or live.sampling != SAMPLING
-        or not live.show_predictions
-        or not live.view
+        live.model_version != latest.version or live.sampling != SAMPLING or not live.show_predictions or not live.view
     )
     doubled = any(count > 1 for count in live.published.values())
-    if tasks or differs or doubled or not live.webhook:
-        return Publish(tasks, differs or not live.webhook, doubled)
+    if tasks or differs or doubled:
+        return Publish(tasks, differs, doubled)
     return None
 
 

@@ -25,7 +25,6 @@ from backend.errors import (
     ProjectGone,
     ScanqueueError,
     StudioRefused,
-    StudioUnavailable,
     UnreadableMask,
     UnreadableScan,
 )
@@ -38,6 +37,7 @@ from backend.project import (
     FitMap,
     Label,
     LabelConfig,
+    Listen,
     Live,
     MapScans,
     Model,
@@ -126,6 +126,7 @@ class Reconciler:
 
     def _until_done(self, project: int) -> Plan:
         troubles: list[str] = []
+        refused: set[type[Step]] = set()
         last: Step | None = None
         while True:
             self._check_stop()
@@ -133,12 +134,10 @@ class Reconciler:
             done = self.done(project, seen)
             plan = decide(seen, done)
             self.store.set_project(project, phase=plan.phase, reason=plan.reason)
-            step = next((s for s in plan.steps if not (troubles and isinstance(s, Publish))), None)
+            step = next((s for s in plan.steps if type(s) not in refused), None)
             if step is None or step == last:
                 if step is not None:
-                    troubles.append(
-                        f"{type(step).__name__} had to be done again; giving up until the next look."
-                    )
+                    troubles.append(f"{type(step).__name__} had to be done again; giving up until the next look.")
                 row = self.store.project(project)
                 if row is not None and row["asked"] and not any(isinstance(s, Train) for s in plan.steps):
                     self.store.answered(project, row["asked"])
@@ -151,9 +150,10 @@ class Reconciler:
             try:
                 self._run(project, seen, done, step)
             except StudioRefused as error:
-                if not isinstance(step, Publish) or isinstance(error, ProjectGone):
+                if not isinstance(step, Publish | Listen) or isinstance(error, ProjectGone):
                     raise
                 troubles.append(str(error))
+                refused.add(type(step))
             self.store.finish(project)
 
     def _run(self, project: int, seen: Seen, done: Done, step: Step) -> None:
@@ -171,6 +171,9 @@ class Reconciler:
             self._extend_round(project, seen, done, step)
         elif isinstance(step, Train):
             self._train(project, seen, done, step)
+        elif isinstance(step, Listen):
+            row = self._row(project)
+            self.studio.set_webhook(project, webhook_url(self.settings, row["backend_url"]), row["secret"])
         else:
             self._publish(project, seen, done, step)
 
@@ -182,8 +185,8 @@ class Reconciler:
             remark = ""
             if len(found) > 1:
                 remark = (
-                    f"{len(found)} ML backends are connected ({', '.join(found)}), and Label Studio asks only the first. "
-                    "Remove the others in Settings > Model."
+                    f"{len(found)} ML backends are connected ({', '.join(found)}), and Label Studio asks only the "
+                    "first. Remove the others in Settings > Model."
                 )
                 log.warning("project %s: %s", project, remark)
             self._neighbours[project] = (time.monotonic(), remark)
@@ -216,9 +219,7 @@ class Reconciler:
         scans = []
         for s in rows:
             problem = s["problem"] if now - s["problem_at"] < PROBLEM_RETRY else ""
-            scans.append(
-                Scan(s["task"], s["image"], s["digest"], bool(s["annotated"]), bool(s["skipped"]), problem)
-            )
+            scans.append(Scan(s["task"], s["image"], s["digest"], bool(s["annotated"]), bool(s["skipped"]), problem))
         fresh = {s["task"]: s["updated_at"] for s in rows if s["annotated"]}
         labels = tuple(
             Label(r["task"], r["key"], r["problem"])
@@ -264,9 +265,7 @@ class Reconciler:
                         "skipped": int(r.skipped),
                     }
                 )
-        cursor = max(
-            (r.updated_at for r in rows), default="", key=lambda text: _moment(text) if text else text
-        )
+        cursor = max((r.updated_at for r in rows), default="", key=lambda text: _moment(text) if text else text)
         cursor = max(cursor, row["cursor"] if since else "")
         if changed or (cursor and cursor != row["cursor"]):
             self.store.put_tasks(project, changed, cursor)
@@ -357,9 +356,7 @@ class Reconciler:
                     digests.append(digest)
                     images.append(image)
                     height, width = image.shape[:2]
-                    rows.append(
-                        {"task": task, "digest": digest, "height": height, "width": width, "problem": ""}
-                    )
+                    rows.append({"task": task, "digest": digest, "height": height, "width": width, "problem": ""})
                 if images:
                     self.store.put_embeddings(embedder, digests, self.learner.embed(images))
                 self.store.set_scans(project, rows)
@@ -482,13 +479,9 @@ class Reconciler:
     def _map(self, project: int, seen: Seen, done: Done, step: FitMap | MapScans) -> None:
         self.store.report(project, "laying out the map", 0, 1)
         found = None if isinstance(step, FitMap) else read_map(self.store, project, done.embedder)
-        digests = list(
-            dict.fromkeys(s.digest for s in seen.scans if s.digest in done.embedded and not s.problem)
-        )
+        digests = list(dict.fromkeys(s.digest for s in seen.scans if s.digest in done.embedded and not s.problem))
         if found is None:
-            fitted = fit_map(
-                self.store.embeddings(done.embedder, digests).astype(np.float64), seed=done.settings.seed
-            )
+            fitted = fit_map(self.store.embeddings(done.embedder, digests).astype(np.float64), seed=done.settings.seed)
             xy, state = fitted.xy, fitted.state()
         else:
             placed, xy, state = found
@@ -499,9 +492,7 @@ class Reconciler:
                 xy = np.concatenate([xy, EmbeddingMap.from_state(state).place(vectors)])
             digests = placed + later
         names = {f"state_{k}": v for k, v in state.items()}
-        self.store.put_arrays(
-            "maps", map_name(project, done.embedder), digests=np.array(digests), xy=xy, **names
-        )
+        self.store.put_arrays("maps", map_name(project, done.embedder), digests=np.array(digests), xy=xy, **names)
 
     def _positions(self, project: int, done: Done, scans: Sequence[Scan]) -> NDArray[np.float64]:
         found = read_map(self.store, project, done.embedder)
@@ -547,9 +538,7 @@ class Reconciler:
             found = next(m for m in done.models if m.version == model)
             known = self.store.entropies(found.fingerprint)
             entropy = np.array([known.get(s.digest, np.nan) for s in scans])
-            skipped = [
-                i for i, s in enumerate(scans) if s.skipped and not s.annotated and s.task not in taken
-            ]
+            skipped = [i for i, s in enumerate(scans) if s.skipped and not s.annotated and s.task not in taken]
             chosen = [i for i, s in enumerate(scans) if s.annotated or s.task in taken]
             last = set(skipped)
             rest = [i for i in range(len(scans)) if i not in last]
@@ -564,9 +553,7 @@ class Reconciler:
             )
             picks = [
                 Pick(scans[rest[r]].task, done.settings.strategy, _round(s), _round(h), _round(d))
-                for r, s, h, d in zip(
-                    ranking.rows, ranking.score, ranking.entropy, ranking.diversity, strict=True
-                )
+                for r, s, h, d in zip(ranking.rows, ranking.score, ranking.entropy, ranking.diversity, strict=True)
             ]
             placed = {p.task for p in picks} | {scans[i].task for i in chosen + skipped}
             behind = sorted(
@@ -599,9 +586,7 @@ class Reconciler:
         by_task = {s.task: s for s in seen.scans}
         for at, scans, boxes in self._boxes(project, [by_task[t] for t in step.tasks], size):
             values = self.learner.entropies(folder, boxes) if boxes else []
-            self.store.put_entropies(
-                model["fingerprint"], {s.digest: v for s, v in zip(scans, values, strict=True)}
-            )
+            self.store.put_entropies(model["fingerprint"], {s.digest: v for s, v in zip(scans, values, strict=True)})
             self.store.report(project, "scoring the pool", at, len(step.tasks))
             self._tend(project)
 
@@ -688,9 +673,7 @@ class Reconciler:
             asked=row["asked"],
         )
 
-    def _evaluate(
-        self, model: str, has: Sequence[str], wanted: Sequence[str], cases: Sequence[Case]
-    ) -> dict[str, Any]:
+    def _evaluate(self, model: str, has: Sequence[str], wanted: Sequence[str], cases: Sequence[Case]) -> dict[str, Any]:
         folder = self.store.path("models", model)
         scores: list[Scores] = []
         for start in range(0, len(cases), PREDICT_CHUNK):
@@ -745,9 +728,6 @@ class Reconciler:
             if not seen.live.view:
                 self.studio.add_view(project)
             self.store.mark_published(project, latest["n"])
-        if not seen.live.webhook:
-            row = self._row(project)
-            self.studio.set_webhook(project, webhook_url(self.settings, row["backend_url"]), row["secret"])
         if refused is not None:
             raise refused
 

@@ -71,9 +71,7 @@ class Settings:
                     + "."
                 )
             if known[name] in given:
-                raise BadSetting(
-                    f"{PREFIX}{name} is given both directly and by {PREFIX}{name}_FILE; keep one."
-                )
+                raise BadSetting(f"{PREFIX}{name} is given both directly and by {PREFIX}{name}_FILE; keep one.")
             given[known[name]] = text
         values: dict[str, Any] = {}
         for name, text in given.items():
@@ -175,9 +173,7 @@ class ProjectSettings:
             try:
                 given = json.loads(given)
             except ValueError as error:
-                raise BadSetting(
-                    f'extra params are not JSON: {error}. Example: {{"round_size": 10}}.'
-                ) from None
+                raise BadSetting(f'extra params are not JSON: {error}. Example: {{"round_size": 10}}.') from None
         if not isinstance(given, Mapping):
             raise BadSetting('extra params must be a JSON object, for example {"round_size": 10}.')
         known = {f.name for f in fields(cls)}
@@ -192,11 +188,7 @@ class ProjectSettings:
         for key in ("alpha", "tolerance"):
             if key in values:
                 number = values[key]
-                if (
-                    isinstance(number, bool)
-                    or not isinstance(number, int | float)
-                    or not math.isfinite(number)
-                ):
+                if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
                     raise BadSetting(f"{key} is {number!r}; it must be a number from 0 to 1.")
                 if not 0 <= number <= 1:
                     raise BadSetting(f"{key} is {number}; it must be from 0 to 1.")

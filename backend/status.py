@@ -111,10 +111,7 @@ def queue(store: Store, project: int) -> list[dict[str, Any]]:
 def why(pick: Pick, alpha: float) -> str:
     """The reason of a pick in one sentence."""
     if pick.reason == "paper" and pick.score is not None:
-        return (
-            f"S = {pick.score:.2f}: entropy {pick.entropy:.2f}, distance {pick.distance:.2f} "
-            f"(alpha {alpha:g})"
-        )
+        return f"S = {pick.score:.2f}: entropy {pick.entropy:.2f}, distance {pick.distance:.2f} (alpha {alpha:g})"
     text = WHY.get(pick.reason, pick.reason)
     group = f" (cluster {pick.cluster + 1})" if pick.cluster is not None else ""
     return f"{pick.reason}{group}: {text}"

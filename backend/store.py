@@ -205,9 +205,7 @@ class Store:
                 yield connection
         except OperationalError as error:
             if "full" in str(error.orig):
-                raise StorageFull(
-                    f"The disk that holds {self.folder} is full; nothing was lost. Make room."
-                ) from error
+                raise StorageFull(f"The disk that holds {self.folder} is full; nothing was lost. Make room.") from error
             raise
 
     def _rows(self, statement: Any) -> list[RowMapping]:
@@ -228,9 +226,7 @@ class Store:
     def add_project(self, project: int) -> bool:
         """Remember a project; True when it was not known before."""
         with self._write() as connection:
-            known = connection.execute(
-                select(project_table.c.id).where(project_table.c.id == project)
-            ).first()
+            known = connection.execute(select(project_table.c.id).where(project_table.c.id == project)).first()
             if known:
                 return False
             row = {"id": project, "secret": secrets.token_urlsafe(32)}
@@ -311,9 +307,7 @@ class Store:
                 old = {
                     r["task"]: r
                     for r in connection.execute(
-                        select(scan_table).where(
-                            scan_table.c.project == project, scan_table.c.task.in_(tasks)
-                        )
+                        select(scan_table).where(scan_table.c.project == project, scan_table.c.task.in_(tasks))
                     ).mappings()
                 }
                 merged = []
@@ -332,9 +326,7 @@ class Store:
                 if merged:
                     self._upsert(connection, scan_table, merged)
             if cursor:
-                connection.execute(
-                    update(project_table).where(project_table.c.id == project).values(cursor=cursor)
-                )
+                connection.execute(update(project_table).where(project_table.c.id == project).values(cursor=cursor))
 
     def keep_tasks(self, project: int, present: set[int]) -> int:
         """Forget the tasks that are not in `present`; returns how many. What was learnt from them stays."""
@@ -344,15 +336,11 @@ class Store:
             for start in range(0, len(gone), VARIABLES):
                 chunk = gone[start : start + VARIABLES]
                 for table in (scan_table, label_table):
-                    connection.execute(
-                        delete(table).where(table.c.project == project, table.c.task.in_(chunk))
-                    )
+                    connection.execute(delete(table).where(table.c.project == project, table.c.task.in_(chunk)))
             return len(gone)
 
     def scans(self, project: int) -> list[RowMapping]:
-        return self._rows(
-            select(scan_table).where(scan_table.c.project == project).order_by(scan_table.c.task)
-        )
+        return self._rows(select(scan_table).where(scan_table.c.project == project).order_by(scan_table.c.task))
 
     def scan(self, project: int, task: int) -> RowMapping | None:
         """One scan, without reading the others."""
@@ -391,9 +379,7 @@ class Store:
             )
 
     def labels(self, project: int) -> list[RowMapping]:
-        return self._rows(
-            select(label_table).where(label_table.c.project == project).order_by(label_table.c.task)
-        )
+        return self._rows(select(label_table).where(label_table.c.project == project).order_by(label_table.c.task))
 
     def put_shown(self, project: int, row: Mapping[str, Any]) -> None:
         with self._write() as connection:
@@ -513,9 +499,7 @@ class Store:
         rows = [dict(r) for r in self._rows(statement)]
         wanted = [r["n"] for r in rows] if picks else [r["n"] for r in rows[-1:]]
         here = (round_table.c.project == project, round_table.c.n.in_(wanted))
-        orders = {
-            r["n"]: r["picks"] for r in self._rows(select(round_table.c.n, round_table.c.picks).where(*here))
-        }
+        orders = {r["n"]: r["picks"] for r in self._rows(select(round_table.c.n, round_table.c.picks).where(*here))}
         for row in rows:
             row["carried"] = json.loads(row["carried"])
             row["picks"] = list(_unpack(orders[row["n"]])) if row["n"] in orders else []

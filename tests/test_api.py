@@ -404,7 +404,7 @@ def test_what_is_asked_of_an_unknown_project_is_refused(edge: Edge, rest: str) -
     refused(response, 404)
 
 
-@pytest.mark.parametrize(("rest", "body"), [("train", None), ("activate", {"version": "scanqueue-r1"})])
+@pytest.mark.parametrize(("rest", "body"), [("train", {}), ("activate", {"version": "scanqueue-r1"})])
 def test_what_is_ordered_of_an_unknown_project_is_refused(edge: Edge, rest: str, body: Any) -> None:
     edge.connect()
     response = edge.http.post(f"/api/projects/9/{rest}", json=body)
@@ -435,7 +435,9 @@ def test_a_new_project_is_empty(edge: Edge) -> None:
 
 def test_a_training_can_be_asked_for(edge: Edge) -> None:
     edge.connect()
-    response = edge.http.post("/api/projects/4/train")
+    form = edge.http.post("/api/projects/4/train")  # what a page of another site could send
+    assert (form.status_code, form.json()) == (400, {"error": "Send this as application/json."})
+    response = edge.http.post("/api/projects/4/train", json={})
     assert (response.status_code, response.json()) == (202, {"status": "noted"})
     row = edge.store.project(4)
     assert row is not None

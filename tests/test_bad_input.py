@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from service import BRUSH, CONTROL, Forwarder, Lab, Service
+from service import CONTROL, Forwarder, Lab, Service
 
 from backend.demo.annotator import to_result
 from backend.demo.label_studio import LabelStudio
@@ -29,6 +29,8 @@ MIXED = (
     '<BrushLabels name="tag" toName="image"><Label value="Lung"/><Label value="Heart"/></BrushLabels>'
     '<PolygonLabels name="poly" toName="image"><Label value="Lung"/></PolygonLabels></View>'
 )
+
+WITH_SPINE = MIXED.replace('<Label value="Heart"/>', '<Label value="Heart"/><Label value="Spine"/>')
 
 
 def bomb(side: int = 60_000) -> bytes:
@@ -194,7 +196,7 @@ def test_a_changed_label_config_is_followed(bad: dict[str, Any]) -> None:
     blocked = service.wait(lab.project, lambda s: s["phase"] == "blocked")
     assert "has no BrushLabels or PolygonLabels" in blocked["reason"]
     assert "Settings > Labeling Interface" in blocked["reason"]
-    lab.studio.patch(f"/api/projects/{lab.project}/", {"label_config": BRUSH})
+    lab.studio.patch(f"/api/projects/{lab.project}/", {"label_config": WITH_SPINE})
     status = service.wait(lab.project, lambda s: s["phase"] == "active" and s["round"] > before and s["job"] is None)
     assert status["model_version"] == f"scanqueue-r{status['round']}"
     lab.wait_for_round(status["round"])

@@ -21,6 +21,7 @@ from service import Lab, Service
 from backend.demo.annotator import Annotator, from_result, shown_prediction
 from backend.demo.label_studio import LabelStudio
 from backend.demo.phantoms import write_phantoms
+from backend.demo.simulation import dice
 
 pytestmark = [pytest.mark.label_studio, pytest.mark.browser]
 
@@ -39,6 +40,7 @@ ARGUMENTS = [
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 ]
 SIDE = 256  # of the scans, in pixels
+BRUSH_WIDTH = 4  # of the page's brush, in pixels of such a scan, and a little less
 PATIENCE = 600  # seconds; a training takes a few where nothing else runs
 
 
@@ -133,17 +135,26 @@ class Engineer:
             self.page.wait_for_timeout(100)
         raise AssertionError("the scan is not drawn, or does not stand still")
 
-    def stroke(self, label: str, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """Choose the label and draw a line; points are (x, y) in shares of the scan."""
+    def paint(self, label: str, mask: NDArray[np.bool_]) -> None:
+        """Choose the label and fill the mask (side, side), one stroke of the brush for each piece of it."""
         self.page.locator("[class*=label__text]", has_text=label).click()
         box = self.canvas().bounding_box()
         assert box is not None
-        side = min(box["width"], box["height"])
-        at = [(box["x"] + x * side, box["y"] + y * side) for x, y in (start, end)]
-        self.page.mouse.move(*at[0])
-        self.page.mouse.down()
-        self.page.mouse.move(*at[1], steps=12)
-        self.page.mouse.up()
+        scale = min(box["width"], box["height"]) / len(mask)
+        count, pieces = cv2.connectedComponents(mask.astype(np.uint8))
+        for piece in range(1, count):
+            held = False
+            for number, y in enumerate(range(0, len(mask), BRUSH_WIDTH)):
+                inside = np.flatnonzero(pieces[y] == piece)
+                if len(inside) <= BRUSH_WIDTH:
+                    continue
+                ends = [int(inside[0]) + BRUSH_WIDTH // 2, int(inside[-1]) - BRUSH_WIDTH // 2]
+                for x in ends if number % 2 else ends[::-1]:
+                    self.page.mouse.move(box["x"] + (x + 0.5) * scale, box["y"] + (y + 0.5) * scale)
+                    if not held:
+                        self.page.mouse.down()
+                        held = True
+            self.page.mouse.up()
         expect(self.regions()).to_have_count(1)
 
     def regions(self) -> Locator:
@@ -248,9 +259,10 @@ def _draw_and_submit(engineer: Engineer, lab: Lab, service: Service, seen: dict[
     seen["first"] = engineer.label_all_tasks()["id"]
     seen["first regions"] = engineer.regions().count()
     engineer.picture("4-first-task")
-    engineer.stroke("Lung", (0.3, 0.3), (0.3, 0.6))
-    engineer.picture("5-stroke")
-    seen["stroke"], held = engineer.submit()
+    seen["wanted"] = from_result(lab.truth(seen["first"]), (SIDE, SIDE))["Lung"]
+    engineer.paint("Lung", seen["wanted"])
+    engineer.picture("5-painted")
+    seen["painted"], held = engineer.submit()
     engineer.picture("6-next-task")
     # the same person labels on, without the browser: the task that the page shows comes first
     hand = Annotator(lab.studio.url, lab.studio.email, lab.studio.password)
@@ -316,14 +328,11 @@ def test_label_all_tasks_opens_the_first_scan_of_the_cold_start_without_a_mask(s
     assert session["first regions"] == 0
 
 
-def test_a_stroke_of_the_mouse_is_stored_where_it_was_drawn(session: dict[str, Any]) -> None:
-    stroke = from_result(session["stroke"]["result"], (SIDE, SIDE))["Lung"]
-    row, column = int(0.45 * SIDE), int(0.3 * SIDE)
-    assert stroke[row, column]
-    ys, xs = np.nonzero(stroke)
-    assert 0.25 * SIDE < ys.min() < 0.32 * SIDE
-    assert 0.58 * SIDE < ys.max() < 0.65 * SIDE
-    assert np.abs(xs - column).max() < 0.05 * SIDE
+def test_what_the_mouse_painted_is_stored_where_it_was_painted(session: dict[str, Any]) -> None:
+    (region,) = session["painted"]["result"]
+    assert (region["original_height"], region["original_width"]) == (SIDE, SIDE)
+    assert session["painted"]["parent_prediction"] is not None  # it ordered the scan, and drew nothing
+    assert dice(from_result([region], (SIDE, SIDE))["Lung"], session["wanted"]) > 0.9
 
 
 def test_the_order_goes_on_outside_the_browser(session: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from backend.project import (
     FitMap,
     Label,
     LabelConfig,
+    Listen,
     Live,
     MapScans,
     Model,
@@ -65,7 +66,10 @@ FIRST = replace(
 )
 
 
-def seen(scans_: tuple[Scan, ...], live_: Live = Live(), labels: tuple[Label, ...] = ()) -> Seen:  # noqa: B008
+QUIET = Live(webhook=True)
+
+
+def seen(scans_: tuple[Scan, ...], live_: Live = QUIET, labels: tuple[Label, ...] = ()) -> Seen:
     return Seen(1, CONFIG, scans_, labels, live_)
 
 
@@ -174,7 +178,14 @@ def seen(scans_: tuple[Scan, ...], live_: Live = Live(), labels: tuple[Label, ..
             seen(scans(1, 2, 3), replace(live(1, 7, 5, 4, 6), webhook=False), label(1, 2, 3)),
             FIRST,
             "active",
-            (Publish((), True),),
+            (Listen(),),
+        ),
+        (
+            "even before there are scans",
+            seen((), Live()),
+            START,
+            "empty",
+            (Listen(),),
         ),
         (
             "when everything is labelled and trained the project is done",
