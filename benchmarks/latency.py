@@ -84,7 +84,7 @@ def main() -> None:
         requests = Requests(service, hook, _submitted(studio, project, tasks[0], results[0]))
         requests.series(10, 0)
         idle = requests.series(count, pause)
-        service.http.post(f"/api/projects/{project}/train").raise_for_status()
+        service.http.post(f"/api/projects/{project}/train", json={}).raise_for_status()
         first = service.wait(project, _trains)["job"]
         training = requests.series(count, pause)
         last = service.status(project)

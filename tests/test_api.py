@@ -456,7 +456,7 @@ def test_a_form_of_another_site_cannot_make_a_model_active(edge: Edge) -> None:
     edge.connect()
     content = b'{"version": "scanqueue-r7"}'
     response = edge.http.post("/api/projects/4/activate", content=content, headers={"Content-Type": "text/plain"})
-    assert refused(response, 400) == "Send the version as application/json."
+    assert refused(response, 400) == "Send this as application/json."
 
 
 def test_a_model_is_made_active(edge: Edge) -> None:
