@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from backend import status as project_status
@@ -85,10 +88,14 @@ def worker(
 def status(
     project: Annotated[int | None, typer.Option("--project", help="One project; without it, all.")] = None,
     as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show progress until Ctrl-C.")] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Show where projects stand: phase, labels, quality, queue, problems."""
     store = _store(data_dir)
+    if watch:
+        _watch(store, project)
+        return
     wanted = [project] if project is not None else store.projects()
     found = [project_status.describe(store, p) for p in wanted]
     if project is not None and found == [None]:
@@ -101,6 +108,31 @@ def status(
     for one in found:
         if one is not None:
             _print_status(one)
+
+
+def _watch(store: Any, project: int | None) -> None:
+    """One progress bar per project, with the time left of what runs."""
+    columns = (
+        TextColumn("project {task.fields[project]}: {task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} of {task.total:.0f}"),
+        TextColumn("{task.fields[left]}"),
+    )
+    with contextlib.suppress(KeyboardInterrupt), Progress(*columns, console=console) as progress:
+        bars: dict[int, Any] = {}
+        while True:
+            for number in [project] if project is not None else store.projects():
+                one = project_status.describe(store, number)
+                if one is None:
+                    continue
+                if number not in bars:
+                    bars[number] = progress.add_task("", total=1, project=number, left="")
+                job = one["job"] or {"step": one["phase"], "done": one["labelled"], "total": one["scans"]}
+                seconds = job.get("seconds_left")
+                left = f"{seconds:.0f} s left" if seconds is not None else "labelled" if not one["job"] else ""
+                text = f"{job['step']} (round {one['round'] if one['round'] is not None else '-'})"
+                progress.update(bars[number], description=text, completed=job["done"], total=job["total"], left=left)
+            time.sleep(1)
 
 
 def _print_status(one: dict[str, Any]) -> None:

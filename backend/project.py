@@ -191,7 +191,7 @@ class Done:
     active: str = ""
     scored: frozenset[str] = frozenset()
     rounds: tuple[Round, ...] = ()
-    asked: bool = False
+    asked: int = 0  # how many times a training was asked for and not yet done
 
 
 @dataclass(frozen=True)
@@ -352,7 +352,7 @@ def _training(done: Done, config: LabelConfig, known: Mapping[int, Label], usabl
         return None
     keys = {known[task].key for task in usable}
     last = done.models[-1] if done.models else None
-    due = done.asked
+    due = done.asked > 0
     if done.settings.retrain == "auto":
         if last is None:
             due = due or len(usable) >= done.settings.cold_start_size

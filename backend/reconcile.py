@@ -72,6 +72,7 @@ QUIET = 60.0  # seconds after which nothing older than what was seen is expected
 SETTLE = 10.0  # seconds an import that we never saw answered is given to appear
 BACKENDS_EVERY = 600.0  # seconds between looks at who else is connected: asking makes Label Studio call them all
 TRAINING_ROOM = 512 * 2**20  # bytes that must be free before a training: a checkpoint, masks, records
+LOG_EVERY = 15.0  # seconds between progress lines
 TEND_EVERY = 10.0  # seconds between looks at the queue during long steps
 RANKED = 2000  # places ranked one by one; what lies behind them is ordered by entropy alone
 VALIDATION_SHARE = 0.2
@@ -96,6 +97,7 @@ class Reconciler:
     stopping: Callable[[], bool] = lambda: False
     _tended: dict[int, float] = field(default_factory=dict)
     _cursors: dict[int, tuple[str, float, bool]] = field(default_factory=dict)  # newest, first seen, settled
+    _logged: float = 0.0
     _neighbours: dict[int, tuple[float, str]] = field(default_factory=dict)
 
     def reconcile(self, project: int) -> Plan:
@@ -138,9 +140,9 @@ class Reconciler:
             if step is None or step == last:
                 if step is not None:
                     troubles.append(f"{type(step).__name__} had to be done again; giving up until the next look.")
-                row = self.store.project(project)
-                if row is not None and row["asked"] and not any(isinstance(s, Train) for s in plan.steps):
-                    self.store.answered(project, row["asked"])
+                if done.asked and not any(isinstance(s, Train) for s in plan.steps):
+                    self.store.answered(project, done.asked)
+                    troubles.append("A training was asked for, but there is nothing new to learn from.")
                 if others := self._other_backends(project):
                     troubles.append(others)
                 self.store.set_project(project, trouble=" ".join(troubles), seen_at=time.time())
@@ -191,6 +193,16 @@ class Reconciler:
                 log.warning("project %s: %s", project, remark)
             self._neighbours[project] = (time.monotonic(), remark)
         return remark
+
+    def _report(self, project: int, step: str, done: int, total: int) -> None:
+        """Say how far a step is: to status at every call, to the log now and then."""
+        self.store.report(project, step, done, total)
+        if time.monotonic() - self._logged < LOG_EVERY or not 0 < done < total:
+            return
+        self._logged = time.monotonic()
+        seen = self.store.progress(project)
+        if seen and seen["seconds_left"] is not None:
+            log.info("project %s: %s, %s of %s, %.0f s left", project, step, done, total, seen["seconds_left"])
 
     def _check_stop(self) -> None:
         if self.stopping():
@@ -331,7 +343,7 @@ class Reconciler:
             active=row["active"],
             scored=frozenset(self.store.entropies(active.fingerprint)) if active else frozenset(),
             rounds=rounds,
-            asked=bool(row["asked"]),
+            asked=row["asked"],
         )
 
     # -- scans and masks ----------------------------------------------------------------------
@@ -341,7 +353,7 @@ class Reconciler:
         embedder = self.learner.embedder().name
         size = self.learner.image_size
         total = len(step.tasks)
-        self.store.report(project, "reading and embedding scans", 0, total)
+        self._report(project, "reading and embedding scans", 0, total)
         with ThreadPoolExecutor(4) as pool:
             for at in range(0, total, READ_CHUNK):
                 tasks = step.tasks[at : at + READ_CHUNK]
@@ -360,7 +372,7 @@ class Reconciler:
                 if images:
                     self.store.put_embeddings(embedder, digests, self.learner.embed(images))
                 self.store.set_scans(project, rows)
-                self.store.report(project, "reading and embedding scans", at + len(tasks), total)
+                self._report(project, "reading and embedding scans", at + len(tasks), total)
                 self._tend(project)
 
     def _fetch(self, image: str) -> tuple[str, NDArray[np.uint8] | None, str]:
@@ -402,7 +414,7 @@ class Reconciler:
                 self.store.drop_label(project, found, rows[found]["updated_at"])
             else:
                 self._read_mask(project, seen, rows[found.task], found)
-            self.store.report(project, "reading annotations", number, total)
+            self._report(project, "reading annotations", number, total)
             self._tend(project)
 
     def _read_mask(self, project: int, seen: Seen, scan: Any, found: Annotation) -> None:
@@ -477,7 +489,7 @@ class Reconciler:
         return frozenset(digests), len(state["xy"])
 
     def _map(self, project: int, seen: Seen, done: Done, step: FitMap | MapScans) -> None:
-        self.store.report(project, "laying out the map", 0, 1)
+        self._report(project, "laying out the map", 0, 1)
         found = None if isinstance(step, FitMap) else read_map(self.store, project, done.embedder)
         digests = list(dict.fromkeys(s.digest for s in seen.scans if s.digest in done.embedded and not s.problem))
         if found is None:
@@ -501,7 +513,7 @@ class Reconciler:
         return np.asarray(found[1][[where[s.digest] for s in scans]], dtype=np.float64)
 
     def _open_round(self, project: int, seen: Seen, done: Done, step: OpenRound) -> None:
-        self.store.report(project, "ranking", 0, 1)
+        self._report(project, "ranking", 0, 1)
         scans = [s for s in seen.scans if s.digest in done.mapped and not s.problem]
         picks = self._ranked(project, done, scans, step.model)
         labels = sum(1 for s in scans if s.annotated)
@@ -587,7 +599,7 @@ class Reconciler:
         for at, scans, boxes in self._boxes(project, [by_task[t] for t in step.tasks], size):
             values = self.learner.entropies(folder, boxes) if boxes else []
             self.store.put_entropies(model["fingerprint"], {s.digest: v for s, v in zip(scans, values, strict=True)})
-            self.store.report(project, "scoring the pool", at, len(step.tasks))
+            self._report(project, "scoring the pool", at, len(step.tasks))
             self._tend(project)
 
     def _boxes(
@@ -631,7 +643,7 @@ class Reconciler:
 
         def on_step(at: int, total: int) -> None:
             self._check_stop()
-            self.store.report(project, f"training {step.version} on {len(cases)} labels", at, total)
+            self._report(project, f"training {step.version} on {len(cases)} labels", at, total)
             self._tend(project)
 
         if not self.store.has("models", name):
@@ -740,10 +752,10 @@ class Reconciler:
         by_task = {s.task: s for s in seen.scans}
         results: dict[int, list[dict[str, Any]]] = {}
         if model is not None:
-            self.store.report(project, "drawing masks", 0, len(tasks))
+            self._report(project, "drawing masks", 0, len(tasks))
             for at, scan, mask in self._masks(project, model, [by_task[t] for t in tasks]):
                 results[scan.task] = draw_mask(mask, model["labels"], seen.config, version)
-                self.store.report(project, "drawing masks", at, len(tasks))
+                self._report(project, "drawing masks", at, len(tasks))
         return [
             {"task": t, "score": places[t], "model_version": version, "result": results.get(t, [])}
             for t in tasks
