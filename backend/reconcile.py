@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -27,6 +27,7 @@ from backend.errors import (
     StudioRefused,
     UnreadableMask,
     UnreadableScan,
+    WeightsMissing,
 )
 from backend.evaluation import Scores
 from backend.learner import Case, Learner
@@ -98,7 +99,7 @@ class Reconciler:
     _tended: dict[int, float] = field(default_factory=dict)
     _cursors: dict[int, tuple[str, float, bool]] = field(default_factory=dict)  # newest, first seen, settled
     _logged: float = 0.0
-    _neighbours: dict[int, tuple[float, str]] = field(default_factory=dict)
+    _neighbours: dict[int, tuple[float, list[str]]] = field(default_factory=dict)
 
     def reconcile(self, project: int) -> Plan:
         """Bring one project to where it should be; returns the plan that was left, without steps when done.
@@ -114,7 +115,7 @@ class Reconciler:
             except Stopping:
                 raise
             except ScanqueueError as error:
-                blocked = isinstance(error, StudioRefused)
+                blocked = isinstance(error, StudioRefused | WeightsMissing | BadSetting)
                 values = {"phase": "blocked", "reason": str(error)} if blocked else {}
                 self.store.set_project(project, trouble=str(error), **values)
                 raise
@@ -133,6 +134,8 @@ class Reconciler:
         while True:
             self._check_stop()
             seen = self.observe(project)
+            if gone := self._disconnected(project):
+                seen = replace(seen, blocked=gone)
             done = self.done(project, seen)
             plan = decide(seen, done)
             self.store.set_project(project, phase=plan.phase, reason=plan.reason)
@@ -179,20 +182,40 @@ class Reconciler:
         else:
             self._publish(project, seen, done, step)
 
-    def _other_backends(self, project: int) -> str:
-        """A remark when more than one ML backend is connected: Label Studio asks the first one only."""
-        at, remark = self._neighbours.get(project, (0.0, ""))
-        if not at or time.monotonic() - at > BACKENDS_EVERY:
+    def _backends(self, project: int) -> list[str]:
+        """Titles of the ML backends of the project, as of the last look at them."""
+        at, found = self._neighbours.get(project, (0.0, []))
+        if not at or time.monotonic() - at > (BACKENDS_EVERY if found else BACKENDS_EVERY / 10):
             found = [str(b.get("title") or b.get("url")) for b in self.studio.backends(project)]
-            remark = ""
+            self._neighbours[project] = (time.monotonic(), found)
+            if found:
+                self.store.set_project(project, connected=1)
             if len(found) > 1:
-                remark = (
-                    f"{len(found)} ML backends are connected ({', '.join(found)}), and Label Studio asks only the "
-                    "first. Remove the others in Settings > Model."
-                )
-                log.warning("project %s: %s", project, remark)
-            self._neighbours[project] = (time.monotonic(), remark)
-        return remark
+                log.warning("project %s: more than one ML backend is connected: %s", project, ", ".join(found))
+        return found
+
+    def _disconnected(self, project: int) -> str:
+        """Why the project is none of our business any more; "" while it is.
+
+        Label Studio asks for a set-up before it writes a new connection down, so a project is only
+        taken for disconnected after it was seen connected.
+        """
+        if self._backends(project) or not self._row(project)["connected"]:
+            return ""
+        return (
+            "No ML backend is connected to the project any more, so its queue is left as it is. "
+            "Connect scanqueue again in Settings > Model to go on."
+        )
+
+    def _other_backends(self, project: int) -> str:
+        """A remark when more than one ML backend is connected."""
+        found = self._backends(project)
+        if len(found) < 2:
+            return ""
+        return (
+            f"{len(found)} ML backends are connected ({', '.join(found)}), and Label Studio asks only the "
+            "first. Remove the others in Settings > Model."
+        )
 
     def _report(self, project: int, step: str, done: int, total: int) -> None:
         """Say how far a step is: to status at every call, to the log now and then."""

@@ -59,6 +59,7 @@ project_table = Table(
     Column("extra_params", Text, nullable=False, default=""),  # as Label Studio sent them
     Column("backend_url", Text, nullable=False, default=""),
     Column("secret", Text, nullable=False, default=""),
+    Column("connected", Integer, nullable=False, default=0),  # it was seen connected in Label Studio once
     Column("cursor", Text, nullable=False, default=""),
     Column("config", Text, nullable=False, default=""),  # the label config that the records fit
     Column("phase", String(16), nullable=False, default="empty"),

@@ -274,6 +274,23 @@ def test_two_backends_are_remarked_upon(bad: dict[str, Any], label_studio: Label
     second.close()
 
 
+def test_a_disconnected_project_is_left_alone(bad: dict[str, Any], label_studio: LabelStudio, scans60: Scans) -> None:
+    lab = Lab(label_studio, scans60[:6])
+    service = Service(label_studio, bad["service"].folder.parent / "other")
+    with service:
+        lab.connect(service)
+        lab.wait_for_round(0)
+        (backend,) = label_studio.get("/api/ml", project=lab.project)
+        service.stop()
+        label_studio.delete(f"/api/ml/{backend['id']}")
+        label_studio.patch(f"/api/projects/{lab.project}/", {"sampling": "Sequential sampling"})
+        service.start()
+        status = service.wait(lab.project, lambda s: s["phase"] == "blocked", seconds=90)
+        assert "Connect scanqueue again in Settings > Model" in status["reason"]
+        assert label_studio.get(f"/api/projects/{lab.project}/")["sampling"] == "Sequential sampling"
+    lab.close()
+
+
 def test_a_deleted_project_is_blocked_with_the_reason(bad: dict[str, Any]) -> None:
     lab, service = bad["lab"], bad["service"]
     lab.studio.delete(f"/api/projects/{lab.project}/")
