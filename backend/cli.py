@@ -174,6 +174,9 @@ def models_list(project: ProjectId, as_json: AsJson = False, data_dir: DataDir =
     if as_json:
         typer.echo(json.dumps({"models": found}, indent=1))
         return
+    if not found:
+        console.print(f"Project {project} has no trained model yet.")
+        return
     table = Table("version", "active", "labels", "validation", "remark")
     for m in found:
         mark = "active" if m["active"] else "" if m["accepted"] else "not taken"

@@ -339,7 +339,7 @@ class Studio:
         """
         if not isinstance(reference, str) or not reference:
             raise UnreadableScan("the task has no image under the key that the label config names; re-import it.")
-        url = urljoin(self.url, reference)
+        url = _joined(self.url, reference)
         own = urlsplit(self.url)
         if reference.startswith("/") and own.path.rstrip("/") and not reference.startswith(own.path):
             url = self.url + reference.lstrip("/")
@@ -352,10 +352,10 @@ class Studio:
                     authorization = {"Authorization": headers()["Authorization"]} if ours else {}
                     with client.stream("GET", url, headers=authorization) as response:
                         if response.is_redirect:
-                            url = urljoin(url, response.headers.get("location", ""))
+                            url = _joined(url, response.headers.get("location", ""))
                             continue
                         return _body(response, reference)
-                except httpx.HTTPError as error:
+                except (httpx.HTTPError, ValueError) as error:  # ValueError: a token answer that is not JSON
                     if ours:
                         raise StudioUnavailable(
                             f"Label Studio at {self.url} does not answer ({type(error).__name__})."
@@ -717,6 +717,19 @@ def _chunks(rows: Sequence[bytes], limit: int) -> Iterator[list[bytes]]:
         size += len(row)
     if chunk:
         yield chunk
+
+
+def _joined(base: str, reference: str) -> str:
+    """`reference` as an absolute address; UnreadableScan when it is none that could be asked for."""
+    try:
+        url = urljoin(base, reference)
+        _ = urlsplit(url).port, httpx.URL(url)
+    except (ValueError, httpx.InvalidURL) as error:
+        raise UnreadableScan(
+            f"its image has the address {reference[:100]!r}, which is not a valid one ({error}). "
+            "Correct it, or delete the task and import the image again."
+        ) from error
+    return url
 
 
 def _body(response: httpx.Response, reference: str) -> bytes:
