@@ -320,7 +320,10 @@ class Reconciler:
                 if left > 0:
                     time.sleep(min(left, SETTLE))
                 self.store.set_project(project, sending=0.0)
-            published = self.studio.published(project, version_name(rounds[-1]["n"]))
+            latest = version_name(rounds[-1]["n"])
+            published = self.studio.published(project, latest)
+            if page.model_version == latest and rounds[-1]["published_at"] is None:
+                self.store.mark_published(project, rounds[-1]["n"])  # here, for we may have died right after showing it
         url = webhook_url(self.settings, row["backend_url"])
         return Live(
             model_version=page.model_version,
@@ -762,7 +765,6 @@ class Reconciler:
             self.studio.show_round(project, version)
             if not seen.live.view:
                 self.studio.add_view(project)
-            self.store.mark_published(project, latest["n"])
         if refused is not None:
             raise refused
 

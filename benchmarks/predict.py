@@ -34,10 +34,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="under a minute")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on both sides")
     given = parser.parse_args()
-    labelled, steps, repetitions = (3, 8, 20) if given.quick else (8, 60, 60)
+    labelled, steps, repetitions = (2, 4, 10) if given.quick else (8, 60, 60)
     torch.set_num_threads(given.threads)
     with servers(threads=given.threads, TRAINING_STEPS=str(steps)) as (studio, service, folder):
-        scans = write_scans(folder / "scans", labelled + 6, SIDE)
+        scans = write_scans(folder / "scans", labelled + 4, SIDE)
         project = studio.create_project("predict", CONFIG)
         elsewhere = studio.create_project("never connected", CONFIG)
         tasks = studio.import_files(project, list(scans))
@@ -139,7 +139,7 @@ def _measure(
             segmenter.network(tensor)
         brush.mask2rle(mask)  # type: ignore[no-untyped-call]
 
-    return alternate(lambda: timed(ask), lambda: timed(bare), repetitions, warmup=5)
+    return alternate(lambda: timed(ask), lambda: timed(bare), repetitions, warmup=3)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Publishing a round in bulk, against one SDK call per scan.")
     parser.add_argument("--quick", action="store_true", help="500 scans; under a minute")
     quick = parser.parse_args().quick
-    few, count, repetitions, sample = (100, 500, 2, (6, 30)) if quick else (500, 5000, 3, (15, 50))
+    few, count, repetitions, sample = (100, 500, 1, (4, 16)) if quick else (500, 5000, 3, (15, 50))
     with label_studio() as (studio, folder):
         token = studio.personal_access_token()
         store = Store(folder / "scanqueue")

@@ -73,7 +73,7 @@ class MemoryStudio:
         return str(self._tasks[task]["data"]["image"])
 
     def next_task(self, user: str = "reader") -> int | None:
-        """"Label All Tasks": the task held already, else the lowest score, else any; None when all are labelled."""
+        """ "Label All Tasks": the task held already, else the lowest score, else any; None when all are labelled."""
         done = {a["task"] for a in self._annotations.values() if not a["was_cancelled"] or a["user"] == user}
         waiting = [t for t in self._tasks if t not in done]
         held = [t for t in waiting if self._locks.get(t) == user]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -191,6 +193,26 @@ def test_ten_tasks_done_while_the_backend_was_down_are_caught_up(run: dict[str, 
     lab.wait_for_round(3)
 
 
+def test_an_older_model_made_active_draws_the_masks_again(run: dict[str, Any]) -> None:
+    lab, service = run["lab"], run["service"]
+    command = [sys.executable, "-m", "backend.cli", "models", "activate", "scanqueue-r1"]
+    subprocess.run([*command, "--project", str(lab.project), "--data-dir", str(service.folder)], check=True)
+    lab.wait_for_round(4)
+    listed = {m["version"]: m["active"] for m in service.get(f"/api/projects/{lab.project}/rounds")["models"]}
+    assert [version for version, active in listed.items() if active] == ["scanqueue-r1"]
+    drawn: dict[tuple[str, int], list[Any]] = {
+        (p["model_version"], p["task"]): [region["value"] for region in p["result"]] for p in lab.predictions()
+    }
+    both = [task for version, task in drawn if version == "scanqueue-r4" and ("scanqueue-r1", task) in drawn]
+    assert both
+    for task in both:
+        assert drawn["scanqueue-r4", task] == drawn["scanqueue-r1", task]
+    (served,) = lab.label(1)
+    (prediction,) = served["predictions"]
+    assert prediction["model_version"] == "scanqueue-r4"
+    assert prediction["result"]
+
+
 def _with_kills(
     kills: int, run: dict[str, Any], label_studio: LabelStudio, scans: Scans, folder: Path
 ) -> dict[str, Any]:
@@ -249,6 +271,7 @@ def test_killed_three_times_it_ends_in_the_same_state(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_killed_ten_times_it_ends_in_the_same_state(
     run: dict[str, Any], label_studio: LabelStudio, scans60: Scans, tmp_path: Path
 ) -> None:

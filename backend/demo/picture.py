@@ -78,18 +78,28 @@ def _curve(axes: Axes, rounds: Sequence[dict[str, Any]], seen: Sequence[Round]) 
         if (entry.get("validation") or {}).get("dice") is not None
     ]
     shown = [(this.labels_before, score) for this in seen if (score := this.mean("dice")) is not None]
-    for points, name, style in (
-        (held_out, "held-out validation scans", "s--"),
-        (shown, "masks shown to the annotators", "o-"),
+    for points, name, style, offset in (
+        (held_out, "held-out validation scans", "s--", 8),
+        (shown, "masks shown to the annotators", "o-", -14),
     ):
         if points:
             axes.plot(*zip(*points, strict=True), style, label=name)
             for labels, score in points:
-                axes.annotate(f"{score:.3f}", (labels, score), textcoords="offset points", xytext=(6, -11), fontsize=8)
+                axes.annotate(
+                    f"{score:.3f}",
+                    (labels, score),
+                    textcoords="offset points",
+                    xytext=(0, offset),
+                    ha="center",
+                    fontsize=8,
+                )
     axes.set_title("What a round's model is worth")
-    axes.set_xlabel("labels it was trained on")
+    axes.set_xlabel("labels when the round was opened")
     axes.set_ylabel("mean Dice")
-    axes.set_ylim(0, 1.02)
+    if points := held_out + shown:
+        axes.set_xticks(sorted({labels for labels, _ in points}))
+        axes.set_ylim(max(0.0, min(score for _, score in points) - 0.05), 1.0)
+    axes.margins(x=0.1)
     axes.grid(alpha=0.3)
     if held_out or shown:
         axes.legend(loc="lower right")

@@ -1,0 +1,780 @@
+"""The loop itself: the real Reconciler, Store and Learner, made small, on a Label Studio in memory."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import inspect
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from memory_studio import MemoryStudio
+from numpy.typing import NDArray
+
+from backend import reconcile, status
+from backend.demo.annotator import Control, to_result
+from backend.demo.phantoms import phantom
+from backend.errors import ScanqueueError, StorageFull, StudioRefused, StudioUnavailable
+from backend.learner import Case, Learner
+from backend.pixels import Letterboxed
+from backend.project import SAMPLING, fingerprint
+from backend.reconcile import Reconciler, validation_rows
+from backend.segmenters import Segmenter
+from backend.settings import Settings
+from backend.store import Store, activate_model
+
+PROJECT = 1
+CONFIG = (
+    '<View><Image name="image" value="$image"/>'
+    '<BrushLabels name="tag" toName="image"><Label value="Lung"/></BrushLabels></View>'
+)
+LARGER = CONFIG.replace('<Label value="Lung"/>', '<Label value="Lung"/><Label value="Heart"/>')
+NO_MASKS = (
+    '<View><Image name="image" value="$image"/>'
+    '<Choices name="seen" toName="image"><Choice value="yes"/></Choices></View>'
+)
+CONTROL = Control("tag", "image", "brushlabels")
+COLD, ROUND, DEPTH = 6, 3, 4
+PARAMS = {"cold_start_size": COLD, "round_size": ROUND, "queue_depth": DEPTH}
+SIZE = 64
+
+TRAINED: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {}
+LOADED: dict[str, Segmenter] = {}
+PREDICTED: dict[tuple[str, str], NDArray[np.float32]] = {}
+
+
+class KeptLearner(Learner):
+    """A Learner that fits a model, and predicts a scan with it, only once in this process, whatever the folder."""
+
+    def train(
+        self,
+        cases: Sequence[Case],
+        validation: Sequence[Case],
+        labels: Sequence[str],
+        *,
+        seed: int,
+        on_step: Callable[[int, int], None],
+    ) -> tuple[Callable[[Path], None], dict[str, Any]]:
+        content = [_digest(c.scan.pixels.tobytes() + c.mask.tobytes()) for c in (*cases, *validation)]
+        key = fingerprint(content, len(cases), list(labels), self.describe_training(seed))
+        on_step(0, 1)
+        if key not in TRAINED:
+            TRAINED[key] = super().train(cases, validation, labels, seed=seed, on_step=lambda *_: None)
+        on_step(1, 1)
+        return TRAINED[key]
+
+    def _model(self, folder: Path) -> Segmenter:
+        assert folder.is_dir(), f"{folder} is not there"
+        if folder.name not in LOADED:
+            LOADED[folder.name] = super()._model(folder)
+        return LOADED[folder.name]
+
+    def probabilities(self, folder: Path, scans: Sequence[Letterboxed]) -> list[NDArray[np.float32]]:
+        self._model(folder)
+        names = [(folder.name, _digest(s.pixels.tobytes())) for s in scans]
+        todo = [(n, s) for n, s in zip(names, scans, strict=True) if n not in PREDICTED]
+        found = super().probabilities(folder, [s for _, s in todo]) if todo else []
+        PREDICTED.update({n: p for (n, _), p in zip(todo, found, strict=True)})
+        return [PREDICTED[n] for n in names]
+
+
+class World:
+    """A Label Studio in memory, our data folder, and whoever works with them."""
+
+    def __init__(self, folder: Path, *, steps: int = 3, **params: Any) -> None:
+        self.folder = folder
+        self.studio = MemoryStudio(CONFIG)
+        self.settings = Settings(
+            data_dir=folder,
+            embedder="pixels",
+            image_size=32,
+            training_steps=steps,
+            device="cpu",
+            encoder="resnet18",
+        )
+        self.masks: dict[int, Mapping[str, NDArray[np.bool_]]] = {}
+        self.annotations: dict[int, int] = {}
+        self.store = Store(folder)
+        self.store.add_project(PROJECT)
+        extra = json.dumps(PARAMS | params)
+        self.store.set_project(PROJECT, extra_params=extra, backend_url="http://127.0.0.1:9090")
+
+    def reconciler(self) -> Reconciler:
+        """As a process that has just started has it."""
+        return Reconciler(self.studio, Store(self.folder), KeptLearner(self.settings), self.settings)  # type: ignore[arg-type]
+
+    def run(self) -> None:
+        """One look by a new process; nothing may be left to do after it."""
+        plan = self.reconciler().reconcile(PROJECT)
+        assert plan.steps == ()
+
+    def add_scans(self, first: int, count: int) -> list[int]:
+        tasks = []
+        for seed in range(first, first + count):
+            image, masks = phantom(seed, (SIZE, SIZE))
+            tasks += self.studio.add_scans([png(image)])
+            self.masks[tasks[-1]] = masks
+        return tasks
+
+    def truth(self, task: int, *labels: str) -> list[dict[str, Any]]:
+        return list(to_result({label: self.masks[task][label] for label in labels or ("Lung",)}, CONTROL))
+
+    def label(self, count: int) -> list[int]:
+        """Somebody presses "Label All Tasks" and submits the true mask, `count` times; returns the tasks."""
+        served = []
+        for _ in range(count):
+            task = self.studio.next_task()
+            assert task is not None
+            self.submit(task)
+            served.append(task)
+        return served
+
+    def submit(self, task: int, *labels: str) -> None:
+        studio = self.studio
+        shown = studio.prediction_of(task, studio.model_version) if task in self.published() else None
+        self.annotations[task] = studio.annotate(task, self.truth(task, *labels), shown=shown)
+
+    def published(self, version: str = "") -> dict[int, int]:
+        return self.studio.published(PROJECT, version or self.studio.model_version)
+
+    def order(self) -> list[int]:
+        latest = self.store.latest_round(PROJECT)
+        return [p.task for p in latest["picks"]] if latest else []
+
+    def status(self) -> dict[str, Any]:
+        found = status.describe(self.store, PROJECT)
+        assert found is not None
+        return found
+
+    def cold_started(self) -> World:
+        self.add_scans(0, 12)
+        self.run()
+        return self
+
+    def in_round_1(self) -> World:
+        self.cold_started().label(COLD)
+        self.run()
+        assert self.studio.model_version == "scanqueue-r1"
+        return self
+
+    def end_state(self) -> dict[str, Any]:
+        """Everything that must be the same whatever happened on the way."""
+        studio, store = self.studio, Store(self.folder)
+        row = store.project(PROJECT)
+        assert row is not None
+        files = [p.relative_to(self.folder) for p in self.folder.rglob("*") if p.is_file()]
+        return {
+            "served": (studio.model_version, studio.sampling, studio.show_predictions),
+            "tabs": studio.views,
+            "webhooks": [hook["url"] for hook in studio.hooks],
+            "predictions": sorted(
+                (p["model_version"], p["task"], p["score"], _digest(json.dumps(p["result"]).encode()))
+                for p in studio.predictions
+            ),
+            "project": (row["active"], row["asked"], row["trouble"], row["phase"], row["sending"], row["cursor"]),
+            "rounds": [
+                [r[k] for k in ("n", "key", "model", "picks", "carried", "size", "labels")]
+                for r in store.rounds(PROJECT)
+            ],
+            "shown to annotators": [r["published_at"] is not None for r in store.rounds(PROJECT)],
+            "models": [
+                [m[k] for k in ("version", "fingerprint", "accepted", "remark", "validation", "trained_on")]
+                for m in store.models(PROJECT)
+            ],
+            "scans": [
+                [s[k] for k in ("task", "image", "annotated", "skipped", "digest", "problem")]
+                for s in store.scans(PROJECT)
+            ],
+            "labels": [
+                [r[k] for k in ("task", "key", "mask", "read_at", "shown_version", "problem", "remark")]
+                for r in store.labels(PROJECT)
+            ],
+            "shown": sorted((s["task"], s["version"], s["dice"]) for s in store.shown(PROJECT)),
+            "job": store.progress(PROJECT),
+            "files": sorted(str(f) for f in files if f.parts[0] != "locks" and f.suffix[:7] != ".sqlite"),
+        }
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    done, data = cv2.imencode(".png", image)
+    assert done
+    return data.tobytes()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _impatient() -> Iterator[None]:
+    """No waiting for late imports; and one look at the queue during a process's steps, however slow they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconcile, "SETTLE", 0.01)
+        patch.setattr(reconcile, "TEND_EVERY", 60.0)
+        yield
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "data")
+
+
+# -- the way of a project ----------------------------------------------------------------------
+
+
+def test_a_project_goes_from_the_cold_start_through_two_rounds(world: World) -> None:
+    world.cold_started()
+    cold = world.order()
+    assert sorted(cold) == sorted(world.masks)
+    assert world.published("scanqueue-r0") == dict.fromkeys(cold[:DEPTH], 1)
+    assert world.studio.sampling == SAMPLING
+    assert (world.status()["phase"], world.status()["queue"]) == ("cold_start", cold[:DEPTH])
+    assert world.label(2) == cold[:2]
+    world.run()
+    assert world.published("scanqueue-r0") == dict.fromkeys(cold[: DEPTH + ROUND], 1)
+    assert world.label(COLD - 2) == cold[2:COLD]
+    world.run()
+    assert (world.status()["phase"], world.status()["round"], world.status()["model"]) == ("active", 1, "scanqueue-r1")
+    first = world.order()
+    assert sorted(first) == sorted(set(world.masks) - set(cold[:COLD]))
+    assert set(first[:DEPTH]) <= set(world.published("scanqueue-r1"))
+    assert world.label(ROUND) == first[:ROUND]
+    world.run()
+    assert world.studio.model_version == "scanqueue-r2"
+    assert sorted(world.order()) == sorted(set(first) - set(first[:ROUND]))
+    assert {(s["task"], s["version"]) for s in world.store.shown(PROJECT)} == {(t, "scanqueue-r1") for t in first[:3]}
+    world.label(ROUND)
+    world.run()
+    assert (world.status()["phase"], world.status()["queue"]) == ("done", [])
+
+
+def test_looking_twice_writes_nothing(world: World) -> None:
+    world.in_round_1().label(1)
+    world.run()
+    before, writes = world.end_state(), list(world.studio.writes)
+    touched = {p: p.stat().st_mtime_ns for p in world.folder.rglob("*.npz")}
+    again = world.reconciler()
+    for _ in range(2):
+        assert again.reconcile(PROJECT).steps == ()
+    world.run()
+    assert world.studio.writes == writes
+    assert world.end_state() == before
+    assert {p: p.stat().st_mtime_ns for p in world.folder.rglob("*.npz")} == touched
+
+
+def test_a_second_process_leaves_a_project_that_is_being_worked_on_alone(world: World) -> None:
+    world.add_scans(0, 5)
+    with world.store.lock(PROJECT), pytest.raises(reconcile.Busy):
+        world.reconciler().reconcile(PROJECT)
+    assert world.studio.writes == []
+
+
+# -- killed anywhere ---------------------------------------------------------------------------
+
+STUDIO_WRITES = {"import_predictions", "show_round", "add_view", "set_webhook", "remove_doubles"}
+STORE_READS = {
+    "arrays", "check_room", "embedded", "embeddings", "entropies", "has", "labels", "latest_round", "lock", "model",
+    "models", "path", "progress", "project", "projects", "rounds", "scan", "scans", "secrets", "shown",
+    "training_slot",
+}  # fmt: skip
+STORE_WRITES = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if name[0] != "_"} - STORE_READS
+
+
+class Killed(BaseException):
+    """The process is no more."""
+
+
+class Fuse:
+    """Lets writes pass until number `at`; there, and ever after, the process is dead.
+
+    midway  the last write is begun: half of an import is stored, a folder is filled but not in its place
+    """
+
+    def __init__(self, at: int = 0, *, midway: bool = False) -> None:
+        self.at = at
+        self.midway = midway
+        self.names: list[str] = []
+
+    def write(self, name: str, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if self.at and len(self.names) >= self.at:
+            raise Killed
+        self.names.append(name)
+        if len(self.names) != self.at:
+            return call(*args, **kwargs)
+        if self.midway and name == "import_predictions":
+            call(args[0], args[1][: len(args[1]) // 2])
+        elif self.midway and name == "put_folder":
+            call(*args[:2], lambda path: self._fill(args[2], path))
+        raise Killed
+
+    def _fill(self, write: Callable[[Path], None], path: Path) -> None:
+        write(path)
+        raise Killed
+
+
+class Fused:
+    """`target`, whose writes go through a fuse."""
+
+    def __init__(self, target: Any, writes: set[str], fuse: Fuse) -> None:
+        self._target, self._writes, self._fuse = target, writes, fuse
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._target, name)
+        if name not in self._writes:
+            return found
+        return lambda *args, **kwargs: self._fuse.write(name, found, args, kwargs)
+
+
+def scenario(folder: Path, fuse: Fuse) -> World:
+    """Cold start, late scans, the first model, a round, the second model; killed once, then started anew."""
+    world = World(folder)
+
+    def look() -> None:
+        tools = world.reconciler()
+        tools.studio = Fused(tools.studio, STUDIO_WRITES, fuse)  # type: ignore[assignment]
+        tools.store = Fused(tools.store, STORE_WRITES, fuse)  # type: ignore[assignment]
+        try:
+            tools.reconcile(PROJECT)
+        except Killed:
+            fuse.at = 0
+            world.run()
+
+    world.add_scans(0, 10)
+    look()
+    world.label(3)
+    world.add_scans(10, 2)
+    look()
+    world.label(COLD - 3)
+    look()
+    world.label(ROUND - 1)
+    world.studio.edit(next(iter(world.annotations.values())), [])
+    look()
+    return world
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The end of the scenario, and every write of ours on the way."""
+    fuse = Fuse()
+    world = scenario(tmp_path_factory.mktemp("undisturbed") / "data", fuse)
+    assert world.studio.model_version == "scanqueue-r2"
+    return SimpleNamespace(end=world.end_state(), names=fuse.names)
+
+
+def test_the_undisturbed_run_publishes_every_round_once(undisturbed: SimpleNamespace) -> None:
+    counts = Counter((version, task) for version, task, _, _ in undisturbed.end["predictions"])
+    assert set(counts.values()) == {1}
+    assert {version for version, _ in counts} == {"scanqueue-r0", "scanqueue-r1", "scanqueue-r2"}
+    assert undisturbed.end["tabs"] == ["Default", "scanqueue"]
+    assert undisturbed.end["webhooks"] == ["http://127.0.0.1:9090/webhook"]
+    assert undisturbed.end["shown to annotators"] == [True, True, True]
+
+
+def _same_end(undisturbed: SimpleNamespace, folder: Path, at: int, *, midway: bool = False) -> None:
+    fuse = Fuse(at, midway=midway)
+    end = scenario(folder, fuse).end_state()
+    assert fuse.names[:at] == undisturbed.names[:at], "the run before the kill was another one"
+    where = f"killed at write {at} of {len(undisturbed.names)}, {undisturbed.names[at - 1]}"
+    for part, value in undisturbed.end.items():
+        assert end[part] == value, f"{part}, {where}"
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("ninth", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 9))])
+def test_killed_before_any_write_it_ends_in_the_same_state(
+    ninth: int, undisturbed: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Dying after a write is dying before the next: nothing lasting lies between them."""
+    for at in range(1 + ninth, len(undisturbed.names) + 1, 9):
+        _same_end(undisturbed, tmp_path / "data", at)
+
+
+def test_killed_in_the_middle_of_a_large_write_it_ends_in_the_same_state(
+    undisturbed: SimpleNamespace, tmp_path: Path
+) -> None:
+    large = [i for i, name in enumerate(undisturbed.names, start=1) if name in ("import_predictions", "put_folder")]
+    assert len(large) >= 7
+    for at in large:
+        _same_end(undisturbed, tmp_path / "data", at, midway=True)
+
+
+# -- answers that are lost ----------------------------------------------------------------------
+
+
+def test_an_import_whose_answer_was_lost_is_not_sent_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    store_rows = world.studio.import_predictions
+
+    def lose_the_answer(project: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        store_rows(project, rows)
+        raise StudioUnavailable("Label Studio does not answer.")
+
+    monkeypatch.setattr(world.studio, "import_predictions", lose_the_answer)
+    world.add_scans(0, 12)
+    with pytest.raises(StudioUnavailable):
+        world.reconciler().reconcile(PROJECT)
+    assert world.status()["trouble"] == "Label Studio does not answer."
+    monkeypatch.undo()
+    world.run()
+    assert world.published("scanqueue-r0") == dict.fromkeys(world.order()[:DEPTH], 1)
+    assert world.studio.writes.count("import_predictions") == 1
+    assert world.status()["trouble"] == ""
+
+
+def test_an_import_that_is_still_at_work_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    late: list[tuple[int, Sequence[Mapping[str, Any]]]] = []
+    store_rows = world.studio.import_predictions
+
+    def too_slow(project: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        late.append((project, rows))
+        raise StudioUnavailable("Label Studio does not answer.")
+
+    monkeypatch.setattr(world.studio, "import_predictions", too_slow)
+    world.add_scans(0, 12)
+    with pytest.raises(StudioUnavailable):
+        world.reconciler().reconcile(PROJECT)
+    monkeypatch.undo()
+    monkeypatch.setattr(reconcile, "SETTLE", 3600.0)
+    waited: list[float] = []
+
+    def land(seconds: float) -> None:
+        waited.append(seconds)
+        store_rows(*late.pop())
+
+    monkeypatch.setattr(reconcile.time, "sleep", land)
+    world.run()
+    assert len(waited) == 1
+    assert 3500 < waited[0] <= 3600
+    assert world.published("scanqueue-r0") == dict.fromkeys(world.order()[:DEPTH], 1)
+    assert world.studio.writes.count("import_predictions") == 1
+
+
+def test_doubled_predictions_are_removed(world: World) -> None:
+    world.cold_started()
+    rows = [{k: v for k, v in p.items() if k != "id"} for p in world.studio.predictions[:2]]
+    world.studio.import_predictions(PROJECT, rows)
+    world.run()
+    assert set(world.published().values()) == {1}
+
+
+def test_a_refused_webhook_is_said_and_the_queue_goes_on(world: World) -> None:
+    world.store.set_project(PROJECT, backend_url="http://backend:9090")
+    world.add_scans(0, 12)
+    world.reconciler().reconcile(PROJECT)
+    assert "host has no dot" in world.status()["trouble"]
+    assert world.status()["queue"] == world.order()[:DEPTH]
+    assert len(world.published("scanqueue-r0")) == DEPTH
+    world.store.set_project(PROJECT, backend_url="http://backend.internal:9090")
+    world.run()
+    assert world.status()["trouble"] == ""
+
+
+# -- training -----------------------------------------------------------------------------------
+
+
+def test_a_worse_model_is_kept_and_remarked_upon_and_the_better_one_keeps_drawing(tmp_path: Path) -> None:
+    world = World(tmp_path / "data", steps=60).in_round_1()
+    (first,) = world.store.models(PROJECT)
+    assert first["validation"]["dice"] > 0.3  # it learnt something that can be lost
+    digests = {s["task"]: s["digest"] for s in world.store.scans(PROJECT)}
+    labelled = list(world.annotations)
+    watched = {labelled[i] for i in validation_rows([digests[t] for t in labelled])}
+    for task in set(labelled) - watched:
+        world.studio.edit(world.annotations[task], [])  # "there is no lung"
+    world.run()
+    champion, challenger = world.store.models(PROJECT)
+    assert (champion["accepted"], challenger["accepted"]) == (1, 0)
+    was, now = champion["validation"]["dice"], challenger["validation"]["dice"]
+    assert challenger["remark"] == (
+        f"On the same {len(watched)} validation scans its Dice is {now:.3f} against "
+        f"{was:.3f} of scanqueue-r1, which stays active."
+    )
+    assert [m["active"] for m in status.model_list(world.store, PROJECT)] == [True, False]
+    assert world.status()["model"] == "scanqueue-r1"
+    assert world.studio.model_version == "scanqueue-r2"
+    rounds = status.round_list(world.store, PROJECT)
+    assert [(r["round"], r["model"], r["accepted"]) for r in rounds[1:]] == [
+        (1, "scanqueue-r1", True),
+        (2, "scanqueue-r1", False),
+    ]
+    assert rounds[2]["remark"] == challenger["remark"]
+    drawn = {p["task"]: p for p in world.studio.predictions if p["model_version"] == "scanqueue-r2"}
+    assert any(p["result"] for p in drawn.values())
+
+    activate_model(world.store, PROJECT, "scanqueue-r2")
+    world.run()
+    assert (world.status()["model"], world.studio.model_version) == ("scanqueue-r2", "scanqueue-r3")
+    again = {p["task"]: p for p in world.studio.predictions if p["model_version"] == "scanqueue-r3"}
+    assert set(world.order()[:DEPTH]) <= set(again)
+    masks = {t: [r["value"]["rle"] for r in p["result"]] for t, p in again.items()}
+    assert any(masks[t] != [r["value"]["rle"] for r in drawn[t]["result"]] for t in set(masks) & set(drawn))
+    activate_model(world.store, PROJECT, "scanqueue-r1")
+    world.run()
+    assert world.studio.model_version == "scanqueue-r4"
+    assert len(world.store.models(PROJECT)) == 2
+
+
+def test_by_button_it_trains_only_when_asked(tmp_path: Path) -> None:
+    world = World(tmp_path / "data", retrain="button").cold_started()
+    world.label(COLD + 1)
+    world.run()
+    assert (world.status()["phase"], world.status()["model"]) == ("cold_start", None)
+    world.store.ask(PROJECT)
+    world.run()
+    assert (world.status()["model"], world.studio.model_version) == ("scanqueue-r1", "scanqueue-r1")
+    row = world.store.project(PROJECT)
+    assert row is not None
+    assert row["asked"] == 0
+    world.label(ROUND + 1)
+    world.run()
+    assert len(world.store.models(PROJECT)) == 1
+    world.store.ask(PROJECT)
+    world.run()
+    assert [m["version"] for m in world.store.models(PROJECT)] == ["scanqueue-r1", "scanqueue-r2"]
+
+
+def test_asking_before_anything_is_labelled_trains_nothing_and_is_not_remembered(world: World) -> None:
+    world.add_scans(0, 5)
+    world.store.ask(PROJECT)
+    world.run()
+    world.label(1)
+    world.run()
+    assert world.store.models(PROJECT) == []
+
+
+def _no_space(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("when", ["before", "while the model is written"])
+def test_a_full_disk_leaves_the_project_as_it_was(when: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.cold_started().label(COLD)
+    with monkeypatch.context() as full:
+        if when == "before":
+            full.setattr("backend.store.shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+        else:
+            full.setattr(Segmenter, "save", _no_space)
+            TRAINED.clear()
+        with pytest.raises(StorageFull):
+            world.reconciler().reconcile(PROJECT)
+    TRAINED.clear()
+    assert world.store.models(PROJECT) == []
+    assert world.studio.model_version == "scanqueue-r0"
+    assert set(world.status()["queue"]) == set(world.published()) - set(world.annotations)
+    assert "Make room" in world.status()["trouble"]
+    assert world.status()["job"] is None
+    assert list(world.folder.rglob(".new-*")) == []
+    world.run()
+    assert world.studio.model_version == "scanqueue-r1"
+    assert world.status()["trouble"] == ""
+
+
+# -- what people do besides labelling -------------------------------------------------------------
+
+
+def test_a_deleted_annotation_makes_the_scan_unlabelled_again(world: World) -> None:
+    world.in_round_1()
+    task, annotation = next(iter(world.annotations.items()))
+    assert task not in world.order()
+    before = world.order()
+    world.studio.delete(annotation)
+    world.run()
+    assert world.status()["labelled"] == COLD - 1
+    assert task not in {r["task"] for r in world.store.labels(PROJECT)}
+    assert sorted(world.order()) == sorted([*before, task])
+    served = list(world.published())
+    assert [t for t in world.order() if t in served][:DEPTH] == before[:DEPTH]
+
+
+def test_a_deleted_annotation_puts_the_scan_back_into_the_cold_start(world: World) -> None:
+    world.cold_started()
+    order = world.order()
+    world.label(2)
+    world.run()
+    world.studio.delete(world.annotations[order[0]])
+    world.run()
+    assert world.order() == order
+    assert world.status()["queue"][0] == order[0]
+    assert world.studio.next_task() == order[0]
+
+
+def test_a_skipped_scan_comes_last_and_is_not_counted_as_left(world: World) -> None:
+    world.cold_started()
+    order = world.order()
+    skipped = [task for task in order[:2] if world.studio.skip(task)]
+    world.run()
+    assert set(world.published()) == set(order[: DEPTH + ROUND])  # 2 of the first 4 were left, fewer than a round
+    assert world.status()["labelled"] == 0
+    for task in order[2 : 2 + COLD]:
+        world.submit(task)
+    world.run()
+    assert world.studio.model_version == "scanqueue-r1"
+    latest = world.store.latest_round(PROJECT)
+    assert latest is not None
+    assert {p.task for p in latest["picks"][-2:]} == set(skipped)
+    assert {p.reason for p in latest["picks"][-2:]} == {"skipped"}
+    fresh = [t for t in world.order() if t not in skipped]
+    assert world.label(len(fresh)) == fresh
+
+
+def test_new_scans_do_not_move_what_is_published(world: World) -> None:
+    world.cold_started()
+    order = world.order()
+    late = world.add_scans(20, 3)
+    world.run()
+    assert world.order()[:DEPTH] == order[:DEPTH]
+    assert sorted(world.order()) == sorted([*order, *late])
+    assert world.published() == dict.fromkeys(order[:DEPTH], 1)
+    world.label(COLD)
+    world.run()
+    first, published = world.order(), world.published()
+    scores = {p["task"]: p["score"] for p in world.studio.predictions if p["model_version"] == "scanqueue-r1"}
+    later = world.add_scans(30, 3)
+    world.run()
+    assert world.studio.model_version == "scanqueue-r1"
+    assert [t for t in world.order() if t in published] == [t for t in first if t in published]
+    assert sorted(world.order()) == sorted([*first, *later])
+    now = {p["task"]: p["score"] for p in world.studio.predictions if p["model_version"] == "scanqueue-r1"}
+    assert scores.items() <= now.items()
+
+
+def test_another_alpha_opens_a_new_round_with_the_same_model(world: World) -> None:
+    world.in_round_1()
+    before = world.order()
+    world.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | {"alpha": 1.0}))
+    world.run()
+    assert (world.status()["model"], world.studio.model_version) == ("scanqueue-r1", "scanqueue-r2")
+    latest = world.store.latest_round(PROJECT)
+    assert latest is not None
+    entropy = [p.entropy for p in latest["picks"]]
+    assert entropy == sorted(entropy, reverse=True)
+    assert sorted(world.order()) == sorted(before)
+    assert len(world.store.models(PROJECT)) == 1
+
+
+def test_a_setting_that_cannot_be_used_blocks_with_the_reason_and_writes_nothing(world: World) -> None:
+    world.cold_started()
+    writes = list(world.studio.writes)
+    world.store.set_project(PROJECT, extra_params='{"alfa": 1}')
+    world.run()
+    assert world.status()["phase"] == "blocked"
+    assert "'alfa' is not a project setting" in world.status()["reason"]
+    assert world.studio.writes == writes
+
+
+def test_a_new_label_trains_a_model_that_has_it(world: World) -> None:
+    world.in_round_1()
+    world.studio.change_config(LARGER)
+    world.run()
+    assert [m["labels"] for m in world.store.models(PROJECT)] == [["Lung"], ["Lung", "Heart"]]
+    assert world.status()["model"] == world.studio.model_version == "scanqueue-r2"
+
+
+def test_a_config_that_draws_no_masks_blocks_until_it_is_mended(world: World) -> None:
+    world.in_round_1()
+    before = world.end_state()
+    world.studio.change_config(NO_MASKS)
+    world.run()
+    assert world.status()["phase"] == "blocked"
+    assert "no BrushLabels or PolygonLabels" in world.status()["reason"]
+    world.studio.change_config(CONFIG)
+    world.run()
+    assert world.end_state() == before
+
+
+def test_deleted_tasks_leave_the_queue_and_the_records(world: World) -> None:
+    world.in_round_1()
+    gone = [world.order()[0], next(iter(world.annotations))]
+    world.studio.delete_tasks(gone)
+    world.run()
+    assert world.status()["scans"] == 10
+    assert world.status()["labelled"] == COLD - 1
+    assert not set(gone) & set(world.status()["queue"])
+    assert not set(gone) & {r["task"] for r in world.store.labels(PROJECT)}
+    assert world.studio.next_task() == world.status()["queue"][0]
+
+
+def test_a_region_of_an_unknown_label_is_remarked_upon_and_the_rest_of_the_mask_counts(world: World) -> None:
+    world.cold_started()
+    task = world.order()[0]
+    world.submit(task, "Lung", "Heart")
+    world.run()
+    (problem,) = world.status()["problems"]
+    assert problem["task"] == task
+    assert "region 2 is labelled 'Heart', which the label config does not have" in problem["what"]
+    (label,) = world.store.labels(PROJECT)
+    mask = world.store.arrays("labels", label["mask"])["mask"]
+    assert np.array_equal(mask == 1, world.masks[task]["Lung"])
+
+
+def test_an_unreadable_image_is_listed_and_read_once_it_is_mended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = world.add_scans(0, 12)
+    missing, broken = world.studio.reference(tasks[3]), world.studio.reference(tasks[5])
+    kept = {r: world.studio.images[r] for r in (missing, broken)}
+    del world.studio.images[missing]
+    world.studio.images[broken] = kept[broken][:100]
+    world.run()
+    assert [p["task"] for p in world.status()["problems"]] == [tasks[3], tasks[5]]
+    assert sorted(world.order()) == sorted(set(tasks) - {tasks[3], tasks[5]})
+    world.studio.images |= kept
+    world.run()
+    assert len(world.status()["problems"]) == 2  # not asked for at every look
+    monkeypatch.setattr(reconcile, "PROBLEM_RETRY", 0.0)
+    world.run()
+    assert world.status()["problems"] == []
+    assert sorted(world.order()) == sorted(tasks)
+
+
+def test_an_image_whose_task_changed_is_read_at_once(world: World) -> None:
+    tasks = world.add_scans(0, 8)
+    good = world.studio.reference(tasks[2])
+    world.studio.set_data(tasks[2], {"image": "/data/upload/1/gone.png"})
+    world.run()
+    assert [p["task"] for p in world.status()["problems"]] == [tasks[2]]
+    world.studio.set_data(tasks[2], {"image": good})
+    world.run()
+    assert world.status()["problems"] == []
+    assert sorted(world.order()) == sorted(tasks)
+
+
+def test_a_label_studio_that_is_away_changes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.in_round_1()
+    before = world.end_state()
+
+    def away(*_: Any) -> Iterator[Any]:
+        raise StudioUnavailable("Label Studio does not answer.")
+
+    with monkeypatch.context() as broken:
+        for name in ("project", "tasks", "published"):
+            broken.setattr(world.studio, name, away)
+        with pytest.raises(ScanqueueError):
+            world.reconciler().reconcile(PROJECT)
+        assert world.status()["trouble"] == "Label Studio does not answer."
+        assert world.status()["phase"] == "active"
+    world.run()
+    assert world.end_state() == before
+
+
+def test_a_token_that_is_refused_blocks_with_the_reason(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.cold_started()
+
+    def refuse(*_: Any) -> None:
+        raise StudioRefused("Label Studio refuses the token.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(world.studio, "project", refuse)
+        with pytest.raises(StudioRefused):
+            world.reconciler().reconcile(PROJECT)
+    assert (world.status()["phase"], world.status()["reason"]) == ("blocked", "Label Studio refuses the token.")
+    world.run()
+    assert world.status()["phase"] == "cold_start"
