@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from backend import __version__, status
 from backend.errors import BadSetting, ScanqueueError, StudioUnavailable
-from backend.project import version_name
+from backend.project import PENDING, version_name
 from backend.settings import Settings
 from backend.store import Store, activate_model
 
@@ -143,7 +143,7 @@ def _for_label_studio(store: Store, touch: Touch, predict: Predict) -> APIRouter
             if new or changed:
                 touch(project)
             latest = store.latest_round(project)
-            return version_name(latest["n"] if latest else 0)
+            return version_name(latest["n"]) if latest else PENDING
 
         return {"model_version": await run_in_threadpool(remember)}
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.errors import ScanqueueError
 from backend.learner import Learner
 from backend.pixels import Letterboxed, decode_image, letterbox
-from backend.project import LabelConfig, fingerprint, score_of, version_name
+from backend.project import PENDING, LabelConfig, fingerprint, score_of, version_name
 from backend.store import Pick, Store
 from backend.studio import Studio, draw_mask
 
 log = logging.getLogger("scanqueue.predictor")
 
+SECONDS = 60.0  # Label Studio waits 100 for a whole request; what is not drawn by then stays undrawn
 UNRANKED = 1.0  # the score of a task that is not in the order: served last
 
 
@@ -30,30 +32,36 @@ class Predictor:
     def predict(self, project: int, tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """One item {model_version, score, result} per task, in their order, whatever goes wrong.
 
-        The score is the task's place in the current order, 0..1, low is served first.
+        The score is the task's place in the current order, 0..1, low is served first. An answer without a mask
+        that should have one bears no round's version: Label Studio stores it, and the round must not take it
+        for published.
         """
         row = self._store.project(project)
         latest = self._store.latest_round(project) if row else None
         if row is None or latest is None:
-            return [{"model_version": version_name(0), "score": UNRANKED, "result": []} for _ in tasks]
+            return [{"model_version": PENDING, "score": UNRANKED, "result": []} for _ in tasks]
         version = version_name(latest["n"])
         places = self._places(project, latest)
         config = LabelConfig.from_json(row["config"])
         model = self._store.model(project, latest["model"]) if latest["model"] else None
+        until = time.monotonic() + SECONDS
         items = []
         for task in tasks:
             result: list[dict[str, Any]] = []
-            if model is not None and config is not None:
+            number = task.get("id")
+            place = places.get(number) if isinstance(number, int) else None
+            whole = place is not None and not latest["model"]
+            if model is not None and config is not None and time.monotonic() < until:
                 try:
                     result = self._draw(project, task, model, config, version)
+                    whole = place is not None
                 except ScanqueueError as error:
                     log.warning("project %s, task %s: %s", project, task.get("id"), error)
                 except Exception:
                     # The annotator must get an empty task rather than an error page.
                     log.exception("project %s, task %s: prediction failed", project, task.get("id"))
-            number = task.get("id")
-            score = places.get(number, UNRANKED) if isinstance(number, int) else UNRANKED
-            items.append({"model_version": version, "score": score, "result": result})
+            score = UNRANKED if place is None else place
+            items.append({"model_version": version if whole else PENDING, "score": score, "result": result})
         return items
 
     def _places(self, project: int, latest: Mapping[str, Any]) -> dict[int, float]:
@@ -89,8 +97,10 @@ class Predictor:
         return draw_mask(mask, model["labels"], config, version)
 
     def _cached(self, digest: str, size: int) -> Letterboxed | None:
+        if not digest:
+            return None
         try:
             found = self._store.arrays("pixels", fingerprint(digest, size))
-        except (OSError, ValueError):
+        except OSError:
             return None
         return Letterboxed(found["pixels"], *(int(n) for n in found["box"]))

@@ -19,6 +19,9 @@ SAMPLING = "Uncertainty sampling"
 DRAWING_TAGS = {"BrushLabels": "brush", "PolygonLabels": "polygon"}
 
 
+PENDING = "scanqueue-pending"  # of an answer that is no round's: stored by Label Studio, never taken for published
+
+
 def version_name(n: int) -> str:
     """The version string of round n, as Label Studio stores it with every prediction."""
     return f"scanqueue-r{n}"
@@ -317,6 +320,8 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     latest = done.rounds[-1] if done.rounds else None
     usable = tuple(s.task for s in ready if s.annotated and s.task in known and not known[s.task].problem)
     train = None if unread_masks else _training(done, config, known, usable)
+    if latest is not None and done.models and (round_of(done.models[-1].version) or 0) > latest.n:
+        train = None  # the round of the last model comes first: labels that arrive meanwhile must not keep it away
     key = round_key(done, config)
     mapped = [s for s in ready if s.digest in done.mapped]
     pool = [s for s in mapped if not s.annotated]
@@ -331,14 +336,15 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         if done.active:
             steps += _scoring(pool, done)
         waiting = {s.task for s in pool}
-        carried = tuple(t for t in seen.live.published if t in waiting)
+        ahead = latest.order[: published_length(latest, seen, done.settings)]
+        carried = tuple(t for t in ahead if t in waiting and t in seen.live.published)
         steps.append(OpenRound(next_round(done), key, done.active, carried))
-    else:
+    elif latest.key == key:
         ordered = set(latest.order)
         late = [s for s in pool if s.task not in ordered]
         if late:
             if latest.model:
-                steps += _scoring(late, done)
+                steps += _scoring(pool, done)
             steps.append(ExtendRound(tuple(s.task for s in late)))
     if train is not None:
         steps.append(train)
@@ -417,12 +423,17 @@ def score_of(place: int, size: int) -> float:
     return (size + late / (late + 1)) / (size + 1)
 
 
+def published_length(latest: Round, seen: Seen, settings: ProjectSettings) -> int:
+    """`prefix_length` of a round as things stand: skipped scans are not counted as still open."""
+    waiting = (s.task for s in seen.scans if s.digest and not s.annotated and not s.problem and not s.skipped)
+    return prefix_length(latest.order, frozenset(waiting), settings)
+
+
 def publication(latest: Round, seen: Seen, settings: ProjectSettings) -> Publish | None:
     """What Label Studio lacks of the latest round; None when it shows just that."""
     live = seen.live
-    unlabelled = {s.task for s in seen.scans if not s.annotated and not s.problem}
-    open_tasks = frozenset(s.task for s in seen.scans if s.task in unlabelled and not s.skipped)
-    length = prefix_length(latest.order, open_tasks, settings)
+    unlabelled = {s.task for s in seen.scans if s.digest and not s.annotated and not s.problem}
+    length = published_length(latest, seen, settings)
     wanted = [t for t in latest.order[:length] if t in unlabelled]
     ahead = set(wanted)
     wanted += [t for t in latest.carried if t in unlabelled and t not in ahead]

@@ -56,6 +56,7 @@ from backend.project import (
     decide,
     fingerprint,
     publication,
+    published_length,
     score_of,
     version_name,
 )
@@ -80,7 +81,11 @@ VALIDATION_SHARE = 0.2
 
 
 class Busy(Exception):
-    """Another process works on this project; it will see what we would have."""
+    """Another process works on this project, or another project is trained: come again in a few seconds."""
+
+
+class Again(Exception):
+    """What the step was planned on has changed under its hands; the next look plans anew."""
 
 
 class Stopping(Exception):
@@ -143,7 +148,7 @@ class Reconciler:
             if step is None or step == last:
                 if step is not None:
                     troubles.append(f"{type(step).__name__} had to be done again; giving up until the next look.")
-                if done.asked and not any(isinstance(s, Train) for s in plan.steps):
+                if done.asked and not plan.steps:
                     self.store.answered(project, done.asked)
                     troubles.append("A training was asked for, but there is nothing new to learn from.")
                 if others := self._other_backends(project):
@@ -154,6 +159,8 @@ class Reconciler:
             log.info("project %s: %s", project, _describe(step))
             try:
                 self._run(project, seen, done, step)
+            except Again:
+                last = None
             except StudioRefused as error:
                 if not isinstance(step, Publish | Listen) or isinstance(error, ProjectGone):
                     raise
@@ -243,7 +250,7 @@ class Reconciler:
             self.store.set_project(project, title=page.title)
             return Seen(project, None, (), (), Live(), str(error))
         try:
-            ProjectSettings.from_json(row["extra_params"])
+            known_strategy(ProjectSettings.from_json(row["extra_params"]).strategy)
         except BadSetting as error:
             return Seen(project, None, (), (), Live(), f"project {project}: {error}")
         self._take_tasks(project, row, page, config)
@@ -353,6 +360,7 @@ class Reconciler:
                 bool(m["accepted"]),
             )
             for m in self.store.models(project)
+            if self.store.has("models", m["fingerprint"])  # one whose file was lost is as good as never trained
         )
         active = next((m for m in models if m.version == row["active"]), None)
         rounds = tuple(
@@ -366,7 +374,7 @@ class Reconciler:
             mapped=mapped,
             fitted=fitted,
             models=models,
-            active=row["active"],
+            active=active.version if active else "",
             scored=frozenset(self.store.entropies(active.fingerprint)) if active else frozenset(),
             rounds=rounds,
             asked=row["asked"],
@@ -388,13 +396,14 @@ class Reconciler:
                 for task, (digest, image, problem) in zip(tasks, found, strict=True):
                     if image is None:
                         log.warning("project %s, task %s: %s", project, task, problem)
-                        rows.append({"task": task, "problem": problem})
+                        rows.append({"task": task, "image": by_task[task].image, "problem": problem})
                         continue
                     self._put_pixels(digest, letterbox(image, size))
                     digests.append(digest)
                     images.append(image)
                     height, width = image.shape[:2]
-                    rows.append({"task": task, "digest": digest, "height": height, "width": width, "problem": ""})
+                    found_now = {"image": by_task[task].image, "height": height, "width": width, "problem": ""}
+                    rows.append({"task": task, "digest": digest, **found_now})
                 if images:
                     self.store.put_embeddings(embedder, digests, self.learner.embed(images))
                 self.store.set_scans(project, rows)
@@ -422,10 +431,12 @@ class Reconciler:
         name = fingerprint(scan.digest, size)
         try:
             found = self.store.arrays("pixels", name)
-        except (FileNotFoundError, ValueError, OSError):
-            _, image, problem = self._fetch(scan.image)
+        except FileNotFoundError:
+            digest, image, problem = self._fetch(scan.image)
             if image is None:
                 raise UnreadableScan(problem) from None
+            if digest != scan.digest:
+                raise UnreadableScan("its image is not the one that was read before; it is read again later.") from None
             boxed = letterbox(image, size)
             self._put_pixels(scan.digest, boxed)
             return boxed
@@ -575,6 +586,8 @@ class Reconciler:
         else:
             found = next(m for m in done.models if m.version == model)
             known = self.store.entropies(found.fingerprint)
+            scans = [s for s in scans if s.annotated or s.task in taken or s.digest in known]
+            xy = self._positions(project, done, scans)
             entropy = np.array([known.get(s.digest, np.nan) for s in scans])
             skipped = [i for i, s in enumerate(scans) if s.skipped and not s.annotated and s.task not in taken]
             chosen = [i for i, s in enumerate(scans) if s.annotated or s.task in taken]
@@ -605,14 +618,12 @@ class Reconciler:
 
     def _extend_round(self, project: int, seen: Seen, done: Done, step: ExtendRound) -> None:
         latest = self.store.rounds(project, picks=False)[-1]
-        held = set(seen.live.published)
-        kept = [p for p in latest["picks"] if p.task in held]
+        # What annotators already see keeps its place, and what was deleted leaves its place empty: a place is a
+        # score in Label Studio. The rest is ordered anew with the late scans among it.
+        kept = latest["picks"][: published_length(done.rounds[-1], seen, done.settings)]
         scans = [s for s in seen.scans if s.digest in done.mapped and not s.problem]
-        annotated = {s.task for s in scans if s.annotated}
-        before = [p for p in latest["picks"] if p.task in annotated and p.task not in held]
         fresh = self._ranked(project, done, scans, latest["model"], [p.task for p in kept])
-        # What annotators already see keeps its place; the rest is ordered anew with the late ones among it.
-        self.store.extend_round(project, latest["n"], _in_place(latest["picks"], kept + before, fresh))
+        self.store.extend_round(project, latest["n"], [*kept, *fresh])
 
     # -- learning -----------------------------------------------------------------------------
 
@@ -650,8 +661,16 @@ class Reconciler:
         cases = []
         for task in tasks:
             scan = by_task[task]
-            mask = self.store.arrays("labels", masks[task])["mask"]
-            cases.append((scan, masks[task], Case(self.pixels(scan, self.learner.image_size), mask)))
+            try:
+                mask = self.store.arrays("labels", masks[task])["mask"]
+                boxed = self.pixels(scan, self.learner.image_size)
+            except FileNotFoundError:
+                self.store.forget_label(project, task)  # its artefact was lost: it is read again
+                raise Again from None
+            except UnreadableScan as error:
+                self.store.set_scans(project, [{"task": task, "problem": str(error)}])
+                raise Again from None
+            cases.append((scan, masks[task], Case(boxed, mask)))
         return sorted(cases, key=lambda c: (c[0].digest, c[1]))
 
     def _train(self, project: int, seen: Seen, done: Done, step: Train) -> None:
@@ -661,7 +680,8 @@ class Reconciler:
         cases = self._cases(project, seen, step.tasks)
         held_out = validation_rows([scan.digest for scan, _, _ in cases])
         learn = [c for i, (_, _, c) in enumerate(cases) if i not in held_out]
-        watch = [c for i, (_, _, c) in enumerate(cases) if i in held_out]
+        watched = [(scan, c) for i, (scan, _, c) in enumerate(cases) if i in held_out]
+        watch = [c for _, c in watched]
         made_from = [[scan.digest, mask] for scan, mask, _ in cases]
         recipe = self.learner.describe_training(done.settings.seed)
         name = fingerprint(made_from, labels, recipe, VALIDATION_SHARE)
@@ -674,18 +694,20 @@ class Reconciler:
 
         if not self.store.has("models", name):
             self.store.check_room(TRAINING_ROOM)
-            with self.store.training_slot(lambda: self._tend(project)):
+            with self.store.training_slot() as mine:
+                if not mine:
+                    raise Busy
                 log.info("project %s: training %s on %s scans", project, step.version, len(cases))
                 save, more = self.learner.train(
                     learn, watch, labels, seed=done.settings.seed, on_step=_every(0.5, on_step)
                 )
                 details |= more
                 self.store.put_folder("models", name, save)
-        new = self._evaluate(name, labels, labels, watch)
+        new = self._evaluate(project, name, labels, labels, watched)
         champion = self._model(project, done.active)
         accepted, remark = True, ""
         if champion is not None and champion["labels"] == list(labels) and watch:
-            old = self._evaluate(champion["fingerprint"], champion["labels"], labels, watch)
+            old = self._evaluate(project, champion["fingerprint"], champion["labels"], labels, watched)
             details["champion"] = {"version": champion["version"], **old}
             accepted = new["dice"] >= old["dice"] - done.settings.tolerance
             if not accepted:
@@ -707,19 +729,25 @@ class Reconciler:
                 "validation": new,
                 "details": details,
             },
-            active=step.version if accepted else done.active,
+            active=step.version if accepted else "",
+            instead_of=row["active"],
             asked=row["asked"],
         )
 
-    def _evaluate(self, model: str, has: Sequence[str], wanted: Sequence[str], cases: Sequence[Case]) -> dict[str, Any]:
+    def _evaluate(
+        self, project: int, model: str, has: Sequence[str], wanted: Sequence[str], cases: Sequence[tuple[Scan, Case]]
+    ) -> dict[str, Any]:
+        """Summary of a model on labelled scans, each fitted into that model's own working square."""
         folder = self.store.path("models", model)
+        size = self.learner.image_size_of(folder)
         scores: list[Scores] = []
         for start in range(0, len(cases), PREDICT_CHUNK):
             chunk = cases[start : start + PREDICT_CHUNK]
-            found = self.learner.masks(folder, [c.scan for c in chunk])
+            same = size == self.learner.image_size
+            found = self.learner.masks(folder, [c.scan if same else self.pixels(s, size) for s, c in chunk])
             scores += [
                 self.learner.compare(translate(m, has, wanted), c.mask, len(wanted) + 1)
-                for m, c in zip(found, chunk, strict=True)
+                for m, (_, c) in zip(found, chunk, strict=True)
             ]
         return self.learner.summarise(scores)
 
@@ -733,8 +761,8 @@ class Reconciler:
         try:
             if self.store.rounds(project, picks=False):
                 seen = self.observe(project)
-                if not seen.blocked:
-                    done = self.done(project, seen)
+                done = self.done(project, seen)
+                if not seen.blocked and done.rounds:
                     step = publication(done.rounds[-1], seen, done.settings)
                     if step is not None and step.tasks:
                         log.info("project %s: %s", project, _describe(step))
@@ -762,7 +790,10 @@ class Reconciler:
                 refused = error
             self.store.set_project(project, sending=0.0)
         if step.settings and (step.tasks or seen.live.published):
-            self.studio.show_round(project, version)
+            try:
+                self.studio.show_round(project, version)
+            except StudioRefused as error:  # nothing of the round may be there: then the import says why
+                raise (refused or error) from error
             if not seen.live.view:
                 self.studio.add_view(project)
         if refused is not None:
@@ -774,6 +805,8 @@ class Reconciler:
         assert seen.config is not None
         places = {p.task: score_of(i, latest["size"]) for i, p in enumerate(latest["picks"], start=1)}
         model = self._model(project, latest["model"])
+        if model is not None and not self.store.has("models", model["fingerprint"]):
+            model = None  # lost; the next round has another
         by_task = {s.task: s for s in seen.scans}
         results: dict[int, list[dict[str, Any]]] = {}
         if model is not None:
@@ -841,10 +874,11 @@ def webhook_url(settings: Settings, learnt: str) -> str:
     return f"{base.rstrip('/')}/webhook" if base else ""
 
 
-def _in_place(old: Sequence[Pick], kept: Sequence[Pick], fresh: Sequence[Pick]) -> list[Pick]:
-    """`kept` picks stay in the order and before everything that is fresh."""
-    stay = {p.task for p in kept}
-    return [p for p in old if p.task in stay] + [p for p in fresh if p.task not in stay]
+def known_strategy(name: str) -> None:
+    """Raises BadSetting unless the strategy can order a project at both of its moments."""
+    both = [n for n in COLD_START if n in WITH_MODEL]
+    if name not in both:
+        raise BadSetting(f"strategy is {name!r}; it must be one of {', '.join(both)}.")
 
 
 def _every(seconds: float, call: Callable[[int, int], None]) -> Callable[[int, int], None]:

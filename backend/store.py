@@ -15,6 +15,8 @@ import secrets
 import shutil
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -213,12 +215,15 @@ class Store:
         with self._engine.connect() as connection:
             return list(connection.execute(statement).mappings())
 
-    def _upsert(self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _insert(self, table: Table) -> Any:
         insert = postgresql_insert if self._engine.dialect.name == "postgresql" else sqlite_insert
+        return insert(table)
+
+    def _upsert(self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
         keys = [c.name for c in table.primary_key]
         for start in range(0, len(rows), VARIABLES):
             chunk = [dict(row) for row in rows[start : start + VARIABLES]]
-            statement = insert(table)
+            statement = self._insert(table)
             changes = {c: statement.excluded[c] for c in chunk[0] if c not in keys}
             connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), chunk)
 
@@ -227,12 +232,9 @@ class Store:
     def add_project(self, project: int) -> bool:
         """Remember a project; True when it was not known before."""
         with self._write() as connection:
-            known = connection.execute(select(project_table.c.id).where(project_table.c.id == project)).first()
-            if known:
-                return False
             row = {"id": project, "secret": secrets.token_urlsafe(32)}
-            connection.execute(project_table.insert(), row)
-            return True
+            added = connection.execute(self._insert(project_table).values(row).on_conflict_do_nothing())
+            return bool(added.rowcount)
 
     def projects(self) -> list[int]:
         return [r["id"] for r in self._rows(select(project_table.c.id).order_by(project_table.c.id))]
@@ -264,7 +266,12 @@ class Store:
     @contextmanager
     def lock(self, project: int) -> Iterator[bool]:
         """Yields True when this process may work on the project; given back by the system if it dies."""
-        path = self.folder / "locks" / f"project-{project}.lock"
+        with self._held(f"project-{project}") as mine:
+            yield mine
+
+    @contextmanager
+    def _held(self, name: str) -> Iterator[bool]:
+        path = self.folder / "locks" / f"{name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, timeout=0)
         try:
@@ -278,28 +285,18 @@ class Store:
             lock.release()
 
     @contextmanager
-    def training_slot(self, waiting: Callable[[], None]) -> Iterator[None]:
-        """One training at a time on this data folder; `waiting` is called every few seconds until then."""
-        path = self.folder / "locks" / "training.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        while True:
-            try:
-                lock.acquire(timeout=3)
-                break
-            except Timeout:
-                waiting()
-        try:
-            yield
-        finally:
-            lock.release()
+    def training_slot(self) -> Iterator[bool]:
+        """Yields True when nobody else trains on this data folder; given back by the system if we die."""
+        with self._held("training") as mine:
+            yield mine
 
     # -- scans and labels ---------------------------------------------------------------------
 
     def put_tasks(self, project: int, rows: Sequence[Mapping[str, Any]], cursor: str) -> None:
         """Take over tasks {task, image, updated_at, annotated, skipped} and the listing's cursor.
 
-        A task whose image value changed is read again; so is one with a problem.
+        A task whose image value changed is read again; so is one with a problem. What was read of an annotation
+        is forgotten once the task has none.
         """
         with self._write() as connection:
             for start in range(0, len(rows), VARIABLES):
@@ -326,6 +323,9 @@ class Store:
                     merged.append({"project": project, **row, **kept})
                 if merged:
                     self._upsert(connection, scan_table, merged)
+                bare = [row["task"] for row in chunk if not row["annotated"]]
+                here = (label_table.c.project == project, label_table.c.task.in_(bare))
+                connection.execute(delete(label_table).where(*here))
             if cursor:
                 connection.execute(update(project_table).where(project_table.c.id == project).values(cursor=cursor))
 
@@ -350,15 +350,18 @@ class Store:
         return rows[0] if rows else None
 
     def set_scans(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write {task, digest, height, width, problem} of scans that were read."""
+        """Write {task, digest, height, width, problem} of scans that were read.
+
+        With `image`, the value that was fetched, nothing is written of a task whose image is another by now.
+        """
         with self._write() as connection:
             for row in rows:
                 at = time.time() if row.get("problem") else 0.0
-                connection.execute(
-                    update(scan_table)
-                    .where(scan_table.c.project == project, scan_table.c.task == row["task"])
-                    .values(problem_at=at, **{k: v for k, v in row.items() if k != "task"})
-                )
+                here = [scan_table.c.project == project, scan_table.c.task == row["task"]]
+                if "image" in row:
+                    here.append(scan_table.c.image == row["image"])
+                values = {k: v for k, v in row.items() if k not in ("task", "image")}
+                connection.execute(update(scan_table).where(*here).values(problem_at=at, **values))
 
     def put_label(self, project: int, row: Mapping[str, Any]) -> None:
         with self._write() as connection:
@@ -366,9 +369,8 @@ class Store:
 
     def drop_label(self, project: int, task: int, updated_at: str) -> None:
         """The task has no annotation any more, whatever the listing said."""
+        self.forget_label(project, task)
         with self._write() as connection:
-            here = (label_table.c.project == project, label_table.c.task == task)
-            connection.execute(delete(label_table).where(*here))
             connection.execute(
                 update(scan_table)
                 .where(
@@ -378,6 +380,12 @@ class Store:
                 )
                 .values(annotated=0)
             )
+
+    def forget_label(self, project: int, task: int) -> None:
+        """What was read of the task's annotation was lost; it is read again."""
+        with self._write() as connection:
+            here = (label_table.c.project == project, label_table.c.task == task)
+            connection.execute(delete(label_table).where(*here))
 
     def labels(self, project: int) -> list[RowMapping]:
         return self._rows(select(label_table).where(label_table.c.project == project).order_by(label_table.c.task))
@@ -426,8 +434,11 @@ class Store:
 
     # -- models and rounds --------------------------------------------------------------------
 
-    def put_model(self, project: int, row: Mapping[str, Any], *, active: str, asked: int) -> None:
-        """Write a trained model down, which one is active now, and which wishes it answered: all or none."""
+    def put_model(self, project: int, row: Mapping[str, Any], *, active: str, instead_of: str = "", asked: int) -> None:
+        """Write a trained model down and which wishes it answered; let `active` replace `instead_of`: all or none.
+
+        "" leaves the active model as it is, and so does somebody who made another one active meanwhile.
+        """
         with self._write() as connection:
             values = {
                 "project": project,
@@ -436,10 +447,11 @@ class Store:
             }
             self._upsert(connection, model_table, [values])
             connection.execute(
-                update(project_table)
-                .where(project_table.c.id == project)
-                .values(active=active, asked=project_table.c.asked - asked)
+                update(project_table).where(project_table.c.id == project).values(asked=project_table.c.asked - asked)
             )
+            if active:
+                here = (project_table.c.id == project, project_table.c.active == instead_of)
+                connection.execute(update(project_table).where(*here).values(active=active))
 
     def models(self, project: int) -> list[dict[str, Any]]:
         """Oldest first."""
@@ -575,9 +587,14 @@ class Store:
         self._put(kind, name, write)
 
     def arrays(self, kind: str, name: str) -> dict[str, NDArray[Any]]:
-        """The arrays of an artefact; FileNotFoundError when there is none."""
-        with np.load(self.path(kind, name), allow_pickle=False) as found:
-            return {key: found[key] for key in found.files}
+        """The arrays of an artefact; FileNotFoundError when there is none, or one that is damaged."""
+        path = self.path(kind, name)
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                return {key: found[key] for key in found.files}
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+            path.unlink(missing_ok=True)  # it is made again from what it was made from
+            raise FileNotFoundError(f"{path} is damaged ({error}) and was removed") from error
 
     def put_folder(self, kind: str, name: str, write: Callable[[Path], None]) -> Path:
         """Let `write` fill an empty folder, then put it in its place in one step."""
@@ -629,7 +646,7 @@ def read_map(
     """Digests, their positions (N, 2), and the state of the map; None when there is none yet."""
     try:
         found = store.arrays("maps", map_name(project, embedder))
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return None
     state = {k.removeprefix("state_"): v for k, v in found.items() if k.startswith("state_")}
     return [str(d) for d in found["digests"]], found["xy"], state

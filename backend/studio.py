@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import parse_qs, urljoin, urlsplit
 
 import httpx
 import numpy as np
@@ -59,6 +59,7 @@ HIDDEN_COLUMNS = [  # by the "Default" tab that Label Studio's web page makes
     )
 ]
 REDIRECTS = 5
+NOT_THE_SCANS_FAULT = (401, 403, 429, 502, 503, 504)
 
 _LENGTH_BITS = np.array([3, 4, 8, 16])  # the four ways to write the length of a run
 _RUN_LIMITS = np.array([8, 16, 256])  # the longest run of all but the last
@@ -273,7 +274,7 @@ class Studio:
         )
 
     def _tasks(self, project: int, include: str, query: Mapping[str, Any], **more: Any) -> Iterator[Any]:
-        page = 1
+        page, received = 1, 0
         while True:
             params = {
                 "project": project,
@@ -285,7 +286,8 @@ class Studio:
             }
             answer = self._call("GET", "/api/tasks", params=params)
             yield from answer["tasks"]
-            if page * PAGE >= answer["total"]:
+            received += len(answer["tasks"])  # Label Studio may be set to give fewer than were asked for
+            if received >= answer["total"] or not answer["tasks"]:
                 return
             page += 1
 
@@ -354,6 +356,8 @@ class Studio:
                         if response.is_redirect:
                             url = _joined(url, response.headers.get("location", ""))
                             continue
+                        if ours and response.status_code in NOT_THE_SCANS_FAULT:
+                            raise self._refusal(response.status_code, response.reason_phrase, "an image")
                         return _body(response, reference)
                 except (httpx.HTTPError, ValueError) as error:  # ValueError: a token answer that is not JSON
                     if ours:
@@ -733,19 +737,20 @@ def _joined(base: str, reference: str) -> str:
 
 
 def _body(response: httpx.Response, reference: str) -> bytes:
-    name = reference.rsplit("/", 1)[-1][:80]
+    parts = urlsplit(reference)  # the query may hold a signature, or the path of a local file
+    name = parse_qs(parts.query).get("d", [parts.path])[0].rsplit("/", 1)[-1][:80]
     if response.status_code >= 400:
         raise UnreadableScan(
             f"its image {name!r} cannot be had: the server answered {response.status_code}. "
             "Restore the file, or delete the task and import the image again."
         )
-    parts, size = [], 0
-    for part in response.iter_bytes():
-        size += len(part)
+    pieces, size = [], 0
+    for piece in response.iter_bytes():
+        size += len(piece)
         if size > IMAGE_BYTES:
             raise UnreadableScan(f"its image {name!r} is larger than {IMAGE_BYTES >> 20} MiB.")
-        parts.append(part)
-    return b"".join(parts)
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _detail(body: Any) -> str:

@@ -21,7 +21,7 @@ from backend.settings import Settings
 log = logging.getLogger("scanqueue.worker")
 
 THREADS = 4  # projects looked at side by side; they take turns to train
-AGAIN = 3.0  # seconds until a project that was busy is looked at again
+AGAIN = 5.0  # seconds until a project that was busy is looked at again
 
 
 class Look(Protocol):

@@ -131,7 +131,7 @@ def test_versions_lists_the_rounds_newest_first(edge: Edge) -> None:
 
 def test_setup_remembers_the_project_and_has_it_looked_at(edge: Edge) -> None:
     response = edge.http.post("/setup", json=setup_body())
-    assert (response.status_code, response.json()) == (200, {"model_version": "scanqueue-r0"})
+    assert (response.status_code, response.json()) == (200, {"model_version": "scanqueue-pending"})
     row = edge.store.project(4)
     assert row is not None
     assert (row["backend_url"], row["extra_params"]) == ("http://127.0.0.1:9090", "")

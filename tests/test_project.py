@@ -292,3 +292,30 @@ def test_a_config_without_masks_says_what_to_add_where() -> None:
 def test_a_brush_without_labels_says_so() -> None:
     with pytest.raises(NotSegmentable, match="'tag' of the label config has no labels"):
         LabelConfig.from_parsed(parsed(tag=("BrushLabels", [])), 12)
+
+
+def test_the_round_of_a_new_model_comes_before_another_training() -> None:
+    """Ten labels during a training must not train again and again, under the same version."""
+    given = seen(scans(*range(1, 9)), live(0, 9), label(*range(1, 9)))
+    steps = decide(given, replace(SCORED, rounds=COLD.rounds)).steps
+    assert [type(s) for s in steps if not isinstance(s, Publish)] == [OpenRound]
+
+
+def test_a_scan_whose_image_was_exchanged_is_not_published_before_it_is_read() -> None:
+    exchanged = tuple(replace(s, digest="") if s.task in (1, 2) else s for s in scans())
+    assert decide(seen(exchanged), COLD).steps == (Publish((3, 4), True), ReadScans((1, 2)))
+
+
+def test_late_scans_wait_while_a_round_with_another_model_is_due() -> None:
+    r2 = replace(R1, version="scanqueue-r2", fingerprint="f2")
+    done = replace(FIRST, models=(R1, r2), active="scanqueue-r1", mapped=ALL | {"d11"}, embedded=ALL | {"d11"})
+    given = seen((*scans(1, 2, 3), Scan(11, "/data/11.png", "d11")), live(1, 7, 5, 4, 6), label(1, 2, 3))
+    assert not [s for s in decide(given, done).steps if isinstance(s, ExtendRound)]
+
+
+def test_only_the_part_of_the_order_that_was_ahead_is_carried_over() -> None:
+    order = (4, 5, 6, 7, 8, 9, 10)
+    latest = Round(1, "old key", "scanqueue-r1", order, carried=(10,))
+    given = seen(scans(1, 2, 3), live(1, 4, 5, 6, 7, 10), label(1, 2, 3))
+    (opened,) = (s for s in decide(given, replace(SCORED, rounds=(*COLD.rounds, latest))).steps if type(s) is OpenRound)
+    assert opened.carried == (4, 5, 6, 7)

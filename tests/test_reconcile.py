@@ -477,11 +477,29 @@ def test_a_refused_webhook_is_said_and_the_queue_goes_on(world: World) -> None:
     assert world.status()["trouble"] == ""
 
 
+def test_predictions_that_are_refused_are_said_and_sent_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.in_round_1().label(ROUND - 1)
+    world.run()
+    world.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | {"alpha": 1.0}))
+
+    def refuse(project: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        raise StudioRefused(f"Label Studio stored 0 of {len(rows)} predictions and gave no reason.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(world.studio, "import_predictions", refuse)
+        world.reconciler().reconcile(PROJECT)
+    assert world.status()["trouble"] == "Label Studio stored 0 of 4 predictions and gave no reason."
+    assert world.studio.model_version == "scanqueue-r1"
+    world.run()
+    assert world.status()["trouble"] == ""
+    assert world.studio.model_version == "scanqueue-r2"
+
+
 # -- training -----------------------------------------------------------------------------------
 
 
 def test_a_worse_model_is_kept_and_remarked_upon_and_the_better_one_keeps_drawing(tmp_path: Path) -> None:
-    world = World(tmp_path / "data", steps=60).in_round_1()
+    world = World(tmp_path / "data", steps=30).in_round_1()
     (first,) = world.store.models(PROJECT)
     assert first["validation"]["dice"] > 0.3  # it learnt something that can be lost
     digests = {s["task"]: s["digest"] for s in world.store.scans(PROJECT)}
@@ -702,6 +720,54 @@ def test_deleted_tasks_leave_the_queue_and_the_records(world: World) -> None:
     assert world.studio.next_task() == world.status()["queue"][0]
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_smallest_projects_come_to_their_end(count: int, tmp_path: Path) -> None:
+    world = World(tmp_path / "data", cold_start_size=1, round_size=1)
+    tasks = world.add_scans(0, count)
+    world.run()
+    assert sorted(world.order()) == tasks
+    for _ in range(count):
+        world.label(1)
+        world.run()
+    assert world.status()["phase"] == "done"
+    assert len(world.store.models(PROJECT)) == count
+    assert world.studio.next_task() is None
+
+
+def test_the_same_image_twice_is_two_scans(world: World) -> None:
+    tasks = world.add_scans(0, 8) + world.add_scans(0, 3)
+    world.run()
+    assert sorted(world.order()) == tasks
+    world.label(COLD)
+    world.run()
+    assert sorted([*world.annotations, *world.order()]) == tasks
+
+
+def test_gray_and_colour_scans_of_any_shape_share_a_project(world: World) -> None:
+    world.add_scans(0, 6)
+    world.run()
+    world.label(COLD)
+    odd = []
+    for seed, shape in ((50, (48, 96, 3)), (51, (120, 40, 3)), (52, (33, 71))):
+        image, masks = phantom(seed, shape[:2])
+        odd += world.studio.add_scans([png(image if len(shape) == 2 else np.dstack([image, image // 2, 255 - image]))])
+        world.masks[odd[-1]] = masks
+    world.run()
+    assert sorted(world.order()) == odd
+    sizes = {
+        (p["task"], r["original_height"], r["original_width"])
+        for p in world.studio.predictions
+        for r in p["result"]
+        if p["model_version"] == "scanqueue-r1"
+    }
+    assert sizes <= {(odd[0], 48, 96), (odd[1], 120, 40), (odd[2], 33, 71)}
+    assert world.label(3)
+    world.run()
+    assert world.status()["phase"] == "done"
+    assert world.status()["problems"] == []
+    assert len(world.store.models(PROJECT)) == 2
+
+
 def test_a_region_of_an_unknown_label_is_remarked_upon_and_the_rest_of_the_mask_counts(world: World) -> None:
     world.cold_started()
     task = world.order()[0]
@@ -713,6 +779,21 @@ def test_a_region_of_an_unknown_label_is_remarked_upon_and_the_rest_of_the_mask_
     (label,) = world.store.labels(PROJECT)
     mask = world.store.arrays("labels", label["mask"])["mask"]
     assert np.array_equal(mask == 1, world.masks[task]["Lung"])
+
+
+def test_a_broken_annotation_is_listed_until_it_is_deleted(world: World) -> None:
+    world.cold_started()
+    task = world.order()[0]
+    region = world.truth(task)[0] | {"original_width": 999}
+    annotation = world.studio.annotate(task, [region])
+    world.run()
+    (problem,) = world.status()["problems"]
+    assert problem["task"] == task
+    assert "was drawn on 999 x 64 pixels, but the image has 64 x 64" in problem["what"]
+    world.studio.delete(annotation)
+    world.run()
+    assert world.status()["problems"] == []
+    assert world.status()["queue"][0] == task
 
 
 def test_an_unreadable_image_is_listed_and_read_once_it_is_mended(

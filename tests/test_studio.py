@@ -17,6 +17,7 @@ import pytest
 from memory_studio import MemoryStudio
 
 import backend.reconcile
+from backend import studio
 from backend.demo.annotator import Annotator
 from backend.demo.label_studio import LabelStudio
 from backend.errors import ProjectGone, StudioRefused, StudioUnavailable, UnreadableScan
@@ -310,6 +311,18 @@ def test_a_round_is_served_by_ascending_score_and_then_the_rest(sides: tuple[Any
     assert served == [b, d, a, c]
 
 
+def test_a_skipped_scan_is_not_served_to_the_same_person_again(sides: tuple[Any, Any]) -> None:
+    ours, theirs = sides
+    a, b = theirs.add_scans([png(1), png(2)])
+    ours.import_predictions(theirs.number, [row(a, "scanqueue-r0", 0.2), row(b, "scanqueue-r0", 0.1)])
+    ours.show_round(theirs.number, "scanqueue-r0")
+    assert theirs.next_task() == b
+    theirs.skip(b)
+    assert theirs.next_task() == a
+    theirs.annotate(a, [])
+    assert theirs.next_task() is None
+
+
 def test_a_version_without_predictions_cannot_be_served(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     theirs.add_scans([png(1)])
@@ -362,8 +375,32 @@ def test_an_image_comes_back_byte_for_byte(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     (task,) = theirs.add_scans([png(77)])
     assert ours.image(theirs.reference(task)) == png(77)
-    with pytest.raises(UnreadableScan, match="the server answered (404|500)"):
+    with pytest.raises(UnreadableScan, match=r"the server answered (404|500)"):
         ours.image(theirs.reference(task) + ".gone")
+
+
+# -- the real one only: pages ------------------------------------------------------------------
+
+
+@pytest.mark.label_studio
+def test_listings_and_imports_in_pieces_lose_and_double_nothing(
+    label_studio: LabelStudio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studio, "PAGE", 2)
+    monkeypatch.setattr(studio, "ANNOTATION_CHUNK", 2)
+    monkeypatch.setattr(studio, "IMPORT_BYTES", 300)
+    people = RealPeople(label_studio, tmp_path)
+    tasks = people.add_scans([png(i) for i in range(5)])
+    ours = Studio(label_studio.url, label_studio.personal_access_token())
+    assert [r.task for r in ours.tasks(people.number)] == sorted(tasks)
+    assert ours.task_ids(people.number) == set(tasks)
+    before = ours.requests
+    ours.import_predictions(people.number, [row(t, "scanqueue-r1") for t in tasks])
+    assert ours.requests - before > 1
+    assert ours.published(people.number, "scanqueue-r1") == dict.fromkeys(tasks, 1)
+    made = {t: people.annotate(t, []) for t in tasks[:4]}
+    found = list(ours.annotations(people.number, tasks))
+    assert [a if isinstance(a, int) else (a.task, a.id) for a in found] == [*made.items(), tasks[4]]
 
 
 # -- the real one only: masks -----------------------------------------------------------------
