@@ -17,14 +17,13 @@ from starlette.exceptions import HTTPException
 
 from backend import __version__, status
 from backend.errors import BadSetting, ScanqueueError, StudioUnavailable
-from backend.project import PENDING, version_name
+from backend.project import PENDING, SECRET_HEADER, version_name
 from backend.settings import Settings
 from backend.store import Store, activate_model
 
 log = logging.getLogger("scanqueue.api")
 
 BODY_BYTES = 64 * 2**20
-SECRET_HEADER = "X-Scanqueue-Secret"
 
 
 class Touch(Protocol):

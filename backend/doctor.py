@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 import httpx
 
 from backend.errors import BadSetting, NotSegmentable, ScanqueueError, WeightsMissing
-from backend.project import SAMPLING, LabelConfig, version_name
+from backend.project import SAMPLING, SECRET_HEADER, LabelConfig, version_name
 from backend.settings import ProjectSettings, Settings, is_loopback
 from backend.store import Store
-from backend.studio import SECRET_HEADER, ProjectPage, Studio, plain_url, read_token, webhook_cure
+from backend.studio import ProjectPage, Studio, plain_url, read_token, webhook_cure
 
 TESTED = "1.23.2"
 FREE_BYTES = 2 * 10**9

@@ -19,6 +19,7 @@ SAMPLING = "Uncertainty sampling"
 DRAWING_TAGS = {"BrushLabels": "brush", "PolygonLabels": "polygon"}
 
 
+SECRET_HEADER = "X-Scanqueue-Secret"  # of the webhook: Label Studio sends it, we ask for it
 PENDING = "scanqueue-pending"  # of an answer that is no round's: stored by Label Studio, never taken for published
 
 

@@ -499,13 +499,12 @@ class Reconciler:
         """Keep how far the mask that was shown is from the one that was submitted."""
         rounds = {version_name(r["n"]): r["model"] for r in self.store.rounds(project, picks=False)}
         model = self._model(project, rounds.get(found.shown_version, ""))
-        if model is None:
+        if model is None or not self.store.has("models", model["fingerprint"]):
             return
-        try:
-            shown = self.store.arrays("masks", fingerprint(model["fingerprint"], scan["digest"]))["mask"]
-        except FileNotFoundError:
-            return
-        if shown.shape != mask.shape:
+        # From the store, or drawn again: /predict shows masks of scans that were never published.
+        here = Scan(found.task, scan["image"], scan["digest"])
+        shown = next((drawn for _, _, drawn in self._masks(project, model, [here])), None)
+        if shown is None or shown.shape != mask.shape:
             return
         shown = translate(shown, model["labels"], config.labels)
         scores = self.learner.compare(shown, mask, len(config.labels) + 1)

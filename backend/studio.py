@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from backend.errors import ProjectGone, StudioRefused, StudioUnavailable, UnreadableMask, UnreadableScan
 from backend.pixels import mask_to_polygons, merge_labels, polygon_to_mask
-from backend.project import SAMPLING, LabelConfig
+from backend.project import SAMPLING, SECRET_HEADER, LabelConfig
 
 log = logging.getLogger("scanqueue.studio")
 
@@ -38,7 +38,6 @@ ANNOTATION_FIELDS = (
 )
 IMPORT_BYTES = 32 * 2**20  # well below Label Studio's DATA_UPLOAD_MAX_MEMORY_SIZE of 250 MiB
 IMAGE_BYTES = 512 * 2**20
-SECRET_HEADER = "X-Scanqueue-Secret"
 VIEW_TITLE = "scanqueue"
 HIDDEN_COLUMNS = [  # by the "Default" tab that Label Studio's web page makes
     f"tasks:{name}"

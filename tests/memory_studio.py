@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 from label_studio_sdk._extensions.label_studio_tools.core.label_config import parse_config
 
 from backend.errors import ProjectGone, StudioRefused, UnreadableScan
-from backend.project import SAMPLING
-from backend.studio import SECRET_HEADER, Annotation, ProjectPage, TaskRow, webhook_cure
+from backend.project import SAMPLING, SECRET_HEADER
+from backend.studio import Annotation, ProjectPage, TaskRow, webhook_cure
 
 DRAWN = {"BrushLabels": "brushlabels", "PolygonLabels": "polygonlabels"}
 SECOND = timedelta(seconds=1)

@@ -24,9 +24,9 @@ from backend.app import make_reconciler, to_env
 from backend.demo.child import Child, free_port
 from backend.demo.label_studio import LabelStudio
 from backend.doctor import Finding, examine
+from backend.project import SECRET_HEADER
 from backend.settings import Settings
 from backend.store import Store
-from backend.studio import SECRET_HEADER
 
 pytestmark = pytest.mark.label_studio
 

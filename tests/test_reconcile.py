@@ -10,6 +10,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -255,6 +256,36 @@ def test_a_project_goes_from_the_cold_start_through_two_rounds(world: World) -> 
     world.label(ROUND)
     world.run()
     assert (world.status()["phase"], world.status()["queue"]) == ("done", [])
+
+
+def test_a_mask_that_was_shown_but_not_kept_is_drawn_again_for_the_comparison(world: World) -> None:
+    world.in_round_1()
+    (task,) = world.label(1)
+    for mask in (world.folder / "masks").rglob("*"):
+        if mask.is_file():
+            mask.unlink()
+    world.run()
+    assert [(s["task"], s["version"]) for s in world.store.shown(PROJECT)] == [(task, "scanqueue-r1")]
+
+
+def test_lost_artefacts_cost_time_and_nothing_else(world: World) -> None:
+    world.in_round_1()
+    version = world.status()["model"]
+    for kind in ("labels", "pixels", "masks", "models"):
+        shutil.rmtree(world.folder / kind)
+    world.run()
+    seen = world.status()
+    assert (seen["phase"], seen["trouble"]) == ("active", "")
+    assert seen["model"] != version
+    assert all(count == 1 for count in world.published(seen["model_version"]).values())
+
+
+def test_another_image_size_trains_and_compares_all_the_same(world: World) -> None:
+    world.in_round_1().label(ROUND)
+    world.settings = replace(world.settings, image_size=64)
+    world.run()
+    assert world.status()["trouble"] == ""
+    assert [m["version"] for m in world.store.models(PROJECT)] == ["scanqueue-r1", "scanqueue-r2"]
 
 
 def test_looking_twice_writes_nothing(world: World) -> None:

@@ -21,8 +21,8 @@ from backend import studio
 from backend.demo.annotator import Annotator
 from backend.demo.label_studio import LabelStudio
 from backend.errors import ProjectGone, StudioRefused, StudioUnavailable, UnreadableScan
-from backend.project import SAMPLING, LabelConfig
-from backend.studio import SECRET_HEADER, Annotation, Studio, draw_mask, encode_brush, read_mask
+from backend.project import SAMPLING, SECRET_HEADER, LabelConfig
+from backend.studio import Annotation, Studio, draw_mask, encode_brush, read_mask
 
 CONFIG = (
     '<View><Image name="image" value="$image"/>'
