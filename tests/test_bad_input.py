@@ -274,6 +274,7 @@ def test_two_backends_are_remarked_upon(bad: dict[str, Any], label_studio: Label
     second.close()
 
 
+@pytest.mark.long
 def test_a_disconnected_project_is_left_alone(bad: dict[str, Any], label_studio: LabelStudio, scans60: Scans) -> None:
     lab = Lab(label_studio, scans60[:6])
     service = Service(label_studio, bad["service"].folder.parent / "other")

@@ -288,6 +288,21 @@ def test_another_image_size_trains_and_compares_all_the_same(world: World) -> No
     assert [m["version"] for m in world.store.models(PROJECT)] == ["scanqueue-r1", "scanqueue-r2"]
 
 
+def test_a_project_that_was_disconnected_is_left_alone_until_it_is_connected_again(world: World) -> None:
+    world.studio.connected = [{"id": 1, "title": "scanqueue", "url": "http://127.0.0.1:9090"}]
+    world.cold_started()
+    world.studio.connected = []
+    world.studio.sampling = "Sequential sampling"
+    writes = list(world.studio.writes)
+    world.run()
+    assert world.status()["phase"] == "blocked"
+    assert "Connect scanqueue again in Settings > Model" in world.status()["reason"]
+    assert world.studio.writes == writes
+    world.studio.connected = [{"id": 2, "title": "scanqueue", "url": "http://127.0.0.1:9090"}]
+    world.run()
+    assert world.studio.sampling == SAMPLING
+
+
 def test_looking_twice_writes_nothing(world: World) -> None:
     world.in_round_1().label(1)
     world.run()
