@@ -143,7 +143,7 @@ def test_predict_of_the_plugin_is_one_item_per_task_and_never_null(hosted: tuple
     tasks = [{"id": n, "project": 77001, "data": {"image": f"/data/upload/{n}.png"}} for n in (1, 2, 3)]
     answer = plugin.post("/predict", {"tasks": tasks, "project": "77001.5", "label_config": CONFIG, "params": {}})
     assert answer.status_code == 200
-    assert answer.json()["results"] == [{"model_version": "scanqueue-r0", "score": 1.0, "result": []}] * 3
+    assert answer.json()["results"] == [{"model_version": "scanqueue-pending", "score": 1.0, "result": []}] * 3
 
 
 def test_a_service_that_is_away_is_named_and_nothing_is_predicted(tmp_path: Path) -> None:
