@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from backend.api import create_api
+from backend.pulse import Pulse, Stopping
 from backend.settings import PREFIX, Settings
 from backend.store import Store
-from backend.worker import Queue
+from backend.supervisor import SILENCE, beat, keep_worker
+from backend.worker import Queue, Relay
 
 if TYPE_CHECKING:
     from backend.reconcile import Reconciler
@@ -23,14 +24,18 @@ if TYPE_CHECKING:
 log = logging.getLogger("scanqueue")
 
 NICE = 10  # how far the worker steps back behind the server and Label Studio
-RESTART_AFTER = 2.0  # seconds until a worker that died is started again
+SHUTDOWN = 10  # seconds that requests under way are given when the server ends
 
 
-def make_reconciler(settings: Settings, store: Store, stopping: threading.Event) -> Reconciler:
+def open_store(settings: Settings) -> Store:
+    return Store(settings.data_dir, settings.database_url, settings.redis_url)
+
+
+def make_reconciler(settings: Settings, store: Store, stopping: threading.Event, pulse: Pulse) -> Reconciler:
     from backend.learner import Learner
     from backend.reconcile import Reconciler
 
-    return Reconciler(make_studio(settings), store, Learner(settings), settings, stopping.is_set)
+    return Reconciler(make_studio(settings), store, Learner(settings), settings, stopping.is_set, pulse)
 
 
 def make_studio(settings: Settings) -> Studio:
@@ -39,25 +44,45 @@ def make_studio(settings: Settings) -> Studio:
     return Studio(settings.label_studio_url, settings.label_studio_api_key, image_hosts=settings.image_hosts)
 
 
-def run_worker(settings: Settings, *, parent: int = 0) -> None:
-    """Look at touched projects until told to stop. Killed at any moment, nothing is lost."""
+def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = None) -> None:
+    """Look at touched projects until told to stop. Killed at any moment, nothing is lost.
+
+    heartbeat  a file descriptor that is written to for as long as the work gets on
+    """
+    from backend.helper import Helper
+    from backend.reconcile import Busy
+
     os.nice(NICE)
     stopping = threading.Event()
-    store = Store(settings.data_dir, settings.database_url)
-    reconciler = make_reconciler(settings, store, stopping)
+    pulse = Pulse()
+    store = open_store(settings)
+    reconciler = make_reconciler(settings, store, stopping, pulse)
+    if heartbeat is not None:  # only now: loading the libraries may hold all threads up for long
+        threading.Thread(
+            target=beat, args=(heartbeat, lambda: pulse.silence() < settings.hang_seconds, stopping), daemon=True
+        ).start()
 
     def look(project: int) -> bool:
-        from backend.reconcile import Busy, Stopping
-
         try:
-            reconciler.reconcile(project)
+            with pulse.watched():
+                reconciler.reconcile(project)
         except Busy:
             return True
         except Stopping:
             log.info("project %s: stopped; it is taken up again at the next start", project)
         return False
 
+    helper = Helper(reconciler.shards, reconciler.bulk, pulse, stopping)
+    threading.Thread(target=helper.run, daemon=True).start()
     Queue(settings, look, store.projects).run(stopping, parent=parent)
+
+
+def supervise_worker(settings: Settings) -> None:
+    """Keep a worker process running until SIGTERM or SIGINT."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    _keep_worker(settings, stopping)
 
 
 def run_server(settings: Settings, *, worker: bool) -> None:
@@ -67,16 +92,23 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     from backend.learner import Learner
     from backend.predictor import Predictor
 
-    store = Store(settings.data_dir, settings.database_url)
+    store = open_store(settings)
     queue = Queue(settings)
     predictor = Predictor(store, make_studio(settings), Learner(settings))
-    api = create_api(settings, store, queue.touch, predictor.predict)
+    api = create_api(settings, store, Relay(queue.touch).touch, predictor.predict)
     stopping = threading.Event()
     keeper = threading.Thread(target=_keep_worker, args=(settings, stopping), daemon=True)
     if worker:
         keeper.start()
     try:
-        uvicorn.run(api, host=settings.host, port=settings.port, log_level="warning", access_log=False)
+        uvicorn.run(
+            api,
+            host=settings.host,
+            port=settings.port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=SHUTDOWN,
+        )
     finally:
         stopping.set()
         if worker:
@@ -86,19 +118,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
 def _keep_worker(settings: Settings, stopping: threading.Event) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)} | to_env(settings)
     command = [sys.executable, "-m", "backend.cli", "worker", "--parent", str(os.getpid())]
-    while not stopping.is_set():
-        child = subprocess.Popen(command, env=environment)
-        while child.poll() is None and not stopping.wait(0.2):
-            pass
-        if not stopping.is_set():
-            log.warning("the worker ended with code %s; it is started again", child.returncode)
-            stopping.wait(RESTART_AFTER)
-            continue
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(timeout=25)
-        except subprocess.TimeoutExpired:
-            child.kill()
+    keep_worker(command, environment, stopping, silence=min(SILENCE, settings.hang_seconds))
 
 
 def to_env(settings: Settings) -> dict[str, str]:

@@ -76,12 +76,17 @@ def serve(
 def worker(
     data_dir: DataDir = None,
     parent: Annotated[int, typer.Option(help="End with this process.", hidden=True)] = 0,
+    heartbeat: Annotated[int | None, typer.Option(help="Give signs of life here.", hidden=True)] = None,
 ) -> None:
     """Do the work only: embed, rank, train, publish. Any number may run on one data folder."""
     _log_to()
-    from backend.app import run_worker
+    from backend.app import run_worker, supervise_worker
 
-    run_worker(_settings(data_dir=data_dir), parent=parent)
+    settings = _settings(data_dir=data_dir)
+    if parent:
+        run_worker(settings, parent=parent, heartbeat=heartbeat)
+    else:
+        supervise_worker(settings)
 
 
 @app.command()

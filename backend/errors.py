@@ -42,3 +42,7 @@ class ProjectGone(StudioRefused):
 
 class StorageFull(ScanqueueError):
     """Records or artefacts could not be written to the data folder."""
+
+
+class StoreUnavailable(ScanqueueError):
+    """The database of the records does not answer. Trying again may help."""

@@ -47,6 +47,8 @@ class Learner:
     def __init__(self, settings: Settings) -> None:
         import torch
 
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -7,9 +7,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from backend.bulk import cached_pixels
 from backend.errors import ScanqueueError
 from backend.learner import Learner
-from backend.pixels import Letterboxed, decode_image, letterbox
+from backend.pixels import decode_image, letterbox
 from backend.project import PENDING, LabelConfig, fingerprint, score_of, version_name
 from backend.store import Pick, Store
 from backend.studio import Studio, draw_mask
@@ -92,15 +93,6 @@ class Predictor:
                 pass
         folder = self._store.path("models", model["fingerprint"])
         size = self._learner.image_size_of(folder)
-        boxed = self._cached(digest, size) or letterbox(decode_image(self._studio.image(image)), size)
+        boxed = cached_pixels(self._store, digest, size) or letterbox(decode_image(self._studio.image(image)), size)
         mask = self._learner.masks(folder, [boxed])[0]
         return draw_mask(mask, model["labels"], config, version)
-
-    def _cached(self, digest: str, size: int) -> Letterboxed | None:
-        if not digest:
-            return None
-        try:
-            found = self._store.arrays("pixels", fingerprint(digest, size))
-        except OSError:
-            return None
-        return Letterboxed(found["pixels"], *(int(n) for n in found["box"]))

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,11 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.bulk import Bulk
 from backend.errors import (
     BadSetting,
     NotSegmentable,
     ProjectGone,
     ScanqueueError,
+    StorageFull,
+    StoreUnavailable,
     StudioRefused,
     UnreadableMask,
     UnreadableScan,
@@ -31,7 +36,7 @@ from backend.errors import (
 )
 from backend.evaluation import Scores
 from backend.learner import Case, Learner
-from backend.pixels import Letterboxed, decode_image, letterbox
+from backend.locks import Hold
 from backend.project import (
     Done,
     ExtendRound,
@@ -60,17 +65,21 @@ from backend.project import (
     score_of,
     version_name,
 )
+from backend.pulse import Pulse, Stopping
 from backend.settings import ProjectSettings, Settings
+from backend.shards import SHARD, Shards
 from backend.store import PROBLEM_RETRY, Pick, Store, map_name, read_map
-from backend.studio import Annotation, ProjectPage, Studio, draw_mask, read_mask
+from backend.studio import Annotation, ProjectPage, Studio, TaskRow, draw_mask, read_mask
 from sampling import COLD_START, WITH_MODEL, EmbeddingMap, choose_clusters, find_strategy, fit_map
 
 log = logging.getLogger("scanqueue.reconcile")
 
-READ_CHUNK = 8  # images decoded at once
 PREDICT_CHUNK = 16
+SHARE_POLL = 0.2  # seconds between looks at shards that other workers are at
 OVERLAP = timedelta(seconds=10)  # transactions in Label Studio may become visible out of order
 QUIET = 60.0  # seconds after which nothing older than what was seen is expected any more
+FULL_EVERY = 900.0  # seconds between listings of everything: a cursor is as good as Label Studio's clock
+FULL_AGAIN = 30.0
 SETTLE = 10.0  # seconds an import that we never saw answered is given to appear
 BACKENDS_EVERY = 600.0  # seconds between looks at who else is connected: asking makes Label Studio call them all
 TRAINING_ROOM = 512 * 2**20  # bytes that must be free before a training: a checkpoint, masks, records
@@ -88,10 +97,6 @@ class Again(Exception):
     """What the step was planned on has changed under its hands; the next look plans anew."""
 
 
-class Stopping(Exception):
-    """The process is asked to end; the step is done again at the next start."""
-
-
 @dataclass
 class Reconciler:
     """What `reconcile` needs. `stopping` is asked between and during steps."""
@@ -101,10 +106,18 @@ class Reconciler:
     learner: Learner
     settings: Settings
     stopping: Callable[[], bool] = lambda: False
+    pulse: Pulse = field(default_factory=Pulse)
+    _holds: dict[int, Hold] = field(default_factory=dict)
     _tended: dict[int, float] = field(default_factory=dict)
+    _tending: set[int] = field(default_factory=set)
     _cursors: dict[int, tuple[str, float, bool]] = field(default_factory=dict)  # newest, first seen, settled
+    _listed: dict[int, tuple[str, float]] = field(default_factory=dict)  # activity, when all was last listed
     _logged: float = 0.0
     _neighbours: dict[int, tuple[float, list[str]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.bulk = Bulk(self.studio, self.store, self.learner, self._alive)
+        self.shards = Shards(self.store, f"{socket.gethostname()}:{os.getpid()}")
 
     def reconcile(self, project: int) -> Plan:
         """Bring one project to where it should be; returns the plan that was left, without steps when done.
@@ -115,29 +128,35 @@ class Reconciler:
         with self.store.lock(project) as mine:
             if not mine:
                 raise Busy
+            self._holds[project] = mine
             try:
                 plan = self._until_done(project)
-            except Stopping:
+            except (Busy, Stopping):
                 raise
             except ScanqueueError as error:
                 blocked = isinstance(error, StudioRefused | WeightsMissing | BadSetting)
                 values = {"phase": "blocked", "reason": str(error)} if blocked else {}
-                self.store.set_project(project, trouble=str(error), **values)
+                with suppress(StoreUnavailable, StorageFull):
+                    self.store.set_project(project, trouble=str(error), **values)
                 raise
             except Exception as error:
                 what = f"Unexpected failure ({type(error).__name__}: {error}); the log has the details."
-                self.store.set_project(project, trouble=what)
+                with suppress(StoreUnavailable, StorageFull):
+                    self.store.set_project(project, trouble=what)
                 raise
             finally:
-                self.store.finish(project)
+                del self._holds[project]
+                with suppress(StoreUnavailable, StorageFull):
+                    self.store.finish(project)
             return plan
 
     def _until_done(self, project: int) -> Plan:
+        self.shards.forget_all(project)
         troubles: list[str] = []
         refused: set[type[Step]] = set()
         last: Step | None = None
         while True:
-            self._check_stop()
+            self._check(project)
             seen = self.observe(project)
             if gone := self._disconnected(project):
                 seen = replace(seen, blocked=gone)
@@ -170,13 +189,16 @@ class Reconciler:
 
     def _run(self, project: int, seen: Seen, done: Done, step: Step) -> None:
         if isinstance(step, ReadScans):
-            self._read_scans(project, seen, step)
+            needs = self.bulk.needs_to_read()
+            self._shared(project, "read", needs, step.tasks, "reading and embedding scans")
         elif isinstance(step, ReadMasks):
             self._read_masks(project, seen, step)
         elif isinstance(step, FitMap | MapScans):
             self._map(project, seen, done, step)
         elif isinstance(step, Score):
-            self._score(project, seen, done, step)
+            model = self._model(project, done.active)
+            assert model is not None
+            self._shared(project, "score", model["fingerprint"], step.tasks, "scoring the pool")
         elif isinstance(step, OpenRound):
             self._open_round(project, seen, done, step)
         elif isinstance(step, ExtendRound):
@@ -226,6 +248,7 @@ class Reconciler:
 
     def _report(self, project: int, step: str, done: int, total: int) -> None:
         """Say how far a step is: to status at every call, to the log now and then."""
+        self.pulse.beat()
         self.store.report(project, step, done, total)
         if time.monotonic() - self._logged < LOG_EVERY or not 0 < done < total:
             return
@@ -234,9 +257,18 @@ class Reconciler:
         if seen and seen["seconds_left"] is not None:
             log.info("project %s: %s, %s of %s, %.0f s left", project, step, done, total, seen["seconds_left"])
 
-    def _check_stop(self) -> None:
+    def _alive(self) -> None:
+        """Called wherever work gets on. Raises Stopping when the process is asked to end."""
+        self.pulse.beat()
         if self.stopping():
             raise Stopping
+
+    def _check(self, project: int) -> None:
+        """`_alive`, and Busy when the project's lock was lost to somebody else."""
+        self._alive()
+        hold = self._holds.get(project)
+        if hold is not None and hold.lost():
+            raise Busy
 
     # -- looking ------------------------------------------------------------------------------
 
@@ -260,7 +292,7 @@ class Reconciler:
         rows = self.store.scans(project)
         scans = []
         for s in rows:
-            problem = s["problem"] if now - s["problem_at"] < PROBLEM_RETRY else ""
+            problem = s["problem"] if 0 <= now - s["problem_at"] < PROBLEM_RETRY else ""  # not in a clock's future
             scans.append(Scan(s["task"], s["image"], s["digest"], bool(s["annotated"]), bool(s["skipped"]), problem))
         fresh = {s["task"]: s["updated_at"] for s in rows if s["annotated"]}
         labels = tuple(
@@ -287,26 +319,21 @@ class Reconciler:
             for s in self.store.scans(project)
         }
         began = time.monotonic()
+        activity, listed = self._listed.get(project, ("", float("-inf")))
+        if began - listed > FULL_EVERY:
+            since = ""
         rows = self.studio.tasks(project, since)
         if len(set(known) | {r.task for r in rows}) != page.tasks:
             present = self.studio.task_ids(project)
             self.store.keep_tasks(project, present)
             if not present <= set(known) | {r.task for r in rows}:
-                rows = self.studio.tasks(project)
-        changed = []
-        for r in rows:
-            image = r.data.get(config.image_key)
-            image = image if isinstance(image, str) else ""
-            if known.get(r.task) != (r.updated_at, r.annotated, r.skipped, image):
-                changed.append(
-                    {
-                        "task": r.task,
-                        "image": image,
-                        "updated_at": r.updated_at,
-                        "annotated": int(r.annotated),
-                        "skipped": int(r.skipped),
-                    }
-                )
+                rows, since = self.studio.tasks(project), ""
+        changed = _changed(rows, known, config)
+        if since and not changed and page.activity != activity and began - listed > FULL_AGAIN:
+            # Something happened that the cursor does not show: Label Studio's clock was set back.
+            rows, since = self.studio.tasks(project), ""
+            changed = _changed(rows, known, config)
+        self._listed[project] = (page.activity, listed if since else began)
         cursor = max((r.updated_at for r in rows), default="", key=lambda text: _moment(text) if text else text)
         cursor = max(cursor, row["cursor"] if since else "")
         if changed or (cursor and cursor != row["cursor"]):
@@ -382,65 +409,37 @@ class Reconciler:
 
     # -- scans and masks ----------------------------------------------------------------------
 
-    def _read_scans(self, project: int, seen: Seen, step: ReadScans) -> None:
-        by_task = {s.task: s for s in seen.scans}
-        embedder = self.learner.embedder().name
-        size = self.learner.image_size
-        total = len(step.tasks)
-        self._report(project, "reading and embedding scans", 0, total)
-        with ThreadPoolExecutor(4) as pool:
-            for at in range(0, total, READ_CHUNK):
-                tasks = step.tasks[at : at + READ_CHUNK]
-                found = list(pool.map(lambda t: self._fetch(by_task[t].image), tasks))
-                rows, digests, images = [], [], []
-                for task, (digest, image, problem) in zip(tasks, found, strict=True):
-                    if image is None:
-                        log.warning("project %s, task %s: %s", project, task, problem)
-                        rows.append({"task": task, "image": by_task[task].image, "problem": problem})
-                        continue
-                    self._put_pixels(digest, letterbox(image, size))
-                    digests.append(digest)
-                    images.append(image)
-                    height, width = image.shape[:2]
-                    found_now = {"image": by_task[task].image, "height": height, "width": width, "problem": ""}
-                    rows.append({"task": task, "digest": digest, **found_now})
-                if images:
-                    self.store.put_embeddings(embedder, digests, self.learner.embed(images))
-                self.store.set_scans(project, rows)
-                self._report(project, "reading and embedding scans", at + len(tasks), total)
-                self._tend(project)
+    def _shared(self, project: int, kind: str, needs: str, tasks: Sequence[int], what: str) -> None:
+        """Do a bulk work on these tasks together with whatever workers are idle; returns when all is done.
 
-    def _fetch(self, image: str) -> tuple[str, NDArray[np.uint8] | None, str]:
-        try:
-            data = self.studio.image(image)
-            return hashlib.sha256(data).hexdigest()[:32], decode_image(data), ""
-        except UnreadableScan as error:
-            return "", None, str(error)
-
-    def _put_pixels(self, digest: str, scan: Letterboxed) -> None:
-        box = [scan.top, scan.left, scan.height, scan.width, scan.original_height, scan.original_width]
-        name = fingerprint(digest, scan.pixels.shape[0])
-        if not self.store.has("pixels", name):
-            self.store.put_arrays("pixels", name, pixels=scan.pixels, box=np.array(box))
-
-    def pixels(self, scan: Scan, size: int) -> Letterboxed:
-        """The scan fitted into the working square: from the cache, else fetched again.
-
-        Raises UnreadableScan when it has gone meanwhile.
+        A shard that another worker could not do is done here, so that its error is met here.
         """
-        name = fingerprint(scan.digest, size)
+        total = len(tasks)
+        self._report(project, what, 0, total)
+        if total <= SHARD:
+            self.bulk.do(kind, project, needs, tasks)
+            self._report(project, what, total, total)
+            return
+        run = self.shards.cut(project, kind, needs, tasks)
         try:
-            found = self.store.arrays("pixels", name)
-        except FileNotFoundError:
-            digest, image, problem = self._fetch(scan.image)
-            if image is None:
-                raise UnreadableScan(problem) from None
-            if digest != scan.digest:
-                raise UnreadableScan("its image is not the one that was read before; it is read again later.") from None
-            boxed = letterbox(image, size)
-            self._put_pixels(scan.digest, boxed)
-            return boxed
-        return Letterboxed(found["pixels"], *(int(n) for n in found["box"]))
+            while True:
+                self._check(project)
+                shard = self.shards.take(run)
+                if shard is not None:
+                    self.bulk.do(kind, project, needs, shard.tasks)
+                    if not self.shards.finish(shard):
+                        raise Busy  # somebody else has cut the work anew
+                shards, left = self.shards.left(run)
+                self._report(project, what, total - left, total)
+                if not shards:
+                    return
+                if kind != "draw":  # drawing is part of publishing already
+                    self._tend(project)
+                if shard is None:
+                    time.sleep(SHARE_POLL)
+        finally:
+            with suppress(StoreUnavailable, StorageFull):
+                self.shards.forget(project, run)
 
     def _read_masks(self, project: int, seen: Seen, step: ReadMasks) -> None:
         assert seen.config is not None
@@ -503,7 +502,8 @@ class Reconciler:
             return
         # From the store, or drawn again: /predict shows masks of scans that were never published.
         here = Scan(found.task, scan["image"], scan["digest"])
-        shown = next((drawn for _, _, drawn in self._masks(project, model, [here])), None)
+        self.bulk.draw(project, model["fingerprint"], [here])
+        shown = self.bulk.mask(model["fingerprint"], here)
         if shown is None or shown.shape != mask.shape:
             return
         shown = translate(shown, model["labels"], config.labels)
@@ -626,33 +626,6 @@ class Reconciler:
 
     # -- learning -----------------------------------------------------------------------------
 
-    def _score(self, project: int, seen: Seen, done: Done, step: Score) -> None:
-        model = self._model(project, done.active)
-        assert model is not None
-        folder = self.store.path("models", model["fingerprint"])
-        size = self.learner.image_size_of(folder)
-        by_task = {s.task: s for s in seen.scans}
-        for at, scans, boxes in self._boxes(project, [by_task[t] for t in step.tasks], size):
-            values = self.learner.entropies(folder, boxes) if boxes else []
-            self.store.put_entropies(model["fingerprint"], {s.digest: v for s, v in zip(scans, values, strict=True)})
-            self._report(project, "scoring the pool", at, len(step.tasks))
-            self._tend(project)
-
-    def _boxes(
-        self, project: int, scans: Sequence[Scan], size: int
-    ) -> Iterator[tuple[int, list[Scan], list[Letterboxed]]]:
-        """Chunks of scans in the working square, with how many were handled; unreadable ones become problems."""
-        for start in range(0, len(scans), PREDICT_CHUNK):
-            chunk = scans[start : start + PREDICT_CHUNK]
-            good, boxes = [], []
-            for scan in chunk:
-                try:
-                    boxes.append(self.pixels(scan, size))
-                    good.append(scan)
-                except UnreadableScan as error:
-                    self.store.set_scans(project, [{"task": scan.task, "problem": str(error)}])
-            yield start + len(chunk), good, boxes
-
     def _cases(self, project: int, seen: Seen, tasks: Sequence[int]) -> list[tuple[Scan, str, Case]]:
         """(scan, name of its mask, case) of labelled tasks, ordered by content so that a restart trains alike."""
         by_task = {s.task: s for s in seen.scans}
@@ -662,7 +635,7 @@ class Reconciler:
             scan = by_task[task]
             try:
                 mask = self.store.arrays("labels", masks[task])["mask"]
-                boxed = self.pixels(scan, self.learner.image_size)
+                boxed = self.bulk.pixels(scan, self.learner.image_size)
             except FileNotFoundError:
                 self.store.forget_label(project, task)  # its artefact was lost: it is read again
                 raise Again from None
@@ -687,7 +660,7 @@ class Reconciler:
         details: dict[str, Any] = {"labels": len(cases), "validation": len(watch)}
 
         def on_step(at: int, total: int) -> None:
-            self._check_stop()
+            self._check(project)
             self._report(project, f"training {step.version} on {len(cases)} labels", at, total)
             self._tend(project)
 
@@ -743,7 +716,7 @@ class Reconciler:
         for start in range(0, len(cases), PREDICT_CHUNK):
             chunk = cases[start : start + PREDICT_CHUNK]
             same = size == self.learner.image_size
-            found = self.learner.masks(folder, [c.scan if same else self.pixels(s, size) for s, c in chunk])
+            found = self.learner.masks(folder, [c.scan if same else self.bulk.pixels(s, size) for s, c in chunk])
             scores += [
                 self.learner.compare(translate(m, has, wanted), c.mask, len(wanted) + 1)
                 for m, (_, c) in zip(found, chunk, strict=True)
@@ -754,9 +727,10 @@ class Reconciler:
 
     def _tend(self, project: int) -> None:
         """During a long step: keep the queue filled. Trouble is left to the next full look."""
-        if time.monotonic() - self._tended.get(project, 0.0) < TEND_EVERY:
+        if project in self._tending or time.monotonic() - self._tended.get(project, 0.0) < TEND_EVERY:
             return
-        self._check_stop()
+        self._check(project)
+        self._tending.add(project)
         try:
             if self.store.rounds(project, picks=False):
                 seen = self.observe(project)
@@ -771,6 +745,7 @@ class Reconciler:
         except ScanqueueError as error:
             log.warning("project %s: while tending the queue: %s", project, error)
         finally:
+            self._tending.discard(project)
             self._tended[project] = time.monotonic()
 
     def _publish(self, project: int, seen: Seen, done: Done, step: Publish) -> None:
@@ -809,39 +784,30 @@ class Reconciler:
         by_task = {s.task: s for s in seen.scans}
         results: dict[int, list[dict[str, Any]]] = {}
         if model is not None:
-            self._report(project, "drawing masks", 0, len(tasks))
-            for at, scan, mask in self._masks(project, model, [by_task[t] for t in tasks]):
-                results[scan.task] = draw_mask(mask, model["labels"], seen.config, version)
-                self._report(project, "drawing masks", at, len(tasks))
+            self._shared(project, "draw", model["fingerprint"], tasks, "drawing masks")
+            for task in tasks:
+                mask = self.bulk.mask(model["fingerprint"], by_task[task])
+                if mask is not None:
+                    results[task] = draw_mask(mask, model["labels"], seen.config, version)
         return [
             {"task": t, "score": places[t], "model_version": version, "result": results.get(t, [])}
             for t in tasks
             if t in places and (model is None or t in results)
         ]
 
-    def _masks(
-        self, project: int, model: dict[str, Any], scans: Sequence[Scan]
-    ) -> Iterator[tuple[int, Scan, NDArray[np.uint8]]]:
-        """The model's mask of each scan at original size, from the store or drawn and stored now."""
-        at = 0
-        todo = []
-        for scan in scans:
-            name = fingerprint(model["fingerprint"], scan.digest)
-            if self.store.has("masks", name):
-                at += 1
-                yield at, scan, self.store.arrays("masks", name)["mask"]
-            else:
-                todo.append(scan)
-        if not todo:
-            return  # and the model need not be loaded
-        folder = self.store.path("models", model["fingerprint"])
-        size = self.learner.image_size_of(folder)
-        for _, good, boxes in self._boxes(project, todo, size):
-            drawn = self.learner.masks(folder, boxes) if boxes else []
-            for scan, mask in zip(good, drawn, strict=True):
-                self.store.put_arrays("masks", fingerprint(model["fingerprint"], scan.digest), mask=mask)
-                at += 1
-                yield at, scan, mask
+
+def _changed(
+    rows: Sequence[TaskRow], known: Mapping[int, tuple[str, bool, bool, str]], config: LabelConfig
+) -> list[dict[str, Any]]:
+    """What of a listing differs from what is recorded, as `Store.put_tasks` wants it."""
+    changed = []
+    for r in rows:
+        image = r.data.get(config.image_key)
+        image = image if isinstance(image, str) else ""
+        if known.get(r.task) != (r.updated_at, r.annotated, r.skipped, image):
+            flags = {"annotated": int(r.annotated), "skipped": int(r.skipped)}
+            changed.append({"task": r.task, "image": image, "updated_at": r.updated_at, **flags})
+    return changed
 
 
 def validation_rows(digests: Sequence[str]) -> set[int]:

@@ -45,6 +45,8 @@ class Settings:
     encoder: str = "auto"
     image_size: int = 0
     training_steps: int = 0
+    threads: int = 0
+    hang_seconds: int = 900
     image_hosts: tuple[str, ...] = ()
 
     @classmethod
@@ -96,6 +98,10 @@ class Settings:
             )
         if self.training_steps < 0:
             raise BadSetting(f"{PREFIX}TRAINING_STEPS={self.training_steps} is negative; 0 is the device's default.")
+        if self.threads < 0:
+            raise BadSetting(f"{PREFIX}THREADS={self.threads} is negative; 0 means one per core.")
+        if self.hang_seconds < 10:
+            raise BadSetting(f"{PREFIX}HANG_SECONDS={self.hang_seconds} is too short; take 10 or more.")
         if bool(self.user) != bool(self.password):
             raise BadSetting(f"{PREFIX}USER and {PREFIX}PASSWORD belong together; set both or neither.")
         if not is_loopback(self.host) and not self.user:
@@ -112,7 +118,7 @@ class Settings:
 
 
 def _parse(name: str, text: str) -> Any:
-    if name in ("port", "image_size", "training_steps"):
+    if name in ("port", "image_size", "training_steps", "threads", "hang_seconds"):
         try:
             return int(text)
         except ValueError:

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from sqlalchemy import (
     Column,
@@ -49,6 +48,7 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import OperationalError
 
 from backend.errors import BadSetting, StorageFull
+from backend.locks import Hold, Locks
 from backend.project import fingerprint
 
 metadata = MetaData()
@@ -170,6 +170,21 @@ progress_table = Table(
     Column("at", Float, nullable=False),
 )
 
+shard_table = Table(
+    "shard",
+    metadata,
+    Column("project", Integer, primary_key=True),
+    Column("run", String(32), primary_key=True),
+    Column("n", Integer, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("needs", Text, nullable=False),
+    Column("tasks", Text, nullable=False),
+    Column("state", String(8), nullable=False),  # open, taken, done
+    Column("owner", String(64), nullable=False),
+    Column("beat", Float, nullable=False),
+    Column("tries", Integer, nullable=False),
+)
+
 PROBLEM_RETRY = 600.0  # seconds until a scan that could not be read is tried again
 PROGRESS_STALE = 120.0  # seconds after which a step that reports nothing is taken for dead
 VARIABLES = 500  # of one SQL statement; SQLite allows 32,766 in all
@@ -190,8 +205,9 @@ class Pick:
 class Store:
     """Records in `database_url` (default: SQLite in `folder`), artefacts in `folder`."""
 
-    def __init__(self, folder: Path, database_url: str = "") -> None:
+    def __init__(self, folder: Path, database_url: str = "", redis_url: str = "") -> None:
         self.folder = folder
+        self._locks = Locks(folder / "locks", redis_url)
         folder.mkdir(parents=True, exist_ok=True)
         url = database_url or f"sqlite:///{folder / 'records.sqlite'}"
         if url.startswith("sqlite"):
@@ -202,7 +218,8 @@ class Store:
         metadata.create_all(self._engine)
 
     @contextmanager
-    def _write(self) -> Iterator[Connection]:
+    def write(self) -> Iterator[Connection]:
+        """One transaction."""
         try:
             with self._engine.begin() as connection:
                 yield connection
@@ -211,7 +228,8 @@ class Store:
                 raise StorageFull(f"The disk that holds {self.folder} is full; nothing was lost. Make room.") from error
             raise
 
-    def _rows(self, statement: Any) -> list[RowMapping]:
+    def rows(self, statement: Any) -> list[RowMapping]:
+        """What a statement finds."""
         with self._engine.connect() as connection:
             return list(connection.execute(statement).mappings())
 
@@ -231,64 +249,49 @@ class Store:
 
     def add_project(self, project: int) -> bool:
         """Remember a project; True when it was not known before."""
-        with self._write() as connection:
+        with self.write() as connection:
             row = {"id": project, "secret": secrets.token_urlsafe(32)}
             added = connection.execute(self._insert(project_table).values(row).on_conflict_do_nothing())
             return bool(added.rowcount)
 
     def projects(self) -> list[int]:
-        return [r["id"] for r in self._rows(select(project_table.c.id).order_by(project_table.c.id))]
+        return [r["id"] for r in self.rows(select(project_table.c.id).order_by(project_table.c.id))]
 
     def project(self, project: int) -> RowMapping | None:
-        rows = self._rows(select(project_table).where(project_table.c.id == project))
+        rows = self.rows(select(project_table).where(project_table.c.id == project))
         return rows[0] if rows else None
 
     def secrets(self) -> list[str]:
         """The webhook secrets of all projects."""
-        return [r["secret"] for r in self._rows(select(project_table.c.secret))]
+        return [r["secret"] for r in self.rows(select(project_table.c.secret))]
 
     def set_project(self, project: int, **values: Any) -> None:
-        with self._write() as connection:
+        with self.write() as connection:
             connection.execute(update(project_table).where(project_table.c.id == project).values(**values))
 
     def ask(self, project: int) -> None:
         """Note that somebody wants a training now."""
-        with self._write() as connection:
+        with self.write() as connection:
             values = {"asked": project_table.c.asked + 1}
             connection.execute(update(project_table).where(project_table.c.id == project).values(values))
 
     def answered(self, project: int, asked: int) -> None:
         """`asked` wishes are fulfilled; one that came meanwhile is kept."""
-        with self._write() as connection:
+        with self.write() as connection:
             values = {"asked": project_table.c.asked - asked}
             connection.execute(update(project_table).where(project_table.c.id == project).values(values))
 
     @contextmanager
-    def lock(self, project: int) -> Iterator[bool]:
-        """Yields True when this process may work on the project; given back by the system if it dies."""
-        with self._held(f"project-{project}") as mine:
-            yield mine
+    def lock(self, project: int) -> Iterator[Hold]:
+        """Yields something true when this process may work on the project; given back by the system if it dies."""
+        with self._locks.held(f"project-{project}") as hold:
+            yield hold
 
     @contextmanager
-    def _held(self, name: str) -> Iterator[bool]:
-        path = self.folder / "locks" / f"{name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
-
-    @contextmanager
-    def training_slot(self) -> Iterator[bool]:
-        """Yields True when nobody else trains on this data folder; given back by the system if we die."""
-        with self._held("training") as mine:
-            yield mine
+    def training_slot(self) -> Iterator[Hold]:
+        """Yields something true when nobody else trains on this data folder; given back by the system if we die."""
+        with self._locks.held("training") as hold:
+            yield hold
 
     # -- scans and labels ---------------------------------------------------------------------
 
@@ -298,7 +301,7 @@ class Store:
         A task whose image value changed is read again; so is one with a problem. What was read of an annotation
         is forgotten once the task has none.
         """
-        with self._write() as connection:
+        with self.write() as connection:
             for start in range(0, len(rows), VARIABLES):
                 chunk = rows[start : start + VARIABLES]
                 tasks = [row["task"] for row in chunk]
@@ -331,7 +334,7 @@ class Store:
 
     def keep_tasks(self, project: int, present: set[int]) -> int:
         """Forget the tasks that are not in `present`; returns how many. What was learnt from them stays."""
-        with self._write() as connection:
+        with self.write() as connection:
             known = connection.execute(select(scan_table.c.task).where(scan_table.c.project == project))
             gone = [task for (task,) in known if task not in present]
             for start in range(0, len(gone), VARIABLES):
@@ -341,12 +344,12 @@ class Store:
             return len(gone)
 
     def scans(self, project: int) -> list[RowMapping]:
-        return self._rows(select(scan_table).where(scan_table.c.project == project).order_by(scan_table.c.task))
+        return self.rows(select(scan_table).where(scan_table.c.project == project).order_by(scan_table.c.task))
 
     def scan(self, project: int, task: int) -> RowMapping | None:
         """One scan, without reading the others."""
         here = (scan_table.c.project == project, scan_table.c.task == task)
-        rows = self._rows(select(scan_table).where(*here))
+        rows = self.rows(select(scan_table).where(*here))
         return rows[0] if rows else None
 
     def set_scans(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -354,7 +357,7 @@ class Store:
 
         With `image`, the value that was fetched, nothing is written of a task whose image is another by now.
         """
-        with self._write() as connection:
+        with self.write() as connection:
             for row in rows:
                 at = time.time() if row.get("problem") else 0.0
                 here = [scan_table.c.project == project, scan_table.c.task == row["task"]]
@@ -364,13 +367,13 @@ class Store:
                 connection.execute(update(scan_table).where(*here).values(problem_at=at, **values))
 
     def put_label(self, project: int, row: Mapping[str, Any]) -> None:
-        with self._write() as connection:
+        with self.write() as connection:
             self._upsert(connection, label_table, [{"project": project, **row}])
 
     def drop_label(self, project: int, task: int, updated_at: str) -> None:
         """The task has no annotation any more, whatever the listing said."""
         self.forget_label(project, task)
-        with self._write() as connection:
+        with self.write() as connection:
             connection.execute(
                 update(scan_table)
                 .where(
@@ -383,19 +386,19 @@ class Store:
 
     def forget_label(self, project: int, task: int) -> None:
         """What was read of the task's annotation was lost; it is read again."""
-        with self._write() as connection:
+        with self.write() as connection:
             here = (label_table.c.project == project, label_table.c.task == task)
             connection.execute(delete(label_table).where(*here))
 
     def labels(self, project: int) -> list[RowMapping]:
-        return self._rows(select(label_table).where(label_table.c.project == project).order_by(label_table.c.task))
+        return self.rows(select(label_table).where(label_table.c.project == project).order_by(label_table.c.task))
 
     def put_shown(self, project: int, row: Mapping[str, Any]) -> None:
-        with self._write() as connection:
+        with self.write() as connection:
             self._upsert(connection, shown_table, [{"project": project, **row}])
 
     def shown(self, project: int) -> list[RowMapping]:
-        return self._rows(select(shown_table).where(shown_table.c.project == project))
+        return self.rows(select(shown_table).where(shown_table.c.project == project))
 
     # -- embeddings and scores ----------------------------------------------------------------
 
@@ -405,12 +408,12 @@ class Store:
             for d, v in zip(digests, vectors, strict=True)
         ]
         if rows:
-            with self._write() as connection:
+            with self.write() as connection:
                 self._upsert(connection, embedding_table, rows)
 
     def embedded(self, embedder: str) -> frozenset[str]:
         statement = select(embedding_table.c.digest).where(embedding_table.c.embedder == embedder)
-        return frozenset(r["digest"] for r in self._rows(statement))
+        return frozenset(r["digest"] for r in self.rows(statement))
 
     def embeddings(self, embedder: str, digests: Sequence[str]) -> NDArray[np.float32]:
         """(N, D), one row per digest, in their order; KeyError names one that is missing."""
@@ -419,18 +422,18 @@ class Store:
         for start in range(0, len(wanted), VARIABLES):
             chunk = wanted[start : start + VARIABLES]
             here = (embedding_table.c.embedder == embedder, embedding_table.c.digest.in_(chunk))
-            found.update({r["digest"]: r["vector"] for r in self._rows(select(embedding_table).where(*here))})
+            found.update({r["digest"]: r["vector"] for r in self.rows(select(embedding_table).where(*here))})
         return np.stack([np.frombuffer(found[d], dtype="<f4") for d in digests]).astype(np.float32)
 
     def put_entropies(self, model: str, values: Mapping[str, float]) -> None:
         rows = [{"model": model, "digest": d, "value": v} for d, v in values.items()]
         if rows:
-            with self._write() as connection:
+            with self.write() as connection:
                 self._upsert(connection, entropy_table, rows)
 
     def entropies(self, model: str) -> dict[str, float]:
         statement = select(entropy_table).where(entropy_table.c.model == model)
-        return {r["digest"]: r["value"] for r in self._rows(statement)}
+        return {r["digest"]: r["value"] for r in self.rows(statement)}
 
     # -- models and rounds --------------------------------------------------------------------
 
@@ -439,7 +442,7 @@ class Store:
 
         "" leaves the active model as it is, and so does somebody who made another one active meanwhile.
         """
-        with self._write() as connection:
+        with self.write() as connection:
             values = {
                 "project": project,
                 "created_at": time.time(),
@@ -456,13 +459,13 @@ class Store:
     def models(self, project: int) -> list[dict[str, Any]]:
         """Oldest first."""
         statement = select(model_table).where(model_table.c.project == project)
-        rows = [_model(r) for r in self._rows(statement)]
+        rows = [_model(r) for r in self.rows(statement)]
         return sorted(rows, key=lambda r: int(r["version"].rpartition("-r")[2]))
 
     def model(self, project: int, version: str) -> dict[str, Any] | None:
         """One model, without reading the others."""
         here = (model_table.c.project == project, model_table.c.version == version)
-        rows = self._rows(select(model_table).where(*here))
+        rows = self.rows(select(model_table).where(*here))
         return _model(rows[0]) if rows else None
 
     def put_round(
@@ -477,7 +480,7 @@ class Store:
         size: int,
         labels: int,
     ) -> None:
-        with self._write() as connection:
+        with self.write() as connection:
             row = {
                 "project": project,
                 "n": n,
@@ -492,12 +495,12 @@ class Store:
             self._upsert(connection, round_table, [row])
 
     def extend_round(self, project: int, n: int, picks: Sequence[Pick]) -> None:
-        with self._write() as connection:
+        with self.write() as connection:
             here = (round_table.c.project == project, round_table.c.n == n)
             connection.execute(update(round_table).where(*here).values(picks=_pack(picks)))
 
     def mark_published(self, project: int, n: int) -> None:
-        with self._write() as connection:
+        with self.write() as connection:
             here = (
                 round_table.c.project == project,
                 round_table.c.n == n,
@@ -509,10 +512,10 @@ class Store:
         """Oldest first; `picks=False` leaves out all orders but the latest, which are large."""
         columns = [c for c in round_table.c if c.name != "picks"]
         statement = select(*columns).where(round_table.c.project == project).order_by(round_table.c.n)
-        rows = [dict(r) for r in self._rows(statement)]
+        rows = [dict(r) for r in self.rows(statement)]
         wanted = [r["n"] for r in rows] if picks else [r["n"] for r in rows[-1:]]
         here = (round_table.c.project == project, round_table.c.n.in_(wanted))
-        orders = {r["n"]: r["picks"] for r in self._rows(select(round_table.c.n, round_table.c.picks).where(*here))}
+        orders = {r["n"]: r["picks"] for r in self.rows(select(round_table.c.n, round_table.c.picks).where(*here))}
         for row in rows:
             row["carried"] = json.loads(row["carried"])
             row["picks"] = list(_unpack(orders[row["n"]])) if row["n"] in orders else []
@@ -524,7 +527,7 @@ class Store:
         While its order stays the same, `picks` is the very same tuple at every call.
         """
         statement = select(round_table).where(round_table.c.project == project).order_by(round_table.c.n.desc())
-        rows = self._rows(statement.limit(1))
+        rows = self.rows(statement.limit(1))
         if not rows:
             return None
         return dict(rows[0]) | {"carried": json.loads(rows[0]["carried"]), "picks": _unpack(rows[0]["picks"])}
@@ -534,7 +537,7 @@ class Store:
     def report(self, project: int, step: str, done: int, total: int) -> None:
         """Say how far a step is; status computes the time left from it."""
         now = time.time()
-        with self._write() as connection:
+        with self.write() as connection:
             here = progress_table.c.project == project
             old = connection.execute(select(progress_table).where(here)).mappings().first()
             fresh = old is None or old["step"] != step or old["done"] > done
@@ -543,12 +546,12 @@ class Store:
             self._upsert(connection, progress_table, [row | {"started_at": started, "at": now}])
 
     def finish(self, project: int) -> None:
-        with self._write() as connection:
+        with self.write() as connection:
             connection.execute(delete(progress_table).where(progress_table.c.project == project))
 
     def progress(self, project: int) -> dict[str, Any] | None:
         """{step, done, total, seconds_left or None}; None when nothing runs."""
-        rows = self._rows(select(progress_table).where(progress_table.c.project == project))
+        rows = self.rows(select(progress_table).where(progress_table.c.project == project))
         if not rows or time.time() - rows[0]["at"] > PROGRESS_STALE:
             return None
         row = rows[0]

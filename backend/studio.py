@@ -57,6 +57,7 @@ HIDDEN_COLUMNS = [  # by the "Default" tab that Label Studio's web page makes
         "draft_exists",
     )
 ]
+ACTIVITY = ("num_tasks_with_annotations", "total_annotations_number", "skipped_annotations_number")
 REDIRECTS = 5
 NOT_THE_SCANS_FAULT = (401, 403, 429, 502, 503, 504)
 
@@ -102,6 +103,7 @@ class ProjectPage:
     show_predictions: bool
     tasks: int
     maximum_annotations: int = 1
+    activity: str = ""  # changes whenever an annotation is made, skipped or deleted
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,11 @@ class Studio:
         Only reading is retried: a write that was answered late must not be done twice.
         """
         status, answer = self._exchange(method, path, params=params, body=body, content=content)
+        if status == 401 and read_token(self._api_key).kind == "personal":
+            # An access token lives five minutes by Label Studio's clock, and the SDK judges it by ours.
+            with self._lock:
+                self._sdk = None
+            status, answer = self._exchange(method, path, params=params, body=body, content=content)
         if status >= 400:
             raise self._refusal(status, answer, path)
         return answer
@@ -270,6 +277,7 @@ class Studio:
             show_predictions=bool(page.get("show_collab_predictions")),
             tasks=int(page.get("task_number") or 0),
             maximum_annotations=int(page.get("maximum_annotations") or 1),
+            activity=" ".join(str(page.get(name)) for name in ACTIVITY),
         )
 
     def _tasks(self, project: int, include: str, query: Mapping[str, Any], **more: Any) -> Iterator[Any]:

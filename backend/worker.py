@@ -1,18 +1,22 @@
 """The queue of looks to take, and the process that takes them (huey: SQLite, or Redis by URL).
 
 A job carries nothing but a project number, so that a lost, doubled or forged one costs a look
-and nothing else. One sweep a minute, and one at the start, touch every project.
+and nothing else. One sweep a minute, and one at the start, touch every project. Whatever is said
+here about time is said in monotonic seconds: a clock that jumps delays nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from huey import RedisHuey, SqliteHuey, crontab
+import redis
+from huey import RedisHuey, SqliteHuey
 from huey.consumer import Consumer
 
 from backend.errors import ScanqueueError
@@ -22,6 +26,10 @@ log = logging.getLogger("scanqueue.worker")
 
 THREADS = 4  # projects looked at side by side; they take turns to train
 AGAIN = 5.0  # seconds until a project that was busy is looked at again
+GAP = 1.0  # seconds between two looks at one project, however often it is touched
+SWEEP = 60.0  # seconds between sweeps
+GRACE = 20  # seconds that looks are given to stop
+BROKER_AWAY = (redis.RedisError, sqlite3.Error)
 
 
 class Look(Protocol):
@@ -44,7 +52,8 @@ class Queue:
         projects: Callable[[], Iterable[int]] | None = None,
     ) -> None:
         if settings.redis_url:
-            self._huey: Any = RedisHuey("scanqueue", url=settings.redis_url, results=False)
+            pool = redis.ConnectionPool.from_url(settings.redis_url, socket_timeout=5, socket_connect_timeout=2)
+            self._huey: Any = RedisHuey("scanqueue", connection_pool=pool, results=False)
         else:
             settings.data_dir.mkdir(parents=True, exist_ok=True)
             self._huey = SqliteHuey(
@@ -52,22 +61,29 @@ class Queue:
             )
         self._look = look
         self._projects = projects or (lambda: ())
+        self._looked: dict[int, float] = {}
+        self._stopping = threading.Event()
 
         @self._huey.task(name="look")  # type: ignore[untyped-decorator]
         def job(project: int) -> None:
             self._taken(project)
 
-        @self._huey.periodic_task(crontab(minute="*"), name="sweep")  # type: ignore[untyped-decorator]
-        def sweep() -> None:
-            for project in self._projects():
-                self.touch(project)
-
         self._job = job
 
-    def touch(self, project: int) -> None:
-        """Have the project looked at soon; returns at once."""
-        if self._huey.storage.put_if_empty(_flag(project), b"1"):
-            self._job(project)
+    def touch(self, project: int) -> bool:
+        """Have the project looked at soon; returns at once.
+
+        False when the queue does not answer. Nothing is lost then: the sweep comes within a minute.
+        """
+        try:
+            if self._huey.storage.put_if_empty(_flag(project), b"1"):
+                self._job(project)
+        except BROKER_AWAY as error:
+            log.warning(
+                "project %s: the job queue does not answer (%s); the next sweep looks", project, type(error).__name__
+            )
+            return False
+        return True
 
     def waits(self, project: int) -> bool:
         """Whether the project was touched and no worker has turned to it yet."""
@@ -78,32 +94,71 @@ class Queue:
         return int(self._huey.storage.queue_size())
 
     def _taken(self, project: int) -> None:
-        # From here on a new touch is a new job: what it is about may come after our look.
-        self._huey.storage.pop_data(_flag(project))
         if self._look is None:
             return
         try:
-            busy = self._look(project)
+            # From here on a new touch is a new job: what it is about may come after our look.
+            self._huey.storage.pop_data(_flag(project))
+            early = self._looked.get(project, -GAP) + GAP - time.monotonic()
+            if early > 0:
+                self._later(project, early)
+            elif self._looked_at(self._look, project):
+                self._later(project, AGAIN)
+        except BROKER_AWAY as error:
+            log.warning("project %s: the job queue does not answer (%s)", project, type(error).__name__)
+
+    def _looked_at(self, look: Look, project: int) -> bool:
+        """True when somebody must come again."""
+        try:
+            return look(project)
         except ScanqueueError as error:
             log.warning("project %s: %s", project, error)
-            return
         except Exception:
             log.exception("project %s: unexpected failure; looked at again within a minute", project)
+        finally:
+            self._looked[project] = time.monotonic()
+        return False
+
+    def _later(self, project: int, seconds: float) -> None:
+        """Look again after a while; touches that come meanwhile make no further job."""
+        if not self._huey.storage.put_if_empty(_flag(project), b"1"):
             return
-        if busy and self._huey.storage.put_if_empty(_flag(project), b"1"):
-            self._job.schedule((project,), delay=AGAIN)
+
+        def enqueue() -> None:
+            try:
+                self._job(project)
+            except BROKER_AWAY:
+                log.warning("project %s: the job queue does not answer; the next sweep looks", project)
+
+        timer = threading.Timer(seconds, enqueue)
+        timer.daemon = True
+        timer.start()
+
+    def sweep(self) -> None:
+        """Touch every project."""
+        try:
+            projects = list(self._projects())
+            if not self.waiting():
+                for project in projects:  # flags of jobs that died with their worker, or with an emptied Redis
+                    self._huey.storage.pop_data(_flag(project))
+        except BROKER_AWAY as error:
+            log.warning("the job queue does not answer (%s); tried again every minute", type(error).__name__)
+            return
+        except ScanqueueError as error:
+            log.warning("%s", error)
+            return
+        for project in projects:
+            self.touch(project)
 
     def run(self, stopping: threading.Event, *, parent: int = 0) -> None:
         """Work until a signal comes, or until the process `parent` is no longer ours."""
-        for project in self._projects():
-            self._huey.storage.pop_data(_flag(project))  # of a job that died with an earlier worker
-            self.touch(project)
         consumer = Consumer(
             self._huey,
             workers=THREADS,
             worker_type="thread",
             max_delay=0.5,
-            shutdown_timeout=20,
+            periodic=False,
+            shutdown_timeout=GRACE,
             graceful_signal="TERM",
         )
 
@@ -113,9 +168,60 @@ class Queue:
                     stopping.set()
             consumer.stop_flag.set()
 
+        def sweeps() -> None:
+            while True:
+                self.sweep()
+                if stopping.wait(SWEEP):
+                    return
+
+        logging.getLogger("huey.consumer.Worker").addFilter(_NowAndThen())
         threading.Thread(target=watch, daemon=True).start()
+        threading.Thread(target=sweeps, daemon=True).start()
         consumer.run()
         stopping.set()
+
+
+class Relay:
+    """Touches passed on by a thread of its own, so that a slow queue keeps no webhook waiting."""
+
+    def __init__(self, touch: Callable[[int], object]) -> None:
+        self._touch = touch
+        self._waiting: dict[int, None] = {}
+        self._some = threading.Condition()
+        threading.Thread(target=self._pass_on, daemon=True).start()
+
+    def touch(self, project: int) -> None:
+        """Returns at once. A project that waits already is not noted twice."""
+        with self._some:
+            self._waiting[project] = None
+            self._some.notify()
+
+    def _pass_on(self) -> None:
+        while True:
+            with self._some:
+                while not self._waiting:
+                    self._some.wait()
+                project = next(iter(self._waiting))
+                del self._waiting[project]
+            self._touch(project)
+
+
+class _NowAndThen(logging.Filter):
+    """Of a queue that does not answer, one line a minute instead of a traceback at every poll."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said = float("-inf")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.msg != "Error reading from queue":
+            return True
+        if time.monotonic() - self._said < SWEEP:
+            return False
+        self._said = time.monotonic()
+        what = record.exc_info[1] if isinstance(record.exc_info, tuple) else ""
+        record.msg, record.exc_info, record.exc_text = f"the job queue does not answer ({what})", None, None
+        return True
 
 
 def _flag(project: int) -> str:

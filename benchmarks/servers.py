@@ -38,7 +38,7 @@ class Service:
         self.url = f"http://127.0.0.1:{port}"
         self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=120, auth=(USER, PASSWORD))
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("SCANQUEUE_")}
-        environment = {
+        self.environment = {
             **inherited,
             "PYTHONUNBUFFERED": "1",
             "SCANQUEUE_LABEL_STUDIO_URL": studio.url,
@@ -52,9 +52,9 @@ class Service:
             **settings,
         }
         if threads is not None:
-            environment["OMP_NUM_THREADS"] = str(threads)
+            self.environment["OMP_NUM_THREADS"] = str(threads)
         self._child = Child(
-            "scanqueue", [sys.executable, "-m", "backend.cli", "serve"], env=environment, log=folder / "serve.log"
+            "scanqueue", [sys.executable, "-m", "backend.cli", "serve"], env=self.environment, log=folder / "serve.log"
         )
         self._child.wait_healthy(f"{self.url}/health", timeout=180)
 

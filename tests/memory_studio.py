@@ -148,7 +148,13 @@ class MemoryStudio:
         if project != self.number:
             raise ProjectGone("Label Studio has no such project for this token.")
         return ProjectPage(
-            self.title, self.parsed, self.model_version, self.sampling, self.show_predictions, len(self._tasks)
+            title=self.title,
+            parsed_config=self.parsed,
+            model_version=self.model_version,
+            sampling=self.sampling,
+            show_predictions=self.show_predictions,
+            tasks=len(self._tasks),
+            activity=str(len(self._annotations)),
         )
 
     def tasks(self, project: int, since: str = "") -> list[TaskRow]:

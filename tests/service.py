@@ -36,8 +36,15 @@ class Service:
     """scanqueue connected to `studio`; can be stopped, killed and started again on the same folder."""
 
     def __init__(
-        self, studio: LabelStudio, folder: Path, *, public_port: int = 0, env: Mapping[str, str] | None = None
+        self,
+        studio: LabelStudio,
+        folder: Path,
+        *,
+        public_port: int = 0,
+        env: Mapping[str, str] | None = None,
+        workers: int | None = None,
     ) -> None:
+        """workers: so many `scanqueue worker` beside `serve --no-worker`; default: the one that serve starts."""
         self.port = free_port()
         self.folder = folder
         self.url = f"http://127.0.0.1:{self.port}"
@@ -58,9 +65,22 @@ class Service:
         auth = (user, self._env["SCANQUEUE_PASSWORD"]) if user else None
         self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=30, auth=auth)
         self._child: Child | None = None
+        self._number = workers
+        self.workers: list[Child] = []
+
+    def start_worker(self) -> Child:
+        number = len(self.workers)
+        command = [sys.executable, "-m", "backend.cli", "worker"]
+        log = self.folder.with_suffix(f".worker-{number}.log")
+        self.workers.append(Child(f"worker {number}", command, env=self._env, log=log))
+        return self.workers[-1]
 
     def start(self) -> Service:
+        for _ in range(self._number or 0):
+            self.start_worker()
         command = [sys.executable, "-m", "backend.cli", "serve"]
+        if self._number is not None:
+            command.append("--no-worker")
         self._child = Child("scanqueue", command, env=self._env, log=self.folder.with_suffix(".log"))
         self._child.wait_healthy(f"{self.url}/health", timeout=180)
         return self
@@ -73,9 +93,9 @@ class Service:
         self._child = None
 
     def stop(self) -> None:
-        if self._child is not None:
-            self._child.stop(grace=40)
-            self._child = None
+        for child in [*self.workers, *([self._child] if self._child else [])]:
+            child.stop(grace=40)
+        self.workers, self._child = [], None
 
     def __enter__(self) -> Service:
         return self.start()
@@ -93,7 +113,8 @@ class Service:
         return dict(self.get(f"/api/projects/{project}"))
 
     def log(self) -> str:
-        return self.folder.with_suffix(".log").read_text()
+        logs = [self.folder.with_suffix(".log"), *sorted(self.folder.parent.glob(f"{self.folder.name}.worker-*.log"))]
+        return "".join(log.read_text() for log in logs if log.exists())
 
     def wait(self, project: int, ready: Callable[[dict[str, Any]], bool], *, seconds: float = 240) -> dict[str, Any]:
         """Poll the status until `ready`; fails with the last status and the end of the log."""

@@ -21,7 +21,7 @@ import pytest
 from memory_studio import MemoryStudio
 from numpy.typing import NDArray
 
-from backend import reconcile, status
+from backend import reconcile, shards, status
 from backend.demo.annotator import Control, to_result
 from backend.demo.phantoms import phantom
 from backend.errors import ScanqueueError, StorageFull, StudioRefused, StudioUnavailable
@@ -329,7 +329,7 @@ def test_a_second_process_leaves_a_project_that_is_being_worked_on_alone(world: 
 STUDIO_WRITES = {"import_predictions", "show_round", "add_view", "set_webhook", "remove_doubles"}
 STORE_READS = {
     "arrays", "check_room", "embedded", "embeddings", "entropies", "has", "labels", "latest_round", "lock", "model",
-    "models", "path", "progress", "project", "projects", "rounds", "scan", "scans", "secrets", "shown",
+    "models", "path", "progress", "project", "projects", "rounds", "rows", "scan", "scans", "secrets", "shown",
     "training_slot",
 }  # fmt: skip
 STORE_WRITES = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if name[0] != "_"} - STORE_READS
@@ -380,14 +380,23 @@ class Fused:
         return lambda *args, **kwargs: self._fuse.write(name, found, args, kwargs)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_shards() -> Iterator[None]:
+    """So that the few scans here are cut into several shards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconcile, "SHARD", 4)
+        patch.setattr(shards, "SHARD", 4)
+        yield
+
+
 def scenario(folder: Path, fuse: Fuse) -> World:
     """Cold start, late scans, the first model, a round, the second model; killed once, then started anew."""
     world = World(folder)
 
     def look() -> None:
         tools = world.reconciler()
-        tools.studio = Fused(tools.studio, STUDIO_WRITES, fuse)  # type: ignore[assignment]
-        tools.store = Fused(tools.store, STORE_WRITES, fuse)  # type: ignore[assignment]
+        studio, store = Fused(tools.studio, STUDIO_WRITES, fuse), Fused(tools.store, STORE_WRITES, fuse)
+        tools = replace(tools, studio=studio, store=store)  # type: ignore[arg-type]
         try:
             tools.reconcile(PROJECT)
         except Killed:

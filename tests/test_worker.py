@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 from backend.settings import Settings
-from backend.worker import Queue
+from backend.worker import GAP, Queue, Relay
 
 
 def test_a_project_touched_often_waits_once(tmp_path: Path) -> None:
@@ -23,8 +24,11 @@ def test_a_project_touched_often_waits_once(tmp_path: Path) -> None:
 PROGRAM = """
 import sys, threading, time
 from pathlib import Path
+from backend import worker
 from backend.settings import Settings
 from backend.worker import Queue
+
+worker.SWEEP = 3.0
 
 folder = Path(sys.argv[1])
 busy = [True]
@@ -70,6 +74,64 @@ def test_every_project_is_looked_at_on_start_and_a_busy_one_again(tmp_path: Path
     finally:
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(30) is not None
+
+
+def test_ten_thousand_touches_cost_a_look_a_second_at_most(tmp_path: Path) -> None:
+    queue = Queue(Settings(data_dir=tmp_path))
+    worker = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
+    try:
+        wait_for(tmp_path, "1", 1)
+        before, began = looks(tmp_path).count("1"), time.monotonic()
+        for _ in range(10_000):
+            queue.touch(1)
+        took = time.monotonic() - began
+        assert 1 <= looks(tmp_path).count("1") - before <= took / GAP + 1
+        # the last touch is looked at too
+        after = looks(tmp_path).count("1")
+        queue.touch(1)
+        wait_for(tmp_path, "1", after + 1)
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) is not None
+
+
+def test_a_flag_whose_job_was_lost_keeps_nobody_waiting(tmp_path: Path) -> None:
+    worker = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
+    try:
+        wait_for(tmp_path, "1", 1)
+        queue = Queue(Settings(data_dir=tmp_path))
+        queue._huey.storage.put_data("touched:1", b"1")  # as if its worker had died with the job in hand
+        wait_for(tmp_path, "1", looks(tmp_path).count("1") + 2)
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) is not None
+
+
+def test_a_queue_that_is_away_costs_a_touch_and_no_error(tmp_path: Path, free_port: int) -> None:
+    queue = Queue(Settings(data_dir=tmp_path, redis_url=f"redis://127.0.0.1:{free_port}/0"))
+    assert queue.touch(1) is False
+
+
+def test_a_relay_returns_at_once_and_passes_every_project_on() -> None:
+    slow, passed = threading.Event(), []
+
+    def touch(project: int) -> None:
+        slow.wait(10)
+        passed.append(project)
+
+    relay = Relay(touch)
+    began = time.monotonic()
+    for _ in range(1000):
+        for project in (1, 2, 3):
+            relay.touch(project)
+    assert time.monotonic() - began < 5
+    slow.set()
+    until = time.monotonic() + 10
+    while set(passed) != {1, 2, 3}:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(passed) <= 4
 
 
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:

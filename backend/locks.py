@@ -1,0 +1,122 @@
+"""Locks that say who works on what, across processes and machines.
+
+A file lock in the shared data folder, which the system gives back when its holder dies, and with
+Redis a lease there as well, for folders whose file system keeps no locks between machines. Either
+alone keeps two holders apart, so that neither an emptied Redis nor a stubborn network folder does harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import redis
+from filelock import FileLock, Timeout
+from redis.exceptions import LockError, RedisError
+from redis.lock import Lock
+
+log = logging.getLogger("scanqueue.locks")
+
+LEASE = 30.0  # seconds until Redis gives a lock away whose holder has died
+RENEW = 5.0
+
+
+class Hold:
+    """What a lock yields: true when it is ours; `lost()` once somebody else has it all the same."""
+
+    def __init__(self, mine: bool) -> None:
+        self._mine = mine
+        self._lost = threading.Event()
+
+    def __bool__(self) -> bool:
+        return self._mine
+
+    def lost(self) -> bool:
+        """True once the lock is no longer ours: stop as soon as possible, and write nothing more."""
+        return self._lost.is_set()
+
+
+class Locks:
+    """Named locks in `folder`, and with `redis_url` in that Redis too."""
+
+    def __init__(self, folder: Path, redis_url: str = "") -> None:
+        self._folder = folder
+        self._redis = (
+            redis.Redis.from_url(redis_url, socket_timeout=10, socket_connect_timeout=5) if redis_url else None
+        )
+
+    @contextmanager
+    def held(self, name: str) -> Iterator[Hold]:
+        """Try to take the lock, without waiting."""
+        with ExitStack() as stack:
+            if not stack.enter_context(self._file(name)):
+                yield Hold(False)
+                return
+            if self._redis is None:
+                yield Hold(True)
+                return
+            yield stack.enter_context(self._leased(self._redis, name))
+
+    @contextmanager
+    def _file(self, name: str) -> Iterator[bool]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._folder / f"{name}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        except (NotImplementedError, OSError) as error:
+            if self._redis is None:
+                raise
+            log.debug("%s keeps no file locks (%s); Redis alone decides", self._folder, error)
+            yield True
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _leased(self, client: redis.Redis, name: str) -> Iterator[Hold]:
+        lock = client.lock(f"scanqueue:lock:{name}", timeout=LEASE, blocking=False, thread_local=False)
+        try:
+            mine = bool(lock.acquire())
+        except RedisError as error:
+            log.warning("no lock on %s: Redis does not answer (%s); tried again later", name, type(error).__name__)
+            mine = False
+        hold = Hold(mine)
+        if not mine:
+            yield hold
+            return
+        over = threading.Event()
+        keeper = threading.Thread(target=_renew, args=(lock, name, hold, over), daemon=True)
+        keeper.start()
+        try:
+            yield hold
+        finally:
+            over.set()
+            keeper.join()
+            with suppress(LockError, RedisError):
+                lock.release()
+
+
+def _renew(lock: Lock, name: str, hold: Hold, over: threading.Event) -> None:
+    while not over.wait(RENEW):
+        try:
+            lock.reacquire()
+        except LockError:
+            # Redis was emptied, or its clock jumped: take it again unless somebody else was faster.
+            try:
+                if lock.acquire():
+                    continue
+            except RedisError:
+                continue
+            log.warning("the lock on %s was lost to another worker; what runs under it is stopped", name)
+            hold._lost.set()
+            return
+        except RedisError:
+            continue  # while Redis is away nobody else gets the lock from it

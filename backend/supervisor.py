@@ -1,0 +1,78 @@
+"""Keeps one worker process running: started again when it ends, and when it hangs.
+
+The worker writes a byte into a pipe every second or two for as long as it gets on. No clock of the
+wall is asked, so a clock that jumps kills nobody.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+log = logging.getLogger("scanqueue.supervisor")
+
+BEAT = 2.0  # seconds between signs of life
+SILENCE = 60.0  # seconds without any after which the process is taken for hung
+STARTUP = 600.0  # seconds until the first one: a busy machine may need long to load the libraries
+RESTART_AFTER = 2.0  # seconds until one that died is started again
+GRACE = 25.0  # seconds a worker is given to end; huey gives its looks 20
+
+
+def keep_worker(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    stopping: threading.Event,
+    *,
+    silence: float = SILENCE,
+) -> None:
+    """Run `command --heartbeat FD` again and again until `stopping` is set; then end it with SIGTERM.
+
+    silence  seconds without a sign of life after which it is killed and started again
+    """
+    while not stopping.is_set():
+        reading, writing = os.pipe()
+        try:
+            child = subprocess.Popen([*command, "--heartbeat", str(writing)], env=environment, pass_fds=[writing])
+            os.close(writing)
+            _watch(child, reading, stopping, silence)
+        finally:
+            os.close(reading)
+        if not stopping.is_set():
+            log.warning("the worker ended with code %s; it is started again", child.returncode)
+            stopping.wait(RESTART_AFTER)
+
+
+def _watch(child: subprocess.Popen[bytes], reading: int, stopping: threading.Event, silence: float) -> None:
+    """Return when the child has ended, by itself or by our hand."""
+    alive, limit = time.monotonic(), max(silence, STARTUP)
+    while child.poll() is None and not stopping.is_set():
+        if select.select([reading], [], [], 0.2)[0]:
+            if os.read(reading, 4096):
+                alive, limit = time.monotonic(), silence
+            else:
+                stopping.wait(0.2)  # the other end is closed: it is ending
+        if time.monotonic() - alive > limit:
+            log.error("the worker has shown no sign of life for %.0f s; it is killed and started again", limit)
+            child.kill()
+            child.wait()
+    if child.poll() is None:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(timeout=GRACE)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def beat(descriptor: int, well: Callable[[], bool], stopping: threading.Event) -> None:
+    """The worker's side: give signs of life while `well()`; ends with `stopping`."""
+    while not stopping.is_set():
+        if well():
+            os.write(descriptor, b".")
+        stopping.wait(BEAT)

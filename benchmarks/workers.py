@@ -1,0 +1,185 @@
+"""How much faster two workers embed and score a pool than one, each computing with one thread.
+
+Ours: two `scanqueue worker` processes on one data folder. Theirs, in turns with it: one. Both are the real
+commands beside a real Label Studio, from which every scan is fetched anew. Before each run the embeddings,
+the cached pixels and the entropies of the pool are removed and alpha is changed, so that the worker that takes
+the project must read and embed all scans and then score the unlabelled ones; the other helps with shards. The
+clock runs from the webhook until the last entropy is stored; the processes are up and have their models loaded.
+
+The embedder is a vision transformer of the size of BiomedCLIP's (ViT-B/16 at 224 pixels) with random weights, as
+the time of a network does not depend on its weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import timm
+from safetensors.torch import save_file
+from sqlalchemy import delete, func, select
+
+from backend.demo.child import Child
+from backend.settings import Settings
+from backend.shards import SHARD
+from backend.store import Store, embedding_table, entropy_table
+from backend.worker import Queue
+from benchmarks.measure import Comparison, alternate, report, summary
+from benchmarks.servers import CONFIG, Service, annotate, label_studio, write_scans
+
+LIMIT = 1.7
+LABELLED = 6
+SIDE = 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Two workers with one thread each, against one.")
+    parser.add_argument("--quick", action="store_true", help="a smaller network and pool; a minute or two")
+    given = parser.parse_args()
+    model, count, repetitions = ("vit_small_patch16_224", 96, 1) if given.quick else ("vit_base_patch16_224", 192, 5)
+    with label_studio() as (studio, folder):
+        weights = write_weights(folder / "weights", model)
+        settings = {
+            "SCANQUEUE_EMBEDDER": f"timm:local-dir:{weights}",
+            "SCANQUEUE_DEVICE": "cpu",
+            "SCANQUEUE_THREADS": "1",
+            "SCANQUEUE_TRAINING_STEPS": "4",
+            "OMP_NUM_THREADS": "1",
+        }
+        data = folder / "scanqueue"
+        scans = write_scans(folder / "scans", count, SIDE)
+        project = studio.create_project("workers", CONFIG)
+        tasks = studio.import_files(project, list(scans))
+        for task, mask in list(zip(tasks, scans.values(), strict=True))[:LABELLED]:
+            annotate(studio, project, task, mask)
+        service = Service(studio, data, settings)
+        environment = dict(service.environment)
+        try:
+            service.connect(studio, project, cold_start_size=LABELLED, round_size=5, queue_depth=5)
+            service.wait(project, lambda s: s["model"] and s["round"] == 1 and not s["job"], seconds=1800)
+        finally:
+            service.stop()
+        pool = Pool(
+            data, project, Settings.from_env({k: v for k, v in environment.items() if k.startswith("SCANQUEUE_")})
+        )
+        spent: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
+
+        def run(number: int) -> float:
+            with workers(number, environment, folder):
+                pool.settle()
+                spent[number].append(pool.measure())
+            return sum(spent[number][-1])
+
+        found = alternate(lambda: run(1), lambda: run(2), repetitions, warmup=0 if given.quick else 1)
+    _report(found, spent, model, count, repetitions)
+
+
+class Pool:
+    """The scans of one connected project, made to be embedded and scored again and again."""
+
+    def __init__(self, folder: Path, project: int, settings: Settings) -> None:
+        self.folder = folder
+        self.project = project
+        self.store = Store(folder)
+        self.queue = Queue(settings)
+        self.scans = len(self.store.scans(project))
+        self._alpha = 0.5
+
+    def settle(self) -> None:
+        """Wait until the workers have nothing to do, with their models in memory: one small run of everything."""
+        self.measure(only=2 * SHARD + 1)
+
+    def measure(self, only: int | None = None) -> tuple[float, float]:
+        """Seconds for embedding and for scoring, after both were forgotten of all scans (or of `only` some)."""
+        self._wait(lambda: self.queue.waiting() == 0 and self.store.progress(self.project) is None)
+        time.sleep(2)
+        digests = [s["digest"] for s in self.store.scans(self.project)][:only]
+        model = self.store.models(self.project)[-1]["fingerprint"]
+        with self.store.write() as connection:
+            connection.execute(delete(embedding_table).where(embedding_table.c.digest.in_(digests)))
+            connection.execute(delete(entropy_table).where(entropy_table.c.digest.in_(digests)))
+        if only is None:
+            shutil.rmtree(self.folder / "pixels")
+        self._alpha = 0.9 - self._alpha
+        extra = json.loads(self.store.project(self.project)["extra_params"]) | {"alpha": self._alpha}
+        self.store.set_project(self.project, extra_params=json.dumps(extra))
+        began = time.perf_counter()
+        self.queue.touch(self.project)
+        self._wait(lambda: self._count(embedding_table) == self.scans)
+        embedded = time.perf_counter()
+        self._wait(lambda: len(self.store.entropies(model)) >= self.scans - LABELLED)
+        return embedded - began, time.perf_counter() - embedded
+
+    def _count(self, table: object) -> int:
+        return int(self.store.rows(select(func.count().label("n")).select_from(table))[0]["n"])  # type: ignore[arg-type]
+
+    def _wait(self, ready: object, seconds: float = 1800) -> None:
+        until = time.monotonic() + seconds
+        while not ready():  # type: ignore[operator]
+            if time.monotonic() > until:
+                raise TimeoutError(f"not ready within {seconds:.0f} s; the logs are beside {self.folder}")
+            time.sleep(0.05)
+
+
+@contextmanager
+def workers(number: int, environment: dict[str, str], folder: Path) -> Iterator[None]:
+    """So many `scanqueue worker` processes, up and at rest."""
+    with ExitStack() as stack:
+        for n in range(number):
+            command = [sys.executable, "-m", "backend.cli", "worker"]
+            child = Child(f"worker {n}", command, env=environment, log=folder / f"worker-{n}.log")
+            stack.callback(child.stop, grace=40)
+        time.sleep(10)  # imports; what is loaded lazily is loaded by `settle`
+        yield
+
+
+def write_weights(folder: Path, model: str) -> Path:
+    """A timm folder of this network with random weights."""
+    folder.mkdir()
+    network = timm.create_model(model, pretrained=False, num_classes=0)
+    config = {"architecture": model, "num_classes": 0, "pretrained_cfg": dict(network.pretrained_cfg)}
+    kept = ("input_size", "mean", "std", "interpolation", "crop_pct", "first_conv", "classifier")
+    config["pretrained_cfg"] = {k: network.pretrained_cfg[k] for k in kept} | {"num_classes": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(network.state_dict(), folder / "model.safetensors")
+    return folder
+
+
+def _report(
+    found: Comparison, spent: dict[int, list[tuple[float, float]]], model: str, count: int, repetitions: int
+) -> None:
+    figures = found.figures()  # one / two: how many times faster two are
+    rows = []
+    for number in (1, 2):
+        kept = spent[number][-repetitions:]
+        middle = [sorted(part)[len(part) // 2] for part in zip(*kept, strict=True)]
+        rows.append([f"{number} worker(s), 1 thread each", middle[0], middle[1], sum(middle)])
+    met = figures["ratio"] >= LIMIT
+    report(
+        f"{count} scans of {SIDE} x {SIDE} pixels, {model}",
+        ["", "embed, s", "score, s", "both, s"],
+        rows,
+        summary(
+            figures,
+            unit="times as fast",
+            compared="two scanqueue workers with one thread each / one",
+            sizes={"scans": count, "side": SIDE, "embedder": model, "repetitions": repetitions},
+            limit=LIMIT,
+            met=met,
+        ),
+        note=f"two workers are {figures['ratio']} times as fast as one ({figures['low']} .. {figures['high']}); "
+        f"wanted: {LIMIT}; cores: {os.cpu_count()}",
+    )
+    if not met:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

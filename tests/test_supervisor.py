@@ -1,0 +1,90 @@
+"""The keeper of the worker process: real processes that end, hang, or are asked to stop."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from backend.supervisor import keep_worker
+
+CHILD = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from backend.supervisor import beat
+
+folder, descriptor = Path(sys.argv[1]), int(sys.argv[3])
+first = not (folder / "starts").exists()
+with (folder / "starts").open("a") as file:
+    file.write(f"{os.getpid()}\\n")
+stopping = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: (stopping.set(), (folder / "asked").touch()))
+well = [True]
+threading.Thread(target=beat, args=(descriptor, lambda: well[0], stopping), daemon=True).start()
+if first:
+    what = (folder / "what").read_text()
+    if what == "die":
+        sys.exit(3)
+    time.sleep(1)  # the first sign of life is given
+    if what == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if what == "hang":
+        well[0] = False
+stopping.wait(120)
+"""
+
+
+@contextmanager
+def kept(folder: Path, what: str, silence: float = 5.0) -> Iterator[threading.Event]:
+    (folder / "what").write_text(what)
+    stopping = threading.Event()
+    command = [sys.executable, "-c", CHILD, str(folder)]
+    keeper = threading.Thread(
+        target=keep_worker, args=(command, dict(os.environ), stopping), kwargs={"silence": silence}
+    )
+    keeper.start()
+    try:
+        yield stopping
+    finally:
+        stopping.set()
+        keeper.join(30)
+        assert not keeper.is_alive()
+
+
+def starts(folder: Path) -> list[int]:
+    file = folder / "starts"
+    return [int(pid) for pid in file.read_text().split()] if file.exists() else []
+
+
+def wait_for_starts(folder: Path, count: int) -> None:
+    until = time.monotonic() + 60
+    while len(starts(folder)) < count:
+        assert time.monotonic() < until, starts(folder)
+        time.sleep(0.1)
+
+
+def test_a_worker_that_ends_is_started_again(tmp_path: Path) -> None:
+    with kept(tmp_path, "die"):
+        wait_for_starts(tmp_path, 2)
+
+
+def test_a_frozen_worker_is_killed_and_started_again(tmp_path: Path) -> None:
+    with kept(tmp_path, "freeze"):
+        wait_for_starts(tmp_path, 2)
+
+
+def test_a_worker_whose_work_hangs_is_killed_and_started_again(tmp_path: Path) -> None:
+    with kept(tmp_path, "hang"):
+        wait_for_starts(tmp_path, 2)
+
+
+def test_a_worker_that_gets_on_is_left_alone_and_asked_to_stop_at_the_end(tmp_path: Path) -> None:
+    with kept(tmp_path, "live"):
+        wait_for_starts(tmp_path, 1)
+        time.sleep(7)
+        assert len(starts(tmp_path)) == 1
+    assert (tmp_path / "asked").exists()

@@ -1,0 +1,85 @@
+"""Several workers on one data folder, beside a real Label Studio: they share the work and outlive each other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from service import Lab, Service
+
+from backend.demo.label_studio import LabelStudio
+from backend.demo.phantoms import write_phantoms
+from backend.store import Store
+
+pytestmark = pytest.mark.label_studio
+
+COLD, ROUND, SCANS = 8, 5, 160
+SETTINGS = {"cold_start_size": COLD, "round_size": ROUND}
+Scans = list[tuple[Path, Path]]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Scans:
+    folder = tmp_path_factory.mktemp("many")
+    write_phantoms(folder, SCANS, seed=7)
+    images = sorted((folder / "images").glob("*.png"))
+    return [(image, folder / "masks" / image.name) for image in images]
+
+
+def published_once(lab: Lab) -> None:
+    counts = Counter((p["task"], p["model_version"]) for p in lab.predictions())
+    assert counts
+    assert set(counts.values()) == {1}
+
+
+def test_two_workers_share_the_reading_and_do_every_scan(
+    label_studio: LabelStudio, many: Scans, tmp_path: Path
+) -> None:
+    service = Service(label_studio, tmp_path / "data", workers=2)
+    lab = Lab(label_studio, many, extra_params=SETTINGS)
+    with service:
+        time.sleep(8)  # both are up before there is anything to do
+        lab.connect(service)
+        lab.wait_for_round(0, seconds=300)
+        assert service.status(lab.project)["embedded"] == SCANS
+        assert "did 'read' of" in service.log()
+        lab.label(COLD)
+        lab.wait_for_round(1)
+        service.wait(lab.project, lambda s: s["job"] is None)
+        published_once(lab)
+        store = Store(service.folder)
+        assert len(store.models(lab.project)) == 1  # training runs once
+        scans = {s["digest"] for s in store.scans(lab.project) if not s["annotated"]}
+        assert scans <= set(store.entropies(store.models(lab.project)[0]["fingerprint"]))
+    lab.close()
+
+
+def test_what_a_killed_or_frozen_worker_was_at_is_done_by_another(
+    label_studio: LabelStudio, many: Scans, tmp_path: Path
+) -> None:
+    # without its keeper a frozen worker holds its file lock until it is killed; here the keeper must do that
+    service = Service(label_studio, tmp_path / "data", workers=2, env={"SCANQUEUE_HANG_SECONDS": "10"})
+    lab = Lab(label_studio, many, extra_params=SETTINGS)
+    with service:
+        time.sleep(8)
+        lab.connect(service)
+        service.wait(lab.project, lambda s: s["embedded"] > 0)
+        os.killpg(service.workers[0].pid, signal.SIGKILL)  # the keeper and the worker: nobody starts it again
+        frozen = _worker_of(service.workers[1].pid)
+        os.kill(frozen, signal.SIGSTOP)
+        lab.wait_for_round(0, seconds=300)
+        assert service.status(lab.project)["embedded"] == SCANS
+        assert "no sign of life" in service.log()
+        published_once(lab)
+    lab.close()
+
+
+def _worker_of(keeper: int) -> int:
+    """The process that works, started by `scanqueue worker`."""
+    children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+    assert len(children) == 1
+    return int(children[0])
