@@ -803,7 +803,7 @@ def _changed(
     changed = []
     for r in rows:
         image = r.data.get(config.image_key)
-        image = image if isinstance(image, str) else ""
+        image = image.replace("\0", "") if isinstance(image, str) else ""  # PostgreSQL stores no NUL
         if known.get(r.task) != (r.updated_at, r.annotated, r.skipped, image):
             flags = {"annotated": int(r.annotated), "skipped": int(r.skipped)}
             changed.append({"task": r.task, "image": image, "updated_at": r.updated_at, **flags})

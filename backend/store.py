@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import (
+    BigInteger,
     Column,
     Connection,
     Float,
@@ -44,11 +45,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.engine import RowMapping
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.engine import URL, RowMapping, make_url
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 
-from backend.errors import BadSetting, StorageFull
+from backend.errors import BadSetting, StorageFull, StoreUnavailable
 from backend.locks import Hold, Locks
+from backend.migrate import migrate
 from backend.project import fingerprint
 
 metadata = MetaData()
@@ -56,7 +58,7 @@ metadata = MetaData()
 project_table = Table(
     "project",
     metadata,
-    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
     Column("title", Text, nullable=False, default=""),
     Column("extra_params", Text, nullable=False, default=""),  # as Label Studio sent them
     Column("backend_url", Text, nullable=False, default=""),
@@ -77,8 +79,8 @@ project_table = Table(
 scan_table = Table(
     "scan",
     metadata,
-    Column("project", Integer, primary_key=True),
-    Column("task", Integer, primary_key=True),
+    Column("project", BigInteger, primary_key=True),
+    Column("task", BigInteger, primary_key=True),
     Column("image", Text, nullable=False, default=""),
     Column("updated_at", String(40), nullable=False, default=""),
     Column("annotated", Integer, nullable=False, default=0),
@@ -92,16 +94,16 @@ scan_table = Table(
 label_table = Table(
     "label",
     metadata,
-    Column("project", Integer, primary_key=True),
-    Column("task", Integer, primary_key=True),
-    Column("annotation", Integer, nullable=False),
+    Column("project", BigInteger, primary_key=True),
+    Column("task", BigInteger, primary_key=True),
+    Column("annotation", BigInteger, nullable=False),
     Column("key", String(64), nullable=False),
     Column("mask", String(64), nullable=False, default=""),
     Column("read_at", String(40), nullable=False),  # the task's updated_at when it was read
     Column("config", String(64), nullable=False),
     Column("shown_version", String(40), nullable=False, default=""),
     Column("lead_time", Float),
-    Column("completed_by", Integer),
+    Column("completed_by", BigInteger),
     Column("problem", Text, nullable=False, default=""),
     Column("remark", Text, nullable=False, default=""),
 )
@@ -115,7 +117,7 @@ embedding_table = Table(
 model_table = Table(
     "model",
     metadata,
-    Column("project", Integer, primary_key=True),
+    Column("project", BigInteger, primary_key=True),
     Column("version", String(40), primary_key=True),
     Column("fingerprint", String(64), nullable=False),
     Column("labels", Text, nullable=False),
@@ -129,7 +131,7 @@ model_table = Table(
 round_table = Table(
     "round",
     metadata,
-    Column("project", Integer, primary_key=True),
+    Column("project", BigInteger, primary_key=True),
     Column("n", Integer, primary_key=True),
     Column("key", String(64), nullable=False),
     Column("model", String(40), nullable=False),
@@ -150,8 +152,8 @@ entropy_table = Table(
 shown_table = Table(
     "shown",
     metadata,
-    Column("project", Integer, primary_key=True),
-    Column("task", Integer, primary_key=True),
+    Column("project", BigInteger, primary_key=True),
+    Column("task", BigInteger, primary_key=True),
     Column("version", String(40), nullable=False),
     Column("label", String(64), nullable=False),
     Column("dice", Float, nullable=False),
@@ -162,7 +164,7 @@ shown_table = Table(
 progress_table = Table(
     "progress",
     metadata,
-    Column("project", Integer, primary_key=True, autoincrement=False),
+    Column("project", BigInteger, primary_key=True, autoincrement=False),
     Column("step", Text, nullable=False),
     Column("done", Integer, nullable=False),
     Column("total", Integer, nullable=False),
@@ -173,7 +175,7 @@ progress_table = Table(
 shard_table = Table(
     "shard",
     metadata,
-    Column("project", Integer, primary_key=True),
+    Column("project", BigInteger, primary_key=True),
     Column("run", String(32), primary_key=True),
     Column("n", Integer, primary_key=True),
     Column("kind", String(16), nullable=False),
@@ -187,6 +189,7 @@ shard_table = Table(
 
 PROBLEM_RETRY = 600.0  # seconds until a scan that could not be read is tried again
 PROGRESS_STALE = 120.0  # seconds after which a step that reports nothing is taken for dead
+DISK_FULL = "53100"  # PostgreSQL's SQLSTATE
 VARIABLES = 500  # of one SQL statement; SQLite allows 32,766 in all
 
 
@@ -207,31 +210,45 @@ class Store:
 
     def __init__(self, folder: Path, database_url: str = "", redis_url: str = "") -> None:
         self.folder = folder
+        self.database_url = database_url
         self._locks = Locks(folder / "locks", redis_url)
         folder.mkdir(parents=True, exist_ok=True)
-        url = database_url or f"sqlite:///{folder / 'records.sqlite'}"
-        if url.startswith("sqlite"):
+        url = _address(database_url or f"sqlite:///{folder / 'records.sqlite'}")
+        if url.get_backend_name() == "sqlite":
             self._engine = create_engine(url, connect_args={"timeout": 30})
             event.listen(self._engine, "connect", _sqlite_pragmas)
         else:
-            self._engine = create_engine(url, pool_pre_ping=True)
-        metadata.create_all(self._engine)
+            self._engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+        with self._explained():
+            migrate(self._engine, folder / "locks" / "migration.lock")
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction."""
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except OperationalError as error:
-            if "full" in str(error.orig):
-                raise StorageFull(f"The disk that holds {self.folder} is full; nothing was lost. Make room.") from error
-            raise
+        """One transaction. Raises StorageFull, or StoreUnavailable when the database does not answer."""
+        with self._explained(), self._engine.begin() as connection:
+            yield connection
 
     def rows(self, statement: Any) -> list[RowMapping]:
-        """What a statement finds."""
-        with self._engine.connect() as connection:
+        """What a statement finds. Raises StoreUnavailable when the database does not answer."""
+        with self._explained(), self._engine.connect() as connection:
             return list(connection.execute(statement).mappings())
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OperationalError, InterfaceError) as error:
+            text, state = str(error.orig), getattr(error.orig, "sqlstate", None)
+            if "full" in text or "No space left" in text or state == DISK_FULL:
+                where = self.folder if self._engine.dialect.name == "sqlite" else "the database"
+                raise StorageFull(f"The disk that holds {where} is full; nothing was lost. Make room.") from error
+            if self._engine.dialect.name == "sqlite":
+                raise
+            raise StoreUnavailable(
+                f"The database {self._engine.url.render_as_string(hide_password=True)} does not answer: "
+                f"{text.splitlines()[0] if text else type(error).__name__}. It is tried again; check that it runs "
+                "and that SCANQUEUE_DATABASE_URL is right."
+            ) from error
 
     def _insert(self, table: Table) -> Any:
         insert = postgresql_insert if self._engine.dialect.name == "postgresql" else sqlite_insert
@@ -251,8 +268,8 @@ class Store:
         """Remember a project; True when it was not known before."""
         with self.write() as connection:
             row = {"id": project, "secret": secrets.token_urlsafe(32)}
-            added = connection.execute(self._insert(project_table).values(row).on_conflict_do_nothing())
-            return bool(added.rowcount)
+            insert = self._insert(project_table).values(row).on_conflict_do_nothing()
+            return connection.execute(insert.returning(project_table.c.id)).first() is not None
 
     def projects(self) -> list[int]:
         return [r["id"] for r in self.rows(select(project_table.c.id).order_by(project_table.c.id))]
@@ -628,6 +645,19 @@ class Store:
                 ) from error
             raise
         return target
+
+
+def _address(url: str) -> URL:
+    """`postgresql://` means psycopg 3, the driver that is installed."""
+    try:
+        address = make_url(url)
+    except ArgumentError:
+        raise BadSetting(
+            "SCANQUEUE_DATABASE_URL is not an address such as postgresql://user:password@host:5432/scanqueue."
+        ) from None
+    if address.drivername in ("postgres", "postgresql"):
+        return address.set(drivername="postgresql+psycopg")
+    return address
 
 
 def activate_model(store: Store, project: int, version: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+from servers import PostgresServer, RedisServer
 
 from backend.demo import child
 from backend.demo.label_studio import LabelStudio, default_executable
@@ -36,6 +37,20 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no folder ../shared with data sets beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One Redis for the whole run; a test may empty it, not stop it."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the whole run; a test makes its own databases in it, and does not stop it."""
+    with PostgresServer() as server:
+        yield server
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from backend.store import Store
 TASKS = list(range(1, 3 * SHARD + 3))
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path)
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "sqlite":
+        return Store(tmp_path)
+    return Store(tmp_path, request.getfixturevalue("postgres").new_database(f"shards-{secrets.token_hex(6)}"))
 
 
 def test_shards_hold_every_task_once_and_nobody_takes_one_twice(store: Store) -> None:

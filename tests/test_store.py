@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from servers import PostgresServer
 
-from backend.errors import BadSetting, StorageFull
+from backend.errors import BadSetting, StorageFull, StoreUnavailable
 from backend.store import Pick, Store, activate_model
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "data")
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    url = ""
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres").new_database(f"store-{secrets.token_hex(6)}")
+    store = Store(tmp_path / "data", url)
     store.add_project(1)
     return store
+
+
+def reopened(store: Store) -> Store:
+    """The same records and files, as another process has them."""
+    return Store(store.folder, store.database_url)
 
 
 def task(number: int, **changes: object) -> dict[str, object]:
@@ -122,7 +132,7 @@ def test_the_order_of_a_round_comes_back_as_it_was(store: Store) -> None:
 
 
 def test_one_process_at_a_time_works_on_a_project(store: Store) -> None:
-    other = Store(store.folder)
+    other = reopened(store)
     with store.lock(1) as first, other.lock(1) as second, other.lock(2) as elsewhere:
         assert (bool(first), bool(second), bool(elsewhere)) == (True, False, True)
     with other.lock(1) as again:
@@ -134,7 +144,7 @@ def test_the_lock_of_a_killed_process_is_given_back(store: Store) -> None:
 import os, signal
 from pathlib import Path
 from backend.store import Store
-with Store(Path({str(store.folder)!r})).lock(1) as mine:
+with Store(Path({str(store.folder)!r}), {store.database_url!r}).lock(1) as mine:
     assert mine
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -170,3 +180,22 @@ def test_progress_is_forgotten_when_finished_and_tells_the_time_left(store: Stor
     assert seen["seconds_left"] >= 0
     store.finish(1)
     assert store.progress(1) is None
+
+
+def test_a_database_that_is_away_is_explained_without_its_password_and_then_used_again(tmp_path: Path) -> None:
+    with PostgresServer(password="not-to-be-told") as server:
+        store = Store(tmp_path, server.new_database("records"))
+        store.add_project(1)
+        server.kill()
+        for ask in (lambda: store.project(1), lambda: store.ask(1)):
+            with pytest.raises(StoreUnavailable, match=r"does not answer.*tried again") as raised:
+                ask()
+            assert "not-to-be-told" not in str(raised.value)
+        server.start()
+        store.ask(1)
+        assert store.project(1)["asked"] == 1
+
+
+def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match=r"SCANQUEUE_DATABASE_URL is not an address"):
+        Store(tmp_path, "the database in the cellar")

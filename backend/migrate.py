@@ -1,0 +1,60 @@
+"""Brings the database of the records to the schema of this code (Alembic).
+
+It is done whenever a store is opened, and costs one small query when there is nothing to do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filelock import FileLock
+from sqlalchemy import Connection, Engine, inspect, text
+
+from backend.errors import BadSetting
+
+HEAD = "0002"  # the newest revision in migrations/versions
+FIRST = "0001"  # what databases without a revision have
+KEY = 5316291  # of the advisory lock in PostgreSQL; any number that nobody else uses
+
+
+def migrate(engine: Engine, lock: Path) -> None:
+    """Upgrade the database, whoever else opens it at the same moment.
+
+    lock  a file that processes on one SQLite database wait for each other with
+
+    Raises BadSetting, and changes nothing, when the database is newer than this code.
+    """
+    with engine.connect() as connection:
+        if _revision(connection) == HEAD:
+            return
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock), engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": KEY})
+        _upgrade(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    found = _revision(connection)
+    known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+    if found is not None and found not in known:
+        raise BadSetting(
+            f"The records were written by a newer scanqueue: their schema is {found}, and this one knows up to {HEAD}. "
+            "Nothing was changed. Install the newer scanqueue again, or restore a backup of the older one."
+        )
+    if found is None and inspect(connection).has_table("project"):
+        command.stamp(config, FIRST)  # made before there were migrations
+    command.upgrade(config, "head")

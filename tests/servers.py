@@ -1,0 +1,127 @@
+"""Real servers for tests, on the loopback address: Redis and PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psycopg
+import pytest
+import redis
+
+from backend.demo.child import Child, free_port
+
+
+def program(name: str) -> str:
+    """Where a server's program is; the test is skipped where it is not installed, but never in CI."""
+    installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda p: int(p.parts[4]))
+    found = shutil.which(name) or (str(installed[-1]) if installed else None)
+    if found is None:
+        reason = f"{name} is not installed; on Debian: apt-get install redis-server postgresql"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
+
+
+class _Server:
+    port: int
+    child: Child
+
+    def kill(self) -> None:
+        """SIGKILL to the server and all of its processes."""
+        os.killpg(self.child.pid, signal.SIGKILL)
+        self.child.stop()
+
+    def stop(self) -> None:
+        self.child.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class RedisServer(_Server):
+    """redis-server with an append-only file in `folder`, so that a restart keeps what was stored."""
+
+    def __init__(self, folder: Path, *, password: str = "") -> None:
+        self.folder, self.password, self.port = folder, password, free_port()
+        folder.mkdir(parents=True, exist_ok=True)
+        secret = f":{password}@" if password else ""
+        self.url = f"redis://{secret}127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        command = [program("redis-server"), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder)]
+        command += ["--appendonly", "yes", "--save", "", "--daemonize", "no"]
+        if self.password:
+            command += ["--requirepass", self.password]
+        self.child = Child("Redis", command, env=dict(os.environ), log=self.folder / "redis.log")
+        client = redis.Redis.from_url(self.url)
+        _wait(lambda: client.ping(), redis.RedisError, self.child)
+
+
+class PostgresServer(_Server):
+    """A PostgreSQL cluster of its own; connections by TCP and password only."""
+
+    def __init__(self, *, user: str = "scanqueue", password: str = "only-for-tests") -> None:
+        self.user, self.password, self.port = user, password, free_port()
+        # the server refuses root, and its user must be able to reach the folder
+        self.folder = Path(tempfile.mkdtemp(prefix="scanqueue-postgres-"))
+        self._as: list[str] = []
+        if os.getuid() == 0:
+            account = pwd.getpwnam("postgres")
+            os.chown(self.folder, account.pw_uid, account.pw_gid)
+            self._as = ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
+        secret = self.folder / "password"
+        secret.write_text(password)
+        secret.chmod(0o644)
+        initdb = [program("initdb"), "-D", str(self.folder / "data"), "-U", user, "--pwfile", str(secret)]
+        initdb += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        subprocess.run([*self._as, *initdb], check=True, stdout=subprocess.DEVNULL, cwd=self.folder)
+        self.start()
+
+    def start(self) -> None:
+        command = [program("postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), "-h", "127.0.0.1"]
+        command += ["-c", "unix_socket_directories="]
+        self.child = Child(
+            "PostgreSQL", [*self._as, *command], env=dict(os.environ) | {"LC_ALL": "C"}, log=self.folder / "log"
+        )
+        _wait(lambda: psycopg.connect(self.url("postgres")).close(), psycopg.OperationalError, self.child)
+
+    def url(self, database: str) -> str:
+        return f"postgresql://{self.user}:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    def new_database(self, name: str) -> str:
+        """Create a database and return its address."""
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[call-overload]
+        return self.url(name)
+
+    def stop(self) -> None:
+        super().stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _wait(answers: object, error: type[Exception], child: Child) -> None:
+    until = time.monotonic() + 60
+    while True:
+        try:
+            answers()  # type: ignore[operator]
+            return
+        except error:
+            if not child.running or time.monotonic() > until:
+                raise AssertionError(f"{child.name} did not start:\n{child.tail()}") from None
+            time.sleep(0.05)
