@@ -8,22 +8,30 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from backend import __version__, status
-from backend.errors import BadSetting, ScanqueueError, StudioUnavailable
+from backend import __version__, metrics, status
+from backend.errors import BadSetting, ScanqueueError, StorageFull, StoreUnavailable, StudioUnavailable
 from backend.project import PENDING, SECRET_HEADER, version_name
 from backend.settings import Settings
 from backend.store import Store, activate_model
 
 log = logging.getLogger("scanqueue.api")
 
-BODY_BYTES = 64 * 2**20
+BODY_BYTES = 64 * 2**20  # of /predict, which brings whole tasks with their annotations
+SMALL_BODY_BYTES = 8 * 2**20  # of the others; 5,000 new tasks in one webhook are 2.4 MB
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
 
 
 class Touch(Protocol):
@@ -44,21 +52,35 @@ class BadRequest(Exception):
     code = 400
 
 
-def create_api(settings: Settings, store: Store, touch: Touch, predict: Predict) -> FastAPI:
-    """The HTTP application."""
-    app = FastAPI(title="scanqueue", version=__version__, docs_url="/docs", redoc_url=None)
+def create_api(
+    settings: Settings,
+    store: Store,
+    touch: Touch,
+    predict: Predict,
+    *,
+    waiting: Callable[[], int] | None = None,
+) -> FastAPI:
+    """The HTTP application.
+
+    waiting  how many jobs wait for a worker, for /metrics
+    """
+    app = FastAPI(title="scanqueue", version=__version__, docs_url=None, redoc_url=None)
     app.include_router(_for_label_studio(store, touch, predict))
     app.include_router(_for_people(store, touch))
 
+    @app.get("/metrics", tags=["monitoring"], response_class=PlainTextResponse)
+    def measured() -> Response:
+        """The state of every project for Prometheus; described in docs/metrics.md."""
+        return Response(metrics.render(store, waiting), headers={"Content-Type": metrics.CONTENT_TYPE})
+
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if int(request.headers.get("content-length") or 0) > BODY_BYTES:
-            return _error(_TooLarge.code, str(_TooLarge()))
-        if request.url.path != "/health" and settings.user and not await _allowed(request, settings, store):
-            answer = _error(401, "Wrong or missing credentials; see SCANQUEUE_USER and SCANQUEUE_PASSWORD.")
-            answer.headers["WWW-Authenticate"] = 'Basic realm="scanqueue"'
-            return answer
-        return await call_next(request)
+        try:
+            answer = await _refused(request, settings, store) or await call_next(request)
+        except ScanqueueError as error:  # the handlers below stand behind this
+            answer = _explained(error)
+        answer.headers.update(HEADERS)
+        return answer
 
     @app.exception_handler(BadRequest)
     async def bad_request(_: Request, error: BadRequest) -> Response:
@@ -77,8 +99,7 @@ def create_api(settings: Settings, store: Store, touch: Touch, predict: Predict)
 
     @app.exception_handler(ScanqueueError)
     async def explained(_: Request, error: ScanqueueError) -> Response:
-        code = 503 if isinstance(error, StudioUnavailable) else 400 if isinstance(error, BadSetting) else 422
-        return _error(code, str(error))
+        return _explained(error)
 
     @app.exception_handler(Exception)
     async def unexplained(_: Request, error: Exception) -> Response:
@@ -86,6 +107,40 @@ def create_api(settings: Settings, store: Store, touch: Touch, predict: Predict)
         return _error(500, "Unexpected failure; the log of scanqueue has the details.")
 
     return app
+
+
+def _explained(error: ScanqueueError) -> Response:
+    away = isinstance(error, StudioUnavailable | StoreUnavailable | StorageFull)
+    return _error(503 if away else 400 if isinstance(error, BadSetting) else 422, str(error))
+
+
+async def _refused(request: Request, settings: Settings, store: Store) -> Response | None:
+    """The answer to a request that is not let in; nothing of its body has been read by then."""
+    if request.url.path != "/health" and settings.user and not await _allowed(request, settings, store):
+        answer = _error(401, "Wrong or missing credentials; see SCANQUEUE_USER and SCANQUEUE_PASSWORD.")
+        answer.headers["WWW-Authenticate"] = 'Basic realm="scanqueue"'
+        return answer
+    length = request.headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()):
+        return _error(400, "The Content-Length is not a number.")
+    if int(length) > _limit(request):
+        return _error(_TooLarge.code, str(_TooLarge(_limit(request))))
+    if request.method not in ("GET", "HEAD") and _of_another_site(request):
+        return _error(403, "A page of another site may not ask for this.")
+    return None
+
+
+def _limit(request: Request) -> int:
+    """Bytes that the body of a request may have."""
+    return BODY_BYTES if request.url.path == "/predict" else SMALL_BODY_BYTES
+
+
+def _of_another_site(request: Request) -> bool:
+    """Whether a browser says that the request was made by somebody else's page. Programs say nothing."""
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return True
+    origin = request.headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
 
 
 async def _allowed(request: Request, settings: Settings, store: Store) -> bool:
@@ -242,8 +297,8 @@ def _for_people(store: Store, touch: Touch) -> APIRouter:
 class _TooLarge(BadRequest):
     code = 413
 
-    def __init__(self) -> None:
-        super().__init__(f"The request is larger than {BODY_BYTES >> 20} MiB.")
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The request is larger than {limit >> 20} MiB.")
 
 
 class _Unknown(BadRequest):
@@ -264,8 +319,8 @@ async def _json(request: Request) -> dict[str, Any]:
     size, parts = 0, []
     async for part in request.stream():
         size += len(part)
-        if size > BODY_BYTES:
-            raise _TooLarge
+        if size > _limit(request):
+            raise _TooLarge(_limit(request))
         parts.append(part)
     try:
         body = json.loads(b"".join(parts) or b"{}")

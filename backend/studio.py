@@ -10,12 +10,14 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import posixpath
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qs, urljoin, urlsplit
+from urllib.parse import parse_qs, unquote, urljoin, urlsplit
 
 import httpx
 import numpy as np
@@ -57,6 +59,7 @@ HIDDEN_COLUMNS = [  # by the "Default" tab that Label Studio's web page makes
         "draft_exists",
     )
 ]
+FILE_PATHS = r"/(data|storage-data)/.|/(tasks|projects)/\d+/(resolve|presign)/?$"
 ACTIVITY = ("num_tasks_with_annotations", "total_annotations_number", "skipped_annotations_number")
 REDIRECTS = 5
 NOT_THE_SCANS_FAULT = (401, 403, 429, 502, 503, 504)
@@ -385,6 +388,11 @@ class Studio:
         if parts.scheme in ("http", "https"):
             same = parts.hostname == own.hostname or (parts.hostname in loopback and own.hostname in loopback)
             if same and parts.port == own.port and parts.scheme == own.scheme:
+                if not _is_file(parts.path, own.path):
+                    raise UnreadableScan(
+                        f"its image has the address {parts.path[:100]!r}, which is not that of a file in Label Studio. "
+                        "Import the image again."
+                    )
                 return True
             if (parts.hostname or "").lower() in self._image_hosts or parts.netloc.lower() in self._image_hosts:
                 return False
@@ -728,6 +736,19 @@ def _chunks(rows: Sequence[bytes], limit: int) -> Iterator[list[bytes]]:
         size += len(row)
     if chunk:
         yield chunk
+
+
+def _is_file(path: str, root: str) -> bool:
+    """Whether a path of Label Studio, below the sub-path `root`, is one that files are served from.
+
+    Whoever may import a task chooses the path, and our token opens all of Label Studio's API.
+    """
+    plain = path
+    while unquote(plain) != plain:
+        plain = unquote(plain)
+    if "\\" in plain or posixpath.normpath(plain).rstrip("/") != plain.rstrip("/") or not plain.startswith(root):
+        return False
+    return re.match(FILE_PATHS, "/" + plain.removeprefix(root)) is not None
 
 
 def _joined(base: str, reference: str) -> str:

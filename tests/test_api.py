@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
+from servers import PostgresServer
 
 from backend import api
 from backend.errors import BadSetting, StudioUnavailable, UnreadableScan
+from backend.project import SECRET_HEADER
 from backend.settings import Settings
 from backend.store import Pick, Store
 
@@ -303,7 +305,6 @@ PATHS = [
     ("GET", "/api/projects"),
     ("GET", "/api/projects/4"),
     ("POST", "/api/projects/4/train"),
-    ("GET", "/docs"),
     ("GET", "/openapi.json"),
     ("GET", "/no-such-page"),
     ("GET", "/health/"),
@@ -475,3 +476,71 @@ def test_a_model_is_made_active(edge: Edge) -> None:
     assert (response.status_code, response.json()) == (202, {"status": "noted"})
     assert edge.http.get("/api/projects/4").json()["model"] == "scanqueue-r1"
     assert edge.touched == [4]
+
+
+# what is not let in
+
+
+@pytest.mark.parametrize("length", ["many", "-1", "1e3", "+5", "\u0663"])
+def test_a_content_length_that_is_none_is_refused(edge: Edge, length: str) -> None:
+    edge.connect()
+    headers = {"Content-Length": length.encode("utf-8")}
+    assert "Content-Length" in refused(edge.http.post("/webhook", content=b"{}", headers=headers), 400)
+
+
+def test_only_predict_may_be_large(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "SMALL_BODY_BYTES", 2**20)
+    edge.connect()
+    large = predict_body(task(1)) | {"padding": "x" * 2**20}
+    assert edge.http.post("/predict", json=large).status_code == 200
+    for path in ("/webhook", "/setup", "/api/projects/4/activate"):
+        assert "1 MiB" in refused(edge.http.post(path, json=large), 413)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_a_page_of_another_site_cannot_order_anything(edge: Edge, headers: dict[str, str]) -> None:
+    edge.connect()
+    refused(edge.http.post("/api/projects/4/train", json={}, headers=headers), 403)
+    row = edge.store.project(4)
+    assert row is not None
+    assert row["asked"] == 0
+
+
+def test_our_own_page_can(edge: Edge) -> None:
+    edge.connect()
+    headers = {"Origin": "http://127.0.0.1:9090", "Sec-Fetch-Site": "same-origin"}
+    assert edge.http.post("/api/projects/4/train", json={}, headers=headers).status_code == 202
+
+
+def test_no_answer_may_be_framed_guessed_at_or_kept(edge: Edge) -> None:
+    for response in (edge.http.get("/health"), edge.http.get("/api/projects"), edge.http.get("/nowhere")):
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'" in response.headers["content-security-policy"]
+        assert response.headers["cache-control"] == "no-store"
+
+
+def test_no_page_of_ours_loads_anything_from_elsewhere(edge: Edge) -> None:
+    assert edge.http.get("/docs").status_code == 404
+    assert edge.http.get("/openapi.json").status_code == 200
+
+
+def test_a_database_that_is_away_is_said_and_label_studio_still_finds_us_healthy(tmp_path: Path) -> None:
+    with PostgresServer() as server:
+        store = Store(tmp_path, server.new_database("records"))
+        settings = Settings(data_dir=tmp_path, user="u", password="p")
+        application = api.create_api(settings, store, lambda _: None, lambda *_: [])
+        http = TestClient(application, base_url="http://127.0.0.1:9090", raise_server_exceptions=False)
+        server.kill()
+        assert http.get("/health").status_code == 200
+        secret = {SECRET_HEADER: "whatever"}
+        assert "does not answer" in refused(http.post("/webhook", json=hook_body("X"), headers=secret), 503)
+        assert "does not answer" in refused(http.get("/api/projects", auth=("u", "p")), 503)
+        assert "does not answer" in refused(http.post("/setup", json=setup_body(), auth=("u", "p")), 503)

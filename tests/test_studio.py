@@ -552,6 +552,52 @@ def test_a_redirect_between_listed_hosts_is_followed() -> None:
         assert last.seen == [("/scan.png", False)]
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/projects/1/",
+        "/api/token/",
+        "/data/../api/token/",
+        "/data/%2e%2e/api/token/",
+        "/data/%252e%252e/api/token/",
+        "//data/x.png",
+        "/data//../../api/token/",
+        "/data/..\\api/token/",
+        "/tasks/1/resolve/../../../api/token/",
+        "/data/",
+        "/",
+        "/user/login/?next=/data/x.png",
+    ],
+)
+def test_a_task_cannot_have_our_token_sent_to_the_rest_of_label_studio(path: str) -> None:
+    with Host() as host:
+        for sub_path in ("", "/studio"):
+            ours = Studio(f"http://{host.name}{sub_path}", "0" * 40)
+            with pytest.raises(UnreadableScan):
+                ours.image(f"http://{host.name}{sub_path}{path}")
+        assert host.seen == []
+
+
+def test_files_of_a_label_studio_below_a_sub_path_are_fetched_with_our_token() -> None:
+    with Host() as host:
+        ours = Studio(f"http://{host.name}/studio", "0" * 40)
+        for path in (
+            "/data/upload/1/a%20b.png",
+            "/studio/data/local-files/?d=a/../b.png",
+            "/tasks/1/resolve/?fileuri=x",
+        ):
+            assert ours.image(path) == png(33)
+        assert [authorized for _, authorized in host.seen] == [True] * 3
+        assert all(seen.startswith("/studio/") for seen, _ in host.seen)
+
+
+def test_a_redirect_into_the_rest_of_label_studio_is_not_followed() -> None:
+    with Host(lambda _: "/api/token/") as host:
+        with pytest.raises(UnreadableScan, match="not that of a file"):
+            Studio(f"http://{host.name}", "0" * 40).image("/data/upload/1/a.png")
+        assert [path for path, _ in host.seen] == ["/data/upload/1/a.png"]
+
+
 def test_an_image_on_a_host_that_is_not_listed_is_never_asked_for() -> None:
     with Host() as host:
         with pytest.raises(UnreadableScan) as error:
