@@ -199,7 +199,11 @@ def _for_label_studio(store: Store, touch: Touch, predict: Predict) -> APIRouter
             latest = store.latest_round(project)
             return version_name(latest["n"]) if latest else PENDING
 
-        return {"model_version": await run_in_threadpool(remember)}
+        try:
+            return {"model_version": await run_in_threadpool(remember)}
+        except StoreUnavailable as error:  # Label Studio asks again and again
+            log.warning("project %s: %s", project, error)
+            return {"model_version": PENDING}
 
     @router.post("/predict")
     async def predictions(request: Request) -> dict[str, Any]:
@@ -207,7 +211,12 @@ def _for_label_studio(store: Store, touch: Touch, predict: Predict) -> APIRouter
         tasks = body.get("tasks")
         if not isinstance(tasks, list) or not all(isinstance(t, dict) for t in tasks):
             raise BadRequest('"tasks" must be a list of tasks.')
-        return {"results": await run_in_threadpool(predict, _project(body), tasks)}
+        project = _project(body)
+        try:
+            return {"results": await run_in_threadpool(predict, project, tasks)}
+        except StoreUnavailable as error:  # the annotator gets an empty task rather than an error page
+            log.warning("project %s: %s", project, error)
+            return {"results": [{"model_version": PENDING, "score": 1.0, "result": []} for _ in tasks]}
 
     @router.post("/webhook", status_code=201)
     async def webhook(request: Request) -> dict[str, str]:

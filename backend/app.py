@@ -95,7 +95,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     store = open_store(settings)
     queue = Queue(settings)
     predictor = Predictor(store, make_studio(settings), Learner(settings))
-    api = create_api(settings, store, Relay(queue.touch).touch, predictor.predict)
+    api = create_api(settings, store, Relay(queue.touch).touch, predictor.predict, waiting=queue.waiting)
     stopping = threading.Event()
     keeper = threading.Thread(target=_keep_worker, args=(settings, stopping), daemon=True)
     if worker:
@@ -105,6 +105,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
             api,
             host=settings.host,
             port=settings.port,
+            log_config=None,  # its lines go where ours go
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=SHUTDOWN,

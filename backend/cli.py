@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +12,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from backend import status as project_status
 from backend.errors import BadSetting, ScanqueueError
+from backend.logs import log_to
 from backend.settings import Settings
 
 # Threads that wait must sleep, not spin: beside a busy Label Studio a training step would take ten times as
@@ -46,16 +44,6 @@ def _settings(**changes: Any) -> Settings:
     return Settings.from_env(os.environ).with_(**changes)
 
 
-def _log_to(level: str = "INFO") -> None:
-    if sys.stderr.isatty():
-        handler = RichHandler(console=Console(stderr=True), show_path=False, rich_tracebacks=False)
-        logging.basicConfig(level=level, format="%(message)s", datefmt="[%X]", handlers=[handler])
-    else:
-        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "httpcore", "huey", "filelock", "urllib3", "openTSNE"):
-        logging.getLogger(noisy).setLevel("WARNING")
-
-
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
@@ -64,11 +52,12 @@ def serve(
     worker: Annotated[bool, typer.Option(help="Also run a worker process beside the server.")] = True,
 ) -> None:
     """Answer Label Studio over HTTP, and do the work in a process beside it."""
-    _log_to()
+    settings = _settings(host=host, port=port, data_dir=data_dir)
+    log_to(settings)
     from backend.app import run_server
 
-    settings = _settings(host=host, port=port, data_dir=data_dir)
-    console.print(f"scanqueue listens on http://{settings.host}:{settings.port}", highlight=False)
+    if settings.log_format == "text":
+        console.print(f"scanqueue listens on http://{settings.host}:{settings.port}", highlight=False)
     run_server(settings, worker=worker)
 
 
@@ -79,10 +68,10 @@ def worker(
     heartbeat: Annotated[int | None, typer.Option(help="Give signs of life here.", hidden=True)] = None,
 ) -> None:
     """Do the work only: embed, rank, train, publish. Any number may run on one data folder."""
-    _log_to()
+    settings = _settings(data_dir=data_dir)
+    log_to(settings)
     from backend.app import run_worker, supervise_worker
 
-    settings = _settings(data_dir=data_dir)
     if parent:
         run_worker(settings, parent=parent, heartbeat=heartbeat)
     else:
@@ -239,7 +228,7 @@ def demo(
     service_port: Annotated[int | None, typer.Option(help="Port of scanqueue; 9090, or a free one.")] = None,
 ) -> None:
     """Start a real Label Studio and scanqueue, connect them, and stay up."""
-    _log_to("WARNING")
+    log_to(level="WARNING")
     from backend.demo.run import run_demo
 
     run_demo(data, simulate, labels, folder, port=port, service_port=service_port, label_names=label or ())

@@ -18,7 +18,7 @@ KEY = 5316291  # of the advisory lock in PostgreSQL; any number that nobody else
 
 
 def migrate(engine: Engine, lock: Path) -> None:
-    """Upgrade the database, whoever else opens it at the same moment.
+    """Upgrade the database, whoever else opens it at the same moment: all of it, or when killed nothing.
 
     lock  a file that processes on one SQLite database wait for each other with
 
@@ -31,6 +31,8 @@ def migrate(engine: Engine, lock: Path) -> None:
     with FileLock(lock), engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": KEY})
+        else:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # else sqlite3 commits every table on its own
         _upgrade(connection)
 
 

@@ -39,6 +39,8 @@ _DAMAGED = (
     struct.error,
     zlib.error,
 )
+# Others are never tried: EPS would start Ghostscript, and many decoders are old and little read.
+_FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "JPEG2000", "PPM", "AVIF")
 _Number = TypeVar("_Number", np.uint8, np.float32)
 _DEEP_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 
@@ -46,7 +48,8 @@ _DEEP_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 def decode_image(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uint8]:
     """Turn the bytes of an image file into pixels, oriented as a browser shows them.
 
-    Whatever Pillow reads: 1, 8, 16 and 32 bit, float, palette, alpha, CMYK. More than 8 bits of gray are
+    PNG, JPEG, TIFF, GIF, BMP, WebP, JPEG 2000, PPM and AVIF, no other format:
+    1, 8, 16 and 32 bit, float, palette, alpha, CMYK. More than 8 bits of gray are
     windowed to the 0.5th..99.5th percentile of the finite values. Transparency is laid over black, the
     colour of our padding. A colour picture whose three channels are equal becomes gray. Of several
     frames or pages the first is taken.
@@ -62,7 +65,7 @@ def decode_image(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uin
     if not data:
         raise UnreadableScan("the file is empty (0 bytes); upload the scan again")
     try:
-        image: Image.Image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableScan(
             f"the image is too large ({error}); at most {max_pixels:,} pixels are read. Upload a smaller version"

@@ -47,6 +47,7 @@ class Settings:
     training_steps: int = 0
     threads: int = 0
     hang_seconds: int = 900
+    log_format: str = "text"
     image_hosts: tuple[str, ...] = ()
 
     @classmethod
@@ -102,6 +103,8 @@ class Settings:
             raise BadSetting(f"{PREFIX}THREADS={self.threads} is negative; 0 means one per core.")
         if self.hang_seconds < 10:
             raise BadSetting(f"{PREFIX}HANG_SECONDS={self.hang_seconds} is too short; take 10 or more.")
+        if self.log_format not in ("text", "json"):
+            raise BadSetting(f"{PREFIX}LOG_FORMAT={self.log_format!r} is not a form of the log; take text or json.")
         if bool(self.user) != bool(self.password):
             raise BadSetting(f"{PREFIX}USER and {PREFIX}PASSWORD belong together; set both or neither.")
         if not is_loopback(self.host) and not self.user:

@@ -239,7 +239,7 @@ class Store:
             yield
         except (OperationalError, InterfaceError) as error:
             text, state = str(error.orig), getattr(error.orig, "sqlstate", None)
-            if "full" in text or "No space left" in text or state == DISK_FULL:
+            if "disk is full" in text or "No space left" in text or state == DISK_FULL:
                 where = self.folder if self._engine.dialect.name == "sqlite" else "the database"
                 raise StorageFull(f"The disk that holds {where} is full; nothing was lost. Make room.") from error
             if self._engine.dialect.name == "sqlite":
@@ -256,6 +256,7 @@ class Store:
 
     def _upsert(self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
         keys = [c.name for c in table.primary_key]
+        rows = sorted(rows, key=lambda row: [row[k] for k in keys])  # else two writers may wait for each other
         for start in range(0, len(rows), VARIABLES):
             chunk = [dict(row) for row in rows[start : start + VARIABLES]]
             statement = self._insert(table)

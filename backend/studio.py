@@ -8,11 +8,14 @@ has, except that listings and imports are cut into chunks. Times, masks and vers
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 import logging
 import posixpath
 import re
+import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +43,7 @@ ANNOTATION_FIELDS = (
 )
 IMPORT_BYTES = 32 * 2**20  # well below Label Studio's DATA_UPLOAD_MAX_MEMORY_SIZE of 250 MiB
 IMAGE_BYTES = 512 * 2**20
+IMAGE_SECONDS = 300.0  # for one image in all; `timeout` is for each of its pieces
 VIEW_TITLE = "scanqueue"
 HIDDEN_COLUMNS = [  # by the "Default" tab that Label Studio's web page makes
     f"tasks:{name}"
@@ -126,7 +130,8 @@ class Studio:
 
     url          of Label Studio, with or without a sub-path
     api_key      personal access token (a JWT that is exchanged for access tokens) or legacy token
-    image_hosts  hosts besides Label Studio's own that scans may be fetched from
+    image_hosts  hosts besides Label Studio's own that scans may be fetched from, each with a port or without;
+                 "name!" also when the name leads to an address of the local network
     timeout      seconds one request may take
 
     Every method raises StudioUnavailable when trying again may help and StudioRefused when not.
@@ -135,7 +140,8 @@ class Studio:
     def __init__(self, url: str, api_key: str, *, image_hosts: Sequence[str] = (), timeout: float = 60.0) -> None:
         self.url = url.rstrip("/") + "/"  # the SDK refreshes tokens against the wrong path without it
         self._api_key = api_key
-        self._image_hosts = frozenset(image_hosts)
+        self._image_hosts = frozenset(host.lower().rstrip("!") for host in image_hosts)
+        self._local_hosts = frozenset(host.lower().rstrip("!") for host in image_hosts if host.endswith("!"))
         self._timeout = timeout
         self._lock = threading.Lock()
         self._certificates = httpx.create_ssl_context()  # reading them takes longer than fetching a scan
@@ -362,7 +368,9 @@ class Studio:
                 self.requests += 1
                 try:
                     authorization = {"Authorization": headers()["Authorization"]} if ours else {}
-                    with client.stream("GET", url, headers=authorization) as response:
+                    address, name, extensions = (url, {}, {}) if ours else self._pinned(url)
+                    asked = {"Accept-Encoding": "identity", **authorization, **name}
+                    with client.stream("GET", address, headers=asked, extensions=extensions) as response:
                         if response.is_redirect:
                             url = _joined(url, response.headers.get("location", ""))
                             continue
@@ -385,6 +393,11 @@ class Studio:
         """True for Label Studio's own host, False for an allowed one; UnreadableScan for any other."""
         parts, own = urlsplit(url), urlsplit(self.url)
         loopback = ("localhost", "127.0.0.1", "::1")
+        if "@" in parts.netloc or httpx.URL(url).host != (parts.hostname or "").lower():  # two readings of one address
+            raise UnreadableScan(
+                f"its image has the address {parts.path[:100]!r} with a user name or an odd host in it. "
+                "Correct it, or import the image again."
+            )
         if parts.scheme in ("http", "https"):
             same = parts.hostname == own.hostname or (parts.hostname in loopback and own.hostname in loopback)
             if same and parts.port == own.port and parts.scheme == own.scheme:
@@ -400,6 +413,31 @@ class Studio:
             f"its image lies on {parts.netloc or parts.scheme!r}, which is neither Label Studio nor listed. "
             "If that host is to be trusted, add it to SCANQUEUE_IMAGE_HOSTS."
         )
+
+    def _pinned(self, url: str) -> tuple[str, dict[str, str], dict[str, Any]]:
+        """Address, headers and extensions that ask an allowed host at an IP address that was looked at.
+
+        Whoever runs a name's DNS must not turn our requests on the local network, now or a moment later. An entry
+        that is an IP address, or a name marked with "!", is taken as it is.
+        """
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        if _as_ip(host) or host in self._local_hosts or parts.netloc.lower() in self._local_hosts:
+            return url, {}, {}
+        try:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            found = sorted(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))  # IPv4 first
+        except (OSError, UnicodeError) as error:
+            raise UnreadableScan(f"the host {host!r} is not found ({error}); it is asked again later.") from error
+        addresses = [str(sockaddr[0]) for *_, sockaddr in found]
+        local = [address for address in addresses if not _is_public(address)]
+        if local:
+            raise UnreadableScan(
+                f"its image lies on {host!r}, whose address {local[0]} is one of the local network. If that is meant, "
+                f"write {host + '!'!r} in SCANQUEUE_IMAGE_HOSTS."
+            )
+        target = httpx.URL(url).copy_with(host=addresses[0])
+        return str(target), {"Host": parts.netloc}, {"sni_hostname": host}
 
     # -- the queue --------------------------------------------------------------------------
 
@@ -751,6 +789,24 @@ def _is_file(path: str, root: str) -> bool:
     return re.match(FILE_PATHS, "/" + plain.removeprefix(root)) is not None
 
 
+def _as_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+
+
+def _is_public(address: str) -> bool:
+    """Whether an IP address is one of the internet; IPv4 inside IPv6 counts as what it stands for."""
+    ip = _as_ip(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if ip in ipaddress.ip_network("64:ff9b::/96"):  # NAT64
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        ip = inner or ip
+    return ip is not None and ip.is_global and not ip.is_multicast
+
+
 def _joined(base: str, reference: str) -> str:
     """`reference` as an absolute address; UnreadableScan when it is none that could be asked for."""
     try:
@@ -772,9 +828,13 @@ def _body(response: httpx.Response, reference: str) -> bytes:
             f"its image {name!r} cannot be had: the server answered {response.status_code}. "
             "Restore the file, or delete the task and import the image again."
         )
-    pieces, size = [], 0
+    if response.headers.get("content-encoding", "identity").lower() not in ("identity", "gzip", "deflate"):
+        raise UnreadableScan(f"its image {name!r} comes compressed in a way that was not asked for.")
+    pieces, size, until = [], 0, time.monotonic() + IMAGE_SECONDS
     for piece in response.iter_bytes():
         size += len(piece)
+        if time.monotonic() > until:
+            raise UnreadableScan(f"its image {name!r} came too slowly: not whole after {IMAGE_SECONDS:.0f} seconds.")
         if size > IMAGE_BYTES:
             raise UnreadableScan(f"its image {name!r} is larger than {IMAGE_BYTES >> 20} MiB.")
         pieces.append(piece)

@@ -78,15 +78,26 @@ class Service:
     def start(self) -> Service:
         for _ in range(self._number or 0):
             self.start_worker()
+        self.start_server()
+        return self
+
+    def start_server(self) -> None:
         command = [sys.executable, "-m", "backend.cli", "serve"]
         if self._number is not None:
             command.append("--no-worker")
         self._child = Child("scanqueue", command, env=self._env, log=self.folder.with_suffix(".log"))
         self._child.wait_healthy(f"{self.url}/health", timeout=180)
-        return self
+
+    def kill_server(self) -> None:
+        """SIGKILL the server; workers that were started beside it live on."""
+        assert self._number is not None
+        self._kill()
 
     def kill(self) -> None:
         """SIGKILL server and worker at the same instant."""
+        self._kill()
+
+    def _kill(self) -> None:
         assert self._child is not None
         os.killpg(self._child.pid, signal.SIGKILL)
         self._child.stop()

@@ -39,11 +39,13 @@ ALLOWED: dict[str, set[str]] = {
         "sampling",
     },
     "status": {"project", "settings", "store"},
+    "metrics": {"status", "store"},
     "page": {"project", "settings", "status", "store", "worker"},
-    "api": {"page", "project", "settings", "status", "store", "worker"},
+    "api": {"metrics", "page", "project", "settings", "status", "store", "worker"},
     "simulate": {"embedders", "evaluation", "formats", "learner", "pixels", "project", "settings", "sampling"},
     "doctor": {"embedders", "learner", "project", "segmenters", "settings", "store", "studio", "worker"},
     "plugin": {"settings"},
+    "logs": {"settings"},
 }
 COMPOSITION = {"app", "cli"}  # put the parts together, so they may import everything
 
@@ -65,6 +67,8 @@ WALLS: dict[str, set[str]] = {
     "fastapi": {"api", "page"},
     "starlette": {"api", "page"},
     "uvicorn": {"app"},
+    "prometheus_client": {"metrics"},
+    "pythonjsonlogger": {"logs"},
     "typer": {"cli"},
     "httpx": {"studio", "embedders", "doctor"},  # doctor asks our own server only, embedders the model hub
 }

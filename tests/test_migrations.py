@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from sqlalchemy import BigInteger, Engine, Integer, MetaData, create_engine, inspect, text
 
 from backend.errors import BadSetting
 from backend.migrate import HEAD
 from backend.store import Store, metadata, shard_table
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -30,17 +34,33 @@ def revision(url: str) -> str | None:
         return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
-def test_a_migrated_database_is_just_what_the_code_describes(url: str, tmp_path: Path) -> None:
-    Store(tmp_path, url)
+def differences(url: str) -> list[object]:
+    """Between the database and what the code describes."""
     with create_engine(url).connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, metadata) == []
+        return list(compare_metadata(context, metadata))
+
+
+def make_as_before(engine: Engine) -> None:
+    """The tables as they were made before there were migrations: no shards, and ids of 32 bits."""
+    before = MetaData()
+    for table in metadata.sorted_tables:
+        if table is not shard_table:
+            for column in table.to_metadata(before).columns:
+                if isinstance(column.type, BigInteger):
+                    column.type = Integer()
+    before.create_all(engine)
+
+
+def test_a_migrated_database_is_just_what_the_code_describes(url: str, tmp_path: Path) -> None:
+    Store(tmp_path, url)
+    assert differences(url) == []
     assert revision(url) == HEAD
 
 
 def test_a_database_from_before_there_were_migrations_is_adopted_with_its_rows(url: str, tmp_path: Path) -> None:
     engine = create_engine(url)
-    metadata.create_all(engine, tables=[t for t in metadata.sorted_tables if t is not shard_table])
+    make_as_before(engine)
     with engine.begin() as connection:
         connection.execute(text("INSERT INTO project (id, title, extra_params, backend_url, secret, connected, "
                                 "cursor, config, phase, reason, trouble, asked, active, embedder, embedder_why, "
@@ -49,7 +69,37 @@ def test_a_database_from_before_there_were_migrations_is_adopted_with_its_rows(u
     store = Store(tmp_path, url)
     assert store.project(7)["title"] == "kept"
     assert store.rows(shard_table.select()) == []
+    assert store.add_project(2**40)
+    assert store.projects() == [7, 2**40]
+    assert differences(url) == []
     assert revision(url) == HEAD
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+def test_a_process_killed_in_the_middle_of_a_migration_leaves_the_database_as_it_was(
+    url: str, tmp_path: Path, adopted: bool
+) -> None:
+    if adopted:
+        make_as_before(create_engine(url))
+    program = f"""
+import os, signal
+from pathlib import Path
+from alembic import op
+from backend.store import Store
+create = op.create_table
+def create_until_killed(name, *columns):
+    create(name, *columns)
+    if name == {"shard" if adopted else "project"!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+op.create_table = create_until_killed
+Store(Path({str(tmp_path)!r}), {url!r})
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
+    with create_engine(url).connect() as connection:
+        found = set(inspect(connection).get_table_names())
+    assert found == (set(metadata.tables) - {"shard"} if adopted else set())
+    assert Store(tmp_path, url).projects() == []
+    assert differences(url) == []
 
 
 def test_a_database_that_is_newer_than_the_code_is_refused_and_left_alone(url: str, tmp_path: Path) -> None:
@@ -74,3 +124,18 @@ store.add_project(1)
     running = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(6)]
     assert [process.wait(120) for process in running] == [0] * 6
     assert Store(tmp_path, url).projects() == [1]
+
+
+def test_an_installed_scanqueue_has_its_migrations(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("backend", "sampling"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = f"from setuptools.build_meta import build_wheel; build_wheel({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if name.startswith("backend/migrations/")}
+    assert packed == {str(path.relative_to(ROOT)) for path in (ROOT / "backend" / "migrations").rglob("*.py")}

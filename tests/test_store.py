@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,15 @@ def test_embeddings_come_back_in_the_order_asked_for(store: Store) -> None:
     assert np.array_equal(store.embeddings("pixels", ["c", "a", "c"]), vectors[[2, 0, 2]])
     assert store.embedded("pixels") == {"a", "b", "c"}
     assert store.embedded("other") == set()
+
+
+def test_two_that_write_the_same_rows_in_another_order_do_not_block_each_other(store: Store) -> None:
+    names = [f"{n:03d}" for n in range(200)]
+    vectors = np.zeros((200, 4), np.float32)
+    orders = [names, names[::-1]] * 10
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda order: store.put_embeddings("pixels", order, vectors), orders))
+    assert store.embedded("pixels") == set(names)
 
 
 def test_arrays_are_there_whole_or_not_at_all(store: Store) -> None:

@@ -69,7 +69,7 @@ def test_what_a_killed_or_frozen_worker_was_at_is_done_by_another(
         lab.connect(service)
         service.wait(lab.project, lambda s: s["embedded"] > 0)
         os.killpg(service.workers[0].pid, signal.SIGKILL)  # the keeper and the worker: nobody starts it again
-        frozen = _worker_of(service.workers[1].pid)
+        frozen = worker_of(service.workers[1].pid)
         os.kill(frozen, signal.SIGSTOP)
         lab.wait_for_round(0, seconds=300)
         assert service.status(lab.project)["embedded"] == SCANS
@@ -78,7 +78,7 @@ def test_what_a_killed_or_frozen_worker_was_at_is_done_by_another(
     lab.close()
 
 
-def _worker_of(keeper: int) -> int:
+def worker_of(keeper: int) -> int:
     """The process that works, started by `scanqueue worker`."""
     children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
     assert len(children) == 1

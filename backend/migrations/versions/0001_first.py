@@ -24,23 +24,23 @@ def upgrade() -> None:
     )
     op.create_table(
         "label",
-        sa.Column("project", sa.BigInteger(), nullable=False),
-        sa.Column("task", sa.BigInteger(), nullable=False),
-        sa.Column("annotation", sa.BigInteger(), nullable=False),
+        sa.Column("project", sa.Integer(), nullable=False),
+        sa.Column("task", sa.Integer(), nullable=False),
+        sa.Column("annotation", sa.Integer(), nullable=False),
         sa.Column("key", sa.String(length=64), nullable=False),
         sa.Column("mask", sa.String(length=64), nullable=False),
         sa.Column("read_at", sa.String(length=40), nullable=False),
         sa.Column("config", sa.String(length=64), nullable=False),
         sa.Column("shown_version", sa.String(length=40), nullable=False),
         sa.Column("lead_time", sa.Float(), nullable=True),
-        sa.Column("completed_by", sa.BigInteger(), nullable=True),
+        sa.Column("completed_by", sa.Integer(), nullable=True),
         sa.Column("problem", sa.Text(), nullable=False),
         sa.Column("remark", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("project", "task"),
     )
     op.create_table(
         "model",
-        sa.Column("project", sa.BigInteger(), nullable=False),
+        sa.Column("project", sa.Integer(), nullable=False),
         sa.Column("version", sa.String(length=40), nullable=False),
         sa.Column("fingerprint", sa.String(length=64), nullable=False),
         sa.Column("labels", sa.Text(), nullable=False),
@@ -54,7 +54,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "progress",
-        sa.Column("project", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("project", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("step", sa.Text(), nullable=False),
         sa.Column("done", sa.Integer(), nullable=False),
         sa.Column("total", sa.Integer(), nullable=False),
@@ -64,7 +64,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "project",
-        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("title", sa.Text(), nullable=False),
         sa.Column("extra_params", sa.Text(), nullable=False),
         sa.Column("backend_url", sa.Text(), nullable=False),
@@ -85,7 +85,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "round",
-        sa.Column("project", sa.BigInteger(), nullable=False),
+        sa.Column("project", sa.Integer(), nullable=False),
         sa.Column("n", sa.Integer(), nullable=False),
         sa.Column("key", sa.String(length=64), nullable=False),
         sa.Column("model", sa.String(length=40), nullable=False),
@@ -99,8 +99,8 @@ def upgrade() -> None:
     )
     op.create_table(
         "scan",
-        sa.Column("project", sa.BigInteger(), nullable=False),
-        sa.Column("task", sa.BigInteger(), nullable=False),
+        sa.Column("project", sa.Integer(), nullable=False),
+        sa.Column("task", sa.Integer(), nullable=False),
         sa.Column("image", sa.Text(), nullable=False),
         sa.Column("updated_at", sa.String(length=40), nullable=False),
         sa.Column("annotated", sa.Integer(), nullable=False),
@@ -114,8 +114,8 @@ def upgrade() -> None:
     )
     op.create_table(
         "shown",
-        sa.Column("project", sa.BigInteger(), nullable=False),
-        sa.Column("task", sa.BigInteger(), nullable=False),
+        sa.Column("project", sa.Integer(), nullable=False),
+        sa.Column("task", sa.Integer(), nullable=False),
         sa.Column("version", sa.String(length=40), nullable=False),
         sa.Column("label", sa.String(length=64), nullable=False),
         sa.Column("dice", sa.Float(), nullable=False),

@@ -1,4 +1,4 @@
-"""Shards: parts of bulk work that any worker may take."""
+"""Shards: parts of bulk work that any worker may take. Label Studio's ids get 64 bits, as they have there."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -6,8 +6,25 @@ from alembic import op
 revision = "0002"
 down_revision = "0001"
 
+IDS = {
+    "project": ["id"],
+    "scan": ["project", "task"],
+    "label": ["project", "task", "annotation", "completed_by"],
+    "model": ["project"],
+    "round": ["project"],
+    "shown": ["project", "task"],
+    "progress": ["project"],
+}
+
 
 def upgrade() -> None:
+    for table, columns in IDS.items():
+        with op.batch_alter_table(table) as batch:  # SQLite copies the table, PostgreSQL alters it
+            for column in columns:
+                nullable = column == "completed_by"
+                batch.alter_column(
+                    column, existing_type=sa.Integer(), type_=sa.BigInteger(), existing_nullable=nullable
+                )
     op.create_table(
         "shard",
         sa.Column("project", sa.BigInteger(), nullable=False),

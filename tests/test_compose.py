@@ -1,0 +1,67 @@
+"""docker-compose.yml, read by Debian's docker-compose with an environment made from .env.example."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from backend.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "docker-compose.yml").read_text()
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    if shutil.which("docker-compose") is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("docker-compose is not installed")
+    env = tmp_path_factory.mktemp("compose") / "env"
+    env.write_text(re.sub(r"=$", "=x1", (ROOT / ".env.example").read_text(), flags=re.M))
+    command = ["docker-compose", "--env-file", str(env), "-f", str(ROOT / "docker-compose.yml"), "config"]
+    clean = {"PATH": os.environ["PATH"], "HOME": str(env.parent)}
+    done = subprocess.run(command, env=clean, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = yaml.safe_load(done.stdout)["services"]
+    return found
+
+
+def test_the_example_names_exactly_the_variables_used_and_no_secret_has_a_default() -> None:
+    example = set(re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.M))
+    assert example == set(re.findall(r"\$\{(\w+)", TEXT))
+    assert not re.search(r"\$\{\w*PASSWORD(?!:\?)", TEXT)
+
+
+def test_label_studio_guards_are_narrow_and_sentry_is_off(services: dict[str, Any]) -> None:
+    given = services["label-studio"]["environment"]
+    assert given["USE_DEFAULT_BANNED_SUBNETS"] == "false"
+    assert given["USER_ADDITIONAL_BANNED_SUBNETS"] == "169.254.0.0/16"
+    assert given["SENTRY_DSN"] == given["FRONTEND_SENTRY_DSN"] == ""
+
+
+def test_settings_accept_the_environment(services: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("")
+    for name in ("scanqueue", "worker"):
+        given = services[name]["environment"] | {"SCANQUEUE_LABEL_STUDIO_API_KEY_FILE": str(tmp_path / "token")}
+        read = Settings.from_env(given)
+        assert read.host == "0.0.0.0"
+        assert read.user
+    assert "scanqueue.internal" in services["scanqueue"]["networks"]["front"]["aliases"]
+    assert read.public_url == "http://scanqueue.internal:9090"
+
+
+def test_every_service_is_watched_restarted_and_confined(services: dict[str, Any]) -> None:
+    for name, one in services.items():
+        assert one["restart"] == "unless-stopped", name
+        assert one["healthcheck"]["test"], name
+        for port in one.get("ports", []):
+            assert str(port).startswith("127.0.0.1:"), name
+    for name in ("scanqueue", "worker"):
+        assert services[name]["read_only"] is True
+        assert services[name]["user"] == "10001:10001"
