@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import time
 from dataclasses import replace
@@ -56,7 +57,9 @@ def serve(
     log_to(settings)
     from backend.app import run_server
 
-    if settings.log_format == "text":
+    if settings.log_format == "json":
+        logging.getLogger("scanqueue").info("listening on http://%s:%s", settings.host, settings.port)
+    else:
         console.print(f"scanqueue listens on http://{settings.host}:{settings.port}", highlight=False)
     run_server(settings, worker=worker)
 

@@ -10,6 +10,7 @@ import logging
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -130,6 +131,7 @@ def log_to(settings: Settings | None = None, level: str = "INFO") -> None:
         handler.setFormatter(TextFormatter(redactor, "%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # a hostile file makes it warn tens of thousands of times
     for noisy in NOISY:
         logging.getLogger(noisy).setLevel("WARNING")
     sys.excepthook = _died
