@@ -31,11 +31,13 @@ def open_store(settings: Settings) -> Store:
     return Store(settings.data_dir, settings.database_url, settings.redis_url)
 
 
-def make_reconciler(settings: Settings, store: Store, stopping: threading.Event, pulse: Pulse) -> Reconciler:
+def make_reconciler(
+    settings: Settings, store: Store, stopping: threading.Event, pulse: Pulse | None = None
+) -> Reconciler:
     from backend.learner import Learner
     from backend.reconcile import Reconciler
 
-    return Reconciler(make_studio(settings), store, Learner(settings), settings, stopping.is_set, pulse)
+    return Reconciler(make_studio(settings), store, Learner(settings), settings, stopping.is_set, pulse or Pulse())
 
 
 def make_studio(settings: Settings) -> Studio:
