@@ -5,7 +5,7 @@ LABELS ?=
 PORT ?=
 LABEL ?=
 
-.PHONY: help setup demo lint test test-all check clean
+.PHONY: help setup demo lint test test-all check audit clean
 
 help:
 	@echo "make setup      create the virtual environments (done by the others too)"
@@ -14,6 +14,7 @@ help:
 	@echo "                LABELS=40 how many they label     LABEL=name of the mask   PORT=of Label Studio"
 	@echo "make test       checks and tests, as CI runs them (make check is the same)"
 	@echo "make test-all   the long tests too"
+	@echo "make audit      known vulnerabilities of the installed packages (asks the internet)"
 
 setup:
 	@scripts/setup
@@ -40,6 +41,9 @@ test-all: lint
 	.venv/bin/python -m pytest
 
 check: test
+
+audit: setup
+	.venv/bin/pip-audit --strict --skip-editable --progress-spinner off
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis test-output

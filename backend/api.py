@@ -6,18 +6,20 @@ import base64
 import hmac
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from backend import __version__, metrics, status
+from backend import __version__, contract, metrics, status
 from backend.errors import BadSetting, ScanqueueError, StorageFull, StoreUnavailable, StudioUnavailable
+from backend.measures import Note, nowhere
 from backend.project import PENDING, SECRET_HEADER, version_name
 from backend.settings import Settings
 from backend.store import Store, activate_model
@@ -26,6 +28,7 @@ log = logging.getLogger("scanqueue.api")
 
 BODY_BYTES = 64 * 2**20  # of /predict, which brings whole tasks with their annotations
 SMALL_BODY_BYTES = 8 * 2**20  # of the others; 5,000 new tasks in one webhook are 2.4 MB
+Number = Annotated[int, Path(ge=0, lt=10**15, description="The project's number in Label Studio.")]
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -59,10 +62,12 @@ def create_api(
     predict: Predict,
     *,
     waiting: Callable[[], int] | None = None,
+    note: Note = nowhere,
 ) -> FastAPI:
     """The HTTP application.
 
     waiting  how many jobs wait for a worker, for /metrics
+    note     counts the requests, for /metrics too
     """
     app = FastAPI(title="scanqueue", version=__version__, docs_url=None, redoc_url=None)
     app.include_router(_for_label_studio(store, touch, predict))
@@ -73,13 +78,17 @@ def create_api(
         """The state of every project for Prometheus; described in docs/metrics.md."""
         return Response(metrics.render(store, waiting), headers={"Content-Type": metrics.CONTENT_TYPE})
 
+    contract.describe(app)
+
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        began = time.monotonic()
         try:
             answer = await _refused(request, settings, store) or await call_next(request)
         except ScanqueueError as error:  # the handlers below stand behind this
             answer = _explained(error)
         answer.headers.update(HEADERS)
+        note("http", f"{_route(request)} {answer.status_code}", time.monotonic() - began)
         return answer
 
     @app.exception_handler(BadRequest)
@@ -128,6 +137,12 @@ async def _refused(request: Request, settings: Settings, store: Store) -> Respon
     if request.method not in ("GET", "HEAD") and _of_another_site(request):
         return _error(403, "A page of another site may not ask for this.")
     return None
+
+
+def _route(request: Request) -> str:
+    """Where a request was for, in one of a few words."""
+    known = getattr(request.scope.get("route"), "path", "")
+    return known or (request.url.path if ("post", request.url.path) in contract.BODIES else "other")
 
 
 def _limit(request: Request) -> int:
@@ -183,6 +198,8 @@ def _for_label_studio(store: Store, touch: Touch, predict: Predict) -> APIRouter
         address = str(request.base_url).rstrip("/")
         extra = body.get("extra_params")
         text = extra if isinstance(extra, str) else json.dumps(extra) if extra else ""
+        if "\0" in text or _has_half_a_character(text):  # no database takes either
+            raise BadRequest('"extra_params" holds characters that are none.')
 
         def remember() -> str:
             new = store.add_project(project)
@@ -258,27 +275,27 @@ def _for_people(store: Store, touch: Touch) -> APIRouter:
         return {"projects": [status.describe(store, p) for p in store.projects()]}
 
     @router.get("/{project}")
-    def one(project: int) -> dict[str, Any]:
+    def one(project: Number) -> dict[str, Any]:
         known(project)
         return status.describe(store, project) or {}
 
     @router.get("/{project}/map")
-    def points(project: int) -> dict[str, Any]:
+    def points(project: Number) -> dict[str, Any]:
         known(project)
         return {"scans": status.map_points(store, project)}
 
     @router.get("/{project}/queue")
-    def waiting(project: int) -> dict[str, Any]:
+    def waiting(project: Number) -> dict[str, Any]:
         known(project)
         return {"queue": status.queue(store, project)}
 
     @router.get("/{project}/rounds")
-    def rounds(project: int) -> dict[str, Any]:
+    def rounds(project: Number) -> dict[str, Any]:
         known(project)
         return {"rounds": status.round_list(store, project), "models": status.model_list(store, project)}
 
     @router.post("/{project}/train", status_code=202)
-    def train(project: int, request: Request) -> dict[str, str]:
+    def train(project: Number, request: Request) -> dict[str, str]:
         """Train now. Sent as application/json, which no page of another site can do unasked."""
         _as_json(request)
         known(project)
@@ -287,7 +304,7 @@ def _for_people(store: Store, touch: Touch) -> APIRouter:
         return {"status": "noted"}
 
     @router.post("/{project}/activate", status_code=202)
-    async def activate(project: int, request: Request) -> dict[str, str]:
+    async def activate(project: Number, request: Request) -> dict[str, str]:
         """Let another model draw the masks: {"version": "scanqueue-r2"}, as application/json."""
         _as_json(request)
         version = str((await _json(request)).get("version") or "")
@@ -338,6 +355,14 @@ async def _json(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise BadRequest("The request must be a JSON object.")
     return body
+
+
+def _has_half_a_character(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _project(body: dict[str, Any]) -> int:

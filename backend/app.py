@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from backend.api import create_api
+from backend.measures import Measures, Note, nowhere
 from backend.pulse import Pulse, Stopping
 from backend.settings import PREFIX, Settings
 from backend.store import Store
@@ -32,18 +33,23 @@ def open_store(settings: Settings) -> Store:
 
 
 def make_reconciler(
-    settings: Settings, store: Store, stopping: threading.Event, pulse: Pulse | None = None
+    settings: Settings,
+    store: Store,
+    stopping: threading.Event,
+    pulse: Pulse | None = None,
+    note: Note = nowhere,
 ) -> Reconciler:
     from backend.learner import Learner
     from backend.reconcile import Reconciler
 
-    return Reconciler(make_studio(settings), store, Learner(settings), settings, stopping.is_set, pulse or Pulse())
+    studio = make_studio(settings, note)
+    return Reconciler(studio, store, Learner(settings), settings, stopping.is_set, pulse or Pulse(), note)
 
 
-def make_studio(settings: Settings) -> Studio:
+def make_studio(settings: Settings, note: Note = nowhere) -> Studio:
     from backend.studio import Studio
 
-    return Studio(settings.label_studio_url, settings.label_studio_api_key, image_hosts=settings.image_hosts)
+    return Studio(settings.label_studio_url, settings.label_studio_api_key, image_hosts=settings.image_hosts, note=note)
 
 
 def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = None) -> None:
@@ -58,7 +64,8 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
     stopping = threading.Event()
     pulse = Pulse()
     store = open_store(settings)
-    reconciler = make_reconciler(settings, store, stopping, pulse)
+    measures = Measures(store.add_measures)
+    reconciler = make_reconciler(settings, store, stopping, pulse, measures.note)
     if heartbeat is not None:  # only now: loading the libraries may hold all threads up for long
         threading.Thread(
             target=beat, args=(heartbeat, lambda: pulse.silence() < settings.hang_seconds, stopping), daemon=True
@@ -76,7 +83,9 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
 
     helper = Helper(reconciler.shards, reconciler.bulk, pulse, stopping)
     threading.Thread(target=helper.run, daemon=True).start()
+    threading.Thread(target=measures.keep, args=(stopping,), daemon=True).start()
     Queue(settings, look, store.projects).run(stopping, parent=parent)
+    measures.flush()
 
 
 def supervise_worker(settings: Settings) -> None:
@@ -96,10 +105,14 @@ def run_server(settings: Settings, *, worker: bool) -> None:
 
     store = open_store(settings)
     queue = Queue(settings)
-    predictor = Predictor(store, make_studio(settings), Learner(settings))
-    api = create_api(settings, store, Relay(queue.touch).touch, predictor.predict, waiting=queue.waiting)
+    measures = Measures(store.add_measures)
+    predictor = Predictor(store, make_studio(settings, measures.note), Learner(settings))
+    api = create_api(
+        settings, store, Relay(queue.touch).touch, predictor.predict, waiting=queue.waiting, note=measures.note
+    )
     stopping = threading.Event()
     keeper = threading.Thread(target=_keep_worker, args=(settings, stopping), daemon=True)
+    threading.Thread(target=measures.keep, args=(stopping,), daemon=True).start()
     if worker:
         keeper.start()
     try:
@@ -114,6 +127,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
         )
     finally:
         stopping.set()
+        measures.flush()
         if worker:
             keeper.join(timeout=30)
 

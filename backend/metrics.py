@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from backend import __version__, status
@@ -66,7 +66,7 @@ class _Records(Collector):
         yield InfoMetricFamily("scanqueue", "The version that answers.", {"version": __version__})
         found: list[Metric] = []
         try:
-            found = list(_projects(self._store))
+            found = [*_projects(self._store), *_measures(self._store)]
         except StoreUnavailable as error:
             log.warning("metrics: %s", error)
         except Exception:
@@ -115,6 +115,26 @@ def _projects(store: Store) -> list[Metric]:
             silence.add_metric(labels, max(now - row["at"], 0.0))
     count = GaugeMetricFamily("scanqueue_projects", "Projects that were connected.", value=len(names))
     return [count, *families.values(), phase, waiting, progress, age, silence]
+
+
+def _measures(store: Store) -> Iterator[Metric]:
+    steps = SummaryMetricFamily("scanqueue_step_seconds", "Steps of the loop that were done.", labels=["step"])
+    studio = SummaryMetricFamily(
+        "scanqueue_label_studio_seconds", "Requests to Label Studio that were answered.", labels=["request"]
+    )
+    http = SummaryMetricFamily("scanqueue_http_seconds", "Requests that the servers answered.", labels=["path", "code"])
+    for family, name in ((steps, "step"), (studio, "studio")):
+        for label, (count, total) in sorted(store.measures(name).items()):
+            family.add_metric([label], count, total)
+    for label, (count, total) in sorted(store.measures("http").items()):
+        path, _, code = label.rpartition(" ")
+        http.add_metric([path, code], count, total)
+    errors = CounterMetricFamily(
+        "scanqueue_label_studio_errors", "Requests to Label Studio that failed.", labels=["kind"]
+    )
+    for kind, (count, _) in sorted(store.measures("studio_error").items()):
+        errors.add_metric([kind], count)
+    return iter((steps, studio, errors, http))
 
 
 def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:

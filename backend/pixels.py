@@ -9,9 +9,9 @@ writes them: (0, 0) is the outer corner of the first pixel, (100, 100) that of t
 from __future__ import annotations
 
 import io
-import struct
-import zlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,22 +25,14 @@ from backend.errors import UnreadableMask, UnreadableScan
 IGNORE = 255
 """Value in a label map of pixels that count neither as background nor as a label (padding)."""
 
-# What Pillow's decoders have been seen to raise on damaged bytes.
-_DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    ArithmeticError,
-    MemoryError,
-    AttributeError,
-    struct.error,
-    zlib.error,
-)
 # Others are never tried: EPS would start Ghostscript, and many decoders are old and little read.
-_FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "JPEG2000", "PPM", "AVIF")
+_FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "JPEG2000", "AVIF")
+_SLOW = "bmp_rle"  # decoded by a loop in Python, seconds per megapixel
+LARGE = 8_000_000  # pixels from which on an image is one of few at a time: it may need gigabytes
+BAND = 256  # rows
+CROSSINGS = 5_000_000  # of the edges of one polygon with rows; each needs some 60 bytes
+FAR = 1e6  # percent of the image; points beyond it are moved there
+_FEW = threading.BoundedSemaphore(2)
 _Number = TypeVar("_Number", np.uint8, np.float32)
 _DEEP_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 
@@ -48,7 +40,7 @@ _DEEP_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 def decode_image(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uint8]:
     """Turn the bytes of an image file into pixels, oriented as a browser shows them.
 
-    PNG, JPEG, TIFF, GIF, BMP, WebP, JPEG 2000, PPM and AVIF, no other format:
+    PNG, JPEG, TIFF, GIF, BMP, WebP, JPEG 2000 and AVIF, no other format:
     1, 8, 16 and 32 bit, float, palette, alpha, CMYK. More than 8 bits of gray are
     windowed to the 0.5th..99.5th percentile of the finite values. Transparency is laid over black, the
     colour of our padding. A colour picture whose three channels are equal becomes gray. Of several
@@ -75,7 +67,7 @@ def decode_image(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uin
             f"not an image: {len(data):,} bytes starting with {data[:8]!r}. "
             "Upload PNG, JPEG, TIFF or another format a browser can show"
         ) from error
-    except _DAMAGED as error:
+    except Exception as error:  # decoders raise whatever they like, and no file may stop more than its scan
         raise _damaged(data, error) from error
     width, height = image.size
     if width * height > max_pixels:
@@ -85,18 +77,28 @@ def decode_image(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uin
         )
     if width < 1 or height < 1:
         raise UnreadableScan(f"the image has no pixels ({width} x {height}); upload the scan again")
-    try:
-        image.load()
-        image = _upright(image)
-        if image.mode in _DEEP_MODES:
-            return _to_8_bit(np.asarray(image))
-        if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-            rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
-            pixels = ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)
-        else:
-            pixels = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except _DAMAGED as error:
-        raise _damaged(data, error) from error
+    if any(tile[0] == _SLOW for tile in getattr(image, "tile", ())):
+        raise UnreadableScan("a BMP with run lengths is not read; save it as PNG and upload that")
+    with _FEW if width * height > LARGE else nullcontext():
+        try:
+            image.load()
+            return _as_shown(_upright(image))
+        except Exception as error:
+            raise _damaged(data, error) from error
+
+
+def _as_shown(image: Image.Image) -> NDArray[np.uint8]:
+    """(H, W) gray or (H, W, 3): windowed to 8 bits, on black, gray where the three channels are equal."""
+    if image.mode in _DEEP_MODES:
+        return _to_8_bit(np.asarray(image))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        pixels: NDArray[np.uint8] = np.empty((image.height, image.width, 3), np.uint8)
+        for top in range(0, image.height, BAND):  # in bands: the products need twice the bytes
+            bottom = min(top + BAND, image.height)
+            rgba = np.asarray(image.crop((0, top, image.width, bottom)).convert("RGBA")).astype(np.uint16)
+            pixels[top:bottom] = (rgba[..., :3] * rgba[..., 3:] + 127) // 255
+    else:
+        pixels = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
     if pixels.ndim == 3 and (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all():
         pixels = np.ascontiguousarray(pixels[..., 0])
     return pixels
@@ -112,23 +114,27 @@ def _damaged(data: bytes, error: Exception) -> UnreadableScan:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except _DAMAGED:  # broken metadata: a browser shows the picture as it is stored
+    except Exception:  # broken metadata: a browser shows the picture as it is stored
         return image
 
 
 def _to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Window (H, W) numbers to their 0.5th..99.5th percentile, 0..255. Not finite: 0. Constant: all 0."""
     numbers = values.astype(np.float32)
-    finite: NDArray[np.bool_] = np.isfinite(numbers)
+    finite = np.isfinite(numbers)
     if not finite.any():
         return np.zeros(numbers.shape, np.uint8)
-    low, high = np.percentile(numbers[finite], (0.5, 99.5))
+    known = numbers if finite.all() else numbers[finite]
+    low, high = np.percentile(known, (0.5, 99.5))
     if high <= low:  # nearly all pixels alike: the window is the whole range
-        low, high = numbers[finite].min(), numbers[finite].max()
+        low, high = known.min(), known.max()
+    eight_bit = np.zeros(numbers.shape, np.uint8)
     if high <= low:
-        return np.zeros(numbers.shape, np.uint8)
-    scaled = np.where(finite, (numbers - low) * (255.0 / (high - low)), 0.0)
-    eight_bit: NDArray[np.uint8] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+        return eight_bit
+    for top in range(0, len(numbers), BAND):
+        rows = slice(top, top + BAND)
+        scaled = np.where(finite[rows], (numbers[rows] - low) * (255.0 / (high - low)), 0.0)
+        eight_bit[rows] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
     return eight_bit
 
 
@@ -250,20 +256,27 @@ def polygon_to_mask(points_percent: ArrayLike, height: int, width: int) -> NDArr
     """
     try:
         points = np.asarray(points_percent, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise UnreadableMask(f"a polygon's points must be [x, y] pairs of numbers: {error}. Redraw it") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        said = str(error)[:100]
+        raise UnreadableMask(f"a polygon's points must be [x, y] pairs of numbers: {said}. Redraw it") from error
     if points.size == 0 or (points.ndim == 2 and points.shape[1] == 2 and len(points) < 3):
         raise UnreadableMask(f"a polygon needs at least 3 points, got {len(points)}. Redraw or delete it")
     if points.ndim != 2 or points.shape[1] != 2:
         raise UnreadableMask(f"a polygon's points must be [x, y] pairs, got an array of {points.shape}. Redraw it")
     if not np.isfinite(points).all():
         raise UnreadableMask("a polygon's points must be finite numbers, got NaN or infinity. Redraw it")
+    points = points.clip(-FAR, FAR)
     x, y = points[:, 0] * (width / 100), points[:, 1] * (height / 100)
     next_x, next_y = np.roll(x, -1), np.roll(y, -1)
     # Rows whose centre line (row + 0.5) each edge crosses: low <= row + 0.5 < high.
     first = np.clip(np.ceil(np.minimum(y, next_y) - 0.5), 0, height).astype(np.int64)
     last = np.clip(np.ceil(np.maximum(y, next_y) - 0.5), 0, height).astype(np.int64)
     counts = last - first
+    if counts.sum() > CROSSINGS:
+        raise UnreadableMask(
+            f"a polygon of {len(points):,} points crosses the {height} rows of the image {counts.sum():,} times, "
+            f"at most {CROSSINGS:,} can be drawn. Redraw it with fewer points"
+        )
     edge = np.repeat(np.arange(len(points)), counts)
     row = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
     slope = (row + 0.5 - y[edge]) / (next_y[edge] - y[edge])
@@ -333,11 +346,11 @@ def _bridged(ring: NDArray[np.float64], hole: NDArray[np.float64]) -> NDArray[np
     return np.concatenate([ring[: at + 1], around, around[:1], ring[at:]])
 
 
-def merge_labels(masks: Sequence[tuple[int, NDArray[np.bool_]]], height: int, width: int) -> NDArray[np.uint8]:
+def merge_labels(masks: Iterable[tuple[int, NDArray[np.bool_]]], height: int, width: int) -> NDArray[np.uint8]:
     """One label map from the masks of an annotation; where they overlap, the later one wins.
 
-    masks          (class number 1..254, (height, width) bool), in the order they were drawn; empty: all
-                   background
+    masks          (class number 1..254, (height, width) bool), in the order they were drawn, each asked for
+                   when the one before it was taken; empty: all background
     height, width  size of the scan
 
     Returns (height, width) uint8. Raises UnreadableMask when a mask has another size, ValueError on a class

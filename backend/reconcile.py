@@ -37,6 +37,7 @@ from backend.errors import (
 from backend.evaluation import Scores
 from backend.learner import Case, Learner
 from backend.locks import Hold
+from backend.measures import Note, nowhere
 from backend.project import (
     Done,
     ExtendRound,
@@ -107,6 +108,7 @@ class Reconciler:
     settings: Settings
     stopping: Callable[[], bool] = lambda: False
     pulse: Pulse = field(default_factory=Pulse)
+    note: Note = nowhere
     _holds: dict[int, Hold] = field(default_factory=dict)
     _tended: dict[int, float] = field(default_factory=dict)
     _tending: set[int] = field(default_factory=set)
@@ -176,8 +178,10 @@ class Reconciler:
                 return plan
             last = step
             log.info("project %s: %s", project, _describe(step))
+            began = time.monotonic()
             try:
                 self._run(project, seen, done, step)
+                self.note("step", type(step).__name__, time.monotonic() - began)
             except Again:
                 last = None
             except StudioRefused as error:

@@ -187,6 +187,15 @@ shard_table = Table(
     Column("tries", Integer, nullable=False),
 )
 
+measure_table = Table(
+    "measure",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("label", String(100), primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    Column("total", Float, nullable=False),
+)
+
 PROBLEM_RETRY = 600.0  # seconds until a scan that could not be read is tried again
 PROGRESS_STALE = 120.0  # seconds after which a step that reports nothing is taken for dead
 DISK_FULL = "53100"  # PostgreSQL's SQLSTATE
@@ -577,6 +586,22 @@ class Store:
         if row["done"] > 0 and spent > 0:
             left = round(spent * (row["total"] - row["done"]) / row["done"], 1)
         return {"step": row["step"], "done": row["done"], "total": row["total"], "seconds_left": left}
+
+    # -- measures -----------------------------------------------------------------------------
+
+    def add_measures(self, amounts: Mapping[tuple[str, str], tuple[int, float]]) -> None:
+        """Add counts and sums, by name and label, to what all processes have counted."""
+        with self.write() as connection:
+            for (name, label), (count, total) in sorted(amounts.items()):
+                row = {"name": name, "label": label, "count": count, "total": total}
+                insert = self._insert(measure_table).values(row)
+                more = {c: measure_table.c[c] + insert.excluded[c] for c in ("count", "total")}
+                connection.execute(insert.on_conflict_do_update(index_elements=["name", "label"], set_=more))
+
+    def measures(self, name: str) -> dict[str, tuple[int, float]]:
+        """What was counted under `name`: how often, and the sum, by label."""
+        rows = self.rows(select(measure_table).where(measure_table.c.name == name))
+        return {r["label"]: (r["count"], r["total"]) for r in rows}
 
     # -- artefacts ----------------------------------------------------------------------------
 

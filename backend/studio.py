@@ -25,11 +25,11 @@ from urllib.parse import parse_qs, unquote, urljoin, urlsplit
 import httpx
 import numpy as np
 from label_studio_sdk import LabelStudio
-from label_studio_sdk.converter import brush
 from label_studio_sdk.core.api_error import ApiError
 from numpy.typing import NDArray
 
 from backend.errors import ProjectGone, StudioRefused, StudioUnavailable, UnreadableMask, UnreadableScan
+from backend.measures import Note, nowhere
 from backend.pixels import mask_to_polygons, merge_labels, polygon_to_mask
 from backend.project import SAMPLING, SECRET_HEADER, LabelConfig
 
@@ -65,12 +65,15 @@ HIDDEN_COLUMNS = [  # by the "Default" tab that Label Studio's web page makes
 ]
 FILE_PATHS = r"/(data|storage-data)/.|/(tasks|projects)/\d+/(resolve|presign)/?$"
 ACTIVITY = ("num_tasks_with_annotations", "total_annotations_number", "skipped_annotations_number")
+DRAWN = ("brushlabels", "polygonlabels")
 REDIRECTS = 5
 NOT_THE_SCANS_FAULT = (401, 403, 429, 502, 503, 504)
 
 _LENGTH_BITS = np.array([3, 4, 8, 16])  # the four ways to write the length of a run
 _RUN_LIMITS = np.array([8, 16, 256])  # the longest run of all but the last
 _RUN = 2**16  # the longest of all; longer ones are cut
+RLE_BYTES = 16 * 2**20  # of one brush region; pure noise on 4096 x 4096 pixels needs 14.5
+REGION_PIXELS = 2 * 10**10  # regions of an annotation times pixels of its image: half a minute of drawing
 
 Mask = NDArray[np.uint8]
 
@@ -133,16 +136,20 @@ class Studio:
     image_hosts  hosts besides Label Studio's own that scans may be fetched from, each with a port or without;
                  "name!" also when the name leads to an address of the local network
     timeout      seconds one request may take
+    note         counts requests ("studio", what was asked, seconds) and failures ("studio_error", of which kind)
 
     Every method raises StudioUnavailable when trying again may help and StudioRefused when not.
     """
 
-    def __init__(self, url: str, api_key: str, *, image_hosts: Sequence[str] = (), timeout: float = 60.0) -> None:
+    def __init__(
+        self, url: str, api_key: str, *, image_hosts: Sequence[str] = (), timeout: float = 60.0, note: Note = nowhere
+    ) -> None:
         self.url = url.rstrip("/") + "/"  # the SDK refreshes tokens against the wrong path without it
         self._api_key = api_key
         self._image_hosts = frozenset(host.lower().rstrip("!") for host in image_hosts)
         self._local_hosts = frozenset(host.lower().rstrip("!") for host in image_hosts if host.endswith("!"))
         self._timeout = timeout
+        self._note = note
         self._lock = threading.Lock()
         self._certificates = httpx.create_ssl_context()  # reading them takes longer than fetching a scan
         self._sdk: LabelStudio | None = None
@@ -203,6 +210,7 @@ class Studio:
         if body is not None:
             content = json.dumps(body).encode()
         self.requests += 1
+        began = time.monotonic()
         try:
             response = wrapper.httpx_client.request(
                 path,
@@ -215,10 +223,14 @@ class Studio:
         except ApiError as error:
             raise self._refusal(error.status_code or 0, error.body, path) from error
         except (httpx.HTTPError, ValueError) as error:  # ValueError: a token answer that is not JSON
+            self._note("studio_error", "no answer")
             raise StudioUnavailable(
                 f"Label Studio at {self.url} does not answer ({type(error).__name__}). "
                 "It is asked again every minute; check that it runs and that SCANQUEUE_LABEL_STUDIO_URL is right."
             ) from error
+        self._note("studio", f"{method} {_pattern(path)}", time.monotonic() - began)
+        if response.status_code >= 400:
+            self._note("studio_error", "failed" if response.status_code >= 500 else "refused")
         try:
             return response.status_code, response.json() if response.content else None
         except ValueError as error:
@@ -366,6 +378,7 @@ class Studio:
             for _ in range(REDIRECTS):
                 ours = self._allowed(url)
                 self.requests += 1
+                began = time.monotonic()
                 try:
                     authorization = {"Authorization": headers()["Authorization"]} if ours else {}
                     address, name, extensions = (url, {}, {}) if ours else self._pinned(url)
@@ -376,9 +389,13 @@ class Studio:
                             continue
                         if ours and response.status_code in NOT_THE_SCANS_FAULT:
                             raise self._refusal(response.status_code, response.reason_phrase, "an image")
-                        return _body(response, reference)
+                        body = _body(response, reference)
+                        if ours:
+                            self._note("studio", "GET image", time.monotonic() - began)
+                        return body
                 except (httpx.HTTPError, ValueError) as error:  # ValueError: a token answer that is not JSON
                     if ours:
+                        self._note("studio_error", "no answer")
                         raise StudioUnavailable(
                             f"Label Studio at {self.url} does not answer ({type(error).__name__})."
                         ) from error
@@ -626,53 +643,95 @@ def read_mask(
     left out and remarked upon. Raises UnreadableMask when a region does not fit the image.
     """
     classes = {label: i + 1 for i, label in enumerate(config.labels)}
-    masks: list[tuple[int, NDArray[np.bool_]]] = []
     remarks: list[str] = []
-    for number, region in enumerate(result, start=1):
-        kind = str(region.get("type", "")).lower()
-        if kind not in ("brushlabels", "polygonlabels"):
-            continue
-        value = region.get("value") or {}
-        names = value.get(kind) or ["(no label)"]
-        label = str(names[0])
-        if label not in classes:
-            remarks.append(
-                f"region {number} is labelled {label!r}, which the label config does not have; it was left out. "
-                "Add the label again, or relabel the region."
-            )
-            continue
-        where = f"region {number} ({label!r})"
-        size = (region.get("original_height"), region.get("original_width"))
-        if size != (height, width):
-            raise UnreadableMask(
-                f"{where} was drawn on {size[1]} x {size[0]} pixels, but the image has {width} x {height}. "
-                "Delete the region and draw it again."
-            )
-        if kind == "brushlabels":
-            masks.append((classes[label], _decode_brush(value.get("rle"), height, width, where)))
-        else:
-            try:
-                masks.append((classes[label], polygon_to_mask(value.get("points") or (), height, width)))
-            except UnreadableMask as error:
-                raise UnreadableMask(f"{where}: {error}") from error
-    return merge_labels(masks, height, width), remarks
+    if not isinstance(result, Sequence) or not all(isinstance(region, Mapping) for region in result):
+        raise UnreadableMask("the annotation is not a list of regions. Delete it and annotate the task again.")
+    drawn = [(i, r) for i, r in enumerate(result, start=1) if str(r.get("type")).lower() in DRAWN]
+    if len(drawn) * height * width > REGION_PIXELS:
+        raise UnreadableMask(
+            f"{len(drawn):,} regions on {width} x {height} pixels are more than can be drawn; "
+            f"at most {REGION_PIXELS // (height * width):,} are. Join regions of the same label."
+        )
+
+    def masks() -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        for number, region in drawn:
+            kind = str(region["type"]).lower()
+            value = region.get("value")
+            names = value.get(kind) if isinstance(value, Mapping) else None
+            label = str(names[0])[:80] if isinstance(names, list) and names else "(no label)"
+            if not isinstance(value, Mapping) or label not in classes:
+                remarks.append(
+                    f"region {number} is labelled {label!r}, which the label config does not have; it was left out. "
+                    "Add the label again, or relabel the region."
+                )
+                continue
+            where = f"region {number} ({label!r})"
+            size = (region.get("original_height"), region.get("original_width"))
+            if size != (height, width):
+                raise UnreadableMask(
+                    f"{where} was drawn on {str(size[1])[:20]} x {str(size[0])[:20]} pixels, but the image has "
+                    f"{width} x {height}. Delete the region and draw it again."
+                )
+            if kind == "brushlabels":
+                yield classes[label], _decode_brush(value.get("rle"), height, width, where)
+            else:
+                try:
+                    yield classes[label], polygon_to_mask(value.get("points") or (), height, width)
+                except UnreadableMask as error:
+                    raise UnreadableMask(f"{where}: {error}") from error
+
+    return merge_labels(masks(), height, width), remarks  # one at a time: together they may be gigabytes
 
 
 def _decode_brush(rle: Any, height: int, width: int, where: str) -> NDArray[np.bool_]:
-    broken = UnreadableMask(
-        f"{where} holds a brush mask that does not fit its {width} x {height} pixels. "
-        "Delete the region and draw it again."
-    )
-    if not isinstance(rle, list) or len(rle) < 8 or not all(type(b) is int and 0 <= b < 256 for b in rle):
-        raise broken
-    if int.from_bytes(bytes(rle[:4]), "big") != height * width * 4:
-        raise broken  # the run lengths carry their own total: checked before anything is allocated
+    if isinstance(rle, list) and len(rle) > RLE_BYTES:
+        raise UnreadableMask(
+            f"{where} holds a brush mask of {len(rle):,} bytes; at most {RLE_BYTES:,} are read. "
+            "Delete the region and draw it again."
+        )
     try:
-        flat = brush.decode_rle(rle)
-        alpha = np.reshape(flat, (height, width, 4))[:, :, 3]
-    except (ValueError, IndexError) as error:
-        raise broken from error
-    return np.asarray(alpha > 0)
+        if not isinstance(rle, list):
+            raise ValueError
+        return decode_brush(bytes(rle), height, width)
+    except (ValueError, TypeError) as error:
+        raise UnreadableMask(
+            f"{where} holds a brush mask that does not fit its {width} x {height} pixels. "
+            "Delete the region and draw it again."
+        ) from error
+
+
+def decode_brush(rle: bytes, height: int, width: int) -> NDArray[np.bool_]:
+    """The mask (height, width) that Label Studio's run lengths draw: where they are not fully transparent.
+
+    The same as `label_studio_sdk`'s `brush.decode_rle`, which takes seconds for a noisy megapixel. Raises ValueError
+    when they are damaged or of another size; nothing is allocated before that is checked.
+    """
+    count, bits = height * width * 4, len(rle) * 8
+    if len(rle) < 8 or int.from_bytes(rle[:4], "big") != count:
+        raise ValueError("another size")
+    head = int.from_bytes(rle[4:8], "big")
+    if head >> 27 != 7:
+        raise ValueError("the values are not bytes")
+    sizes = [(head >> shift & 15) + 1 for shift in (23, 19, 15, 11)]
+    flat = np.empty(count, np.uint8)
+    data = rle + bytes(8)
+    at, done = 53, 0
+    while done < count:
+        window = int.from_bytes(data[at >> 3 : (at >> 3) + 8], "big") << (at & 7)  # 57 bits and more from `at` on
+        size = sizes[window >> 61 & 3]
+        length = (window >> (61 - size) & ((1 << size) - 1)) + 1
+        end = done + length
+        after = at + 3 + size
+        at = after + (8 if window >> 63 & 1 else 8 * length)
+        if at > bits or end > count:
+            raise ValueError("truncated, or longer than announced")
+        if window >> 63 & 1:
+            flat[done:end] = window >> (53 - size) & 255
+        else:
+            values = int.from_bytes(data[after >> 3 : (at + 7) >> 3], "big") >> (-at & 7)
+            flat[done:end] = np.frombuffer((values & ((1 << 8 * length) - 1)).to_bytes(length, "big"), np.uint8)
+        done = end
+    return np.asarray(flat[3::4].reshape(height, width) > 0)
 
 
 def draw_mask(labelmap: Mask, labels: Sequence[str], config: LabelConfig, version: str) -> list[dict[str, Any]]:
@@ -774,6 +833,11 @@ def _chunks(rows: Sequence[bytes], limit: int) -> Iterator[list[bytes]]:
         size += len(row)
     if chunk:
         yield chunk
+
+
+def _pattern(path: str) -> str:
+    """A path of the API without the numbers in it."""
+    return re.sub(r"\d+", "ID", path)
 
 
 def _is_file(path: str, root: str) -> bool:

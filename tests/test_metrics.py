@@ -13,6 +13,8 @@ from servers import PostgresServer, RedisServer
 
 from backend import __version__, metrics
 from backend.api import create_api
+from backend.errors import StoreUnavailable
+from backend.measures import Amounts, Measures
 from backend.settings import Settings
 from backend.shards import Shards
 from backend.store import Pick, Store
@@ -60,6 +62,9 @@ def busy(tmp_path: Path) -> Store:
     store.put_shown(4, shown)
     store.set_project(4, phase="rounds", trouble="Label Studio does not answer.")
     store.report(4, "training scanqueue-r2 on 1 labels", 3, 12)
+    store.add_measures({("step", "Train"): (1, 60.0), ("studio", "GET /api/tasks"): (3, 0.5)})
+    store.add_measures({("studio", "GET /api/tasks"): (1, 0.25), ("studio_error", "no answer"): (2, 0.0)})
+    store.add_measures({("http", "/webhook 201"): (5, 0.125)})
     Shards(store, "me").cut(4, "embed", "", list(range(40)))
     return store
 
@@ -82,6 +87,12 @@ def test_the_numbers_are_those_of_the_records_and_of_the_queue(busy: Store) -> N
     assert found["scanqueue_jobs_waiting"][()] == 1
     assert (found["scanqueue_store_up"][()], found["scanqueue_queue_up"][()]) == (1, 1)
     assert found["scanqueue_projects"][()] == 2
+    requests = (("request", "GET /api/tasks"),)
+    assert found["scanqueue_label_studio_seconds_count"][requests] == 4
+    assert found["scanqueue_label_studio_seconds_sum"][requests] == 0.75
+    assert found["scanqueue_label_studio_errors_total"] == {(("kind", "no answer"),): 2}
+    assert found["scanqueue_step_seconds_sum"] == {(("step", "Train"),): 60}
+    assert found["scanqueue_http_seconds_count"] == {(("code", "201"), ("path", "/webhook")): 5}
     assert set(found["scanqueue_round"]) == {four}  # project 5 has had none
 
 
@@ -127,3 +138,47 @@ def test_it_is_asked_for_with_credentials_only(busy: Store) -> None:
     answer = http.get("/metrics", auth=("lab", "secret"))
     assert (answer.status_code, answer.headers["content-type"]) == (200, metrics.CONTENT_TYPE)
     assert read(answer.content)["scanqueue_jobs_waiting"][()] == 7
+
+
+def test_what_processes_count_comes_together_and_survives_a_database_that_is_away(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    away = True
+
+    def add(amounts: Amounts) -> None:
+        if away:
+            raise StoreUnavailable("is away")
+        store.add_measures(amounts)
+
+    one, two = Measures(add), Measures(store.add_measures)
+    for seconds in (1.0, 2.0):
+        one.note("step", "Train", seconds)
+        one.flush()
+    away = False
+    two.note("step", "Train", 4.0)
+    two.flush()
+    one.flush()
+    one.flush()
+    assert store.measures("step") == {"Train": (3, 7.0)}
+
+
+def test_no_sender_can_fill_the_records_with_labels(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    measures = Measures(store.add_measures)
+    for n in range(2000):
+        measures.note("http", f"/{n} 404")
+    measures.flush()
+    assert len(store.measures("http")) == 500
+
+
+def test_requests_are_counted_by_what_they_are_for(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.add_project(4)
+    counted: list[tuple[str, str]] = []
+    settings = Settings(data_dir=tmp_path, user="lab", password="secret")
+    note = lambda name, label, amount=0.0: counted.append((name, label))  # noqa: E731
+    http = TestClient(create_api(settings, store, lambda _: None, lambda *_: [], note=note))
+    http.post("/webhook", json={})
+    for path in ("/api/projects/4", "/api/projects/9", "/secret-of-mine"):
+        http.get(path, auth=("lab", "secret"))
+    labels = ["/webhook 401", "/api/projects/{project} 200", "/api/projects/{project} 404", "other 404"]
+    assert counted == [("http", label) for label in labels]

@@ -1,0 +1,225 @@
+"""What `/openapi.json` says about the bodies of requests and answers: JSON Schema, by method and path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+WHOLE: Schema = {"type": "integer"}
+NUMBER: Schema = {"type": "number"}
+YES_NO: Schema = {"type": "boolean"}
+
+
+def _thing(required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
+    found: Schema = {"type": "object", "properties": required | (optional or {})}
+    return found | {"required": sorted(required)} if required else found
+
+
+def _many(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _of(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_MAYBE = _or_null(NUMBER)
+SCHEMAS: dict[str, Schema] = {
+    "Error": _thing({"error": TEXT}),
+    "Noted": _thing({"status": {"const": "noted"}}),
+    "Empty": {"type": "object"},
+    "Health": _thing({"status": {"const": "UP"}, "model_class": TEXT}),
+    "Setup": _thing(
+        {"project": {"type": "string", "pattern": r"^[0-9]{1,15}(\.[0-9]*)?$", "examples": ["4.1795404647"]}},
+        {
+            "schema": TEXT,
+            "hostname": TEXT,
+            "access_token": TEXT,
+            "extra_params": {"anyOf": [TEXT, {"type": "object"}, {"type": "null"}]},
+        },
+    ),
+    "SetupAnswer": _thing({"model_version": TEXT}),
+    "Task": _thing({"id": WHOLE, "data": {"type": "object"}}),
+    "Predict": _thing(
+        {"project": {"type": "string", "pattern": r"^[0-9]{1,15}(\.[0-9]*)?$"}, "tasks": _many(_of("Task"))},
+        {"label_config": TEXT, "params": {"type": "object"}},
+    ),
+    "Prediction": _thing(
+        {
+            "model_version": TEXT,
+            "score": {"type": "number", "minimum": 0, "maximum": 1},
+            "result": _many({"type": "object"}),
+        }
+    ),
+    "Predictions": _thing({"results": _many(_of("Prediction"))}),
+    "Webhook": _thing(
+        {
+            "action": {"type": "string", "examples": ["ANNOTATION_CREATED", "START_TRAINING"]},
+            "project": _thing({"id": {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}}),
+        }
+    ),
+    "Versions": _thing({"versions": _many(TEXT)}),
+    "Activate": _thing({"version": {"type": "string", "examples": ["scanqueue-r2"]}}),
+    "Quality": _thing({}, {"dice": _MAYBE, "hd95": _MAYBE, "hd": _MAYBE, "unit": _or_null(TEXT), "n": WHOLE}),
+    "Job": _thing({"step": TEXT, "done": WHOLE, "total": WHOLE, "seconds_left": _MAYBE}),
+    "Project": _thing(
+        {
+            "project": WHOLE,
+            "title": TEXT,
+            "phase": {"enum": ["empty", "embedding", "cold_start", "training", "active", "done", "blocked"]},
+            "reason": TEXT,
+            "trouble": TEXT,
+            "round": _or_null(WHOLE),
+            "model_version": _or_null(TEXT),
+            "model": _or_null(TEXT),
+            "scans": WHOLE,
+            "embedded": WHOLE,
+            "labelled": WHOLE,
+            "embedder": _thing({"name": TEXT, "why": TEXT}),
+            "validation": _of("Quality"),
+            "shown": _of("Quality"),
+            "queue": _many(WHOLE),
+            "job": _or_null(_of("Job")),
+            "problems": _many(_thing({"task": WHOLE, "what": TEXT})),
+        }
+    ),
+    "Projects": _thing({"projects": _many(_of("Project"))}),
+    "Map": _thing(
+        {
+            "scans": _many(
+                _thing(
+                    {
+                        "task": WHOLE,
+                        "x": NUMBER,
+                        "y": NUMBER,
+                        "cluster": _or_null(WHOLE),
+                        "labelled": YES_NO,
+                        "rank": _or_null(WHOLE),
+                        "reason": _or_null(TEXT),
+                    }
+                )
+            )
+        }
+    ),
+    "Queue": _thing(
+        {
+            "queue": _many(
+                _thing(
+                    {
+                        "task": WHOLE,
+                        "rank": WHOLE,
+                        "reason": TEXT,
+                        "kind": TEXT,
+                        "score": _MAYBE,
+                        "entropy": _MAYBE,
+                        "distance": _MAYBE,
+                        "cluster": _or_null(WHOLE),
+                    }
+                )
+            )
+        }
+    ),
+    "Rounds": _thing(
+        {
+            "rounds": _many(
+                _thing(
+                    {
+                        "round": WHOLE,
+                        "model_version": TEXT,
+                        "model": _or_null(TEXT),
+                        "labels": WHOLE,
+                        "validation": _of("Quality"),
+                        "shown": _of("Quality"),
+                        "accepted": _or_null(YES_NO),
+                        "remark": TEXT,
+                        "created_at": NUMBER,
+                        "published_at": _MAYBE,
+                    }
+                )
+            ),
+            "models": _many(
+                _thing(
+                    {
+                        "version": TEXT,
+                        "active": YES_NO,
+                        "accepted": YES_NO,
+                        "labels": _many(TEXT),
+                        "trained_on": WHOLE,
+                        "validation": _of("Quality"),
+                        "remark": TEXT,
+                        "created_at": NUMBER,
+                    }
+                )
+            ),
+        }
+    ),
+}
+
+# method and path: body of the request, status and body of the answer
+BODIES: dict[tuple[str, str], tuple[str | None, int, str]] = {
+    ("get", "/health"): (None, 200, "Health"),
+    ("post", "/setup"): ("Setup", 200, "SetupAnswer"),
+    ("post", "/predict"): ("Predict", 200, "Predictions"),
+    ("post", "/webhook"): ("Webhook", 201, "Noted"),
+    ("get", "/versions"): (None, 200, "Versions"),
+    ("get", "/api/projects"): (None, 200, "Projects"),
+    ("get", "/api/projects/{project}"): (None, 200, "Project"),
+    ("get", "/api/projects/{project}/map"): (None, 200, "Map"),
+    ("get", "/api/projects/{project}/queue"): (None, 200, "Queue"),
+    ("get", "/api/projects/{project}/rounds"): (None, 200, "Rounds"),
+    ("post", "/api/projects/{project}/train"): ("Empty", 202, "Noted"),
+    ("post", "/api/projects/{project}/activate"): ("Activate", 202, "Noted"),
+}
+REFUSALS = {
+    "400": "The request cannot be understood; `error` says why.",
+    "401": "Wrong or missing credentials.",
+    "403": "A page of another site may not ask for this.",
+    "404": "Not known here.",
+    "413": "The body is too large.",
+    "422": "Understood, but it cannot be done; `error` says why.",
+    "503": "The database or Label Studio does not answer; try again.",
+}
+
+
+def describe(app: FastAPI) -> None:
+    """Have `app` serve a description with the bodies above instead of what FastAPI guesses."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _described(get_openapi(title=app.title, version=app.version, routes=app.routes))
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _described(found: dict[str, Any]) -> dict[str, Any]:
+    found["components"] = {
+        "schemas": SCHEMAS,
+        "securitySchemes": {"basic": {"type": "http", "scheme": "basic"}},
+    }
+    for path, operations in found["paths"].items():
+        for method, operation in operations.items():
+            if path != "/health":
+                operation["security"] = [{"basic": []}]
+            request, status, answer = BODIES.get((method, path), (None, 0, ""))
+            if request is not None:
+                operation["requestBody"] = {"required": True, "content": _json(request)}
+            answers = {k: v for k, v in operation["responses"].items() if k.startswith("2")}
+            if answer:
+                answers = {str(status): {"description": "Done, or noted.", "content": _json(answer)}}
+            refusals = {code: {"description": text, "content": _json("Error")} for code, text in REFUSALS.items()}
+            operation["responses"] = answers | refusals
+    return found
+
+
+def _json(name: str) -> dict[str, Any]:
+    return {"application/json": {"schema": _of(name)}}
