@@ -1,17 +1,27 @@
-# CPU by default: `--build-arg TORCH_INDEX=...` names an index with CPU wheels of torch; without it, CUDA comes along.
+# The image of the server and of the workers. By default torch is the CPU build; with --build-arg TORCH_BACKEND= (empty)
+# it is the one the package index serves, which brings CUDA; any name that `uv pip install --torch-backend` knows works.
 FROM python:3.11-slim AS build
-ARG TORCH_INDEX=""
+ARG TORCH_BACKEND=cpu
+ENV UV_COMPILE_BYTECODE=1
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY constraints.txt pyproject.toml ./
+RUN python -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir -c constraints.txt uv
+RUN python -m venv /opt/scanqueue && \
+    /opt/uv/bin/uv pip install --python /opt/scanqueue/bin/python -c constraints.txt \
+        ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} -r pyproject.toml
+COPY README.md LICENSE ./
 COPY backend ./backend
 COPY sampling ./sampling
-RUN python -m venv /opt/scanqueue && \
-    /opt/scanqueue/bin/pip install --no-cache-dir -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} .
+RUN /opt/uv/bin/uv pip install --python /opt/scanqueue/bin/python --no-deps .
 
 FROM python:3.11-slim
-COPY --from=build /opt/scanqueue /opt/scanqueue
 RUN useradd --uid 10001 --user-group --no-create-home scanqueue && install -d -o 10001 -g 10001 /data /weights
-ENV PATH=/opt/scanqueue/bin:$PATH HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1
+COPY --from=build /opt/scanqueue /opt/scanqueue
+ENV PATH=/opt/scanqueue/bin:$PATH HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib HF_HUB_OFFLINE=1 \
+    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 SCANQUEUE_DATA_DIR=/data
 USER 10001:10001
+EXPOSE 9090
+HEALTHCHECK --interval=10s --timeout=10s --retries=12 \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:9090/health', timeout=5)"]
 ENTRYPOINT ["scanqueue"]
 CMD ["serve"]

@@ -29,6 +29,7 @@ log = logging.getLogger("scanqueue.api")
 BODY_BYTES = 64 * 2**20  # of /predict, which brings whole tasks with their annotations
 SMALL_BODY_BYTES = 8 * 2**20  # of the others; 5,000 new tasks in one webhook are 2.4 MB
 Number = Annotated[int, Path(ge=0, lt=10**15, description="The project's number in Label Studio.")]
+PATIENCE = 1.0  # seconds after which Label Studio gives a webhook up
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -88,7 +89,10 @@ def create_api(
         except ScanqueueError as error:  # the handlers below stand behind this
             answer = _explained(error)
         answer.headers.update(HEADERS)
-        note("http", f"{_route(request)} {answer.status_code}", time.monotonic() - began)
+        route, took = _route(request), time.monotonic() - began
+        note("http", f"{route} {answer.status_code}", took)
+        if took > PATIENCE:
+            note("http_slow", route)
         return answer
 
     @app.exception_handler(BadRequest)

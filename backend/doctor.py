@@ -42,7 +42,8 @@ WANTED_ACTIONS = (
 )
 NEW_TOKEN = (
     "Create one in Label Studio, Account & Settings > Personal Access Token, and set SCANQUEUE_LABEL_STUDIO_API_KEY "
-    "to the whole text that is shown there once."
+    "to the whole text that is shown there once, or write it into the file that SCANQUEUE_LABEL_STUDIO_API_KEY_FILE "
+    "names. Then start scanqueue and its workers again."
 )
 BOTH_GUARDS_OFF = (
     "Start Label Studio with USE_DEFAULT_BANNED_SUBNETS=false and USER_ADDITIONAL_BANNED_SUBNETS=169.254.0.0/16 "
@@ -80,6 +81,7 @@ def examine(settings: Settings, project: int | None = None) -> list[Finding]:
     store = _records(settings, sheet)
     row = store.project(project) if store is not None and project is not None else None
     address = settings.public_url or (row["backend_url"] if row else "") or _local(settings)
+    sheet.add("job-queue", _job_queue(settings))
     sheet.add("server", _server(settings, address))
     sheet.add("embedder", _embedder(settings, row))
     sheet.add("encoder", _encoder(settings))
@@ -181,6 +183,36 @@ def _data_folder(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "data-folder", "ok", f"The data folder {folder} can be written to{new}; {free / 1e9:.0f} GB free."
         )
+
+
+def _job_queue(settings: Settings) -> Iterator[Finding]:
+    if not settings.redis_url:
+        return
+    from backend.worker import Queue
+
+    where = urlsplit(settings.redis_url)
+    name = f"Redis at {where.hostname}:{where.port or 6379}"
+    if Queue(settings).answers():
+        yield Finding("job-queue", "ok", f"{name} answers.")
+    else:
+        what = f"{name} does not answer, so nothing is done until it does."
+        cure = "Check that it runs, and that SCANQUEUE_REDIS_URL with its password is right."
+        yield Finding("job-queue", "error", what, cure)
+
+
+def _next(settings: Settings, store: Store | None, address: str) -> Iterator[Finding]:
+    """Where to go from here, for whoever sets this up."""
+    known = store.projects() if store is not None else []
+    if known:
+        names = ", ".join(map(str, known[:10])) + (", ..." if len(known) > 10 else "")
+        yield Finding("next", "ok", f"Connected projects: {names}. More of one: scanqueue doctor --project {known[0]}")
+        return
+    login = " with Basic Authentication, SCANQUEUE_USER and SCANQUEUE_PASSWORD" if settings.user else ""
+    what = (
+        f"No project is connected yet. Next, in Label Studio: Settings > Model > Connect Model, {address}{login}; "
+        "then: scanqueue doctor --project and its number."
+    )
+    yield Finding("next", "ok", what)
 
 
 def _records(settings: Settings, sheet: _Sheet) -> Store | None:

@@ -132,9 +132,11 @@ def _measures(store: Store) -> Iterator[Metric]:
     errors = CounterMetricFamily(
         "scanqueue_label_studio_errors", "Requests to Label Studio that failed.", labels=["kind"]
     )
-    for kind, (count, _) in sorted(store.measures("studio_error").items()):
-        errors.add_metric([kind], count)
-    return iter((steps, studio, errors, http))
+    slow = CounterMetricFamily("scanqueue_http_slow", "Requests answered after more than a second.", labels=["path"])
+    for counter, name in ((errors, "studio_error"), (slow, "http_slow")):
+        for label, (count, _) in sorted(store.measures(name).items()):
+            counter.add_metric([label], count)
+    return iter((steps, studio, errors, http, slow))
 
 
 def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:

@@ -93,6 +93,14 @@ class Queue:
         """How many jobs wait for a worker."""
         return int(self._huey.storage.queue_size())
 
+    def answers(self) -> bool:
+        """Whether the queue can be reached at all."""
+        try:
+            self.waiting()
+        except BROKER_AWAY:
+            return False
+        return True
+
     def _taken(self, project: int) -> None:
         if self._look is None:
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import abc
+import contextlib
 import os
 import signal
 import sys
@@ -15,9 +17,11 @@ from typing import Any
 import cv2
 import httpx
 
+from backend.demo.administrator import Administrator
 from backend.demo.annotator import Annotator, Control, to_result
 from backend.demo.child import Child, free_port
 from backend.demo.label_studio import LabelStudio
+from backend.demo.phantoms import write_phantoms
 
 BRUSH = (
     '<View><Image name="image" value="$image"/>'
@@ -32,7 +36,54 @@ QUICK = {
 }
 
 
-class Service:
+def phantom_scans(folder: Path, count: int, *, seed: int, side: int = 256) -> list[tuple[Path, Path]]:
+    """Synthetic radiographs in `folder`, each with the mask of its lungs (0 or 255)."""
+    write_phantoms(folder, count, seed=seed, size=(side, side))
+    pairs = []
+    for image in sorted((folder / "images").glob("*.png")):
+        path = folder / "masks" / image.name
+        mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        assert mask is not None
+        assert cv2.imwrite(str(path), (mask == 1).astype("uint8") * 255)
+        pairs.append((image, path))
+    return pairs
+
+
+class Remote(abc.ABC):
+    """A running scanqueue, seen from outside. `credentials`: user name and password it wants, or None."""
+
+    http: httpx.Client
+    public_url: str
+    credentials: tuple[str, str] | None = None
+
+    @abc.abstractmethod
+    def log(self) -> str:
+        """Everything its processes have logged."""
+
+    def get(self, path: str) -> Any:
+        response = self.http.get(path)
+        assert response.status_code == 200, f"{path}: {response.status_code} {response.text[:300]}"
+        return response.json()
+
+    def status(self, project: int) -> dict[str, Any]:
+        return dict(self.get(f"/api/projects/{project}"))
+
+    def wait(self, project: int, ready: Callable[[dict[str, Any]], bool], *, seconds: float = 240) -> dict[str, Any]:
+        """Poll the status until `ready`; fails with the last status and the end of the log."""
+        until = time.monotonic() + seconds
+        seen: dict[str, Any] = {}
+        while time.monotonic() < until:
+            with contextlib.suppress(httpx.TransportError):
+                response = self.http.get(f"/api/projects/{project}")
+                if response.status_code == 200:
+                    seen = response.json()
+                    if ready(seen):
+                        return seen
+            time.sleep(0.3)
+        raise AssertionError(f"not within {seconds:.0f} s; last status: {seen}\n{self.log()[-3000:]}")
+
+
+class Service(Remote):
     """scanqueue connected to `studio`; can be stopped, killed and started again on the same folder."""
 
     def __init__(
@@ -62,8 +113,8 @@ class Service:
             **(env or {}),
         }
         user = self._env.get("SCANQUEUE_USER")
-        auth = (user, self._env["SCANQUEUE_PASSWORD"]) if user else None
-        self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=30, auth=auth)
+        self.credentials = (user, self._env["SCANQUEUE_PASSWORD"]) if user else None
+        self.http = httpx.Client(base_url=self.url, trust_env=False, timeout=30, auth=self.credentials)
         self._child: Child | None = None
         self._number = workers
         self.workers: list[Child] = []
@@ -115,40 +166,20 @@ class Service:
         self.stop()
         self.http.close()
 
-    def get(self, path: str) -> Any:
-        response = self.http.get(path)
-        assert response.status_code == 200, f"{path}: {response.status_code} {response.text[:300]}"
-        return response.json()
-
-    def status(self, project: int) -> dict[str, Any]:
-        return dict(self.get(f"/api/projects/{project}"))
-
     def log(self) -> str:
         logs = [self.folder.with_suffix(".log"), *sorted(self.folder.parent.glob(f"{self.folder.name}.worker-*.log"))]
         return "".join(log.read_text() for log in logs if log.exists())
 
-    def wait(self, project: int, ready: Callable[[dict[str, Any]], bool], *, seconds: float = 240) -> dict[str, Any]:
-        """Poll the status until `ready`; fails with the last status and the end of the log."""
-        until = time.monotonic() + seconds
-        seen: dict[str, Any] = {}
-        while time.monotonic() < until:
-            response = self.http.get(f"/api/projects/{project}")
-            if response.status_code == 200:
-                seen = response.json()
-                if ready(seen):
-                    return seen
-            time.sleep(0.3)
-        raise AssertionError(f"not within {seconds:.0f} s; last status: {seen}\n{self.log()[-3000:]}")
-
 
 class Lab:
-    """A project with scans and their true masks, and two annotators who label through Label Studio only."""
+    """A project with scans and their true masks, and annotators who label through Label Studio only."""
 
     def __init__(
         self,
-        studio: LabelStudio,
+        studio: Administrator,
         scans: Sequence[tuple[Path, Path]],
         *,
+        annotators: int = 2,
         config: str = BRUSH,
         extra_params: Mapping[str, Any] | None = None,
     ) -> None:
@@ -159,14 +190,17 @@ class Lab:
         self.names = {task: image.name for task, (image, _) in zip(tasks, scans, strict=True)}
         self._masks = {task: mask for task, (_, mask) in zip(tasks, scans, strict=True)}
         self.annotators = []
-        for number in (1, 2):
+        for number in range(1, annotators + 1):
             email = f"reader{number}-of-{self.project}@example.com"
             studio.invite(email, "reading-room")
             self.annotators.append(Annotator(studio.url, email, "reading-room"))
         self.labelled: list[int] = []
 
-    def connect(self, service: Service) -> None:
-        self.studio.connect_backend(self.project, service.public_url, extra_params=self.extra_params)
+    def connect(self, service: Remote) -> None:
+        user, password = service.credentials or (None, None)
+        self.studio.connect_backend(
+            self.project, service.public_url, user=user, password=password, extra_params=self.extra_params
+        )
 
     def truth(self, task: int) -> list[dict[str, Any]]:
         mask = cv2.imread(str(self._masks[task]), cv2.IMREAD_GRAYSCALE)

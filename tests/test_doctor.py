@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from servers import RedisServer
 from typer.testing import CliRunner
 
 from backend import cli, doctor
@@ -265,6 +266,29 @@ def test_the_data_folder_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = one(list(doctor._data_folder(Settings(data_dir=tmp_path / "new"))), "data-folder", "warning")
     assert "Make room" in found.cure
     assert not (tmp_path / "new").exists()
+
+
+def test_a_job_queue_that_is_away_is_named(tmp_path: Path) -> None:
+    assert list(doctor._job_queue(Settings())) == []
+    with RedisServer(tmp_path / "redis", password="hush") as broker:
+        settings = Settings(redis_url=broker.url)
+        assert [f.level for f in doctor._job_queue(settings)] == ["ok"]
+        broker.kill()
+        (found,) = doctor._job_queue(settings)
+    assert found.level == "error"
+    assert f"127.0.0.1:{broker.port} does not answer" in found.what
+    assert "hush" not in found.what + found.cure
+
+
+def test_the_next_step_is_told(tmp_path: Path) -> None:
+    settings = Settings(user=USER, password=PASSWORD)
+    (found,) = doctor._next(settings, None, "http://scanqueue.internal:9090")
+    assert "Connect Model, http://scanqueue.internal:9090 with Basic Authentication" in found.what
+    assert PASSWORD not in found.what
+    store = Store(tmp_path)
+    store.add_project(7)
+    (found,) = doctor._next(settings, store, "http://scanqueue.internal:9090")
+    assert found.what == "Connected projects: 7. More of one: scanqueue doctor --project 7"
 
 
 def test_a_server_that_is_down_or_behind_a_proxy_is_named(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from servers import PostgresServer, RedisServer
 
 from backend import __version__, metrics
-from backend.api import create_api
+from backend.api import PATIENCE, create_api
 from backend.errors import StoreUnavailable
 from backend.measures import Amounts, Measures
 from backend.settings import Settings
@@ -64,7 +65,7 @@ def busy(tmp_path: Path) -> Store:
     store.report(4, "training scanqueue-r2 on 1 labels", 3, 12)
     store.add_measures({("step", "Train"): (1, 60.0), ("studio", "GET /api/tasks"): (3, 0.5)})
     store.add_measures({("studio", "GET /api/tasks"): (1, 0.25), ("studio_error", "no answer"): (2, 0.0)})
-    store.add_measures({("http", "/webhook 201"): (5, 0.125)})
+    store.add_measures({("http", "/webhook 201"): (5, 0.125), ("http_slow", "/predict"): (2, 0.0)})
     Shards(store, "me").cut(4, "embed", "", list(range(40)))
     return store
 
@@ -93,6 +94,7 @@ def test_the_numbers_are_those_of_the_records_and_of_the_queue(busy: Store) -> N
     assert found["scanqueue_label_studio_errors_total"] == {(("kind", "no answer"),): 2}
     assert found["scanqueue_step_seconds_sum"] == {(("step", "Train"),): 60}
     assert found["scanqueue_http_seconds_count"] == {(("code", "201"), ("path", "/webhook")): 5}
+    assert found["scanqueue_http_slow_total"] == {(("path", "/predict"),): 2}
     assert set(found["scanqueue_round"]) == {four}  # project 5 has had none
 
 
@@ -182,3 +184,14 @@ def test_requests_are_counted_by_what_they_are_for(tmp_path: Path) -> None:
         http.get(path, auth=("lab", "secret"))
     labels = ["/webhook 401", "/api/projects/{project} 200", "/api/projects/{project} 404", "other 404"]
     assert counted == [("http", label) for label in labels]
+
+
+def test_answers_that_take_longer_than_label_studio_waits_are_counted(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    measures = Measures(store.add_measures)
+    slowly = lambda _, tasks: time.sleep(PATIENCE + 0.05) or [{} for _ in tasks]  # noqa: E731
+    http = TestClient(create_api(Settings(data_dir=tmp_path), store, lambda _: None, slowly, note=measures.note))
+    assert http.post("/predict", json={"project": "4.1", "tasks": [{"id": 1}]}).status_code == 200
+    assert http.get("/health").status_code == 200
+    measures.flush()
+    assert store.measures("http_slow") == {"/predict": (1, 0.0)}

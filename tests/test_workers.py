@@ -9,10 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from service import Lab, Service
+from service import Lab, Service, phantom_scans
 
 from backend.demo.label_studio import LabelStudio
-from backend.demo.phantoms import write_phantoms
 from backend.store import Store
 
 pytestmark = pytest.mark.label_studio
@@ -24,10 +23,7 @@ Scans = list[tuple[Path, Path]]
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Scans:
-    folder = tmp_path_factory.mktemp("many")
-    write_phantoms(folder, SCANS, seed=7)
-    images = sorted((folder / "images").glob("*.png"))
-    return [(image, folder / "masks" / image.name) for image in images]
+    return phantom_scans(tmp_path_factory.mktemp("many"), SCANS, seed=7)
 
 
 def published_once(lab: Lab) -> None:

@@ -1,0 +1,103 @@
+"""deploy/nginx/lab.conf in a real nginx: scanqueue over HTTPS and below a sub-path."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+from service import Lab, Service
+
+from backend.demo.child import Child, free_port
+from backend.demo.label_studio import LabelStudio
+
+CONF = Path(__file__).resolve().parents[1] / "deploy" / "nginx" / "lab.conf"
+AUTH = ("lab", "reading-room")
+CREDENTIALS = {"SCANQUEUE_USER": AUTH[0], "SCANQUEUE_PASSWORD": AUTH[1]}
+MAIN = """
+daemon off; user root; pid {folder}/pid; error_log {folder}/error.log;
+events {{ worker_connections 64; }}
+http {{ access_log off; {temporary} include {folder}/lab.conf; }}
+"""
+KINDS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+
+
+def write_certificate(folder: Path) -> None:
+    """A certificate for localhost that is its own authority."""
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    command += ["-keyout", str(folder / "lab.key"), "-out", str(folder / "lab.crt")]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def proxy_to(studio: str, scanqueue_port: int, folder: Path, port: int) -> Child:
+    """nginx with our file; only addresses, name and places of the certificate are put in."""
+    text = CONF.read_text()
+    changes = {
+        "listen 443": f"listen 127.0.0.1:{port}",
+        "lab.example": "localhost",
+        "/etc/nginx/tls": str(folder),
+        "http://127.0.0.1:8080": studio,
+        "http://127.0.0.1:9090": f"http://127.0.0.1:{scanqueue_port}",
+    }
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "lab.conf").write_text(text)
+    temporary = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in KINDS)
+    (folder / "nginx.conf").write_text(MAIN.format(folder=folder, temporary=temporary))
+    nginx = shutil.which("nginx") or "/usr/sbin/nginx"
+    command = [nginx, "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
+    return Child("nginx", command, env=dict(os.environ), log=folder / "nginx.log")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    if shutil.which("nginx") is None and not Path("/usr/sbin/nginx").exists():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("nginx is not installed; apt-get install nginx-light")
+    write_certificate(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.label_studio
+def test_label_studio_connects_and_works_through_the_proxy(scans60: list[tuple[Path, Path]], folder: Path) -> None:
+    """Settings > Model with https://.../scanqueue: set-up, webhook with its secret, masks."""
+    port = free_port()
+    trust = {"REQUESTS_CA_BUNDLE": str(folder / "lab.crt")}
+    with LabelStudio.start(folder / "studio", extra_env=trust) as studio:
+        base = f"https://localhost:{port}/scanqueue"
+        service = Service(studio, folder / "data", env={**CREDENTIALS, "SCANQUEUE_PUBLIC_URL": base})
+        service.public_url = base
+        nginx = proxy_to(studio.url, service.port, folder, port)
+        try:
+            with service:
+                people = httpx.Client(
+                    verify=ssl.create_default_context(cafile=str(folder / "lab.crt")), trust_env=False
+                )
+                assert people.get(f"{base}/health").status_code == 200
+                assert people.get(f"{base}/api/projects").status_code == 401
+                assert people.get(f"https://localhost:{port}/health").json() == {"status": "UP"}  # Label Studio's
+                lab = Lab(studio, scans60[:12], extra_params={"cold_start_size": 4, "round_size": 4})
+                lab.connect(service)
+                lab.wait_for_round(0, seconds=300)
+                (hook,) = studio.webhooks(lab.project)
+                assert hook["url"] == f"{base}/webhook"
+                service.wait(lab.project, lambda s: s["job"] is None and s["phase"] == "cold_start")
+                lab.label(2)
+                # told by the webhook: the next sweep of its own may be a minute away
+                service.wait(lab.project, lambda s: s["labelled"] == 2, seconds=20)
+                order = {"headers": {"Origin": f"https://localhost:{port}"}, "json": {}}
+                asked = people.post(f"{base}/api/projects/{lab.project}/train", auth=AUTH, **order)
+                assert asked.status_code == 202
+                order["headers"] = {"Origin": "https://elsewhere.example"}
+                asked = people.post(f"{base}/api/projects/{lab.project}/train", auth=AUTH, **order)
+                assert asked.status_code == 403
+                lab.wait_for_round(1, seconds=600)
+                lab.close()
+                people.close()
+        finally:
+            nginx.stop()

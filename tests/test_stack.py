@@ -1,0 +1,289 @@
+"""docker-compose.yml run on this machine: every service with the file's own command and environment (`stack`).
+
+First start, the loop, twenty annotators, kills at random moments; and not one packet that would leave the machine.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from containers import Image, need_isolation, scratch
+from service import QUICK, Lab, phantom_scans
+from stack import Stack, build_image
+
+from backend.demo.annotator import Annotator
+from backend.errors import ScanqueueError
+from backend.measures import EVERY
+
+pytestmark = pytest.mark.label_studio
+
+Scans = list[tuple[Path, Path]]
+Built = tuple[Image, list[str]]
+READERS = 20
+THINKING = (2.0, 6.0)  # seconds that a simulated annotator looks at a scan
+
+
+def packets_without_a_way_out() -> dict[str, int]:
+    """How often the kernel was asked to send something to an address that is not of this machine."""
+    lines = Path("/proc/net/snmp").read_text().splitlines()
+    names, values = (line.split() for line in lines if line.startswith("Ip:"))
+    found = dict(zip(names, values, strict=True))
+    found |= dict(line.split() for line in Path("/proc/net/snmp6").read_text().splitlines())
+    return {name: int(found[name]) for name in ("OutNoRoutes", "Ip6OutNoRoutes")}
+
+
+@pytest.fixture(scope="module")
+def built() -> Iterator[Built]:
+    need_isolation()
+    folder = scratch("image")
+    try:
+        yield build_image(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def stack(built: Built) -> Iterator[Stack]:
+    with Stack(built[0], workers=2, more=QUICK) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Scans:
+    return phantom_scans(tmp_path_factory.mktemp("many"), 340, seed=5, side=128)
+
+
+def published_once(lab: Lab) -> None:
+    counts = Counter((p["task"], p["model_version"]) for p in lab.predictions())
+    assert counts
+    assert set(counts.values()) == {1}
+
+
+def labelled_once(stack: Stack, lab: Lab) -> None:
+    """Every scan that was submitted has one annotation, no other scan has any, and scanqueue knows just these."""
+    rows = stack.studio.get("/api/tasks", project=lab.project, page_size=10_000, include="id,total_annotations")
+    counts = {row["id"]: row["total_annotations"] for row in rows["tasks"] if row["total_annotations"]}
+    assert counts == dict.fromkeys(lab.labelled, 1)
+    seen = stack.wait(lab.project, lambda s: s["labelled"] == len(lab.labelled) and s["job"] is None)
+    assert seen["problems"] == []
+
+
+def test_the_first_start_needs_only_a_user_and_a_token(stack: Stack, built: Built) -> None:
+    assert stack.first_doctor.returncode == 1
+    assert re.findall(r"^error .*", stack.first_doctor.stdout, re.M) == [
+        "error      There is no token for Label Studio."
+    ]
+    server = stack.containers["scanqueue"]
+    doctor = server.execute("scanqueue", "doctor")
+    assert doctor.returncode == 0, doctor.stdout
+    assert "No project is connected yet" in doctor.stdout
+    assert server.execute("id", "-u").stdout == "10001\n"
+    assert server.execute(*built[1]).returncode == 0  # the Dockerfile's own HEALTHCHECK
+    for place in ("/", "/opt/scanqueue", "/weights"):
+        assert "Read-only file system" in server.execute("touch", f"{place}/x").stderr
+    assert server.execute("grep", "^CapBnd", "/proc/self/status").stdout.split()[1] == "0" * 16
+
+
+def test_the_loop_runs_in_it(stack: Stack, scans60: Scans) -> None:
+    before = packets_without_a_way_out()
+    lab = Lab(stack.studio, scans60, extra_params={"cold_start_size": 8, "round_size": 5})
+    lab.connect(stack)
+    lab.wait_for_round(0, seconds=300)
+    assert stack.containers["scanqueue"].execute("scanqueue", "doctor", "--project", str(lab.project)).returncode == 0
+    cold = lab.label(8)
+    assert all(p["result"] == [] for task in cold for p in task["predictions"])
+    lab.wait_for_round(1, seconds=600)
+    warm = lab.label(7)[2:]  # the first two may be tasks that were held since the cold start
+    assert all(task["predictions"][-1]["result"] for task in warm)
+    lab.wait_for_round(2, seconds=600)
+    seen = stack.wait(lab.project, lambda s: s["job"] is None and s["labelled"] == 15)
+    assert (seen["phase"], seen["trouble"], seen["problems"]) == ("active", "", [])
+    assert seen["shown"]["n"] + sum(r["shown"]["n"] for r in stack.get(f"/api/projects/{lab.project}/rounds")["rounds"])
+    published_once(lab)
+    labelled_once(stack, lab)
+    lab.close()
+    # nothing tried to reach another machine, not even for a name
+    assert packets_without_a_way_out() == before
+
+
+class Reading:
+    """Annotators who work at the same time, each in a thread; what they met."""
+
+    def __init__(self, lab: Lab, total: int, *, stubborn: bool = False) -> None:
+        """stubborn: what fails is tried again, as a person would."""
+        self.lab, self.left, self.stubborn = lab, total, stubborn
+        self.lock = threading.Lock()
+        self.held: Counter[int] = Counter()
+        self.twice: list[int] = []
+        self.unpublished: list[int] = []
+        self.asked: list[float] = []
+        self.submitted: list[float] = []
+        self.failed: list[str] = []
+        self.threads = [threading.Thread(target=self._read, args=(a, i)) for i, a in enumerate(lab.annotators)]
+
+    def start(self) -> None:
+        for thread in self.threads:
+            thread.start()
+
+    def join(self) -> None:
+        for thread in self.threads:
+            thread.join()
+        assert self.failed == []
+
+    def _read(self, annotator: Annotator, seed: int) -> None:
+        rng = random.Random(seed)
+        while True:
+            with self.lock:
+                if self.left <= 0 or self.failed:
+                    return
+                self.left -= 1
+            try:
+                self._one(annotator, rng)
+            except Exception as error:
+                self.failed.append(f"{type(error).__name__}: {error}")
+                return
+
+    def _one(self, annotator: Annotator, rng: random.Random) -> None:
+        task = self._timed(self.asked, lambda: annotator.next_task(self.lab.project))
+        assert task is not None, "the queue ran dry"
+        number = task["id"]
+        with self.lock:
+            self.held[number] += 1
+            if self.held[number] > 1:
+                self.twice.append(number)
+            if not any(p["model_version"].startswith("scanqueue-r") for p in task["predictions"]):
+                self.unpublished.append(number)
+        time.sleep(rng.uniform(*THINKING))
+        truth = self.lab.truth(number)
+        self._timed(self.submitted, lambda: self._submit(annotator, task, truth))
+        with self.lock:
+            self.held[number] -= 1
+            self.lab.labelled.append(number)
+
+    def _submit(self, annotator: Annotator, task: dict[str, Any], truth: list[dict[str, Any]]) -> None:
+        # when it is tried again: it may have arrived all the same
+        if not self.stubborn or not self.lab.studio.annotations(task["id"]):
+            annotator.submit(task, truth)
+
+    def _timed(self, into: list[float], call: Callable[[], Any]) -> Any:
+        until = time.monotonic() + 240
+        while True:
+            began = time.monotonic()
+            try:
+                found = call()
+            except (httpx.TransportError, ScanqueueError):
+                if not self.stubborn or time.monotonic() > until:
+                    raise
+                time.sleep(0.5)
+            else:
+                into.append(time.monotonic() - began)
+                return found
+
+
+@pytest.mark.parametrize("total", [60, pytest.param(300, marks=pytest.mark.long)])
+def test_twenty_annotators_at_once(stack: Stack, many: Scans, total: int) -> None:
+    before = packets_without_a_way_out()
+    size = 20
+    settings = {"cold_start_size": size, "round_size": size, "queue_depth": 4 * size}
+    lab = Lab(stack.studio, many[: total + 4 * size], annotators=READERS, extra_params=settings)
+    lab.connect(stack)
+    lab.wait_for_round(0, seconds=300)
+    slow, log = slow_answers(stack), stack.containers["label-studio"].log
+    read_before = log.stat().st_size
+    reading = Reading(lab, total)
+    began = time.monotonic()
+    reading.start()
+    reading.join()
+    spent = time.monotonic() - began
+    seen = stack.wait(
+        lab.project,
+        lambda s: s["job"] is None and s["labelled"] == total and learnt(stack, lab) > total - size,
+        seconds=600,
+    )
+    behind = time.monotonic() - began - spent
+    with log.open("rb") as file:
+        file.seek(read_before)
+        unanswered = re.findall(rb"^requests\.exceptions\..*", file.read(), re.M)
+    time.sleep(EVERY + 1)  # until the server has written down what it counted
+    rounds = stack.get(f"/api/projects/{lab.project}/rounds")["rounds"]
+    print(
+        f"\n{READERS} annotators, {total} labels in {spent:.0f} s, {len(rounds) - 1} rounds after the cold start, "
+        f"the last of them {behind:.0f} s after the last label"
+    )
+    for what, times in (("next", reading.asked), ("submit", reading.submitted)):
+        middle, late = np.percentile(times, (50, 99))
+        print(f"  {what}: median {middle:.2f} s, p99 {late:.2f} s, slowest {max(times):.2f} s")
+    print(f"  masks shown: Dice {seen['shown']['dice']}, validation {seen['validation']}")
+    assert reading.twice == []
+    assert reading.unpublished == []
+    assert unanswered == []
+    assert slow_answers(stack) == slow
+    published_once(lab)
+    labelled_once(stack, lab)
+    lab.close()
+    assert packets_without_a_way_out() == before
+
+
+def learnt(stack: Stack, lab: Lab) -> int:
+    """How many labels the newest model was trained on."""
+    models = stack.get(f"/api/projects/{lab.project}/rounds")["models"]
+    return int(models[-1]["trained_on"]) if models else 0
+
+
+def slow_answers(stack: Stack) -> list[str]:
+    """Requests that scanqueue took more than a second for, as its metrics say."""
+    text = stack.http.get("/metrics").text
+    return [line for line in text.splitlines() if line.startswith("scanqueue_http_slow_total")]
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(32, marks=pytest.mark.long)])
+def test_killed_at_random_moments_nothing_is_lost_or_doubled(stack: Stack, many: Scans, kills: int) -> None:
+    """SIGKILL to a whole container at a time; each is started again by its restart policy, as Docker would."""
+    size = 6
+    total = 4 * size if kills < 10 else 16 * size
+    lab = Lab(stack.studio, many[:140], annotators=4, extra_params={"cold_start_size": size, "round_size": size})
+    lab.connect(stack)
+    lab.wait_for_round(0, seconds=300)
+    rng = random.Random(kills)
+    names = ["scanqueue", "worker-1", "worker-2", "redis", "postgres", "label-studio"]
+    order = [*rng.sample(names, len(names)), *rng.choices(names, k=kills - len(names))]
+    reading = Reading(lab, total, stubborn=True)
+    reading.start()
+    for name in order:
+        time.sleep(rng.uniform(0.5, 5))
+        container = stack.containers[name]
+        container.wait_healthy(seconds=300)
+        starts = container.starts
+        container.kill()
+        until = time.monotonic() + 60
+        while container.starts == starts:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    reading.join()
+    for container in stack.containers.values():
+        container.wait_healthy(seconds=300)
+    stack.wait(lab.project, lambda s: s["job"] is None and learnt(stack, lab) > total - size, seconds=600)
+    assert reading.twice == []
+    labelled_once(stack, lab)
+    published_once(lab)
+    found = stack.get(f"/api/projects/{lab.project}/rounds")
+    versions = [m["version"] for m in found["models"]]
+    assert len(set(versions)) == len(versions)
+    learnt_from = [m["trained_on"] for m in found["models"]]
+    assert learnt_from == sorted(learnt_from)
+    assert [r["round"] for r in found["rounds"]] == sorted({r["round"] for r in found["rounds"]})
+    print(f"\n{kills} kills ({dict(Counter(order))}): {total} labels, {len(versions)} models, nothing lost")
+    with suppress(ScanqueueError):
+        lab.close()
