@@ -174,10 +174,11 @@ def models_list(project: ProjectId, as_json: AsJson = False, data_dir: DataDir =
     if not found:
         console.print(f"Project {project} has no trained model yet.")
         return
-    table = Table("version", "active", "labels", "validation", "remark")
+    table = Table("version", "active", "checkpoint", "labels", "validation", "remark")
     for m in found:
         mark = "active" if m["active"] else "" if m["accepted"] else "not taken"
-        table.add_row(m["version"], mark, str(m["trained_on"]), _quality(m["validation"]), m["remark"])
+        file = "kept" if m["kept"] else "gone"
+        table.add_row(m["version"], mark, file, str(m["trained_on"]), _quality(m["validation"]), m["remark"])
     console.print(table)
 
 

@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "migrate": set(),
     "store": {"locks", "migrate", "project", "settings"},
     "shards": {"store"},
+    "retention": {"store"},
     "studio": {"measures", "pixels", "project"},
     "worker": {"settings"},
     "embedders": set(),
