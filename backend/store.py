@@ -301,6 +301,15 @@ class Store:
             changes = {c: statement.excluded[c] for c in chunk[0] if c not in keys}
             connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), chunk)
 
+    def put_rows(self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *, keep: bool) -> None:
+        """Write whole rows of a table; with `keep`, those that are there already stay as they are."""
+        if not keep:
+            self._upsert(connection, table, rows)
+            return
+        keys = [c.name for c in table.primary_key]
+        statement = self._insert(table).on_conflict_do_nothing(index_elements=keys)
+        connection.execute(statement, sorted(map(dict, rows), key=lambda row: [row[k] for k in keys]))
+
     # -- projects -----------------------------------------------------------------------------
 
     def add_project(self, project: int) -> bool:
@@ -684,13 +693,14 @@ class Store:
                 if time.time() - path.stat().st_mtime > USE_NOTED:
                     os.utime(path)
 
-    def check_room(self, needed: int) -> None:
+    def check_room(
+        self, needed: int, work: str = "training", then: str = "nothing was lost, and it is tried again every minute."
+    ) -> None:
         """Raises StorageFull when fewer than `needed` bytes are free: rather now than after the work."""
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise StorageFull(
-                f"Only {free >> 20} MiB are free in {self.folder}, and training needs {needed >> 20}. Make room; "
-                "nothing was lost, and it is tried again every minute."
+                f"Only {free >> 20} MiB are free in {self.folder}, and {work} needs {needed >> 20}. Make room; {then}"
             )
 
     def put_arrays(self, kind: str, name: str, **arrays: Any) -> None:
