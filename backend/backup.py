@@ -26,7 +26,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from sqlalchemy import BigInteger, Connection, Table, delete, select
+from sqlalchemy import BigInteger, Column, Connection, Table, delete, select
+from sqlalchemy.exc import DataError
 
 from backend import __version__
 from backend.errors import BadBackup, BadSetting, ProjectBusy, StorageFull
@@ -56,6 +57,7 @@ MANIFEST = "manifest.json"
 OWN = (project_table, scan_table, label_table, model_table, round_table, shown_table)  # rows that name the project
 BY_CONTENT = (embedding_table, entropy_table)  # rows that projects may share
 TABLES = (*OWN, *BY_CONTENT)
+NAMING = (model_table.c.fingerprint, label_table.c.mask, scan_table.c.digest)  # what artefacts are named by
 FLEETING = (progress_table, shard_table)  # about work under way; not kept in a backup
 ARTEFACTS = re.compile(
     r"artefacts/(?:(models)/([0-9a-f]{24})/(\w[\w.-]{0,99})|(labels|masks|maps)/([0-9a-f]{24}))", re.A
@@ -175,21 +177,23 @@ def _rename(part: Path, file: Path, force: bool) -> None:
 def _write(store: Store, project: int, out: IO[bytes], hold: Hold) -> Summary:
     members: dict[str, dict[str, Any]] = {}
     counts: dict[str, int] = {}
-    with zipfile.ZipFile(out, "w", allowZip64=True) as archive, store.snapshot() as connection:
-        row = connection.execute(select(project_table).where(project_table.c.id == project)).mappings().one()
-        for table in TABLES:
-            name = _records(table)
-            rows = connection.execute(_rows_of(table, project, row["embedder"])).mappings()
-            counts[table.name] = 0
+    with zipfile.ZipFile(out, "w", allowZip64=True) as archive:
+        with store.snapshot() as connection:  # let go of before the artefacts: these take long, and do not change
+            row = connection.execute(select(project_table).where(project_table.c.id == project)).mappings().one()
+            for table in TABLES:
+                name = _records(table)
+                rows = connection.execute(_rows_of(table, project, row["embedder"])).mappings()
+                counts[table.name] = 0
 
-            def lines(rows: Any = rows, kind: str = table.name) -> Iterator[bytes]:
-                for found in rows:
-                    _still_ours(hold, project)
-                    counts[kind] += 1
-                    yield _line(found)
+                def lines(rows: Any = rows, kind: str = table.name) -> Iterator[bytes]:
+                    for found in rows:
+                        _still_ours(hold, project)
+                        counts[kind] += 1
+                        yield _line(found)
 
-            members[name] = _add(archive, name, lines(), zipfile.ZIP_DEFLATED)
-        for kind, name in _artefacts(connection, project, row["embedder"]):
+                members[name] = _add(archive, name, lines(), zipfile.ZIP_DEFLATED)
+            names = [_distinct(connection, project, column) for column in NAMING]
+        for kind, name in _named(project, row["embedder"], *names):
             _still_ours(hold, project)
             found = _add_artefact(store, archive, kind, name)
             members |= found
@@ -216,18 +220,15 @@ def _rows_of(table: Table, project: int, embedder: str) -> Any:
     return select(table).where(here).order_by(*table.primary_key)
 
 
-def _artefacts(connection: Connection, project: int, embedder: str) -> Iterator[tuple[str, str]]:
-    """(kind, name) of everything that the project's records name, there or not."""
-    models, labels, digests = (
-        sorted(set(connection.execute(select(column).where(column.table.c.project == project)).scalars()) - {""})
-        for column in (model_table.c.fingerprint, label_table.c.mask, scan_table.c.digest)
-    )
-    yield from _named(project, embedder, models, labels, digests)
+def _distinct(connection: Connection, project: int, column: Column[str]) -> list[str]:
+    found = connection.execute(select(column).where(column.table.c.project == project)).scalars()
+    return sorted(set(found) - {""})
 
 
 def _named(
     project: int, embedder: str, models: Iterable[str], labels: Iterable[str], digests: Iterable[str]
 ) -> Iterator[tuple[str, str]]:
+    """(kind, name) of everything that the project's records name, there or not."""
     yield "maps", map_name(project, embedder)
     for kind, names in (("labels", labels), ("models", models)):
         for name in names:
@@ -276,8 +277,11 @@ def _records(table: Table) -> str:
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    """One row as a line of JSON; bytes in base64."""
-    values = {k: base64.b64encode(v).decode() if isinstance(v, bytes) else v for k, v in row.items()}
+    """One row as a line of JSON; bytes in base64, and texts without NUL, which PostgreSQL does not store."""
+    values = {
+        k: base64.b64encode(v).decode() if isinstance(v, bytes) else v.replace("\0", "") if isinstance(v, str) else v
+        for k, v in row.items()
+    }
     return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
@@ -406,8 +410,8 @@ class Archive:
 
     def _check_rows(self) -> None:
         """Whether the records fit the tables, and every artefact is one that the records name."""
-        seen: dict[str, dict[str, None]] = {"fingerprint": {}, "mask": {}, "digest": {}}  # in order, once each
-        columns = {model_table: "fingerprint", label_table: "mask", scan_table: "digest"}
+        columns = {column.table: column.name for column in NAMING}
+        seen: dict[str, dict[str, None]] = {name: {} for name in columns.values()}  # in order, once each
         for table in TABLES:
             count = 0
             for row in self.rows(table):
@@ -422,9 +426,8 @@ class Archive:
                     self._bad(f"{_records(table)!r}, line {count} is of none of its models or scans.")
             if count != self.summary.counts.get(table.name) or (table is project_table and count != 1):
                 self._bad(f"{_records(table)!r} has {count} lines instead of {self.summary.counts.get(table.name)}.")
-        self.models = list(seen["fingerprint"])
         strange = {parts for name in self.members if (parts := artefact(name))}
-        for named in _named(self.project, self.row["embedder"], self.models, seen["mask"], seen["digest"]):
+        for named in _named(self.project, self.row["embedder"], *seen.values()):
             strange.discard(named)
         if strange:
             kind, name = min(strange)
@@ -482,10 +485,8 @@ def _row(table: Table, given: Any, project: int) -> dict[str, Any]:
             value = float(value)
         if not (value is None and column.nullable) and type(value) is not wanted:
             raise ValueError(f"{name!r} is {str(value)[:40]!r}, and should be {wanted.__name__}")
-        if isinstance(value, str) and (
-            len(value) > (getattr(column.type, "length", None) or LINE) or re.search("[\0\ud800-\udfff]", value)
-        ):
-            raise ValueError(f"{name!r} is too long, or holds characters that are none")
+        if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+            raise ValueError(f"{name!r} holds characters that are none")
         bits = 63 if isinstance(column.type, BigInteger) else 31
         if (isinstance(value, int) and not -(2**bits) <= value < 2**bits) or (
             isinstance(value, float) and not math.isfinite(value)
@@ -525,6 +526,11 @@ def restore(
                     _put(store, archive, kind, name, members)
                 _still_ours(hold, project)
                 _put_records(store, archive, replace)
+            except DataError as error:  # SQLite takes longer texts than PostgreSQL
+                raise BadBackup(
+                    f"{file} cannot be restored: the database refuses a row of it ({error.orig}). Its records are as "
+                    "they were."
+                ) from error
             except StorageFull as error:
                 raise StorageFull(
                     f"There is no room in {store.folder} or in the database: project {project} was not restored, its "
