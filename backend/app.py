@@ -59,6 +59,7 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
     """
     from backend.helper import Helper
     from backend.reconcile import Busy
+    from backend.retention import Retention
 
     os.nice(NICE)
     stopping = threading.Event()
@@ -82,7 +83,9 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
         return False
 
     helper = Helper(reconciler.shards, reconciler.bulk, pulse, stopping)
-    threading.Thread(target=helper.run, daemon=True).start()
+    retention = Retention(store, settings.keep_models, settings.cache_days, stopping)
+    for run in (helper.run, retention.run):
+        threading.Thread(target=run, daemon=True).start()
     threading.Thread(target=measures.keep, args=(stopping,), daemon=True).start()
     Queue(settings, look, store.projects).run(stopping, parent=parent)
     measures.flush()

@@ -1,4 +1,4 @@
-"""The command line: `scanqueue serve | worker | status | doctor | models | demo`."""
+"""The command line: `scanqueue serve | worker | status | doctor | models | backup | restore | demo`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import json
 import logging
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +19,9 @@ from backend import status as project_status
 from backend.errors import BadSetting, ScanqueueError
 from backend.logs import log_to
 from backend.settings import Settings
+
+if TYPE_CHECKING:
+    from backend.backup import Summary
 
 # Threads that wait must sleep, not spin: beside a busy Label Studio a training step would take ten times as
 # long. It is read when torch is loaded, which happens after this line, and by the worker that serve starts.
@@ -38,6 +40,7 @@ console = Console()
 
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where records and models are kept.")]
 ProjectId = Annotated[int, typer.Option("--project", help="The project's number in Label Studio.")]
+Wait = Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for a worker that is at the project.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, as GET /api/projects/ID does.")]
 
 
@@ -174,10 +177,11 @@ def models_list(project: ProjectId, as_json: AsJson = False, data_dir: DataDir =
     if not found:
         console.print(f"Project {project} has no trained model yet.")
         return
-    table = Table("version", "active", "labels", "validation", "remark")
+    table = Table("version", "active", "checkpoint", "labels", "validation", "remark")
     for m in found:
         mark = "active" if m["active"] else "" if m["accepted"] else "not taken"
-        table.add_row(m["version"], mark, str(m["trained_on"]), _quality(m["validation"]), m["remark"])
+        file = "kept" if m["kept"] else "gone"
+        table.add_row(m["version"], mark, file, str(m["trained_on"]), _quality(m["validation"]), m["remark"])
     console.print(table)
 
 
@@ -195,6 +199,53 @@ def models_activate(
     activate_model(_store(data_dir), project, version)
     Queue(settings).touch(project)
     console.print(f"{version} is active for project {project}; a new round is published by the worker.")
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="The file to write, for example chest.zip.")],
+    project: ProjectId,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")] = False,
+    wait: Wait = 600.0,
+    data_dir: DataDir = None,
+) -> None:
+    """Write one project, its records and its models, into one file."""
+    from backend import backup as backups
+
+    made = backups.backup(_locking_store(data_dir), project, file, force=force, wait=wait, say=_say)
+    _say(f"{_backed_up(made)} is in {file}, {file.stat().st_size / 2**20:.1f} MiB.")
+    _say("The file holds the webhook secret and what was made from the scans: keep it as you keep the scans.")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file that `scanqueue backup` wrote.")],
+    replace: Annotated[bool, typer.Option("--replace", help="In the place of the project that is there.")] = False,
+    wait: Wait = 600.0,
+    data_dir: DataDir = None,
+) -> None:
+    """Put a project in place again, here or on another machine; the file is checked first."""
+    from backend import backup as backups
+    from backend.app import open_store
+    from backend.worker import Queue
+
+    settings = _settings(data_dir=data_dir)
+    made = backups.restore(lambda: open_store(settings), file, replace=replace, wait=wait, say=_say)
+    Queue(settings).touch(made.project)
+    _say(f"{_backed_up(made)}, as of {made.made_at}, is in {settings.data_dir}; the worker looks at it.")
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _backed_up(made: Summary) -> str:
+    counts = made.counts
+    title = f" ({made.title})" if made.title else ""
+    return (
+        f"Project {made.project}{title} with {counts.get('scan', 0)} scans, {counts.get('label', 0)} labels and "
+        f"{counts.get('model', 0)} models, {counts.get('models', 0)} of them with their checkpoint,"
+    ).rstrip(",")
 
 
 @app.command()
@@ -240,13 +291,25 @@ def demo(
 def _store(data_dir: Path | None) -> Any:
     from backend.store import Store
 
-    settings = replace(_settings(), data_dir=data_dir) if data_dir else _settings()
+    settings = _recorded(data_dir)
+    return Store(settings.data_dir, settings.database_url)
+
+
+def _locking_store(data_dir: Path | None) -> Any:
+    """A store that also knows what workers on other machines have locked."""
+    from backend.app import open_store
+
+    return open_store(_recorded(data_dir))
+
+
+def _recorded(data_dir: Path | None) -> Settings:
+    settings = _settings(data_dir=data_dir)
     if not settings.database_url and not (settings.data_dir / "records.sqlite").exists():
         raise BadSetting(
             f"{settings.data_dir} holds no records of scanqueue. Give --data-dir or SCANQUEUE_DATA_DIR, "
             "the same that `scanqueue serve` uses."
         )
-    return Store(settings.data_dir, settings.database_url)
+    return settings
 
 
 def main() -> None:

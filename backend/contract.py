@@ -151,6 +151,7 @@ SCHEMAS: dict[str, Schema] = {
                     {
                         "version": TEXT,
                         "active": YES_NO,
+                        "kept": YES_NO,
                         "accepted": YES_NO,
                         "labels": _many(TEXT),
                         "trained_on": WHOLE,

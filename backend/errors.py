@@ -40,6 +40,14 @@ class ProjectGone(StudioRefused):
     """The project no longer exists in Label Studio, or this token may not see it."""
 
 
+class BadBackup(ScanqueueError):
+    """A file is no backup of a project, is damaged, or was made by another scanqueue than this one can read."""
+
+
+class ProjectBusy(ScanqueueError):
+    """A worker is at the project and did not let go of it in time. Trying again may help."""
+
+
 class StorageFull(ScanqueueError):
     """Records or artefacts could not be written to the data folder."""
 

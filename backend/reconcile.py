@@ -391,7 +391,9 @@ class Reconciler:
                 bool(m["accepted"]),
             )
             for m in self.store.models(project)
-            if self.store.has("models", m["fingerprint"])  # one whose file was lost is as good as never trained
+            # One whose file was lost is as good as never trained. Those that retention removes are neither the
+            # newest nor in use, and of the others nothing is asked here.
+            if self.store.has("models", m["fingerprint"])
         )
         active = next((m for m in models if m.version == row["active"]), None)
         rounds = tuple(
@@ -502,10 +504,14 @@ class Reconciler:
         """Keep how far the mask that was shown is from the one that was submitted."""
         rounds = {version_name(r["n"]): r["model"] for r in self.store.rounds(project, picks=False)}
         model = self._model(project, rounds.get(found.shown_version, ""))
-        if model is None or not self.store.has("models", model["fingerprint"]):
+        if model is None:
             return
         # From the store, or drawn again: /predict shows masks of scans that were never published.
         here = Scan(found.task, scan["image"], scan["digest"])
+        if not self.store.has("masks", fingerprint(model["fingerprint"], here.digest)) and not self.store.has(
+            "models", model["fingerprint"]
+        ):
+            return
         self.bulk.draw(project, model["fingerprint"], [here])
         shown = self.bulk.mask(model["fingerprint"], here)
         if shown is None or shown.shape != mask.shape:
@@ -692,6 +698,8 @@ class Reconciler:
                     f"{old['dice']:.3f} of {champion['version']}, which stays active."
                 )
                 log.warning("project %s: %s was not taken. %s", project, step.version, remark)
+        if not self.store.has("models", name):  # another project's checkpoint, which that one needs no more
+            raise Again
         known = {label.task: label.key for label in seen.labels}
         self.store.put_model(
             project,

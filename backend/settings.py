@@ -47,6 +47,8 @@ class Settings:
     training_steps: int = 0
     threads: int = 0
     hang_seconds: int = 900
+    keep_models: int = 20
+    cache_days: int = 90
     log_format: str = "text"
     image_hosts: tuple[str, ...] = ()
 
@@ -103,6 +105,10 @@ class Settings:
             raise BadSetting(f"{PREFIX}THREADS={self.threads} is negative; 0 means one per core.")
         if self.hang_seconds < 10:
             raise BadSetting(f"{PREFIX}HANG_SECONDS={self.hang_seconds} is too short; take 10 or more.")
+        if self.keep_models < 0:
+            raise BadSetting(f"{PREFIX}KEEP_MODELS={self.keep_models} is negative; 0 keeps every checkpoint.")
+        if self.cache_days < 0:
+            raise BadSetting(f"{PREFIX}CACHE_DAYS={self.cache_days} is negative; 0 keeps cached files for ever.")
         if self.log_format not in ("text", "json"):
             raise BadSetting(f"{PREFIX}LOG_FORMAT={self.log_format!r} is not a form of the log; take text or json.")
         if bool(self.user) != bool(self.password):
@@ -121,7 +127,7 @@ class Settings:
 
 
 def _parse(name: str, text: str) -> Any:
-    if name in ("port", "image_size", "training_steps", "threads", "hang_seconds"):
+    if name in ("port", "image_size", "training_steps", "threads", "hang_seconds", "keep_models", "cache_days"):
         try:
             return int(text)
         except ValueError:

@@ -173,12 +173,16 @@ def round_list(store: Store, project: int) -> list[dict[str, Any]]:
 
 
 def model_list(store: Store, project: int) -> list[dict[str, Any]]:
-    """Oldest first: {version, active, accepted, labels, trained_on, validation, remark, created_at}."""
+    """Oldest first: {version, active, kept, accepted, labels, trained_on, validation, remark, created_at}.
+
+    kept  whether its checkpoint is still there, so that it can be made active
+    """
     row = store.project(project)
     return [
         {
             "version": m["version"],
             "active": row is not None and m["version"] == row["active"],
+            "kept": store.has("models", m["fingerprint"]),
             "accepted": bool(m["accepted"]),
             "labels": m["labels"],
             "trained_on": len(m["trained_on"]),

@@ -17,8 +17,9 @@ import tempfile
 import time
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +42,7 @@ from sqlalchemy import (
     delete,
     event,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
@@ -198,7 +200,12 @@ measure_table = Table(
 
 PROBLEM_RETRY = 600.0  # seconds until a scan that could not be read is tried again
 PROGRESS_STALE = 120.0  # seconds after which a step that reports nothing is taken for dead
+CACHES = ("pixels", "masks")  # artefacts that are made again when they are needed, from Label Studio or by a model
+USE_NOTED = 86400.0  # seconds: the use of a cached file is noted at most once in so long
 DISK_FULL = "53100"  # PostgreSQL's SQLSTATE
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write says when there is no room
+KEY = 5316292  # of the advisory lock in PostgreSQL; migrate has the number before it
+ASIDE = ".new-"  # how the folders begin in which artefacts are written, beside their place
 VARIABLES = 500  # of one SQL statement; SQLite allows 32,766 in all
 
 
@@ -243,19 +250,41 @@ class Store:
             return list(connection.execute(statement).mappings())
 
     @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A connection that reads everything as it is now, whatever others write meanwhile, row by row."""
+        with self._explained(), self._engine.connect() as connection:
+            options: dict[str, Any] = {"stream_results": True, "max_row_buffer": 32}
+            if connection.dialect.name == "postgresql":
+                options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+                yield connection.execution_options(**options)
+            else:
+                connection.exec_driver_sql("BEGIN")  # else every statement sees a state of its own
+                yield connection.execution_options(**options)
+
+    @contextmanager
+    def settled(self) -> Iterator[Connection]:
+        """One transaction in which nobody else removes checkpoints or comes to need them: they wait for its end."""
+        with self.write() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": KEY})
+            else:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")  # nobody else writes until it ends
+            yield connection
+
+    @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except (OperationalError, InterfaceError) as error:
-            text, state = str(error.orig), getattr(error.orig, "sqlstate", None)
-            if "disk is full" in text or "No space left" in text or state == DISK_FULL:
+            said, state = str(error.orig), getattr(error.orig, "sqlstate", None)
+            if "disk is full" in said or "No space left" in said or state == DISK_FULL:
                 where = self.folder if self._engine.dialect.name == "sqlite" else "the database"
                 raise StorageFull(f"The disk that holds {where} is full; nothing was lost. Make room.") from error
             if self._engine.dialect.name == "sqlite":
                 raise
             raise StoreUnavailable(
                 f"The database {self._engine.url.render_as_string(hide_password=True)} does not answer: "
-                f"{text.splitlines()[0] if text else type(error).__name__}. It is tried again; check that it runs "
+                f"{said.splitlines()[0] if said else type(error).__name__}. It is tried again; check that it runs "
                 "and that SCANQUEUE_DATABASE_URL is right."
             ) from error
 
@@ -271,6 +300,15 @@ class Store:
             statement = self._insert(table)
             changes = {c: statement.excluded[c] for c in chunk[0] if c not in keys}
             connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), chunk)
+
+    def put_rows(self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *, keep: bool) -> None:
+        """Write whole rows of a table; with `keep`, those that are there already stay as they are."""
+        if not keep:
+            self._upsert(connection, table, rows)
+            return
+        keys = [c.name for c in table.primary_key]
+        statement = self._insert(table).on_conflict_do_nothing(index_elements=keys)
+        connection.execute(statement, sorted(map(dict, rows), key=lambda row: [row[k] for k in keys]))
 
     # -- projects -----------------------------------------------------------------------------
 
@@ -318,6 +356,12 @@ class Store:
     def training_slot(self) -> Iterator[Hold]:
         """Yields something true when nobody else trains on this data folder; given back by the system if we die."""
         with self._locks.held("training") as hold:
+            yield hold
+
+    @contextmanager
+    def cache_slot(self) -> Iterator[Hold]:
+        """Yields something true when nobody else looks through the caches."""
+        with self._locks.held("caches") as hold:
             yield hold
 
     # -- scans and labels ---------------------------------------------------------------------
@@ -462,6 +506,15 @@ class Store:
         statement = select(entropy_table).where(entropy_table.c.model == model)
         return {r["digest"]: r["value"] for r in self.rows(statement)}
 
+    def forget_entropies(self, models: Sequence[str]) -> int:
+        """Drop what these models found, by fingerprint; returns how many values that were."""
+        found = 0
+        with self.write() as connection:
+            for start in range(0, len(models), VARIABLES):
+                chunk = models[start : start + VARIABLES]
+                found += connection.execute(delete(entropy_table).where(entropy_table.c.model.in_(chunk))).rowcount
+        return found
+
     # -- models and rounds --------------------------------------------------------------------
 
     def put_model(self, project: int, row: Mapping[str, Any], *, active: str, instead_of: str = "", asked: int) -> None:
@@ -487,13 +540,30 @@ class Store:
         """Oldest first."""
         statement = select(model_table).where(model_table.c.project == project)
         rows = [_model(r) for r in self.rows(statement)]
-        return sorted(rows, key=lambda r: int(r["version"].rpartition("-r")[2]))
+        return sorted(rows, key=lambda r: _number(r["version"]))
 
     def model(self, project: int, version: str) -> dict[str, Any] | None:
         """One model, without reading the others."""
         here = (model_table.c.project == project, model_table.c.version == version)
         rows = self.rows(select(model_table).where(*here))
         return _model(rows[0]) if rows else None
+
+    def checkpoints(self) -> dict[int, list[tuple[str, str]]]:
+        """(version, fingerprint) of the models of every project, oldest first."""
+        columns = (model_table.c.project, model_table.c.version, model_table.c.fingerprint)
+        found: dict[int, list[tuple[str, str]]] = defaultdict(list)
+        for row in sorted(self.rows(select(*columns)), key=lambda r: _number(r["version"])):
+            found[row["project"]].append((row["version"], row["fingerprint"]))
+        return dict(found)
+
+    def drawing(self) -> dict[int, set[str]]:
+        """Of every project, the versions that draw masks now: the active one, and that of the latest round."""
+        found = {r["id"]: {r["active"]} - {""} for r in self.rows(select(project_table.c.id, project_table.c.active))}
+        columns = (round_table.c.project, round_table.c.model)
+        latest = {r["project"]: r["model"] for r in self.rows(select(*columns).order_by(round_table.c.n))}
+        for project, version in latest.items():
+            found.setdefault(project, set()).update({version} - {""})
+        return found
 
     def put_round(
         self,
@@ -610,15 +680,27 @@ class Store:
         return self.folder / kind / name[:2] / name
 
     def has(self, kind: str, name: str) -> bool:
-        return self.path(kind, name).exists()
+        path = self.path(kind, name)
+        found = path.exists()
+        if found:
+            self._used(kind, path)
+        return found
 
-    def check_room(self, needed: int) -> None:
+    def _used(self, kind: str, path: Path) -> None:
+        """Note that a cached file is still of use: what is not, is removed after a while (`retention`)."""
+        if kind in CACHES:
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > USE_NOTED:
+                    os.utime(path)
+
+    def check_room(
+        self, needed: int, work: str = "training", then: str = "nothing was lost, and it is tried again every minute."
+    ) -> None:
         """Raises StorageFull when fewer than `needed` bytes are free: rather now than after the work."""
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise StorageFull(
-                f"Only {free >> 20} MiB are free in {self.folder}, and training needs {needed >> 20}. Make room; "
-                "nothing was lost, and it is tried again every minute."
+                f"Only {free >> 20} MiB are free in {self.folder}, and {work} needs {needed >> 20}. Make room; {then}"
             )
 
     def put_arrays(self, kind: str, name: str, **arrays: Any) -> None:
@@ -630,17 +712,33 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
 
-        self._put(kind, name, write)
+        self.put_file(kind, name, write)
 
     def arrays(self, kind: str, name: str) -> dict[str, NDArray[Any]]:
         """The arrays of an artefact; FileNotFoundError when there is none, or one that is damaged."""
         path = self.path(kind, name)
+        self._used(kind, path)
         try:
             with np.load(path, allow_pickle=False) as found:
                 return {key: found[key] for key in found.files}
         except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
             path.unlink(missing_ok=True)  # it is made again from what it was made from
             raise FileNotFoundError(f"{path} is damaged ({error}) and was removed") from error
+
+    def put_file(self, kind: str, name: str, write: Callable[[Path], None]) -> Path:
+        """Let `write` make a file, then put it in its place in one step."""
+        return self._put(kind, name, write)
+
+    def remove_folder(self, kind: str, name: str) -> bool:
+        """Take an artefact that is a folder away, in one step; False when there is none."""
+        path = self.path(kind, name)
+        aside = path.with_name(f"{ASIDE}{secrets.token_hex(4)}")  # only renamed: that needs no room on a full disk
+        try:
+            os.rename(path, aside)
+        except FileNotFoundError:
+            return False
+        shutil.rmtree(aside, ignore_errors=True)
+        return True
 
     def put_folder(self, kind: str, name: str, write: Callable[[Path], None]) -> Path:
         """Let `write` fill an empty folder, then put it in its place in one step."""
@@ -655,7 +753,7 @@ class Store:
         target = self.path(kind, name)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            aside = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+            aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=target.parent))
             try:
                 write(aside / name)
                 if target.is_dir():
@@ -664,7 +762,7 @@ class Store:
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno in FULL:
                 raise StorageFull(
                     f"No room to write {kind} to {self.folder}: {error.strerror}. Make room; the work "
                     "that was lost is done again at the next look, nothing else is."
@@ -687,12 +785,24 @@ def _address(url: str) -> URL:
 
 
 def activate_model(store: Store, project: int, version: str) -> None:
-    """Make a trained model the active one. Raises BadSetting that lists the versions there are."""
-    versions = [m["version"] for m in store.models(project)]
-    if version not in versions:
-        there = ", ".join(versions) or "none yet"
-        raise BadSetting(f"project {project} has no model {version!r}; there are: {there}.")
-    store.set_project(project, active=version)
+    """Make a trained model the active one.
+
+    Raises BadSetting, with the versions there are, when there is none of that name or its checkpoint was removed.
+    """
+    with store.settled() as connection:  # else it might be removed just now
+        models = store.models(project)
+        found = next((m for m in models if m["version"] == version), None)
+        if found is None:
+            there = ", ".join(m["version"] for m in models) or "none yet"
+            raise BadSetting(f"project {project} has no model {version!r}; there are: {there}.")
+        if not store.has("models", found["fingerprint"]):
+            kept = ", ".join(m["version"] for m in models if store.has("models", m["fingerprint"])) or "none"
+            raise BadSetting(
+                f"project {project}: the checkpoint of {version} is gone, so it cannot draw any more; "
+                f"SCANQUEUE_KEEP_MODELS says how many of the newest are kept (0: all). Those kept: {kept}."
+            )
+        here = project_table.c.id == project
+        connection.execute(update(project_table).where(here).values(active=version))
 
 
 def map_name(project: int, embedder: str) -> str:
@@ -726,6 +836,10 @@ def _unpack(text: str) -> tuple[Pick, ...]:
 
 def _model(row: RowMapping) -> dict[str, Any]:
     return {k: json.loads(v) if k in _MODEL_JSON else v for k, v in row.items()}
+
+
+def _number(version: str) -> int:
+    return int(version.rpartition("-r")[2])
 
 
 def _json(value: Any) -> str:

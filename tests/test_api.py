@@ -473,6 +473,10 @@ def test_a_model_is_made_active(edge: Edge) -> None:
     }
     edge.store.put_model(4, model, active="", asked=0)
     response = edge.http.post("/api/projects/4/activate", json={"version": "scanqueue-r1"})
+    assert "SCANQUEUE_KEEP_MODELS" in refused(response, 400)
+    assert [m["kept"] for m in edge.http.get("/api/projects/4/rounds").json()["models"]] == [False]
+    edge.store.put_folder("models", "f", lambda folder: None)
+    response = edge.http.post("/api/projects/4/activate", json={"version": "scanqueue-r1"})
     assert (response.status_code, response.json()) == (202, {"status": "noted"})
     assert edge.http.get("/api/projects/4").json()["model"] == "scanqueue-r1"
     assert edge.touched == [4]

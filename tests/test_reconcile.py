@@ -328,9 +328,9 @@ def test_a_second_process_leaves_a_project_that_is_being_worked_on_alone(world: 
 
 STUDIO_WRITES = {"import_predictions", "show_round", "add_view", "set_webhook", "remove_doubles"}
 STORE_READS = {
-    "arrays", "check_room", "embedded", "embeddings", "entropies", "has", "labels", "latest_round", "lock", "model",
-    "models", "path", "progress", "project", "projects", "rounds", "rows", "scan", "scans", "secrets", "shown",
-    "training_slot",
+    "arrays", "cache_slot", "check_room", "checkpoints", "drawing", "embedded", "embeddings", "entropies", "has",
+    "labels", "latest_round", "lock", "model", "models", "path", "progress", "project", "projects", "rounds", "rows",
+    "scan", "scans", "secrets", "shown", "snapshot", "training_slot",
 }  # fmt: skip
 STORE_WRITES = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if name[0] != "_"} - STORE_READS
 
