@@ -16,6 +16,7 @@ from backend.errors import NotSegmentable
 from backend.settings import ProjectSettings
 
 SAMPLING = "Uncertainty sampling"
+RECENT = 100  # newest annotations whose authors count as annotators of today
 DRAWING_TAGS = {"BrushLabels": "brush", "PolygonLabels": "polygon"}
 
 
@@ -125,11 +126,13 @@ class Scan:
 
 @dataclass(frozen=True)
 class Label:
-    """The annotation that counts for one task. `key` changes when it is edited."""
+    """The annotation that counts for one task: its number, and who made it. `key` changes when it is edited."""
 
     task: int
     key: str
     problem: str = ""
+    annotation: int = 0
+    by: int | None = None
 
 
 @dataclass(frozen=True)
@@ -395,18 +398,27 @@ def round_key(done: Done, config: LabelConfig) -> str:
     return fingerprint(done.active, trained, config.key, done.settings.alpha, done.settings.strategy)
 
 
-def prefix_length(order: Iterable[int], open_tasks: frozenset[int], settings: ProjectSettings) -> int:
+def annotators(labels: Iterable[tuple[int, int | None]]) -> int:
+    """How many people annotate: authors of the newest annotations, given as (number, author)."""
+    newest = sorted(labels, key=lambda label: -label[0])[:RECENT]
+    return len({author for _, author in newest if author is not None})
+
+
+def prefix_length(order: Iterable[int], open_tasks: frozenset[int], settings: ProjectSettings, people: int = 0) -> int:
     """How much of an order must be published so that annotators do not run out of it.
 
-    The first `depth` tasks; then, whenever fewer than `round_size` of what was published are
-    still open, the next block. A function of what is labelled alone, not of when we looked, so
-    that a restart publishes what an undisturbed run would have.
+    The first `depth` tasks; then, whenever fewer than `round_size` of what was published, or
+    than two for each of the `people` who annotate, are still open, the next block: everybody
+    holds one, and Label Studio says "no more tasks" when all others are held. A function of
+    what is labelled alone, not of when we looked, so that a restart publishes what an
+    undisturbed run would have.
     """
+    enough = max(settings.round_size, 2 * people)
     block = max(settings.depth - settings.round_size, settings.round_size)
     length, left, at = settings.depth, 0, 0
     for at, task in enumerate(order, start=1):
         if at > length:
-            if left >= settings.round_size:
+            if left >= enough:
                 return length
             length += block
         left += task in open_tasks
@@ -427,7 +439,8 @@ def score_of(place: int, size: int) -> float:
 def published_length(latest: Round, seen: Seen, settings: ProjectSettings) -> int:
     """`prefix_length` of a round as things stand: skipped scans are not counted as still open."""
     waiting = (s.task for s in seen.scans if s.digest and not s.annotated and not s.problem and not s.skipped)
-    return prefix_length(latest.order, frozenset(waiting), settings)
+    people = annotators((label.annotation, label.by) for label in seen.labels)
+    return prefix_length(latest.order, frozenset(waiting), settings, people)
 
 
 def publication(latest: Round, seen: Seen, settings: ProjectSettings) -> Publish | None:

@@ -300,7 +300,7 @@ class Reconciler:
             scans.append(Scan(s["task"], s["image"], s["digest"], bool(s["annotated"]), bool(s["skipped"]), problem))
         fresh = {s["task"]: s["updated_at"] for s in rows if s["annotated"]}
         labels = tuple(
-            Label(r["task"], r["key"], r["problem"])
+            Label(r["task"], r["key"], r["problem"], r["annotation"], r["completed_by"])
             for r in self.store.labels(project)
             if fresh.get(r["task"]) == r["read_at"] and r["config"] == config.key
         )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from backend.errors import BadSetting
-from backend.project import prefix_length, round_of, version_name
+from backend.project import annotators, prefix_length, round_of, version_name
 from backend.settings import ProjectSettings
 from backend.store import Pick, Store, read_map
 
@@ -72,7 +72,8 @@ def served(store: Store, project: int) -> list[tuple[Pick, int]]:
     waiting = frozenset(t for t, s in scans.items() if not s["annotated"] and not s["problem"])
     fresh = frozenset(t for t in waiting if not scans[t]["skipped"])
     picks = rounds[-1]["picks"]
-    length = prefix_length([p.task for p in picks], fresh, settings)
+    people = annotators((r["annotation"], r["completed_by"]) for r in store.labels(project))
+    length = prefix_length([p.task for p in picks], fresh, settings, people)
     carried = set(rounds[-1]["carried"])
     return [
         (pick, place)

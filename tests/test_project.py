@@ -9,6 +9,7 @@ import pytest
 
 from backend.errors import NotSegmentable
 from backend.project import (
+    RECENT,
     Done,
     ExtendRound,
     FitMap,
@@ -28,6 +29,7 @@ from backend.project import (
     Seen,
     Tag,
     Train,
+    annotators,
     decide,
     prefix_length,
     round_key,
@@ -246,6 +248,20 @@ def test_more_is_published_when_fewer_than_a_round_are_left() -> None:
     lengths = [prefix_length(order, frozenset(order[n:]), SETTINGS) for n in range(9)]
     assert lengths == [4, 4, 4, 6, 6, 8, 8, 10, 10]
     assert prefix_length(order, frozenset(), SETTINGS) == 20
+
+
+def test_more_is_published_for_more_annotators_than_a_round_has_scans() -> None:
+    """Each holds one: with as many open as there are annotators, the next who asks would be sent home."""
+    order = tuple(range(1, 41))
+    lengths = [prefix_length(order, frozenset(order[n:]), SETTINGS, people=5) for n in range(4)]
+    assert [length - n for n, length in enumerate(lengths)] == [10, 11, 10, 11]
+    assert prefix_length(order, frozenset(order[2:]), SETTINGS, people=1) == 4
+
+
+def test_annotators_of_today_are_the_authors_of_the_newest_annotations() -> None:
+    assert annotators([]) == 0
+    assert annotators([(3, 7), (2, 7), (1, 8), (4, None)]) == 2
+    assert annotators([(n, 1 if n > RECENT else n + 1) for n in range(1, 2 * RECENT + 1)]) == 1
 
 
 def test_scores_ascend_with_the_place_and_stay_below_one_for_late_scans() -> None:

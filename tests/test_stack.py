@@ -156,8 +156,7 @@ class Reading:
                 return
 
     def _one(self, annotator: Annotator, rng: random.Random) -> None:
-        task = self._timed(self.asked, lambda: annotator.next_task(self.lab.project))
-        assert task is not None, "the queue ran dry"
+        task = self._timed(self.asked, lambda: self._next(annotator))
         number = task["id"]
         with self.lock:
             self.held[number] += 1
@@ -171,6 +170,12 @@ class Reading:
         with self.lock:
             self.held[number] -= 1
             self.lab.labelled.append(number)
+
+    def _next(self, annotator: Annotator) -> dict[str, Any]:
+        task = annotator.next_task(self.lab.project)
+        if task is None:
+            raise ScanqueueError("the queue ran dry")
+        return task
 
     def _submit(self, annotator: Annotator, task: dict[str, Any], truth: list[dict[str, Any]]) -> None:
         # when it is tried again: it may have arrived all the same
@@ -196,8 +201,8 @@ class Reading:
 def test_twenty_annotators_at_once(stack: Stack, many: Scans, total: int) -> None:
     before = packets_without_a_way_out()
     size = 20
-    settings = {"cold_start_size": size, "round_size": size, "queue_depth": 4 * size}
-    lab = Lab(stack.studio, many[: total + 4 * size], annotators=READERS, extra_params=settings)
+    settings = {"cold_start_size": size, "round_size": size}  # the queue's depth is then 60
+    lab = Lab(stack.studio, many[: total + 2 * size], annotators=READERS, extra_params=settings)
     lab.connect(stack)
     lab.wait_for_round(0, seconds=300)
     slow, log = slow_answers(stack), stack.containers["label-studio"].log
@@ -253,7 +258,8 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(stack: Stack, many:
     """SIGKILL to a whole container at a time; each is started again by its restart policy, as Docker would."""
     size = 6
     total = 4 * size if kills < 10 else 16 * size
-    lab = Lab(stack.studio, many[:140], annotators=4, extra_params={"cold_start_size": size, "round_size": size})
+    settings = {"cold_start_size": size, "round_size": size, "queue_depth": 6 * size}
+    lab = Lab(stack.studio, many[:140], annotators=4, extra_params=settings)
     lab.connect(stack)
     lab.wait_for_round(0, seconds=300)
     rng = random.Random(kills)
