@@ -58,6 +58,10 @@ class Service:
         )
         self._child.wait_healthy(f"{self.url}/health", timeout=180)
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
     def connect(self, studio: LabelStudio, project: int, **extra_params: Any) -> None:
         studio.connect_backend(project, self.url, user=USER, password=PASSWORD, extra_params=extra_params)
 
