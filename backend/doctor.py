@@ -93,6 +93,7 @@ def examine(settings: Settings, project: int | None = None) -> list[Finding]:
         return sheet.findings
     sheet.add("address", _address(settings, address, studio))
     if project is None:
+        sheet.add("next", _next(settings, store, address))
         return sheet.findings
     pages: list[ProjectPage] = []
     if not sheet.add("project", _project(studio, project, pages)):
