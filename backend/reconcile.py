@@ -85,6 +85,7 @@ SETTLE = 10.0  # seconds an import that we never saw answered is given to appear
 BACKENDS_EVERY = 600.0  # seconds between looks at who else is connected: asking makes Label Studio call them all
 TRAINING_ROOM = 512 * 2**20  # bytes that must be free before a training: a checkpoint, masks, records
 LOG_EVERY = 15.0  # seconds between progress lines
+UNHEARD = 30.0  # seconds without reports of progress after one that could not be written
 TEND_EVERY = 10.0  # seconds between looks at the queue during long steps
 RANKED = 2000  # places ranked one by one; what lies behind them is ordered by entropy alone
 VALIDATION_SHARE = 0.2
@@ -115,6 +116,7 @@ class Reconciler:
     _cursors: dict[int, tuple[str, float, bool]] = field(default_factory=dict)  # newest, first seen, settled
     _listed: dict[int, tuple[str, float]] = field(default_factory=dict)  # activity, when all was last listed
     _logged: float = 0.0
+    _unheard: float = 0.0  # until then no progress is reported
     _neighbours: dict[int, tuple[float, list[str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -139,12 +141,12 @@ class Reconciler:
                 blocked = isinstance(error, StudioRefused | WeightsMissing | BadSetting)
                 values = {"phase": "blocked", "reason": str(error)} if blocked else {}
                 with suppress(StoreUnavailable, StorageFull):
-                    self.store.set_project(project, trouble=str(error), **values)
+                    self.store.set_trouble(project, str(error), **values)
                 raise
             except Exception as error:
                 what = f"Unexpected failure ({type(error).__name__}: {error}); the log has the details."
                 with suppress(StoreUnavailable, StorageFull):
-                    self.store.set_project(project, trouble=what)
+                    self.store.set_trouble(project, what)
                 raise
             finally:
                 del self._holds[project]
@@ -174,7 +176,7 @@ class Reconciler:
                     troubles.append("A training was asked for, but there is nothing new to learn from.")
                 if others := self._other_backends(project):
                     troubles.append(others)
-                self.store.set_project(project, trouble=" ".join(troubles), seen_at=time.time())
+                self.store.set_trouble(project, " ".join(troubles), seen_at=time.time())
                 return plan
             last = step
             log.info("project %s: %s", project, _describe(step))
@@ -251,9 +253,19 @@ class Reconciler:
         )
 
     def _report(self, project: int, step: str, done: int, total: int) -> None:
-        """Say how far a step is: to status at every call, to the log now and then."""
+        """Say how far a step is: to status at every call, to the log now and then.
+
+        Records that cannot be written end no step by it: one that has nothing to store yet may outlast that.
+        """
         self.pulse.beat()
-        self.store.report(project, step, done, total)
+        if time.monotonic() < self._unheard:
+            return
+        try:
+            self.store.report(project, step, done, total)
+        except (StoreUnavailable, StorageFull) as error:
+            log.warning("project %s: %s is not reported: %s", project, step, error)
+            self._unheard = time.monotonic() + UNHEARD
+            return
         if time.monotonic() - self._logged < LOG_EVERY or not 0 < done < total:
             return
         self._logged = time.monotonic()

@@ -13,12 +13,13 @@ import json
 import os
 import secrets
 import shutil
+import sqlite3
 import tempfile
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -199,6 +200,15 @@ measure_table = Table(
 PROBLEM_RETRY = 600.0  # seconds until a scan that could not be read is tried again
 PROGRESS_STALE = 120.0  # seconds after which a step that reports nothing is taken for dead
 DISK_FULL = "53100"  # PostgreSQL's SQLSTATE
+ROOM = 16 * 2**20  # bytes free in the data folder below which nothing is sure to be written
+SQLITE_AWAY = (  # trouble with the file, its disk or its other users, and not with what was asked
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+)
 VARIABLES = 500  # of one SQL statement; SQLite allows 32,766 in all
 
 
@@ -248,9 +258,16 @@ class Store:
             yield
         except (OperationalError, InterfaceError) as error:
             text, state = str(error.orig), getattr(error.orig, "sqlstate", None)
-            if "disk is full" in text or "No space left" in text or state == DISK_FULL:
+            code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # without the details
+            away = code in SQLITE_AWAY
+            if code == sqlite3.SQLITE_FULL or state == DISK_FULL or "No space left" in text or (away and self._short()):
                 where = self.folder if self._engine.dialect.name == "sqlite" else "the database"
                 raise StorageFull(f"The disk that holds {where} is full; nothing was lost. Make room.") from error
+            if away:
+                raise StoreUnavailable(
+                    f"The records in {self.folder} cannot be used now: {text}. It is tried again; check that the disk "
+                    "is well and that the folder may be written to."
+                ) from error
             if self._engine.dialect.name == "sqlite":
                 raise
             raise StoreUnavailable(
@@ -307,6 +324,44 @@ class Store:
         with self.write() as connection:
             values = {"asked": project_table.c.asked - asked}
             connection.execute(update(project_table).where(project_table.c.id == project).values(values))
+
+    def set_trouble(self, project: int, text: str, **values: Any) -> None:
+        """Write down what went wrong in a look, "" when nothing did, and `values` of the project with it.
+
+        Records that take nothing cannot say so: then it is noted in a file beside them, and StorageFull or
+        StoreUnavailable raised.
+        """
+        note = self._note(project)
+        try:
+            self.set_project(project, trouble=text, **values)
+        except (StorageFull, StoreUnavailable):
+            with suppress(OSError):
+                note.parent.mkdir(exist_ok=True)
+                note.write_text(text, encoding="utf-8")
+            raise
+        note.unlink(missing_ok=True)
+
+    def trouble(self, project: int) -> str:
+        """What stands in the way now, else what went wrong in the last look; "" when nothing did."""
+        if self._short():
+            return (
+                f"The disk that holds {self.folder} is full: only {self._free() >> 20} MiB are free. Make room; "
+                "nothing was lost, and it goes on by itself within a minute."
+            )
+        with suppress(OSError):
+            if text := self._note(project).read_text(encoding="utf-8"):
+                return text
+        row = self.project(project)
+        return row["trouble"] if row else ""
+
+    def _note(self, project: int) -> Path:
+        return self.folder / "trouble" / str(project)
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self.folder).free
+
+    def _short(self) -> bool:
+        return self._free() < ROOM
 
     @contextmanager
     def lock(self, project: int) -> Iterator[Hold]:
@@ -614,7 +669,7 @@ class Store:
 
     def check_room(self, needed: int) -> None:
         """Raises StorageFull when fewer than `needed` bytes are free: rather now than after the work."""
-        free = shutil.disk_usage(self.folder).free
+        free = self._free()
         if free < needed:
             raise StorageFull(
                 f"Only {free >> 20} MiB are free in {self.folder}, and training needs {needed >> 20}. Make room; "

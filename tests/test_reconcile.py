@@ -914,3 +914,14 @@ def test_a_token_that_is_refused_blocks_with_the_reason(world: World, monkeypatc
     assert (world.status()["phase"], world.status()["reason"]) == ("blocked", "Label Studio refuses the token.")
     world.run()
     assert world.status()["phase"] == "cold_start"
+
+
+def test_progress_that_cannot_be_written_ends_no_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.cold_started().label(COLD)
+
+    def full(self: Store, project: int, step: str, done: int, total: int) -> None:
+        raise StorageFull("The disk is full. Make room.")
+
+    monkeypatch.setattr(Store, "report", full)
+    world.run()
+    assert world.studio.model_version == "scanqueue-r1"

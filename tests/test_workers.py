@@ -79,7 +79,9 @@ def test_what_a_killed_or_frozen_worker_was_at_is_done_by_another(
 
 
 def worker_of(keeper: int) -> int:
-    """The process that works, started by `scanqueue worker`."""
-    children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+    """The process that works, started by `scanqueue worker`, or by a thread of `scanqueue serve`."""
+    children = [
+        pid for task in Path(f"/proc/{keeper}/task").iterdir() for pid in (task / "children").read_text().split()
+    ]
     assert len(children) == 1
     return int(children[0])
