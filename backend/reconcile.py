@@ -91,6 +91,10 @@ RANKED = 2000  # places ranked one by one; what lies behind them is ordered by e
 VALIDATION_SHARE = 0.2
 
 
+Beyond = tuple[int, int]  # annotations and skips that Label Studio counts and the tasks that we know do not have
+Known = Mapping[int, tuple[str, int, int, str]]  # task: updated_at, annotated, skipped, image
+
+
 class Busy(Exception):
     """Another process works on this project, or another project is trained: come again in a few seconds."""
 
@@ -114,7 +118,7 @@ class Reconciler:
     _tended: dict[int, float] = field(default_factory=dict)
     _tending: set[int] = field(default_factory=set)
     _cursors: dict[int, tuple[str, float, bool]] = field(default_factory=dict)  # newest, first seen, settled
-    _listed: dict[int, tuple[str, float]] = field(default_factory=dict)  # activity, when all was last listed
+    _listed: dict[int, tuple[Beyond, float]] = field(default_factory=dict)  # what it left over, when it was
     _logged: float = 0.0
     _unheard: float = 0.0  # until then no progress is reported
     _neighbours: dict[int, tuple[float, list[str]]] = field(default_factory=dict)
@@ -331,25 +335,31 @@ class Reconciler:
         if since and not (quiet and since == newest):
             since = (_moment(since) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         known = {
-            s["task"]: (s["updated_at"], bool(s["annotated"]), bool(s["skipped"]), s["image"])
+            s["task"]: (s["updated_at"], int(s["annotated"]), int(s["skipped"]), str(s["image"]))
             for s in self.store.scans(project)
         }
         began = time.monotonic()
-        activity, listed = self._listed.get(project, ("", float("-inf")))
+        usual, listed = self._listed.get(project, ((0, 0), float("-inf")))
         if began - listed > FULL_EVERY:
             since = ""
         rows = self.studio.tasks(project, since)
         if len(set(known) | {r.task for r in rows}) != page.tasks:
             present = self.studio.task_ids(project)
             self.store.keep_tasks(project, present)
+            known = {task: row for task, row in known.items() if task in present}
             if not present <= set(known) | {r.task for r in rows}:
                 rows, since = self.studio.tasks(project), ""
         changed = _changed(rows, known, config)
-        if since and not changed and page.activity != activity and began - listed > FULL_AGAIN:
+        beyond = _beyond(page, known, changed)
+        if since and beyond != usual:
+            page = self.studio.project(project)  # somebody may have submitted between the one and the other
+            beyond = _beyond(page, known, changed)
+        if since and beyond != usual and began - listed > FULL_AGAIN:
             # Something happened that the cursor does not show: Label Studio's clock was set back.
             rows, since = self.studio.tasks(project), ""
             changed = _changed(rows, known, config)
-        self._listed[project] = (page.activity, listed if since else began)
+            beyond = _beyond(page, known, changed)
+        self._listed[project] = (usual, listed) if since else (beyond, began)
         cursor = max((r.updated_at for r in rows), default="", key=lambda text: _moment(text) if text else text)
         cursor = max(cursor, row["cursor"] if since else "")
         if changed or (cursor and cursor != row["cursor"]):
@@ -365,10 +375,9 @@ class Reconciler:
         published: dict[int, int] = {}
         if rounds:
             if row["sending"]:
-                # An import whose answer we never saw may still be at work in Label Studio.
-                left = SETTLE - (time.time() - row["sending"])
-                if left > 0:
-                    time.sleep(min(left, SETTLE))
+                # An import whose answer we never saw may still be at work in Label Studio. How long ago it was sent
+                # no clock can tell that may have jumped since.
+                time.sleep(SETTLE)
                 self.store.set_project(project, sending=0.0)
             latest = version_name(rounds[-1]["n"])
             published = self.studio.published(project, latest)
@@ -812,17 +821,22 @@ class Reconciler:
         ]
 
 
-def _changed(
-    rows: Sequence[TaskRow], known: Mapping[int, tuple[str, bool, bool, str]], config: LabelConfig
-) -> list[dict[str, Any]]:
+def _beyond(page: ProjectPage, known: Known, changed: Sequence[Mapping[str, Any]]) -> Beyond:
+    """Stays the same for as long as no annotation escapes us, whatever a clock says."""
+    counts = {task: (annotated, skipped) for task, (_, annotated, skipped, _) in known.items()}
+    counts |= {row["task"]: (row["annotated"], row["skipped"]) for row in changed}
+    return page.annotations - sum(a for a, _ in counts.values()), page.skips - sum(s for _, s in counts.values())
+
+
+def _changed(rows: Sequence[TaskRow], known: Known, config: LabelConfig) -> list[dict[str, Any]]:
     """What of a listing differs from what is recorded, as `Store.put_tasks` wants it."""
     changed = []
     for r in rows:
         image = r.data.get(config.image_key)
         image = image.replace("\0", "") if isinstance(image, str) else ""  # PostgreSQL stores no NUL
         if known.get(r.task) != (r.updated_at, r.annotated, r.skipped, image):
-            flags = {"annotated": int(r.annotated), "skipped": int(r.skipped)}
-            changed.append({"task": r.task, "image": image, "updated_at": r.updated_at, **flags})
+            counts = {"annotated": r.annotated, "skipped": r.skipped}
+            changed.append({"task": r.task, "image": image, "updated_at": r.updated_at, **counts})
     return changed
 
 

@@ -380,6 +380,7 @@ class Store:
     def put_tasks(self, project: int, rows: Sequence[Mapping[str, Any]], cursor: str) -> None:
         """Take over tasks {task, image, updated_at, annotated, skipped} and the listing's cursor.
 
+        `annotated` and `skipped` say how often.
         A task whose image value changed is read again; so is one with a problem. What was read of an annotation
         is forgotten once the task has none.
         """
@@ -624,6 +625,8 @@ class Store:
             old = connection.execute(select(progress_table).where(here)).mappings().first()
             fresh = old is None or old["step"] != step or old["done"] > done
             started = now if fresh or old is None else old["started_at"]
+            if not fresh and old is not None and not 0 <= now - old["at"] <= PROGRESS_STALE:
+                started += now - old["at"]  # the clock jumped, and the step with it
             row = {"project": project, "step": step, "done": done, "total": total}
             self._upsert(connection, progress_table, [row | {"started_at": started, "at": now}])
 

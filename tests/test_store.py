@@ -164,6 +164,17 @@ def test_records_that_another_holds_or_that_cannot_be_opened_are_away_and_not_an
         impatient.projects()
 
 
+def test_progress_that_a_clock_jumped_over_keeps_its_pace(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1_000_000.0]
+    monkeypatch.setattr("backend.store.time.time", lambda: now[0])
+    for done, seconds in enumerate((0.0, 10.0, 3 * 86_400.0, 10.0, -5 * 86_400.0, 10.0)):
+        now[0] += seconds
+        store.report(1, "reading", done, 10)
+    job = store.progress(1)
+    assert job is not None
+    assert job["seconds_left"] == 30.0  # 5 of 10 done in 30 seconds
+
+
 def test_too_little_room_is_said_before_the_work_is_done(store: Store) -> None:
     with pytest.raises(StorageFull, match="MiB are free"):
         store.check_room(2**60)
