@@ -206,17 +206,19 @@ def _for_label_studio(store: Store, touch: Touch, predict: Predict) -> APIRouter
             raise BadRequest('"extra_params" holds characters that are none.')
 
         def remember() -> str:
-            new = store.add_project(project)
             row = store.project(project)
-            changed = {}
-            if row is not None and row["backend_url"] != address:
-                changed["backend_url"] = address
-            if row is not None and row["extra_params"] != text:
-                changed["extra_params"] = text
-            if changed:
-                store.set_project(project, **changed)
-            if new or changed:
-                touch(project)
+            if row is None:
+                store.add_project(project)
+            given = {"backend_url": address, "extra_params": text}
+            changed = {k: v for k, v in given.items() if row is None or row[k] != v}
+            try:
+                if changed:
+                    store.set_project(project, **changed)
+                    touch(project)
+            except StorageFull as error:  # of a project that is known Label Studio tells again and again
+                if row is None:
+                    raise
+                log.warning("project %s: %s", project, error)
             latest = store.latest_round(project)
             return version_name(latest["n"]) if latest else PENDING
 
@@ -235,7 +237,7 @@ def _for_label_studio(store: Store, touch: Touch, predict: Predict) -> APIRouter
         project = _project(body)
         try:
             return {"results": await run_in_threadpool(predict, project, tasks)}
-        except StoreUnavailable as error:  # the annotator gets an empty task rather than an error page
+        except (StoreUnavailable, StorageFull) as error:  # the annotator gets an empty task rather than an error page
             log.warning("project %s: %s", project, error)
             return {"results": [{"model_version": PENDING, "score": 1.0, "result": []} for _ in tasks]}
 

@@ -28,12 +28,15 @@ class Helper:
 
     def run(self) -> None:
         """Until `stopping`."""
+        said = ""  # once, not every second
         while not self.stopping.is_set():
             try:
                 found = not self.pulse.working() and self.help()
+                said = ""
             except ScanqueueError as error:
-                log.warning("while looking for shards: %s", error)
-                found = False
+                if str(error) != said:
+                    log.warning("while looking for shards: %s", error)
+                found, said = False, str(error)
             except Exception:
                 log.exception("unexpected failure while looking for shards")
                 found = False

@@ -7,6 +7,7 @@ alone keeps two holders apart, so that neither an emptied Redis nor a stubborn n
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ import redis
 from filelock import FileLock, Timeout
 from redis.exceptions import LockError, RedisError
 from redis.lock import Lock
+
+from backend.errors import StorageFull
 
 log = logging.getLogger("scanqueue.locks")
 
@@ -70,6 +73,10 @@ class Locks:
             yield False
             return
         except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageFull(
+                    f"No room for a lock in {self._folder}: {error.strerror}. Make room; nothing was lost."
+                ) from error
             if self._redis is None:
                 raise
             log.debug("%s keeps no file locks (%s); Redis alone decides", self._folder, error)

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from backend import __version__, status
-from backend.errors import StoreUnavailable
+from backend.errors import StorageFull, StoreUnavailable
 from backend.store import Store, progress_table, shard_table
 
 log = logging.getLogger("scanqueue.metrics")
@@ -67,7 +67,7 @@ class _Records(Collector):
         found: list[Metric] = []
         try:
             found = [*_projects(self._store), *_measures(self._store)]
-        except StoreUnavailable as error:
+        except (StoreUnavailable, StorageFull) as error:
             log.warning("metrics: %s", error)
         except Exception:
             log.exception("metrics: the records cannot be read")

@@ -85,9 +85,14 @@ SETTLE = 10.0  # seconds an import that we never saw answered is given to appear
 BACKENDS_EVERY = 600.0  # seconds between looks at who else is connected: asking makes Label Studio call them all
 TRAINING_ROOM = 512 * 2**20  # bytes that must be free before a training: a checkpoint, masks, records
 LOG_EVERY = 15.0  # seconds between progress lines
+UNHEARD = 30.0  # seconds without reports of progress after one that could not be written
 TEND_EVERY = 10.0  # seconds between looks at the queue during long steps
 RANKED = 2000  # places ranked one by one; what lies behind them is ordered by entropy alone
 VALIDATION_SHARE = 0.2
+
+
+Beyond = tuple[int, int]  # annotations and skips that Label Studio counts and the tasks that we know do not have
+Known = Mapping[int, tuple[str, int, int, str]]  # task: updated_at, annotated, skipped, image
 
 
 class Busy(Exception):
@@ -113,8 +118,9 @@ class Reconciler:
     _tended: dict[int, float] = field(default_factory=dict)
     _tending: set[int] = field(default_factory=set)
     _cursors: dict[int, tuple[str, float, bool]] = field(default_factory=dict)  # newest, first seen, settled
-    _listed: dict[int, tuple[str, float]] = field(default_factory=dict)  # activity, when all was last listed
+    _listed: dict[int, tuple[Beyond, float]] = field(default_factory=dict)  # what it left over, when it was
     _logged: float = 0.0
+    _unheard: float = 0.0  # until then no progress is reported
     _neighbours: dict[int, tuple[float, list[str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -139,12 +145,12 @@ class Reconciler:
                 blocked = isinstance(error, StudioRefused | WeightsMissing | BadSetting)
                 values = {"phase": "blocked", "reason": str(error)} if blocked else {}
                 with suppress(StoreUnavailable, StorageFull):
-                    self.store.set_project(project, trouble=str(error), **values)
+                    self.store.set_trouble(project, str(error), **values)
                 raise
             except Exception as error:
                 what = f"Unexpected failure ({type(error).__name__}: {error}); the log has the details."
                 with suppress(StoreUnavailable, StorageFull):
-                    self.store.set_project(project, trouble=what)
+                    self.store.set_trouble(project, what)
                 raise
             finally:
                 del self._holds[project]
@@ -174,7 +180,7 @@ class Reconciler:
                     troubles.append("A training was asked for, but there is nothing new to learn from.")
                 if others := self._other_backends(project):
                     troubles.append(others)
-                self.store.set_project(project, trouble=" ".join(troubles), seen_at=time.time())
+                self.store.set_trouble(project, " ".join(troubles), seen_at=time.time())
                 return plan
             last = step
             log.info("project %s: %s", project, _describe(step))
@@ -251,9 +257,19 @@ class Reconciler:
         )
 
     def _report(self, project: int, step: str, done: int, total: int) -> None:
-        """Say how far a step is: to status at every call, to the log now and then."""
+        """Say how far a step is: to status at every call, to the log now and then.
+
+        Records that cannot be written end no step by it: one that has nothing to store yet may outlast that.
+        """
         self.pulse.beat()
-        self.store.report(project, step, done, total)
+        if time.monotonic() < self._unheard:
+            return
+        try:
+            self.store.report(project, step, done, total)
+        except (StoreUnavailable, StorageFull) as error:
+            log.warning("project %s: %s is not reported: %s", project, step, error)
+            self._unheard = time.monotonic() + UNHEARD
+            return
         if time.monotonic() - self._logged < LOG_EVERY or not 0 < done < total:
             return
         self._logged = time.monotonic()
@@ -319,25 +335,31 @@ class Reconciler:
         if since and not (quiet and since == newest):
             since = (_moment(since) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         known = {
-            s["task"]: (s["updated_at"], bool(s["annotated"]), bool(s["skipped"]), s["image"])
+            s["task"]: (s["updated_at"], int(s["annotated"]), int(s["skipped"]), str(s["image"]))
             for s in self.store.scans(project)
         }
         began = time.monotonic()
-        activity, listed = self._listed.get(project, ("", float("-inf")))
+        usual, listed = self._listed.get(project, ((0, 0), float("-inf")))
         if began - listed > FULL_EVERY:
             since = ""
         rows = self.studio.tasks(project, since)
         if len(set(known) | {r.task for r in rows}) != page.tasks:
             present = self.studio.task_ids(project)
             self.store.keep_tasks(project, present)
+            known = {task: row for task, row in known.items() if task in present}
             if not present <= set(known) | {r.task for r in rows}:
                 rows, since = self.studio.tasks(project), ""
         changed = _changed(rows, known, config)
-        if since and not changed and page.activity != activity and began - listed > FULL_AGAIN:
+        beyond = _beyond(page, known, changed)
+        if since and beyond != usual:
+            page = self.studio.project(project)  # somebody may have submitted between the one and the other
+            beyond = _beyond(page, known, changed)
+        if since and beyond != usual and began - listed > FULL_AGAIN:
             # Something happened that the cursor does not show: Label Studio's clock was set back.
             rows, since = self.studio.tasks(project), ""
             changed = _changed(rows, known, config)
-        self._listed[project] = (page.activity, listed if since else began)
+            beyond = _beyond(page, known, changed)
+        self._listed[project] = (usual, listed) if since else (beyond, began)
         cursor = max((r.updated_at for r in rows), default="", key=lambda text: _moment(text) if text else text)
         cursor = max(cursor, row["cursor"] if since else "")
         if changed or (cursor and cursor != row["cursor"]):
@@ -353,10 +375,9 @@ class Reconciler:
         published: dict[int, int] = {}
         if rounds:
             if row["sending"]:
-                # An import whose answer we never saw may still be at work in Label Studio.
-                left = SETTLE - (time.time() - row["sending"])
-                if left > 0:
-                    time.sleep(min(left, SETTLE))
+                # An import whose answer we never saw may still be at work in Label Studio. How long ago it was sent
+                # no clock can tell that may have jumped since.
+                time.sleep(SETTLE)
                 self.store.set_project(project, sending=0.0)
             latest = version_name(rounds[-1]["n"])
             published = self.studio.published(project, latest)
@@ -808,17 +829,22 @@ class Reconciler:
         ]
 
 
-def _changed(
-    rows: Sequence[TaskRow], known: Mapping[int, tuple[str, bool, bool, str]], config: LabelConfig
-) -> list[dict[str, Any]]:
+def _beyond(page: ProjectPage, known: Known, changed: Sequence[Mapping[str, Any]]) -> Beyond:
+    """Stays the same for as long as no annotation escapes us, whatever a clock says."""
+    counts = {task: (annotated, skipped) for task, (_, annotated, skipped, _) in known.items()}
+    counts |= {row["task"]: (row["annotated"], row["skipped"]) for row in changed}
+    return page.annotations - sum(a for a, _ in counts.values()), page.skips - sum(s for _, s in counts.values())
+
+
+def _changed(rows: Sequence[TaskRow], known: Known, config: LabelConfig) -> list[dict[str, Any]]:
     """What of a listing differs from what is recorded, as `Store.put_tasks` wants it."""
     changed = []
     for r in rows:
         image = r.data.get(config.image_key)
         image = image.replace("\0", "") if isinstance(image, str) else ""  # PostgreSQL stores no NUL
         if known.get(r.task) != (r.updated_at, r.annotated, r.skipped, image):
-            flags = {"annotated": int(r.annotated), "skipped": int(r.skipped)}
-            changed.append({"task": r.task, "image": image, "updated_at": r.updated_at, **flags})
+            counts = {"annotated": r.annotated, "skipped": r.skipped}
+            changed.append({"task": r.task, "image": image, "updated_at": r.updated_at, **counts})
     return changed
 
 

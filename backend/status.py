@@ -45,7 +45,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "title": row["title"],
         "phase": phase,
         "reason": row["reason"],
-        "trouble": row["trouble"],
+        "trouble": store.trouble(project),
         "round": latest,
         "model_version": version_name(latest) if latest is not None else None,
         "model": row["active"] or None,

@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import sqlite3
 import tempfile
 import time
 import zipfile
@@ -206,6 +207,15 @@ DISK_FULL = "53100"  # PostgreSQL's SQLSTATE
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write says when there is no room
 KEY = 5316292  # of the advisory lock in PostgreSQL; migrate has the number before it
 ASIDE = ".new-"  # how the folders begin in which artefacts are written, beside their place
+ROOM = 16 * 2**20  # bytes free in the data folder below which nothing is sure to be written
+SQLITE_AWAY = (  # trouble with the file, its disk or its other users, and not with what was asked
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+)
 VARIABLES = 500  # of one SQL statement; SQLite allows 32,766 in all
 
 
@@ -277,9 +287,16 @@ class Store:
             yield
         except (OperationalError, InterfaceError) as error:
             said, state = str(error.orig), getattr(error.orig, "sqlstate", None)
-            if "disk is full" in said or "No space left" in said or state == DISK_FULL:
+            code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # without the details
+            away = code in SQLITE_AWAY
+            if code == sqlite3.SQLITE_FULL or state == DISK_FULL or "No space left" in said or (away and self._short()):
                 where = self.folder if self._engine.dialect.name == "sqlite" else "the database"
                 raise StorageFull(f"The disk that holds {where} is full; nothing was lost. Make room.") from error
+            if away:
+                raise StoreUnavailable(
+                    f"The records in {self.folder} cannot be used now: {said}. It is tried again; check that the disk "
+                    "is well and that the folder may be written to."
+                ) from error
             if self._engine.dialect.name == "sqlite":
                 raise
             raise StoreUnavailable(
@@ -346,6 +363,44 @@ class Store:
             values = {"asked": project_table.c.asked - asked}
             connection.execute(update(project_table).where(project_table.c.id == project).values(values))
 
+    def set_trouble(self, project: int, text: str, **values: Any) -> None:
+        """Write down what went wrong in a look, "" when nothing did, and `values` of the project with it.
+
+        Records that take nothing cannot say so: then it is noted in a file beside them, and StorageFull or
+        StoreUnavailable raised.
+        """
+        note = self._note(project)
+        try:
+            self.set_project(project, trouble=text, **values)
+        except (StorageFull, StoreUnavailable):
+            with suppress(OSError):
+                note.parent.mkdir(exist_ok=True)
+                note.write_text(text, encoding="utf-8")
+            raise
+        note.unlink(missing_ok=True)
+
+    def trouble(self, project: int) -> str:
+        """What stands in the way now, else what went wrong in the last look; "" when nothing did."""
+        if self._short():
+            return (
+                f"The disk that holds {self.folder} is full: only {self._free() >> 20} MiB are free. Make room; "
+                "nothing was lost, and it goes on by itself within a minute."
+            )
+        with suppress(OSError):
+            if text := self._note(project).read_text(encoding="utf-8"):
+                return text
+        row = self.project(project)
+        return row["trouble"] if row else ""
+
+    def _note(self, project: int) -> Path:
+        return self.folder / "trouble" / str(project)
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self.folder).free
+
+    def _short(self) -> bool:
+        return self._free() < ROOM
+
     @contextmanager
     def lock(self, project: int) -> Iterator[Hold]:
         """Yields something true when this process may work on the project; given back by the system if it dies."""
@@ -369,6 +424,7 @@ class Store:
     def put_tasks(self, project: int, rows: Sequence[Mapping[str, Any]], cursor: str) -> None:
         """Take over tasks {task, image, updated_at, annotated, skipped} and the listing's cursor.
 
+        `annotated` and `skipped` say how often.
         A task whose image value changed is read again; so is one with a problem. What was read of an annotation
         is forgotten once the task has none.
         """
@@ -639,6 +695,8 @@ class Store:
             old = connection.execute(select(progress_table).where(here)).mappings().first()
             fresh = old is None or old["step"] != step or old["done"] > done
             started = now if fresh or old is None else old["started_at"]
+            if not fresh and old is not None and not 0 <= now - old["at"] <= PROGRESS_STALE:
+                started += now - old["at"]  # the clock jumped, and the step with it
             row = {"project": project, "step": step, "done": done, "total": total}
             self._upsert(connection, progress_table, [row | {"started_at": started, "at": now}])
 
@@ -697,7 +755,7 @@ class Store:
         self, needed: int, work: str = "training", then: str = "nothing was lost, and it is tried again every minute."
     ) -> None:
         """Raises StorageFull when fewer than `needed` bytes are free: rather now than after the work."""
-        free = shutil.disk_usage(self.folder).free
+        free = self._free()
         if free < needed:
             raise StorageFull(
                 f"Only {free >> 20} MiB are free in {self.folder}, and {work} needs {needed >> 20}. Make room; {then}"

@@ -64,7 +64,6 @@ HIDDEN_COLUMNS = [  # by the "Default" tab that Label Studio's web page makes
     )
 ]
 FILE_PATHS = r"/(data|storage-data)/.|/(tasks|projects)/\d+/(resolve|presign)/?$"
-ACTIVITY = ("num_tasks_with_annotations", "total_annotations_number", "skipped_annotations_number")
 DRAWN = ("brushlabels", "polygonlabels")
 REDIRECTS = 5
 NOT_THE_SCANS_FAULT = (401, 403, 429, 502, 503, 504)
@@ -80,13 +79,17 @@ Mask = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class TaskRow:
-    """One task as the listing has it; `updated_at` is Label Studio's own text."""
+    """One task as the listing has it; `updated_at` is Label Studio's own text.
+
+    annotated  how many annotations it has that count
+    skipped    how often somebody skipped it
+    """
 
     task: int
     data: Mapping[str, Any]
     updated_at: str
-    annotated: bool
-    skipped: bool
+    annotated: int
+    skipped: int
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class ProjectPage:
-    """What `GET /api/projects/P` says, as far as it concerns us."""
+    """What `GET /api/projects/P` says, as far as it concerns us; `annotations` and `skips` are those of all tasks."""
 
     title: str
     parsed_config: Mapping[str, Any]
@@ -113,7 +116,8 @@ class ProjectPage:
     show_predictions: bool
     tasks: int
     maximum_annotations: int = 1
-    activity: str = ""  # changes whenever an annotation is made, skipped or deleted
+    annotations: int = 0
+    skips: int = 0
 
 
 @dataclass(frozen=True)
@@ -187,14 +191,22 @@ class Studio:
         Only reading is retried: a write that was answered late must not be done twice.
         """
         status, answer = self._exchange(method, path, params=params, body=body, content=content)
-        if status == 401 and read_token(self._api_key).kind == "personal":
-            # An access token lives five minutes by Label Studio's clock, and the SDK judges it by ours.
-            with self._lock:
-                self._sdk = None
+        if status == 401 and self._with_new_token():
             status, answer = self._exchange(method, path, params=params, body=body, content=content)
         if status >= 400:
             raise self._refusal(status, answer, path)
         return answer
+
+    def _with_new_token(self) -> bool:
+        """After a 401: True when the next request comes with a new access token, so that it is worth another try.
+
+        An access token lives five minutes by Label Studio's clock, and the SDK judges it by ours: either may jump.
+        """
+        if read_token(self._api_key).kind != "personal":
+            return False
+        with self._lock:
+            self._sdk = None
+        return True
 
     def _exchange(
         self,
@@ -298,7 +310,8 @@ class Studio:
             show_predictions=bool(page.get("show_collab_predictions")),
             tasks=int(page.get("task_number") or 0),
             maximum_annotations=int(page.get("maximum_annotations") or 1),
-            activity=" ".join(str(page.get(name)) for name in ACTIVITY),
+            annotations=int(page.get("total_annotations_number") or 0),
+            skips=int(page.get("skipped_annotations_number") or 0),
         )
 
     def _tasks(self, project: int, include: str, query: Mapping[str, Any], **more: Any) -> Iterator[Any]:
@@ -328,8 +341,8 @@ class Studio:
                 task=row["id"],
                 data=row.get("data") or {},
                 updated_at=row["updated_at"],
-                annotated=bool(row.get("total_annotations")),
-                skipped=bool(row.get("cancelled_annotations")),
+                annotated=int(row.get("total_annotations") or 0),
+                skipped=int(row.get("cancelled_annotations") or 0),
             )
             for row in rows
         ]
@@ -373,19 +386,22 @@ class Studio:
         own = urlsplit(self.url)
         if reference.startswith("/") and own.path.rstrip("/") and not reference.startswith(own.path):
             url = self.url + reference.lstrip("/")
-        headers = self._client()._client_wrapper.get_headers
+        renewed = False
         with httpx.Client(timeout=self._timeout, verify=self._certificates) as client:
             for _ in range(REDIRECTS):
                 ours = self._allowed(url)
                 self.requests += 1
                 began = time.monotonic()
                 try:
-                    authorization = {"Authorization": headers()["Authorization"]} if ours else {}
+                    authorization = {"Authorization": self._authorization()} if ours else {}
                     address, name, extensions = (url, {}, {}) if ours else self._pinned(url)
                     asked = {"Accept-Encoding": "identity", **authorization, **name}
                     with client.stream("GET", address, headers=asked, extensions=extensions) as response:
                         if response.is_redirect:
                             url = _joined(url, response.headers.get("location", ""))
+                            continue
+                        if ours and response.status_code == 401 and not renewed and self._with_new_token():
+                            renewed = True
                             continue
                         if ours and response.status_code in NOT_THE_SCANS_FAULT:
                             raise self._refusal(response.status_code, response.reason_phrase, "an image")
@@ -405,6 +421,9 @@ class Studio:
                 except ApiError as error:
                     raise self._refusal(error.status_code or 0, error.body, "/api/token/refresh/") from error
         raise UnreadableScan(f"more than {REDIRECTS} redirects; give the image's final address.")
+
+    def _authorization(self) -> str:
+        return str(self._client()._client_wrapper.get_headers()["Authorization"])
 
     def _allowed(self, url: str) -> bool:
         """True for Label Studio's own host, False for an allowed one; UnreadableScan for any other."""

@@ -19,7 +19,7 @@ import redis
 from huey import RedisHuey, SqliteHuey
 from huey.consumer import Consumer
 
-from backend.errors import ScanqueueError
+from backend.errors import ScanqueueError, StoreUnavailable
 from backend.settings import Settings
 
 log = logging.getLogger("scanqueue.worker")
@@ -56,9 +56,14 @@ class Queue:
             self._huey: Any = RedisHuey("scanqueue", connection_pool=pool, results=False)
         else:
             settings.data_dir.mkdir(parents=True, exist_ok=True)
-            self._huey = SqliteHuey(
-                "scanqueue", filename=str(settings.data_dir / "jobs.sqlite"), results=False, timeout=30
-            )
+            file = settings.data_dir / "jobs.sqlite"
+            try:
+                self._huey = SqliteHuey("scanqueue", filename=str(file), results=False, timeout=30)
+            except sqlite3.Error as error:
+                raise StoreUnavailable(
+                    f"The job queue {file} cannot be opened ({error}). Check that its disk has room and that it may be "
+                    "written to."
+                ) from error
         self._look = look
         self._projects = projects or (lambda: ())
         self._looked: dict[int, float] = {}

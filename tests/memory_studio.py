@@ -154,7 +154,8 @@ class MemoryStudio:
             sampling=self.sampling,
             show_predictions=self.show_predictions,
             tasks=len(self._tasks),
-            activity=str(len(self._annotations)),
+            annotations=sum(1 for a in self._annotations.values() if not a["was_cancelled"]),
+            skips=sum(1 for a in self._annotations.values() if a["was_cancelled"]),
         )
 
     def tasks(self, project: int, since: str = "") -> list[TaskRow]:
@@ -163,7 +164,8 @@ class MemoryStudio:
         for task, row in self._tasks.items():
             if _moment(row["updated_at"]) > after:
                 cancelled = [a["was_cancelled"] for a in self._annotations.values() if a["task"] == task]
-                rows.append(TaskRow(task, row["data"], row["updated_at"], False in cancelled, True in cancelled))
+                counts = cancelled.count(False), cancelled.count(True)
+                rows.append(TaskRow(task, row["data"], row["updated_at"], *counts))
         return rows
 
     def task_ids(self, project: int) -> set[int]:

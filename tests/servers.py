@@ -76,10 +76,13 @@ class RedisServer(_Server):
 class PostgresServer(_Server):
     """A PostgreSQL cluster of its own; connections by TCP and password only."""
 
-    def __init__(self, *, user: str = "scanqueue", password: str = "only-for-tests") -> None:
+    def __init__(
+        self, *, user: str = "scanqueue", password: str = "only-for-tests", folder: Path | None = None
+    ) -> None:
+        """folder: an empty one that everybody can reach; default: a new one."""
         self.user, self.password, self.port = user, password, free_port()
         # the server refuses root, and its user must be able to reach the folder
-        self.folder = Path(tempfile.mkdtemp(prefix="scanqueue-postgres-"))
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="scanqueue-postgres-"))
         self._as: list[str] = []
         if os.getuid() == 0:
             account = pwd.getpwnam("postgres")

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +23,8 @@ from backend.demo.annotator import Annotator, Control, to_result
 from backend.demo.child import Child, free_port
 from backend.demo.label_studio import LabelStudio
 from backend.demo.phantoms import write_phantoms
+from backend.project import PENDING
+from backend.store import Store
 
 BRUSH = (
     '<View><Image name="image" value="$image"/>'
@@ -139,6 +142,12 @@ class Service(Remote):
         self._child = Child("scanqueue", command, env=self._env, log=self.folder.with_suffix(".log"))
         self._child.wait_healthy(f"{self.url}/health", timeout=180)
 
+    @property
+    def pid(self) -> int:
+        """Of the server."""
+        assert self._child is not None
+        return self._child.pid
+
     def kill_server(self) -> None:
         """SIGKILL the server; workers that were started beside it live on."""
         assert self._number is not None
@@ -235,6 +244,22 @@ class Lab:
 
     def predictions(self) -> list[dict[str, Any]]:
         return list(self.studio.get("/api/predictions/", project=self.project))
+
+    def ended_whole(self, store: Store, rounds: int) -> None:
+        """Nothing lost, nothing doubled: every label is learnt, each round trained for and published once."""
+        versions = [f"scanqueue-r{n}" for n in range(1, rounds + 1)]
+        models = store.models(self.project)
+        assert [m["version"] for m in models] == versions
+        assert len(models[-1]["trained_on"]) == len(self.labelled)
+        assert {r["task"] for r in store.labels(self.project) if r["mask"] and not r["problem"]} == set(self.labelled)
+        scans = store.scans(self.project)
+        assert {s["task"] for s in scans} == set(self.names)
+        assert {s["task"] for s in scans if s["annotated"]} == set(self.labelled)
+        assert all(s["digest"] and not s["problem"] for s in scans)
+        counts = Counter((p["task"], p["model_version"]) for p in self.predictions())
+        assert set(counts.values()) == {1}
+        # whoever asks for a task before the first round gets one of no round
+        assert {version for _, version in counts} - {PENDING} == {"scanqueue-r0", *versions}
 
     def close(self) -> None:
         for annotator in self.annotators:

@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -914,3 +915,39 @@ def test_a_token_that_is_refused_blocks_with_the_reason(world: World, monkeypatc
     assert (world.status()["phase"], world.status()["reason"]) == ("blocked", "Label Studio refuses the token.")
     world.run()
     assert world.status()["phase"] == "cold_start"
+
+
+def test_labels_behind_the_cursor_are_found_though_others_came_ahead_of_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Label Studio's clock was set back between two submits, and one look meets both."""
+    world.cold_started()
+    worker = world.reconciler()
+    worker.reconcile(PROJECT)
+    world.label(1)
+    world.studio._now -= timedelta(hours=4)
+    behind = world.label(2)
+    monkeypatch.setattr(reconcile, "FULL_AGAIN", 3600.0)  # all was listed a moment ago
+    worker.reconcile(PROJECT)
+    assert world.status()["labelled"] == 1
+    monkeypatch.setattr(reconcile, "FULL_AGAIN", 0.0)
+    worker.reconcile(PROJECT)
+    assert world.status()["labelled"] == 3
+    assert {r["task"] for r in world.store.labels(PROJECT)} >= set(behind)
+    asked: list[str] = []
+    tasks = world.studio.tasks
+    monkeypatch.setattr(world.studio, "tasks", lambda project, since="": asked.append(since) or tasks(project, since))
+    worker.reconcile(PROJECT)
+    assert asked
+    assert all(asked)  # and not all of them again
+
+
+def test_progress_that_cannot_be_written_ends_no_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.cold_started().label(COLD)
+
+    def full(self: Store, project: int, step: str, done: int, total: int) -> None:
+        raise StorageFull("The disk is full. Make room.")
+
+    monkeypatch.setattr(Store, "report", full)
+    world.run()
+    assert world.studio.model_version == "scanqueue-r1"

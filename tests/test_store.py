@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import secrets
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from servers import PostgresServer
+from sqlalchemy import create_engine
 
 from backend.errors import BadSetting, StorageFull, StoreUnavailable
 from backend.store import Pick, Store, activate_model
@@ -123,6 +127,52 @@ except StorageFull as error:
     assert "Make room" in said
     assert not store.has("models", "abcd")
     assert list(store.path("models", "abcd").parent.iterdir()) == []
+
+
+def test_trouble_that_the_records_do_not_take_is_noted_beside_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(project: int, **values: Any) -> None:
+        raise StorageFull("The disk that holds the database is full.")
+
+    store.add_project(1)
+    store.set_trouble(1, "Label Studio does not answer.")
+    assert store.trouble(1) == "Label Studio does not answer."
+    monkeypatch.setattr(store, "set_project", full)
+    with pytest.raises(StorageFull):
+        store.set_trouble(1, "The disk that holds the database is full. Make room.")
+    assert store.trouble(1) == "The disk that holds the database is full. Make room."
+    monkeypatch.undo()
+    store.set_trouble(1, "")
+    assert store.trouble(1) == ""
+
+
+def test_records_that_another_holds_or_that_cannot_be_opened_are_away_and_not_an_unexpected_failure(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path / "data")
+    store.add_project(1)
+    file = store.folder / "records.sqlite"
+    impatient = Store(store.folder)
+    impatient._engine = create_engine(f"sqlite:///{file}", connect_args={"timeout": 0.1})
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreUnavailable, match=rf"{store.folder} cannot be used now: .*locked.* It is tried again"):
+            impatient.set_project(1, title="mine")
+    impatient._engine = create_engine(f"sqlite:///{store.folder / 'gone' / 'records.sqlite'}")
+    with pytest.raises(StoreUnavailable, match="unable to open"):
+        impatient.projects()
+
+
+def test_progress_that_a_clock_jumped_over_keeps_its_pace(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1_000_000.0]
+    monkeypatch.setattr("backend.store.time.time", lambda: now[0])
+    for done, seconds in enumerate((0.0, 10.0, 3 * 86_400.0, 10.0, -5 * 86_400.0, 10.0)):
+        now[0] += seconds
+        store.report(1, "reading", done, 10)
+    job = store.progress(1)
+    assert job is not None
+    assert job["seconds_left"] == 30.0  # 5 of 10 done in 30 seconds
 
 
 def test_too_little_room_is_said_before_the_work_is_done(store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import cv2
+import jwt
 import numpy as np
 import pytest
 from memory_studio import MemoryStudio
@@ -193,6 +195,21 @@ def test_the_listing_gives_what_changed_after_the_cursor_and_nothing_else(sides:
     assert changed() == [(tasks[2], False, True)]
     ours.import_predictions(theirs.number, [row(t, "scanqueue-r0") for t in tasks])
     assert changed() == []
+
+
+def test_the_project_counts_the_annotations_and_skips_that_the_listing_has(sides: tuple[Any, Any]) -> None:
+    ours, theirs = sides
+    tasks = theirs.add_scans([png(i) for i in range(4)])
+    made = [theirs.annotate(t, [region()]) for t in (tasks[0], tasks[0], tasks[1], tasks[1])]
+    theirs.annotate(tasks[2], [], ground_truth=True)
+    theirs.skip(tasks[3])
+    for count in (5, 4):
+        rows, page = ours.tasks(theirs.number), ours.project(theirs.number)
+        assert (page.annotations, page.skips) == (count, 1)
+        assert sum(r.annotated for r in rows) == count
+        assert sum(r.skipped for r in rows) == 1
+        if count == 5:
+            theirs.delete(made[0])
 
 
 def test_task_ids_are_those_that_are_left(sides: tuple[Any, Any]) -> None:
@@ -379,7 +396,22 @@ def test_an_image_comes_back_byte_for_byte(sides: tuple[Any, Any]) -> None:
         ours.image(theirs.reference(task) + ".gone")
 
 
-# -- the real one only: pages ------------------------------------------------------------------
+# -- the real one only: tokens and pages -------------------------------------------------------
+
+
+@pytest.mark.label_studio
+def test_an_access_token_that_label_studio_no_longer_takes_is_replaced(
+    label_studio: LabelStudio, tmp_path: Path
+) -> None:
+    """By our clock it is good for another hour: one of the two clocks has jumped."""
+    theirs = RealPeople(label_studio, tmp_path)
+    (task,) = theirs.add_scans([png(9)])
+    ours = Studio(label_studio.url, label_studio.personal_access_token())
+    reference = theirs.reference(task)
+    for ask in (lambda: ours.image(reference) == png(9), lambda: ours.project(theirs.number).tasks == 1):
+        tokens = ours._client()._client_wrapper._tokens_client
+        tokens._set_access_token(jwt.encode({"exp": time.time() + 3600}, "not Label Studio's" * 4))
+        assert ask()
 
 
 @pytest.mark.label_studio

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from service import Lab, Service, phantom_scans
+from service import Forwarder, Lab, Service, phantom_scans
 
 from backend.demo.label_studio import LabelStudio
 from backend.store import Store
@@ -74,8 +74,36 @@ def test_what_a_killed_or_frozen_worker_was_at_is_done_by_another(
     lab.close()
 
 
+def test_a_worker_that_hangs_inside_its_work_is_ended_and_another_does_it(
+    label_studio: LabelStudio, many: Scans, tmp_path: Path
+) -> None:
+    """What it asked is never answered: its threads wait, and the process as such is well."""
+    between = Forwarder(label_studio.url)
+    env = {"SCANQUEUE_HANG_SECONDS": "10", "SCANQUEUE_LABEL_STUDIO_URL": f"http://127.0.0.1:{between.port}"}
+    service = Service(label_studio, tmp_path / "data", workers=1, env=env)
+    lab = Lab(label_studio, many, extra_params=SETTINGS)
+    with service:
+        lab.connect(service)
+        service.wait(lab.project, lambda s: s["embedded"] > 0)
+        hanging = worker_of(service.workers[0].pid)
+        between.delay = 3600.0
+        until = time.monotonic() + 45  # long before the request itself is given up
+        while "no sign of life" not in service.log():
+            assert time.monotonic() < until, service.log()[-2000:]
+            time.sleep(0.2)
+        between.delay = 0.0
+        lab.wait_for_round(0, seconds=300)
+        assert worker_of(service.workers[0].pid) != hanging
+        assert service.status(lab.project)["embedded"] == SCANS
+        published_once(lab)
+    lab.close()
+    between.close()
+
+
 def worker_of(keeper: int) -> int:
-    """The process that works, started by `scanqueue worker`."""
-    children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+    """The process that works, started by `scanqueue worker`, or by a thread of `scanqueue serve`."""
+    children = [
+        pid for task in Path(f"/proc/{keeper}/task").iterdir() for pid in (task / "children").read_text().split()
+    ]
     assert len(children) == 1
     return int(children[0])
