@@ -286,13 +286,25 @@ class Plan:
 def decide(seen: Seen, done: Done) -> Plan:
     """Compare what Label Studio holds with what is stored, and say what is missing.
 
-    Only the first step is meant to be run before asking again: later ones are what would follow
-    if nothing else changed. The answer depends on nothing but the arguments.
+    Only one step is meant to be run before asking again: the first, except that annotations need not be
+    read twice in a row when something else waits (`next_step`). The answer depends on nothing but the arguments.
     """
     if seen.blocked or seen.config is None:
         return Plan("blocked", seen.blocked)
     plan = _decide(seen, seen.config, done)
     return plan if seen.live.webhook else replace(plan, steps=(Listen(), *plan.steps))
+
+
+def next_step(plan: Plan, last: Step | None, refused: frozenset[type[Step]] = frozenset()) -> Step | None:
+    """The step of a plan to run, after `last`; None when there is none besides those of a `refused` kind.
+
+    Annotations come in as fast as they are read when many people label: having read some, we go on to what
+    waits for them, or the training would be kept away for as long as anybody labels.
+    """
+    steps = [s for s in plan.steps if type(s) not in refused]
+    if isinstance(last, ReadMasks) and steps and isinstance(steps[0], ReadMasks):
+        steps = steps[1:] + steps[:1]
+    return steps[0] if steps else None
 
 
 def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
@@ -323,7 +335,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
 
     latest = done.rounds[-1] if done.rounds else None
     usable = tuple(s.task for s in ready if s.annotated and s.task in known and not known[s.task].problem)
-    train = None if unread_masks else _training(done, config, known, usable)
+    train = _training(done, config, known, usable)
     if latest is not None and done.models and (round_of(done.models[-1].version) or 0) > latest.n:
         train = None  # the round of the last model comes first: labels that arrive meanwhile must not keep it away
     key = round_key(done, config)
@@ -336,7 +348,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     publish = publication(latest, seen, done.settings)
     if publish is not None:
         steps.insert(0, publish)
-    if train is None and not unread_masks and latest.key != key:
+    if train is None and latest.key != key:
         if done.active:
             steps += _scoring(pool, done)
         waiting = {s.task for s in pool}

@@ -61,6 +61,7 @@ from backend.project import (
     Train,
     decide,
     fingerprint,
+    next_step,
     publication,
     published_length,
     score_of,
@@ -171,7 +172,7 @@ class Reconciler:
             done = self.done(project, seen)
             plan = decide(seen, done)
             self.store.set_project(project, phase=plan.phase, reason=plan.reason)
-            step = next((s for s in plan.steps if type(s) not in refused), None)
+            step = next_step(plan, last, frozenset(refused))
             if step is None or step == last:
                 if step is not None:
                     troubles.append(f"{type(step).__name__} had to be done again; giving up until the next look.")

@@ -951,3 +951,27 @@ def test_progress_that_cannot_be_written_ends_no_training(world: World, monkeypa
     monkeypatch.setattr(Store, "report", full)
     world.run()
     assert world.studio.model_version == "scanqueue-r1"
+
+
+def test_labels_that_never_stop_coming_keep_neither_a_training_nor_its_round_away(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty annotators submit faster than annotations are read."""
+    world.add_scans(0, 40)
+    world.run()
+    world.label(COLD)
+    served: dict[str, int] = {}
+    real = Reconciler._read_masks
+
+    def read_while_more_comes(self: Reconciler, project: int, seen: Any, step: Any) -> None:
+        real(self, project, seen, step)
+        if "scanqueue-r1" not in served and len(world.annotations) < 30:
+            world.label(1)
+
+    monkeypatch.setattr(Reconciler, "_read_masks", read_while_more_comes)
+    show = world.studio.show_round
+    monkeypatch.setattr(
+        world.studio, "show_round", lambda p, v: (served.setdefault(v, len(world.annotations)), show(p, v))[1]
+    )
+    world.run()
+    assert served["scanqueue-r1"] <= COLD + 8  # one more at every reading between the other steps

@@ -138,9 +138,11 @@ def test_the_loop_runs_in_it(stack: Stack, scans60: Scans) -> None:
 class Reading:
     """Annotators who work at the same time, each in a thread; what they met."""
 
-    def __init__(self, lab: Lab, total: int, *, stubborn: bool = False) -> None:
+    def __init__(
+        self, lab: Lab, total: int, *, stubborn: bool = False, thinking: tuple[float, float] = THINKING
+    ) -> None:
         """stubborn: what fails is tried again, as a person would."""
-        self.lab, self.left, self.stubborn = lab, total, stubborn
+        self.lab, self.left, self.stubborn, self.thinking = lab, total, stubborn, thinking
         self.lock = threading.Lock()
         self.held: Counter[int] = Counter()
         self.twice: list[int] = []
@@ -181,7 +183,7 @@ class Reading:
                 self.twice.append(number)
             if not any(p["model_version"].startswith("scanqueue-r") for p in task["predictions"]):
                 self.unpublished.append(number)
-        time.sleep(rng.uniform(*THINKING))
+        time.sleep(rng.uniform(*self.thinking))
         truth = self.lab.truth(number)
         self._timed(self.submitted, lambda: self._submit(annotator, task, truth))
         with self.lock:
@@ -274,18 +276,18 @@ def slow_answers(stack: Stack) -> list[str]:
 def test_killed_at_random_moments_nothing_is_lost_or_doubled(stack: Stack, many: Scans, kills: int) -> None:
     """SIGKILL to a whole container at a time; each is started again by its restart policy, as Docker would."""
     size = 6
-    total = 4 * size if kills < 10 else 16 * size
+    total, pause, thinking = (4 * size, 5.0, THINKING) if kills < 10 else (24 * size, 10.0, (4.0, 12.0))
     settings = {"cold_start_size": size, "round_size": size, "queue_depth": 6 * size}
-    lab = Lab(stack.studio, many[:140], annotators=4, extra_params=settings)
+    lab = Lab(stack.studio, many[:200], annotators=4, extra_params=settings)
     lab.connect(stack)
     lab.wait_for_round(0, seconds=300)
     rng = random.Random(kills)
     names = ["scanqueue", "worker-1", "worker-2", "redis", "postgres", "label-studio"]
     order = [*rng.sample(names, len(names)), *rng.choices(names, k=kills - len(names))]
-    reading = Reading(lab, total, stubborn=True)
+    reading = Reading(lab, total, stubborn=True, thinking=thinking)
     reading.start()
     for name in order:
-        time.sleep(rng.uniform(0.5, 5))
+        time.sleep(rng.uniform(0.5, pause))
         container = stack.containers[name]
         container.wait_healthy(seconds=300)
         starts = container.starts
