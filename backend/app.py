@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend.api import create_api
@@ -91,12 +92,15 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
     measures.flush()
 
 
-def supervise_worker(settings: Settings) -> None:
-    """Keep a worker process running until SIGTERM or SIGINT."""
+def supervise_worker(settings: Settings, *, alive: Path | None = None) -> None:
+    """Keep a worker process running until SIGTERM or SIGINT.
+
+    alive  a file that is touched for as long as it gives signs of life
+    """
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    _keep_worker(settings, stopping)
+    _keep_worker(settings, stopping, alive)
 
 
 def run_server(settings: Settings, *, worker: bool) -> None:
@@ -135,10 +139,11 @@ def run_server(settings: Settings, *, worker: bool) -> None:
             keeper.join(timeout=30)
 
 
-def _keep_worker(settings: Settings, stopping: threading.Event) -> None:
+def _keep_worker(settings: Settings, stopping: threading.Event, alive: Path | None = None) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX)} | to_env(settings)
     command = [sys.executable, "-m", "backend.cli", "worker", "--parent", str(os.getpid())]
-    keep_worker(command, environment, stopping, silence=min(SILENCE, settings.hang_seconds))
+    silence = min(SILENCE, settings.hang_seconds)
+    keep_worker(command, environment, stopping, silence=silence, alive=alive)
 
 
 def to_env(settings: Settings) -> dict[str, str]:

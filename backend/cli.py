@@ -70,6 +70,7 @@ def serve(
 @app.command()
 def worker(
     data_dir: DataDir = None,
+    alive: Annotated[Path | None, typer.Option(help="Touch this file every few seconds, for health checks.")] = None,
     parent: Annotated[int, typer.Option(help="End with this process.", hidden=True)] = 0,
     heartbeat: Annotated[int | None, typer.Option(help="Give signs of life here.", hidden=True)] = None,
 ) -> None:
@@ -81,7 +82,7 @@ def worker(
     if parent:
         run_worker(settings, parent=parent, heartbeat=heartbeat)
     else:
-        supervise_worker(settings)
+        supervise_worker(settings, alive=alive)
 
 
 @app.command()

@@ -126,13 +126,11 @@ class Scan:
 
 @dataclass(frozen=True)
 class Label:
-    """The annotation that counts for one task: its number, and who made it. `key` changes when it is edited."""
+    """The annotation that counts for one task. `key` changes when it is edited."""
 
     task: int
     key: str
     problem: str = ""
-    annotation: int = 0
-    by: int | None = None
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ class Live:
 
 @dataclass(frozen=True)
 class Seen:
-    """Label Studio's side of a project, as of the last look."""
+    """Label Studio's side of a project, as of the last look. `people`: how many annotate, as `annotators` counts."""
 
     project: int
     config: LabelConfig | None
@@ -183,6 +181,7 @@ class Seen:
     labels: tuple[Label, ...]
     live: Live
     blocked: str = ""
+    people: int = 0
 
 
 @dataclass(frozen=True)
@@ -451,8 +450,7 @@ def score_of(place: int, size: int) -> float:
 def published_length(latest: Round, seen: Seen, settings: ProjectSettings) -> int:
     """`prefix_length` of a round as things stand: skipped scans are not counted as still open."""
     waiting = (s.task for s in seen.scans if s.digest and not s.annotated and not s.problem and not s.skipped)
-    people = annotators((label.annotation, label.by) for label in seen.labels)
-    return prefix_length(latest.order, frozenset(waiting), settings, people)
+    return prefix_length(latest.order, frozenset(waiting), settings, seen.people)
 
 
 def publication(latest: Round, seen: Seen, settings: ProjectSettings) -> Publish | None:

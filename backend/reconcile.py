@@ -59,6 +59,7 @@ from backend.project import (
     Seen,
     Step,
     Train,
+    annotators,
     decide,
     fingerprint,
     next_step,
@@ -316,12 +317,14 @@ class Reconciler:
             problem = s["problem"] if 0 <= now - s["problem_at"] < PROBLEM_RETRY else ""  # not in a clock's future
             scans.append(Scan(s["task"], s["image"], s["digest"], bool(s["annotated"]), bool(s["skipped"]), problem))
         fresh = {s["task"]: s["updated_at"] for s in rows if s["annotated"]}
+        read = self.store.labels(project)
         labels = tuple(
-            Label(r["task"], r["key"], r["problem"], r["annotation"], r["completed_by"])
-            for r in self.store.labels(project)
+            Label(r["task"], r["key"], r["problem"])
+            for r in read
             if fresh.get(r["task"]) == r["read_at"] and r["config"] == config.key
         )
-        return Seen(project, config, tuple(scans), labels, self._live(project, row, page))
+        people = annotators((r["annotation"], r["completed_by"]) for r in read)
+        return Seen(project, config, tuple(scans), labels, self._live(project, row, page), people=people)
 
     def _row(self, project: int) -> Any:
         row = self.store.project(project)

@@ -14,6 +14,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 log = logging.getLogger("scanqueue.supervisor")
 
@@ -30,17 +32,19 @@ def keep_worker(
     stopping: threading.Event,
     *,
     silence: float = SILENCE,
+    alive: Path | None = None,
 ) -> None:
     """Run `command --heartbeat FD` again and again until `stopping` is set; then end it with SIGTERM.
 
     silence  seconds without a sign of life after which it is killed and started again
+    alive    a file that is touched at every sign of life, for who watches from outside
     """
     while not stopping.is_set():
         reading, writing = os.pipe()
         try:
             child = subprocess.Popen([*command, "--heartbeat", str(writing)], env=environment, pass_fds=[writing])
             os.close(writing)
-            _watch(child, reading, stopping, silence)
+            _watch(child, reading, stopping, silence, alive)
         finally:
             os.close(reading)
         if not stopping.is_set():
@@ -48,13 +52,18 @@ def keep_worker(
             stopping.wait(RESTART_AFTER)
 
 
-def _watch(child: subprocess.Popen[bytes], reading: int, stopping: threading.Event, silence: float) -> None:
+def _watch(
+    child: subprocess.Popen[bytes], reading: int, stopping: threading.Event, silence: float, alive_file: Path | None
+) -> None:
     """Return when the child has ended, by itself or by our hand."""
     alive, limit = time.monotonic(), max(silence, STARTUP)
     while child.poll() is None and not stopping.is_set():
         if select.select([reading], [], [], 0.2)[0]:
             if os.read(reading, 4096):
                 alive, limit = time.monotonic(), silence
+                if alive_file is not None:
+                    with suppress(OSError):  # a full disk ends no worker
+                        alive_file.touch()
             else:
                 stopping.wait(0.2)  # the other end is closed: it is ending
         if time.monotonic() - alive > limit:

@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import subprocess
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -61,14 +62,15 @@ def _seconds(text: str) -> float:
 class Stack(Remote):
     """Everything that `docker compose up -d --scale worker=2` starts; `set_up` is what the engineer does then."""
 
-    def __init__(self, image: Image, *, workers: int = 2, more: dict[str, str] | None = None) -> None:
-        """image: ours; more: environment of scanqueue and its workers besides the file's own, for short trainings."""
+    def __init__(self, image: Image, *, workers: int = 2, settings: Mapping[str, str] | None = None) -> None:
+        """image: ours; settings: what .env says besides, for short trainings."""
         self.folder = scratch("stack")
         project = self.folder / "project"
         project.mkdir()
         passwords = ("SCANQUEUE_PASSWORD", "LABEL_STUDIO_DB_PASSWORD", "SCANQUEUE_DB_PASSWORD", "REDIS_PASSWORD")
         self.values = {name: secrets.token_hex(24) for name in passwords}
         self.values |= {"SCANQUEUE_USER": "lab", "LABEL_STUDIO_HOST": "http://127.0.0.1:8080"}
+        self.values |= {"SCANQUEUE_WORKERS": str(workers), **(settings or {})}
         self.token = project / "secrets" / "label_studio_token"
         self.token.parent.mkdir()
         self.token.touch(mode=0o644)
@@ -80,10 +82,9 @@ class Stack(Remote):
         self._hosts = self.folder / "hosts"
         self._hosts.write_text(f"127.0.0.1 localhost {' '.join(self._names())}\n::1 localhost\n")
         self._volumes: dict[str, Path] = {}
-        self._more = {k: v for k, v in (more or {}).items() if k.startswith("SCANQUEUE_")}
         self.containers: dict[str, Container] = {}
         for name in self.file["services"]:
-            for number in range(1, (workers if name == "worker" else 1) + 1):
+            for number in range(1, self.file["services"][name].get("deploy", {}).get("replicas", 1) + 1):
                 title = name if name != "worker" else f"worker-{number}"
                 self.containers[title] = self._container(title, self.file["services"][name])
         environment = self.file["services"]["scanqueue"]["environment"]
@@ -154,13 +155,12 @@ class Stack(Remote):
         for secret in service.get("secrets", []):
             name = secret["source"] if isinstance(secret, dict) else secret
             mounts[f"/run/secrets/{name}"] = (Path(self.file["secrets"][name]["file"]), False)
-        more = self._more if service["image"] == "scanqueue:latest" else {}
         assert service["restart"] == "unless-stopped"
         return Container(
             title,
             image,
             command=service.get("command", ()),
-            environment={**service.get("environment", {}), **more},
+            environment=service.get("environment", {}),
             user=user,
             mounts=mounts,
             read_only=service.get("read_only", False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -55,6 +56,16 @@ def proxy_to(studio: str, scanqueue_port: int, folder: Path, port: int) -> Child
     return Child("nginx", command, env=dict(os.environ), log=folder / "nginx.log")
 
 
+def sign_in(browser: httpx.Client, studio: LabelStudio, origin: str) -> int:
+    """The status of the login form as a browser posts it, with the address of the page it came from."""
+    page = browser.get("/user/login/")
+    token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
+    assert token is not None
+    form = {"csrfmiddlewaretoken": token[1], "email": studio.email, "password": studio.password}
+    headers = {"Origin": origin, "Referer": f"{origin}/user/login/"}
+    return browser.post("/user/login/", data=form, headers=headers).status_code
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     if shutil.which("nginx") is None and not Path("/usr/sbin/nginx").exists():
@@ -67,7 +78,9 @@ def folder(tmp_path: Path) -> Path:
 def test_label_studio_connects_and_works_through_the_proxy(scans60: list[tuple[Path, Path]], folder: Path) -> None:
     """Settings > Model with https://.../scanqueue: set-up, webhook with its secret, masks."""
     port = free_port()
-    trust = {"REQUESTS_CA_BUNDLE": str(folder / "lab.crt")}
+    # the first as docker-compose.yml sets it from LABEL_STUDIO_HOST
+    trust = {"CSRF_TRUSTED_ORIGINS": f"https://localhost:{port}"}
+    trust |= {"REQUESTS_CA_BUNDLE": str(folder / "lab.crt")}
     with LabelStudio.start(folder / "studio", extra_env=trust) as studio:
         base = f"https://localhost:{port}/scanqueue"
         service = Service(studio, folder / "data", env={**CREDENTIALS, "SCANQUEUE_PUBLIC_URL": base})
@@ -81,6 +94,11 @@ def test_label_studio_connects_and_works_through_the_proxy(scans60: list[tuple[P
                 assert people.get(f"{base}/health").status_code == 200
                 assert people.get(f"{base}/api/projects").status_code == 401
                 assert people.get(f"https://localhost:{port}/health").json() == {"status": "UP"}  # Label Studio's
+                people.base_url = httpx.URL(f"https://localhost:{port}")
+                assert [sign_in(people, studio, o) for o in ("https://elsewhere.example", str(people.base_url))] == [
+                    403,
+                    302,
+                ]
                 lab = Lab(studio, scans60[:12], extra_params={"cold_start_size": 4, "round_size": 4})
                 lab.connect(service)
                 lab.wait_for_round(0, seconds=300)

@@ -43,9 +43,8 @@ def kept(folder: Path, what: str, silence: float = 5.0) -> Iterator[threading.Ev
     (folder / "what").write_text(what)
     stopping = threading.Event()
     command = [sys.executable, "-c", CHILD, str(folder)]
-    keeper = threading.Thread(
-        target=keep_worker, args=(command, dict(os.environ), stopping), kwargs={"silence": silence}
-    )
+    given = {"silence": silence, "alive": folder / "alive"}
+    keeper = threading.Thread(target=keep_worker, args=(command, dict(os.environ), stopping), kwargs=given)
     keeper.start()
     try:
         yield stopping
@@ -87,4 +86,5 @@ def test_a_worker_that_gets_on_is_left_alone_and_asked_to_stop_at_the_end(tmp_pa
         wait_for_starts(tmp_path, 1)
         time.sleep(7)
         assert len(starts(tmp_path)) == 1
+        assert time.time() - (tmp_path / "alive").stat().st_mtime < 5
     assert (tmp_path / "asked").exists()
