@@ -136,7 +136,7 @@ class Dockerfile:
         """As root, with the network that packages come from."""
         network = []
         if inherited := os.environ.get("OUTSIDE_NETWORK"):
-            network = ["nsenter", f"--net=/proc/{os.getpid()}/fd/{inherited}", "--"]
+            network = ["nsenter", f"--net={inherited}", "--"]
         environment = {**image.environment, **self.given}
         passed = {k: v for k, v in os.environ.items() if k.startswith(("PIP_", "UV_", "SSL_")) or k.endswith("_proxy")}
         cache = _cached_wheels(image.root)

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from containers import Image, need_isolation, scratch
 from service import QUICK, Lab, phantom_scans
-from stack import Stack, build_image
+from stack import ROOT, Stack, build_image
 
 from backend.demo.annotator import Annotator
 from backend.errors import ScanqueueError
@@ -322,3 +322,38 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(stack: Stack, many:
     print(f"\n{kills} kills ({dict(Counter(order))}): {total} labels, {len(versions)} models, nothing lost")
     with suppress(ScanqueueError):
         lab.close()
+
+
+@pytest.mark.long
+def test_dumps_of_the_databases_are_put_back_as_the_deployment_page_says(stack: Stack, scans60: Scans) -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    lab = Lab(stack.studio, scans60[:24], extra_params={"cold_start_size": 8, "round_size": 5})
+    lab.connect(stack)
+    lab.wait_for_round(0, seconds=300)
+    lab.label(8)
+    lab.wait_for_round(1, seconds=600)
+    seen = stack.wait(lab.project, lambda s: s["job"] is None and s["labelled"] == 8)
+    ours = [stack.containers[title] for title in ("scanqueue", *stack.workers)]
+    for container in (*ours, stack.containers["label-studio"]):
+        container.stop()
+    postgres = stack.containers["postgres"]
+    for name, file in (("scanqueue", "scanqueue.dump"), ("labelstudio", "label-studio.dump")):
+        for command in (
+            f"pg_dump -U labelstudio -Fc {name} > {file}",
+            f"pg_restore -U labelstudio --clean --if-exists -d {name} < {file}",
+        ):
+            assert command in page
+            done = postgres.execute("sh", "-c", f"cd /tmp && {command}")
+            assert done.returncode == 0, done.stderr
+    for container in (stack.containers["label-studio"], *ours):
+        container.start()
+    for container in stack.containers.values():
+        container.wait_healthy(seconds=300)
+    again = stack.wait(lab.project, lambda s: s["job"] is None and s["labelled"] == 8)
+    assert {k: again[k] for k in ("round", "queue", "validation")} == {
+        k: seen[k] for k in ("round", "queue", "validation")
+    }
+    lab.label(5)
+    lab.wait_for_round(2, seconds=600)
+    published_once(lab)
+    lab.close()
