@@ -90,7 +90,7 @@ class Pool:
         self.store = Store(folder)
         self.queue = Queue(settings)
         self.scans = len(self.store.scans(project))
-        self._alpha = 0.5
+        self._alpha = 0.4
 
     def settle(self) -> None:
         """Wait until the workers have nothing to do, with their models in memory: one small run of everything."""
@@ -107,7 +107,7 @@ class Pool:
             connection.execute(delete(entropy_table).where(entropy_table.c.digest.in_(digests)))
         if only is None:
             shutil.rmtree(self.folder / "pixels")
-        self._alpha = 0.9 - self._alpha
+        self._alpha += 0.001  # never one that a round was opened with: there would be nothing to score
         extra = json.loads(self.store.project(self.project)["extra_params"]) | {"alpha": self._alpha}
         self.store.set_project(self.project, extra_params=json.dumps(extra))
         began = time.perf_counter()
