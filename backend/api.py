@@ -159,7 +159,10 @@ def _of_another_site(request: Request) -> bool:
     if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         return True
     origin = request.headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    try:
+        return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    except ValueError:  # no address at all, such as "http://["
+        return True
 
 
 async def _allowed(request: Request, settings: Settings, store: Store) -> bool:

@@ -506,6 +506,7 @@ def test_only_predict_may_be_large(edge: Edge, monkeypatch: pytest.MonkeyPatch) 
     [
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ],
