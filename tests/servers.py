@@ -9,6 +9,8 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -103,6 +105,21 @@ class PostgresServer(_Server):
             "PostgreSQL", [*self._as, *command], env=dict(os.environ) | {"LC_ALL": "C"}, log=self.folder / "log"
         )
         _wait(lambda: psycopg.connect(self.url("postgres")).close(), psycopg.OperationalError, self.child)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """While inside, the server and all of its processes stand still; connections stay open."""
+        os.kill(self.child.pid, signal.SIGSTOP)  # first, so that it starts no others
+        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.child.pid)], capture_output=True, text=True)
+        others = [int(pid) for pid in found.stdout.split()]  # each in a process group of its own
+        assert others
+        for pid in others:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in [*others, self.child.pid]:
+                os.kill(pid, signal.SIGCONT)
 
     def url(self, database: str) -> str:
         return f"postgresql://{self.user}:{self.password}@127.0.0.1:{self.port}/{database}"
