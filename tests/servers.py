@@ -43,6 +43,20 @@ class _Server:
         os.killpg(self.child.pid, signal.SIGKILL)
         self.child.stop()
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """While inside, the server and all of its processes stand still; connections stay open."""
+        os.kill(self.child.pid, signal.SIGSTOP)  # first, so that it starts no others
+        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.child.pid)], capture_output=True, text=True)
+        others = [int(pid) for pid in found.stdout.split()]  # PostgreSQL's, each in a process group of its own
+        for pid in others:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in [*others, self.child.pid]:
+                os.kill(pid, signal.SIGCONT)
+
     def stop(self) -> None:
         self.child.stop()
 
@@ -105,21 +119,6 @@ class PostgresServer(_Server):
             "PostgreSQL", [*self._as, *command], env=dict(os.environ) | {"LC_ALL": "C"}, log=self.folder / "log"
         )
         _wait(lambda: psycopg.connect(self.url("postgres")).close(), psycopg.OperationalError, self.child)
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """While inside, the server and all of its processes stand still; connections stay open."""
-        os.kill(self.child.pid, signal.SIGSTOP)  # first, so that it starts no others
-        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.child.pid)], capture_output=True, text=True)
-        others = [int(pid) for pid in found.stdout.split()]  # each in a process group of its own
-        assert others
-        for pid in others:
-            os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in [*others, self.child.pid]:
-                os.kill(pid, signal.SIGCONT)
 
     def url(self, database: str) -> str:
         return f"postgresql://{self.user}:{self.password}@127.0.0.1:{self.port}/{database}"
