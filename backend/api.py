@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import json
 import logging
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -30,6 +34,9 @@ BODY_BYTES = 64 * 2**20  # of /predict, which brings whole tasks with their anno
 SMALL_BODY_BYTES = 8 * 2**20  # of the others; 5,000 new tasks in one webhook are 2.4 MB
 Number = Annotated[int, Path(ge=0, lt=10**15, description="The project's number in Label Studio.")]
 PATIENCE = 1.0  # seconds after which Label Studio gives a webhook up
+LOOK_UP = 0.5  # seconds that a webhook with an unknown secret may wait for the database
+LOOKS_APART = 0.2  # seconds between two such looks, however many ask
+FRESH = 60.0  # seconds after which secrets that are in use are read again in the background
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -39,9 +46,12 @@ HEADERS = {
 
 
 class Touch(Protocol):
-    """Has a project looked at soon, and returns at once."""
+    """Has a project, if there is such a one, looked at soon, and returns at once.
 
-    def __call__(self, project: int) -> None: ...
+    wish  somebody wants a training now
+    """
+
+    def __call__(self, project: int, wish: bool = False, /) -> None: ...
 
 
 class Predict(Protocol):
@@ -70,7 +80,14 @@ def create_api(
     waiting  how many jobs wait for a worker, for /metrics
     note     counts the requests, for /metrics too
     """
-    app = FastAPI(title="scanqueue", version=__version__, docs_url=None, redoc_url=None)
+    secrets = Secrets(store.secrets)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        secrets.renew()  # so that they are known should the database hang before the first webhook
+        yield
+
+    app = FastAPI(title="scanqueue", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.include_router(_for_label_studio(store, touch, predict))
     app.include_router(_for_people(store, touch))
 
@@ -85,7 +102,7 @@ def create_api(
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         began = time.monotonic()
         try:
-            answer = await _refused(request, settings, store) or await call_next(request)
+            answer = await _refused(request, settings, secrets) or await call_next(request)
         except ScanqueueError as error:  # the handlers below stand behind this
             answer = _explained(error)
         answer.headers.update(HEADERS)
@@ -127,9 +144,9 @@ def _explained(error: ScanqueueError) -> Response:
     return _error(503 if away else 400 if isinstance(error, BadSetting) else 422, str(error))
 
 
-async def _refused(request: Request, settings: Settings, store: Store) -> Response | None:
+async def _refused(request: Request, settings: Settings, secrets: Secrets) -> Response | None:
     """The answer to a request that is not let in; nothing of its body has been read by then."""
-    if request.url.path != "/health" and settings.user and not await _allowed(request, settings, store):
+    if request.url.path != "/health" and settings.user and not await _allowed(request, settings, secrets):
         answer = _error(401, "Wrong or missing credentials; see SCANQUEUE_USER and SCANQUEUE_PASSWORD.")
         answer.headers["WWW-Authenticate"] = 'Basic realm="scanqueue"'
         return answer
@@ -159,11 +176,17 @@ def _of_another_site(request: Request) -> bool:
     if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         return True
     origin = request.headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    try:
+        return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    except ValueError:  # no address at all, such as "http://["
+        return True
 
 
-async def _allowed(request: Request, settings: Settings, store: Store) -> bool:
-    """Basic credentials, or for the webhook the secret header that we gave Label Studio."""
+async def _allowed(request: Request, settings: Settings, secrets: Secrets) -> bool:
+    """Basic credentials, or for the webhook the secret header that we gave Label Studio.
+
+    A secret is noted in `request.state.only`: the projects that it may speak of.
+    """
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "basic":
         try:
@@ -174,9 +197,70 @@ async def _allowed(request: Request, settings: Settings, store: Store) -> bool:
             return True
     secret = request.headers.get(SECRET_HEADER, "")
     if request.url.path == "/webhook" and secret:
-        secrets = await run_in_threadpool(store.secrets)
-        return any([hmac.compare_digest(secret.encode(), known.encode()) for known in secrets])  # noqa: C419  every one, for time
+        request.state.only = await secrets.projects(secret)
+        return bool(request.state.only)
     return False
+
+
+class Secrets:
+    """The webhook secrets of all projects, in memory: no webhook waits for the database, whatever it is at.
+
+    read  asks the database for them, by project
+    """
+
+    def __init__(self, read: Callable[[], Mapping[int, str]]) -> None:
+        self._read = read
+        self._known: Mapping[int, str] = {}
+        self._reading: Future[None] | None = None
+        self._began = -FRESH
+        self._error: ScanqueueError | None = None
+
+    async def projects(self, secret: str) -> set[int]:
+        """Those that this is the secret of; an unknown one costs a look at the database that is soon given up.
+
+        Raises StoreUnavailable when the database did not answer by then.
+        """
+        found = self._with(secret)
+        if found:
+            if time.monotonic() - self._began > FRESH:
+                self.renew()
+            return found
+        try:
+            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self.renew())), LOOK_UP)
+        except TimeoutError:
+            raise StoreUnavailable(
+                "The database does not answer in time, so it is not known whose secret this is. Try again; check that "
+                "it runs."
+            ) from None
+        if self._error is not None:
+            raise self._error
+        return self._with(secret)
+
+    def _with(self, secret: str) -> set[int]:
+        known = [(hmac.compare_digest(secret.encode(), s.encode()), p) for p, s in self._known.items()]  # all, for time
+        return {project for same, project in known if same}
+
+    def renew(self) -> Future[None]:
+        """Have them read again, unless that is under way or was just done. To be called by the loop's thread only."""
+        reading = self._reading
+        if reading is None or (reading.done() and time.monotonic() - self._began >= LOOKS_APART):
+            self._began = time.monotonic()
+            self._reading = reading = Future()
+            threading.Thread(target=self._fetch, args=(reading,), daemon=True).start()
+        return reading
+
+    def _fetch(self, reading: Future[None]) -> None:
+        try:
+            self._known, self._error = dict(self._read()), None
+        except ScanqueueError as error:
+            self._error = error
+        except Exception:
+            log.exception("the webhooks' secrets cannot be read")
+            self._error = StoreUnavailable(
+                "The webhooks' secrets cannot be read; the log of scanqueue has the details."
+            )
+        finally:
+            reading.set_result(None)
 
 
 def _spelled(raw: bytes) -> str:
@@ -246,16 +330,11 @@ def _for_label_studio(store: Store, touch: Touch, predict: Predict) -> APIRouter
         """Something happened in a project: have it looked at. What the message says is not believed."""
         body = await _json(request)
         project = _project(body)
-        wish = body.get("action") == "START_TRAINING"
-
-        def note() -> None:
-            if store.project(project) is None:
-                return
-            if wish:
-                store.ask(project)
-            touch(project)
-
-        await run_in_threadpool(note)
+        only: set[int] | None = getattr(request.state, "only", None)
+        if only is not None and project not in only:
+            raise _NotYours(project)
+        # members of Label Studio can read a webhook's headers, so its secret has us look and no more
+        touch(project, only is None and body.get("action") == "START_TRAINING")
         return {"status": "noted"}
 
     @router.get("/versions")
@@ -331,6 +410,16 @@ class _TooLarge(BadRequest):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"The request is larger than {limit >> 20} MiB.")
+
+
+class _NotYours(BadRequest):
+    code = 403
+
+    def __init__(self, project: int) -> None:
+        super().__init__(
+            f"This secret is not that of project {project}. Have the webhook of that project send its own; scanqueue "
+            "sets it by itself."
+        )
 
 
 class _Unknown(BadRequest):

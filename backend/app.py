@@ -114,9 +114,8 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     queue = Queue(settings)
     measures = Measures(store.add_measures)
     predictor = Predictor(store, make_studio(settings, measures.note), Learner(settings))
-    api = create_api(
-        settings, store, Relay(queue.touch).touch, predictor.predict, waiting=queue.waiting, note=measures.note
-    )
+    relay = Relay(queue.touch, lambda project: store.project(project) is not None, store.ask)
+    api = create_api(settings, store, relay.touch, predictor.predict, waiting=queue.waiting, note=measures.note)
     stopping = threading.Event()
     keeper = threading.Thread(target=_keep_worker, args=(settings, stopping), daemon=True)
     threading.Thread(target=measures.keep, args=(stopping,), daemon=True).start()

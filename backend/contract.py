@@ -183,7 +183,7 @@ BODIES: dict[tuple[str, str], tuple[str | None, int, str]] = {
 REFUSALS = {
     "400": "The request cannot be understood; `error` says why.",
     "401": "Wrong or missing credentials.",
-    "403": "A page of another site may not ask for this.",
+    "403": "A page of another site, or the secret of another project, may not ask for this.",
     "404": "Not known here.",
     "413": "The body is too large.",
     "422": "Understood, but it cannot be done; `error` says why.",

@@ -19,12 +19,13 @@ from filelock import FileLock, Timeout
 from redis.exceptions import LockError, RedisError
 from redis.lock import Lock
 
-from backend.errors import StorageFull
+from backend.errors import StorageFull, StoreUnavailable
 
 log = logging.getLogger("scanqueue.locks")
 
 LEASE = 30.0  # seconds until Redis gives a lock away whose holder has died
 RENEW = 5.0
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # what a file system without any says
 
 
 class Hold:
@@ -66,7 +67,8 @@ class Locks:
     @contextmanager
     def _file(self, name: str) -> Iterator[bool]:
         self._folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._folder / f"{name}.lock", timeout=0)
+        # a soft lock, a mere file, would outlive its holder
+        lock = FileLock(self._folder / f"{name}.lock", timeout=0, fallback_to_soft=False)
         try:
             lock.acquire()
         except Timeout:
@@ -77,8 +79,13 @@ class Locks:
                 raise StorageFull(
                     f"No room for a lock in {self._folder}: {error.strerror}. Make room; nothing was lost."
                 ) from error
-            if self._redis is None:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
                 raise
+            if self._redis is None:
+                raise StoreUnavailable(
+                    f"The file system of {self._folder} keeps no locks ({error}). Put SCANQUEUE_DATA_DIR on one that "
+                    "does, such as a local disk, or set SCANQUEUE_REDIS_URL."
+                ) from error
             log.debug("%s keeps no file locks (%s); Redis alone decides", self._folder, error)
             yield True
             return

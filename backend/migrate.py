@@ -5,6 +5,8 @@ It is done whenever a store is opened, and costs one small query when there is n
 
 from __future__ import annotations
 
+import errno
+from contextlib import ExitStack
 from pathlib import Path
 
 from filelock import FileLock
@@ -28,8 +30,15 @@ def migrate(engine: Engine, lock: Path) -> None:
         if _revision(connection) == HEAD:
             return
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock), engine.begin() as connection:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(lock, fallback_to_soft=False))
+        except (NotImplementedError, OSError) as error:  # a file system without locks: the database's own are enough
+            if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+        connection = stack.enter_context(engine.begin())
         if connection.dialect.name == "postgresql":
+            connection.execute(text("SET LOCAL statement_timeout = 0"))  # others, and large tables, take long
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": KEY})
         else:
             connection.exec_driver_sql("BEGIN IMMEDIATE")  # else sqlite3 commits every table on its own

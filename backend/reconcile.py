@@ -167,10 +167,12 @@ class Reconciler:
         last: Step | None = None
         while True:
             self._check(project)
+            asked = self._row(project)["asked"]
             seen = self.observe(project)
             if gone := self._disconnected(project):
                 seen = replace(seen, blocked=gone)
             done = self.done(project, seen)
+            done = replace(done, asked=min(done.asked, asked))  # what came later may be about labels not yet seen
             plan = decide(seen, done)
             self.store.set_project(project, phase=plan.phase, reason=plan.reason)
             step = next_step(plan, last, frozenset(refused))
@@ -740,7 +742,7 @@ class Reconciler:
             },
             active=step.version if accepted else "",
             instead_of=row["active"],
-            asked=row["asked"],
+            asked=done.asked,
         )
 
     def _evaluate(

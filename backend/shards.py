@@ -87,8 +87,8 @@ class Shards:
         """Its work is over, or its driver gives up."""
         with self.store.write() as connection:
             connection.execute(delete(shard_table).where(_table.project == project, _table.run == run))
-        for key in [k for k in self._seen if k[0] == run]:
-            del self._seen[key]
+        for key in [k for k in list(self._seen) if k[0] == run]:  # other threads add theirs meanwhile
+            self._seen.pop(key, None)
 
     def take(self, run: str = "") -> Shard | None:
         """An open shard of `run`, first to last; without a run one of any driver, last to first."""

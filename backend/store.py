@@ -50,6 +50,7 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import URL, RowMapping, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from backend.errors import BadSetting, StorageFull, StoreUnavailable
 from backend.locks import Hold, Locks
@@ -216,6 +217,16 @@ SQLITE_AWAY = (  # trouble with the file, its disk or its other users, and not w
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_PROTOCOL,
 )
+POOL_WAIT = 5.0  # seconds for a connection to PostgreSQL that somebody else has
+PATIENCE = {  # with PostgreSQL, in libpq's words: what hangs is given up, however its machine or network went away
+    "connect_timeout": 10,  # seconds
+    "tcp_user_timeout": 20_000,  # milliseconds until what was sent must have arrived
+    "keepalives": 1,
+    "keepalives_idle": 15,  # seconds
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "options": "-c statement_timeout=60000",  # milliseconds; migrations have as long as they need
+}
 VARIABLES = 500  # of one SQL statement; SQLite allows 32,766 in all
 
 
@@ -244,7 +255,7 @@ class Store:
             self._engine = create_engine(url, connect_args={"timeout": 30})
             event.listen(self._engine, "connect", _sqlite_pragmas)
         else:
-            self._engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+            self._engine = create_engine(url, pool_pre_ping=True, pool_timeout=POOL_WAIT, connect_args=_patience(url))
         with self._explained():
             migrate(self._engine, folder / "locks" / "migration.lock")
 
@@ -285,6 +296,11 @@ class Store:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except PoolTimeout as error:
+            raise StoreUnavailable(
+                f"The database {self._engine.url.render_as_string(hide_password=True)} does not answer: all of our "
+                "connections to it wait. It is tried again; check that it runs and that its machine is well."
+            ) from error
         except (OperationalError, InterfaceError) as error:
             said, state = str(error.orig), getattr(error.orig, "sqlstate", None)
             code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # without the details
@@ -343,9 +359,9 @@ class Store:
         rows = self.rows(select(project_table).where(project_table.c.id == project))
         return rows[0] if rows else None
 
-    def secrets(self) -> list[str]:
+    def secrets(self) -> dict[int, str]:
         """The webhook secrets of all projects."""
-        return [r["secret"] for r in self.rows(select(project_table.c.secret))]
+        return {r["id"]: r["secret"] for r in self.rows(select(project_table.c.id, project_table.c.secret))}
 
     def set_project(self, project: int, **values: Any) -> None:
         with self.write() as connection:
@@ -840,6 +856,15 @@ def _address(url: str) -> URL:
     if address.drivername in ("postgres", "postgresql"):
         return address.set(drivername="postgresql+psycopg")
     return address
+
+
+def _patience(url: URL) -> dict[str, Any]:
+    """PATIENCE, but for what the address itself says."""
+    said = {name for name in url.query if name in PATIENCE and name != "options"}
+    found: dict[str, Any] = {name: value for name, value in PATIENCE.items() if name not in said}
+    if "options" in url.query:  # the later one counts
+        found["options"] = " ".join([str(PATIENCE["options"]), *url.normalized_query["options"]])
+    return found
 
 
 def activate_model(store: Store, project: int, version: str) -> None:

@@ -8,6 +8,7 @@ has, except that listings and imports are cut into chunks. Times, masks and vers
 from __future__ import annotations
 
 import base64
+import io
 import ipaddress
 import json
 import logging
@@ -42,7 +43,7 @@ ANNOTATION_FIELDS = (
     "id,annotations,predictions,result,updated_at,was_cancelled,ground_truth,lead_time,completed_by,parent_prediction"
 )
 IMPORT_BYTES = 32 * 2**20  # well below Label Studio's DATA_UPLOAD_MAX_MEMORY_SIZE of 250 MiB
-IMAGE_BYTES = 512 * 2**20
+IMAGE_BYTES = 160 * 2**20  # 64 million pixels of 16 bits are 122 MiB, unpacked
 IMAGE_SECONDS = 300.0  # for one image in all; `timeout` is for each of its pieces
 VIEW_TITLE = "scanqueue"
 HIDDEN_COLUMNS = [  # by the "Default" tab that Label Studio's web page makes
@@ -66,7 +67,7 @@ HIDDEN_COLUMNS = [  # by the "Default" tab that Label Studio's web page makes
 FILE_PATHS = r"/(data|storage-data)/.|/(tasks|projects)/\d+/(resolve|presign)/?$"
 DRAWN = ("brushlabels", "polygonlabels")
 REDIRECTS = 5
-NOT_THE_SCANS_FAULT = (401, 403, 429, 502, 503, 504)
+NOT_THE_SCANS_FAULT = (401, 429, 502, 503, 504)
 
 _LENGTH_BITS = np.array([3, 4, 8, 16])  # the four ways to write the length of a run
 _RUN_LIMITS = np.array([8, 16, 256])  # the longest run of all but the last
@@ -405,6 +406,8 @@ class Studio:
                             continue
                         if ours and response.status_code in NOT_THE_SCANS_FAULT:
                             raise self._refusal(response.status_code, response.reason_phrase, "an image")
+                        if ours and response.status_code == 403:
+                            raise UnreadableScan(_forbidden(url, reference))
                         body = _body(response, reference)
                         if ours:
                             self._note("studio", "GET image", time.monotonic() - began)
@@ -903,25 +906,45 @@ def _joined(base: str, reference: str) -> str:
     return url
 
 
+def _name(reference: str) -> str:
+    """What an image is called in messages: the query may hold a signature, or the path of a local file."""
+    parts = urlsplit(reference)
+    return parse_qs(parts.query).get("d", [parts.path])[0].rsplit("/", 1)[-1][:80]
+
+
+def _forbidden(url: str, reference: str) -> str:
+    """Why Label Studio answers 403 to a file, which it never does for a wrong token."""
+    what = f"its image {_name(reference)!r} may not be read: the server answered 403. "
+    if urlsplit(url).path.rstrip("/").endswith("/data/local-files"):
+        return (
+            what + "Label Studio does not serve local files: start it with LOCAL_FILES_SERVING_ENABLED=true, "
+            "or import the image again as an upload."
+        )
+    return (
+        what + "The owner of our token does not see it, perhaps because it belongs to another organization. "
+        "Import the image again in this one, or set SCANQUEUE_LABEL_STUDIO_API_KEY to a token of somebody who sees it."
+    )
+
+
 def _body(response: httpx.Response, reference: str) -> bytes:
-    parts = urlsplit(reference)  # the query may hold a signature, or the path of a local file
-    name = parse_qs(parts.query).get("d", [parts.path])[0].rsplit("/", 1)[-1][:80]
+    name = _name(reference)
     if response.status_code >= 400:
         raise UnreadableScan(
             f"its image {name!r} cannot be had: the server answered {response.status_code}. "
             "Restore the file, or delete the task and import the image again."
         )
-    if response.headers.get("content-encoding", "identity").lower() not in ("identity", "gzip", "deflate"):
-        raise UnreadableScan(f"its image {name!r} comes compressed in a way that was not asked for.")
-    pieces, size, until = [], 0, time.monotonic() + IMAGE_SECONDS
-    for piece in response.iter_bytes():
-        size += len(piece)
+    if response.headers.get("content-encoding", "").lower() not in ("", "identity"):
+        raise UnreadableScan(
+            f"its image {name!r} comes compressed, which was not asked for. Have its host send it as it is."
+        )
+    body, until = io.BytesIO(), time.monotonic() + IMAGE_SECONDS  # one buffer, which `getvalue` does not copy
+    for piece in response.iter_raw():
         if time.monotonic() > until:
             raise UnreadableScan(f"its image {name!r} came too slowly: not whole after {IMAGE_SECONDS:.0f} seconds.")
-        if size > IMAGE_BYTES:
-            raise UnreadableScan(f"its image {name!r} is larger than {IMAGE_BYTES >> 20} MiB.")
-        pieces.append(piece)
-    return b"".join(pieces)
+        if body.tell() + len(piece) > IMAGE_BYTES:
+            raise UnreadableScan(f"its image {name!r} is larger than {IMAGE_BYTES >> 20} MiB. Make it smaller.")
+        body.write(piece)
+    return body.getvalue()
 
 
 def _detail(body: Any) -> str:

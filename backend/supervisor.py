@@ -40,16 +40,39 @@ def keep_worker(
     alive    a file that is touched at every sign of life, for who watches from outside
     """
     while not stopping.is_set():
-        reading, writing = os.pipe()
+        try:
+            code = _run(command, environment, stopping, silence, alive)
+        except Exception:  # no memory or no process left, perhaps: that may pass
+            log.exception("the worker could not be started or watched; it is tried again")
+        else:
+            if not stopping.is_set():
+                log.warning("the worker ended with code %s; it is started again", code)
+        stopping.wait(RESTART_AFTER)
+
+
+def _run(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    stopping: threading.Event,
+    silence: float,
+    alive: Path | None,
+) -> int:
+    """Run the worker once, to its end; returns its code. Whatever happens, it has ended and its pipe is closed."""
+    reading, writing = os.pipe()
+    try:
         try:
             child = subprocess.Popen([*command, "--heartbeat", str(writing)], env=environment, pass_fds=[writing])
+        finally:
             os.close(writing)
+        try:
             _watch(child, reading, stopping, silence, alive)
         finally:
-            os.close(reading)
-        if not stopping.is_set():
-            log.warning("the worker ended with code %s; it is started again", child.returncode)
-            stopping.wait(RESTART_AFTER)
+            if child.poll() is None:
+                child.kill()
+            code = child.wait()
+    finally:
+        os.close(reading)
+    return code
 
 
 def _watch(

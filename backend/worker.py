@@ -29,6 +29,7 @@ AGAIN = 5.0  # seconds until a project that was busy is looked at again
 GAP = 1.0  # seconds between two looks at one project, however often it is touched
 SWEEP = 60.0  # seconds between sweeps
 GRACE = 20  # seconds that looks are given to stop
+WAITING = 10_000  # projects that a relay keeps in mind
 BROKER_AWAY = (redis.RedisError, sqlite3.Error)
 
 
@@ -183,7 +184,10 @@ class Queue:
 
         def sweeps() -> None:
             while True:
-                self.sweep()
+                try:
+                    self.sweep()
+                except Exception:
+                    log.exception("not every project was touched; tried again every minute")
                 if stopping.wait(SWEEP):
                     return
 
@@ -195,28 +199,60 @@ class Queue:
 
 
 class Relay:
-    """Touches passed on by a thread of its own, so that a slow queue keeps no webhook waiting."""
+    """Touches and wishes passed on by a thread of its own, so that neither queue nor database keeps a webhook waiting.
 
-    def __init__(self, touch: Callable[[int], object]) -> None:
-        self._touch = touch
-        self._waiting: dict[int, None] = {}
+    touch  has a project looked at
+    known  whether there is such a project; what is about another is dropped
+    ask    writes down that somebody wants a training now
+
+    What cannot be passed on because the records or the queue are away is kept and tried again.
+    """
+
+    def __init__(
+        self,
+        touch: Callable[[int], object],
+        known: Callable[[int], bool] = lambda _: True,
+        ask: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        self._touch, self._known, self._ask = touch, known, ask
+        self._waiting: dict[int, bool] = {}  # project: whether a training is wished for
         self._some = threading.Condition()
+        self._passing = False
         threading.Thread(target=self._pass_on, daemon=True).start()
 
-    def touch(self, project: int) -> None:
+    def touch(self, project: int, wish: bool = False, /) -> None:
         """Returns at once. A project that waits already is not noted twice."""
         with self._some:
-            self._waiting[project] = None
+            if wish or len(self._waiting) < WAITING:  # more are invented, and the sweep finds what is not
+                self._waiting[project] = self._waiting.get(project, False) or wish
             self._some.notify()
+
+    def idle(self) -> bool:
+        """Whether everything was passed on."""
+        with self._some:
+            return not (self._waiting or self._passing)
 
     def _pass_on(self) -> None:
         while True:
             with self._some:
+                self._passing = False
                 while not self._waiting:
                     self._some.wait()
                 project = next(iter(self._waiting))
-                del self._waiting[project]
-            self._touch(project)
+                wish = self._waiting.pop(project)
+                self._passing = True
+            try:
+                if self._known(project):
+                    if wish:
+                        self._ask(project)
+                        wish = False  # written down: not once more when the queue is away
+                    self._touch(project)
+            except ScanqueueError as error:
+                log.warning("project %s: a webhook is not passed on yet: %s", project, error)
+                self.touch(project, wish)
+                time.sleep(AGAIN)
+            except Exception:
+                log.exception("project %s: a webhook could not be passed on; the next sweep looks", project)
 
 
 class _NowAndThen(logging.Filter):

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -40,6 +42,20 @@ class _Server:
         """SIGKILL to the server and all of its processes."""
         os.killpg(self.child.pid, signal.SIGKILL)
         self.child.stop()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """While inside, the server and all of its processes stand still; connections stay open."""
+        os.kill(self.child.pid, signal.SIGSTOP)  # first, so that it starts no others
+        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.child.pid)], capture_output=True, text=True)
+        others = [int(pid) for pid in found.stdout.split()]  # PostgreSQL's, each in a process group of its own
+        for pid in others:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in [*others, self.child.pid]:
+                os.kill(pid, signal.SIGCONT)
 
     def stop(self) -> None:
         self.child.stop()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from backend.errors import BadSetting, StudioUnavailable, UnreadableScan
 from backend.project import SECRET_HEADER
 from backend.settings import Settings
 from backend.store import Pick, Store
+from backend.worker import Relay
 
 CONFIG = (
     '<View><Image name="image" value="$image"/><BrushLabels name="tag" toName="image">'
@@ -69,11 +72,22 @@ class Edge:
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.store = Store(folder)
-        self.touched: list[int] = []
+        self._touched: list[int] = []
         self.predicted: list[tuple[int, list[int]]] = []
         self.fails: Exception | None = None
-        app = api.create_api(Settings(data_dir=folder, **settings), self.store, self.touched.append, self.predict)
+        known = lambda project: self.store.project(project) is not None  # noqa: E731
+        self.relay = Relay(self._touched.append, known, self.store.ask)
+        app = api.create_api(Settings(data_dir=folder, **settings), self.store, self.relay.touch, self.predict)
         self.http = TestClient(app, base_url="http://127.0.0.1:9090", raise_server_exceptions=False)
+
+    @property
+    def touched(self) -> list[int]:
+        """What was passed on, once everything was."""
+        until = time.monotonic() + 10
+        while not self.relay.idle():
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        return self._touched
 
     def predict(self, project: int, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if self.fails is not None:
@@ -248,10 +262,10 @@ def test_a_webhook_has_the_project_looked_at(edge: Edge, action: str) -> None:
 def test_start_training_is_marked_as_asked_for(edge: Edge) -> None:
     edge.connect()
     assert edge.http.post("/webhook", json=hook_body("START_TRAINING")).status_code == 201
+    assert edge.touched == [4]
     row = edge.store.project(4)
     assert row is not None
     assert row["asked"] == 1
-    assert edge.touched == [4]
 
 
 @pytest.mark.parametrize("action", ["ANNOTATION_CREATED", "START_TRAINING"])
@@ -259,6 +273,7 @@ def test_a_webhook_of_an_unknown_project_is_ignored(edge: Edge, action: str) -> 
     edge.connect()
     assert edge.http.post("/webhook", json=hook_body(action, project=9)).status_code == 201
     assert edge.touched == []
+    assert edge.relay.idle()
     assert edge.store.projects() == [4]
 
 
@@ -273,11 +288,62 @@ def test_a_webhook_is_accepted_with_the_secret_or_with_basic_credentials(guarded
     hook = hook_body("ANNOTATION_CREATED")
     secret = {"X-Scanqueue-Secret": secret_of(guarded)}
     assert guarded.http.post("/webhook", json=hook, headers=secret).status_code == 201
+    assert guarded.touched == [4]
     credentials = basic("lab", "Röntgen: 5/1")
     assert guarded.http.post("/webhook", json=hook, headers=credentials).status_code == 201
+    assert guarded.touched == [4, 4]
     wrong = {"Authorization": "Basic bm9ib2R5", **secret}
     assert guarded.http.post("/webhook", json=hook, headers=wrong).status_code == 201
     assert guarded.touched == [4, 4, 4]
+
+
+def test_a_secret_counts_for_its_own_project_and_cannot_ask_for_a_training(guarded: Edge) -> None:
+    """Members of Label Studio can read the headers of a project's webhook."""
+    secret = {"X-Scanqueue-Secret": secret_of(guarded)}
+    guarded.store.add_project(5)
+    words = refused(guarded.http.post("/webhook", json=hook_body("PROJECT_UPDATED", 5), headers=secret), 403)
+    assert "not that of project 5" in words
+    assert guarded.touched == []
+    training = hook_body("START_TRAINING")
+
+    def asked() -> int:
+        assert guarded.touched.pop() == 4
+        row = guarded.store.project(4)
+        assert row is not None
+        return int(row["asked"])
+
+    assert guarded.http.post("/webhook", json=training, headers=secret).status_code == 201
+    assert asked() == 0
+    both = secret | basic("lab", "Röntgen: 5/1")
+    assert guarded.http.post("/webhook", json=training, headers=both).status_code == 201
+    assert asked() == 1
+
+
+def test_known_secrets_wait_for_no_database_and_unknown_ones_not_long(
+    guarded: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = {"X-Scanqueue-Secret": secret_of(guarded)}
+    assert guarded.http.post("/webhook", json=hook_body("X"), headers=secret).status_code == 201
+    assert guarded.touched == [4]
+    thaw, looks = threading.Event(), []
+    real = guarded.store.rows
+
+    def hang(statement: Any) -> Any:
+        looks.append(1)
+        thaw.wait(20)
+        return real(statement)
+
+    monkeypatch.setattr(guarded.store, "rows", hang)
+    time.sleep(api.LOOKS_APART)
+    try:
+        for headers, code in [(secret, 201)] * 20 + [({"X-Scanqueue-Secret": "no"}, 503)] * 3:
+            began = time.monotonic()
+            assert guarded.http.post("/webhook", json=hook_body("X"), headers=headers).status_code == code
+            assert time.monotonic() - began < api.PATIENCE
+        assert len(looks) <= 2  # the relay's, and one at the secrets
+    finally:
+        thaw.set()
+    assert guarded.touched[1:] in ([4], [4, 4])
 
 
 @pytest.mark.parametrize("secret", ["", "wrong", "gehäuse"])
@@ -506,6 +572,7 @@ def test_only_predict_may_be_large(edge: Edge, monkeypatch: pytest.MonkeyPatch) 
     [
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ],
@@ -540,7 +607,7 @@ def test_a_database_that_is_away_is_said_and_label_studio_still_finds_us_healthy
     with PostgresServer() as server:
         store = Store(tmp_path, server.new_database("records"))
         settings = Settings(data_dir=tmp_path, user="u", password="p")
-        application = api.create_api(settings, store, lambda _: None, lambda *_: [])
+        application = api.create_api(settings, store, lambda *_: None, lambda *_: [])
         http = TestClient(application, base_url="http://127.0.0.1:9090", raise_server_exceptions=False)
         server.kill()
         assert http.get("/health").status_code == 200

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,9 @@ import redis
 from servers import RedisServer
 
 from backend import locks
+from backend.errors import StoreUnavailable
 from backend.locks import Locks
+from backend.store import Store
 
 
 @pytest.fixture
@@ -90,6 +94,26 @@ def test_files_keep_workers_of_one_machine_apart_even_when_redis_was_emptied(
         redis.Redis.from_url(redis_server.url).flushall()
         with other.held("project-1") as theirs:
             assert not theirs
+
+
+def test_a_file_system_without_locks_is_said_or_left_to_redis(
+    tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that is a mere file would outlive a holder that was killed, and nobody could work any more."""
+
+    def missing(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    with pytest.raises(StoreUnavailable, match=r"keeps no locks.*SCANQUEUE_REDIS_URL"), Locks(tmp_path).held("x"):
+        pass
+    one, other = Locks(tmp_path, redis_server.url), Locks(tmp_path, redis_server.url)
+    with one.held("without-files") as mine, other.held("without-files") as theirs:
+        assert mine
+        assert not theirs
+    with other.held("without-files") as again:
+        assert again
+    assert Store(tmp_path).projects() == []  # the records are made all the same
 
 
 def test_a_redis_that_is_away_gives_no_lock_and_no_error(tmp_path: Path, free_port: int) -> None:

@@ -135,7 +135,7 @@ def test_with_the_database_and_the_queue_gone_it_still_answers(tmp_path: Path) -
 
 def test_it_is_asked_for_with_credentials_only(busy: Store) -> None:
     settings = Settings(data_dir=busy.folder, user="lab", password="secret")
-    http = TestClient(create_api(settings, busy, lambda _: None, lambda *_: [], waiting=lambda: 7))
+    http = TestClient(create_api(settings, busy, lambda *_: None, lambda *_: [], waiting=lambda: 7))
     assert http.get("/metrics").status_code == 401
     answer = http.get("/metrics", auth=("lab", "secret"))
     assert (answer.status_code, answer.headers["content-type"]) == (200, metrics.CONTENT_TYPE)
@@ -178,7 +178,7 @@ def test_requests_are_counted_by_what_they_are_for(tmp_path: Path) -> None:
     counted: list[tuple[str, str]] = []
     settings = Settings(data_dir=tmp_path, user="lab", password="secret")
     note = lambda name, label, amount=0.0: counted.append((name, label))  # noqa: E731
-    http = TestClient(create_api(settings, store, lambda _: None, lambda *_: [], note=note))
+    http = TestClient(create_api(settings, store, lambda *_: None, lambda *_: [], note=note))
     http.post("/webhook", json={})
     for path in ("/api/projects/4", "/api/projects/9", "/secret-of-mine"):
         http.get(path, auth=("lab", "secret"))
@@ -190,7 +190,7 @@ def test_answers_that_take_longer_than_label_studio_waits_are_counted(tmp_path: 
     store = Store(tmp_path)
     measures = Measures(store.add_measures)
     slowly = lambda _, tasks: time.sleep(PATIENCE + 0.05) or [{} for _ in tasks]  # noqa: E731
-    http = TestClient(create_api(Settings(data_dir=tmp_path), store, lambda _: None, slowly, note=measures.note))
+    http = TestClient(create_api(Settings(data_dir=tmp_path), store, lambda *_: None, slowly, note=measures.note))
     assert http.post("/predict", json={"project": "4.1", "tasks": [{"id": 1}]}).status_code == 200
     assert http.get("/health").status_code == 200
     measures.flush()

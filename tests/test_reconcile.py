@@ -902,6 +902,31 @@ def test_a_label_studio_that_is_away_changes_nothing(world: World, monkeypatch: 
     assert world.end_state() == before
 
 
+def test_a_wish_that_comes_after_the_look_began_is_not_answered_by_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be about labels that the look has not seen: only the next one says that there is nothing to learn."""
+    world.add_scans(0, 5)
+    world.run()
+    real = world.studio.project
+
+    def while_looking(project: int) -> Any:
+        page = real(project)
+        world.store.ask(PROJECT)
+        return page
+
+    monkeypatch.setattr(world.studio, "project", while_looking)
+    world.run()
+    monkeypatch.undo()
+    row = world.store.project(PROJECT)
+    assert row is not None
+    assert row["asked"] >= 1
+    world.run()
+    row = world.store.project(PROJECT)
+    assert row is not None
+    assert row["asked"] == 0
+
+
 def test_a_token_that_is_refused_blocks_with_the_reason(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.cold_started()
 

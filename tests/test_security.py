@@ -7,6 +7,7 @@ import io
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -20,7 +21,7 @@ from backend.studio import Studio, _is_public
 
 
 class Hostile:
-    """Answers `/bomb`, `/zstd`, `/drip`, `/away`, and notes what it was asked."""
+    """Answers `/bomb`, `/zstd`, `/large`, `/drip`, `/away`, and notes what it was asked."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, dict[str, str]]] = []
@@ -41,6 +42,8 @@ class Hostile:
                 try:
                     if self.path == "/bomb":
                         self.wfile.write(gzip.compress(bytes(2**24)))
+                    elif self.path == "/large":
+                        self.wfile.write(bytes(2**22))
                     elif self.path == "/drip":
                         for _ in range(100):
                             self.wfile.write(b"x")
@@ -119,16 +122,30 @@ def test_an_address_with_a_user_name_is_not_asked(hostile: Hostile, name: str) -
     assert hostile.seen == []
 
 
-def test_what_unpacks_to_too_much_or_comes_too_slowly_is_given_up(
+def test_what_is_packed_or_too_large_or_comes_too_slowly_is_given_up(
     hostile: Hostile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(studio, "IMAGE_BYTES", 2**20)
     monkeypatch.setattr(studio, "IMAGE_SECONDS", 0.5)
-    for path, words in (("/bomb", "larger than 1 MiB"), ("/zstd", "not asked for"), ("/drip", "too slowly")):
+    faults = {"/bomb": "not asked for", "/zstd": "not asked for", "/large": "larger than 1 MiB", "/drip": "too slowly"}
+    for path, words in faults.items():
         began = time.monotonic()
         with pytest.raises(UnreadableScan, match=words):
             ours("127.0.0.1").image(f"http://127.0.0.1:{hostile.port}{path}")
         assert time.monotonic() - began < 5
+
+
+def test_an_image_lies_in_memory_once_and_the_largest_that_is_decoded_still_fits(
+    hostile: Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 128 * 2**20 < studio.IMAGE_BYTES <= 160 * 2**20  # 64 million pixels of 16 bits are 122 MiB
+    tracemalloc.start()
+    try:
+        assert len(ours("127.0.0.1").image(f"http://127.0.0.1:{hostile.port}/large")) == 2**22
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * 2**22  # what the server sends, what was read, and a buffer that grows by an eighth
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
+import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -63,14 +67,14 @@ def test_a_shard_lost_with_its_worker_is_given_to_another(store: Store, monkeypa
 
 
 def test_a_shard_whose_worker_gives_signs_of_life_is_left_to_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "LEASE", 0.5)
+    monkeypatch.setattr(shards, "LEASE", 3.0)  # a beat is a write into the database: on a busy machine it takes a while
     monkeypatch.setattr(shards, "BEAT", 0.1)
     driver, slow = Shards(store, "driver"), Shards(store, "slow")
     run = driver.cut(1, "read", "", TASKS[:SHARD])
     shard = slow.take()
     assert shard is not None
     with slow.beating(shard):
-        until = time.monotonic() + 2
+        until = time.monotonic() + 5  # longer than the lease
         while time.monotonic() < until:
             driver.left(run)
             assert driver.take(run) is None
@@ -109,6 +113,35 @@ def test_a_late_worker_is_told_that_its_driver_has_gone(store: Store) -> None:
     assert not late.finish(shard)
     assert late.take() is None
     assert driver.left(run) == (0, 0)
+
+
+def test_a_run_is_forgotten_while_other_threads_look_at_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, over, failed = Store(tmp_path), threading.Event(), []
+    monkeypatch.setattr(store, "write", lambda: nullcontext(MagicMock()))  # only the memory of beats is looked at
+    many = Shards(store, "driver")
+
+    def look(thread: int) -> None:
+        for n in itertools.count():
+            if over.is_set():
+                return
+            many._seen[(f"{thread}", n % 500)] = (0.0, 0.0)
+            if n % 500 == 499:
+                forget(f"{thread}")
+
+    def forget(run: str) -> None:
+        try:
+            many.forget(1, run)
+        except RuntimeError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=look, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(3)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert failed == []
 
 
 def test_what_a_dead_driver_left_is_forgotten_and_other_projects_are_not(store: Store) -> None:

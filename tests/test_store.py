@@ -6,18 +6,23 @@ import secrets
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 from servers import PostgresServer
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 
+import backend.store
+from backend import migrate
 from backend.errors import BadSetting, StorageFull, StoreUnavailable
-from backend.store import Pick, Store, activate_model
+from backend.store import PATIENCE, Pick, Store, activate_model
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -162,6 +167,56 @@ def test_records_that_another_holds_or_that_cannot_be_opened_are_away_and_not_an
     impatient._engine = create_engine(f"sqlite:///{store.folder / 'gone' / 'records.sqlite'}")
     with pytest.raises(StoreUnavailable, match="unable to open"):
         impatient.projects()
+
+
+def test_a_database_that_hangs_holds_some_up_and_is_said_to_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen, with its connections open: no network timeout ends those."""
+    monkeypatch.setattr(backend.store, "POOL_WAIT", 0.5)
+    monkeypatch.setattr(backend.store, "PATIENCE", PATIENCE | {"connect_timeout": 2})
+    with PostgresServer() as server:
+        store = Store(tmp_path, server.new_database("records"))
+        store.add_project(1)
+        done: list[str] = []
+
+        def ask() -> None:
+            try:
+                done.append(str(store.projects()))
+            except StoreUnavailable as error:
+                done.append(str(error))
+
+        threads = [threading.Thread(target=ask) for _ in range(40)]
+        with ThreadPoolExecutor(5) as pool:
+            list(pool.map(lambda _: store.projects(), range(50)))  # some connections are open
+        with server.frozen():
+            for thread in threads:
+                thread.start()
+            until = time.monotonic() + 20
+            while len(done) < 25:
+                assert time.monotonic() < until, done
+                time.sleep(0.1)
+            assert all("does not answer" in said for said in done)
+            assert all("only-for-tests" not in said for said in done)
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        assert store.projects() == [1]
+
+
+def test_a_statement_without_end_is_given_up_but_a_migration_waits_for_others(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend.store, "PATIENCE", PATIENCE | {"options": "-c statement_timeout=500"})
+    url = postgres.new_database(f"patience-{secrets.token_hex(6)}")
+    with psycopg.connect(url) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", (migrate.KEY,))
+        threading.Timer(2.0, other.execute, ("SELECT pg_advisory_unlock_all()",)).start()
+        store = Store(tmp_path, url)
+    with pytest.raises(StoreUnavailable, match="statement timeout"):
+        store.rows(text("SELECT pg_sleep(20)"))
+    unhurried = Store(tmp_path, f"{url}?options=-c%20statement_timeout%3D0&connect_timeout=7")
+    assert len(unhurried.rows(text("SELECT pg_sleep(1)"))) == 1
 
 
 def test_progress_that_a_clock_jumped_over_keeps_its_pace(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

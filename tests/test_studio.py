@@ -17,6 +17,7 @@ import jwt
 import numpy as np
 import pytest
 from memory_studio import MemoryStudio
+from service import Forwarder
 
 import backend.reconcile
 from backend import studio
@@ -533,6 +534,30 @@ def test_a_local_file_that_is_missing_or_outside_is_a_problem_of_its_scan(
     ours = Studio(folder_studio.url, folder_studio.personal_access_token())
     with pytest.raises(UnreadableScan, match=r"the server answered (404|403|500)"):
         ours.image(f"/data/local-files/?d={path}")
+
+
+@pytest.mark.label_studio
+def test_a_file_that_label_studio_forbids_is_a_problem_of_its_scan_alone(
+    label_studio: LabelStudio, tmp_path: Path
+) -> None:
+    """Serving local files is off, as it is by default: a 403 that says nothing about the token."""
+    people = RealPeople(label_studio, tmp_path)
+    people.add_scans([png(5)])
+    ours = Studio(label_studio.url, label_studio.personal_access_token())
+    with pytest.raises(UnreadableScan, match=r"'a scan.png' may not be read.*403.*LOCAL_FILES_SERVING_ENABLED=true"):
+        ours.image("/data/local-files/?d=set/a%20scan.png")
+    (task,) = ours.tasks(people.number)
+    assert ours.image(task.data["image"]) == png(5)
+
+
+def test_an_upload_that_the_tokens_owner_may_not_see_is_a_problem_of_its_scan() -> None:
+    forwarder = Forwarder()
+    forwarder.status = 403
+    try:
+        with pytest.raises(UnreadableScan, match=r"'x.png' may not be read.*owner of our token.*Import"):
+            Studio(f"http://127.0.0.1:{forwarder.port}", "0" * 40).image("/data/upload/7/x.png")
+    finally:
+        forwarder.close()
 
 
 class Host:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from backend import supervisor
 from backend.supervisor import keep_worker
 
 CHILD = """
@@ -81,10 +87,39 @@ def test_a_worker_whose_work_hangs_is_killed_and_started_again(tmp_path: Path) -
         wait_for_starts(tmp_path, 2)
 
 
-def test_a_worker_that_gets_on_is_left_alone_and_asked_to_stop_at_the_end(tmp_path: Path) -> None:
-    with kept(tmp_path, "live"):
+def test_a_worker_that_cannot_be_started_is_tried_again_and_costs_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "RESTART_AFTER", 0.05)
+    real, tries, stopping = subprocess.Popen, [], threading.Event()
+    descriptors: list[int] = []
+
+    def popen(*args: Any, **kwargs: Any) -> Any:
+        tries.append(1)
+        descriptors.append(len(os.listdir("/proc/self/fd")))
+        if len(tries) <= 5:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    (tmp_path / "what").write_text("live")
+    command = [sys.executable, "-c", CHILD, str(tmp_path)]
+    keeper = threading.Thread(target=supervisor.keep_worker, args=(command, dict(os.environ), stopping))
+    keeper.start()
+    try:
         wait_for_starts(tmp_path, 1)
-        time.sleep(7)
+    finally:
+        stopping.set()
+        keeper.join(30)
+    assert not keeper.is_alive()
+    assert len(tries) == 6
+    assert len(set(descriptors)) == 1
+
+
+def test_a_worker_that_gets_on_is_left_alone_and_asked_to_stop_at_the_end(tmp_path: Path) -> None:
+    with kept(tmp_path, "live", silence=20.0):
+        wait_for_starts(tmp_path, 1)
+        time.sleep(22)
         assert len(starts(tmp_path)) == 1
         assert time.time() - (tmp_path / "alive").stat().st_mtime < 5
     assert (tmp_path / "asked").exists()

@@ -9,6 +9,10 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
+from backend import worker
+from backend.errors import StoreUnavailable
 from backend.settings import Settings
 from backend.worker import GAP, Queue, Relay
 
@@ -25,6 +29,10 @@ PROGRAM = """
 import sys, threading, time
 from pathlib import Path
 from backend import worker
+import pytest
+
+from backend import worker
+from backend.errors import StoreUnavailable
 from backend.settings import Settings
 from backend.worker import Queue
 
@@ -63,7 +71,7 @@ def wait_for(folder: Path, project: str, count: int) -> None:
 def test_every_project_is_looked_at_on_start_and_a_busy_one_again(tmp_path: Path) -> None:
     queue = Queue(Settings(data_dir=tmp_path))
     queue.touch(1)  # of an earlier worker that was killed: the flag must not keep the project waiting for ever
-    worker = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
+    child = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
     try:
         for project, count in (("1", 1), ("7", 1), ("8", 2)):
             wait_for(tmp_path, project, count)
@@ -72,13 +80,13 @@ def test_every_project_is_looked_at_on_start_and_a_busy_one_again(tmp_path: Path
         queue.touch(1)
         wait_for(tmp_path, "1", before + 1)
     finally:
-        worker.send_signal(signal.SIGTERM)
-        assert worker.wait(30) is not None
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) is not None
 
 
 def test_ten_thousand_touches_cost_a_look_a_second_at_most(tmp_path: Path) -> None:
     queue = Queue(Settings(data_dir=tmp_path))
-    worker = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
+    child = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
     try:
         wait_for(tmp_path, "1", 1)
         before, began = looks(tmp_path).count("1"), time.monotonic()
@@ -92,20 +100,20 @@ def test_ten_thousand_touches_cost_a_look_a_second_at_most(tmp_path: Path) -> No
         queue.touch(1)
         wait_for(tmp_path, "1", after + 1)
     finally:
-        worker.send_signal(signal.SIGTERM)
-        assert worker.wait(30) is not None
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) is not None
 
 
 def test_a_flag_whose_job_was_lost_keeps_nobody_waiting(tmp_path: Path) -> None:
-    worker = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
+    child = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
     try:
         wait_for(tmp_path, "1", 1)
         queue = Queue(Settings(data_dir=tmp_path))
         queue._huey.storage.put_data("touched:1", b"1")  # as if its worker had died with the job in hand
         wait_for(tmp_path, "1", looks(tmp_path).count("1") + 2)
     finally:
-        worker.send_signal(signal.SIGTERM)
-        assert worker.wait(30) is not None
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) is not None
 
 
 def test_a_queue_that_is_away_costs_a_touch_and_no_error(tmp_path: Path, free_port: int) -> None:
@@ -133,6 +141,42 @@ def test_a_relay_returns_at_once_and_passes_every_project_on() -> None:
         time.sleep(0.01)
     time.sleep(0.1)
     assert len(passed) <= 4
+
+
+def test_a_wish_outlasts_records_that_are_away_and_a_relay_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "AGAIN", 0.05)
+    away, passed, asked = [True], [], []
+
+    def known(project: int) -> bool:
+        if away[0]:
+            raise StoreUnavailable("The database does not answer.")
+        if project == 7:
+            raise RuntimeError("unexpected")
+        return project != 9
+
+    relay = Relay(passed.append, known, asked.append)
+    for project, wish in ((7, False), (1, True), (1, False), (2, False), (9, True)):
+        relay.touch(project, wish)
+    time.sleep(0.5)
+    assert (passed, asked) == ([], [])
+    away[0] = False
+    until = time.monotonic() + 10
+    while not relay.idle():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert sorted(passed) == [1, 2]
+    assert asked == [1]
+
+
+def test_sweeps_go_on_after_one_that_failed(tmp_path: Path) -> None:
+    failing = "def projects(tries=[]):\n    tries.append(1)\n    return [1] if len(tries) > 1 else 1 // 0\n\nQueue("
+    program = PROGRAM.replace("Queue(Settings", failing + "Settings").replace("lambda: [1, 7, 8]", "projects")
+    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
+    try:
+        wait_for(tmp_path, "1", 1)
+    finally:
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) is not None
 
 
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
