@@ -123,6 +123,7 @@ class Queue:
 
     def _looked_at(self, look: Look, project: int) -> bool:
         """True when somebody must come again."""
+        self._looked[project] = time.monotonic()  # already now: nobody else need try while we are at it
         try:
             return look(project)
         except ScanqueueError as error:
