@@ -72,7 +72,7 @@ class Stack(Remote):
         self.values |= {"SCANQUEUE_USER": "lab", "LABEL_STUDIO_HOST": "http://127.0.0.1:8080"}
         self.values |= {"SCANQUEUE_WORKERS": str(workers), **(settings or {})}
         self.token = project / "secrets" / "label_studio_token"
-        self.token.parent.mkdir()
+        self.token.parent.mkdir(mode=0o700)
         self.token.touch(mode=0o644)
         (project / "weights").mkdir()
         self.file = read_compose(project, self.values)
