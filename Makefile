@@ -33,19 +33,19 @@ lint: setup
 	.venv/bin/mypy
 
 # No test can reach anything but this machine (where we are root; else as it is). Two files at a time, most of them wait
-# for servers; the stack alone, as it counts every packet that would leave.
+# for servers; the browser alone, as people are, and the stack, as it counts every packet that would leave.
 PYTEST = scripts/offline .venv/bin/python -m pytest --durations=15
-STACK = tests/test_stack.py
+ALONE = tests/test_browser.py tests/test_stack.py
 
 test: lint
 	.venv/bin/python -m pytest --doctest-modules sampling
-	$(PYTEST) -m "not long" --ignore=$(STACK) --numprocesses=2 --dist=loadfile
-	$(PYTEST) -m "not long" $(STACK)
+	$(PYTEST) -m "not long" $(ALONE:%=--ignore=%) --numprocesses=2 --dist=loadfile
+	$(PYTEST) -m "not long" $(ALONE)
 
 test-all: lint
 	.venv/bin/python -m pytest --doctest-modules sampling
-	$(PYTEST) --ignore=$(STACK) --numprocesses=2 --dist=loadfile
-	$(PYTEST) $(STACK)
+	$(PYTEST) $(ALONE:%=--ignore=%) --numprocesses=2 --dist=loadfile
+	$(PYTEST) $(ALONE)
 
 check: test
 

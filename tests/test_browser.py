@@ -151,6 +151,8 @@ class Engineer:
                 ends = [int(inside[0]) + BRUSH_WIDTH // 2, int(inside[-1]) - BRUSH_WIDTH // 2]
                 for x in ends if number % 2 else ends[::-1]:
                     self.page.mouse.move(box["x"] + (x + 0.5) * scale, box["y"] + (y + 0.5) * scale)
+                    # of moves within one frame a busy browser hands only the last one on
+                    self.page.evaluate("() => new Promise((done) => requestAnimationFrame(done))")
                     if not held:
                         self.page.mouse.down()
                         held = True
