@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Disk, memory and first looks of an installation.")
     parser.add_argument("--quick", action="store_true", help="a smaller network, pool and training")
     given = parser.parse_args()
-    model, count = ("vit_small_patch16_224", 40) if given.quick else ("vit_base_patch16_224", 400)
+    model, count = ("vit_small_patch16_224", 40) if given.quick else ("vit_base_patch16_224", 100)
     with label_studio() as (studio, folder):
         settings = {"SCANQUEUE_EMBEDDER": f"timm:local-dir:{write_weights(folder / 'weights', model)}"}
         if given.quick:

@@ -51,7 +51,7 @@ def read_compose(folder: Path, values: dict[str, str]) -> dict[str, Any]:
         ["docker-compose", "config"], cwd=folder, env=clean, text=True, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    return dict(yaml.safe_load(done.stdout))
+    return dict(yaml.safe_load(done.stdout.replace("$$", "$")))  # printed to be read again, so with dollars doubled
 
 
 def _seconds(text: str) -> float:
