@@ -179,10 +179,12 @@ def _cached_wheels(root: Path) -> Path | None:
     return target
 
 
-def sandbox(image: Image, *, write: bool, environment: Mapping[str, str]) -> list[str]:
-    """The beginning of a bubblewrap command line: root file system, devices, environment."""
+def sandbox(image: Image, *, write: bool, environment: Mapping[str, str], tmpfs: Sequence[str] = ()) -> list[str]:
+    """The beginning of a bubblewrap command line: root file system, devices, empty folders, environment."""
     binds = {"/usr": "/usr", str(PYTHON): str(PYTHON), **image.binds}
     line = ["bwrap", "--bind" if write else "--ro-bind", str(image.root), "/", "--dev", "/dev", "--proc", "/proc"]
+    for target in tmpfs:  # before the parts of this machine, which may lie below them
+        line += ["--tmpfs", target]
     for source, target in binds.items():
         if not target.startswith("/usr/"):
             (image.root / target.lstrip("/")).mkdir(parents=True, exist_ok=True)
@@ -251,9 +253,8 @@ class Container:
             self._stopped.wait(0.5)
 
     def _line(self, info: int) -> list[str]:
-        line = sandbox(self._image, write=not self._read_only, environment=self._environment)
-        for target in ("/tmp", "/run", *self._tmpfs):
-            line += ["--tmpfs", target]
+        empty = sorted({"/tmp", "/run", *self._tmpfs})
+        line = sandbox(self._image, write=not self._read_only, environment=self._environment, tmpfs=empty)
         line += ["--chmod", "1777", "/tmp"]
         for target, (source, write) in self._mounts.items():
             if target.startswith("/run/"):
@@ -271,7 +272,8 @@ class Container:
         user, _, group = self._user.partition(":")
         kept = ",".join(["-all", *(f"+{name.lower()}" for name in self._capabilities)])
         line = ["setpriv", f"--reuid={user}", f"--regid={group or user}", "--clear-groups", "--no-new-privs"]
-        return [*line, f"--bounding-set={kept}", "--inh-caps=-all", "--"]
+        # another user's process forgets that it is to end with its parent, unless told again
+        return [*line, f"--bounding-set={kept}", "--inh-caps=-all", "--pdeathsig=KILL", "--"]
 
     def execute(self, *command: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """`docker compose exec`: a further process in the running container, as its user."""
