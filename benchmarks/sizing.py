@@ -43,7 +43,9 @@ def main() -> None:
             for task, mask in list(zip(tasks, scans.values(), strict=True))[:LABELLED]:
                 annotate(studio, project, task, mask)
             began = time.perf_counter()
-            service.wait(project, lambda s: s["round"] == 1 and not s["job"], seconds=3600)
+            service.wait(
+                project, lambda s: s["round"] == 1 and not s["job"] and (data / "masks").exists(), seconds=3600
+            )
             trained = time.perf_counter() - began
             memory = _peaks(service.pid)
         finally:
