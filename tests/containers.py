@@ -187,6 +187,9 @@ def sandbox(image: Image, *, write: bool, environment: Mapping[str, str], tmpfs:
         line += ["--tmpfs", target]
     for source, target in binds.items():
         if not target.startswith("/usr/"):
+            below = [p for p in reversed(Path(target).parents) if any(str(p).startswith(f"{t}/") for t in tmpfs)]
+            for parent in below:  # which bubblewrap would make for root alone
+                line += ["--perms", "0755", "--dir", str(parent)]
             (image.root / target.lstrip("/")).mkdir(parents=True, exist_ok=True)
             line += ["--ro-bind", source, target]
     line += ["--clearenv"]
