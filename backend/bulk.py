@@ -142,8 +142,8 @@ class Bulk:
         folder = self.store.path("models", model)
         for good, boxes in self.boxes(project, scans, self.learner.image_size_of(folder)):
             if boxes:
-                values = self.learner.entropies(folder, boxes)
-                self.store.put_entropies(model, {s.digest: v for s, v in zip(good, values, strict=True)})
+                values = self.learner.signals(folder, boxes)
+                self.store.put_entropies(model, {s.digest: v["image"] for s, v in zip(good, values, strict=True)})
 
     def draw(self, project: int, model: str, scans: Sequence[Scan]) -> None:
         """Store the model's mask of these scans at original size, where there is none yet."""

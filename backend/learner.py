@@ -9,7 +9,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,13 @@ from backend.pixels import Letterboxed, letterbox_mask, restore
 from backend.segmenters import Segmenter
 from backend.settings import Settings
 from backend.training import TrainingSettings, train
-from sampling import image_entropy
+from sampling import AGGREGATIONS, class_entropy, disagreement
 
 log = logging.getLogger("scanqueue.learner")
 
+Signals = dict[str, Any]  # name: number in 0..1, or one number per label
+
+VIEWS = ((0.7, 0.0), (1.4, 0.0), (1.0, 0.06))  # gamma, shift: how a scan is changed to see whether its mask stays
 LOADED = 2  # models kept in memory: the active one, and one that is compared with it
 
 
@@ -104,8 +107,6 @@ class Learner:
         on_step: Callable[[int, int], None],
     ) -> tuple[Callable[[Path], None], dict[str, Any]]:
         """Fit a model; returns what writes it into a folder, and how the training went."""
-        from dataclasses import replace
-
         size = self.image_size
         trained = train(
             [c.scan for c in cases],
@@ -141,17 +142,58 @@ class Learner:
         """Softmax probabilities (C, h, w) of each scan's own pixels, padding cut off."""
         return self._model(folder).predict(scans)
 
-    def entropies(self, folder: Path, scans: Sequence[Letterboxed]) -> list[float]:
-        """Mean pixel entropy of each scan, 0..1, high = unsure."""
-        return [float(image_entropy(p)[()]) for p in self.probabilities(folder, scans)]
+    def signals(self, folder: Path, scans: Sequence[Letterboxed], extra: str = "") -> list[Signals]:
+        """How unsure the model is of each scan, 0..1, high = unsure: every aggregation of the pixels' entropy.
+
+        extra  "classes" adds the entropy of each label's own pixels, "disagreement" how much the mask changes when
+               the scan is made brighter, darker and moved: three more predictions
+        """
+        found = self.probabilities(folder, scans)
+        signals: list[Signals] = [{name: float(of(p)[()]) for name, of in AGGREGATIONS.items()} for p in found]
+        if extra == "classes":
+            for one, p in zip(signals, found, strict=True):
+                one["classes"] = class_entropy(p).tolist()
+        elif extra == "disagreement":
+            views = [found, *(self._as_seen(folder, scans, *view) for view in VIEWS)]
+            for one, *maps in zip(signals, *views, strict=True):
+                one["disagreement"] = disagreement(np.stack([m.argmax(axis=0) for m in maps]), len(maps[0]))
+        return signals
+
+    def _as_seen(
+        self, folder: Path, scans: Sequence[Letterboxed], gamma: float, shift: float
+    ) -> list[NDArray[np.float32]]:
+        """Probabilities of the scans with other intensities, or moved by a share of their sides (and back)."""
+        changed = []
+        for scan in scans:
+            inner = (255 * (scan.pixels[scan.content] / 255.0) ** gamma).round().astype(np.uint8)
+            pixels = np.zeros_like(scan.pixels)
+            pixels[scan.content] = np.roll(inner, _steps(scan, shift), axis=(0, 1))
+            changed.append(replace(scan, pixels=pixels))
+        moved = self.probabilities(folder, changed)
+        return [np.roll(p, tuple(-n for n in _steps(s, shift)), axis=(1, 2)) for p, s in zip(moved, scans, strict=True)]
 
     def masks(self, folder: Path, scans: Sequence[Letterboxed]) -> list[NDArray[np.uint8]]:
         """The predicted label map (H, W) of each scan at its original size."""
         found = self.probabilities(folder, scans)
         return [restore(p, s.original_height, s.original_width) for p, s in zip(found, scans, strict=True)]
 
-    def compare(self, predicted: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int) -> Scores:
-        return score(predicted, truth, classes)
+    def compare(
+        self,
+        predicted: NDArray[np.uint8],
+        truth: NDArray[np.uint8],
+        classes: int,
+        spacing: tuple[float, float] | None = None,
+    ) -> Scores:
+        return score(predicted, truth, classes, spacing=spacing)
 
     def summarise(self, scores: Sequence[Scores]) -> dict[str, Any]:
         return summarise(scores)
+
+    def forget(self, folder: Path) -> None:
+        """Drop a model from memory."""
+        with self._lock:
+            self._models.pop(folder, None)
+
+
+def _steps(scan: Letterboxed, shift: float) -> tuple[int, int]:
+    return round(shift * scan.height), round(shift * scan.width)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from backend.errors import NotSegmentable
 from backend.settings import ProjectSettings
 
 SAMPLING = "Uncertainty sampling"
+VALIDATION_SHARE = 0.2
 RECENT = 100  # newest annotations whose authors count as annotators of today
 DRAWING_TAGS = {"BrushLabels": "brush", "PolygonLabels": "polygon"}
 
@@ -413,6 +414,18 @@ def annotators(labels: Iterable[tuple[int, int | None]]) -> int:
     """How many people annotate: authors of the newest annotations, given as (number, author)."""
     newest = sorted(labels, key=lambda label: -label[0])[:RECENT]
     return len({author for _, author in newest if author is not None})
+
+
+def validation_rows(digests: Sequence[str]) -> set[int]:
+    """Rows that are held out: a fifth, by a hash of the scan, so that a scan is always held out or never.
+
+    Below five scans none is; from five on at least one is, the one with the lowest hash.
+    """
+    if len(digests) < 5:
+        return set()
+    draw = [int(hashlib.sha256(d.encode()).hexdigest()[:8], 16) / 2**32 for d in digests]
+    rows = {i for i, x in enumerate(draw) if x < VALIDATION_SHARE}
+    return rows or {min(range(len(draw)), key=lambda i: draw[i])}
 
 
 def prefix_length(order: Iterable[int], open_tasks: frozenset[int], settings: ProjectSettings, people: int = 0) -> int:

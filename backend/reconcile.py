@@ -39,6 +39,7 @@ from backend.learner import Case, Learner
 from backend.locks import Hold
 from backend.measures import Note, nowhere
 from backend.project import (
+    VALIDATION_SHARE,
     Done,
     ExtendRound,
     FitMap,
@@ -66,6 +67,7 @@ from backend.project import (
     publication,
     published_length,
     score_of,
+    validation_rows,
     version_name,
 )
 from backend.pulse import Pulse, Stopping
@@ -73,7 +75,17 @@ from backend.settings import ProjectSettings, Settings
 from backend.shards import SHARD, Shards
 from backend.store import PROBLEM_RETRY, Pick, Store, map_name, read_map
 from backend.studio import Annotation, ProjectPage, Studio, TaskRow, draw_mask, read_mask
-from sampling import COLD_START, WITH_MODEL, EmbeddingMap, choose_clusters, find_strategy, fit_map
+from sampling import (
+    EMBEDDED,
+    Clustering,
+    EmbeddingMap,
+    Pool,
+    choose_clusters,
+    fit_map,
+    long_ranking,
+    strategy_pair,
+    whole_order,
+)
 
 log = logging.getLogger("scanqueue.reconcile")
 
@@ -90,8 +102,6 @@ LOG_EVERY = 15.0  # seconds between progress lines
 UNHEARD = 30.0  # seconds without reports of progress after one that could not be written
 TEND_EVERY = 10.0  # seconds between looks at the queue during long steps
 RANKED = 2000  # places ranked one by one; what lies behind them is ordered by entropy alone
-VALIDATION_SHARE = 0.2
-
 
 Beyond = tuple[int, int]  # annotations and skips that Label Studio counts and the tasks that we know do not have
 Known = Mapping[int, tuple[str, int, int, str]]  # task: updated_at, annotated, skipped, image
@@ -585,6 +595,12 @@ class Reconciler:
         where = {d: i for i, d in enumerate(found[0])}
         return np.asarray(found[1][[where[s.digest] for s in scans]], dtype=np.float64)
 
+    def _vectors(self, done: Done, scans: Sequence[Scan], strategy: str) -> NDArray[np.float32] | None:
+        """The embeddings of these scans, if the strategy looks at them."""
+        if strategy not in EMBEDDED:
+            return None
+        return self.store.embeddings(done.embedder, [s.digest for s in scans])
+
     def _open_round(self, project: int, seen: Seen, done: Done, step: OpenRound) -> None:
         self._report(project, "ranking", 0, 1)
         scans = [s for s in seen.scans if s.digest in done.mapped and not s.problem]
@@ -611,14 +627,16 @@ class Reconciler:
         xy = self._positions(project, done, scans)
         taken = set(first)
         if not model:
-            clusters = choose_clusters(xy, seed=done.settings.seed)
-            order = find_strategy(COLD_START, done.settings.strategy)(xy, clusters, seed=done.settings.seed)
+            strategy = strategy_pair(done.settings.strategy)[0]
+            order = whole_order(
+                strategy,
+                Pool(xy, choose_clusters(xy, seed=done.settings.seed), self._vectors(done, scans, strategy)),
+                done.settings.cold_start_size,
+                chosen=[i for i, s in enumerate(scans) if s.annotated or s.task in taken],
+                seed=done.settings.seed,
+            )
             rows = zip(order.rows, order.reasons, order.cluster, strict=True)
-            picks = [
-                Pick(scans[r].task, str(reason), cluster=int(c))
-                for r, reason, c in rows
-                if not scans[r].annotated and scans[r].task not in taken
-            ]
+            picks = [Pick(scans[r].task, str(reason), cluster=int(c)) for r, reason, c in rows]
         else:
             found = next(m for m in done.models if m.version == model)
             known = self.store.entropies(found.fingerprint)
@@ -630,16 +648,24 @@ class Reconciler:
             last = set(skipped)
             rest = [i for i in range(len(scans)) if i not in last]
             position = {row: i for i, row in enumerate(rest)}
-            ranking = find_strategy(WITH_MODEL, done.settings.strategy)(
-                entropy[rest],
+            strategy = strategy_pair(done.settings.strategy)[1]
+            pool = Pool(
                 xy[rest],
-                [position[i] for i in chosen],
-                count=min(RANKED, len(rest) - len(chosen)),
+                Clustering(np.zeros(len(rest), dtype=np.intp), np.zeros(1, dtype=np.intp), {}, 0),  # not looked at
+                self._vectors(done, [scans[i] for i in rest], strategy),
+                signals={"entropy": entropy[rest]},
+            )
+            ranking = long_ranking(
+                strategy,
+                pool,
+                min(RANKED, len(rest) - len(chosen)),
+                done.settings.depth,
+                chosen=[position[i] for i in chosen],
                 alpha=done.settings.alpha,
                 seed=done.settings.seed,
             )
             picks = [
-                Pick(scans[rest[r]].task, done.settings.strategy, _round(s), _round(h), _round(d))
+                Pick(scans[rest[r]].task, strategy, _round(s), _round(h), _round(d))
                 for r, s, h, d in zip(ranking.rows, ranking.score, ranking.entropy, ranking.diversity, strict=True)
             ]
             placed = {p.task for p in picks} | {scans[i].task for i in chosen + skipped}
@@ -854,18 +880,6 @@ def _changed(rows: Sequence[TaskRow], known: Known, config: LabelConfig) -> list
     return changed
 
 
-def validation_rows(digests: Sequence[str]) -> set[int]:
-    """Rows that are held out: a fifth, by a hash of the scan, so that a scan is always held out or never.
-
-    Below five scans none is; from five on at least one is, the one with the lowest hash.
-    """
-    if len(digests) < 5:
-        return set()
-    draw = [int(hashlib.sha256(d.encode()).hexdigest()[:8], 16) / 2**32 for d in digests]
-    rows = {i for i, x in enumerate(draw) if x < VALIDATION_SHARE}
-    return rows or {min(range(len(draw)), key=lambda i: draw[i])}
-
-
 def translate(mask: NDArray[np.uint8], has: Sequence[str], wanted: Sequence[str]) -> NDArray[np.uint8]:
     """A label map whose classes are `has`, in the classes `wanted`; what is not wanted becomes background."""
     if list(has) == list(wanted):
@@ -884,10 +898,11 @@ def webhook_url(settings: Settings, learnt: str) -> str:
 
 
 def known_strategy(name: str) -> None:
-    """Raises BadSetting unless the strategy can order a project at both of its moments."""
-    both = [n for n in COLD_START if n in WITH_MODEL]
-    if name not in both:
-        raise BadSetting(f"strategy is {name!r}; it must be one of {', '.join(both)}.")
+    """Raises BadSetting unless there are such strategies for both moments of a project."""
+    try:
+        strategy_pair(name)
+    except ValueError as error:
+        raise BadSetting(str(error)) from None
 
 
 def _every(seconds: float, call: Callable[[int, int], None]) -> Callable[[int, int], None]:

@@ -11,16 +11,18 @@ from sampling.arrays import FloatArray, IntArray, finite_matrix
 from sampling.clustering import Clustering
 from sampling.farthest import farthest_first
 
-Reason: TypeAlias = Literal["medoid", "farthest", "random"]
+Reason: TypeAlias = Literal[
+    "medoid", "farthest", "random", "stratum", "representative", "typical", "covering", "central"
+]
 
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """All scans, in the order in which to label them; the annotator may stop anywhere.
+    """Scans in the order in which to label them; the annotator may stop anywhere.
 
-    rows     (N,), every row once
-    reasons  reasons[i] says why rows[i] was picked: "medoid", "farthest", or "random" (by that strategy only)
-    cluster  (N,), cluster[i] is the cluster of rows[i]
+    rows     (K,), distinct rows; of `cold_start_order` all N
+    reasons  reasons[i] says why rows[i] was picked: "medoid" or "farthest", or another word of another strategy
+    cluster  (K,), cluster[i] is the cluster of rows[i]
     """
 
     rows: IntArray

@@ -24,6 +24,7 @@ from sampling.arrays import FloatArray
 
 TOLERANCE = 0.01
 TOP_SHARE = 0.1
+BAND = 2  # pixels on either side of an edge
 
 
 def image_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
@@ -56,6 +57,90 @@ def image_top_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] | Non
     return _each_image(probabilities, inside, top)
 
 
+def image_foreground_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+    """Like `image_entropy`, over the pixels whose likeliest class is not the background (class 0); 0 without any.
+
+    A large background, of which the model is sure, does not dilute it.
+
+    >>> import numpy as np
+    >>> p = np.zeros((2, 1, 20)); p[0] = 1; p[:, 0, 0] = 0.4, 0.6; p[:, 0, 1] = 0, 1
+    >>> float(image_foreground_entropy(p).round(3))
+    0.485
+    """
+
+    def foreground(p: NDArray[np.float64]) -> float:
+        own = p.argmax(axis=0) > 0
+        return float(_pixel_entropy(p[:, own]).mean()) if own.any() else 0.0
+
+    return _each_image(probabilities, inside, foreground)
+
+
+def image_boundary_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+    """Like `image_entropy`, over the pixels within 2 of an edge between predicted classes; 0 without an edge.
+
+    Every outline is unsure over a pixel or two; this tells how unsure, not how long it is.
+
+    >>> import numpy as np
+    >>> p = np.zeros((2, 1, 20)); p[0, 0, :10] = 1; p[1, 0, 10:] = 1; p[:, 0, 9] = 0.5
+    >>> float(image_boundary_entropy(p))
+    0.25
+    """
+    given = np.asarray(probabilities)
+    if given.ndim not in (3, 4):
+        return image_entropy(probabilities, inside)  # which says what is wrong with it
+    images = given if given.ndim == 4 else given[None]
+    bands = np.stack([_near_edges(image.argmax(axis=0)) for image in images])
+    if inside is not None:
+        bands &= inside
+    found = np.zeros(len(images))
+    image_entropy(given, inside)  # all pixels are checked, not those of the band alone
+    edged = bands.any(axis=(1, 2))
+    if edged.any():
+        found[edged] = image_entropy(images[edged], bands[edged])
+    return found.reshape(given.shape[:-3])
+
+
+def class_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+    """(C - 1,) for one image, (N, C - 1) for several: `image_entropy` over the pixels of each foreground class.
+
+    Pixels belong to their likeliest class; a class without any counts 0.
+    """
+
+    def each(p: NDArray[np.float64]) -> NDArray[np.float64]:
+        likeliest, entropy = p.argmax(axis=0), _pixel_entropy(p)
+        return np.array([entropy[likeliest == c].mean() if (likeliest == c).any() else 0.0 for c in range(1, len(p))])
+
+    return _each_image(probabilities, inside, each)
+
+
+def disagreement(maps: NDArray[np.integer], n_classes: int) -> float:
+    """1 - mean Dice over all pairs of label maps of one image: 0 = all the same, 1 = nothing in common.
+
+    maps       (M, H, W) class numbers from M models or M augmentations, M >= 2; not modified
+    n_classes  background (0, never scored) included. A class that neither map of a pair has is left out; a pair
+               without any class agrees
+
+    Raises ValueError on another shape. Source: 2406.03323 (pairwise Dice of an ensemble).
+
+    >>> import numpy as np
+    >>> disagreement(np.array([[[1, 1, 0, 0]], [[1, 1, 0, 0]], [[0, 1, 1, 0]]]), 2)
+    0.33333333333333337
+    """
+    found = np.asarray(maps)
+    if found.ndim != 3 or len(found) < 2:
+        raise ValueError(f"maps: got shape {found.shape}, wanted (M, H, W) with M >= 2 label maps of one image")
+    pairs = []
+    for i, first in enumerate(found):
+        for second in found[i + 1 :]:
+            dices = [
+                2 * float(((first == c) & (second == c)).sum()) / both
+                for c in range(1, n_classes)
+                if (both := float((first == c).sum() + (second == c).sum()))
+            ]
+            pairs.append(float(np.mean(dices)) if dices else 1.0)
+    return 1.0 - float(np.mean(pairs))
+
+
 def image_least_confidence(probabilities: FloatArray, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
     """Mean over the image's pixels of what the likeliest class leaves, (1 - max p) * C / (C - 1).
 
@@ -77,6 +162,33 @@ def image_margin(probabilities: FloatArray, inside: NDArray[np.bool_] | None = N
     return _each_image(probabilities, inside, margin)
 
 
+# What stands for the uncertainty of a scan, by name. The first is the paper's.
+AGGREGATIONS: dict[str, Callable[..., NDArray[np.float64]]] = {
+    "image": image_entropy,
+    "foreground": image_foreground_entropy,
+    "boundary": image_boundary_entropy,
+    "top": image_top_entropy,
+}
+
+
+def _near_edges(likeliest: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """(H, W), True within `BAND` pixels (4-neighbour steps) of a pixel of another class."""
+    edge = np.zeros(likeliest.shape, dtype=bool)
+    across, down = likeliest[:, 1:] != likeliest[:, :-1], likeliest[1:] != likeliest[:-1]
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    edge[1:] |= down
+    edge[:-1] |= down
+    for _ in range(BAND - 1):
+        wider = edge.copy()
+        wider[:, 1:] |= edge[:, :-1]
+        wider[:, :-1] |= edge[:, 1:]
+        wider[1:] |= edge[:-1]
+        wider[:-1] |= edge[1:]
+        edge = wider
+    return edge
+
+
 def _pixel_entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
     """(C, P) probabilities -> (P,) entropies / log C; 0 log 0 counts 0."""
     terms = p * np.log(np.where(p > 0, p, 1.0))
@@ -87,7 +199,7 @@ def _pixel_entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
 def _each_image(
     probabilities: FloatArray,
     inside: NDArray[np.bool_] | None,
-    measure: Callable[[NDArray[np.float64]], float],
+    measure: Callable[[NDArray[np.float64]], float | NDArray[np.float64]],
 ) -> NDArray[np.float64]:
     """`measure` of the (C, P) probabilities of each image's own pixels, one image in memory at a time."""
     given = np.asarray(probabilities)
@@ -107,7 +219,8 @@ def _each_image(
     measured = [
         measure(_distributions(image[:, own], row)) for row, (image, own) in enumerate(zip(images, masks, strict=True))
     ]
-    return np.clip(np.array(measured, dtype=np.float64), 0.0, 1.0).reshape(given.shape[:-3])
+    found = np.clip(np.array(measured, dtype=np.float64), 0.0, 1.0)
+    return found.reshape(given.shape[:-3] + found.shape[1:])
 
 
 def _distributions(pixels: FloatArray, row: int) -> NDArray[np.float64]:

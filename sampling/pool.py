@@ -1,0 +1,79 @@
+"""What a strategy may look at: the scans of one project as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampling.arrays import FloatArray, IntArray, finite_matrix, refuse_rows, row_numbers, whole_number
+from sampling.clustering import Clustering
+
+Space: TypeAlias = Literal["map", "embedding"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """N scans, labelled ones included; row i is the same scan in every array. Nothing in it is ever modified.
+
+    xy          (N, 2), finite, positions on the map
+    clustering  of that map
+    embeddings  (N, D), finite; distances are taken between rows scaled to length 1. None: only strategies on the
+                map can be asked
+    strata      (N,) whole numbers, equal for scans of the same site, scanner or protocol; None: not known
+    signals     what a model said, by name: "entropy" (N,); "classes" (N, labels), the entropy of each label;
+                "disagreement" (N,), 1 - mean pairwise Dice. High = unsure; anything (NaN too) in labelled rows
+
+    Raises ValueError on shapes that do not match, and on NaN with its row.
+    """
+
+    xy: FloatArray
+    clustering: Clustering
+    embeddings: FloatArray | None = None
+    strata: IntArray | None = None
+    signals: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(finite_matrix("xy", self.xy, columns=2))
+        parts = {"clustering": self.clustering.labels, "embeddings": self.embeddings, "strata": self.strata}
+        for name, array in {**parts, **self.signals}.items():
+            if array is not None and len(array) != n:
+                raise ValueError(f"{name}: made for {len(array)} rows, but xy has {n}. Make it for the same scans")
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+    def points(self, space: Space) -> FloatArray:
+        """(N, 2) positions on the map, or (N, D) embeddings of length 1 (an all-zero one stays zero)."""
+        if space == "map":
+            return self.xy
+        if self.embeddings is None:
+            raise ValueError("embeddings: this strategy works in the embedding space, but the pool has none")
+        rows = np.asarray(self.embeddings)
+        if rows.ndim != 2 or rows.shape[1] == 0:
+            raise ValueError(f"embeddings: got shape {rows.shape}, wanted (N, D), one row per scan")
+        largest: FloatArray = np.abs(rows).max(axis=1)  # NaN and infinity stay what they are
+        refuse_rows("embeddings", ~np.isfinite(largest))
+        largest = largest[:, None]
+        scaled = rows / np.where(largest > 0, largest, 1).astype(rows.dtype)
+        length = np.linalg.norm(scaled, axis=1, keepdims=True)
+        unit: FloatArray = scaled / np.where(length > 0, length, 1).astype(rows.dtype)
+        return unit
+
+    def signal(self, name: str, unlabelled: IntArray) -> NDArray[np.float64]:
+        """That signal of the unlabelled rows. Raises ValueError when it is missing, or NaN there, with the row."""
+        if name not in self.signals:
+            raise ValueError(f"signals: this strategy needs {name!r}, the pool has {sorted(self.signals)}")
+        values = np.asarray(self.signals[name], dtype=np.float64)[unlabelled]
+        finite = np.isfinite(values.reshape(len(values), int(np.prod(values.shape[1:]))))
+        refuse_rows(name, ~np.all(finite, axis=1, keepdims=True)[:, 0], unlabelled)
+        return values
+
+    def split(self, chosen: Sequence[int] | IntArray, count: int) -> tuple[IntArray, IntArray, int]:
+        """(chosen rows once each, all others, how many of those can be picked when `count` are asked for)."""
+        taken = np.unique(row_numbers("chosen", chosen, len(self)))
+        rest = np.setdiff1d(np.arange(len(self)), taken)
+        return taken, rest, min(whole_number("count", count, low=0), len(rest))

@@ -1,0 +1,246 @@
+"""Scans that stand for others: four ways to cover a pool, none of which looks at a label.
+
+All take and promise the same:
+
+points  (N, D), finite, Euclidean distances between rows; not modified
+count   how many rows to pick, 0..N - len(chosen)
+chosen  distinct rows that are taken already: they count as picked, and are never picked again
+seed    same input and seed, same picks
+
+Each returns `count` distinct rows in picking order. Memory is O(N) beside the points and a block of distances;
+where a method compares all rows with all, it works on a fixed random sample of at most `SAMPLE` rows instead.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampling.arrays import FloatArray, IntArray
+from sampling.farthest import distances_to
+
+NEIGHBOURS = 20  # typicality looks at so many
+SMALLEST_CLUSTER = 5  # typical members of smaller clusters come last
+MOST_CLUSTERS = 500
+SAMPLE = 5_000
+PURITY = 0.95
+BLOCK = 4_000_000  # distances held at once
+
+
+def spread(points: FloatArray, count: int, chosen: IntArray) -> IntArray:
+    """k-center, greedily: each pick is the row farthest from everything picked before, ties to the lower row.
+
+    With nothing chosen the first pick is the row nearest to the mean of all.
+    Source: Gonzalez 1985; Sener & Savarese 2018 for the use in active learning.
+    """
+    picks = np.empty(count, dtype=np.intp)
+    if count == 0:
+        return picks
+    exact = np.asarray(points, dtype=np.float64)
+    nearest = np.full(len(exact), np.inf)
+    for row in chosen:
+        np.minimum(nearest, distances_to(exact, exact[row]), out=nearest)
+    nearest[chosen] = -1.0
+    for i in range(count):
+        first = i == 0 and not len(chosen)
+        pick = int(distances_to(exact, exact.mean(axis=0)).argmin() if first else nearest.argmax())
+        picks[i] = pick
+        np.minimum(nearest, distances_to(exact, exact[pick]), out=nearest)
+        nearest[pick] = -1.0
+    return picks
+
+
+def typical(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> IntArray:
+    """TypiClust: the most typical member of every cluster, clusters without a pick first, large ones before small.
+
+    k-means with as many clusters as scans will be taken (at most 500). Typicality is the inverse of the mean
+    distance to the 20 nearest members of the same cluster (all of a smaller one). Clusters of fewer than 5 come
+    after the others.
+    Source: Hacohen et al. 2022.
+    """
+    labels = _clusters(points, len(chosen) + count, seed)[0]
+    order = np.zeros(len(points))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        order[members] = _mean_neighbour_distance(points[members])
+    return _cluster_by_cluster(labels, order, count, chosen, SMALLEST_CLUSTER)
+
+
+def central(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> IntArray:
+    """ALPS as cold-start benchmarks use it: the row nearest to each k-means centre, large clusters first.
+
+    Sources: Yuan et al. 2020; MedCAL-Bench 2025, which takes image embeddings for the language model's surprisal.
+    """
+    labels, centres = _clusters(points, len(chosen) + count, seed)
+    difference = points - centres[labels]
+    return _cluster_by_cluster(labels, np.einsum("nd,nd->n", difference, difference), count, chosen, 1)
+
+
+def covering(points: FloatArray, count: int, chosen: IntArray, *, classes: IntArray, seed: int) -> IntArray:
+    """ProbCover: each pick has the most rows within delta that no earlier pick has, ties to the lower row.
+
+    A row counts as covered once, by the first pick near it, and a row is never picked twice. delta is the largest
+    radius at which 95 % of the balls hold one of the `classes` (N,) only, here the clusters of the map, as there
+    are no labels yet; with one class, the median distance to the 20th neighbour. Once everything is covered, the
+    farthest rows follow.
+    Source: Yehuda et al. 2022.
+    """
+    rows = _sample(len(points), chosen, seed)
+    here = np.ascontiguousarray(points[rows], dtype=np.float64)
+    taken = np.flatnonzero(np.isin(rows, chosen))
+    radius = _pure_radius(here, classes[rows])
+    uncovered = np.ones(len(rows), dtype=bool)
+    degree = np.zeros(len(rows), dtype=np.intp)
+    for block, distances in _distances(here, np.arange(len(rows))):
+        degree[block] = (distances <= radius).sum(axis=1)
+
+    def cover(pick: int) -> None:
+        fresh = np.flatnonzero(uncovered & (distances_to(here, here[pick]) <= radius))
+        uncovered[fresh] = False
+        for _, distances in _distances(here, fresh):
+            degree[:] -= (distances <= radius).sum(axis=0)
+
+    for row in taken:
+        cover(int(row))
+    left = np.ones(len(rows), dtype=bool)
+    left[taken] = False
+    picks: list[int] = []
+    while len(picks) < count and (degree[left] > 0).any():
+        pick = int(np.where(left, degree, -1).argmax())
+        picks.append(pick)
+        left[pick] = False
+        cover(pick)
+    found = rows[np.array(picks, dtype=np.intp)]
+    return np.concatenate([found, spread(points, count - len(found), np.concatenate([chosen, found]))])
+
+
+def facility(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> IntArray:
+    """Facility location, greedily: each pick lowers the mean distance of all rows to their nearest pick the most.
+
+    So every beginning of the order is close to the best k-medoids there are (within 1 - 1/e of the gain), outliers
+    come late, and no number of picks need be known before. Ties go to the lower row.
+    Sources: Nemhauser et al. 1978; Wei, Iyer & Bilmes 2015 for the use in active learning.
+    """
+    rows = _sample(len(points), chosen, seed)
+    here = np.ascontiguousarray(points[rows], dtype=np.float64)
+    taken = np.flatnonzero(np.isin(rows, chosen))
+    centre = here.mean(axis=0)
+    far = 2 * float(distances_to(here, centre).max())  # of a row that nothing stands for yet
+    nearest = np.full(len(rows), far)
+    for row in taken:
+        np.minimum(nearest, distances_to(here, here[row]), out=nearest)
+    left = np.ones(len(rows), dtype=bool)
+    left[taken] = False
+    gain = np.full(len(rows), np.inf)  # of each row at an earlier time: it never grows (submodular)
+    picks: list[int] = []
+    while len(picks) < count and left.any():
+        best, pick = -1.0, -1
+        order = np.flatnonzero(left)
+        order = order[np.argsort(-gain[order], kind="stable")]
+        step = max(1, min(64, BLOCK // len(rows)))
+        for begin in range(0, len(order), step):
+            block = order[begin : begin + step]
+            if gain[block[0]] < best:
+                break  # lazily: what follows was worth less, and is worth no more now
+            for place, distances in _distances(here, block):
+                gain[place] = np.maximum(nearest - distances, 0).sum(axis=1)
+            high = float(gain[block].max())
+            low = int(block[gain[block] == high].min())
+            if high > best or (high == best and low < pick):
+                best, pick = high, low
+        picks.append(pick)
+        left[pick] = False
+        np.minimum(nearest, distances_to(here, here[pick]), out=nearest)
+    found = rows[np.array(picks, dtype=np.intp)]
+    return np.concatenate([found, spread(points, count - len(found), np.concatenate([chosen, found]))])
+
+
+def _clusters(points: FloatArray, k: int, seed: int) -> tuple[IntArray, NDArray[np.float64]]:
+    """(labels, centres) of k-means; fewer clusters than asked for where rows coincide."""
+    from sklearn.cluster import KMeans, MiniBatchKMeans  # slow to import
+    from threadpoolctl import threadpool_limits
+
+    k = max(1, min(k, MOST_CLUSTERS, len(points)))
+    kind = KMeans(k, n_init=4, random_state=seed) if len(points) <= 2 * SAMPLE else None
+    with threadpool_limits(limits=1), warnings.catch_warnings():  # one thread: sums in one order, one answer
+        warnings.simplefilter("ignore")
+        found = (kind or MiniBatchKMeans(k, n_init=3, batch_size=4096, random_state=seed)).fit(points)
+    return found.labels_.astype(np.intp), np.asarray(found.cluster_centers_, dtype=np.float64)
+
+
+def _mean_neighbour_distance(points: FloatArray) -> NDArray[np.float64]:
+    """(N,) mean distance to the nearest other rows, low = typical; 0 for a single row."""
+    from sklearn.neighbors import NearestNeighbors  # slow to import
+
+    k = min(NEIGHBOURS, len(points) - 1)
+    if k < 1:
+        return np.zeros(len(points))
+    distances = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points).kneighbors()[0]
+    mean: NDArray[np.float64] = np.asarray(distances, dtype=np.float64).mean(axis=1)
+    return mean
+
+
+def _cluster_by_cluster(
+    labels: IntArray, order: NDArray[np.float64], count: int, chosen: IntArray, smallest: int
+) -> IntArray:
+    """From the cluster with the fewest picks (small ones last, then the largest) its row that is lowest in `order`."""
+    from heapq import heapify, heappop, heappush
+
+    free = np.ones(len(labels), dtype=bool)
+    free[chosen] = False
+    queues = {}
+    heap = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        queue = members[free[members]]
+        if len(queue):
+            queues[label] = iter(queue[np.argsort(order[queue], kind="stable")].tolist())
+            heap.append((len(members) < smallest, len(members) - len(queue), -len(members), int(members[0]), label))
+    heapify(heap)
+    picks = np.empty(count, dtype=np.intp)
+    at = 0
+    while at < count:
+        small, taken, size, first, label = heappop(heap)
+        row = next(queues[label], None)
+        if row is None:
+            continue
+        picks[at] = row
+        at += 1
+        heappush(heap, (small, taken + 1, size, first, label))
+    return picks
+
+
+def _pure_radius(points: NDArray[np.float64], classes: IntArray) -> float:
+    """The largest radius at which `PURITY` of the balls around the rows hold rows of one class only."""
+    several = len(np.unique(classes)) > 1
+    k = min(NEIGHBOURS, len(points) - 1)
+    found = np.empty(len(points))
+    for block, distances in _distances(points, np.arange(len(points))):
+        if several:
+            found[block] = np.where(classes[block][:, None] != classes, distances, np.inf).min(axis=1)
+        else:
+            found[block] = np.partition(distances, k, axis=1)[:, k]
+    if not several:
+        return float(np.median(found))
+    return float(np.nextafter(np.quantile(found, 1 - PURITY, method="lower"), 0))
+
+
+def _sample(n: int, chosen: IntArray, seed: int) -> IntArray:
+    """All rows, or the chosen ones and a fixed random sample of the others; ascending."""
+    if n <= SAMPLE:
+        return np.arange(n)
+    drawn = np.random.default_rng(seed).choice(n, SAMPLE, replace=False)
+    return np.union1d(drawn, chosen).astype(np.intp)
+
+
+def _distances(points: NDArray[np.float64], rows: IntArray) -> Iterator[tuple[IntArray, NDArray[np.float64]]]:
+    """Some of `rows` and their distances (rows, N) to all points, a few million numbers at a time."""
+    from scipy.spatial.distance import cdist
+
+    step = max(1, BLOCK // max(1, len(points)))
+    for begin in range(0, len(rows), step):
+        block = rows[begin : begin + step]
+        yield block, cdist(points[block], points)
