@@ -200,7 +200,7 @@ def train(
         segmenter = Segmenter.create(spec, encoder_weights=settings.encoder_weights, device=device)
     average = _Average(segmenter.network, settings.ema)
     optimizer = torch.optim.AdamW(
-        segmenter.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        segmenter.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     scaler = torch.amp.GradScaler(device.type, enabled=settings.mixed_precision and device.type == "cuda")
     loss_of = _Loss()
