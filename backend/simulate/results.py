@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from backend.errors import BadResults
 
@@ -187,12 +187,22 @@ def arm_names(rows: Sequence[Row]) -> dict[Arm, str]:
     }
 
 
-def data_sets(rows: Iterable[Row]) -> list[str]:
+class OfData(Protocol):
+    """A row, or what was made of rows."""
+
+    @property
+    def data(self) -> str: ...
+
+
+D = TypeVar("D", bound=OfData)
+
+
+def data_sets(rows: Iterable[OfData]) -> list[str]:
     """Names of the data sets in their order of appearance; [""] when there is one without a name."""
     return list(dict.fromkeys(row.data for row in rows))
 
 
-def of_data(rows: Iterable[Row], data: str) -> list[Row]:
+def of_data(rows: Iterable[D], data: str) -> list[D]:
     """The rows of one data set."""
     return [row for row in rows if row.data == data]
 
