@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 7.4  # inches
-DPI = 150
+WIDTH = 5.8  # inches: small, so that its letters can be read on a telephone too
+DPI = 200
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8860B")
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (5, 1, 1, 1)))
 MARKERS = "osD^vPX<>*hd"
@@ -60,13 +60,15 @@ def learning_curve_figure(
     styles = arm_styles(list(names))
     data = data_sets(points)
     if len(data) == 1 and len(names) > TOGETHER:
-        return _png(lambda figure: _curves_apart(figure, points, names, styles, whole.get(data[0])), _rows(names) * 2.1)
+        return _png(
+            lambda figure: _curves_apart(figure, points, names, styles, whole.get(data[0])), _rows(names) * 1.75 + 0.3
+        )
     columns = min(2, len(data))
     rows = math.ceil(len(data) / columns)
-    height = (4.4 if columns == 1 else 2.9 * rows) + 0.22 * math.ceil(len(names) / 3)
+    height = (3.6 if columns == 1 else 2.5 * rows) + 0.22 * math.ceil(len(names) / 3)
 
     def draw(figure: Figure) -> None:
-        panels = figure.subplots(rows, columns, squeeze=False).flat
+        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         handles: dict[Arm, Any] = {}
         for axes, name in zip(panels, data, strict=False):
             part = of_data(points, name)
@@ -76,8 +78,8 @@ def learning_curve_figure(
             _all_labels(axes, whole.get(name))
             _labels_and_dice(axes)
             if name:
-                axes.set_title(plain(name, 40), fontsize=10)
-        for axes in list(panels)[len(data) :]:
+                axes.set_title(plain(name, 30), fontsize=9)
+        for axes in panels[len(data) :]:
             axes.set_visible(False)
         _legend(figure, handles, names)
 
@@ -110,17 +112,17 @@ def _curves_apart(
         _curve(axes, [p for p in points if p.arm == arm], styles[arm], band=True)
         _all_labels(axes, whole)
         _labels_and_dice(axes)
-        axes.set_title(plain(names[arm], 26), fontsize=9.5, color=styles[arm]["color"], fontweight="bold")
+        axes.set_title(plain(names[arm], 22), fontsize=8.5, color=styles[arm]["color"], fontweight="bold")
         below = place + 3 < len(shown)
         axes.tick_params(labelbottom=not below)
-        axes.set_xlabel("" if below else "labels")
-        axes.set_ylabel("mean Dice" if place % 3 == 0 else "")
+        axes.set_xlabel("" if below else "labels", fontsize=8.5)
+        axes.set_ylabel("mean Dice" if place % 3 == 0 else "", fontsize=8.5)
     _legend(figure, handles, names)
 
 
 def _curve(axes: Axes, points: Sequence[CurvePoint], style: dict[str, Any], *, band: bool) -> Any:
     x = [p.labels for p in points]
-    (line,) = axes.plot(x, [p.dice.mean for p in points], markersize=5, linewidth=1.6, **style)
+    (line,) = axes.plot(x, [p.dice.mean for p in points], markersize=4, linewidth=1.4, **style)
     sure = [(p.labels, p.dice.low, p.dice.high) for p in points if p.dice.low is not None and p.dice.high is not None]
     at, low, high = ([entry[k] for entry in sure] for k in range(3))
     if band and len(sure) > 1:
@@ -140,18 +142,23 @@ def _all_labels(axes: Axes, whole: tuple[float, float] | None) -> None:
             xycoords=("axes fraction", "data"),
             xytext=(0, 2),
             textcoords="offset points",
-            fontsize=8,
+            fontsize=7,
             color="black",
         )
 
 
 def _labels_and_dice(axes: Axes) -> None:
-    axes.set_xlabel("labels")
-    axes.set_ylabel("mean Dice on test scans")
+    axes.set_xlabel("labels", fontsize=8.5)
+    axes.set_ylabel("mean Dice on test scans", fontsize=8.5)
     axes.grid(alpha=0.25)
     axes.margins(y=0.12)
     axes.locator_params(axis="x", integer=True)
-    for side in ("top", "right"):
+    _tidy(axes, "top", "right")
+
+
+def _tidy(axes: Axes, *sides: str) -> None:
+    axes.tick_params(labelsize=8)
+    for side in sides:
         axes.spines[side].set_visible(False)
 
 
@@ -159,10 +166,10 @@ def _legend(figure: Figure, handles: Mapping[Arm, Any], names: Mapping[Arm, str]
     if handles:
         figure.legend(
             list(handles.values()),
-            [plain(names[arm], 34) for arm in handles],
+            [plain(names[arm], 30) for arm in handles],
             loc="outside lower center",
             ncols=min(3, len(handles)),
-            fontsize=9,
+            fontsize=8,
             frameon=False,
             handlelength=3.2,
         )
@@ -183,20 +190,21 @@ def differences_figure(comparisons: Sequence[Comparison]) -> bytes:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for place, one in enumerate(shown):
-            mark = MARKS[verdict(one).kind]
+            kind = verdict(one).kind
+            mark = MARKS[kind]
             gap = one.area
             if gap is None:
                 continue
             pairs = list(one.by_pair.values())
             axes.plot(pairs, [place + 0.22] * len(pairs), "|", color=FAINT, markersize=6, zorder=2)
-            if gap.low is not None and gap.high is not None:
+            if kind != "too few" and gap.low is not None and gap.high is not None:
                 axes.plot([gap.low, gap.high], [place, place], color=mark["color"], linewidth=1.8, zorder=3)
             axes.plot([gap.mean], [place], markersize=7, linestyle="none", zorder=4, **mark)
             axes.annotate(
                 signed(gap.mean),
                 (1.01, place),
                 xycoords=("axes fraction", "data"),
-                fontsize=9,
+                fontsize=8,
                 va="center",
                 color=mark["color"],
             )
@@ -205,10 +213,9 @@ def differences_figure(comparisons: Sequence[Comparison]) -> bytes:
         axes.set_ylim(len(shown) - 0.4, -0.6)
         reach = max((abs(edge) for edge in axes.get_xlim()), default=0.0)
         axes.set_xlim(min(axes.get_xlim()[0], -0.25 * reach), max(axes.get_xlim()[1], 0.25 * reach))
-        axes.set_xlabel("worse  ←   difference to random choice, Dice   →  better")
+        axes.set_xlabel("worse  ←   difference to random choice, Dice   →  better", fontsize=8.5)
         axes.grid(axis="x", alpha=0.25)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
+        _tidy(axes, "top", "right", "left")
         axes.tick_params(axis="y", length=0)
 
     return _png(draw, 1.0 + 0.42 * max(1, len(shown)))
@@ -224,15 +231,18 @@ def labels_needed_figure(needed: Sequence[LabelsNeeded]) -> bytes | None:
     styles = arm_styles(list(dict.fromkeys(one.arm for one in needed)))
 
     def draw(figure: Figure) -> None:
-        panels = figure.subplots(len(data), len(fractions), squeeze=False, sharex="row")
+        panels = figure.subplots(len(data), len(fractions), squeeze=False)
         for line, name in enumerate(data):
+            ends = [each.labels for one in of_data(needed, name) for each in one.each if each.labels is not None]
             for place, fraction in enumerate(fractions):
                 here = [one for one in of_data(needed, name) if one.fraction == fraction]
                 axes = panels[line, place]
                 _needed(axes, here, styles)
-                axes.set_title(f"{plain(name, 20) + ': ' if name else ''}{fraction:.0%} of all labels", fontsize=9.5)
+                share = f"{fraction * 100:.0f} %"
+                axes.set_title(f"{plain(name, 14)}: {share}" if name else f"{share} of all labels", fontsize=8.5)
                 axes.tick_params(labelleft=place == 0)
-                axes.set_xlabel("labels needed")
+                axes.set_xlim(0, 1.22 * max(ends))
+                axes.set_xlabel("labels needed", fontsize=8.5)
 
     return _png(draw, len(data) * (1.0 + 0.34 * most))
 
@@ -245,18 +255,17 @@ def _needed(axes: Axes, here: Sequence[LabelsNeeded], styles: Styles) -> None:
         if one.median is not None:
             axes.plot([one.median], [place], markersize=7, linestyle="none", **style)
             text = f" {'≤ ' if one.at_most else ''}{one.median:.0f}"
-            axes.annotate(text, (one.median, place), xytext=(5, 0), textcoords="offset points", fontsize=8, va="center")
+            axes.annotate(
+                text, (one.median, place), xytext=(5, 0), textcoords="offset points", fontsize=7.5, va="center"
+            )
         else:
             why = "not reached" if one.repeats else "no figure"
-            axes.annotate(why, (0.98, place), xycoords=("axes fraction", "data"), fontsize=8, va="center", ha="right")
+            axes.annotate(why, (0.04, place), xycoords=("axes fraction", "data"), fontsize=7.5, va="center")
     axes.set_yticks(range(len(here)), [plain(one.name, 26) for one in here])
     axes.set_ylim(len(here) - 0.4, -0.6)
-    axes.set_xlim(left=0)
-    axes.margins(x=0.25)
     axes.grid(axis="x", alpha=0.25)
     axes.tick_params(axis="y", length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    _tidy(axes, "top", "right", "left")
 
 
 def plain(text: str, width: int) -> str:

@@ -277,8 +277,8 @@ def _against_random(comparisons: Sequence[Comparison], figure: bytes | None) -> 
             figure,
             f"Mean difference to random choice in Dice: {alt}.",
             "Difference to random choice in the mean height of the learning curve, in Dice. Right of zero is better. "
-            "Lines: 95 % intervals; small ticks: the single paired repeats. Filled: the interval excludes zero; "
-            f"hollow: it does not; crosses: fewer than {ENOUGH} pairs, so no verdict.",
+            "Lines: 95 % intervals; ticks: the single paired repeats. Filled: the interval excludes zero; "
+            f"hollow: it does not; crosses: fewer than {ENOUGH} pairs, so neither interval nor verdict.",
         )
         + _table(
             "Verdicts, best on average first. Dice differences are strategy minus random. p: two-sided Wilcoxon "
@@ -321,7 +321,7 @@ def _labels_section(needed: Sequence[LabelsNeeded], figure: bytes | None) -> str
             _table(
                 f"{_of(data)}labels needed to reach a share of the Dice of all labels (median "
                 "over repeats; in brackets how many repeats got there), and labels saved against random choice (median "
-                f"over pairs; {MINUS}: more were needed).",
+                f"over pairs; {MINUS}: more were needed; where mostly only one of a pair got there, it says which).",
                 [
                     "Strategy",
                     *(f"{fraction:.0%}" for fraction in fractions),
@@ -355,7 +355,7 @@ def _saved(one: LabelsNeeded) -> str:
         return "no figure"
     count = f" <small>({one.saved_pairs} {'pairs' if one.saved_pairs != 1 else 'pair'})</small>"
     if math.isinf(one.saved):
-        return ("only this one got there" if one.saved > 0 else "only random got there") + count
+        return ("only this one did" if one.saved > 0 else "only random did") + count
     return signed(one.saved, 0) + count
 
 
@@ -412,7 +412,10 @@ def _numbers(rows: Sequence[Row], curves: Sequence[CurvePoint], comparisons: Seq
                 "repeats, at each budget of labels.",
                 ["Strategy", *(f"{budget} labels" for budget in asked)],
                 [
-                    [escaped(names[arm]), *(_counted(p.dice if (p := here.get((arm, b))) else None) for b in asked)]
+                    [
+                        escaped(names[arm]),
+                        *(_interval(p.dice if (p := here.get((arm, b))) else None, counted=True) for b in asked),
+                    ]
                     for arm in dict.fromkeys(arm for arm, _ in here)
                 ],
             )
@@ -425,7 +428,10 @@ def _numbers(rows: Sequence[Row], curves: Sequence[CurvePoint], comparisons: Seq
             _table(
                 "Difference to random choice in Dice at each budget, over the paired repeats; above zero is better.",
                 ["Strategy", *(f"{budget} labels" for budget in asked)],
-                [[escaped(one.name), *(_counted(one.dice.get(b), sign=True) for b in asked)] for one in known],
+                [
+                    [escaped(one.name), *(_interval(one.dice.get(b), sign=True, counted=True) for b in asked)]
+                    for one in known
+                ],
             )
         )
     if known and unit:
@@ -433,7 +439,10 @@ def _numbers(rows: Sequence[Row], curves: Sequence[CurvePoint], comparisons: Seq
             _table(
                 f"Difference to random choice in HD95, in {unit}, at each budget; below zero ({MINUS}) is better.",
                 ["Strategy", *(f"{budget} labels" for budget in asked)],
-                [[escaped(one.name), *(_counted(one.hd95.get(b), 2, sign=True) for b in asked)] for one in known],
+                [
+                    [escaped(one.name), *(_interval(one.hd95.get(b), 2, sign=True, counted=True) for b in asked)]
+                    for one in known
+                ],
             )
         )
     return f"<section><h2>All figures</h2>{''.join(tables)}</section>"
@@ -479,38 +488,35 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *,
 
     def cell(place: int, text: str) -> str:
         if place == 0:
-            return f'<th scope="row">{text}</th>'
+            return f'<th scope="row">{text.replace("+", "+<wbr />")}</th>'
         return f'<td class="words">{text}</td>' if place == words else f"<td>{text}</td>"
 
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     body = "".join(f"<tr>{''.join(cell(k, text) for k, text in enumerate(row))}</tr>\n" for row in rows)
     caption = caption[0].upper() + caption[1:]
     return (
-        f'<div class="wide" tabindex="0" role="group" aria-label="Table"><table><caption>{caption}</caption>'
+        f'<div class="wide" tabindex="0" role="group" aria-label="Table"><table><caption><span>{caption}</span></caption>'
         f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
 
 
-def _interval(value: Interval | None, digits: int = 3, *, sign: bool = False) -> str:
+def _interval(value: Interval | None, digits: int = 3, *, sign: bool = False, counted: bool = False) -> str:
     if value is None:
         return "no figure"
+    count = f" <small>({value.n})</small>" if counted else ""
 
     def say(number: float) -> str:
         return signed(number, digits) if sign else f"{number:.{digits}f}"
 
     if value.low is None or value.high is None:
-        return say(value.mean)
-    return f"{say(value.mean)} <small>{say(value.low)} to {say(value.high)}</small>"
-
-
-def _counted(value: Interval | None, digits: int = 3, *, sign: bool = False) -> str:
-    return _interval(value, digits, sign=sign) + (f" <small>({value.n})</small>" if value else "")
+        return say(value.mean) + count
+    return f'{say(value.mean)}{count} <small class="range">{say(value.low)} to {say(value.high)}</small>'
 
 
 def _p(value: float | None) -> str:
     if value is None:
         return "none"
-    return "&lt; 0.001" if value < 0.001 else f"{value:.3f}"
+    return "&lt; 0.001" if value < 0.001 else f"{value:.3g}"
 
 
 STYLE = """
@@ -518,28 +524,32 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: #fff; color: #1a1a1a;
   font: 17px/1.5 system-ui, "Segoe UI", "Liberation Sans", sans-serif; }
-main { max-width: 54rem; margin: 0 auto; padding: 1.5rem 1.25rem 3rem; }
+main { max-width: 56rem; margin: 0 auto; padding: 1.5rem 1.25rem 3rem; }
 h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .25rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.3rem; margin: 2.25rem 0 .5rem; }
 h3 { font-size: 1.05rem; margin: 1.5rem 0 .25rem; }
 header p { margin: 0; color: #555; }
 p { margin: .5rem 0; max-width: 44rem; }
 .short, .notice { border-left: 4px solid #0072B2; background: #f1f6fa; padding: .75rem 1.1rem; margin: 1.25rem 0; }
+.short p, .notice p { max-width: none; }
 .short h2, .notice h2 { margin: 0 0 .25rem; font-size: 1.1rem; }
 .notice { border-color: #B8860B; background: #fdf7e7; }
 .notice ul { margin: .25rem 0; padding-left: 1.25rem; }
 figure { margin: 1rem 0; }
 .wide { overflow-x: auto; }
 .wide:focus-visible { outline: 2px solid #0072B2; outline-offset: 2px; }
-img { display: block; width: 100%; max-width: 46rem; min-width: 32rem; height: auto; }
+img { display: block; width: 100%; max-width: 43rem; height: auto; }
 figcaption, caption { color: #444; font-size: .9rem; line-height: 1.4; text-align: left; max-width: 44rem; }
-caption { padding: .25rem 0 .5rem; }
+caption { padding: .25rem 0 .5rem; max-width: none; }
+caption span { display: block; position: sticky; left: 0; max-width: min(44rem, calc(100vw - 1.8rem)); }
 table { border-collapse: collapse; margin: 1rem 0 1.25rem; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .9rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
 thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
-tbody th { font-weight: 600; min-width: 6rem; max-width: 14rem; overflow-wrap: anywhere; }
-td { white-space: nowrap; }
-td small { color: #555; font-size: .85em; }
+tbody th { font-weight: 600; min-width: 10rem; max-width: 15rem; overflow-wrap: anywhere; }
+td { min-width: 4rem; }
+td small { color: #555; font-size: .85em; white-space: nowrap; }
+td small.range { display: block; }
+td > span { white-space: nowrap; }
 td.words { white-space: normal; min-width: 15rem; }
 .better { color: #00568a; font-weight: 600; }
 .worse { color: #a34600; font-weight: 600; }
@@ -550,6 +560,7 @@ pre { background: #f5f5f5; padding: .75rem; white-space: pre-wrap; overflow-wrap
 @media (max-width: 600px) {
   body { font-size: 16px; }
   main { padding: 1rem .9rem 2rem; }
+  tbody th { min-width: 6.5rem; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .5rem; }
 }
@@ -558,9 +569,9 @@ pre { background: #f5f5f5; padding: .75rem; white-space: pre-wrap; overflow-wrap
   body { font-size: 10.5pt; }
   main { max-width: none; padding: 0; }
   .wide { overflow: visible; }
-  img { min-width: 0; max-width: 100%; }
+  img { max-width: 38rem; }
   table { font-size: 8.5pt; }
-  td { white-space: normal; }
+  tbody th { min-width: 6.5rem; }
   td.words { min-width: 9rem; }
   th, td { padding-right: .5rem; }
   figure, tr, .short, .notice { break-inside: avoid; }

@@ -466,7 +466,8 @@ def verdict(comparison: Comparison) -> Verdict:
         seen = sorted(comparison.by_pair.values())
         span = f" (from {signed(seen[0])} to {signed(seen[-1])})" if len(seen) > 1 else ""
         return Verdict("too few", f"too few repeats to judge: {size}{span} {over}; at least {ENOUGH} are needed")
-    figures = f"{size} (95 % interval {signed(gap.low)} to {signed(gap.high)}) {over}"
+    digits = 3 if min(abs(gap.low), abs(gap.high)) >= 0.0005 else 4  # an end that is not zero shall not look so
+    figures = f"{size} (95 % interval {signed(gap.low, digits)} to {signed(gap.high, digits)}) {over}"
     if gap.low <= 0 <= gap.high:
         return Verdict("open", f"no difference to random could be shown: {figures}; it may still lie in this interval")
     kind: Literal["better", "worse"] = "better" if gap.mean > 0 else "worse"
