@@ -349,12 +349,21 @@ def test_an_interval_over_zero_is_never_called_equal() -> None:
     assert sentence.endswith("over 5 paired repeats; it may still lie in this interval")
 
 
-@pytest.mark.parametrize(("gains", "end"), [([0.1], "over 1 paired repeat;"), ([0.1] * 4, "over 4 paired repeats;")])
-def test_fewer_than_five_pairs_are_no_verdict(gains: list[float], end: str) -> None:
-    kind, sentence = one_verdict(gains)
+def test_fewer_than_five_pairs_are_no_verdict() -> None:
+    kind, sentence = one_verdict([0.1, 0.2, 0.1, 0.1])
     assert kind == "too few"
-    assert sentence.startswith("too few repeats to judge: +0.100 Dice on average")
-    assert f"{end} at least 5 are needed" in sentence
+    assert sentence == (
+        "too few repeats to judge: +0.125 Dice on average (from +0.100 to +0.200) over 4 paired repeats; "
+        "at least 5 are needed"
+    )
+    assert one_verdict([0.1]) == ("too few", "one paired repeat is too few to judge: +0.100 Dice; 5 are needed")
+
+
+def test_a_data_set_with_a_single_repeat_leaves_no_verdict() -> None:
+    (found,) = compare_with_random(pairs([0.1] * 6, data="a") + pairs([0.3], data="b"), resamples=QUICK)
+    said = verdict(found)
+    assert said.kind == "too few"
+    assert said.sentence.endswith("over 7 paired repeats; every data set needs at least two")
 
 
 def test_what_luck_among_many_strategies_explains_is_said() -> None:

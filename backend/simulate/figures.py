@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from backend.simulate.results import RANDOM, Arm, data_sets, of_data
 from backend.simulate.statistics import Comparison, CurvePoint, LabelsNeeded, signed, verdict
+from backend.simulate.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +27,7 @@ LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (5, 1, 1, 1)))
 MARKERS = "osD^vPX<>*hd"
 GREY = "#444444"
 FAINT = "#999999"
-BANDS = 4  # arms in one panel whose intervals can still be told apart
-TOGETHER = 5  # arms that fit one panel; more get a panel each
+BANDS = 4  # arms in one panel whose intervals can still be told apart; more get a panel each
 
 Styles = Mapping[Arm, dict[str, Any]]
 
@@ -59,7 +59,7 @@ def learning_curve_figure(
     """
     styles = arm_styles(list(names))
     data = data_sets(points)
-    if len(data) == 1 and len(names) > TOGETHER:
+    if len(data) == 1 and len(names) > BANDS:
         return _png(
             lambda figure: _curves_apart(figure, points, names, styles, whole.get(data[0])), _rows(names) * 1.75 + 0.3
         )
@@ -259,7 +259,7 @@ def _needed(axes: Axes, here: Sequence[LabelsNeeded], styles: Styles) -> None:
                 text, (one.median, place), xytext=(5, 0), textcoords="offset points", fontsize=7.5, va="center"
             )
         else:
-            why = "not reached" if one.repeats else "no figure"
+            why = ("mostly not reached" if one.reached else "not reached") if one.repeats else "no figure"
             axes.annotate(why, (0.04, place), xycoords=("axes fraction", "data"), fontsize=7.5, va="center")
     axes.set_yticks(range(len(here)), [plain(one.name, 26) for one in here])
     axes.set_ylim(len(here) - 0.4, -0.6)
@@ -270,7 +270,7 @@ def _needed(axes: Axes, here: Sequence[LabelsNeeded], styles: Styles) -> None:
 
 def plain(text: str, width: int) -> str:
     """A name as matplotlib must be given it: no formulas, one line, shortened in the middle when long."""
-    line = " ".join(text.split())
+    line = " ".join(printable(text).split())
     if len(line) > width:
         tail = width * 2 // 5
         line = f"{line[: width - tail - 1]}…{line[-tail:]}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 import numpy as np
 
 from backend.simulate.results import ALL_LABELS, Row, data_sets, of_data
 from backend.simulate.statistics import ENOUGH, smallest_p
+from backend.simulate.text import listed
 
 REPEATS = """
 All was done {times}. For each repeat the scans were split by chance into a pool to choose from and {test} test
@@ -70,7 +70,7 @@ def method(rows: Sequence[Row], groups: str) -> list[tuple[str, str]]:
         ("Patients", BY_PATIENT.format(groups=groups) if groups else BY_SCAN),
         ("What is compared", AREA),
         ("The 95 % interval", INTERVAL.format(enough=ENOUGH)),
-        ("The test", TEST.format(**{name: f"{smallest_p(n):.2g}" for name, n in NUMBERS.items()})),
+        ("The test", TEST.format(**{name: f"{smallest_p(n):.3g}" for name, n in NUMBERS.items()})),
         ("Labels needed", LABELS),
         ("What this cannot say", LIMITS),
     ]
@@ -92,23 +92,3 @@ def test_scans(rows: Sequence[Row]) -> str:
     """How many scans each model was tested on."""
     sizes = sorted({row.n_test for row in rows})
     return str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-
-
-def listed(parts: Sequence[str], last: str) -> str:
-    """a, b and c."""
-    if len(parts) < 2:
-        return parts[0] if parts else "none"
-    return f"{', '.join(parts[:-1])} {last} {parts[-1]}"
-
-
-def duration(seconds: float) -> str:
-    """In the unit that suits."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def escaped(text: str) -> str:
-    """Text of a user as HTML: nothing in it is markup, and what a page may not hold is replaced."""
-    kept = "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
-    return html.escape(kept)

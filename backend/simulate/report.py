@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from backend.errors import StorageFull
-from backend.simulate.figures import differences_figure, labels_needed_figure, learning_curve_figure
-from backend.simulate.method import duration, escaped, listed, method, test_scans, times
+from backend.simulate.figures import BANDS, differences_figure, labels_needed_figure, learning_curve_figure
+from backend.simulate.method import method, test_scans, times
 from backend.simulate.results import (
     ALL_LABELS,
     RANDOM,
@@ -41,6 +41,7 @@ from backend.simulate.statistics import (
     signed,
     verdict,
 )
+from backend.simulate.text import duration, escaped, listed
 
 DEFAULT = "default"  # the strategy that scanqueue uses unless told otherwise
 KNOWN = ("title", "images", "masks", "command", "version", "date", "groups")  # the rest of `about` are settings
@@ -213,9 +214,11 @@ def _median_words(one: LabelsNeeded) -> str:
     if not one.repeats:
         return "cannot be judged yet"
     if one.median is None:
-        return f"got there in {one.reached} of {one.repeats} repeats within its largest budget"
+        never = f"{one.repeats - one.reached} of {one.repeats} repeats" if one.repeats > 1 else "its only repeat"
+        return f"did not get there with its largest budget in {never}"
     most = "at most " if one.at_most else ""
-    return f"needed {most}{one.median:.0f} labels (median; reached in {one.reached} of {one.repeats} repeats)"
+    often = f" (median; reached in {one.reached} of {one.repeats} repeats)" if one.repeats > 1 else ""
+    return f"needed {most}{one.median:.0f} labels{often}"
 
 
 def _missing(rows: Sequence[Row]) -> str:
@@ -239,19 +242,25 @@ def _curve_section(rows: Sequence[Row], curves: Sequence[CurvePoint], figure: by
             f"{data + ': ' if data else ''}at {last} labels "
             + ", ".join(f"{names[p.arm]} {p.dice.mean:.3f}" for p in sorted(here, key=lambda p: -p.dice.mean))
         )
+    shaded = (len(ends) == 1 or len(names) <= BANDS) and any(p.dice.low is not None for p in curves)
     return (
         "<section><h2>What each label brings</h2>"
         + _figure(
             figure,
             f"Learning curves: mean Dice on test scans against the number of labels; {'; '.join(ends)}.",
             "Mean Dice on the test scans (1 is perfect agreement with your masks) against the number of labels the "
-            "model learned from. Higher and further left is better. Shaded: 95 % intervals over repeats. They hold the "
-            "differences between splits too, so bands that overlap do not mean that two strategies are equal: for that "
-            "see the next figure."
+            "model learned from. Higher and further left is better."
+            + (SHADED if shaded else "")
             + (" The black line is a model trained on all labels of the pool." if _whole(rows) else ""),
         )
         + "</section>"
     )
+
+
+SHADED = (
+    " Shaded: 95 % intervals over repeats. They hold the differences between splits too, so bands that overlap do not "
+    "mean that two strategies are equal: for that see the next figure."
+)
 
 
 def _against_random(comparisons: Sequence[Comparison], figure: bytes | None) -> str:
@@ -260,11 +269,11 @@ def _against_random(comparisons: Sequence[Comparison], figure: bytes | None) -> 
     rows = []
     for one in comparisons:
         said = verdict(one)
+        badge = f'<strong class="{said.kind.replace(" ", "-")}">{WORDS[said.kind]}</strong>'
         rows.append(
             [
                 escaped(one.name),
-                f'<span class="{said.kind.replace(" ", "-")}">{WORDS[said.kind]}</span>',
-                _sentence(one, said),
+                f"{badge}<br />{_sentence(one, said)}",
                 str(one.area.n) if one.area else "0",
                 _p(one.p),
                 _p(one.p_holm),
@@ -282,10 +291,10 @@ def _against_random(comparisons: Sequence[Comparison], figure: bytes | None) -> 
         )
         + _table(
             "Verdicts, best on average first. Dice differences are strategy minus random. p: two-sided Wilcoxon "
-            f"signed-rank test; corrected: by Holm for {len(comparisons)} strategies.",
-            ["Strategy", "Verdict", "In words", "Pairs", "p", "p corrected"],
+            f"signed-rank test; corrected: by Holm for the number of strategies, {len(comparisons)}.",
+            ["Strategy", "Verdict", "Pairs", "p", "p corrected"],
             rows,
-            words=2,
+            words=1,
         )
         + "</section>"
     )
@@ -409,7 +418,7 @@ def _numbers(rows: Sequence[Row], curves: Sequence[CurvePoint], comparisons: Seq
         tables.append(
             _table(
                 f"{_of(data)}mean Dice with its 95 % interval and, in brackets, the number of "
-                "repeats, at each budget of labels.",
+                f"repeats, at each budget of labels. Intervals of fewer than {ENOUGH} repeats are too narrow.",
                 ["Strategy", *(f"{budget} labels" for budget in asked)],
                 [
                     [
@@ -495,7 +504,8 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *,
     body = "".join(f"<tr>{''.join(cell(k, text) for k, text in enumerate(row))}</tr>\n" for row in rows)
     caption = caption[0].upper() + caption[1:]
     return (
-        f'<div class="wide" tabindex="0" role="group" aria-label="Table"><table><caption><span>{caption}</span></caption>'
+        f'<div class="wide" tabindex="0" role="group" aria-label="Table"><table>'
+        f"<caption><span>{caption}</span></caption>"
         f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
 
@@ -541,7 +551,7 @@ figure { margin: 1rem 0; }
 img { display: block; width: 100%; max-width: 43rem; height: auto; }
 figcaption, caption { color: #444; font-size: .9rem; line-height: 1.4; text-align: left; max-width: 44rem; }
 caption { padding: .25rem 0 .5rem; max-width: none; }
-caption span { display: block; position: sticky; left: 0; max-width: min(44rem, calc(100vw - 1.8rem)); }
+caption span { display: block; max-width: min(44rem, calc(100vw - 1.8rem)); position: sticky; left: 0; }
 table { border-collapse: collapse; margin: 1rem 0 1.25rem; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .9rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
 thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
@@ -549,10 +559,9 @@ tbody th { font-weight: 600; min-width: 10rem; max-width: 15rem; overflow-wrap: 
 td { min-width: 4rem; }
 td small { color: #555; font-size: .85em; white-space: nowrap; }
 td small.range { display: block; }
-td > span { white-space: nowrap; }
-td.words { white-space: normal; min-width: 15rem; }
-.better { color: #00568a; font-weight: 600; }
-.worse { color: #a34600; font-weight: 600; }
+td.words { min-width: 14rem; }
+.better { color: #00568a; }
+.worse { color: #a34600; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.25rem; font-size: .95rem; }
 dt { color: #555; }
 dd { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }

@@ -460,12 +460,17 @@ def verdict(comparison: Comparison) -> Verdict:
     gap = comparison.area
     if gap is None:
         return Verdict("too few", "cannot be compared: no repeat has both this strategy and random choice")
-    over = f"over {gap.n} paired repeat{'s' if gap.n != 1 else ''}"
+    if gap.n == 1:
+        return Verdict(
+            "too few", f"one paired repeat is too few to judge: {signed(gap.mean)} Dice; {ENOUGH} are needed"
+        )
+    over = f"over {gap.n} paired repeats"
     size = f"{signed(gap.mean)} Dice on average"
     if gap.low is None or gap.high is None or gap.n < ENOUGH:
         seen = sorted(comparison.by_pair.values())
-        span = f" (from {signed(seen[0])} to {signed(seen[-1])})" if len(seen) > 1 else ""
-        return Verdict("too few", f"too few repeats to judge: {size}{span} {over}; at least {ENOUGH} are needed")
+        span = f"(from {signed(seen[0])} to {signed(seen[-1])})"
+        why = f"at least {ENOUGH} are needed" if gap.n < ENOUGH else "every data set needs at least two"
+        return Verdict("too few", f"too few repeats to judge: {size} {span} {over}; {why}")
     digits = 3 if min(abs(gap.low), abs(gap.high)) >= 0.0005 else 4  # an end that is not zero shall not look so
     figures = f"{size} (95 % interval {signed(gap.low, digits)} to {signed(gap.high, digits)}) {over}"
     if gap.low <= 0 <= gap.high:
