@@ -54,3 +54,7 @@ class StorageFull(ScanqueueError):
 
 class StoreUnavailable(ScanqueueError):
     """The database of the records does not answer. Trying again may help."""
+
+
+class BadResults(ScanqueueError):
+    """The results of a simulation cannot be used: a column is missing, a number is none, a model appears twice."""

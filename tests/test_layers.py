@@ -58,7 +58,12 @@ ALLOWED: dict[str, set[str]] = {
     "contract": set(),
     "measures": set(),
     "api": {"contract", "measures", "metrics", "page", "project", "settings", "status", "store", "worker"},
-    "simulate": {"embedders", "evaluation", "formats", "learner", "pixels", "project", "settings", "sampling"},
+    "simulate.results": set(),
+    "simulate.statistics": {"simulate.results"},
+    "simulate.text": set(),
+    "simulate.figures": {"simulate.results", "simulate.statistics", "simulate.text"},
+    "simulate.method": {"simulate.results", "simulate.statistics", "simulate.text"},
+    "simulate.report": {*(f"simulate.{part}" for part in ("figures", "method", "results", "statistics", "text"))},
     "doctor": {"embedders", "learner", "project", "segmenters", "settings", "store", "studio", "worker"},
     "plugin": {"settings"},
     "logs": {"settings"},
@@ -85,6 +90,7 @@ WALLS: dict[str, set[str]] = {
     "uvicorn": {"app"},
     "prometheus_client": {"metrics"},
     "pythonjsonlogger": {"logs"},
+    "matplotlib": {"simulate.figures"},
     "typer": {"cli"},
     "httpx": {"studio", "embedders", "doctor"},  # doctor asks our own server only, embedders the model hub
 }
@@ -105,12 +111,18 @@ def imports(path: Path) -> set[str]:
 
 
 def own(names: set[str]) -> set[str]:
-    """The modules of `backend`, and `sampling`, among imported names."""
-    inner = {n.split(".")[1] for n in names if n.startswith("backend.")} - {"__version__"}
+    """The modules of `backend`, those of its package `simulate` one by one, and `sampling`, among imported names."""
+    parts = [n.split(".") for n in names if n.startswith("backend.")]
+    inner = {".".join(p[1:3] if p[1] == "simulate" else p[1:2]) for p in parts} - {"__version__"}
     return inner | ({"sampling"} & {n.split(".")[0] for n in names})
 
 
 MODULES = {p.stem: imports(p) for p in sorted((ROOT / "backend").glob("*.py")) if p.stem != "__init__"}
+MODULES |= {
+    f"simulate.{p.stem}": imports(p)
+    for p in sorted((ROOT / "backend" / "simulate").glob("*.py"))
+    if p.stem != "__init__"
+}
 SAMPLING = {p.stem: imports(p) for p in sorted((ROOT / "sampling").glob("*.py"))}
 
 
@@ -151,6 +163,6 @@ def test_the_plugin_needs_nothing_that_label_studio_ml_does_not_bring() -> None:
 
 def test_only_studio_knows_label_studios_addresses() -> None:
     for module in set(MODULES) - {"studio", "contract"}:  # contract: those of our own
-        tree = ast.parse((ROOT / "backend" / f"{module}.py").read_text(encoding="utf-8"))
+        tree = ast.parse((ROOT / "backend" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
         texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
         assert not [t for t in texts if t.startswith(("/api/tasks", "/api/projects/", "/api/webhooks", "/api/ml"))]

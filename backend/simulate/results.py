@@ -1,0 +1,262 @@
+"""The rows that a simulation leaves behind: one for each trained model, read from CSV and checked.
+
+Words used here and by those who read rows:
+
+arm     a strategy together with the embedder that it saw the scans through
+repeat  one seed of one data set: one split of the scans, shared by all arms
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+from backend.errors import BadResults
+
+RANDOM = "random"  # what every other strategy is compared with
+ALL_LABELS = "all labels"  # the model trained on the whole pool of its repeat
+COLUMNS = ("strategy", "embedder", "seed", "budget", "labels", "dice", "hd", "hd95", "unit", "n_test", "seconds")
+UNITS = ("px", "mm", "mixed")
+
+
+class Arm(NamedTuple):
+    strategy: str
+    embedder: str
+
+
+class Repeat(NamedTuple):
+    data: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trained model and how well it did on the test scans of its repeat.
+
+    budget    how many labels were asked for
+    labels    how many were used; fewer than the budget when the pool was smaller
+    dice      0..1, high is good: mean over the test scans
+    hd, hd95  Hausdorff distances in `unit`, low is good: means over the test scans; NaN when the unit is
+              "mixed", as px and mm have no mean
+    seconds   how long training and choosing took
+    data      the data set, when several are put together
+    """
+
+    strategy: str
+    embedder: str
+    seed: int
+    budget: int
+    labels: int
+    dice: float
+    hd: float
+    hd95: float
+    unit: str
+    n_test: int
+    seconds: float
+    data: str = ""
+
+    @property
+    def arm(self) -> Arm:
+        return Arm(self.strategy, self.embedder)
+
+    @property
+    def repeat(self) -> Repeat:
+        return Repeat(self.data, self.seed)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a `results.csv`, in its order.
+
+    Columns beyond `COLUMNS` and the optional `data` are ignored. Raises BadResults that names file, line and
+    column when a column is missing, a value cannot be used, a line was cut short, or a model appears twice.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.DictReader(file)
+            found = lines.fieldnames or []
+            if missing := [name for name in COLUMNS if name not in found]:
+                raise BadResults(
+                    f"{path}, line 1: no column {', '.join(missing)}; found {', '.join(found) or 'nothing'}. "
+                    "Give the results.csv that scanqueue simulate wrote, separated by commas."
+                )
+            rows = []
+            seen: dict[tuple[Repeat, Arm, int], int] = {}
+            for line in lines:
+                where = f"{path}, line {lines.line_num}"
+                row = parse_row(line, where)
+                key = (row.repeat, row.arm, row.budget)
+                if key in seen:
+                    raise BadResults(f"{where}: the same model as in line {seen[key]} ({_say(row)}). Remove one.")
+                seen[key] = lines.line_num
+                rows.append(row)
+    except OSError as error:
+        raise BadResults(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadResults(f"{path}: not a CSV file in UTF-8 ({error})") from error
+    return rows
+
+
+def parse_row(texts: Mapping[str, str | None], where: str) -> Row:
+    """A row from its texts. Raises BadResults that starts with `where` and names the column."""
+
+    def text(column: str) -> str:
+        value = texts.get(column)
+        if value is None:
+            raise BadResults(f"{where}, column {column}: missing; the line ends too early")
+        return value.strip()
+
+    def name(column: str) -> str:
+        if not (value := text(column)):
+            raise BadResults(f"{where}, column {column}: empty, wanted a name")
+        return value
+
+    def whole(column: str, low: int) -> int:
+        try:
+            value = int(text(column))
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise BadResults(f"{where}, column {column}: got {text(column)!r}, wanted a whole number from {low}")
+        return value
+
+    def number(column: str, high: float) -> float:
+        try:
+            value = float(text(column))
+        except ValueError:
+            value = math.nan
+        if not (0 <= value <= high and math.isfinite(value)):
+            wanted = "a number from 0" if math.isinf(high) else f"a number from 0 to {high:g}"
+            raise BadResults(f"{where}, column {column}: got {text(column)!r}, wanted {wanted}")
+        return value
+
+    unit = text("unit")
+    if unit not in UNITS:
+        raise BadResults(f"{where}, column unit: got {unit!r}, wanted one of {', '.join(UNITS)}")
+    distances = [math.nan if unit == "mixed" else number(column, math.inf) for column in ("hd", "hd95")]
+    return Row(
+        strategy=name("strategy"),
+        embedder=text("embedder"),
+        seed=whole("seed", 0),
+        budget=whole("budget", 1),
+        labels=whole("labels", 1),
+        dice=number("dice", 1.0),
+        hd=distances[0],
+        hd95=distances[1],
+        unit=unit,
+        n_test=whole("n_test", 1),
+        seconds=number("seconds", math.inf),
+        data=(texts.get("data") or "").strip(),
+    )
+
+
+def check_rows(rows: Sequence[Row]) -> None:
+    """Raises BadResults when there is nothing to compare or a model appears twice."""
+    if not arms(rows):
+        raise BadResults("No results yet: not one model of a strategy was trained.")
+    count = Counter((row.repeat, row.arm, row.budget) for row in rows)
+    for row in rows:
+        if count[row.repeat, row.arm, row.budget] > 1:
+            raise BadResults(f"The same model appears twice: {_say(row)}. Remove one.")
+
+
+def _say(row: Row) -> str:
+    data = f"{row.data}, " if row.data else ""
+    return f"{data}{row.strategy}, embedder {row.embedder or 'none'}, seed {row.seed}, budget {row.budget}"
+
+
+def arms(rows: Iterable[Row]) -> list[Arm]:
+    """All arms in their order of appearance, random choice among them; the model of all labels is none."""
+    return list(dict.fromkeys(row.arm for row in rows if row.strategy != ALL_LABELS))
+
+
+def arm_names(rows: Sequence[Row]) -> dict[Arm, str]:
+    """What to call each arm: the strategy, and its embedder too where there is more than one."""
+    found = arms(rows)
+    several = len({arm.embedder for arm in found if arm.strategy != RANDOM}) > 1
+    often = Counter(arm.strategy for arm in found)
+    return {
+        arm: f"{arm.strategy} ({arm.embedder or 'no embedder'})"
+        if often[arm.strategy] > 1 or (several and arm.strategy != RANDOM)
+        else arm.strategy
+        for arm in found
+    }
+
+
+class OfData(Protocol):
+    """A row, or what was made of rows."""
+
+    @property
+    def data(self) -> str: ...
+
+
+D = TypeVar("D", bound=OfData)
+
+
+def data_sets(rows: Iterable[OfData]) -> list[str]:
+    """Names of the data sets in their order of appearance; [""] when there is one without a name."""
+    return list(dict.fromkeys(row.data for row in rows))
+
+
+def of_data(rows: Iterable[D], data: str) -> list[D]:
+    """The rows of one data set."""
+    return [row for row in rows if row.data == data]
+
+
+def budgets(rows: Iterable[Row]) -> list[int]:
+    """All budgets that strategies were tried with, ascending."""
+    return sorted({row.budget for row in rows if row.strategy != ALL_LABELS})
+
+
+def seeds(rows: Iterable[Row]) -> list[int]:
+    """All seeds, ascending."""
+    return sorted({row.seed for row in rows})
+
+
+def by_repeat(rows: Iterable[Row], arm: Arm) -> dict[Repeat, dict[int, Row]]:
+    """The rows of one arm: repeat, then budget, ascending."""
+    found: dict[Repeat, dict[int, Row]] = {}
+    for row in sorted((row for row in rows if row.arm == arm), key=lambda row: row.budget):
+        found.setdefault(row.repeat, {})[row.budget] = row
+    return found
+
+
+def distance_unit(rows: Iterable[Row]) -> str | None:
+    """The one unit of all distances, "px" or "mm"; None when they are not in one unit and have no mean."""
+    units = {row.unit for row in rows}
+    return units.pop() if len(units) == 1 and "mixed" not in units else None
+
+
+def missing_models(rows: Sequence[Row]) -> list[str]:
+    """Sentences about what an interrupted run lacks; [] when every arm has every seed and budget of its data set.
+
+    Data sets are judged one by one. Without any model of all labels nothing is missing: it was not asked for.
+    """
+    said = []
+    names = arm_names(rows)
+    for data in data_sets(rows):
+        part = of_data(rows, data)
+        place = f"{data}: " if data else ""
+        wanted = [Repeat(data, seed) for seed in seeds(part)]
+        asked = budgets(part)
+        for arm in names:
+            have = by_repeat(part, arm)
+            if not have:
+                said.append(f"{place}{names[arm]} has no results.")
+                continue
+            gaps = []
+            for repeat in wanted:
+                lacking = [budget for budget in asked if budget not in have.get(repeat, {})]
+                if lacking:
+                    what = "all budgets" if lacking == asked else "budget " + ", ".join(map(str, lacking))
+                    gaps.append(f"seed {repeat.seed} ({what})")
+            if gaps:
+                said.append(f"{place}{names[arm]} lacks {', '.join(gaps)}.")
+        whole = {row.repeat for row in part if row.strategy == ALL_LABELS}
+        if whole and (lacking_whole := [str(repeat.seed) for repeat in wanted if repeat not in whole]):
+            said.append(f"{place}the model trained on all labels lacks seed {', '.join(lacking_whole)}.")
+    return said

@@ -1,0 +1,34 @@
+"""Names and numbers as a reader sees them."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+
+def printable(text: str) -> str:
+    """Text of a user without what neither a page nor a figure may hold: that becomes U+FFFD, as in browsers."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
+
+
+def escaped(text: str) -> str:
+    """Text of a user as HTML: nothing in it is markup."""
+    return html.escape(printable(text))
+
+
+def listed(parts: Sequence[str], last: str) -> str:
+    """Parts as one says them.
+
+    >>> listed(["10", "20", "40"], "or")
+    '10, 20 or 40'
+    """
+    if len(parts) < 2:
+        return parts[0] if parts else "none"
+    return f"{', '.join(parts[:-1])} {last} {parts[-1]}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits: s, min or h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
