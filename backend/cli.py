@@ -1,4 +1,4 @@
-"""The command line: `scanqueue serve | worker | status | doctor | models | backup | restore | demo`."""
+"""The command line: `scanqueue serve | worker | status | doctor | models | backup | restore | simulate | demo`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import json
 import logging
 import os
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -270,6 +272,72 @@ def doctor(
                 console.print(f"         cure: {f.cure}", markup=False, highlight=False, style="bold")
     if any(f.level == "error" for f in findings):
         raise typer.Exit(1)
+
+
+@app.command()
+def simulate(
+    images: Annotated[Path, typer.Argument(help="Folder of scans.")],
+    masks: Annotated[Path, typer.Argument(help="Folder of their true masks, under the same names.")],
+    out: Annotated[Path, typer.Option(help="Folder for tables, plots and the report.")],
+    strategies: Annotated[str, typer.Option(help="Names of strategies, or COLD+MODEL.")] = "default,paper,random",
+    budgets: Annotated[str, typer.Option(help="How many scans are labelled.")] = "5,10,20,40",
+    seeds: Annotated[int, typer.Option(min=1, help="Repeats, each with a split and starting weights of its own.")] = 5,
+    groups: Annotated[
+        list[str] | None, typer.Option(help="FILE.csv:COLUMN, or FILE.csv:A,B of pairs: scans never parted.")
+    ] = None,
+    spacing: Annotated[str, typer.Option(help="FILE.csv:COLUMN[,COLUMN]: mm per pixel (row, column).")] = "",
+    strata: Annotated[str, typer.Option(help='FILE.csv:COLUMN of site or scanner, for "stratified".')] = "",
+    embedder: Annotated[str | None, typer.Option(help="As SCANQUEUE_EMBEDDER.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="As SCANQUEUE_ENCODER.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="As SCANQUEUE_IMAGE_SIZE; smaller is faster.")] = None,
+    training_steps: Annotated[int | None, typer.Option(help="As SCANQUEUE_TRAINING_STEPS.")] = None,
+    cold_start_only: Annotated[bool, typer.Option(help="Choose each budget at once, before any model.")] = False,
+    test_share: Annotated[float, typer.Option(help="Share of the scans that all models are judged on.")] = 0.4,
+    alpha: Annotated[float, typer.Option(help="Weight of the entropy in S(i).")] = 0.5,
+    uncertainty: Annotated[str, typer.Option(help="image, foreground, boundary or top.")] = "image",
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings at once, one thread each.")] = os.cpu_count() or 1,
+) -> None:
+    """Compare strategies on scans whose masks are known, before spending annotation hours.
+
+    Interrupted, it goes on where it was when the same command is given again.
+    """
+    log_to(level="WARNING")
+    from backend.learner import Learner
+    from backend.simulate.compare import simulate as compare
+    from backend.simulate.runs import Comparison
+
+    settings = _settings(
+        embedder=embedder, encoder=encoder, image_size=image_size, training_steps=training_steps, threads=1
+    )
+    learner = Learner(settings)
+    comparison = Comparison(
+        images=images,
+        masks=masks,
+        strategies=tuple(name.strip() for name in strategies.split(",")),
+        budgets=_numbers("--budgets", budgets),
+        seeds=tuple(range(seeds)),
+        embedder=learner.embedder().name,  # "auto" is settled once, for all processes
+        weights_dir=settings.weights_dir,
+        cold_start_only=cold_start_only,
+        groups=tuple(groups or ()),
+        strata=strata,
+        spacing=spacing,
+        test_share=test_share,
+        alpha=alpha,
+        uncertainty=uncertainty,
+        encoder=settings.encoder,
+        image_size=settings.image_size,
+        training_steps=settings.training_steps,
+        device=learner.device,
+    )
+    compare(comparison, out, processes=jobs, command=shlex.join(["scanqueue", *sys.argv[1:]]), console=console)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise BadSetting(f"{option}: got {text!r}, wanted whole numbers with commas between, as 5,10,20") from None
 
 
 @app.command()

@@ -55,7 +55,11 @@ def spacing_table(root: Path, folder: Path) -> Path:
     """Millimetres of a delivered pixel; where the data set's orientation is unknown, the mean of the two there are."""
     with open(root / "meta.csv", newline="") as opened:
         rows = list(csv.DictReader(opened))
-    known = [(float(r["inferred_spacing_y_mm"]), float(r["inferred_spacing_x_mm"])) for r in rows if r["inferred_spacing_y_mm"]]
+    known = [
+        (float(r["inferred_spacing_y_mm"]), float(r["inferred_spacing_x_mm"]))
+        for r in rows
+        if r["inferred_spacing_y_mm"]
+    ]
     middle = sum(sorted({size for pair in known for size in pair})) / 2
     file = folder / "spacing.csv"
     folder.mkdir(parents=True, exist_ok=True)

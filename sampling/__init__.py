@@ -7,6 +7,7 @@ from sampling.farthest import farthest_first
 from sampling.pool import Pool
 from sampling.projection import EmbeddingMap, fit_map
 from sampling.strategies import (
+    BLIND,
     COLD_START,
     DEFAULT,
     EMBEDDED,
@@ -34,6 +35,7 @@ from sampling.uncertainty import (
 __all__ = [
     "AGGREGATIONS",
     "ALPHA",
+    "BLIND",
     "COLD_START",
     "DEFAULT",
     "EMBEDDED",

@@ -34,12 +34,12 @@ def noisy(values: FloatArray, random: np.random.Generator, power: float = POWER)
 def class_stratified(entropy: FloatArray, classes: FloatArray, count: int, random: np.random.Generator) -> IntArray:
     """ClaSP: picks go round the labels, each by the noisy entropy of that label, then by that of the whole scan.
 
-    classes  (P, labels), entropy of each label's own pixels, 0 where the model sees none
+    classes  (P, labels), or (P,) for a single one: entropy of each label's own pixels, 0 where the model sees none
     Two thirds of the picks are made class by class, those first of every cycle of three. The paper lets the noise
     fade over the rounds by a schedule of its own; here its strength is that of the first rounds throughout.
     Source: Lueth et al. 2026 (arXiv 2601.13677).
     """
-    columns = [noisy(entropy, random)] + [noisy(column, random) for column in np.asarray(classes).T]
+    columns = [noisy(entropy, random)] + [noisy(column, random) for column in np.atleast_2d(np.asarray(classes).T)]
     queues = [iter(np.argsort(-column, kind="stable").tolist()) for column in columns]
     labels = len(queues) - 1
     taken: dict[int, None] = {}

@@ -166,7 +166,7 @@ def clasp_with_model(pool: Pool, count: int, *, chosen: Rows = (), alpha: float 
     """Round the labels, with power noise: `class_stratified`."""
     _, rest, count = pool.split(chosen, count)
     random = np.random.default_rng(whole_number("seed", seed, low=0))
-    classes = pool.signal("classes", rest).reshape(len(rest), -1)
+    classes = pool.signal("classes", rest)
     return _ranked(pool, chosen, rest[noise.class_stratified(pool.signal("entropy", rest), classes, count, random)])
 
 
@@ -255,6 +255,9 @@ SETS = frozenset({"stochastic-batches"})
 
 # These look at the embeddings themselves, the others at the map at most.
 EMBEDDED = frozenset({"facility", "kcenter", "typiclust", "probcover", "alps", "badge"})
+
+# These ask no model: they only go on from what is labelled.
+BLIND = frozenset({"random", "kcenter", "kcenter-map", "facility", "facility-map"})
 
 # What a model must have been asked besides the entropy; see `Pool.signals`.
 EXTRA_SIGNALS: dict[str, str] = {"clasp": "classes", "pairwise-dice": "disagreement"}

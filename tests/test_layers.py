@@ -58,6 +58,12 @@ ALLOWED: dict[str, set[str]] = {
     "contract": set(),
     "measures": set(),
     "api": {"contract", "measures", "metrics", "page", "project", "settings", "status", "store", "worker"},
+    "simulate.labelled": {"learner", "pixels"},
+    "simulate.runs": {"learner", "project", "settings", "simulate.labelled", "simulate.results", "sampling"},
+    "simulate.compare": {
+        *("project", "sampling"),
+        *(f"simulate.{part}" for part in ("labelled", "report", "results", "runs", "statistics")),
+    },
     "simulate.results": set(),
     "simulate.statistics": {"simulate.results"},
     "simulate.text": set(),

@@ -41,7 +41,7 @@ from backend.simulate.statistics import (
     signed,
     verdict,
 )
-from backend.simulate.text import duration, escaped, listed
+from backend.simulate.text import escaped, listed
 
 DEFAULT = "default"  # the strategy that scanqueue uses unless told otherwise
 KNOWN = ("title", "images", "masks", "command", "version", "date", "groups")  # the rest of `about` are settings
@@ -465,7 +465,6 @@ def _method(rows: Sequence[Row], about: Mapping[str, str]) -> str:
     settings = [("Images", about.get("images", "")), ("Masks", about.get("masks", ""))]
     settings += [(key, value) for key, value in about.items() if key not in KNOWN]
     settings.append(("Seeds", ", ".join(str(seed) for seed in seeds(rows))))
-    settings.append(("Time for all models", duration(sum(row.seconds for row in rows))))
     settings.append(("scanqueue", about.get("version", "")))
     terms = "".join(f"<dt>{escaped(key)}</dt><dd>{escaped(value)}</dd>" for key, value in settings if value)
     command = about.get("command", "")

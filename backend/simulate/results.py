@@ -20,7 +20,7 @@ from backend.errors import BadResults
 
 RANDOM = "random"  # what every other strategy is compared with
 ALL_LABELS = "all labels"  # the model trained on the whole pool of its repeat
-COLUMNS = ("strategy", "embedder", "seed", "budget", "labels", "dice", "hd", "hd95", "unit", "n_test", "seconds")
+COLUMNS = ("strategy", "embedder", "seed", "budget", "labels", "dice", "hd", "hd95", "unit", "n_test")
 UNITS = ("px", "mm", "mixed")
 
 
@@ -43,7 +43,6 @@ class Row:
     dice      0..1, high is good: mean over the test scans
     hd, hd95  Hausdorff distances in `unit`, low is good: means over the test scans; NaN when the unit is
               "mixed", as px and mm have no mean
-    seconds   how long training and choosing took
     data      the data set, when several are put together
     """
 
@@ -57,7 +56,6 @@ class Row:
     hd95: float
     unit: str
     n_test: int
-    seconds: float
     data: str = ""
 
     @property
@@ -149,7 +147,6 @@ def parse_row(texts: Mapping[str, str | None], where: str) -> Row:
         hd95=distances[1],
         unit=unit,
         n_test=whole("n_test", 1),
-        seconds=number("seconds", math.inf),
         data=(texts.get("data") or "").strip(),
     )
 

@@ -12,13 +12,16 @@ import csv
 import io
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -29,8 +32,11 @@ from backend.learner import Learner
 from backend.project import fingerprint, validation_rows
 from backend.settings import Settings
 from backend.simulate.labelled import Labelled, read_groups, read_labelled, read_spacing, read_strata
+from backend.simulate.results import ALL_LABELS, COLUMNS
 from sampling import (
+    AGGREGATIONS,
     ALPHA,
+    BLIND,
     COLD_START,
     EXTRA_SIGNALS,
     WITH_MODEL,
@@ -42,9 +48,12 @@ from sampling import (
     strategy_pair,
 )
 
-ALL = "all labels"
+Found = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # rows of results.csv, rows of picks.csv
+Progress = Callable[[int, int, float], None]
+
+STALE = 6 * 3600  # seconds
 PREDICTED = 16  # scans in memory at once
-COLUMNS = ("strategy", "embedder", "seed", "budget", "labels", "dice", "hd", "hd95", "unit", "n_test", "n_pool")
+PICK_COLUMNS = ("strategy", "embedder", "seed", "budget", "place", "name", "reason")
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class Comparison:
     cold_start_only  every budget is chosen at once, before any model. Otherwise as in the service: the first budget
                      is the cold start, and each model ranks the pool for the next
     groups, strata, spacing  tables, see `labelled`
+    alpha, uncertainty       as the settings of a project
     test_share       of the scans, in whole groups, that no strategy may choose and all are judged on
     """
 
@@ -73,7 +83,7 @@ class Comparison:
     spacing: str = ""
     test_share: float = 0.4
     alpha: float = ALPHA
-    aggregation: str = "image"
+    uncertainty: str = "image"
     encoder: str = "auto"
     image_size: int = 0
     training_steps: int = 0
@@ -91,6 +101,12 @@ class Comparison:
             raise BadSetting(f"budgets: got {list(self.budgets)}, wanted whole numbers from 1 up, ascending")
         if len(set(self.strategies)) < len(self.strategies) or len(set(self.seeds)) < len(self.seeds):
             raise BadSetting("strategies and seeds: each may be named once only")
+        if self.uncertainty not in AGGREGATIONS:
+            raise BadSetting(f"uncertainty: got {self.uncertainty!r}, wanted one of {', '.join(AGGREGATIONS)}")
+        if not 0 <= self.alpha <= 1:
+            raise BadSetting(f"alpha: got {self.alpha}, wanted 0 to 1")
+        if "stratified" in {strategy_pair(name)[0] for name in self.strategies} and not self.strata:
+            raise BadSetting('the strategy "stratified" needs to know the strata: give --strata FILE.csv:COLUMN')
         if not 0 < self.test_share < 1:
             raise BadSetting(f"test share: got {self.test_share}, wanted more than 0 and less than 1")
 
@@ -109,7 +125,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does in one go. The strategy ALL trains on the whole pool."""
+    """What one process does in one go. The strategy ALL_LABELS trains on the whole pool."""
 
     strategy: str
     seed: int
@@ -169,22 +185,22 @@ class Bench:
 
     # -- one job ------------------------------------------------------------------------------
 
-    def run(self, job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def run(self, job: Job) -> Found:
         """(rows of the results, the picks behind them)."""
         part = self.split(job.seed)
-        if job.strategy == ALL:
+        if job.strategy == ALL_LABELS:
             return [self._row(job, len(part.pool), part, np.arange(len(part.pool)))], []
         cold, ranked = strategy_pair(job.strategy)
         pool = self.pool(job.seed, part)
         rows, picks = [], []
         chosen: NDArray[np.intp] = np.empty(0, dtype=np.intp)
         reasons: list[str] = []
+        signals: dict[str, NDArray[np.float64]] = {}
         for budget in job.budgets:
             if self.comparison.cold_start_only or not len(chosen):
                 order = find_strategy(COLD_START, cold)(pool, budget, seed=job.seed)
                 chosen, reasons = order.rows, list(order.reasons)
             else:
-                signals = self._signals(job.seed, part, chosen, EXTRA_SIGNALS.get(ranked, ""))
                 ranking = find_strategy(WITH_MODEL, ranked)(
                     Pool(pool.xy, pool.clustering, pool.embeddings, pool.strata, signals),
                     budget - len(chosen),
@@ -194,6 +210,9 @@ class Bench:
                 )
                 chosen = np.concatenate([chosen, ranking.rows])
                 reasons += [ranked] * len(ranking.rows)
+            last = self.comparison.cold_start_only or budget == job.budgets[-1]
+            if not last and ranked not in BLIND:
+                signals = self._signals(job.seed, part, chosen, EXTRA_SIGNALS.get(ranked, ""))
             rows.append(self._row(job, budget, part, chosen))
             picks += [
                 {"strategy": job.strategy, "embedder": self.embedder, "seed": job.seed, "budget": budget, "place": i}
@@ -237,9 +256,9 @@ class Bench:
 
     def _row(self, job: Job, budget: int, part: Split, chosen: NDArray[np.intp]) -> dict[str, Any]:
         found = self._trained(job.seed, part, chosen)["test"]
-        embedder = "" if job.strategy == ALL else self.embedder
+        embedder = "" if job.strategy == ALL_LABELS else self.embedder
         row = {"strategy": job.strategy, "embedder": embedder, "seed": job.seed, "budget": budget}
-        row |= {"labels": len(chosen), "n_test": found["n"], "n_pool": len(part.pool)}
+        row |= {"labels": len(chosen), "n_test": found["n"]}
         return row | {name: found[name] for name in ("dice", "hd", "hd95", "unit")}
 
     # -- trainings ----------------------------------------------------------------------------
@@ -297,7 +316,7 @@ class Bench:
 
     def _signals(self, seed: int, part: Split, chosen: NDArray[np.intp], extra: str) -> dict[str, NDArray[np.float64]]:
         found = self._trained(seed, part, chosen, extra)[f"signals {extra}"]
-        signals = {"entropy": np.array([one[self.comparison.aggregation] for one in found])}
+        signals = {"entropy": np.array([one[self.comparison.uncertainty] for one in found])}
         if extra:
             signals[extra] = np.array([one[extra] for one in found])
         return signals
@@ -319,13 +338,12 @@ class Bench:
         os.replace(file.name, self.cells / f"{name}{ending}")
 
 
-Progress = Callable[[int, int, float], None]
-
-
 def run(
     comparison: Comparison, folder: Path, *, processes: int, cells: Path | None = None, progress: Progress
 ) -> list[dict[str, Any]]:
     """Train what is missing, and write `results.csv` and `picks.csv` into `folder`; returns the rows of the former.
+
+    Both tables are written anew after every job, so there is something to look at before the end.
 
     processes  run at once, each with one thread; the figures do not depend on it
     cells      where finished trainings are kept; default: in `folder`. Comparisons on the same scans may share it
@@ -336,38 +354,62 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     _same_comparison(comparison, folder)
     jobs = _jobs(comparison)
-    results: dict[Job, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
+    results: dict[Job, Found] = {}
+    cells = cells or folder / "cells"
+    _clear(cells)
     began = time.monotonic()
     progress(0, len(jobs), float("nan"))
     context = get_context("spawn")  # torch does not survive a fork
     with ProcessPoolExecutor(
-        max(1, min(processes, len(jobs))), context, _open, (comparison, cells or folder / "cells")
+        max(1, min(processes, len(jobs))), context, _open, (comparison, cells, os.getpid())
     ) as executor:
         waiting = {executor.submit(_do, job): job for job in jobs}
         try:
             for done in as_completed(waiting):
                 results[waiting[done]] = done.result()
+                _write(folder, jobs, results)
                 left = (time.monotonic() - began) / len(results) * (len(jobs) - len(results))
                 progress(len(results), len(jobs), left)
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             raise
-    rows = [row for job in jobs for row in results[job][0]]
+    return _write(folder, jobs, results)
+
+
+def _write(folder: Path, jobs: Sequence[Job], results: Mapping[Job, Found]) -> list[dict[str, Any]]:
+    done = [results[job] for job in jobs if job in results]
+    rows = [row for found, _ in done for row in found]
     _write_table(folder / "results.csv", COLUMNS, rows)
-    picks = [pick for job in jobs for pick in results[job][1]]
-    _write_table(folder / "picks.csv", ("strategy", "embedder", "seed", "budget", "place", "name", "reason"), picks)
+    _write_table(folder / "picks.csv", PICK_COLUMNS, [pick for _, picks in done for pick in picks])
     return rows
 
 
 _bench: Bench | None = None
 
 
-def _open(comparison: Comparison, cells: Path) -> None:
+def _open(comparison: Comparison, cells: Path, parent: int) -> None:
     global _bench  # one for each process of the pool
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
     _bench = Bench(comparison, cells)
 
 
-def _do(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _end_with(parent: int) -> None:
+    """A pool's process does not notice when the one that fills its queue is killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _clear(cells: Path) -> None:
+    """Remove what killed processes left half written; nothing takes as long as that."""
+    for path in [*cells.glob("model-*"), *cells.glob("part-*")]:
+        if path.is_dir() or not path.suffix:
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > STALE:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _do(job: Job) -> Found:
     assert _bench is not None
     return _bench.run(job)
 
@@ -376,7 +418,7 @@ def _jobs(comparison: Comparison) -> list[Job]:
     """Repeat by repeat, so that an interrupted comparison has whole pairs."""
     jobs = []
     for seed in comparison.seeds:
-        jobs.append(Job(ALL, seed, ()))
+        jobs.append(Job(ALL_LABELS, seed, ()))
         for name in comparison.strategies:
             if comparison.cold_start_only:
                 jobs += [Job(name, seed, (budget,)) for budget in comparison.budgets]

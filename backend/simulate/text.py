@@ -25,10 +25,3 @@ def listed(parts: Sequence[str], last: str) -> str:
     if len(parts) < 2:
         return parts[0] if parts else "none"
     return f"{', '.join(parts[:-1])} {last} {parts[-1]}"
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that suits: s, min or h."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
