@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sampling.arrays import FloatArray, IntArray, finite_matrix, refuse_rows, row_numbers, whole_number
-from sampling.farthest import distances_to
+from sampling.farthest import LARGEST, distances_to
 
 ALPHA = 0.5
+TIE = 1e-12  # scores this close are equal: they differ by rounding only
+FEW = 32  # labelled scans whose distances are simply computed; a tree finds the nearest of more
 
+Number = TypeVar("Number", bound=np.generic)
 Score = Callable[[NDArray[np.float64], NDArray[np.float64], IntArray], NDArray[np.float64]]
 
 
@@ -46,7 +50,7 @@ def rank(
     H is the entropy, min-max normalised once over the unlabelled scans. D is the distance on the map to the
     nearest scan that is labelled or already picked here, min-max normalised over the remaining candidates at
     every pick. A term that is the same for all counts 0, and so does D while nothing is labelled or picked
-    (an empty `chosen` makes the first pick by H alone). Ties go to the lower row.
+    (an empty `chosen` makes the first pick by H alone). Ties, up to rounding, go to the lower row.
 
     entropy  (N,), finite for every unlabelled row, anything (NaN too) for labelled ones; not modified
     xy       (N, 2), finite, the whole map, labelled scans included; not modified
@@ -54,7 +58,8 @@ def rank(
     alpha    0 = spread only, 1 = uncertainty only
     count    how many to pick, >= 0; fewer come back when fewer are unlabelled
 
-    All row numbers count rows of `entropy` and `xy`. Time O(N) per pick.
+    All row numbers count rows of `entropy` and `xy`. Time O(N) per pick and
+    O(N log L) for L labelled scans, memory O(N).
     Raises ValueError on bad shapes, NaN (with its row), chosen, alpha or count.
     The sum and the greedy picks are the paper's; alpha and both normalisations are ours.
 
@@ -83,20 +88,20 @@ def greedy(
     count = min(whole_number("count", count, low=0), len(candidates))
 
     h = min_max(values[candidates])
-    points = xy[candidates]
+    points = np.asfortranarray(xy[candidates])  # across and up each in one piece
     nearest = _nearest(points, xy[np.unique(labelled)])
-    left = np.ones(len(candidates), dtype=bool)
     terms = np.empty((3, count))
     picks = np.empty(count, dtype=np.intp)
     for i in range(count):
-        positions = np.flatnonzero(left)
-        d = min_max(nearest[positions])
-        s = score(h[positions], d, candidates[positions])
-        best = int(s.argmax())
-        picks[i] = candidates[positions[best]]
-        terms[:, i] = s[best], h[positions[best]], d[best]
-        left[positions[best]] = False
-        np.minimum(nearest, distances_to(points, points[positions[best]]), out=nearest)
+        d = min_max(nearest)
+        s = score(h, d, candidates)
+        best = int((s >= s.max() - TIE).argmax())
+        picks[i] = candidates[best]
+        terms[:, i] = s[best], h[best], d[best]
+        pick = points[best].copy()
+        candidates, h = _without(best, candidates), _without(best, h)
+        nearest, points = _without(best, nearest), _without(best, points)
+        np.minimum(nearest, distances_to(points, pick), out=nearest)
     return Ranking(picks, *terms)
 
 
@@ -108,8 +113,21 @@ def min_max(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return scaled
 
 
+def _without(row: int, array: NDArray[Number]) -> NDArray[Number]:
+    """The same array, one row shorter: the rows behind `row` move up by one, in place."""
+    array[row:-1] = array[row + 1 :]
+    return array[:-1]
+
+
 def _nearest(points: NDArray[np.float64], labelled: NDArray[np.float64]) -> NDArray[np.float64]:
     """(P,) distance of each point to the nearest of the labelled ones; infinity while there is none."""
+    if len(labelled) > FEW and max(np.abs(points).max(initial=0), np.abs(labelled).max()) < LARGEST:
+        from scipy.spatial import KDTree  # slow to import
+
+        # A point's nearest does not depend on the other points, so neither does it on the number of threads.
+        _, rows = KDTree(labelled).query(points, workers=-1)
+        found: NDArray[np.float64] = np.sqrt(((points - labelled[rows]) ** 2).sum(axis=1))
+        return found
     nearest = np.full(len(points), np.inf)
     for other in labelled:
         np.minimum(nearest, distances_to(points, other), out=nearest)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -12,17 +12,35 @@ FloatArray: TypeAlias = NDArray[np.floating]
 IntArray: TypeAlias = NDArray[np.intp]
 
 
+BLOCK = 4_000_000  # numbers that are held beside a large array while it is looked through
+
+
 def finite_matrix(name: str, array: ArrayLike, *, columns: int | None = None) -> NDArray[np.float64]:
     """`array` as (N, D) float64, N >= 1 and D >= 1; a view where that is possible, so never write to it.
 
     Raises ValueError on another shape, and on NaN or infinity with the row number.
     """
-    matrix = np.asarray(array, dtype=np.float64)
+    return finite_rows(name, array, columns=columns).astype(np.float64, copy=False)
+
+
+def finite_rows(name: str, array: ArrayLike, *, columns: int | None = None) -> FloatArray:
+    """Like `finite_matrix`, but floats of 32 or 16 bits stay what they are: a large array is not copied."""
+    matrix = np.asarray(array)
+    if matrix.dtype not in (np.float32, np.float16):
+        matrix = matrix.astype(np.float64, copy=False)
     wanted = f"(N, {'D' if columns is None else columns})"
     if matrix.ndim != 2 or 0 in matrix.shape or (columns is not None and matrix.shape[1] != columns):
         raise ValueError(f"{name}: got shape {matrix.shape}, wanted {wanted}, one row per scan and N >= 1")
-    refuse_rows(name, ~np.all(np.isfinite(matrix), axis=1, keepdims=True)[:, 0])
+    blocks = [~np.isfinite(matrix[rows]).all(axis=1) for rows in blocks_of(len(matrix), matrix.shape[1], BLOCK)]
+    refuse_rows(name, np.concatenate(blocks))
     return matrix
+
+
+def blocks_of(n: int, width: int, numbers: int) -> Iterator[slice]:
+    """0..n in slices so short that one with `width` numbers a row holds at most `numbers`, or one row."""
+    step = max(1, numbers // max(1, width))
+    for begin in range(0, n, step):
+        yield slice(begin, min(begin + step, n))
 
 
 def refuse_rows(name: str, bad: NDArray[np.bool_], rows: IntArray | None = None) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sampling.arrays import FloatArray, IntArray, finite_matrix, whole_number
+from sampling.farthest import distances_to
 
 LARGEST_K = 20
-SILHOUETTE_ROWS = 10_000  # silhouettes are taken on at most this many rows
+SILHOUETTE_ROWS = 10_000  # k is chosen, and silhouettes are taken, on at most this many rows
 STARTS = 10  # k-means runs for each k; the tightest is kept
+FEW = 2_000  # members whose summed distances are simply computed
+STRIPS = 24  # a larger cluster is cut into so many strips, and each of them into so many cells
+TIE = 1 + 1e-12  # summed distances this close are equal
 BLOCK = 4_000_000  # distances held at once
 
 
@@ -52,9 +57,10 @@ def choose_clusters(xy: FloatArray, *, k_min: int = 2, k_max: int | None = None,
     seed   same input and seed, same clusters
 
     There are never more clusters than N - 1 or than distinct positions, whatever k_min says; where that
-    leaves no k >= 2 (N < 3, or all scans in one place) everything is one cluster. Above 10,000 rows the
-    silhouettes are taken on a fixed random sample of 10,000 rows, the same for every k, and
-    `silhouette_rows` says so.
+    leaves no k >= 2 (N < 3, or all scans in one place) everything is one cluster. Above 10,000 rows k is chosen
+    on a random sample of 10,000 rows, drawn by `seed`, the same for every k, as if there were no others; then
+    k-means goes on with all rows from where it had ended on the sample. `silhouette_rows` says so.
+    Time about O(N) above that, memory O(N), one thread.
     Raises ValueError on bad shape, NaN (with its row), k_min or k_max.
     Sources: Lloyd 1982; Arthur & Vassilvitskii 2007; Rousseeuw 1987.
 
@@ -67,18 +73,20 @@ def choose_clusters(xy: FloatArray, *, k_min: int = 2, k_max: int | None = None,
     k_min = whole_number("k_min", k_min, low=2)
     k_max = max(LARGEST_K, k_min) if k_max is None else whole_number("k_max", k_max, low=k_min)
     random = np.random.default_rng(whole_number("seed", seed, low=0))
-    highest = min(k_max, len(xy) - 1, len(np.unique(xy, axis=0)))
-    candidates = _kmeans(xy, range(min(k_min, highest), highest + 1), seed=int(random.integers(2**32)))
-    if not candidates:
-        return _numbered(xy, np.zeros(len(xy), dtype=np.intp), {}, 0)
-
-    sample: IntArray = np.arange(len(xy))
+    start = int(random.integers(2**32))
+    looked_at = xy
     if len(xy) > SILHOUETTE_ROWS:
-        sample = np.sort(random.choice(len(xy), SILHOUETTE_ROWS, replace=False))
-    labelings = [labels[sample] for labels in candidates.values()]
-    silhouette = dict(zip(candidates, mean_silhouettes(xy[sample], labelings), strict=True))
-    best = max(silhouette, key=lambda k: (silhouette[k], -k))
-    return _numbered(xy, candidates[best], silhouette, len(sample))
+        looked_at = xy[np.sort(random.choice(len(xy), SILHOUETTE_ROWS, replace=False))]
+    highest = min(k_max, len(looked_at) - 1, len(np.unique(looked_at, axis=0)))
+    with _one_thread():
+        candidates = _kmeans(looked_at, range(min(k_min, highest), highest + 1), seed=start)
+        if not candidates:
+            return _numbered(xy, np.zeros(len(xy), dtype=np.intp), {}, 0)
+        means = mean_silhouettes(looked_at, list(candidates.values()))
+        silhouette = dict(zip(candidates, means, strict=True))
+        best = max(silhouette, key=lambda k: (silhouette[k], -k))
+        labels = candidates[best] if looked_at is xy else _carried_on(xy, looked_at, candidates[best])
+    return _numbered(xy, labels, silhouette, len(looked_at))
 
 
 def mean_silhouettes(xy: NDArray[np.float64], labelings: Sequence[IntArray]) -> list[float]:
@@ -108,26 +116,76 @@ def mean_silhouettes(xy: NDArray[np.float64], labelings: Sequence[IntArray]) -> 
 
 
 def medoid(xy: NDArray[np.float64]) -> int:
-    """Row of the point with the least summed distance to all others; ties, up to rounding: lowest row."""
-    sums = np.concatenate([distances.sum(axis=1) for _, distances in _distance_blocks(xy)])
-    return int(np.flatnonzero(sums <= sums.min() * (1 + 1e-12))[0])
+    """Row of the point with the least summed distance to all others; ties, up to rounding: lowest row.
+
+    Exact for any N, in about O(N) for points that spread. A large cluster is cut into cells, and the points of
+    each are moved to their mean. That can only bring them nearer to a point in sum, as distance is convex, so
+    the sums it gives are lower bounds, cheap and nearly right; the true sums are computed in their order, until
+    the next bound is above the least true sum.
+    """
+    if len(xy) <= FEW:
+        sums = np.concatenate([distances.sum(axis=1) for _, distances in _distance_blocks(xy)])
+        return int(np.flatnonzero(sums <= sums.min() * TIE)[0])
+    places, rows, copies = np.unique(xy, axis=0, return_index=True, return_counts=True)
+    bounds = _lower_bounds(places, copies)
+    order = np.argsort(bounds, kind="stable")
+    true: list[float] = []
+    least = np.inf
+    for i in order:
+        if bounds[i] > least * (1 + 1e-9):
+            break
+        true.append(float(distances_to(places, places[i]) @ copies))
+        least = min(least, true[-1])
+    best = order[: len(true)][np.array(true) <= least * TIE]
+    return int(rows[best].min())
+
+
+def _lower_bounds(places: NDArray[np.float64], copies: IntArray) -> NDArray[np.float64]:
+    """(P,) what the summed distance of each place to all, copies counted, is at least."""
+    n = len(places)
+    strip = np.empty(n, dtype=np.intp)
+    strip[np.argsort(places[:, 0], kind="stable")] = np.arange(n) * STRIPS // n
+    cell = np.empty(n, dtype=np.intp)
+    cell[np.lexsort((places[:, 1], strip))] = np.arange(n) * STRIPS**2 // n
+    sizes = np.bincount(cell, weights=copies)
+    sums = np.stack([np.bincount(cell, weights=copies * places[:, axis]) for axis in (0, 1)])
+    bounds = np.zeros(n)
+    for c in np.flatnonzero(sizes):
+        bounds += sizes[c] * distances_to(places, sums[:, c] / sizes[c])
+    return bounds
 
 
 def _kmeans(xy: NDArray[np.float64], ks: Iterable[int], seed: int) -> dict[int, IntArray]:
     """Labels for each k >= 2 that k-means could fill: points that nearly coincide may leave one empty."""
     from sklearn.cluster import KMeans  # slow to import, and only a fit needs it
-    from threadpoolctl import threadpool_limits
 
     found = {}
-    with threadpool_limits(limits=1), warnings.catch_warnings():  # one thread: sums in one order, one answer
-        warnings.simplefilter("ignore")
-        for k in ks:
-            if k < 2:
-                continue
-            labels = KMeans(k, n_init=STARTS, random_state=seed).fit_predict(xy).astype(np.intp)
-            if len(np.unique(labels)) == k:
-                found[k] = labels
+    for k in ks:
+        if k < 2:
+            continue
+        labels = KMeans(k, n_init=STARTS, random_state=seed).fit_predict(xy).astype(np.intp)
+        if len(np.unique(labels)) == k:
+            found[k] = labels
     return found
+
+
+def _carried_on(xy: NDArray[np.float64], sample: NDArray[np.float64], labels: IntArray) -> IntArray:
+    """Labels of all rows: k-means from the centres of a sample's clusters."""
+    from sklearn.cluster import KMeans
+
+    centres = np.stack([sample[labels == label].mean(axis=0) for label in np.unique(labels)])
+    carried: IntArray = KMeans(len(centres), init=centres, n_init=1).fit_predict(xy).astype(np.intp)
+    return carried
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in one order, so one answer; and no warning of points that nearly coincide."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _numbered(

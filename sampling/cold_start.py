@@ -40,6 +40,8 @@ def cold_start_order(xy: FloatArray, clustering: Clustering) -> Order:
     xy          (N, 2), finite, the map that was clustered; not modified
     clustering  of those N rows
 
+    Time about O(N log N), memory O(N).
+
     Raises ValueError on bad shape, NaN (with its row) and a clustering of another map.
     Sources: Webster's apportionment (Balinski & Young 1982); Gonzalez 1985.
 
@@ -57,25 +59,32 @@ def cold_start_order(xy: FloatArray, clustering: Clustering) -> Order:
         start = int(np.searchsorted(members, first))
         queues.append(members[farthest_first(xy[members], len(members), start)])
 
-    sizes = np.array([len(queue) for queue in queues])
-    by_size = np.argsort(-sizes, kind="stable")
-    taken = np.zeros(len(sizes), dtype=np.intp)
-    cluster_of_pick = np.empty(len(xy), dtype=np.intp)
-    for i in range(len(xy)):
-        # `by_size` puts the winner of a tie first. Equal quotients are equal floats, as division rounds
-        # correctly. An exhausted cluster is below 1/2, one with members left above: never asked in vain.
-        cluster = by_size[i if i < len(sizes) else (sizes / (2 * taken + 1))[by_size].argmax()]
-        cluster_of_pick[i] = cluster
-        taken[cluster] += 1
-
+    cluster_of_pick = _apportioned(np.array([len(queue) for queue in queues]))
     rows = np.empty(len(xy), dtype=np.intp)
     for cluster, queue in enumerate(queues):
         rows[cluster_of_pick == cluster] = queue
-    return Order(rows, medoids_then_farthest(len(sizes), len(xy)), cluster_of_pick)
+    return Order(rows, medoids_then_farthest(len(queues), len(xy)), cluster_of_pick)
 
 
 def medoids_then_farthest(medoids: int, n: int) -> tuple[Reason, ...]:
-    return tuple("medoid" if i < medoids else "farthest" for i in range(n))
+    reasons: list[Reason] = ["farthest"] * n
+    reasons[:medoids] = ["medoid"] * medoids
+    return tuple(reasons)
+
+
+def _apportioned(sizes: IntArray) -> IntArray:
+    """(N,) the cluster of every pick, for clusters of these sizes, all >= 1: one each, then by quotients.
+
+    The quotients size / (2 * taken + 1) of a cluster fall with every pick, so sorting those of all clusters
+    at once gives the picks one by one. Equal quotients are equal floats, as division rounds correctly, and
+    different ones differ by far more than rounding.
+    """
+    by_size = np.argsort(-sizes, kind="stable")  # the winner of a tie first
+    place = np.repeat(np.arange(len(sizes)), sizes[by_size] - 1)
+    taken = np.concatenate([np.arange(1, size) for size in sizes[by_size]])
+    quotients = sizes[by_size][place] / (2 * taken + 1)
+    order: IntArray = by_size[np.concatenate([np.arange(len(sizes)), place[np.lexsort((place, -quotients))]])]
+    return order
 
 
 def _medoids_checked(xy: FloatArray, clustering: Clustering) -> list[int]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+from sklearn.manifold import trustworthiness as trustworthiness_of_all
 
 from benchmarks.measure import Comparison, alternate, report, rounded, spread, summary
+from benchmarks.pools import covering_radius, embeddings, power_law, trustworthiness, unit
 
 
 def test_the_ratio_is_the_median_of_the_pairs_not_the_ratio_of_the_medians() -> None:
@@ -62,3 +65,33 @@ def test_the_last_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) ->
     assert set(printed["machine"]) == {"cores", "load"}
     assert lines[-2] == "[not] markup"
     assert any("1.235" in line for line in lines)
+
+
+def test_a_larger_pool_begins_with_the_smaller_one_and_later_scans_are_others() -> None:
+    small, large = embeddings(50, seed=2), embeddings(60, seed=2)
+    assert (large.shape, large.dtype) == ((60, 512), np.float32)
+    np.testing.assert_array_equal(large[:50], small)
+    assert not np.isclose(embeddings(50, seed=2, later=True), small).all(axis=1).any()
+
+
+def test_trustworthiness_of_all_rows_is_that_of_scikit_learn() -> None:
+    rows = embeddings(80, seed=0)
+    xy = np.random.default_rng(0).normal(size=(80, 2))
+    ours, _ = trustworthiness(rows, xy, range(80), k=7)
+    assert ours == pytest.approx(trustworthiness_of_all(unit(rows), xy, n_neighbors=7), abs=1e-9)
+
+
+def test_a_map_that_keeps_all_neighbours_is_worth_all_trust() -> None:
+    angle = np.random.default_rng(0).uniform(0, 1, 60)
+    rows = np.column_stack([np.cos(angle), np.sin(angle)])
+    assert trustworthiness(rows, rows, range(0, 60, 3), k=5) == (1.0, 1.0)
+
+
+def test_the_covering_radius_is_the_distance_of_the_row_farthest_from_all_picks() -> None:
+    rows = embeddings(70, seed=1)
+    apart = np.linalg.norm(unit(rows)[:, None] - unit(rows)[[4, 9]], axis=2)
+    assert covering_radius(rows, [4, 9]) == pytest.approx(apart.min(axis=1).max(), abs=1e-5)
+
+
+def test_a_power_law_is_found_again() -> None:
+    assert power_law([10, 20, 80], [3 * n**1.5 for n in (10, 20, 80)]) == pytest.approx((1.5, 3.0))

@@ -37,6 +37,31 @@ def test_a_medoid_has_the_least_summed_distance_and_the_lowest_row_of_those(poin
 
 
 @few
+@given(st.one_of(maps, st.integers(1, 40).flatmap(lambda n: arrays(np.float64, (n, 2), elements=st.floats(-9, 9)))))
+def test_the_medoid_of_a_large_cluster_is_the_same_though_few_sums_are_computed(points: np.ndarray) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sampling.clustering.FEW", 0)
+        patch.setattr("sampling.clustering.STRIPS", 3)
+        assert medoid(points) == slow_medoid(points)
+
+
+@pytest.mark.parametrize("shape", ["blob", "two blobs", "ring", "line", "copies"])
+def test_thousands_of_members_of_any_shape_have_their_exact_medoid(shape: str, monkeypatch) -> None:
+    random = np.random.default_rng(5)
+    angle = random.uniform(0, 2 * np.pi, 3000)
+    points = {
+        "blob": random.normal(size=(3000, 2)) * [3, 1] + 50,
+        "two blobs": random.normal(size=(3000, 2)) + np.where(np.arange(3000) % 2, 40, 0)[:, None],
+        "ring": np.column_stack([np.cos(angle), np.sin(angle)]),
+        "line": np.column_stack([random.permutation(3000.0 * np.arange(3000)), np.zeros(3000)]),
+        "copies": random.integers(0, 9, (3000, 2)).astype(float),
+    }[shape]
+    quick = medoid(points)
+    monkeypatch.setattr("sampling.clustering.FEW", 3000)
+    assert quick == medoid(points)
+
+
+@few
 @given(maps)
 def test_every_row_is_in_one_cluster_whose_medoid_is_a_member(points: np.ndarray) -> None:
     kept = points.copy()
@@ -129,8 +154,20 @@ def test_a_large_map_takes_silhouettes_on_a_sample_and_says_so(monkeypatch: pyte
     xy = three_blobs(600)
     found = choose_clusters(xy, k_max=5, seed=0)
     assert (found.k, found.silhouette_rows, found.silhouette_sampled) == (3, 200, True)
-    assert len(found.labels) == 600
+    assert [len(set(found.labels[blob::3])) for blob in range(3)] == [1, 1, 1]
+    for cluster, row in enumerate(found.medoids):
+        members = np.flatnonzero(found.labels == cluster)
+        assert row == members[slow_medoid(xy[members])]
     assert found.silhouette == choose_clusters(xy, k_max=5, seed=0).silhouette
+
+
+@pytest.mark.parametrize("places", [1, 2, 9])
+def test_a_large_map_of_copies_has_no_more_clusters_than_places(places: int, monkeypatch) -> None:
+    monkeypatch.setattr("sampling.clustering.SILHOUETTE_ROWS", 50)
+    found = choose_clusters(np.arange(600.0)[:, None] % places * [1.0, 0.5], seed=0)
+    assert found.k <= places
+    assert set(found.labels) == set(range(found.k))
+    assert found.silhouette_rows == (50 if places > 1 else 0)
 
 
 def test_distances_in_blocks_give_the_same_medoids_and_silhouettes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,12 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from sampling import EmbeddingMap, fit_map
+from sampling.projection import _nearest as nearest
 
 
 def blobs(n: int, *, groups: int = 3, d: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -202,6 +206,101 @@ def test_approximate_neighbours_of_large_pools_give_the_same_map_again(monkeypat
     np.testing.assert_array_equal(
         nearest_groups(first.xy, first.place(blobs(150)[0][120:]), group), blobs(150)[1][120:]
     )
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray, EmbeddingMap]:
+    """A pool of 200 of which t-SNE laid out 80."""
+    monkeypatch.setattr("sampling.projection.LARGEST_FIT", 80)
+    embeddings, group = blobs(200)
+    return embeddings, group, fit_map(embeddings, seed=7)
+
+
+def test_a_large_pool_is_laid_out_in_part_and_the_other_scans_land_among_their_own(large) -> None:
+    embeddings, group, found = large
+    assert (found.xy.shape, found.reduced.shape, found.reduced.dtype) == ((200, 2), (80, 40), np.float32)
+    assert found.fitted.tolist() == sorted(set(found.fitted.tolist()))
+    others = np.setdiff1d(np.arange(200), found.fitted)
+    np.testing.assert_array_equal(
+        nearest_groups(found.xy[found.fitted], found.xy[others], group[found.fitted]), group[others]
+    )
+    np.testing.assert_array_equal(found.xy[others], found.place(embeddings[others]))
+
+
+def test_same_seed_gives_the_same_large_map_and_another_seed_lays_out_others(large) -> None:
+    embeddings, group, found = large
+    there = found.xy[found.fitted]
+    np.testing.assert_array_equal(nearest_groups(there, there, group[found.fitted]), group[found.fitted])
+    np.testing.assert_array_equal(fit_map(embeddings, seed=7).xy, found.xy)
+    assert fit_map(embeddings, seed=8).fitted.tolist() != found.fitted.tolist()
+
+
+def test_a_copy_of_a_scan_that_was_laid_out_lands_on_that_scan_in_a_large_pool_too(large) -> None:
+    embeddings, _, found = large
+    np.testing.assert_allclose(found.place(embeddings[found.fitted]), found.xy[found.fitted], atol=1e-6)
+
+
+def test_a_large_map_read_back_from_a_file_counts_all_scans_and_places_exactly(large) -> None:
+    _, _, found = large
+    file = io.BytesIO()
+    np.savez(file, **found.state())
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as arrays:
+        assert len(arrays["xy"]) == 200
+        restored = EmbeddingMap.from_state(arrays)
+    later, _ = blobs(25, seed=5)
+    np.testing.assert_array_equal(restored.xy, found.xy)
+    np.testing.assert_array_equal(restored.place(later), found.place(later))
+
+
+def test_a_state_whose_laid_out_rows_are_not_rows_of_the_map_is_refused(large) -> None:
+    state = large[2].state()
+    with pytest.raises(ValueError, match=r"^map state: got shapes xy \(200, 2\).* wanted .*\(79, P\)"):
+        EmbeddingMap.from_state(state | {"fitted": state["fitted"][:-1]})
+    with pytest.raises(ValueError, match=r"^map state: fitted: got row 200, wanted 0 <= row < 200"):
+        EmbeddingMap.from_state(state | {"fitted": state["fitted"] + (200 - state["fitted"].max())})
+
+
+def test_embeddings_of_single_precision_give_the_map_of_the_same_numbers_in_double(fitted) -> None:
+    embeddings = fitted[0].astype(np.float32)
+    found = fit_map(embeddings, seed=7)
+    np.testing.assert_array_equal(found.xy, fit_map(embeddings.astype(np.float64), seed=7).xy)
+    later = blobs(20, seed=3)[0].astype(np.float32)
+    np.testing.assert_array_equal(found.place(later), found.place(later.astype(np.float64)))
+
+
+def test_principal_axes_summed_in_blocks_are_those_of_all_rows_at_once(fitted, monkeypatch) -> None:
+    embeddings, _, found = fitted
+    monkeypatch.setattr("sampling.projection.BLOCK", 40 * 7)
+    in_blocks = fit_map(embeddings, seed=7)
+    np.testing.assert_allclose(in_blocks.mean, found.mean, atol=1e-12)
+    np.testing.assert_allclose(in_blocks.components, found.components, atol=1e-9)
+    np.testing.assert_allclose(in_blocks.reduced, found.reduced, atol=1e-9)
+
+
+def test_nan_far_down_a_large_array_is_refused_with_its_row(monkeypatch) -> None:
+    monkeypatch.setattr("sampling.arrays.BLOCK", 20)
+    embeddings = np.ones((50, 8), dtype=np.float32)
+    embeddings[[33, 47], 2] = np.nan
+    with pytest.raises(ValueError, match=r"^embeddings: row 33 holds NaN or infinity \(2 such row"):
+        fit_map(embeddings, seed=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 3), st.data())
+def test_the_nearest_scans_are_those_of_a_full_search_ties_to_the_lower_row(
+    n: int, p: int, data: st.DataObject
+) -> None:
+    numbers = st.integers(-3, 3).map(float)
+    there = data.draw(arrays(np.float64, (n, p), elements=numbers))
+    later = data.draw(arrays(np.float64, (7, p), elements=numbers))
+    k = min(5, n)
+    squared, rows = nearest(later, there, k)
+    every = ((later[:, None] - there) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(squared, np.sort(every, axis=1)[:, :k])
+    np.testing.assert_array_equal(squared, np.take_along_axis(every, rows, axis=1))
+    if n <= 13:  # all are candidates: with more, equal ones far down may be missed
+        np.testing.assert_array_equal(rows, np.argsort(every, axis=1, kind="stable")[:, :k])
 
 
 def test_importing_sampling_loads_no_slow_library() -> None:

@@ -54,6 +54,44 @@ def test_every_farthest_first_pick_is_the_farthest_and_the_lowest_row_of_those(
     np.testing.assert_array_equal(points, kept)
 
 
+plane = st.integers(2, 60).flatmap(
+    lambda n: arrays(np.float64, (n, 2), elements=st.one_of(coordinates, st.floats(-1, 1), st.floats(-1e-160, 1e-160)))
+)
+
+
+@few
+@given(plane, st.data())
+def test_in_the_plane_looking_at_the_surroundings_only_gives_the_same_picks(
+    points: np.ndarray, data: st.DataObject
+) -> None:
+    n = data.draw(st.integers(1, len(points)))
+    start = data.draw(st.integers(0, len(points) - 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sampling.farthest.FIRST_PICKS", 10**9)
+        simple = farthest_first(points, n, start)
+        patch.setattr("sampling.farthest.FIRST_PICKS", data.draw(st.integers(1, 3)))
+        assert farthest_first(points, n, start).tolist() == simple.tolist()
+
+
+@pytest.mark.parametrize("grid", [0.0, 0.02, 0.3])
+def test_hundreds_of_scans_get_the_same_picks_either_way(grid: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(4)
+    points = np.concatenate([random.normal(0, 0.2, (300, 2)), random.normal(5, 2, (300, 2))])
+    if grid:
+        points = np.round(points / grid) * grid  # many ties and copies
+    quick = farthest_first(points, 600, start=17)
+    monkeypatch.setattr("sampling.farthest.FIRST_PICKS", 600)
+    np.testing.assert_array_equal(quick, farthest_first(points, 600, start=17))
+
+
+def test_positions_whose_squares_are_too_large_for_a_number_are_each_picked_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sampling.farthest.FIRST_PICKS", 1)
+    with np.errstate(over="ignore"):
+        assert farthest_first(np.array([[0.0, 0], [1e200, 0], [3e200, 0]]), 3, start=0).tolist() == [0, 1, 2]
+
+
 def test_farthest_first_picks_the_two_ends_of_a_line() -> None:
     assert farthest_first(np.array([[3.0], [0.0], [4.0], [10.0]]), 3, start=1).tolist() == [1, 3, 2]
 

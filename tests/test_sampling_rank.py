@@ -64,6 +64,18 @@ def test_every_pick_has_the_highest_score_at_that_moment_and_the_lowest_row_of_t
 
 
 @few
+@given(pools(), st.integers(0, 12))
+def test_many_labelled_scans_found_by_a_tree_give_the_same_ranking(pool, count) -> None:
+    entropy, xy, chosen = pool
+    one_by_one = rank(entropy, xy, chosen, count=count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sampling.acquisition.FEW", 0)
+        by_tree = rank(entropy, xy, chosen, count=count)
+    np.testing.assert_array_equal(by_tree.rows, one_by_one.rows)
+    np.testing.assert_allclose(by_tree.score, one_by_one.score, atol=1e-12)
+
+
+@few
 @given(pools(), st.integers(0, 6))
 def test_a_shorter_ranking_is_the_beginning_of_a_longer_one(pool, count) -> None:
     entropy, xy, chosen = pool
@@ -101,6 +113,12 @@ def test_alpha_is_one_half_by_default() -> None:
     np.testing.assert_array_equal(
         rank(entropy, xy, [0], count=2).score, rank(entropy, xy, [0], alpha=0.5, count=2).score
     )
+
+
+def test_scores_that_differ_by_rounding_only_are_a_tie_that_goes_to_the_lower_row() -> None:
+    entropy = np.array([0.0, 0.0, 0.375, 0.875, 0.0])  # 0.7 * (0.375 / 0.875) and (1 - 0.7) * 1 are both 0.3
+    xy = np.array([[0.0, 0], [0, 0], [0, 0], [0, 0], [0, 1]])
+    assert rank(entropy, xy, [], alpha=0.7, count=2).rows.tolist() == [3, 2]
 
 
 def test_constant_entropy_counts_nothing() -> None:

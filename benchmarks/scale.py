@@ -1,0 +1,414 @@
+"""Whether the choice of scans works for a million of them, and what it costs to get there.
+
+Embeddings are drawn as in benchmarks/pools.py: 512 numbers of 32 bits, 12 unequal groups that overlap a little.
+
+- compare: the cold start made with scikit-learn alone (PCA, TSNE of all, k-means and the full silhouette for each k of
+  2..20, then the same order), in turns with ours, at sizes that it can do. Its growth is fitted for the map and for the
+  clusters apart, and EXTRAPOLATED to 100,000, where ours is measured; one more size shows how good the fit is.
+  Silhouettes are of all rows, by scikit-learn, of each way's own map and clusters. "half placed" is ours with t-SNE
+  for half of the scans only, as with 100,000.
+- growth: ours in a process of its own for each size, with its peak memory (VmHWM), embeddings included.
+- rank: 30 picks from 1,000,000, with 1,000 labelled.
+- place: 1,000 later scans on the map of 100,000, compared with t-SNE of all 101,000 at once.
+
+--only takes some of them. --keep FOLDER: what is measured in a process of its own is kept there, and what is there
+already is not measured again. --quick: small pools, which say nothing about growth; about a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.measure import Comparison, alternate, report, rounded, summary, timed
+from benchmarks.pools import DIMENSIONS, covering_radius, embeddings, power_law, trustworthiness
+from sampling import Clustering, EmbeddingMap, Order, choose_clusters, cold_start_order, fit_map, projection, rank
+from sampling.clustering import _numbered
+
+PARTS = ("compare", "growth", "rank", "place")
+SEED = 1
+PICKS = 100  # whose covering radius is compared
+RATIO, SILHOUETTE, RADIUS, TRUST = 0.25, 0.98, 1.05, 0.95
+GIGABYTES, RANK_SECONDS, PLACE_SECONDS = 8.0, 2.0, 10.0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    compared: tuple[int, ...]
+    check: int  # the size that shows how good the fit is
+    target: int
+    growth: tuple[int, ...]
+    laid_out: int  # by t-SNE at most
+    ranked: int
+    later: int
+    repetitions: int
+
+
+FULL = Sizes((2_000, 5_000, 10_000), 20_000, 100_000, (20_000, 100_000, 1_000_000), 50_000, 1_000_000, 1_000, 2)
+QUICK = Sizes((400, 800), 1_200, 3_000, (1_500, 3_000, 20_000), 1_500, 1_000_000, 200, 1)
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """A cold start and the seconds of its steps."""
+
+    xy: NDArray[np.float64]
+    clustering: Clustering
+    order: Order
+    seconds: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+@dataclass
+class Found:
+    """What a part has to say: rows of the table, figures, and each limit with whether it was met."""
+
+    figures: dict[str, float]
+    unit: str
+    details: dict[str, Any]
+    rows: list[list[object]] = field(default_factory=list)
+    met: dict[str, bool] = field(default_factory=dict)
+
+
+def ours(rows: NDArray[np.float32]) -> ColdStart:
+    clock = _Clock()
+    xy = fit_map(rows, seed=SEED).xy
+    clock.stop("map")
+    clustering = choose_clusters(xy, seed=SEED)
+    clock.stop("clusters")
+    order = cold_start_order(xy, clustering)
+    clock.stop("order")
+    return ColdStart(xy, clustering, order, clock.seconds)
+
+
+def straightforward(rows: NDArray[np.float32]) -> ColdStart:
+    """The same with scikit-learn's own tools, as its documentation shows them."""
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+    from sklearn.metrics import silhouette_score
+    from sklearn.preprocessing import normalize
+
+    clock = _Clock()
+    reduced = PCA(50, random_state=SEED).fit_transform(normalize(rows))
+    xy = TSNE(2, perplexity=30, init="pca", random_state=SEED).fit_transform(reduced).astype(np.float64)
+    clock.stop("map")
+    labels = {k: KMeans(k, n_init=10, random_state=SEED).fit_predict(xy) for k in range(2, 21)}
+    silhouette = {k: float(silhouette_score(xy, found)) for k, found in labels.items()}
+    clustering = _numbered(xy, labels[max(silhouette, key=silhouette.__getitem__)], silhouette, len(xy))
+    clock.stop("clusters")
+    order = cold_start_order(xy, clustering)
+    clock.stop("order")
+    return ColdStart(xy, clustering, order, clock.seconds)
+
+
+def compare(sizes: Sizes, folder: Path) -> Found:
+    rows: list[list[object]] = []
+    cases = []
+    theirs: list[list[ColdStart]] = []
+    ours(embeddings(400, seed=SEED)), straightforward(embeddings(400, seed=SEED))  # load what first calls load
+    for n in (*sizes.compared, sizes.check):
+        pool = embeddings(n, seed=SEED)
+        pair: dict[str, list[ColdStart]] = {"ours": [], "theirs": []}
+        calls = [_kept(ours, pool, pair["ours"]), _kept(straightforward, pool, pair["theirs"])]
+        _say(f"compare: {n} scans")
+        comparison = alternate(calls[0], calls[1], 1 if n == sizes.check else sizes.repetitions, warmup=0)
+        theirs.append(pair["theirs"])
+        with _laid_out(n // 2):
+            half = ours(pool)
+        us, them = pair["ours"][0], pair["theirs"][0]
+        case = {
+            "scans": n,
+            "seconds": {"ours": rounded(np.median(comparison.ours)), "theirs": rounded(np.median(comparison.theirs))},
+            "k": [us.clustering.k, half.clustering.k, them.clustering.k],
+        }
+        same = choose_clusters(them.xy, seed=SEED)
+        base = _silhouette(them.xy, them.clustering), covering_radius(pool, them.order.rows[:PICKS])
+        for name, one in (("ours", us), ("half placed", half)):
+            silhouette, radius = _silhouette(one.xy, one.clustering), covering_radius(pool, one.order.rows[:PICKS])
+            case[name] = {"silhouette": rounded(silhouette / base[0]), "radius": rounded(radius / base[1])}
+            rows.append([f"{n} scans, {name}: silhouette", silhouette, base[0], silhouette / base[0]])
+            rows.append([f"{n} scans, {name}: radius of {PICKS} picks", radius, base[1], radius / base[1]])
+        case["same map"] = rounded(_silhouette(them.xy, same) / base[0])
+        rows.append([f"{n} scans, our clusters of their map: silhouette", case["same map"] * base[0], base[0], ""])
+        rows.append([f"{n} scans: seconds", *case["seconds"].values(), comparison.figures()["ratio"]])
+        cases.append(case)
+
+    target = alone(sizes.target, sizes.laid_out, folder)
+    totals, laws = [], []
+    for repetition in range(sizes.repetitions):
+        runs = [runs[repetition] for runs in theirs[:-1]]
+        law = {part: power_law(sizes.compared, [run.seconds[part] for run in runs]) for part in ("map", "clusters")}
+        laws.append({part: rounded(exponent) for part, (exponent, _) in law.items()})
+        totals.append(tuple(_extrapolated(law, n) for n in (sizes.check, sizes.target)))
+    check, extrapolated = (float(np.median(column)) for column in zip(*totals, strict=True))
+    took = theirs[-1][0].total
+    rows.append([f"{sizes.check} scans: their seconds as the fit says", "", check, f"took {took:.4g}"])
+    rows.append([f"{sizes.target} scans: seconds, theirs EXTRAPOLATED", target["seconds"]["all"], extrapolated, ""])
+    figures = Comparison((target["seconds"]["all"],) * sizes.repetitions, tuple(t for _, t in totals)).figures()
+    worst = [case[name] for case in cases for name in ("ours", "half placed")]
+    return Found(
+        figures,
+        f"our time for the cold start of {sizes.target} / scikit-learn's, extrapolated from at most "
+        f"{sizes.compared[-1]} scans",
+        {
+            "cases": cases,
+            "exponents": laws,
+            "check": {"scans": sizes.check, "fit_says": rounded(check), "took": rounded(took)},
+            "extrapolated_seconds": rounded(extrapolated),
+            "ours_seconds": target["seconds"],
+        },
+        rows,
+        {
+            f"at most {RATIO} of its time": figures["ratio"] <= RATIO,
+            "silhouette at least 0.98 of its": min(case["silhouette"] for case in worst) >= SILHOUETTE,
+            "silhouette on the same map at least 0.98 of its": min(c["same map"] for c in cases) >= SILHOUETTE,
+            f"radius of {PICKS} picks at most 1.05 of its": max(case["radius"] for case in worst) <= RADIUS,
+        },
+    )
+
+
+def growth(sizes: Sizes, folder: Path) -> Found:
+    runs = [alone(n, sizes.laid_out, folder) for n in sizes.growth]
+    time_exponent, _ = power_law(sizes.growth, [run["seconds"]["all"] for run in runs])
+    memory_exponent, _ = power_law(sizes.growth, [run["peak_bytes"] - run["before_bytes"] for run in runs])
+    rows: list[list[object]] = []
+    for n, run in zip(sizes.growth, runs, strict=True):
+        steps = ", ".join(f"{step} {seconds:.3g}" for step, seconds in run["seconds"].items() if step != "all")
+        rows.append([f"{n} scans: seconds ({steps})", run["seconds"]["all"], "", ""])
+        rows.append([f"{n} scans: peak memory, GB (embeddings {run['rows_bytes'] / 1e9:.3g})", run["peak_gb"], "", ""])
+    rows.append(["time grows with N to the power of", time_exponent, "", ""])
+    rows.append(["memory, beside the program itself, with N to the power of", memory_exponent, "", ""])
+    peak = runs[-1]["peak_gb"]
+    return Found(
+        {"ratio": peak, "low": peak, "high": peak},
+        f"GB of memory at most, {sizes.growth[-1]} scans",
+        {"runs": runs, "exponents": {"time": rounded(time_exponent), "memory": rounded(memory_exponent)}},
+        rows,
+        {f"{sizes.growth[-1]} scans below {GIGABYTES:.0f} GB": peak < GIGABYTES},
+    )
+
+
+def ranking(sizes: Sizes, _: Path) -> Found:
+    random = np.random.default_rng(SEED)
+    n = sizes.ranked
+    xy = random.normal(0, 40, (12, 2))[random.integers(0, 12, n)] + random.normal(0, 8, (n, 2))
+    entropy = random.random(n)
+    chosen = random.choice(n, 1000, replace=False)
+    seconds = [timed(lambda: rank(entropy, xy, chosen, count=30)) for _ in range(5)]
+    low, middle, high = (rounded(x) for x in np.percentile(seconds, (10, 50, 90)))
+    return Found(
+        {"ratio": middle, "low": low, "high": high},
+        f"seconds for 30 picks from {n}",
+        {"seconds": [rounded(x) for x in seconds]},
+        [[f"30 picks from {n}, 1,000 labelled: seconds (slowest {max(seconds):.3g})", middle, "", ""]],
+        {f"30 picks in less than {RANK_SECONDS} s": max(seconds) < RANK_SECONDS},
+    )
+
+
+def placing(sizes: Sizes, folder: Path) -> Found:
+    n, later = sizes.target, embeddings(sizes.later, seed=SEED, later=True)
+    alone(n, sizes.laid_out, folder)
+    with np.load(map_file(n, sizes.laid_out, folder)) as arrays:
+        there = EmbeddingMap.from_state(arrays)
+    before = there.xy.copy()
+    there.place(later[:1])  # loads what a first call loads
+    placed: list[NDArray[np.float64]] = []
+    seconds = timed(lambda: placed.append(there.place(later)))
+    moved = not np.array_equal(before, there.xy)
+    pool = np.concatenate([embeddings(n, seed=SEED), later])
+    _say(f"place: t-SNE of all {len(pool)}")
+    with _laid_out(len(pool)):
+        refit_seconds = timed(lambda: placed.append(fit_map(pool, seed=SEED).xy))
+    new = range(n, n + sizes.later)
+    ours_is, kept = trustworthiness(pool, np.concatenate([there.xy, placed[0]]), new)
+    theirs_is, theirs_kept = trustworthiness(pool, placed[1], new)
+    ratio = rounded(ours_is / theirs_is)
+    name = f"{sizes.later} scans on a map of {n}"
+    return Found(
+        {"ratio": ratio, "low": ratio, "high": ratio},
+        "trustworthiness of placed scans / of the same after t-SNE of all",
+        {
+            "trustworthiness": [rounded(ours_is), rounded(theirs_is)],
+            "neighbours_kept": [rounded(kept), rounded(theirs_kept)],
+            "seconds": rounded(seconds),
+            "refit_seconds": rounded(refit_seconds),
+            "moved": moved,
+        },
+        [
+            [f"{name}: seconds, placed / t-SNE of all", seconds, refit_seconds, seconds / refit_seconds],
+            [f"{name}: trustworthiness", ours_is, theirs_is, ratio],
+            [f"{name}: share of their 10 neighbours that are the nearest", kept, theirs_kept, kept / theirs_kept],
+            [f"{name}: old scans moved", "some" if moved else "none", "all", ""],
+        ],
+        {
+            "no old scan moved": not moved,
+            f"placed in less than {PLACE_SECONDS} s": seconds < PLACE_SECONDS,
+            f"trustworthiness at least {TRUST} of the refit's": ratio >= TRUST,
+        },
+    )
+
+
+@cache
+def alone(n: int, laid_out: int, folder: Path) -> dict[str, Any]:
+    """Ours for `n` scans in a process of its own: seconds, bytes; its map is in `map_file`."""
+    _say(f"ours: {n} scans")
+    kept = map_file(n, laid_out, folder)
+    answer = kept.with_suffix(".json")
+    if not answer.exists():
+        command = [sys.executable, "-m", "benchmarks.scale", "--alone", str(n), str(laid_out), str(kept)]
+        answer.write_text(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    found: dict[str, Any] = json.loads(answer.read_text())
+    return found
+
+
+def map_file(n: int, laid_out: int, folder: Path) -> Path:
+    return folder / f"{n}-{laid_out}.npz"
+
+
+def measure_alone(n: int, laid_out: int, kept: Path) -> None:
+    """What `alone` runs. Prints one line of JSON."""
+    import openTSNE  # noqa: F401  # the program itself, before anything grows with n
+    import sklearn.cluster  # noqa: F401
+
+    before = _bytes_of("VmRSS")
+    rows = embeddings(n, seed=SEED)
+    clock = _Clock()
+    with _laid_out(laid_out):
+        found = fit_map(rows, seed=SEED)
+    clock.stop("map")
+    clustering = choose_clusters(found.xy, seed=SEED)
+    clock.stop("clusters")
+    cold_start_order(found.xy, clustering)
+    clock.stop("order")
+    peak = _bytes_of("VmHWM")
+    np.savez(kept, **found.state())
+    answer = {
+        "scans": n,
+        "seconds": {k: rounded(v) for k, v in (clock.seconds | {"all": sum(clock.seconds.values())}).items()},
+        "before_bytes": before,
+        "rows_bytes": rows.nbytes,
+        "peak_bytes": peak,
+        "peak_gb": rounded(peak / 1e9),
+        "k": clustering.k,
+    }
+    print(json.dumps(answer))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="From a few thousand scans to a million.")
+    parser.add_argument("--quick", action="store_true", help="small pools; under a minute")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--keep", metavar="FOLDER", help="of what is measured in a process of its own")
+    parser.add_argument("--alone", nargs=3, metavar=("N", "LAID_OUT", "FILE"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.alone:
+        measure_alone(int(given.alone[0]), int(given.alone[1]), Path(given.alone[2]))
+        return
+    sizes = QUICK if given.quick else FULL
+    parts: dict[str, Callable[[Sizes, Path], Found]] = {
+        "compare": compare,
+        "growth": growth,
+        "rank": ranking,
+        "place": placing,
+    }
+    with tempfile.TemporaryDirectory(prefix="scanqueue-scale-") as temporary:
+        folder = Path(given.keep or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {name: part(sizes, folder) for name, part in parts.items() if name in given.only}
+    first = next(iter(found.values()))
+    wanted = {what: ok for part in found.values() for what, ok in part.met.items()}
+    # Small pools say nothing about the comparisons, which are between ways of growing.
+    met = all(
+        found[name].met[what] for name in found if not (given.quick and name == "compare") for what in found[name].met
+    )
+    report(
+        f"Choosing scans from {sizes.target} to {sizes.growth[-1]}, {DIMENSIONS} numbers each",
+        ["", "ours", "compared with", "ratio"],
+        [row for part in found.values() for row in part.rows],
+        summary(
+            first.figures,
+            unit=first.unit,
+            compared="scikit-learn: PCA, TSNE of all scans, k-means and the full silhouette for each k, then the same "
+            f"order; for {sizes.target} scans extrapolated from {', '.join(map(str, sizes.compared))}",
+            sizes={"growth": sizes.growth, "dimensions": DIMENSIONS, "laid_out": sizes.laid_out},
+            wanted=wanted,
+            met=met,
+            parts={name: {"figures": part.figures, "unit": part.unit, **part.details} for name, part in found.items()},
+        ),
+        note="\n".join(f"{'met' if ok else 'NOT met'}: {what}" for what, ok in wanted.items()),
+    )
+    if not met:
+        raise SystemExit(1)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    def stop(self, step: str) -> None:
+        now = time.perf_counter()
+        self.seconds[step], self._began = now - self._began, now
+
+
+@contextmanager
+def _laid_out(scans: int) -> Iterator[None]:
+    """t-SNE for at most so many scans, their neighbours exact."""
+    names = ("LARGEST_FIT", "LARGEST_EXACT_NEIGHBOURS")
+    before = {name: getattr(projection, name) for name in names}
+    try:
+        for name in names:
+            setattr(projection, name, scans)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(projection, name, value)
+
+
+def _kept(way: Callable[[NDArray[np.float32]], ColdStart], pool: NDArray[np.float32], into: list[ColdStart]) -> Any:
+    def call() -> float:
+        into.append(way(pool))
+        return into[-1].total
+
+    return call
+
+
+def _silhouette(xy: NDArray[np.float64], clustering: Clustering) -> float:
+    from sklearn.metrics import silhouette_score
+
+    return float(silhouette_score(xy, clustering.labels))
+
+
+def _extrapolated(law: dict[str, tuple[float, float]], n: int) -> float:
+    return sum(factor * n**exponent for exponent, factor in law.values())
+
+
+def _bytes_of(name: str) -> int:
+    """VmRSS or VmHWM (its peak) of this process: unlike ru_maxrss, nothing of the process that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(name))) * 1024
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
