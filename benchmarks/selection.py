@@ -1,48 +1,85 @@
 """Does the order save labels? `scanqueue simulate` on two public data sets, against random, and the table of it.
 
 Montgomery chest radiographs (138, lungs) and BUSI breast ultrasound (647, lesions; near-duplicates never parted),
-with the embedders `pixels` and MobileNetV2 trained on ImageNet, for the cold start alone and for the whole loop. The
-networks are small and the scans are 64 x 64 pixels, so that hundreds of trainings fit into an hour or two on two
-cores: what is compared are the strategies, not how good a model can get.
+with the embedders `pixels` and MobileNetV2 trained on ImageNet, for the cold start alone (every budget chosen at
+once) and for the whole loop (5 scans from the cold start, then each model chooses for the next). The network is
+small and works on 64 x 64 pixels, so that hundreds of trainings fit into an hour or two on two cores: what is
+compared are the strategies, not how good a model can get.
+
+Writes the tables into `benchmarks/selection.md`. What was trained before is kept in `--out` and not trained again.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from backend.simulate.report import write_report
+from backend.simulate.results import ALL_LABELS, RANDOM, Arm, Repeat, Row, read_rows
 from backend.simulate.runs import Comparison, run
+from backend.simulate.statistics import (
+    Interval,
+    LabelsNeeded,
+    compare_with_random,
+    labels_needed,
+    learning_curves,
+    mean_interval,
+    signed,
+    verdict,
+)
+from benchmarks.measure import report as print_report
+from benchmarks.measure import rounded, summary
+from sampling import DEFAULT
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 WEIGHTS = SHARED / "weights" / "mobilenetv2_100"
-EMBEDDERS = {"pixels": "pixels", "mobilenetv2": f"timm:local-dir:{WEIGHTS}"}
+PAGE = Path(__file__).with_name("selection.md")
+DATA = {"montgomery_cxr": "Montgomery", "busi_ultrasound": "BUSI"}
+EMBEDDERS = {"mobilenetv2": f"timm:local-dir:{WEIGHTS}", "pixels": "pixels"}
+COMMAND = "python -m benchmarks.selection"
 BUDGETS = (5, 10, 20, 40)
 SIDE = 64
 STEPS = 200
-# What is compared, by moment: (cold start only, strategies, embedders). Random needs no embedder.
-ARMS = {
-    "cold start": (True, ("random", "paper", "facility", "typiclust", "alps"), ("mobilenetv2",)),
-}
 
 
-def comparison(data: str, folder: Path, moment: str, embedder: str, seeds: int) -> Comparison:
+@dataclass(frozen=True)
+class Moment:
+    """One set of runs. `more` are strategies compared with the first embedder only."""
+
+    title: str
+    cold_start_only: bool
+    strategies: tuple[str, ...]
+    more: tuple[str, ...] = ()
+
+
+MOMENTS = (
+    Moment("Cold start", True, ("random", "default", "paper"), ("typiclust", "alps")),
+    Moment("Full loop", False, ("random", "default", "paper")),
+)
+
+
+def comparison(data: str, folder: Path, moment: Moment, embedder: str, seeds: int) -> Comparison:
     """One run of simulate."""
-    only, strategies, _ = ARMS[moment]
     root = SHARED / "data" / data
-    groups = (f"{root / 'near_duplicates.csv'}:name_a,name_b",) if data.startswith("busi") else ()
-    spacing = f"{spacing_table(root, folder)}:row_mm,column_mm" if data.startswith("montgomery") else ""
+    groups = (f"{root / 'near_duplicates.csv'}:name_a,name_b",) if data == "busi_ultrasound" else ()
+    spacing = f"{spacing_table(root, folder)}:row_mm,column_mm" if data == "montgomery_cxr" else ""
+    first = embedder == next(iter(EMBEDDERS))
     return Comparison(
         root / "images",
         root / "masks",
-        strategies,
+        moment.strategies + (moment.more if first else ()),
         BUDGETS,
         tuple(range(seeds)),
         embedder=EMBEDDERS[embedder],
-        cold_start_only=only,
+        cold_start_only=moment.cold_start_only,
         groups=groups,
         spacing=spacing,
         encoder=f"tu-mobilenetv2_100@{WEIGHTS / 'model.safetensors'}",
@@ -55,46 +92,187 @@ def spacing_table(root: Path, folder: Path) -> Path:
     """Millimetres of a delivered pixel; where the data set's orientation is unknown, the mean of the two there are."""
     with open(root / "meta.csv", newline="") as opened:
         rows = list(csv.DictReader(opened))
-    known = [
-        (float(r["inferred_spacing_y_mm"]), float(r["inferred_spacing_x_mm"]))
-        for r in rows
-        if r["inferred_spacing_y_mm"]
-    ]
-    middle = sum(sorted({size for pair in known for size in pair})) / 2
+    sizes = {float(r[f"inferred_spacing_{axis}_mm"]) for r in rows for axis in "xy" if r[f"inferred_spacing_{axis}_mm"]}
+    middle = sum(sizes) / len(sizes)
     file = folder / "spacing.csv"
     folder.mkdir(parents=True, exist_ok=True)
     with open(file, "w", newline="") as opened:
         writer = csv.writer(opened)
         writer.writerow(("name", "row_mm", "column_mm"))
         for r in rows:
-            row, column = r["inferred_spacing_y_mm"], r["inferred_spacing_x_mm"]
-            writer.writerow((r["name"], row or middle, column or middle))
+            writer.writerow((r["name"], r["inferred_spacing_y_mm"] or middle, r["inferred_spacing_x_mm"] or middle))
     return file
 
 
-def runs(folder: Path, seeds: int) -> Iterator[tuple[str, str, str, Path, Comparison]]:
-    """(data set, moment, embedder, folder, comparison) of everything that is run."""
-    for moment, (_, _, embedders) in ARMS.items():
-        for data in ("montgomery_cxr", "busi_ultrasound"):
-            for embedder in embedders:
-                here = folder / f"{data}-{moment.replace(' ', '-')}-{embedder}"
-                yield data, moment, embedder, here, comparison(data, folder, moment, embedder, seeds)
+def measure(
+    folder: Path, moments: Sequence[Moment], data_sets: Sequence[str], seeds: int, jobs: int
+) -> dict[str, list[Row]]:
+    """Title of a moment to the rows of all its runs, data sets and embedders by their short names."""
+    found: dict[str, list[Row]] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        for moment in moments:
+            for data in data_sets:
+                for embedder in EMBEDDERS:
+                    task = bar.add_task(f"{moment.title}, {DATA[data]}, {embedder}", total=None, left="")
+
+                    def progress(done: int, total: int, left: float, task=task) -> None:  # type: ignore[no-untyped-def]
+                        text = f"{left / 60:.0f} min left" if left == left else ""
+                        bar.update(task, completed=done, total=total, left=text)
+
+                    here = folder / f"{data}-{moment.title.replace(' ', '-').lower()}-{embedder}"
+                    asked = comparison(data, folder, moment, embedder, seeds)
+                    run(asked, here, processes=jobs, cells=folder / "cells", progress=progress)
+                    rows = [
+                        replace(r, data=DATA[data], embedder=embedder if r.embedder else "")
+                        for r in read_rows(here / "results.csv")
+                    ]
+                    first = embedder == next(iter(EMBEDDERS))
+                    # random and all labels look at no embedding: the same models for every embedder
+                    rows = [r for r in rows if first or r.strategy not in (RANDOM, ALL_LABELS)]
+                    found.setdefault(moment.title, []).extend(rows)
+    return found
+
+
+# -- the page ---------------------------------------------------------------------------------
+
+
+def over_embedders(rows: Sequence[Row], strategy: str) -> Interval | None:
+    """The strategy's area against random, averaged over the embedders of each repeat and then over the data sets."""
+    by_repeat: dict[Repeat, list[float]] = {}
+    for one in compare_with_random(rows):
+        if one.arm.strategy == strategy:
+            for repeat, difference in one.by_pair.items():
+                by_repeat.setdefault(repeat, []).append(difference)
+    groups: dict[str, list[float]] = {}
+    for repeat, values in by_repeat.items():
+        groups.setdefault(repeat.data, []).append(sum(values) / len(values))
+    return mean_interval(groups) if groups else None
+
+
+def interval(found: Interval | None, digits: int = 3) -> str:
+    if found is None:
+        return "-"
+    if found.low is None or found.high is None:
+        return signed(found.mean, digits)
+    return f"{signed(found.mean, digits)} ({signed(found.low, digits)} .. {signed(found.high, digits)})"
+
+
+def tables(rows: Sequence[Row]) -> Iterator[str]:
+    """Markdown of one moment: learning curves, differences, labels needed."""
+    curves = {(p.data, p.arm, p.budget): p for p in learning_curves(rows)}
+    arms = sorted({p.arm for p in curves.values()}, key=lambda arm: (arm.strategy != RANDOM, arm))
+    for data in dict.fromkeys(p.data for p in curves.values()):
+        unit = next(p.unit for p in curves.values() if p.data == data)
+        yield f"**{data}**, mean over the repeats: Dice / HD / HD95 in {unit} on the test scans\n"
+        yield "| strategy | embedder | " + " | ".join(f"{b} labels" for b in BUDGETS) + " |"
+        yield "|---|---|" + "---|" * len(BUDGETS)
+        for arm in arms:
+            points = [curves.get((data, arm, b)) for b in BUDGETS]
+            cells = [
+                f"{p.dice.mean:.3f} / {p.hd.mean:.1f} / {p.hd95.mean:.1f}" if p and p.hd and p.hd95 else "-"
+                for p in points
+            ]
+            if arm.strategy != ALL_LABELS:
+                yield f"| {arm.strategy} | {arm.embedder if arm.strategy != RANDOM else 'any'} | {' | '.join(cells)} |"
+        whole = [p for (d, arm, _), p in curves.items() if d == data and arm.strategy == ALL_LABELS]
+        yield from (f"| all labels ({p.labels:.0f}) | | {p.dice.mean:.3f} | | | |" for p in whole)
+        yield ""
+    yield "Against random, paired: area under the learning curve (mean Dice over 5 to 40 labels), 95 % interval\n"
+    data_sets = list(dict.fromkeys(r.data for r in rows))
+    yield "| strategy | embedder | both data sets | " + " | ".join(data_sets) + " | p (Holm) | read |"
+    yield "|---|---|---|" + "---|" * (len(data_sets) + 2)
+    each = {d: {c.arm: c for c in compare_with_random([r for r in rows if r.data == d])} for d in data_sets}
+    for one in compare_with_random([r for r in rows if r.strategy != ALL_LABELS]):
+        parts = [interval(each[d][one.arm].area) if one.arm in each[d] else "-" for d in data_sets]
+        p = f"{one.p_holm:.2g}" if one.p_holm is not None else "-"
+        yield (
+            f"| {one.arm.strategy} | {one.arm.embedder} | {interval(one.area)} | {' | '.join(parts)} | {p} | "
+            f"{verdict(one).kind} |"
+        )
+    yield ""
+
+
+def saved(rows: Sequence[Row]) -> Iterator[str]:
+    """Markdown: labels needed for 90, 95 and 98 % of the Dice of all labels."""
+    yield "Labels needed to reach a share of the Dice of all labels: median over the repeats (how many got there)\n"
+    found = [n for n in labels_needed(rows) if n.arm.strategy != ALL_LABELS]
+    fractions = sorted({n.fraction for n in found})
+    yield "| data | strategy | embedder | " + " | ".join(f"{f:.0%}" for f in fractions) + " |"
+    yield "|---|---|---|" + "---|" * len(fractions)
+    by_arm: dict[tuple[str, Arm], list[LabelsNeeded]] = {}
+    for n in found:
+        by_arm.setdefault((n.data, n.arm), []).append(n)
+    for (data, arm), each in by_arm.items():
+        cells = [
+            f"{'at most ' if n.at_most else ''}{n.median:.0f} ({n.reached} of {n.repeats})"
+            if n.median is not None
+            else f"more than {BUDGETS[-1]} ({n.reached} of {n.repeats})"
+            for n in sorted(each, key=lambda n: n.fraction)
+        ]
+        yield f"| {data} | {arm.strategy} | {arm.embedder if arm.strategy != RANDOM else 'any'} | {' | '.join(cells)} |"
+    yield ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Strategies against random on two data sets.")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("selection-data"))
+    parser.add_argument("--quick", action="store_true", help="two repeats of hardly trained models; writes no page")
+    parser.add_argument("--seeds", type=int, default=5, help="paired repeats")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at once")
+    parser.add_argument("--out", type=Path, default=Path("selection-data"), help="what was trained is kept here")
     given = parser.parse_args()
-    with Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}")) as bar:
-        for data, moment, embedder, here, compared in runs(given.out, given.seeds):
-            task = bar.add_task(f"{data}, {moment}, {embedder}", total=None, left="")
+    seeds, moments, data_sets, out = given.seeds, MOMENTS, list(DATA), given.out
+    if given.quick:
+        global BUDGETS, STEPS, EMBEDDERS
+        BUDGETS, STEPS, EMBEDDERS = (5, 10), 10, {"pixels": "pixels"}
+        seeds, moments, data_sets, out = (
+            2,
+            (Moment("Cold start", True, ("random", "default")),),
+            data_sets[:1],
+            out / "quick",
+        )
+    found = measure(out, moments, data_sets, seeds, given.jobs)
+    results = {title: over_embedders(rows, "default") for title, rows in found.items()}
+    if not given.quick:
+        for title, rows in found.items():
+            about = {
+                "title": f"{title}: strategies on two public data sets",
+                "command": "python -m benchmarks.selection",
+            }
+            write_report(rows, out / title.replace(" ", "-").lower(), about=about)
+        write_page(found, results, seeds)
+    title, best = list(results.items())[-1]
+    assert best is not None
+    low, high = (best.mean if end is None else end for end in (best.low, best.high))
+    figures = {"ratio": rounded(best.mean), "low": rounded(low), "high": rounded(high)}
+    print_report(
+        f"{len(DATA)} data sets, {seeds} paired repeats",
+        ["moment", "default against random, area under the curve"],
+        [[name, interval(one)] for name, one in results.items()],
+        summary(
+            figures,
+            unit="Dice, difference of areas under the learning curve",
+            compared=f"default ({DEFAULT}) - random, {title.lower()}, mean over data sets and embedders",
+            sizes={"repeats": seeds, "budgets": list(BUDGETS), "image_size": SIDE, "steps": STEPS},
+            limit=0.0,
+            met=figures["low"] > 0,
+        )
+        | {"interval": "95 % bootstrap over paired repeats within data sets"},
+    )
 
-            def progress(done: int, total: int, left: float, task: object = task) -> None:
-                bar.update(task, completed=done, total=total, left=f"{left / 60:.0f} min left" if left == left else "")  # type: ignore[arg-type]
 
-            run(compared, here, processes=given.jobs, cells=given.out / "cells", progress=progress)
+def write_page(found: Mapping[str, Sequence[Row]], results: Mapping[str, Interval | None], seeds: int) -> None:
+    """The tables between the two marks of `selection.md`; what people wrote around them stays."""
+    begin, end = "<!-- tables: written by benchmarks.selection -->", "<!-- end of tables -->"
+    lines = [f"`default` is `{DEFAULT}`. {seeds} paired repeats, {date.today().isoformat()}.\n"]
+    for title, rows in found.items():
+        lines += [f"### {title}\n", *tables(rows), *saved(rows)]
+    lines.append("### Default against random, mean over data sets and embedders\n")
+    lines += [
+        f"- {title}: {interval(one)} Dice (area under the curve, 95 % interval)" for title, one in results.items()
+    ]
+    before, _, rest = PAGE.read_text().partition(begin)
+    PAGE.write_text(f"{before}{begin}\n\n" + "\n".join(lines) + f"\n\n{end}{rest.partition(end)[2]}")
 
 
 if __name__ == "__main__":
