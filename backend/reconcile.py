@@ -576,14 +576,14 @@ class Reconciler:
         found = None if isinstance(step, FitMap) else read_map(self.store, project, done.embedder)
         digests = list(dict.fromkeys(s.digest for s in seen.scans if s.digest in done.embedded and not s.problem))
         if found is None:
-            fitted = fit_map(self.store.embeddings(done.embedder, digests).astype(np.float64), seed=done.settings.seed)
+            fitted = fit_map(self.store.embeddings(done.embedder, digests), seed=done.settings.seed)
             xy, state = fitted.xy, fitted.state()
         else:
             placed, xy, state = found
             there = set(placed)
             later = [d for d in digests if d not in there]
             if later:
-                vectors = self.store.embeddings(done.embedder, later).astype(np.float64)
+                vectors = self.store.embeddings(done.embedder, later)
                 xy = np.concatenate([xy, EmbeddingMap.from_state(state).place(vectors)])
             digests = placed + later
         names = {f"state_{k}": v for k, v in state.items()}

@@ -231,7 +231,7 @@ class Bench:
         name = fingerprint("map", self.embedder, [self.scans.digests[r] for r in part.pool], seed)
         found = self._cell(name, ".npz")
         if found is None:
-            xy = fit_map(vectors.astype(np.float64), seed=seed).xy
+            xy = fit_map(vectors, seed=seed).xy
             clustering = choose_clusters(xy, seed=seed)
             self._put(
                 name,
