@@ -115,7 +115,10 @@ class LabelConfig:
 
 @dataclass(frozen=True)
 class Scan:
-    """One task. `digest` names its pixels once they were read; `problem` says why they were not."""
+    """One task. `digest` names its pixels once they were read; `problem` says why they were not.
+
+    stratum  what its data says under the key `stratify_by`
+    """
 
     task: int
     image: str
@@ -123,6 +126,7 @@ class Scan:
     annotated: bool = False
     skipped: bool = False
     problem: str = ""
+    stratum: str = ""
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Done:
-    """Our side: what has been computed and stored."""
+    """Our side: what has been computed and stored.
+
+    settings  with the strategy written out as COLD+MODEL
+    scored    digests of which the active model said all that the strategy wants to know
+    """
 
     settings: ProjectSettings
     embedder: str
@@ -249,7 +257,7 @@ class ExtendRound:
 
 @dataclass(frozen=True)
 class Score:
-    """Predict these scans with the active model and store their entropy."""
+    """Predict these scans with the active model and store how unsure it is of them."""
 
     tasks: tuple[int, ...]
 
@@ -403,11 +411,22 @@ def next_round(done: Done) -> int:
 
 
 def round_key(done: Done, config: LabelConfig) -> str:
-    """A round is opened whenever this changes: another model, another training, other settings."""
+    """A round is opened whenever this changes: another model, another training, other settings.
+
+    Only what the order at hand depends on is in it, and what is at its default is left out, so that neither a
+    setting of the other moment nor one that a newer version brings opens a round.
+    """
+    settings = done.settings
+    cold, ranked = settings.moments
+    more: dict[str, Any] = {"control_share": settings.control_share} if settings.control_share else {}
     if not done.models:
-        return fingerprint(done.settings.strategy)
+        if cold == "stratified":
+            more["stratify_by"] = settings.stratify_by
+        return fingerprint(cold, *([more] if more else []))
+    if settings.uncertainty != "image":
+        more["uncertainty"] = settings.uncertainty
     trained = done.models[-1].version
-    return fingerprint(done.active, trained, config.key, done.settings.alpha, done.settings.strategy)
+    return fingerprint(done.active, trained, config.key, settings.alpha, ranked, *([more] if more else []))
 
 
 def annotators(labels: Iterable[tuple[int, int | None]]) -> int:

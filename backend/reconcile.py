@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.bulk import Bulk
+from backend.choices import extra_signal, project_settings
 from backend.errors import (
     BadSetting,
     NotSegmentable,
@@ -83,7 +84,6 @@ from sampling import (
     choose_clusters,
     fit_map,
     long_ranking,
-    strategy_pair,
     whole_order,
 )
 
@@ -101,10 +101,11 @@ TRAINING_ROOM = 512 * 2**20  # bytes that must be free before a training: a chec
 LOG_EVERY = 15.0  # seconds between progress lines
 UNHEARD = 30.0  # seconds without reports of progress after one that could not be written
 TEND_EVERY = 10.0  # seconds between looks at the queue during long steps
+STRATUM = 200  # characters of what tells scans apart
 RANKED = 2000  # places ranked one by one; what lies behind them is ordered by entropy alone
 
 Beyond = tuple[int, int]  # annotations and skips that Label Studio counts and the tasks that we know do not have
-Known = Mapping[int, tuple[str, int, int, str]]  # task: updated_at, annotated, skipped, image
+Known = Mapping[int, tuple[str, int, int, str, str]]  # task: updated_at, annotated, skipped, image, stratum
 
 
 class Busy(Exception):
@@ -192,6 +193,11 @@ class Reconciler:
                 if done.asked and not plan.steps:
                     self.store.answered(project, done.asked)
                     troubles.append("A training was asked for, but there is nothing new to learn from.")
+                if not done.models and _all_in_one_stratum(seen, done.settings):
+                    troubles.append(
+                        f"No scan has {done.settings.stratify_by!r} in its data, so the order is simply random. Import "
+                        "it with the scans, or set stratify_by to a key that they have."
+                    )
                 if others := self._other_backends(project):
                     troubles.append(others)
                 self.store.set_trouble(project, " ".join(troubles), seen_at=time.time())
@@ -222,7 +228,8 @@ class Reconciler:
         elif isinstance(step, Score):
             model = self._model(project, done.active)
             assert model is not None
-            self._shared(project, "score", model["fingerprint"], step.tasks, "scoring the pool")
+            needs = self.bulk.needs_to_score(model["fingerprint"], extra_signal(done.settings))
+            self._shared(project, "score", needs, step.tasks, "scoring the pool")
         elif isinstance(step, OpenRound):
             self._open_round(project, seen, done, step)
         elif isinstance(step, ExtendRound):
@@ -316,10 +323,10 @@ class Reconciler:
             self.store.set_project(project, title=page.title)
             return Seen(project, None, (), (), Live(), str(error))
         try:
-            known_strategy(ProjectSettings.from_json(row["extra_params"]).strategy)
+            settings = project_settings(row["extra_params"])
         except BadSetting as error:
             return Seen(project, None, (), (), Live(), f"project {project}: {error}")
-        self._take_tasks(project, row, page, config)
+        self._take_tasks(project, row, page, config, settings)
         self.store.set_project(project, title=page.title, config=config.to_json())
 
         now = time.time()
@@ -327,7 +334,8 @@ class Reconciler:
         scans = []
         for s in rows:
             problem = s["problem"] if 0 <= now - s["problem_at"] < PROBLEM_RETRY else ""  # not in a clock's future
-            scans.append(Scan(s["task"], s["image"], s["digest"], bool(s["annotated"]), bool(s["skipped"]), problem))
+            flags = bool(s["annotated"]), bool(s["skipped"])
+            scans.append(Scan(s["task"], s["image"], s["digest"], *flags, problem, s["stratum"]))
         fresh = {s["task"]: s["updated_at"] for s in rows if s["annotated"]}
         read = self.store.labels(project)
         labels = tuple(
@@ -344,14 +352,18 @@ class Reconciler:
             raise ProjectGone(f"project {project} is not known here; connect it in Label Studio first.")
         return row
 
-    def _take_tasks(self, project: int, row: Any, page: ProjectPage, config: LabelConfig) -> None:
+    def _take_tasks(
+        self, project: int, row: Any, page: ProjectPage, config: LabelConfig, settings: ProjectSettings
+    ) -> None:
         before = LabelConfig.from_json(row["config"])
-        since = row["cursor"] if before and before.image_key == config.image_key else ""
+        stratify_by = settings.stratify_by if settings.moments[0] == "stratified" else ""
+        same = before is not None and before.image_key == config.image_key and row["stratify_by"] == stratify_by
+        since = row["cursor"] if same else ""  # else all are listed: what is taken from their data is another
         newest, first, quiet = self._cursors.get(project, ("", 0.0, False))
         if since and not (quiet and since == newest):
             since = (_moment(since) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         known = {
-            s["task"]: (s["updated_at"], int(s["annotated"]), int(s["skipped"]), str(s["image"]))
+            s["task"]: (s["updated_at"], int(s["annotated"]), int(s["skipped"]), str(s["image"]), str(s["stratum"]))
             for s in self.store.scans(project)
         }
         began = time.monotonic()
@@ -365,7 +377,7 @@ class Reconciler:
             known = {task: row for task, row in known.items() if task in present}
             if not present <= set(known) | {r.task for r in rows}:
                 rows, since = self.studio.tasks(project), ""
-        changed = _changed(rows, known, config)
+        changed = _changed(rows, known, config, stratify_by)
         beyond = _beyond(page, known, changed)
         if since and beyond != usual:
             page = self.studio.project(project)  # somebody may have submitted between the one and the other
@@ -373,13 +385,15 @@ class Reconciler:
         if since and beyond != usual and began - listed > FULL_AGAIN:
             # Something happened that the cursor does not show: Label Studio's clock was set back.
             rows, since = self.studio.tasks(project), ""
-            changed = _changed(rows, known, config)
+            changed = _changed(rows, known, config, stratify_by)
             beyond = _beyond(page, known, changed)
         self._listed[project] = (usual, listed) if since else (beyond, began)
         cursor = max((r.updated_at for r in rows), default="", key=lambda text: _moment(text) if text else text)
         cursor = max(cursor, row["cursor"] if since else "")
         if changed or (cursor and cursor != row["cursor"]):
             self.store.put_tasks(project, changed, cursor)
+        if row["stratify_by"] != stratify_by:
+            self.store.set_project(project, stratify_by=stratify_by)
         # 5,000 scans that were imported at once would otherwise be listed at every look until somebody labels one
         if cursor != newest:
             self._cursors[project] = (cursor, began, False)
@@ -412,7 +426,7 @@ class Reconciler:
     def done(self, project: int, seen: Seen) -> Done:
         """What is stored of this project."""
         row = self._row(project)
-        settings = ProjectSettings.from_json("" if seen.blocked else row["extra_params"])
+        settings = project_settings("" if seen.blocked else row["extra_params"])
         if seen.blocked or not seen.scans:
             return Done(settings, "")
         embedder = self.learner.embedder()
@@ -445,10 +459,17 @@ class Reconciler:
             fitted=fitted,
             models=models,
             active=active.version if active else "",
-            scored=frozenset(self.store.entropies(active.fingerprint)) if active else frozenset(),
+            scored=frozenset(self._signals(active.fingerprint, settings)) if active else frozenset(),
             rounds=rounds,
             asked=row["asked"],
         )
+
+    def _signals(self, model: str, settings: ProjectSettings) -> dict[str, dict[str, Any]]:
+        """What a model said of scans, by digest: of those of which it said all that the strategy wants to know."""
+        wanted = {settings.uncertainty, extra_signal(settings)} - {""}
+        if wanted == {"image"}:
+            return {digest: {"image": value} for digest, value in self.store.entropies(model).items()}
+        return {digest: said for digest, said in self.store.signals(model).items() if wanted <= said.keys()}
 
     # -- scans and masks ----------------------------------------------------------------------
 
@@ -627,10 +648,12 @@ class Reconciler:
         xy = self._positions(project, done, scans)
         taken = set(first)
         if not model:
-            strategy = strategy_pair(done.settings.strategy)[0]
+            strategy = done.settings.moments[0]
+            clusters = choose_clusters(xy, seed=done.settings.seed)
+            strata = np.unique([s.stratum for s in scans], return_inverse=True)[1]
             order = whole_order(
                 strategy,
-                Pool(xy, choose_clusters(xy, seed=done.settings.seed), self._vectors(done, scans, strategy)),
+                Pool(xy, clusters, self._vectors(done, scans, strategy), strata),
                 done.settings.cold_start_size,
                 chosen=[i for i, s in enumerate(scans) if s.annotated or s.task in taken],
                 seed=done.settings.seed,
@@ -639,21 +662,25 @@ class Reconciler:
             picks = [Pick(scans[r].task, str(reason), cluster=int(c)) for r, reason, c in rows]
         else:
             found = next(m for m in done.models if m.version == model)
-            known = self.store.entropies(found.fingerprint)
+            known = self._signals(found.fingerprint, done.settings)
             scans = [s for s in scans if s.annotated or s.task in taken or s.digest in known]
             xy = self._positions(project, done, scans)
-            entropy = np.array([known.get(s.digest, np.nan) for s in scans])
+            said = [known.get(s.digest, {}) for s in scans]
+            entropy = _column(said, done.settings.uncertainty)
+            signals = {"entropy": entropy}
+            if extra := extra_signal(done.settings):
+                signals[extra] = _column(said, extra)
             skipped = [i for i, s in enumerate(scans) if s.skipped and not s.annotated and s.task not in taken]
             chosen = [i for i, s in enumerate(scans) if s.annotated or s.task in taken]
             last = set(skipped)
             rest = [i for i in range(len(scans)) if i not in last]
             position = {row: i for i, row in enumerate(rest)}
-            strategy = strategy_pair(done.settings.strategy)[1]
+            strategy = done.settings.moments[1]
             pool = Pool(
                 xy[rest],
                 Clustering(np.zeros(len(rest), dtype=np.intp), np.zeros(1, dtype=np.intp), {}, 0),  # not looked at
                 self._vectors(done, [scans[i] for i in rest], strategy),
-                signals={"entropy": entropy[rest]},
+                signals={name: values[rest] for name, values in signals.items()},
             )
             ranking = long_ranking(
                 strategy,
@@ -863,21 +890,34 @@ class Reconciler:
 
 def _beyond(page: ProjectPage, known: Known, changed: Sequence[Mapping[str, Any]]) -> Beyond:
     """Stays the same for as long as no annotation escapes us, whatever a clock says."""
-    counts = {task: (annotated, skipped) for task, (_, annotated, skipped, _) in known.items()}
+    counts = {task: (annotated, skipped) for task, (_, annotated, skipped, *_) in known.items()}
     counts |= {row["task"]: (row["annotated"], row["skipped"]) for row in changed}
     return page.annotations - sum(a for a, _ in counts.values()), page.skips - sum(s for _, s in counts.values())
 
 
-def _changed(rows: Sequence[TaskRow], known: Known, config: LabelConfig) -> list[dict[str, Any]]:
+def _changed(rows: Sequence[TaskRow], known: Known, config: LabelConfig, stratify_by: str = "") -> list[dict[str, Any]]:
     """What of a listing differs from what is recorded, as `Store.put_tasks` wants it."""
     changed = []
     for r in rows:
         image = r.data.get(config.image_key)
         image = image.replace("\0", "") if isinstance(image, str) else ""  # PostgreSQL stores no NUL
-        if known.get(r.task) != (r.updated_at, r.annotated, r.skipped, image):
+        value = r.data.get(stratify_by) if stratify_by else None
+        stratum = "" if value is None else str(value).replace("\0", "")[:STRATUM]
+        if known.get(r.task) != (r.updated_at, r.annotated, r.skipped, image, stratum):
             counts = {"annotated": r.annotated, "skipped": r.skipped}
-            changed.append({"task": r.task, "image": image, "updated_at": r.updated_at, **counts})
+            changed.append({"task": r.task, "image": image, "updated_at": r.updated_at, "stratum": stratum, **counts})
     return changed
+
+
+def _all_in_one_stratum(seen: Seen, settings: ProjectSettings) -> bool:
+    """Whether scans are to be told apart by something that none of them has."""
+    return settings.moments[0] == "stratified" and bool(seen.scans) and not any(s.stratum for s in seen.scans)
+
+
+def _column(said: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
+    """(N,), or (N, labels), one signal of all scans; NaN where nothing is known."""
+    width = next((np.shape(one[name]) for one in said if name in one), ())
+    return np.array([one.get(name, np.full(width, np.nan)) for one in said], dtype=np.float64)
 
 
 def translate(mask: NDArray[np.uint8], has: Sequence[str], wanted: Sequence[str]) -> NDArray[np.uint8]:
@@ -895,14 +935,6 @@ def webhook_url(settings: Settings, learnt: str) -> str:
     """Where Label Studio reaches our webhook: PUBLIC_URL, else the address it used to connect."""
     base = settings.public_url or learnt
     return f"{base.rstrip('/')}/webhook" if base else ""
-
-
-def known_strategy(name: str) -> None:
-    """Raises BadSetting unless there are such strategies for both moments of a project."""
-    try:
-        strategy_pair(name)
-    except ValueError as error:
-        raise BadSetting(str(error)) from None
 
 
 def _every(seconds: float, call: Callable[[int, int], None]) -> Callable[[int, int], None]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from backend.choices import project_settings
 from backend.errors import BadSetting
 from backend.project import annotators, prefix_length, round_of, version_name
 from backend.settings import ProjectSettings
@@ -16,7 +17,21 @@ WHY = {
     "farthest": "unlike the scans of its group chosen before it",
     "random": "drawn at random",
     "skipped": "skipped by an annotator, so it comes last",
+    "stratum": "the next of its group, so that every group has its share",
+    "representative": "stands for scans that nothing stood for yet",
+    "typical": "typical of a part of the pool that has no label yet",
+    "covering": "has many others close by that nothing covers yet",
+    "central": "near the centre of its group",
     "entropy": "the model is unsure of it",
+    "power-entropy": "drawn with a chance that grows with how unsure the model is",
+    "clasp": "the model is unsure of one of its labels, and the labels take turns",
+    "stochastic-batches": "one of a random set of which the model is unsure",
+    "badge": "the model is unsure of it, and it is unlike the others chosen",
+    "pairwise-dice": "its mask changes when the scan is made brighter, darker or moved",
+    "kcenter": "far from everything chosen before it",
+    "kcenter-map": "far on the map from everything chosen before it",
+    "facility": "stands for scans that nothing stood for yet",
+    "facility-map": "stands for scans on the map that nothing stood for yet",
     "diversity": "far on the map from everything chosen before it",
 }
 
@@ -86,9 +101,9 @@ def settings_of(store: Store, project: int) -> ProjectSettings:
     """The project's settings; the defaults when what was given cannot be used (status says so)."""
     row = store.project(project)
     try:
-        return ProjectSettings.from_json(row["extra_params"] if row else "")
+        return project_settings(row["extra_params"] if row else "")
     except BadSetting:
-        return ProjectSettings()
+        return project_settings("")
 
 
 def queue(store: Store, project: int) -> list[dict[str, Any]]:

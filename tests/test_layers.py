@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "settings": set(),
     "project": {"settings"},
+    "choices": {"settings", "sampling"},
     "pixels": set(),
     "formats": {"pixels"},
     "evaluation": set(),
@@ -39,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "reconcile": {
         *(
             "bulk",
+            "choices",
             "evaluation",
             "learner",
             "locks",
@@ -52,14 +54,14 @@ ALLOWED: dict[str, set[str]] = {
         ),
         "sampling",
     },
-    "status": {"project", "settings", "store"},
+    "status": {"choices", "project", "settings", "store"},
     "metrics": {"status", "store"},
     "page": {"project", "settings", "status", "store", "worker"},
     "contract": set(),
     "measures": set(),
     "api": {"contract", "measures", "metrics", "page", "project", "settings", "status", "store", "worker"},
     "simulate": {"embedders", "evaluation", "formats", "learner", "pixels", "project", "settings", "sampling"},
-    "doctor": {"embedders", "learner", "project", "segmenters", "settings", "store", "studio", "worker"},
+    "doctor": {"choices", "embedders", "learner", "project", "segmenters", "settings", "store", "studio", "worker"},
     "plugin": {"settings"},
     "logs": {"settings"},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,7 @@ from backend.project import (
     Train,
     annotators,
     decide,
+    fingerprint,
     prefix_length,
     round_key,
     round_of,
@@ -204,6 +206,45 @@ def seen(scans_: tuple[Scan, ...], live_: Live = QUIET, labels: tuple[Label, ...
 def test_decide(what: str, given: Seen, done: Done, phase: str, steps: tuple[object, ...]) -> None:
     plan = decide(given, done)
     assert (plan.phase, plan.steps) == (phase, steps), what
+
+
+WRITTEN_OUT = ProjectSettings(strategy="paper+paper")
+
+
+@pytest.mark.parametrize(
+    ("changes", "cold", "later"),
+    [
+        ({}, False, False),
+        ({"strategy": "paper+entropy"}, False, True),
+        ({"strategy": "typiclust+paper"}, True, False),
+        ({"uncertainty": "top"}, False, True),
+        ({"control_share": 0.2}, True, True),
+        ({"alpha": 1.0}, False, True),
+        ({"stratify_by": "site"}, False, False),
+    ],
+)
+def test_a_round_is_opened_by_what_its_order_depends_on_and_nothing_else(
+    changes: dict[str, Any], cold: bool, later: bool
+) -> None:
+    for done, differs in ((COLD, cold), (FIRST, later)):
+        was = round_key(replace(done, settings=WRITTEN_OUT), CONFIG)
+        now = round_key(replace(done, settings=replace(WRITTEN_OUT, **changes)), CONFIG)
+        assert (was != now) == differs
+
+
+def test_rounds_of_before_there_were_such_settings_are_not_opened_again() -> None:
+    settings = replace(WRITTEN_OUT, alpha=0.5)
+    assert round_key(replace(COLD, settings=settings), CONFIG) == fingerprint("paper")
+    old = fingerprint("scanqueue-r1", "scanqueue-r1", CONFIG.key, 0.5, "paper")
+    assert round_key(replace(FIRST, settings=settings), CONFIG) == old
+
+
+def test_other_strata_open_another_stratified_cold_start() -> None:
+    keys = {
+        round_key(replace(COLD, settings=ProjectSettings(strategy="stratified+paper", stratify_by=key)), CONFIG)
+        for key in ("site", "scanner")
+    }
+    assert len(keys) == 2
 
 
 def test_a_blocked_project_asks_for_nothing_and_says_why() -> None:

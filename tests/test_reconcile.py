@@ -32,7 +32,7 @@ from backend.project import SAMPLING, fingerprint
 from backend.reconcile import Reconciler, validation_rows
 from backend.segmenters import Segmenter
 from backend.settings import Settings
-from backend.store import Store, activate_model
+from backend.store import Store, activate_model, entropy_table
 
 PROJECT = 1
 CONFIG = (
@@ -118,6 +118,11 @@ class World:
         """One look by a new process; nothing may be left to do after it."""
         plan = self.reconciler().reconcile(PROJECT)
         assert plan.steps == ()
+
+    def set(self, **params: Any) -> None:
+        """Somebody changes the project's settings; one look."""
+        self.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | params))
+        self.run()
 
     def add_scans(self, first: int, count: int) -> list[int]:
         tasks = []
@@ -331,7 +336,7 @@ STUDIO_WRITES = {"import_predictions", "show_round", "add_view", "set_webhook", 
 STORE_READS = {
     "arrays", "cache_slot", "check_room", "checkpoints", "drawing", "embedded", "embeddings", "entropies", "has",
     "labels", "latest_round", "lock", "model", "models", "path", "progress", "project", "projects", "rounds", "rows",
-    "scan", "scans", "secrets", "shown", "snapshot", "training_slot",
+    "scan", "scans", "secrets", "shown", "signals", "snapshot", "training_slot",
 }  # fmt: skip
 STORE_WRITES = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if name[0] != "_"} - STORE_READS
 
@@ -732,6 +737,120 @@ def test_another_alpha_opens_a_new_round_with_the_same_model(world: World) -> No
     assert entropy == sorted(entropy, reverse=True)
     assert sorted(world.order()) == sorted(before)
     assert len(world.store.models(PROJECT)) == 1
+
+
+@pytest.mark.parametrize("measure", ["foreground", "boundary", "top"])
+def test_another_measure_of_uncertainty_opens_a_round_and_the_pool_is_not_predicted_again(
+    measure: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.in_round_1()
+    with monkeypatch.context() as once:
+        once.setattr(KeptLearner, "signals", None)  # all measures were stored when the pool was scored
+        world.set(uncertainty=measure, alpha=1.0)
+    assert (world.status()["model"], world.studio.model_version) == ("scanqueue-r1", "scanqueue-r2")
+    said = world.store.signals(world.store.models(PROJECT)[0]["fingerprint"])
+    digests = {s["task"]: s["digest"] for s in world.store.scans(PROJECT)}
+    values = [said[digests[t]][measure] for t in world.order()]
+    assert values == sorted(values, reverse=True)
+
+
+def test_rows_from_before_there_were_measures_count_as_scored_only_for_the_mean(world: World) -> None:
+    world.in_round_1()
+    model = world.store.models(PROJECT)[0]["fingerprint"]
+    with world.store.write() as connection:
+        connection.execute(entropy_table.update().values(more=""))
+    world.run()
+    assert all(said.keys() == {"image"} for said in world.store.signals(model).values())
+    world.set(uncertainty="top")
+    open_ = {s["digest"] for s in world.store.scans(PROJECT) if not s["annotated"]}
+    assert {d for d, said in world.store.signals(model).items() if "top" in said} == open_
+
+
+@pytest.mark.parametrize(("strategy", "signal"), [("clasp", "classes"), ("pairwise-dice", "disagreement")])
+def test_what_a_strategy_wants_to_know_is_asked_of_the_model_by_whoever_scores(
+    strategy: str, signal: str, tmp_path: Path
+) -> None:
+    world = World(tmp_path / "data", strategy=strategy).in_round_1()
+    model = world.store.models(PROJECT)[0]["fingerprint"]
+    open_ = {s["digest"] for s in world.store.scans(PROJECT) if not s["annotated"]}
+    assert {d for d, said in world.store.signals(model).items() if signal in said} == open_
+    latest = world.store.latest_round(PROJECT)
+    assert latest is not None
+    assert {p.reason for p in latest["picks"]} == {strategy}
+    shown = status.queue(world.store, PROJECT)
+    assert all(": " in q["reason"] and q["reason"] != f"{strategy}: {strategy}" for q in shown)
+
+
+def test_a_change_to_a_strategy_that_wants_more_scores_the_pool_again(world: World) -> None:
+    world.in_round_1()
+    model = world.store.models(PROJECT)[0]["fingerprint"]
+    world.set(strategy="paper+clasp")
+    assert world.studio.model_version == "scanqueue-r2"
+    assert any("classes" in said for said in world.store.signals(model).values())
+    assert all("top" in said for said in world.store.signals(model).values())
+
+
+def test_another_strategy_for_the_time_with_a_model_leaves_the_cold_start_alone(world: World) -> None:
+    world.cold_started()
+    order, writes = world.order(), list(world.studio.writes)
+    world.set(strategy="paper+entropy", uncertainty="top")
+    assert (world.order(), world.studio.writes) == (order, writes)
+    world.set(strategy="random+entropy", uncertainty="top")
+    assert world.studio.model_version == "scanqueue-r1"
+    assert sorted(world.order()) == sorted(order)
+    assert {p.reason for p in world.store.rounds(PROJECT)[-1]["picks"]} == {"random"}
+
+
+# -- strata ----------------------------------------------------------------------------------------
+
+
+def strata(world: World, sites: Sequence[Any]) -> None:
+    for task, site in zip(sorted(world.masks), sites, strict=True):
+        world.studio.set_data(task, {"image": world.studio.reference(task), "site": site})
+
+
+def test_every_beginning_of_a_stratified_order_has_its_share_of_each_site(tmp_path: Path) -> None:
+    world = World(tmp_path / "data", strategy="stratified", stratify_by="site")
+    tasks = world.add_scans(0, 12)
+    strata(world, ["A"] * 6 + ["B"] * 4 + [3, None])
+    world.run()
+    assert [s["stratum"] for s in world.store.scans(PROJECT)] == ["A"] * 6 + ["B"] * 4 + ["3", ""]
+    first = [tasks.index(t) for t in world.order()[:5]]
+    assert sum(i < 6 for i in first) == 3
+    assert sum(6 <= i < 10 for i in first) == 2
+    assert status.queue(world.store, PROJECT)[0]["reason"].endswith(
+        "the next of its group, so that every group has its share"
+    )
+    strata(world, ["A"] * 12)
+    world.run()
+    assert {s["stratum"] for s in world.store.scans(PROJECT)} == {"A"}
+
+
+def test_strata_are_taken_over_when_the_setting_comes_later_or_changes(world: World) -> None:
+    world.add_scans(0, 12)
+    strata(world, ["A", "B"] * 6)
+    world.run()
+    assert {s["stratum"] for s in world.store.scans(PROJECT)} == {""}
+    world.set(strategy="stratified", stratify_by="site")
+    assert [s["stratum"] for s in world.store.scans(PROJECT)] == ["A", "B"] * 6
+    assert world.studio.model_version == "scanqueue-r1"
+    world.set(strategy="stratified", stratify_by="scanner")
+    assert {s["stratum"] for s in world.store.scans(PROJECT)} == {""}
+    assert world.status()["trouble"].startswith("No scan has 'scanner' in its data, so the order is simply random.")
+    listings = []
+    tasks = world.studio.tasks
+    world.studio.tasks = lambda project, since="": listings.append(since) or tasks(project, since)  # type: ignore
+    again = world.reconciler()
+    again.reconcile(PROJECT)
+    again.reconcile(PROJECT)
+    assert listings[-1]  # and not all of them at every look
+
+
+def test_stratified_without_a_key_blocks_with_what_to_set(world: World) -> None:
+    world.cold_started()
+    world.set(strategy="stratified")
+    assert world.status()["phase"] == "blocked"
+    assert "set stratify_by to a key of the task data" in world.status()["reason"]
 
 
 def test_a_setting_that_cannot_be_used_blocks_with_the_reason_and_writes_nothing(world: World) -> None:

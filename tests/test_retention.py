@@ -38,7 +38,7 @@ def retention(store: Store, keep: int = 2, days: int = 90) -> Retention:
 def model(store: Store, project: int, n: int, name: str, *, active: bool = False) -> None:
     store.add_project(project)
     store.put_folder("models", name, lambda folder: (folder / "model.json").write_text("{}") and None)
-    store.put_entropies(name, {"digest": 0.5})
+    store.put_signals(name, {"digest": {"image": 0.5, "top": 0.75}})
     version = f"scanqueue-r{n}"
     row = {"version": version, "fingerprint": name, "labels": ["Lung"], "trained_on": [], "accepted": 1}
     before = store.project(project)
@@ -87,7 +87,8 @@ def test_the_newest_the_active_one_and_that_of_the_latest_round_are_kept(store: 
     assert retention(store).remove_checkpoints(1) == ["m1", "m4", "m5"]
     assert kept(store, 1) == [f"scanqueue-r{n}" for n in (2, 3, 6, 7)]
     assert len(store.models(1)) == 7  # the records stay
-    assert [bool(store.entropies(f"m{n}")) for n in range(1, 8)] == [False, True, True, False, False, True, True]
+    for said in (store.entropies, store.signals):
+        assert [bool(said(f"m{n}")) for n in range(1, 8)] == [False, True, True, False, False, True, True]
     assert retention(store).remove_checkpoints(1) == []
     assert not list(store.folder.rglob(".new-*"))
 
