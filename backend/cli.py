@@ -149,6 +149,8 @@ def _print_status(one: dict[str, Any]) -> None:
         ("shown masks", _quality(shown)),
         ("queue", " ".join(map(str, one["queue"][:12])) + (" ..." if len(one["queue"]) > 12 else "")),
     ]
+    if one["stopping"]:
+        rows.append(("more labels?", one["stopping"]["sentence"]))
     if job:
         left = f", about {job['seconds_left']:.0f} s left" if job["seconds_left"] is not None else ""
         rows.append(("now", f"{job['step']}: {job['done']} of {job['total']}{left}"))

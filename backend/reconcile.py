@@ -81,6 +81,8 @@ from sampling import (
     Clustering,
     EmbeddingMap,
     Pool,
+    agreement,
+    agreement_sample,
     choose_clusters,
     fit_map,
     long_ranking,
@@ -778,6 +780,8 @@ class Reconciler:
                     f"{old['dice']:.3f} of {champion['version']}, which stays active."
                 )
                 log.warning("project %s: %s was not taken. %s", project, step.version, remark)
+        if champion is not None and champion["labels"] == list(labels):
+            details |= self._agreement(project, seen, champion, name, len(labels) + 1)
         if not self.store.has("models", name):  # another project's checkpoint, which that one needs no more
             raise Again
         known = {label.task: label.key for label in seen.labels}
@@ -797,6 +801,30 @@ class Reconciler:
             instead_of=row["active"],
             asked=done.asked,
         )
+
+    def _agreement(
+        self, project: int, seen: Seen, champion: Mapping[str, Any], name: str, classes: int
+    ) -> dict[str, Any]:
+        """How much a new model draws what the active one does, on unlabelled scans: {"agreement": ...} or nothing."""
+        open_ = {s.digest: s for s in seen.scans if s.digest and not s.annotated and not s.problem}
+        maps: list[list[NDArray[np.uint8]]] = []
+        for model in (champion["fingerprint"], name):
+            folder = self.store.path("models", model)
+            size = self.learner.image_size_of(folder)
+            sample, drawn = agreement_sample(list(open_)), []
+            for start in range(0, len(sample), PREDICT_CHUNK):
+                self._check(project)
+                try:
+                    scans = [self.bulk.pixels(open_[digest], size) for digest in sample[start : start + PREDICT_CHUNK]]
+                except UnreadableScan:
+                    return {}  # it is a problem of that scan as soon as somebody needs it
+                drawn += [p.argmax(axis=0).astype(np.uint8) for p in self.learner.probabilities(folder, scans)]
+            maps.append(drawn)
+        pairs = list(zip(*maps, strict=True))
+        if not pairs or any(one.shape != other.shape for one, other in pairs):
+            return {}
+        same = {"dice": round(agreement(pairs, classes), 6), "n": len(pairs), "with": champion["version"]}
+        return {"agreement": same}
 
     def _evaluate(
         self, project: int, model: str, has: Sequence[str], wanted: Sequence[str], cases: Sequence[tuple[Scan, Case]]

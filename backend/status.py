@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from backend.errors import BadSetting
 from backend.project import annotators, prefix_length, round_of, version_name
 from backend.settings import ProjectSettings
 from backend.store import Pick, Store, read_map
+from sampling import Point, stopping_hint
 
 WHY = {
     "medoid": "typical of its group on the map",
@@ -39,7 +42,8 @@ WHY = {
 def describe(store: Store, project: int) -> dict[str, Any] | None:
     """The status of a project; None when it is not known here.
 
-    `queue` lists the tasks that annotators are served now, in order. Distances are in `unit`.
+    `queue` lists the tasks that annotators are served now, in order. Distances are in `unit`. `stopping` says whether
+    more labels are expected to be worth it (`sampling.Hint`); None before the first model and when nothing is left.
     """
     row = store.project(project)
     if row is None:
@@ -55,6 +59,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
     problems += [{"task": r["task"], "what": r["problem"]} for r in labels if r["problem"]]
     problems += [{"task": r["task"], "what": r["remark"]} for r in labels if r["remark"]]
     latest = rounds[-1]["n"] if rounds else None
+    left = sum(1 for s in scans if not s["annotated"] and not s["problem"])
     return {
         "project": project,
         "title": row["title"],
@@ -72,8 +77,23 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "shown": shown_summary(store, project, version_name(latest)) if latest is not None else _nothing(),
         "queue": [p.task for p, _ in served(store, project)],
         "job": job,
+        "stopping": _stopping(models, left, settings_of(store, project)),
         "problems": sorted(problems, key=lambda p: p["task"]),
     }
+
+
+def _stopping(models: Sequence[Mapping[str, Any]], left: int, settings: ProjectSettings) -> dict[str, Any] | None:
+    """`sampling.stopping_hint` from the models that draw the labels of today."""
+    if not models or not left:
+        return None
+    points = [
+        Point(len(m["trained_on"]), m["validation"]["dice"], m["validation"]["n"])
+        for m in models
+        if m["labels"] == models[-1]["labels"] and m["trained_on"] and m["validation"].get("n")
+    ]
+    same = models[-1]["details"].get("agreement", {}).get("dice")
+    hint = stopping_hint(points, round_size=settings.round_size, left=left, agreement=same, seed=settings.seed)
+    return asdict(hint)
 
 
 def served(store: Store, project: int) -> list[tuple[Pick, int]]:

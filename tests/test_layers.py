@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
         ),
         "sampling",
     },
-    "status": {"choices", "project", "settings", "store"},
+    "status": {"choices", "project", "settings", "store", "sampling"},
     "metrics": {"status", "store"},
     "page": {"project", "settings", "status", "store", "worker"},
     "contract": set(),

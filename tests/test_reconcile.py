@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 from memory_studio import MemoryStudio
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
-from backend import reconcile, shards, status
+from backend import cli, reconcile, shards, status
 from backend.demo.annotator import Control, to_result
 from backend.demo.phantoms import phantom
 from backend.errors import ScanqueueError, StorageFull, StudioRefused, StudioUnavailable
@@ -599,6 +600,41 @@ def test_a_worse_model_is_kept_and_remarked_upon_and_the_better_one_keeps_drawin
     world.run()
     assert world.studio.model_version == "scanqueue-r4"
     assert len(world.store.models(PROJECT)) == 2
+
+
+def test_whether_more_labels_are_worth_it_is_said_once_there_are_models(world: World) -> None:
+    world.cold_started()
+    assert world.status()["stopping"] is None
+    world.label(COLD)
+    world.run()
+    hint = world.status()["stopping"]
+    assert (hint["advice"], hint["gain"], hint["agreement"]) == ("too early to say", None, None)
+    assert hint["sentence"].endswith("and there is one so far.")
+    world.label(ROUND)
+    world.run()
+    first, second = world.store.models(PROJECT)
+    assert "agreement" not in first["details"]
+    same = second["details"]["agreement"]
+    open_ = sum(1 for s in world.store.scans(PROJECT) if not s["annotated"])
+    assert (same["n"], same["with"]) == (open_, "scanqueue-r1")
+    assert 0 <= same["dice"] <= 1
+    hint = world.status()["stopping"]
+    assert hint["agreement"] == same["dice"]
+    assert 0 <= hint["low"] <= hint["gain"] <= hint["high"]
+    shown = CliRunner().invoke(cli.app, ["status", "--project", "1", "--data-dir", str(world.folder)], env={})
+    assert hint["sentence"][:40] in shown.output
+    world.label(open_)
+    world.run()
+    assert world.status()["stopping"] is None
+
+
+def test_models_of_other_labels_are_no_part_of_the_learning_curve(world: World) -> None:
+    world.in_round_1()
+    world.studio.change_config(LARGER)
+    world.run()
+    assert len(world.store.models(PROJECT)) == 2
+    assert world.status()["stopping"]["sentence"].endswith("and there is one so far.")
+    assert "agreement" not in world.store.models(PROJECT)[1]["details"]
 
 
 def test_by_button_it_trains_only_when_asked(tmp_path: Path) -> None:
