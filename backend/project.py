@@ -435,6 +435,11 @@ def annotators(labels: Iterable[tuple[int, int | None]]) -> int:
     return len({author for _, author in newest if author is not None})
 
 
+def control_draw(scan: Scan, seed: int) -> tuple[str, int]:
+    """What scans are sorted by to be drawn at random: independent of everything but the seed, and stable."""
+    return hashlib.sha256(f"control|{seed}|{scan.digest}".encode()).hexdigest(), scan.task
+
+
 def validation_rows(digests: Sequence[str]) -> set[int]:
     """Rows that are held out: a fifth, by a hash of the scan, so that a scan is always held out or never.
 

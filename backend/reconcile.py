@@ -62,6 +62,7 @@ from backend.project import (
     Step,
     Train,
     annotators,
+    control_draw,
     decide,
     fingerprint,
     next_step,
@@ -84,9 +85,11 @@ from sampling import (
     agreement,
     agreement_sample,
     choose_clusters,
+    control_places,
     fit_map,
     long_ranking,
     whole_order,
+    with_controls,
 )
 
 log = logging.getLogger("scanqueue.reconcile")
@@ -645,7 +648,8 @@ class Reconciler:
     ) -> list[Pick]:
         """The order of all unlabelled `scans` but those in `first`, which count as chosen already.
 
-        Scans that somebody skipped come last: whoever is left may still want them.
+        Scans that somebody skipped come last: whoever is left may still want them. The places of the controls are
+        counted from the first of `first`.
         """
         xy = self._positions(project, done, scans)
         taken = set(first)
@@ -653,10 +657,12 @@ class Reconciler:
             strategy = done.settings.moments[0]
             clusters = choose_clusters(xy, seed=done.settings.seed)
             strata = np.unique([s.stratum for s in scans], return_inverse=True)[1]
+            size = done.settings.cold_start_size
+            drawn = int(control_places(size, done.settings.control_share).sum())
             order = whole_order(
                 strategy,
                 Pool(xy, clusters, self._vectors(done, scans, strategy), strata),
-                done.settings.cold_start_size,
+                size - drawn,
                 chosen=[i for i, s in enumerate(scans) if s.annotated or s.task in taken],
                 seed=done.settings.seed,
             )
@@ -703,9 +709,9 @@ class Reconciler:
             )
             picks += [Pick(scans[i].task, "entropy", entropy=_round(entropy[i])) for i in behind]
             picks += [Pick(scans[i].task, "skipped", entropy=_round(entropy[i])) for i in skipped]
-            return picks
         put_off = {s.task for s in scans if s.skipped}
-        return [p for p in picks if p.task not in put_off] + [p for p in picks if p.task in put_off]
+        fresh = _with_controls([p for p in picks if p.task not in put_off], scans, done.settings, len(first))
+        return fresh + [p for p in picks if p.task in put_off]
 
     def _extend_round(self, project: int, seen: Seen, done: Done, step: ExtendRound) -> None:
         latest = self.store.rounds(project, picks=False)[-1]
@@ -935,6 +941,19 @@ def _changed(rows: Sequence[TaskRow], known: Known, config: LabelConfig, stratif
             counts = {"annotated": r.annotated, "skipped": r.skipped}
             changed.append({"task": r.task, "image": image, "updated_at": r.updated_at, "stratum": stratum, **counts})
     return changed
+
+
+def _with_controls(picks: Sequence[Pick], scans: Sequence[Scan], settings: ProjectSettings, start: int) -> list[Pick]:
+    """An order from its place `start` on, with scans drawn at random in the places of the controls."""
+    if not settings.control_share:
+        return list(picks)
+    by_task = {s.task: s for s in scans}
+    drawn = sorted(range(len(picks)), key=lambda i: control_draw(by_task[picks[i].task], settings.seed))
+    rows, control = with_controls(np.arange(len(picks)), np.array(drawn, np.intp), settings.control_share, start=start)
+    return [
+        replace(picks[row], reason="control", score=None, distance=None) if chance else picks[row]
+        for row, chance in zip(rows.tolist(), control.tolist(), strict=True)
+    ]
 
 
 def _all_in_one_stratum(seen: Seen, settings: ProjectSettings) -> bool:

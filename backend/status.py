@@ -19,6 +19,7 @@ WHY = {
     "medoid": "typical of its group on the map",
     "farthest": "unlike the scans of its group chosen before it",
     "random": "drawn at random",
+    "control": "drawn at random, as a control",
     "skipped": "skipped by an annotator, so it comes last",
     "stratum": "the next of its group, so that every group has its share",
     "representative": "stands for scans that nothing stood for yet",

@@ -3,6 +3,7 @@
 from sampling.acquisition import ALPHA, Ranking, rank
 from sampling.clustering import Clustering, choose_clusters
 from sampling.cold_start import Order, Reason, cold_start_order
+from sampling.control import control_places, with_controls
 from sampling.farthest import farthest_first
 from sampling.pool import Pool
 from sampling.projection import EmbeddingMap, fit_map
@@ -64,6 +65,7 @@ __all__ = [
     "choose_clusters",
     "class_entropy",
     "cold_start_order",
+    "control_places",
     "disagreement",
     "expected_gain",
     "farthest_first",
@@ -82,4 +84,5 @@ __all__ = [
     "stopping_hint",
     "strategy_pair",
     "whole_order",
+    "with_controls",
 ]

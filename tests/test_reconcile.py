@@ -29,7 +29,7 @@ from backend.demo.phantoms import phantom
 from backend.errors import ScanqueueError, StorageFull, StudioRefused, StudioUnavailable
 from backend.learner import Case, Learner
 from backend.pixels import Letterboxed
-from backend.project import SAMPLING, fingerprint
+from backend.project import SAMPLING, Scan, control_draw, fingerprint
 from backend.reconcile import Reconciler, validation_rows
 from backend.segmenters import Segmenter
 from backend.settings import Settings
@@ -835,6 +835,77 @@ def test_another_strategy_for_the_time_with_a_model_leaves_the_cold_start_alone(
     assert world.studio.model_version == "scanqueue-r1"
     assert sorted(world.order()) == sorted(order)
     assert {p.reason for p in world.store.rounds(PROJECT)[-1]["picks"]} == {"random"}
+
+
+# -- controls --------------------------------------------------------------------------------------
+
+
+def controls(world: World) -> list[int]:
+    """Places, counted from 0, at which the latest order has scans drawn at random."""
+    latest = world.store.latest_round(PROJECT)
+    assert latest is not None
+    return [i for i, p in enumerate(latest["picks"]) if p.reason == "control"]
+
+
+def test_a_share_of_every_order_is_drawn_at_random_and_the_rest_stays_in_its_order(tmp_path: Path) -> None:
+    plain = World(tmp_path / "plain").cold_started()
+    world = World(tmp_path / "data", control_share=0.25).cold_started()
+    assert controls(world) == [1, 5, 9]
+    drawn = [world.order()[i] for i in controls(world)]
+    assert [t for t in world.order() if t not in drawn] == [t for t in plain.order() if t not in drawn]
+    seen = {q["task"]: q for q in status.queue(world.store, PROJECT)}
+    assert set(seen) == set(world.order()[:DEPTH]) == set(world.published())
+    assert seen[drawn[0]]["kind"] == "control"
+    assert seen[drawn[0]]["reason"].endswith("drawn at random, as a control")
+    assert (seen[drawn[0]]["score"], seen[drawn[0]]["distance"]) == (None, None)
+    assert world.label(2) == world.order()[:2]
+    world.run()
+    assert world.label(COLD - 2) == world.order()[2:COLD]
+    world.run()
+    assert world.studio.model_version == "scanqueue-r1"
+    assert controls(world) == [1, 5]
+    digests = {s["task"]: s["digest"] for s in world.store.scans(PROJECT)}
+    rest = sorted(world.order()[1:], key=lambda t: control_draw(Scan(t, "", digests[t]), 0))
+    assert world.order()[1] == rest[0]  # what chance would have drawn next, model or not
+    assert world.label(ROUND) == world.order()[:ROUND]
+
+
+def test_late_scans_may_be_drawn_too_and_published_places_stay(tmp_path: Path) -> None:
+    world = World(tmp_path / "data", control_share=0.5).cold_started()
+    order = world.order()
+    world.add_scans(20, 6)
+    world.run()
+    assert world.order()[:DEPTH] == order[:DEPTH]
+    assert controls(world) == list(range(0, 18, 2))
+    fresh = World(tmp_path / "fresh", control_share=0.5)
+    fresh.add_scans(0, 12)
+    fresh.add_scans(20, 6)
+    fresh.run()
+    drawn = {fresh.order()[i] for i in controls(fresh)}  # all at once: chance draws the same ones
+    assert len(drawn & {world.order()[i] for i in controls(world)}) >= 7
+
+
+def test_a_skipped_scan_is_not_drawn_again(tmp_path: Path) -> None:
+    world = World(tmp_path / "data", control_share=0.5).cold_started()
+    first = world.order()[0]
+    assert controls(world)[0] == 0
+    world.studio.skip(first)
+    world.run()
+    for task in world.order()[1 : 1 + COLD]:
+        world.submit(task)
+    world.run()
+    assert world.studio.model_version == "scanqueue-r1"
+    latest = world.store.latest_round(PROJECT)
+    assert latest is not None
+    assert (latest["picks"][-1].task, latest["picks"][-1].reason) == (first, "skipped")
+
+
+def test_another_seed_draws_others(tmp_path: Path) -> None:
+    drawn = set()
+    for seed in range(4):
+        world = World(tmp_path / str(seed), control_share=0.25, seed=seed).cold_started()
+        drawn.add(tuple(world.order()[i] for i in controls(world)))
+    assert len(drawn) == 4
 
 
 # -- strata ----------------------------------------------------------------------------------------
