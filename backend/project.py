@@ -17,6 +17,7 @@ from backend.settings import ProjectSettings
 
 SAMPLING = "Uncertainty sampling"
 VALIDATION_SHARE = 0.2
+ARM = 5  # labels of either kind below which choosing and chance are not compared
 RECENT = 100  # newest annotations whose authors count as annotators of today
 DRAWING_TAGS = {"BrushLabels": "brush", "PolygonLabels": "polygon"}
 
@@ -131,11 +132,12 @@ class Scan:
 
 @dataclass(frozen=True)
 class Label:
-    """The annotation that counts for one task. `key` changes when it is edited."""
+    """The annotation that counts for one task. `key` changes when it is edited; `annotation` grows with time."""
 
     task: int
     key: str
     problem: str = ""
+    annotation: int = 0
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,9 @@ class Done:
 
     settings  with the strategy written out as COLD+MODEL
     scored    digests of which the active model said all that the strategy wants to know
+    compared  versions of models with which choosing and chance were compared
+    served    tasks that were ever in an order, and whether as a control, in the last order that had them; empty
+              while no comparison is due
     """
 
     settings: ProjectSettings
@@ -206,6 +211,8 @@ class Done:
     active: str = ""
     scored: frozenset[str] = frozenset()
     rounds: tuple[Round, ...] = ()
+    compared: frozenset[str] = frozenset()
+    served: Mapping[int, bool] = field(default_factory=dict)
     asked: int = 0  # how many times a training was asked for and not yet done
 
 
@@ -279,7 +286,25 @@ class Publish:
     doubled: bool = False
 
 
-Step = Listen | ReadScans | ReadMasks | FitMap | MapScans | OpenRound | ExtendRound | Score | Train | Publish
+@dataclass(frozen=True)
+class CompareArms:
+    """Train one model on labels of ours and one on as many controls, and judge both on the same scans.
+
+    version     the model whose labels these are; nothing but its details is changed
+    ours        tasks labelled first among those that were chosen
+    control     as many tasks that were drawn at random
+    validation  tasks that are held out of both
+    """
+
+    version: str
+    ours: tuple[int, ...]
+    control: tuple[int, ...]
+    validation: tuple[int, ...]
+
+
+Step = (
+    Listen | ReadScans | ReadMasks | FitMap | MapScans | OpenRound | ExtendRound | Score | Train | Publish | CompareArms
+)
 
 
 @dataclass(frozen=True)
@@ -372,6 +397,9 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
             steps.append(ExtendRound(tuple(s.task for s in late)))
     if train is not None:
         steps.append(train)
+    if not steps:  # nobody waits for it
+        arms = _arms(done, config, ready, known)
+        steps += [arms] if arms else []
     training = train is not None and not any(isinstance(s, OpenRound) for s in steps)
     return Plan(*_phase(done, scans, usable, training), steps=tuple(steps))
 
@@ -393,6 +421,26 @@ def _training(done: Done, config: LabelConfig, known: Mapping[int, Label], usabl
     if last is not None and last.trained_on == keys and last.labels == config.labels:
         return None  # the very same labels: training again would give the very same model
     return Train(version_name(next_round(done)), usable) if due else None
+
+
+def _arms(done: Done, config: LabelConfig, ready: Sequence[Scan], known: Mapping[int, Label]) -> CompareArms | None:
+    """The comparison of our order with chance that is due for the newest model, if any."""
+    if not done.settings.control_share or not done.models:
+        return None
+    last = done.models[-1]
+    if last.version in done.compared or last.labels != config.labels:
+        return None
+    used = [s for s in ready if s.annotated and s.task in known and known[s.task].key in last.trained_on]
+    used = sorted((s for s in used if not known[s.task].problem), key=lambda s: (known[s.task].annotation, s.task))
+    held = validation_rows([s.digest for s in used])
+    learn = [s.task for i, s in enumerate(used) if i not in held]
+    ours = [task for task in learn if done.served.get(task) is False]
+    control = [task for task in learn if done.served.get(task)]
+    count = min(len(ours), len(control))
+    if not held or count < ARM:
+        return None
+    validation = tuple(s.task for i, s in enumerate(used) if i in held)
+    return CompareArms(last.version, tuple(ours[:count]), tuple(control[:count]), validation)
 
 
 def _scoring(scans: list[Scan], done: Done) -> list[Step]:

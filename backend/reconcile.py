@@ -41,6 +41,7 @@ from backend.locks import Hold
 from backend.measures import Note, nowhere
 from backend.project import (
     VALIDATION_SHARE,
+    CompareArms,
     Done,
     ExtendRound,
     FitMap,
@@ -119,6 +120,10 @@ class Busy(Exception):
 
 class Again(Exception):
     """What the step was planned on has changed under its hands; the next look plans anew."""
+
+
+class Later(Exception):
+    """Somebody else trains just now; a training that nobody waits for is left to a later look."""
 
 
 @dataclass
@@ -215,6 +220,8 @@ class Reconciler:
                 self.note("step", type(step).__name__, time.monotonic() - began)
             except Again:
                 last = None
+            except Later:
+                refused.add(type(step))
             except StudioRefused as error:
                 if not isinstance(step, Publish | Listen) or isinstance(error, ProjectGone):
                     raise
@@ -241,6 +248,8 @@ class Reconciler:
             self._extend_round(project, seen, done, step)
         elif isinstance(step, Train):
             self._train(project, seen, done, step)
+        elif isinstance(step, CompareArms):
+            self._compare_arms(project, seen, done, step)
         elif isinstance(step, Listen):
             row = self._row(project)
             self.studio.set_webhook(project, webhook_url(self.settings, row["backend_url"]), row["secret"])
@@ -344,7 +353,7 @@ class Reconciler:
         fresh = {s["task"]: s["updated_at"] for s in rows if s["annotated"]}
         read = self.store.labels(project)
         labels = tuple(
-            Label(r["task"], r["key"], r["problem"])
+            Label(r["task"], r["key"], r["problem"], r["annotation"])
             for r in read
             if fresh.get(r["task"]) == r["read_at"] and r["config"] == config.key
         )
@@ -438,6 +447,8 @@ class Reconciler:
         if row["embedder"] != embedder.name or row["embedder_why"] != embedder.why:
             self.store.set_project(project, embedder=embedder.name, embedder_why=embedder.why)
         mapped, fitted = self._mapped(project, embedder.name)
+        trained = self.store.models(project)
+        compared = frozenset(m["version"] for m in trained if "arms" in m["details"])
         models = tuple(
             Model(
                 m["version"],
@@ -446,7 +457,7 @@ class Reconciler:
                 m["fingerprint"],
                 bool(m["accepted"]),
             )
-            for m in self.store.models(project)
+            for m in trained
             # One whose file was lost is as good as never trained. Those that retention removes are neither the
             # newest nor in use, and of the others nothing is asked here.
             if self.store.has("models", m["fingerprint"])
@@ -456,6 +467,7 @@ class Reconciler:
             Round(r["n"], r["key"], r["model"], tuple(p.task for p in r["picks"]), tuple(r["carried"]))
             for r in self.store.rounds(project, picks=False)
         )
+        due = settings.control_share and models and models[-1].version not in compared
         return Done(
             settings=settings,
             embedder=embedder.name,
@@ -466,8 +478,14 @@ class Reconciler:
             active=active.version if active else "",
             scored=frozenset(self._signals(active.fingerprint, settings)) if active else frozenset(),
             rounds=rounds,
+            compared=compared,
+            served=self._served(project) if due else {},
             asked=row["asked"],
         )
+
+    def _served(self, project: int) -> dict[int, bool]:
+        """Tasks that were in an order, and whether as a control, in the last one that had them."""
+        return {p.task: p.reason == "control" for r in self.store.rounds(project) for p in r["picks"]}
 
     def _signals(self, model: str, settings: ProjectSettings) -> dict[str, dict[str, Any]]:
         """What a model said of scans, by digest: of those of which it said all that the strategy wants to know."""
@@ -808,6 +826,60 @@ class Reconciler:
             asked=done.asked,
         )
 
+    def _compare_arms(self, project: int, seen: Seen, done: Done, step: CompareArms) -> None:
+        """Train on ours and on the controls, and write down how good either is. Both models are thrown away then.
+
+        What people wait for goes before: the training is given up for it, and begun again when it is done.
+        """
+        assert seen.config is not None
+        labels = seen.config.labels
+        cases = self._cases(project, seen, [*step.ours, *step.control, *step.validation])
+        held_out = set(step.validation)
+        watched = [(scan, c) for scan, _, c in cases if scan.task in held_out]
+        recipe = self.learner.describe_training(done.settings.seed)
+        looked = [time.monotonic()]
+        found: dict[str, Any] = {"labels": len(step.ours)}
+        names = []
+        for arm, tasks in (("ours", set(step.ours)), ("control", set(step.control))):
+            learn = [c for scan, _, c in cases if scan.task in tasks]
+            made_from = [[s.digest, mask, s.task in held_out] for s, mask, _ in cases if s.task in tasks | held_out]
+            name = fingerprint("arm", made_from, labels, recipe)
+            what = f"comparing our order with chance: training on {len(learn)} labels ({arm})"
+
+            def on_step(at: int, total: int, what: str = what) -> None:
+                self._check(project)
+                self._report(project, what, at, total)
+                self._tend(project)
+                if time.monotonic() - looked[0] >= TEND_EVERY:
+                    self._give_way(project)
+                    looked[0] = time.monotonic()
+
+            if not self.store.has("arms", name):
+                self.store.check_room(TRAINING_ROOM)
+                with self.store.training_slot() as mine:
+                    if not mine:
+                        raise Later
+                    log.info("project %s: %s", project, what)
+                    validation = [c for _, c in watched]
+                    seed, every = done.settings.seed, _every(0.5, on_step)
+                    save, _ = self.learner.train(learn, validation, labels, seed=seed, on_step=every)
+                    self.store.put_folder("arms", name, save)
+            found[arm] = self._evaluate(project, name, labels, labels, watched, kind="arms")
+            names.append(name)
+        self.store.add_details(project, step.version, {"arms": found})
+        for name in names:  # killed before: retention removes them
+            self.learner.forget(self.store.path("arms", name))
+            self.store.remove_folder("arms", name)
+
+    def _give_way(self, project: int) -> None:
+        """Raises Again when people wait for something else than the comparison that is under way."""
+        seen = self.observe(project)
+        done = self.done(project, seen)
+        for step in decide(seen, done).steps:
+            many = isinstance(step, ReadMasks) and len(step.tasks) >= done.settings.round_size
+            if many or isinstance(step, Train | OpenRound):
+                raise Again
+
     def _agreement(
         self, project: int, seen: Seen, champion: Mapping[str, Any], name: str, classes: int
     ) -> dict[str, Any]:
@@ -833,10 +905,16 @@ class Reconciler:
         return {"agreement": same}
 
     def _evaluate(
-        self, project: int, model: str, has: Sequence[str], wanted: Sequence[str], cases: Sequence[tuple[Scan, Case]]
+        self,
+        project: int,
+        model: str,
+        has: Sequence[str],
+        wanted: Sequence[str],
+        cases: Sequence[tuple[Scan, Case]],
+        kind: str = "models",
     ) -> dict[str, Any]:
         """Summary of a model on labelled scans, each fitted into that model's own working square."""
-        folder = self.store.path("models", model)
+        folder = self.store.path(kind, model)
         size = self.learner.image_size_of(folder)
         scores: list[Scores] = []
         for start in range(0, len(cases), PREDICT_CHUNK):

@@ -45,6 +45,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
 
     `queue` lists the tasks that annotators are served now, in order. Distances are in `unit`. `stopping` says whether
     more labels are expected to be worth it (`sampling.Hint`); None before the first model and when nothing is left.
+    `control` compares models of our order and of chance, as of the `version` they were last compared with; None before.
     """
     row = store.project(project)
     if row is None:
@@ -78,9 +79,16 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "shown": shown_summary(store, project, version_name(latest)) if latest is not None else _nothing(),
         "queue": [p.task for p, _ in served(store, project)],
         "job": job,
+        "control": _compared(models),
         "stopping": _stopping(models, left, settings_of(store, project)),
         "problems": sorted(problems, key=lambda p: p["task"]),
     }
+
+
+def _compared(models: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """{version, labels, ours: {dice, ...}, control: {dice, ...}} of the newest comparison with chance."""
+    found = [{"version": m["version"], **m["details"]["arms"]} for m in models if "arms" in m["details"]]
+    return found[-1] if found else None
 
 
 def _stopping(models: Sequence[Mapping[str, Any]], left: int, settings: ProjectSettings) -> dict[str, Any] | None:
@@ -185,7 +193,11 @@ def map_points(store: Store, project: int) -> list[dict[str, Any]]:
 
 
 def round_list(store: Store, project: int) -> list[dict[str, Any]]:
-    """Oldest first: {round, model_version, model, labels, validation, shown, accepted, remark, ...}."""
+    """Oldest first: {round, model_version, model, labels, validation, shown, accepted, remark, control, ...}.
+
+    control  {version, labels, ours, control}: a model of so many labels of our order, and one of as many drawn at
+             random, on the same held-out scans; None where they were not compared
+    """
     models = {m["version"]: m for m in store.models(project)}
     answers = []
     for r in store.rounds(project, picks=False):
@@ -202,6 +214,7 @@ def round_list(store: Store, project: int) -> list[dict[str, Any]]:
                 "shown": shown_summary(store, project, version),
                 "accepted": bool(trained["accepted"]) if trained else None,
                 "remark": trained["remark"] if trained else "",
+                "control": _compared([trained]) if trained else None,
                 "created_at": r["created_at"],
                 "published_at": r["published_at"],
             }

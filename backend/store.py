@@ -637,6 +637,14 @@ class Store:
                 here = (project_table.c.id == project, project_table.c.active == instead_of)
                 connection.execute(update(project_table).where(*here).values(active=active))
 
+    def add_details(self, project: int, version: str, more: Mapping[str, Any]) -> None:
+        """Add to the details of a trained model; what else is recorded of it stays."""
+        with self.write() as connection:
+            here = (model_table.c.project == project, model_table.c.version == version)
+            found = connection.execute(select(model_table.c.details).where(*here)).scalar_one()
+            values = {"details": _json(json.loads(found) | dict(more))}
+            connection.execute(update(model_table).where(*here).values(**values))
+
     def models(self, project: int) -> list[dict[str, Any]]:
         """Oldest first."""
         statement = select(model_table).where(model_table.c.project == project)

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -906,6 +907,120 @@ def test_another_seed_draws_others(tmp_path: Path) -> None:
         world = World(tmp_path / str(seed), control_share=0.25, seed=seed).cold_started()
         drawn.add(tuple(world.order()[i] for i in controls(world)))
     assert len(drawn) == 4
+
+
+CONTROLLED = {"control_share": 0.5, "cold_start_size": 18, "queue_depth": 18}
+
+
+def compared(folder: Path, fuse: Fuse | None = None) -> World:
+    """Eighteen labels, half of them of chance, and a model; killed once where the fuse says, then started anew."""
+    world = World(folder, **CONTROLLED)
+    world.add_scans(0, 24)
+    world.run()
+    world.label(18)
+    if fuse is not None:
+        tools = world.reconciler()
+        with suppress(Killed):
+            replace(tools, store=Fused(tools.store, STORE_WRITES, fuse)).reconcile(PROJECT)  # type: ignore[arg-type]
+    world.run()
+    return world
+
+
+def test_our_order_is_compared_with_chance_once_for_each_model_and_after_publishing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = compared(tmp_path / "data", names := Fuse())
+    (model,) = world.store.models(PROJECT)
+    arms = model["details"]["arms"]
+    latest = world.store.rounds(PROJECT)[0]
+    chance = {p.task for p in latest["picks"] if p.reason == "control"}
+    held = model["details"]["validation"]
+    assert 5 <= arms["labels"] <= len(chance & set(world.annotations))
+    assert arms["ours"]["n"] == arms["control"]["n"] == held
+    assert 0 <= arms["ours"]["dice"] <= 1
+    assert arms["ours"].keys() == model["validation"].keys()
+    assert world.status()["control"] == {"version": "scanqueue-r1", **arms}
+    assert [r["control"] for r in status.round_list(world.store, PROJECT)] == [None, world.status()["control"]]
+    shown = CliRunner().invoke(cli.app, ["status", "--project", "1", "--data-dir", str(world.folder)], env={})
+    assert "drawn at random" in shown.output.replace("\n", " ")
+    assert (world.status()["model"], world.studio.model_version) == ("scanqueue-r1", "scanqueue-r1")
+    assert list((world.folder / "arms").rglob("*.*")) == []
+    assert names.names.index("add_details") > names.names.index("mark_published")
+    with monkeypatch.context() as never:
+        never.setattr(KeptLearner, "train", None)
+        world.run()
+    world.label(ROUND)
+    world.run()
+    assert ["arms" in m["details"] for m in world.store.models(PROJECT)] == [True, True]
+
+
+def test_without_controls_nothing_is_compared(world: World) -> None:
+    world.in_round_1()
+    assert world.status()["control"] is None
+    assert not (world.folder / "arms").exists()
+
+
+def test_killed_during_the_comparison_it_ends_with_the_same_one(tmp_path: Path) -> None:
+    whole = compared(tmp_path / "whole", fuse := Fuse())
+    last = len(fuse.names) - fuse.names[::-1].index("add_details")
+    first = max(i for i, name in enumerate(fuse.names[: last - 1], start=1) if name == "put_folder") - 1
+    details = whole.store.models(PROJECT)[0]["details"]["arms"]
+    end = whole.end_state()
+    for at in range(first, last + 2):
+        world = compared(tmp_path / "data", Fuse(at))
+        assert world.store.models(PROJECT)[0]["details"]["arms"] == details
+        state = world.end_state()
+        left = [f for f in state["files"] if f.startswith("arms/")]
+        state["files"] = [f for f in state["files"] if f not in left]
+        assert state == end, f"killed at write {at}, {fuse.names[at - 1]}"
+        assert not left or at > last  # which retention removes after a day
+        shutil.rmtree(world.folder)
+
+
+def test_a_comparison_gives_way_to_a_training_and_is_made_with_the_newest_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "data", **CONTROLLED)
+    world.add_scans(0, 24)
+    world.run()
+    world.label(18)
+    monkeypatch.setattr(reconcile, "TEND_EVERY", 0.0)
+    report = Reconciler._report
+
+    def label_meanwhile(self: Reconciler, project: int, step: str, done: int, total: int) -> None:
+        report(self, project, step, done, total)
+        if step.startswith("comparing") and len(world.annotations) == 18:
+            world.label(ROUND)
+
+    monkeypatch.setattr(Reconciler, "_report", label_meanwhile)
+    world.run()
+    assert ["arms" in m["details"] for m in world.store.models(PROJECT)] == [False, True]
+    assert world.studio.model_version == "scanqueue-r2"
+
+
+def test_a_comparison_waits_while_another_project_is_trained_and_keeps_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "data", **CONTROLLED)
+    world.add_scans(0, 24)
+    world.run()
+    world.label(18)
+    real = Reconciler._compare_arms
+
+    def beside_another(self: Reconciler, *args: Any) -> None:
+        with Store(world.folder).training_slot() as mine:
+            assert mine
+            real(self, *args)
+
+    with monkeypatch.context() as busy:
+        busy.setattr(Reconciler, "_compare_arms", beside_another)
+        plan = world.reconciler().reconcile(PROJECT)
+    assert [type(s).__name__ for s in plan.steps] == ["CompareArms"]
+    assert world.status()["control"] is None
+    assert world.studio.model_version == "scanqueue-r1"
+    assert world.status()["trouble"] == ""
+    world.run()
+    assert world.status()["control"]["version"] == "scanqueue-r1"
 
 
 # -- strata ----------------------------------------------------------------------------------------
