@@ -55,12 +55,13 @@ class Bulk:
         ]
 
     def do(self, kind: str, project: int, needs: str, tasks: Sequence[int]) -> None:
-        """A part of the work `kind`: "read", or with the model `needs` "score" or "draw"."""
+        """A part of the work `kind`: "read", or "score" or "draw" with the model that `needs` names."""
         scans = self.scans(project, tasks)
         if kind == "read":
             self.read(project, scans)
         elif kind == "score":
-            self.score(project, needs, scans)
+            model, _, extra = needs.partition("|")
+            self.score(project, model, scans, extra)
         else:
             self.draw(project, needs, scans)
 
@@ -137,13 +138,18 @@ class Bulk:
 
     # -- with a model -------------------------------------------------------------------------
 
-    def score(self, project: int, model: str, scans: Sequence[Scan]) -> None:
-        """Store the entropy of these scans under the model with this fingerprint."""
+    @staticmethod
+    def needs_to_score(model: str, extra: str) -> str:
+        """What scoring depends on besides the scans: a model's fingerprint, and a signal that takes extra work."""
+        return f"{model}|{extra}" if extra else model
+
+    def score(self, project: int, model: str, scans: Sequence[Scan], extra: str = "") -> None:
+        """Store how unsure the model with this fingerprint is of these scans; `extra` as in `Learner.signals`."""
         folder = self.store.path("models", model)
         for good, boxes in self.boxes(project, scans, self.learner.image_size_of(folder)):
             if boxes:
-                values = self.learner.signals(folder, boxes)
-                self.store.put_entropies(model, {s.digest: v["image"] for s, v in zip(good, values, strict=True)})
+                values = self.learner.signals(folder, boxes, extra)
+                self.store.put_signals(model, {s.digest: v for s, v in zip(good, values, strict=True)})
 
     def draw(self, project: int, model: str, scans: Sequence[Scan]) -> None:
         """Store the model's mask of these scans at original size, where there is none yet."""

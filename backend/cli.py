@@ -151,6 +151,12 @@ def _print_status(one: dict[str, Any]) -> None:
         ("shown masks", _quality(shown)),
         ("queue", " ".join(map(str, one["queue"][:12])) + (" ..." if len(one["queue"]) > 12 else "")),
     ]
+    if one["control"]:
+        arms = one["control"]
+        both = f"{_quality(arms['ours'])} with {arms['labels']} of our labels, {_quality(arms['control'])} with as many"
+        rows.append(("our order", f"{both} drawn at random"))
+    if one["stopping"]:
+        rows.append(("more labels?", one["stopping"]["sentence"]))
     if job:
         left = f", about {job['seconds_left']:.0f} s left" if job["seconds_left"] is not None else ""
         rows.append(("now", f"{job['step']}: {job['done']} of {job['total']}{left}"))

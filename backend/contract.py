@@ -71,6 +71,19 @@ SCHEMAS: dict[str, Schema] = {
     "Activate": _thing({"version": {"type": "string", "examples": ["scanqueue-r2"]}}),
     "Quality": _thing({}, {"dice": _MAYBE, "hd95": _MAYBE, "hd": _MAYBE, "unit": _or_null(TEXT), "n": WHOLE}),
     "Job": _thing({"step": TEXT, "done": WHOLE, "total": WHOLE, "seconds_left": _MAYBE}),
+    "Compared": _thing({"version": TEXT, "labels": WHOLE, "ours": _of("Quality"), "control": _of("Quality")}),
+    "Stopping": _thing(
+        {
+            "advice": {"enum": ["go on", "nearly there", "stop", "too early to say"]},
+            "sentence": TEXT,
+            "gain": _MAYBE,
+            "low": _MAYBE,
+            "high": _MAYBE,
+            "labels_worth": _or_null(WHOLE),
+            "agreement": _MAYBE,
+            "threshold": NUMBER,
+        }
+    ),
     "Project": _thing(
         {
             "project": WHOLE,
@@ -89,6 +102,8 @@ SCHEMAS: dict[str, Schema] = {
             "shown": _of("Quality"),
             "queue": _many(WHOLE),
             "job": _or_null(_of("Job")),
+            "control": _or_null(_of("Compared")),
+            "stopping": _or_null(_of("Stopping")),
             "problems": _many(_thing({"task": WHOLE, "what": TEXT})),
         }
     ),
@@ -141,6 +156,7 @@ SCHEMAS: dict[str, Schema] = {
                         "shown": _of("Quality"),
                         "accepted": _or_null(YES_NO),
                         "remark": TEXT,
+                        "control": _or_null(_of("Compared")),
                         "created_at": NUMBER,
                         "published_at": _MAYBE,
                     }

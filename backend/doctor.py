@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from backend.choices import project_settings
 from backend.errors import BadSetting, NotSegmentable, ScanqueueError, WeightsMissing
 from backend.project import SAMPLING, SECRET_HEADER, LabelConfig, version_name
-from backend.settings import ProjectSettings, Settings, is_loopback
+from backend.settings import Settings, is_loopback
 from backend.store import Store
 from backend.studio import ProjectPage, Studio, plain_url, read_token, webhook_cure
 
@@ -503,7 +504,7 @@ def _backend(settings: Settings, studio: Studio, project: int, address: str, tit
         cure = "Give user and password in Settings > Model as Basic Authentication instead of in the URL."
         yield Finding("backend", "warning", what, cure)
     try:
-        ProjectSettings.from_json(ours.get("extra_params"))
+        project_settings(ours.get("extra_params"))
     except BadSetting as error:
         cure = "Correct the extra params in Settings > Model, Edit."
         yield Finding("backend", "error", f"The extra params of the model cannot be used: {error}", cure)

@@ -23,7 +23,13 @@ from backend.store import Store, progress_table, shard_table
 log = logging.getLogger("scanqueue.metrics")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-STEPS = ("training", "ranking", "laying out the map", "reading annotations")  # the rest reads or embeds scans
+STEPS = (
+    "training",
+    "comparing",
+    "ranking",
+    "laying out the map",
+    "reading annotations",
+)  # the rest reads or embeds scans
 OTHER = "scans"
 
 # name, what it says, and its value in `status.describe`; None is left out

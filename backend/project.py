@@ -17,6 +17,7 @@ from backend.settings import ProjectSettings
 
 SAMPLING = "Uncertainty sampling"
 VALIDATION_SHARE = 0.2
+ARM = 5  # labels of either kind below which choosing and chance are not compared
 RECENT = 100  # newest annotations whose authors count as annotators of today
 DRAWING_TAGS = {"BrushLabels": "brush", "PolygonLabels": "polygon"}
 
@@ -115,7 +116,10 @@ class LabelConfig:
 
 @dataclass(frozen=True)
 class Scan:
-    """One task. `digest` names its pixels once they were read; `problem` says why they were not."""
+    """One task. `digest` names its pixels once they were read; `problem` says why they were not.
+
+    stratum  what its data says under the key `stratify_by`
+    """
 
     task: int
     image: str
@@ -123,15 +127,17 @@ class Scan:
     annotated: bool = False
     skipped: bool = False
     problem: str = ""
+    stratum: str = ""
 
 
 @dataclass(frozen=True)
 class Label:
-    """The annotation that counts for one task. `key` changes when it is edited."""
+    """The annotation that counts for one task. `key` changes when it is edited; `annotation` grows with time."""
 
     task: int
     key: str
     problem: str = ""
+    annotation: int = 0
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Done:
-    """Our side: what has been computed and stored."""
+    """Our side: what has been computed and stored.
+
+    settings  with the strategy written out as COLD+MODEL
+    scored    digests of which the active model said all that the strategy wants to know
+    compared  versions of models with which choosing and chance were compared
+    served    tasks that were ever in an order, and whether as a control, in the last order that had them; empty
+              while no comparison is due
+    """
 
     settings: ProjectSettings
     embedder: str
@@ -198,6 +211,8 @@ class Done:
     active: str = ""
     scored: frozenset[str] = frozenset()
     rounds: tuple[Round, ...] = ()
+    compared: frozenset[str] = frozenset()
+    served: Mapping[int, bool] = field(default_factory=dict)
     asked: int = 0  # how many times a training was asked for and not yet done
 
 
@@ -249,7 +264,7 @@ class ExtendRound:
 
 @dataclass(frozen=True)
 class Score:
-    """Predict these scans with the active model and store their entropy."""
+    """Predict these scans with the active model and store how unsure it is of them."""
 
     tasks: tuple[int, ...]
 
@@ -271,7 +286,25 @@ class Publish:
     doubled: bool = False
 
 
-Step = Listen | ReadScans | ReadMasks | FitMap | MapScans | OpenRound | ExtendRound | Score | Train | Publish
+@dataclass(frozen=True)
+class CompareArms:
+    """Train one model on labels of ours and one on as many controls, and judge both on the same scans.
+
+    version     the model whose labels these are; nothing but its details is changed
+    ours        tasks labelled first among those that were chosen
+    control     as many tasks that were drawn at random
+    validation  tasks that are held out of both
+    """
+
+    version: str
+    ours: tuple[int, ...]
+    control: tuple[int, ...]
+    validation: tuple[int, ...]
+
+
+Step = (
+    Listen | ReadScans | ReadMasks | FitMap | MapScans | OpenRound | ExtendRound | Score | Train | Publish | CompareArms
+)
 
 
 @dataclass(frozen=True)
@@ -364,6 +397,9 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
             steps.append(ExtendRound(tuple(s.task for s in late)))
     if train is not None:
         steps.append(train)
+    if not steps:  # nobody waits for it
+        arms = _arms(done, config, ready, known)
+        steps += [arms] if arms else []
     training = train is not None and not any(isinstance(s, OpenRound) for s in steps)
     return Plan(*_phase(done, scans, usable, training), steps=tuple(steps))
 
@@ -387,6 +423,26 @@ def _training(done: Done, config: LabelConfig, known: Mapping[int, Label], usabl
     return Train(version_name(next_round(done)), usable) if due else None
 
 
+def _arms(done: Done, config: LabelConfig, ready: Sequence[Scan], known: Mapping[int, Label]) -> CompareArms | None:
+    """The comparison of our order with chance that is due for the newest model, if any."""
+    if not done.settings.control_share or not done.models:
+        return None
+    last = done.models[-1]
+    if last.version in done.compared or last.labels != config.labels:
+        return None
+    used = [s for s in ready if s.annotated and s.task in known and known[s.task].key in last.trained_on]
+    used = sorted((s for s in used if not known[s.task].problem), key=lambda s: (known[s.task].annotation, s.task))
+    held = validation_rows([s.digest for s in used])
+    learn = [s.task for i, s in enumerate(used) if i not in held]
+    ours = [task for task in learn if done.served.get(task) is False]
+    control = [task for task in learn if done.served.get(task)]
+    count = min(len(ours), len(control))
+    if not held or count < ARM:
+        return None
+    validation = tuple(s.task for i, s in enumerate(used) if i in held)
+    return CompareArms(last.version, tuple(ours[:count]), tuple(control[:count]), validation)
+
+
 def _scoring(scans: list[Scan], done: Done) -> list[Step]:
     unscored = tuple(s.task for s in scans if s.digest not in done.scored)
     return [Score(unscored)] if unscored else []
@@ -403,17 +459,33 @@ def next_round(done: Done) -> int:
 
 
 def round_key(done: Done, config: LabelConfig) -> str:
-    """A round is opened whenever this changes: another model, another training, other settings."""
+    """A round is opened whenever this changes: another model, another training, other settings.
+
+    Only what the order at hand depends on is in it, and what is at its default is left out, so that neither a
+    setting of the other moment nor one that a newer version brings opens a round.
+    """
+    settings = done.settings
+    cold, ranked = settings.moments
+    more: dict[str, Any] = {"control_share": settings.control_share} if settings.control_share else {}
     if not done.models:
-        return fingerprint(done.settings.strategy)
+        if cold == "stratified":
+            more["stratify_by"] = settings.stratify_by
+        return fingerprint(cold, *([more] if more else []))
+    if settings.uncertainty != "image":
+        more["uncertainty"] = settings.uncertainty
     trained = done.models[-1].version
-    return fingerprint(done.active, trained, config.key, done.settings.alpha, done.settings.strategy)
+    return fingerprint(done.active, trained, config.key, settings.alpha, ranked, *([more] if more else []))
 
 
 def annotators(labels: Iterable[tuple[int, int | None]]) -> int:
     """How many people annotate: authors of the newest annotations, given as (number, author)."""
     newest = sorted(labels, key=lambda label: -label[0])[:RECENT]
     return len({author for _, author in newest if author is not None})
+
+
+def control_draw(scan: Scan, seed: int) -> tuple[str, int]:
+    """What scans are sorted by to be drawn at random: independent of everything but the seed, and stable."""
+    return hashlib.sha256(f"control|{seed}|{scan.digest}".encode()).hexdigest(), scan.task
 
 
 def validation_rows(digests: Sequence[str]) -> set[int]:

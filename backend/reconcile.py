@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.bulk import Bulk
+from backend.choices import extra_signal, project_settings
 from backend.errors import (
     BadSetting,
     NotSegmentable,
@@ -40,6 +41,7 @@ from backend.locks import Hold
 from backend.measures import Note, nowhere
 from backend.project import (
     VALIDATION_SHARE,
+    CompareArms,
     Done,
     ExtendRound,
     FitMap,
@@ -61,6 +63,7 @@ from backend.project import (
     Step,
     Train,
     annotators,
+    control_draw,
     decide,
     fingerprint,
     next_step,
@@ -80,11 +83,14 @@ from sampling import (
     Clustering,
     EmbeddingMap,
     Pool,
+    agreement,
+    agreement_sample,
     choose_clusters,
+    control_places,
     fit_map,
     long_ranking,
-    strategy_pair,
     whole_order,
+    with_controls,
 )
 
 log = logging.getLogger("scanqueue.reconcile")
@@ -101,10 +107,11 @@ TRAINING_ROOM = 512 * 2**20  # bytes that must be free before a training: a chec
 LOG_EVERY = 15.0  # seconds between progress lines
 UNHEARD = 30.0  # seconds without reports of progress after one that could not be written
 TEND_EVERY = 10.0  # seconds between looks at the queue during long steps
+STRATUM = 200  # characters of what tells scans apart
 RANKED = 2000  # places ranked one by one; what lies behind them is ordered by entropy alone
 
 Beyond = tuple[int, int]  # annotations and skips that Label Studio counts and the tasks that we know do not have
-Known = Mapping[int, tuple[str, int, int, str]]  # task: updated_at, annotated, skipped, image
+Known = Mapping[int, tuple[str, int, int, str, str]]  # task: updated_at, annotated, skipped, image, stratum
 
 
 class Busy(Exception):
@@ -113,6 +120,10 @@ class Busy(Exception):
 
 class Again(Exception):
     """What the step was planned on has changed under its hands; the next look plans anew."""
+
+
+class Later(Exception):
+    """Somebody else trains just now; a training that nobody waits for is left to a later look."""
 
 
 @dataclass
@@ -192,6 +203,11 @@ class Reconciler:
                 if done.asked and not plan.steps:
                     self.store.answered(project, done.asked)
                     troubles.append("A training was asked for, but there is nothing new to learn from.")
+                if not done.models and _all_in_one_stratum(seen, done.settings):
+                    troubles.append(
+                        f"No scan has {done.settings.stratify_by!r} in its data, so the order is simply random. Import "
+                        "it with the scans, or set stratify_by to a key that they have."
+                    )
                 if others := self._other_backends(project):
                     troubles.append(others)
                 self.store.set_trouble(project, " ".join(troubles), seen_at=time.time())
@@ -204,6 +220,8 @@ class Reconciler:
                 self.note("step", type(step).__name__, time.monotonic() - began)
             except Again:
                 last = None
+            except Later:
+                refused.add(type(step))
             except StudioRefused as error:
                 if not isinstance(step, Publish | Listen) or isinstance(error, ProjectGone):
                     raise
@@ -222,13 +240,16 @@ class Reconciler:
         elif isinstance(step, Score):
             model = self._model(project, done.active)
             assert model is not None
-            self._shared(project, "score", model["fingerprint"], step.tasks, "scoring the pool")
+            needs = self.bulk.needs_to_score(model["fingerprint"], extra_signal(done.settings))
+            self._shared(project, "score", needs, step.tasks, "scoring the pool")
         elif isinstance(step, OpenRound):
             self._open_round(project, seen, done, step)
         elif isinstance(step, ExtendRound):
             self._extend_round(project, seen, done, step)
         elif isinstance(step, Train):
             self._train(project, seen, done, step)
+        elif isinstance(step, CompareArms):
+            self._compare_arms(project, seen, done, step)
         elif isinstance(step, Listen):
             row = self._row(project)
             self.studio.set_webhook(project, webhook_url(self.settings, row["backend_url"]), row["secret"])
@@ -316,10 +337,10 @@ class Reconciler:
             self.store.set_project(project, title=page.title)
             return Seen(project, None, (), (), Live(), str(error))
         try:
-            known_strategy(ProjectSettings.from_json(row["extra_params"]).strategy)
+            settings = project_settings(row["extra_params"])
         except BadSetting as error:
             return Seen(project, None, (), (), Live(), f"project {project}: {error}")
-        self._take_tasks(project, row, page, config)
+        self._take_tasks(project, row, page, config, settings)
         self.store.set_project(project, title=page.title, config=config.to_json())
 
         now = time.time()
@@ -327,11 +348,12 @@ class Reconciler:
         scans = []
         for s in rows:
             problem = s["problem"] if 0 <= now - s["problem_at"] < PROBLEM_RETRY else ""  # not in a clock's future
-            scans.append(Scan(s["task"], s["image"], s["digest"], bool(s["annotated"]), bool(s["skipped"]), problem))
+            flags = bool(s["annotated"]), bool(s["skipped"])
+            scans.append(Scan(s["task"], s["image"], s["digest"], *flags, problem, s["stratum"]))
         fresh = {s["task"]: s["updated_at"] for s in rows if s["annotated"]}
         read = self.store.labels(project)
         labels = tuple(
-            Label(r["task"], r["key"], r["problem"])
+            Label(r["task"], r["key"], r["problem"], r["annotation"])
             for r in read
             if fresh.get(r["task"]) == r["read_at"] and r["config"] == config.key
         )
@@ -344,14 +366,18 @@ class Reconciler:
             raise ProjectGone(f"project {project} is not known here; connect it in Label Studio first.")
         return row
 
-    def _take_tasks(self, project: int, row: Any, page: ProjectPage, config: LabelConfig) -> None:
+    def _take_tasks(
+        self, project: int, row: Any, page: ProjectPage, config: LabelConfig, settings: ProjectSettings
+    ) -> None:
         before = LabelConfig.from_json(row["config"])
-        since = row["cursor"] if before and before.image_key == config.image_key else ""
+        stratify_by = settings.stratify_by if settings.moments[0] == "stratified" else ""
+        same = before is not None and before.image_key == config.image_key and row["stratify_by"] == stratify_by
+        since = row["cursor"] if same else ""  # else all are listed: what is taken from their data is another
         newest, first, quiet = self._cursors.get(project, ("", 0.0, False))
         if since and not (quiet and since == newest):
             since = (_moment(since) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         known = {
-            s["task"]: (s["updated_at"], int(s["annotated"]), int(s["skipped"]), str(s["image"]))
+            s["task"]: (s["updated_at"], int(s["annotated"]), int(s["skipped"]), str(s["image"]), str(s["stratum"]))
             for s in self.store.scans(project)
         }
         began = time.monotonic()
@@ -365,7 +391,7 @@ class Reconciler:
             known = {task: row for task, row in known.items() if task in present}
             if not present <= set(known) | {r.task for r in rows}:
                 rows, since = self.studio.tasks(project), ""
-        changed = _changed(rows, known, config)
+        changed = _changed(rows, known, config, stratify_by)
         beyond = _beyond(page, known, changed)
         if since and beyond != usual:
             page = self.studio.project(project)  # somebody may have submitted between the one and the other
@@ -373,13 +399,15 @@ class Reconciler:
         if since and beyond != usual and began - listed > FULL_AGAIN:
             # Something happened that the cursor does not show: Label Studio's clock was set back.
             rows, since = self.studio.tasks(project), ""
-            changed = _changed(rows, known, config)
+            changed = _changed(rows, known, config, stratify_by)
             beyond = _beyond(page, known, changed)
         self._listed[project] = (usual, listed) if since else (beyond, began)
         cursor = max((r.updated_at for r in rows), default="", key=lambda text: _moment(text) if text else text)
         cursor = max(cursor, row["cursor"] if since else "")
         if changed or (cursor and cursor != row["cursor"]):
             self.store.put_tasks(project, changed, cursor)
+        if row["stratify_by"] != stratify_by:
+            self.store.set_project(project, stratify_by=stratify_by)
         # 5,000 scans that were imported at once would otherwise be listed at every look until somebody labels one
         if cursor != newest:
             self._cursors[project] = (cursor, began, False)
@@ -412,13 +440,15 @@ class Reconciler:
     def done(self, project: int, seen: Seen) -> Done:
         """What is stored of this project."""
         row = self._row(project)
-        settings = ProjectSettings.from_json("" if seen.blocked else row["extra_params"])
+        settings = project_settings("" if seen.blocked else row["extra_params"])
         if seen.blocked or not seen.scans:
             return Done(settings, "")
         embedder = self.learner.embedder()
         if row["embedder"] != embedder.name or row["embedder_why"] != embedder.why:
             self.store.set_project(project, embedder=embedder.name, embedder_why=embedder.why)
         mapped, fitted = self._mapped(project, embedder.name)
+        trained = self.store.models(project)
+        compared = frozenset(m["version"] for m in trained if "arms" in m["details"])
         models = tuple(
             Model(
                 m["version"],
@@ -427,7 +457,7 @@ class Reconciler:
                 m["fingerprint"],
                 bool(m["accepted"]),
             )
-            for m in self.store.models(project)
+            for m in trained
             # One whose file was lost is as good as never trained. Those that retention removes are neither the
             # newest nor in use, and of the others nothing is asked here.
             if self.store.has("models", m["fingerprint"])
@@ -437,6 +467,7 @@ class Reconciler:
             Round(r["n"], r["key"], r["model"], tuple(p.task for p in r["picks"]), tuple(r["carried"]))
             for r in self.store.rounds(project, picks=False)
         )
+        due = settings.control_share and models and models[-1].version not in compared
         return Done(
             settings=settings,
             embedder=embedder.name,
@@ -445,10 +476,23 @@ class Reconciler:
             fitted=fitted,
             models=models,
             active=active.version if active else "",
-            scored=frozenset(self.store.entropies(active.fingerprint)) if active else frozenset(),
+            scored=frozenset(self._signals(active.fingerprint, settings)) if active else frozenset(),
             rounds=rounds,
+            compared=compared,
+            served=self._served(project) if due else {},
             asked=row["asked"],
         )
+
+    def _served(self, project: int) -> dict[int, bool]:
+        """Tasks that were in an order, and whether as a control, in the last one that had them."""
+        return {p.task: p.reason == "control" for r in self.store.rounds(project) for p in r["picks"]}
+
+    def _signals(self, model: str, settings: ProjectSettings) -> dict[str, dict[str, Any]]:
+        """What a model said of scans, by digest: of those of which it said all that the strategy wants to know."""
+        wanted = {settings.uncertainty, extra_signal(settings)} - {""}
+        if wanted == {"image"}:
+            return {digest: {"image": value} for digest, value in self.store.entropies(model).items()}
+        return {digest: said for digest, said in self.store.signals(model).items() if wanted <= said.keys()}
 
     # -- scans and masks ----------------------------------------------------------------------
 
@@ -622,16 +666,21 @@ class Reconciler:
     ) -> list[Pick]:
         """The order of all unlabelled `scans` but those in `first`, which count as chosen already.
 
-        Scans that somebody skipped come last: whoever is left may still want them.
+        Scans that somebody skipped come last: whoever is left may still want them. The places of the controls are
+        counted from the first of `first`.
         """
         xy = self._positions(project, done, scans)
         taken = set(first)
         if not model:
-            strategy = strategy_pair(done.settings.strategy)[0]
+            strategy = done.settings.moments[0]
+            clusters = choose_clusters(xy, seed=done.settings.seed)
+            strata = np.unique([s.stratum for s in scans], return_inverse=True)[1]
+            size = done.settings.cold_start_size
+            drawn = int(control_places(size, done.settings.control_share).sum())
             order = whole_order(
                 strategy,
-                Pool(xy, choose_clusters(xy, seed=done.settings.seed), self._vectors(done, scans, strategy)),
-                done.settings.cold_start_size,
+                Pool(xy, clusters, self._vectors(done, scans, strategy), strata),
+                size - drawn,
                 chosen=[i for i, s in enumerate(scans) if s.annotated or s.task in taken],
                 seed=done.settings.seed,
             )
@@ -639,21 +688,25 @@ class Reconciler:
             picks = [Pick(scans[r].task, str(reason), cluster=int(c)) for r, reason, c in rows]
         else:
             found = next(m for m in done.models if m.version == model)
-            known = self.store.entropies(found.fingerprint)
+            known = self._signals(found.fingerprint, done.settings)
             scans = [s for s in scans if s.annotated or s.task in taken or s.digest in known]
             xy = self._positions(project, done, scans)
-            entropy = np.array([known.get(s.digest, np.nan) for s in scans])
+            said = [known.get(s.digest, {}) for s in scans]
+            entropy = _column(said, done.settings.uncertainty)
+            signals = {"entropy": entropy}
+            if extra := extra_signal(done.settings):
+                signals[extra] = _column(said, extra)
             skipped = [i for i, s in enumerate(scans) if s.skipped and not s.annotated and s.task not in taken]
             chosen = [i for i, s in enumerate(scans) if s.annotated or s.task in taken]
             last = set(skipped)
             rest = [i for i in range(len(scans)) if i not in last]
             position = {row: i for i, row in enumerate(rest)}
-            strategy = strategy_pair(done.settings.strategy)[1]
+            strategy = done.settings.moments[1]
             pool = Pool(
                 xy[rest],
                 Clustering(np.zeros(len(rest), dtype=np.intp), np.zeros(1, dtype=np.intp), {}, 0),  # not looked at
                 self._vectors(done, [scans[i] for i in rest], strategy),
-                signals={"entropy": entropy[rest]},
+                signals={name: values[rest] for name, values in signals.items()},
             )
             ranking = long_ranking(
                 strategy,
@@ -674,9 +727,9 @@ class Reconciler:
             )
             picks += [Pick(scans[i].task, "entropy", entropy=_round(entropy[i])) for i in behind]
             picks += [Pick(scans[i].task, "skipped", entropy=_round(entropy[i])) for i in skipped]
-            return picks
         put_off = {s.task for s in scans if s.skipped}
-        return [p for p in picks if p.task not in put_off] + [p for p in picks if p.task in put_off]
+        fresh = _with_controls([p for p in picks if p.task not in put_off], scans, done.settings, len(first))
+        return fresh + [p for p in picks if p.task in put_off]
 
     def _extend_round(self, project: int, seen: Seen, done: Done, step: ExtendRound) -> None:
         latest = self.store.rounds(project, picks=False)[-1]
@@ -751,6 +804,8 @@ class Reconciler:
                     f"{old['dice']:.3f} of {champion['version']}, which stays active."
                 )
                 log.warning("project %s: %s was not taken. %s", project, step.version, remark)
+        if champion is not None and champion["labels"] == list(labels):
+            details |= self._agreement(project, seen, champion, name, len(labels) + 1)
         if not self.store.has("models", name):  # another project's checkpoint, which that one needs no more
             raise Again
         known = {label.task: label.key for label in seen.labels}
@@ -771,11 +826,95 @@ class Reconciler:
             asked=done.asked,
         )
 
+    def _compare_arms(self, project: int, seen: Seen, done: Done, step: CompareArms) -> None:
+        """Train on ours and on the controls, and write down how good either is. Both models are thrown away then.
+
+        What people wait for goes before: the training is given up for it, and begun again when it is done.
+        """
+        assert seen.config is not None
+        labels = seen.config.labels
+        cases = self._cases(project, seen, [*step.ours, *step.control, *step.validation])
+        held_out = set(step.validation)
+        watched = [(scan, c) for scan, _, c in cases if scan.task in held_out]
+        recipe = self.learner.describe_training(done.settings.seed)
+        looked = [time.monotonic()]
+        found: dict[str, Any] = {"labels": len(step.ours)}
+        names = []
+        for arm, tasks in (("ours", set(step.ours)), ("control", set(step.control))):
+            learn = [c for scan, _, c in cases if scan.task in tasks]
+            made_from = [[s.digest, mask, s.task in held_out] for s, mask, _ in cases if s.task in tasks | held_out]
+            name = fingerprint("arm", made_from, labels, recipe)
+            what = f"comparing our order with chance: training on {len(learn)} labels ({arm})"
+
+            def on_step(at: int, total: int, what: str = what) -> None:
+                self._check(project)
+                self._report(project, what, at, total)
+                self._tend(project)
+                if time.monotonic() - looked[0] >= TEND_EVERY:
+                    self._give_way(project)
+                    looked[0] = time.monotonic()
+
+            if not self.store.has("arms", name):
+                self.store.check_room(TRAINING_ROOM)
+                with self.store.training_slot() as mine:
+                    if not mine:
+                        raise Later
+                    log.info("project %s: %s", project, what)
+                    validation = [c for _, c in watched]
+                    seed, every = done.settings.seed, _every(0.5, on_step)
+                    save, _ = self.learner.train(learn, validation, labels, seed=seed, on_step=every)
+                    self.store.put_folder("arms", name, save)
+            found[arm] = self._evaluate(project, name, labels, labels, watched, kind="arms")
+            names.append(name)
+        self.store.add_details(project, step.version, {"arms": found})
+        for name in names:  # killed before: retention removes them
+            self.learner.forget(self.store.path("arms", name))
+            self.store.remove_folder("arms", name)
+
+    def _give_way(self, project: int) -> None:
+        """Raises Again when people wait for something else than the comparison that is under way."""
+        seen = self.observe(project)
+        done = self.done(project, seen)
+        for step in decide(seen, done).steps:
+            many = isinstance(step, ReadMasks) and len(step.tasks) >= done.settings.round_size
+            if many or isinstance(step, Train | OpenRound):
+                raise Again
+
+    def _agreement(
+        self, project: int, seen: Seen, champion: Mapping[str, Any], name: str, classes: int
+    ) -> dict[str, Any]:
+        """How much a new model draws what the active one does, on unlabelled scans: {"agreement": ...} or nothing."""
+        open_ = {s.digest: s for s in seen.scans if s.digest and not s.annotated and not s.problem}
+        maps: list[list[NDArray[np.uint8]]] = []
+        for model in (champion["fingerprint"], name):
+            folder = self.store.path("models", model)
+            size = self.learner.image_size_of(folder)
+            sample, drawn = agreement_sample(list(open_)), []
+            for start in range(0, len(sample), PREDICT_CHUNK):
+                self._check(project)
+                try:
+                    scans = [self.bulk.pixels(open_[digest], size) for digest in sample[start : start + PREDICT_CHUNK]]
+                except UnreadableScan:
+                    return {}  # it is a problem of that scan as soon as somebody needs it
+                drawn += [p.argmax(axis=0).astype(np.uint8) for p in self.learner.probabilities(folder, scans)]
+            maps.append(drawn)
+        pairs = list(zip(*maps, strict=True))
+        if not pairs or any(one.shape != other.shape for one, other in pairs):
+            return {}
+        same = {"dice": round(agreement(pairs, classes), 6), "n": len(pairs), "with": champion["version"]}
+        return {"agreement": same}
+
     def _evaluate(
-        self, project: int, model: str, has: Sequence[str], wanted: Sequence[str], cases: Sequence[tuple[Scan, Case]]
+        self,
+        project: int,
+        model: str,
+        has: Sequence[str],
+        wanted: Sequence[str],
+        cases: Sequence[tuple[Scan, Case]],
+        kind: str = "models",
     ) -> dict[str, Any]:
         """Summary of a model on labelled scans, each fitted into that model's own working square."""
-        folder = self.store.path("models", model)
+        folder = self.store.path(kind, model)
         size = self.learner.image_size_of(folder)
         scores: list[Scores] = []
         for start in range(0, len(cases), PREDICT_CHUNK):
@@ -863,21 +1002,47 @@ class Reconciler:
 
 def _beyond(page: ProjectPage, known: Known, changed: Sequence[Mapping[str, Any]]) -> Beyond:
     """Stays the same for as long as no annotation escapes us, whatever a clock says."""
-    counts = {task: (annotated, skipped) for task, (_, annotated, skipped, _) in known.items()}
+    counts = {task: (annotated, skipped) for task, (_, annotated, skipped, *_) in known.items()}
     counts |= {row["task"]: (row["annotated"], row["skipped"]) for row in changed}
     return page.annotations - sum(a for a, _ in counts.values()), page.skips - sum(s for _, s in counts.values())
 
 
-def _changed(rows: Sequence[TaskRow], known: Known, config: LabelConfig) -> list[dict[str, Any]]:
+def _changed(rows: Sequence[TaskRow], known: Known, config: LabelConfig, stratify_by: str = "") -> list[dict[str, Any]]:
     """What of a listing differs from what is recorded, as `Store.put_tasks` wants it."""
     changed = []
     for r in rows:
         image = r.data.get(config.image_key)
         image = image.replace("\0", "") if isinstance(image, str) else ""  # PostgreSQL stores no NUL
-        if known.get(r.task) != (r.updated_at, r.annotated, r.skipped, image):
+        value = r.data.get(stratify_by) if stratify_by else None
+        stratum = "" if value is None else str(value).replace("\0", "")[:STRATUM]
+        if known.get(r.task) != (r.updated_at, r.annotated, r.skipped, image, stratum):
             counts = {"annotated": r.annotated, "skipped": r.skipped}
-            changed.append({"task": r.task, "image": image, "updated_at": r.updated_at, **counts})
+            changed.append({"task": r.task, "image": image, "updated_at": r.updated_at, "stratum": stratum, **counts})
     return changed
+
+
+def _with_controls(picks: Sequence[Pick], scans: Sequence[Scan], settings: ProjectSettings, start: int) -> list[Pick]:
+    """An order from its place `start` on, with scans drawn at random in the places of the controls."""
+    if not settings.control_share:
+        return list(picks)
+    by_task = {s.task: s for s in scans}
+    drawn = sorted(range(len(picks)), key=lambda i: control_draw(by_task[picks[i].task], settings.seed))
+    rows, control = with_controls(np.arange(len(picks)), np.array(drawn, np.intp), settings.control_share, start=start)
+    return [
+        replace(picks[row], reason="control", score=None, distance=None) if chance else picks[row]
+        for row, chance in zip(rows.tolist(), control.tolist(), strict=True)
+    ]
+
+
+def _all_in_one_stratum(seen: Seen, settings: ProjectSettings) -> bool:
+    """Whether scans are to be told apart by something that none of them has."""
+    return settings.moments[0] == "stratified" and bool(seen.scans) and not any(s.stratum for s in seen.scans)
+
+
+def _column(said: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
+    """(N,), or (N, labels), one signal of all scans; NaN where nothing is known."""
+    width = next((np.shape(one[name]) for one in said if name in one), ())
+    return np.array([one.get(name, np.full(width, np.nan)) for one in said], dtype=np.float64)
 
 
 def translate(mask: NDArray[np.uint8], has: Sequence[str], wanted: Sequence[str]) -> NDArray[np.uint8]:
@@ -895,14 +1060,6 @@ def webhook_url(settings: Settings, learnt: str) -> str:
     """Where Label Studio reaches our webhook: PUBLIC_URL, else the address it used to connect."""
     base = settings.public_url or learnt
     return f"{base.rstrip('/')}/webhook" if base else ""
-
-
-def known_strategy(name: str) -> None:
-    """Raises BadSetting unless there are such strategies for both moments of a project."""
-    try:
-        strategy_pair(name)
-    except ValueError as error:
-        raise BadSetting(str(error)) from None
 
 
 def _every(seconds: float, call: Callable[[int, int], None]) -> Callable[[int, int], None]:

@@ -25,7 +25,8 @@ EVERY = 3600.0
 DAY = 86400.0
 UNSEEN = 3 * EVERY  # a longer time between two looks at the caches does not count as time in which nobody used them
 LEFT_OVER = DAY  # seconds after which a folder of a writer is taken for that of a killed one
-KINDS = (*CACHES, "labels", "models", "maps")
+BRIEF = "arms"  # models that are needed for one comparison only
+KINDS = (*CACHES, "labels", "models", "maps", BRIEF)
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,12 @@ class Retention:
         return removed
 
     def _files(self) -> Iterator[tuple[os.DirEntry[str], bool]]:
-        """Every cached file, and every folder in which something is or was written (True)."""
+        """Every cached file, and (True) every folder in which something is or was written, or that is left of one."""
         for kind in KINDS:
             for folder in _entries(self.store.folder / kind):
                 if folder.is_dir(follow_symlinks=False):
                     for entry in _entries(Path(folder.path)):
-                        left_over = entry.name.startswith(ASIDE)
+                        left_over = entry.name.startswith(ASIDE) or kind == BRIEF
                         if left_over or (kind in CACHES and entry.is_file(follow_symlinks=False)):
                             yield entry, left_over
 

@@ -158,7 +158,10 @@ class ProjectSettings:
     cold_start_size  labelled scans before the first model is trained
     round_size       new or changed labels before the next one is trained
     queue_depth      how many scans of the order are published at once
-    strategy         name of a strategy in `sampling.strategies`
+    strategy         "default", name of a strategy in `sampling.strategies`, or COLD+MODEL, one for each moment
+    uncertainty      what stands for the uncertainty of a scan: name of one of `sampling.AGGREGATIONS`
+    control_share    share of every order that is drawn at random, 0..0.5
+    stratify_by      key of the task data that the strategy "stratified" tells scans apart by
     alpha            weight of the entropy in S(i), 0..1; 0 is distance alone, 1 is entropy alone
     retrain          "auto", or "button": only when somebody asks
     seed             of the map, the clusters and the training
@@ -168,7 +171,10 @@ class ProjectSettings:
     cold_start_size: int = 20
     round_size: int = 10
     queue_depth: int = 0
-    strategy: str = "paper"
+    strategy: str = "default"
+    uncertainty: str = "image"
+    control_share: float = 0.0
+    stratify_by: str = ""
     alpha: float = 0.5
     retrain: str = "auto"
     seed: int = 0
@@ -178,6 +184,16 @@ class ProjectSettings:
     def depth(self) -> int:
         """`queue_depth`, or three rounds when it is not set; never less than one round."""
         return max(self.queue_depth or 3 * self.round_size, self.round_size)
+
+    @property
+    def moments(self) -> tuple[str, str]:
+        """The strategies of the cold start and with a model, once `strategy` is written out as COLD+MODEL."""
+        cold, plus, ranked = self.strategy.partition("+")
+        return cold, ranked if plus else cold
+
+    def with_strategy(self, strategy: str) -> ProjectSettings:
+        """The same with another strategy."""
+        return replace(self, strategy=strategy)
 
     @classmethod
     def from_json(cls, given: str | Mapping[str, Any] | None) -> ProjectSettings:
@@ -200,16 +216,21 @@ class ProjectSettings:
             low = 0 if key in ("seed", "queue_depth") else 1
             if key in values and (type(values[key]) is not int or values[key] < low):
                 raise BadSetting(f"{key} is {values[key]!r}; it must be a whole number, {low} or more.")
-        for key in ("alpha", "tolerance"):
+        for key, high in (("alpha", 1), ("tolerance", 1), ("control_share", 0.5)):
             if key in values:
                 number = values[key]
                 if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-                    raise BadSetting(f"{key} is {number!r}; it must be a number from 0 to 1.")
-                if not 0 <= number <= 1:
-                    raise BadSetting(f"{key} is {number}; it must be from 0 to 1.")
+                    raise BadSetting(f"{key} is {number!r}; it must be a number from 0 to {high}.")
+                if not 0 <= number <= high:
+                    raise BadSetting(f"{key} is {number}; it must be from 0 to {high}.")
                 values[key] = float(number)
         if values.get("retrain", "auto") not in ("auto", "button"):
             raise BadSetting(f'retrain is {values["retrain"]!r}; it must be "auto" or "button".')
-        if "strategy" in values and not isinstance(values["strategy"], str):
-            raise BadSetting(f"strategy is {values['strategy']!r}; it must be the name of a strategy.")
+        for key, what in (
+            ("strategy", "the name of a strategy"),
+            ("uncertainty", "the name of a measure"),
+            ("stratify_by", "a key of the task data"),
+        ):
+            if key in values and not isinstance(values[key], str):
+                raise BadSetting(f"{key} is {values[key]!r}; it must be {what}.")
         return cls(**values)

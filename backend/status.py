@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from backend.choices import project_settings
 from backend.errors import BadSetting
 from backend.project import annotators, prefix_length, round_of, version_name
 from backend.settings import ProjectSettings
 from backend.store import Pick, Store, read_map
+from sampling import Point, stopping_hint
 
 WHY = {
     "medoid": "typical of its group on the map",
     "farthest": "unlike the scans of its group chosen before it",
     "random": "drawn at random",
+    "control": "drawn at random, as a control",
     "skipped": "skipped by an annotator, so it comes last",
+    "stratum": "the next of its group, so that every group has its share",
+    "representative": "stands for scans that nothing stood for yet",
+    "typical": "typical of a part of the pool that has no label yet",
+    "covering": "has many others close by that nothing covers yet",
+    "central": "near the centre of its group",
     "entropy": "the model is unsure of it",
+    "power-entropy": "drawn with a chance that grows with how unsure the model is",
+    "clasp": "the model is unsure of one of its labels, and the labels take turns",
+    "stochastic-batches": "one of a random set of which the model is unsure",
+    "badge": "the model is unsure of it, and it is unlike the others chosen",
+    "pairwise-dice": "its mask changes when the scan is made brighter, darker or moved",
+    "kcenter": "far from everything chosen before it",
+    "kcenter-map": "far on the map from everything chosen before it",
+    "facility": "stands for scans that nothing stood for yet",
+    "facility-map": "stands for scans on the map that nothing stood for yet",
     "diversity": "far on the map from everything chosen before it",
 }
 
@@ -24,7 +43,9 @@ WHY = {
 def describe(store: Store, project: int) -> dict[str, Any] | None:
     """The status of a project; None when it is not known here.
 
-    `queue` lists the tasks that annotators are served now, in order. Distances are in `unit`.
+    `queue` lists the tasks that annotators are served now, in order. Distances are in `unit`. `stopping` says whether
+    more labels are expected to be worth it (`sampling.Hint`); None before the first model and when nothing is left.
+    `control` compares models of our order and of chance, as of the `version` they were last compared with; None before.
     """
     row = store.project(project)
     if row is None:
@@ -40,6 +61,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
     problems += [{"task": r["task"], "what": r["problem"]} for r in labels if r["problem"]]
     problems += [{"task": r["task"], "what": r["remark"]} for r in labels if r["remark"]]
     latest = rounds[-1]["n"] if rounds else None
+    left = sum(1 for s in scans if not s["annotated"] and not s["problem"])
     return {
         "project": project,
         "title": row["title"],
@@ -57,8 +79,30 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "shown": shown_summary(store, project, version_name(latest)) if latest is not None else _nothing(),
         "queue": [p.task for p, _ in served(store, project)],
         "job": job,
+        "control": _compared(models),
+        "stopping": _stopping(models, left, settings_of(store, project)),
         "problems": sorted(problems, key=lambda p: p["task"]),
     }
+
+
+def _compared(models: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """{version, labels, ours: {dice, ...}, control: {dice, ...}} of the newest comparison with chance."""
+    found = [{"version": m["version"], **m["details"]["arms"]} for m in models if "arms" in m["details"]]
+    return found[-1] if found else None
+
+
+def _stopping(models: Sequence[Mapping[str, Any]], left: int, settings: ProjectSettings) -> dict[str, Any] | None:
+    """`sampling.stopping_hint` from the models that draw the labels of today."""
+    if not models or not left:
+        return None
+    points = [
+        Point(len(m["trained_on"]), m["validation"]["dice"], m["validation"]["n"])
+        for m in models
+        if m["labels"] == models[-1]["labels"] and m["trained_on"] and m["validation"].get("n")
+    ]
+    same = models[-1]["details"].get("agreement", {}).get("dice")
+    hint = stopping_hint(points, round_size=settings.round_size, left=left, agreement=same, seed=settings.seed)
+    return asdict(hint)
 
 
 def served(store: Store, project: int) -> list[tuple[Pick, int]]:
@@ -86,9 +130,9 @@ def settings_of(store: Store, project: int) -> ProjectSettings:
     """The project's settings; the defaults when what was given cannot be used (status says so)."""
     row = store.project(project)
     try:
-        return ProjectSettings.from_json(row["extra_params"] if row else "")
+        return project_settings(row["extra_params"] if row else "")
     except BadSetting:
-        return ProjectSettings()
+        return project_settings("")
 
 
 def queue(store: Store, project: int) -> list[dict[str, Any]]:
@@ -149,7 +193,11 @@ def map_points(store: Store, project: int) -> list[dict[str, Any]]:
 
 
 def round_list(store: Store, project: int) -> list[dict[str, Any]]:
-    """Oldest first: {round, model_version, model, labels, validation, shown, accepted, remark, ...}."""
+    """Oldest first: {round, model_version, model, labels, validation, shown, accepted, remark, control, ...}.
+
+    control  {version, labels, ours, control}: a model of so many labels of our order, and one of as many drawn at
+             random, on the same held-out scans; None where they were not compared
+    """
     models = {m["version"]: m for m in store.models(project)}
     answers = []
     for r in store.rounds(project, picks=False):
@@ -166,6 +214,7 @@ def round_list(store: Store, project: int) -> list[dict[str, Any]]:
                 "shown": shown_summary(store, project, version),
                 "accepted": bool(trained["accepted"]) if trained else None,
                 "remark": trained["remark"] if trained else "",
+                "control": _compared([trained]) if trained else None,
                 "created_at": r["created_at"],
                 "published_at": r["published_at"],
             }

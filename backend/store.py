@@ -79,6 +79,7 @@ project_table = Table(
     Column("embedder_why", Text, nullable=False, default=""),
     Column("sending", Float, nullable=False, default=0.0),  # when an unconfirmed import began
     Column("seen_at", Float, nullable=False, default=0.0),
+    Column("stratify_by", Text, nullable=False, default=""),  # the key that the strata of the scans were taken from
 )
 scan_table = Table(
     "scan",
@@ -94,6 +95,7 @@ scan_table = Table(
     Column("width", Integer, nullable=False, default=0),
     Column("problem", Text, nullable=False, default=""),
     Column("problem_at", Float, nullable=False, default=0.0),
+    Column("stratum", Text, nullable=False, default=""),  # what the task's data says under that key
 )
 label_table = Table(
     "label",
@@ -151,7 +153,8 @@ entropy_table = Table(
     metadata,
     Column("model", String(64), primary_key=True),
     Column("digest", String(64), primary_key=True),
-    Column("value", Float, nullable=False),
+    Column("value", Float, nullable=False),  # the mean over the image
+    Column("more", Text, nullable=False, default=""),  # JSON of the other signals; "" in rows of older versions
 )
 shown_table = Table(
     "shown",
@@ -569,14 +572,40 @@ class Store:
         return np.stack([np.frombuffer(found[d], dtype="<f4") for d in digests]).astype(np.float32)
 
     def put_entropies(self, model: str, values: Mapping[str, float]) -> None:
+        """Write the mean entropy of scans under a model, by digest; other signals that are there stay."""
         rows = [{"model": model, "digest": d, "value": v} for d, v in values.items()]
         if rows:
             with self.write() as connection:
                 self._upsert(connection, entropy_table, rows)
 
+    def put_signals(self, model: str, found: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write what a model said of scans, by digest: {"image": number, name: number or numbers, ...}.
+
+        Signals that are there and were not asked for this time stay: two projects may share a model.
+        """
+        with self.write() as connection:
+            for start in range(0, len(found), VARIABLES):
+                chunk = sorted(found)[start : start + VARIABLES]
+                here = (entropy_table.c.model == model, entropy_table.c.digest.in_(chunk))
+                old = connection.execute(select(entropy_table.c.digest, entropy_table.c.more).where(*here))
+                had = {digest: json.loads(more or "{}") for digest, more in old}
+                rows = []
+                for digest in chunk:
+                    more = had.get(digest, {}) | {k: v for k, v in found[digest].items() if k != "image"}
+                    row = {"model": model, "digest": digest, "value": found[digest]["image"]}
+                    rows.append(row | {"more": _json(more)})
+                self._upsert(connection, entropy_table, rows)
+
     def entropies(self, model: str) -> dict[str, float]:
-        statement = select(entropy_table).where(entropy_table.c.model == model)
+        """The mean entropy of scans under a model, by digest."""
+        columns = (entropy_table.c.digest, entropy_table.c.value)
+        statement = select(*columns).where(entropy_table.c.model == model)
         return {r["digest"]: r["value"] for r in self.rows(statement)}
+
+    def signals(self, model: str) -> dict[str, dict[str, Any]]:
+        """All that a model said of scans, by digest; "image" is what `entropies` gives."""
+        rows = self.rows(select(entropy_table).where(entropy_table.c.model == model))
+        return {r["digest"]: {**json.loads(r["more"] or "{}"), "image": r["value"]} for r in rows}
 
     def forget_entropies(self, models: Sequence[str]) -> int:
         """Drop what these models found, by fingerprint; returns how many values that were."""
@@ -607,6 +636,14 @@ class Store:
             if active:
                 here = (project_table.c.id == project, project_table.c.active == instead_of)
                 connection.execute(update(project_table).where(*here).values(active=active))
+
+    def add_details(self, project: int, version: str, more: Mapping[str, Any]) -> None:
+        """Add to the details of a trained model; what else is recorded of it stays."""
+        with self.write() as connection:
+            here = (model_table.c.project == project, model_table.c.version == version)
+            found = connection.execute(select(model_table.c.details).where(*here)).scalar_one()
+            values = {"details": _json(json.loads(found) | dict(more))}
+            connection.execute(update(model_table).where(*here).values(**values))
 
     def models(self, project: int) -> list[dict[str, Any]]:
         """Oldest first."""

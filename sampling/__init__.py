@@ -3,9 +3,20 @@
 from sampling.acquisition import ALPHA, Ranking, rank
 from sampling.clustering import Clustering, choose_clusters
 from sampling.cold_start import Order, Reason, cold_start_order
+from sampling.control import control_places, with_controls
 from sampling.farthest import farthest_first
 from sampling.pool import Pool
 from sampling.projection import EmbeddingMap, fit_map
+from sampling.stopping import (
+    Hint,
+    Point,
+    agreement,
+    agreement_sample,
+    expected_gain,
+    fit_curve,
+    labels_worth,
+    stopping_hint,
+)
 from sampling.strategies import (
     BLIND,
     COLD_START,
@@ -44,17 +55,24 @@ __all__ = [
     "Clustering",
     "ColdStart",
     "EmbeddingMap",
+    "Hint",
     "Order",
+    "Point",
     "Pool",
     "Ranking",
     "Reason",
     "WithModel",
+    "agreement",
+    "agreement_sample",
     "choose_clusters",
     "class_entropy",
     "cold_start_order",
+    "control_places",
     "disagreement",
+    "expected_gain",
     "farthest_first",
     "find_strategy",
+    "fit_curve",
     "fit_map",
     "image_boundary_entropy",
     "image_entropy",
@@ -62,8 +80,11 @@ __all__ = [
     "image_least_confidence",
     "image_margin",
     "image_top_entropy",
+    "labels_worth",
     "long_ranking",
     "rank",
+    "stopping_hint",
     "strategy_pair",
     "whole_order",
+    "with_controls",
 ]

@@ -183,6 +183,29 @@ def test_the_file_is_for_its_owner_only_and_holds_no_pixels_and_no_pickles(made:
     assert list(made.file.parent.glob(".*.part")) == []
 
 
+def test_a_backup_of_the_schema_before_comes_back_with_what_it_knew(made: Made, tmp_path: Path) -> None:
+    """It has neither signals besides the entropy nor strata, and the project goes on with that."""
+
+    def older(members: dict[str, bytes], about: dict[str, Any]) -> None:
+        about["schema"] = "0003"
+        for table, column in (("entropy", "more"), ("scan", "stratum"), ("project", "stratify_by")):
+            name = f"records/{table}.jsonl"
+            rows = [json.loads(line) for line in members[name].splitlines()]
+            assert all(row.pop(column) is not None for row in rows)
+            rewritten(members, about, name, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+
+    store = Store(tmp_path / "data")
+    restored(made, store, changed(made, tmp_path / "old.zip", older))
+    after = records(store)
+    assert after["entropy"] == [row | {"more": ""} for row in made.records["entropy"]]
+    assert after["scan"] == made.records["scan"]
+    world = made.world
+    tools = Reconciler(world.studio, store, KeptLearner(world.settings), world.settings)  # type: ignore[arg-type]
+    writes = list(world.studio.writes)
+    assert tools.reconcile(PROJECT).steps == ()
+    assert world.studio.writes == writes
+
+
 # -- other projects ----------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "settings": set(),
     "project": {"settings"},
+    "choices": {"settings", "sampling"},
     "pixels": set(),
     "formats": {"pixels"},
     "evaluation": set(),
@@ -39,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "reconcile": {
         *(
             "bulk",
+            "choices",
             "evaluation",
             "learner",
             "locks",
@@ -52,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
         ),
         "sampling",
     },
-    "status": {"project", "settings", "store"},
+    "status": {"choices", "project", "settings", "store", "sampling"},
     "metrics": {"status", "store"},
     "page": {"project", "settings", "status", "store", "worker"},
     "contract": set(),
@@ -70,7 +72,7 @@ ALLOWED: dict[str, set[str]] = {
     "simulate.figures": {"simulate.results", "simulate.statistics", "simulate.text"},
     "simulate.method": {"simulate.results", "simulate.statistics", "simulate.text"},
     "simulate.report": {*(f"simulate.{part}" for part in ("figures", "method", "results", "statistics", "text"))},
-    "doctor": {"embedders", "learner", "project", "segmenters", "settings", "store", "studio", "worker"},
+    "doctor": {"choices", "embedders", "learner", "project", "segmenters", "settings", "store", "studio", "worker"},
     "plugin": {"settings"},
     "logs": {"settings"},
 }

@@ -42,7 +42,7 @@ def differences(url: str) -> list[object]:
 
 
 def make_as_before(engine: Engine) -> None:
-    """The tables as they were made before there were migrations: no shards, and ids of 32 bits."""
+    """The tables as they were made before there were migrations: no shards, no strata, and ids of 32 bits."""
     before = MetaData()
     for table in metadata.sorted_tables:
         if table not in (shard_table, measure_table):
@@ -50,6 +50,9 @@ def make_as_before(engine: Engine) -> None:
                 if isinstance(column.type, BigInteger):
                     column.type = Integer()
     before.create_all(engine)
+    with engine.begin() as connection:
+        for table, column in (("entropy", "more"), ("scan", "stratum"), ("project", "stratify_by")):
+            connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
 
 
 def test_a_migrated_database_is_just_what_the_code_describes(url: str, tmp_path: Path) -> None:
@@ -66,7 +69,17 @@ def test_a_database_from_before_there_were_migrations_is_adopted_with_its_rows(u
                                 "cursor, config, phase, reason, trouble, asked, active, embedder, embedder_why, "
                                 "sending, seen_at) VALUES (7, 'kept', '', '', 'secret', 1, '', '', 'active', '', '', "
                                 "0, '', '', '', 0, 0)"))  # fmt: skip
+        connection.execute(text("INSERT INTO entropy (model, digest, value) VALUES ('m', 'd', 0.25)"))
+        connection.execute(text("INSERT INTO scan (project, task, image, updated_at, annotated, skipped, digest, "
+                                "height, width, problem, problem_at) VALUES (7, 3, 'i', 't', 0, 0, 'd', 9, 9, '', "
+                                "0)"))  # fmt: skip
     store = Store(tmp_path, url)
+    assert store.entropies("m") == {"d": 0.25}
+    assert store.signals("m") == {"d": {"image": 0.25}}
+    (scan,) = store.scans(7)
+    assert (scan["digest"], scan["stratum"]) == ("d", "")
+    store.put_signals("m", {"d": {"image": 0.25, "top": 0.5}})
+    assert store.signals("m") == {"d": {"image": 0.25, "top": 0.5}}
     assert store.project(7)["title"] == "kept"
     assert store.rows(shard_table.select()) == []
     assert store.add_project(2**40)

@@ -65,7 +65,9 @@ def fill(store: Store) -> None:
     store.add_project(4)
     row = {"image": "/data/upload/4/a.png", "updated_at": "2026-01-01", "skipped": 0}
     store.put_tasks(4, [{"task": t, "annotated": int(t == 1), **row} for t in (1, 2, 3)], "2026-01-01")
-    store.put_model(4, MODEL, active="scanqueue-r1", asked=0)
+    for n in (1, 2, 3):
+        store.put_model(4, MODEL | {"version": f"scanqueue-r{n}", "trained_on": list(range(n))}, active="", asked=0)
+    store.set_project(4, active="scanqueue-r1")
     picks = [Pick(2, "paper", 0.5, 0.25, 0.75, 1), Pick(3, "medoid", cluster=0)]
     store.put_round(4, n=1, key="k", model="scanqueue-r1", picks=picks, carried=[], size=2, labels=1)
     store.set_scans(4, [{"task": 3, "digest": "", "height": 0, "width": 0, "problem": "not an image"}])

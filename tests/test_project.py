@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from backend.errors import NotSegmentable
 from backend.project import (
     RECENT,
+    CompareArms,
     Done,
     ExtendRound,
     FitMap,
@@ -31,10 +33,12 @@ from backend.project import (
     Train,
     annotators,
     decide,
+    fingerprint,
     prefix_length,
     round_key,
     round_of,
     score_of,
+    validation_rows,
     version_name,
 )
 from backend.settings import ProjectSettings
@@ -204,6 +208,116 @@ def seen(scans_: tuple[Scan, ...], live_: Live = QUIET, labels: tuple[Label, ...
 def test_decide(what: str, given: Seen, done: Done, phase: str, steps: tuple[object, ...]) -> None:
     plan = decide(given, done)
     assert (plan.phase, plan.steps) == (phase, steps), what
+
+
+WRITTEN_OUT = ProjectSettings(strategy="paper+paper")
+
+
+@pytest.mark.parametrize(
+    ("changes", "cold", "later"),
+    [
+        ({}, False, False),
+        ({"strategy": "paper+entropy"}, False, True),
+        ({"strategy": "typiclust+paper"}, True, False),
+        ({"uncertainty": "top"}, False, True),
+        ({"control_share": 0.2}, True, True),
+        ({"alpha": 1.0}, False, True),
+        ({"stratify_by": "site"}, False, False),
+    ],
+)
+def test_a_round_is_opened_by_what_its_order_depends_on_and_nothing_else(
+    changes: dict[str, Any], cold: bool, later: bool
+) -> None:
+    for done, differs in ((COLD, cold), (FIRST, later)):
+        was = round_key(replace(done, settings=WRITTEN_OUT), CONFIG)
+        now = round_key(replace(done, settings=replace(WRITTEN_OUT, **changes)), CONFIG)
+        assert (was != now) == differs
+
+
+def test_rounds_of_before_there_were_such_settings_are_not_opened_again() -> None:
+    settings = replace(WRITTEN_OUT, alpha=0.5)
+    assert round_key(replace(COLD, settings=settings), CONFIG) == fingerprint("paper")
+    old = fingerprint("scanqueue-r1", "scanqueue-r1", CONFIG.key, 0.5, "paper")
+    assert round_key(replace(FIRST, settings=settings), CONFIG) == old
+
+
+def test_other_strata_open_another_stratified_cold_start() -> None:
+    keys = {
+        round_key(replace(COLD, settings=ProjectSettings(strategy="stratified+paper", stratify_by=key)), CONFIG)
+        for key in ("site", "scanner")
+    }
+    assert len(keys) == 2
+
+
+# -- our order and chance --------------------------------------------------------------------------
+
+MANY = tuple(range(1, 31))
+DRAWN = (2, 4, 6, 8, 10, 12, 14, 16)  # tasks that were drawn at random; 1..20 are labelled
+
+
+def with_controls(**changes: Any) -> tuple[Seen, Done]:
+    """A project in its first round, with nothing else to do."""
+    known = tuple(Label(t, f"{100 - t}@now", annotation=100 - t) for t in range(1, 21))  # labelled from 20 to 1
+    digests = frozenset(f"d{t}" for t in MANY)
+    settings = ProjectSettings(strategy="paper+paper", cold_start_size=20, round_size=5, control_share=0.4)
+    model = replace(R1, trained_on=frozenset(label.key for label in known))
+    done = Done(settings, "pixels", embedded=digests, mapped=digests, fitted=30, models=(model,), scored=digests)
+    done = replace(done, active="scanqueue-r1", served={t: t in DRAWN for t in range(1, 21)})
+    cold = Round(0, "k", "", MANY)
+    done = replace(done, rounds=(cold, Round(1, round_key(done, CONFIG), "scanqueue-r1", MANY[20:])))
+    return seen(scans(*range(1, 21), n=30), live(1, *MANY[20:]), known), replace(done, **changes)
+
+
+HELD = {t for i, t in enumerate(range(1, 21)) if i in validation_rows([f"d{t}" for t in range(1, 21)])}
+
+
+def test_our_order_is_compared_with_chance_when_nobody_waits_for_anything() -> None:
+    given, done = with_controls()
+    (step,) = decide(given, done).steps
+    assert isinstance(step, CompareArms)
+    assert step.version == "scanqueue-r1"
+    assert set(step.validation) == HELD
+    assert step.control == tuple(t for t in DRAWN[::-1] if t not in HELD)
+    ours = [t for t in range(20, 0, -1) if t not in HELD and t not in DRAWN]
+    assert step.ours == tuple(ours[: len(step.control)])  # the first that were labelled, as many as there are controls
+    assert decide(given, done).phase == "active"
+
+
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [
+        ("once for each model", {"compared": frozenset({"scanqueue-r1"})}),
+        ("not without controls", {"served": dict.fromkeys(range(1, 21), False)}),
+        ("nor with four of them", {"served": {t: t in [c for c in DRAWN if c not in HELD][:4] for t in range(1, 21)}}),
+        ("nor with too few of ours", {"served": dict.fromkeys(range(1, 21), True)}),
+        ("scans that were never in an order are neither", {"served": {}}),
+    ],
+)
+def test_our_order_is_compared_with_chance(what: str, changes: dict[str, Any]) -> None:
+    assert decide(*with_controls(**changes)).steps == (), what
+
+
+def test_everything_else_comes_before_the_comparison() -> None:
+    given, done = with_controls()
+    unread = (*given.scans[:20], replace(given.scans[20], annotated=True), *given.scans[21:])
+    more = tuple(Label(t, f"{t}@now", annotation=200 + t) for t in range(21, 26))
+    for other, kind in (
+        (replace(given, live=live(1, *MANY[20:25])), Publish),
+        (replace(given, scans=unread), ReadMasks),
+        (replace(given, scans=scans(*range(1, 26), n=30), labels=(*given.labels, *more)), Train),
+        (replace(given, scans=(*given.scans, Scan(31, "/data/31.png"))), ReadScans),
+    ):
+        steps = decide(other, done).steps
+        assert not [s for s in steps if isinstance(s, CompareArms)]
+        assert [s for s in steps if isinstance(s, kind)]
+    quiet = replace(done, settings=replace(done.settings, control_share=0.0))
+    assert not [s for s in decide(given, quiet).steps if isinstance(s, CompareArms)]
+
+
+def test_labels_that_the_model_did_not_have_are_not_compared() -> None:
+    given, done = with_controls()
+    edited = tuple(replace(label, key="9@later") if label.task in DRAWN[:4] else label for label in given.labels)
+    assert not [s for s in decide(replace(given, labels=edited), done).steps if isinstance(s, CompareArms)]
 
 
 def test_a_blocked_project_asks_for_nothing_and_says_why() -> None:

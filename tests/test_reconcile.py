@@ -10,6 +10,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,18 +22,19 @@ import numpy as np
 import pytest
 from memory_studio import MemoryStudio
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
-from backend import reconcile, shards, status
+from backend import cli, reconcile, shards, status
 from backend.demo.annotator import Control, to_result
 from backend.demo.phantoms import phantom
 from backend.errors import ScanqueueError, StorageFull, StudioRefused, StudioUnavailable
 from backend.learner import Case, Learner
 from backend.pixels import Letterboxed
-from backend.project import SAMPLING, fingerprint
+from backend.project import SAMPLING, Scan, control_draw, fingerprint
 from backend.reconcile import Reconciler, validation_rows
 from backend.segmenters import Segmenter
 from backend.settings import Settings
-from backend.store import Store, activate_model
+from backend.store import Store, activate_model, entropy_table
 
 PROJECT = 1
 CONFIG = (
@@ -118,6 +120,11 @@ class World:
         """One look by a new process; nothing may be left to do after it."""
         plan = self.reconciler().reconcile(PROJECT)
         assert plan.steps == ()
+
+    def set(self, **params: Any) -> None:
+        """Somebody changes the project's settings; one look."""
+        self.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | params))
+        self.run()
 
     def add_scans(self, first: int, count: int) -> list[int]:
         tasks = []
@@ -331,7 +338,7 @@ STUDIO_WRITES = {"import_predictions", "show_round", "add_view", "set_webhook", 
 STORE_READS = {
     "arrays", "cache_slot", "check_room", "checkpoints", "drawing", "embedded", "embeddings", "entropies", "has",
     "labels", "latest_round", "lock", "model", "models", "path", "progress", "project", "projects", "rounds", "rows",
-    "scan", "scans", "secrets", "shown", "snapshot", "training_slot",
+    "scan", "scans", "secrets", "shown", "signals", "snapshot", "training_slot",
 }  # fmt: skip
 STORE_WRITES = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if name[0] != "_"} - STORE_READS
 
@@ -596,6 +603,41 @@ def test_a_worse_model_is_kept_and_remarked_upon_and_the_better_one_keeps_drawin
     assert len(world.store.models(PROJECT)) == 2
 
 
+def test_whether_more_labels_are_worth_it_is_said_once_there_are_models(world: World) -> None:
+    world.cold_started()
+    assert world.status()["stopping"] is None
+    world.label(COLD)
+    world.run()
+    hint = world.status()["stopping"]
+    assert (hint["advice"], hint["gain"], hint["agreement"]) == ("too early to say", None, None)
+    assert hint["sentence"].endswith("and there is one so far.")
+    world.label(ROUND)
+    world.run()
+    first, second = world.store.models(PROJECT)
+    assert "agreement" not in first["details"]
+    same = second["details"]["agreement"]
+    open_ = sum(1 for s in world.store.scans(PROJECT) if not s["annotated"])
+    assert (same["n"], same["with"]) == (open_, "scanqueue-r1")
+    assert 0 <= same["dice"] <= 1
+    hint = world.status()["stopping"]
+    assert hint["agreement"] == same["dice"]
+    assert 0 <= hint["low"] <= hint["gain"] <= hint["high"]
+    shown = CliRunner().invoke(cli.app, ["status", "--project", "1", "--data-dir", str(world.folder)], env={})
+    assert hint["sentence"][:40] in shown.output
+    world.label(open_)
+    world.run()
+    assert world.status()["stopping"] is None
+
+
+def test_models_of_other_labels_are_no_part_of_the_learning_curve(world: World) -> None:
+    world.in_round_1()
+    world.studio.change_config(LARGER)
+    world.run()
+    assert len(world.store.models(PROJECT)) == 2
+    assert world.status()["stopping"]["sentence"].endswith("and there is one so far.")
+    assert "agreement" not in world.store.models(PROJECT)[1]["details"]
+
+
 def test_by_button_it_trains_only_when_asked(tmp_path: Path) -> None:
     world = World(tmp_path / "data", retrain="button").cold_started()
     world.label(COLD + 1)
@@ -732,6 +774,305 @@ def test_another_alpha_opens_a_new_round_with_the_same_model(world: World) -> No
     assert entropy == sorted(entropy, reverse=True)
     assert sorted(world.order()) == sorted(before)
     assert len(world.store.models(PROJECT)) == 1
+
+
+@pytest.mark.parametrize("measure", ["foreground", "boundary", "top"])
+def test_another_measure_of_uncertainty_opens_a_round_and_the_pool_is_not_predicted_again(
+    measure: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.in_round_1()
+    with monkeypatch.context() as once:
+        once.setattr(KeptLearner, "signals", None)  # all measures were stored when the pool was scored
+        world.set(uncertainty=measure, alpha=1.0)
+    assert (world.status()["model"], world.studio.model_version) == ("scanqueue-r1", "scanqueue-r2")
+    said = world.store.signals(world.store.models(PROJECT)[0]["fingerprint"])
+    digests = {s["task"]: s["digest"] for s in world.store.scans(PROJECT)}
+    values = [said[digests[t]][measure] for t in world.order()]
+    assert values == sorted(values, reverse=True)
+
+
+def test_rows_from_before_there_were_measures_count_as_scored_only_for_the_mean(world: World) -> None:
+    world.in_round_1()
+    model = world.store.models(PROJECT)[0]["fingerprint"]
+    with world.store.write() as connection:
+        connection.execute(entropy_table.update().values(more=""))
+    world.run()
+    assert all(said.keys() == {"image"} for said in world.store.signals(model).values())
+    world.set(uncertainty="top")
+    open_ = {s["digest"] for s in world.store.scans(PROJECT) if not s["annotated"]}
+    assert {d for d, said in world.store.signals(model).items() if "top" in said} == open_
+
+
+@pytest.mark.parametrize(("strategy", "signal"), [("clasp", "classes"), ("pairwise-dice", "disagreement")])
+def test_what_a_strategy_wants_to_know_is_asked_of_the_model_by_whoever_scores(
+    strategy: str, signal: str, tmp_path: Path
+) -> None:
+    world = World(tmp_path / "data", strategy=strategy).in_round_1()
+    model = world.store.models(PROJECT)[0]["fingerprint"]
+    open_ = {s["digest"] for s in world.store.scans(PROJECT) if not s["annotated"]}
+    assert {d for d, said in world.store.signals(model).items() if signal in said} == open_
+    latest = world.store.latest_round(PROJECT)
+    assert latest is not None
+    assert {p.reason for p in latest["picks"]} == {strategy}
+    shown = status.queue(world.store, PROJECT)
+    assert all(": " in q["reason"] and q["reason"] != f"{strategy}: {strategy}" for q in shown)
+
+
+def test_a_change_to_a_strategy_that_wants_more_scores_the_pool_again(world: World) -> None:
+    world.in_round_1()
+    model = world.store.models(PROJECT)[0]["fingerprint"]
+    world.set(strategy="paper+clasp")
+    assert world.studio.model_version == "scanqueue-r2"
+    assert any("classes" in said for said in world.store.signals(model).values())
+    assert all("top" in said for said in world.store.signals(model).values())
+
+
+def test_another_strategy_for_the_time_with_a_model_leaves_the_cold_start_alone(world: World) -> None:
+    world.cold_started()
+    order, writes = world.order(), list(world.studio.writes)
+    world.set(strategy="paper+entropy", uncertainty="top")
+    assert (world.order(), world.studio.writes) == (order, writes)
+    world.set(strategy="random+entropy", uncertainty="top")
+    assert world.studio.model_version == "scanqueue-r1"
+    assert sorted(world.order()) == sorted(order)
+    assert {p.reason for p in world.store.rounds(PROJECT)[-1]["picks"]} == {"random"}
+
+
+# -- controls --------------------------------------------------------------------------------------
+
+
+def controls(world: World) -> list[int]:
+    """Places, counted from 0, at which the latest order has scans drawn at random."""
+    latest = world.store.latest_round(PROJECT)
+    assert latest is not None
+    return [i for i, p in enumerate(latest["picks"]) if p.reason == "control"]
+
+
+def test_a_share_of_every_order_is_drawn_at_random_and_the_rest_stays_in_its_order(tmp_path: Path) -> None:
+    plain = World(tmp_path / "plain").cold_started()
+    world = World(tmp_path / "data", control_share=0.25).cold_started()
+    assert controls(world) == [1, 5, 9]
+    drawn = [world.order()[i] for i in controls(world)]
+    assert [t for t in world.order() if t not in drawn] == [t for t in plain.order() if t not in drawn]
+    seen = {q["task"]: q for q in status.queue(world.store, PROJECT)}
+    assert set(seen) == set(world.order()[:DEPTH]) == set(world.published())
+    assert seen[drawn[0]]["kind"] == "control"
+    assert seen[drawn[0]]["reason"].endswith("drawn at random, as a control")
+    assert (seen[drawn[0]]["score"], seen[drawn[0]]["distance"]) == (None, None)
+    assert world.label(2) == world.order()[:2]
+    world.run()
+    assert world.label(COLD - 2) == world.order()[2:COLD]
+    world.run()
+    assert world.studio.model_version == "scanqueue-r1"
+    assert controls(world) == [1, 5]
+    digests = {s["task"]: s["digest"] for s in world.store.scans(PROJECT)}
+    rest = sorted(world.order()[1:], key=lambda t: control_draw(Scan(t, "", digests[t]), 0))
+    assert world.order()[1] == rest[0]  # what chance would have drawn next, model or not
+    assert world.label(ROUND) == world.order()[:ROUND]
+
+
+def test_late_scans_may_be_drawn_too_and_published_places_stay(tmp_path: Path) -> None:
+    world = World(tmp_path / "data", control_share=0.5).cold_started()
+    order = world.order()
+    world.add_scans(20, 6)
+    world.run()
+    assert world.order()[:DEPTH] == order[:DEPTH]
+    assert controls(world) == list(range(0, 18, 2))
+    fresh = World(tmp_path / "fresh", control_share=0.5)
+    fresh.add_scans(0, 12)
+    fresh.add_scans(20, 6)
+    fresh.run()
+    drawn = {fresh.order()[i] for i in controls(fresh)}  # all at once: chance draws the same ones
+    assert len(drawn & {world.order()[i] for i in controls(world)}) >= 7
+
+
+def test_a_skipped_scan_is_not_drawn_again(tmp_path: Path) -> None:
+    world = World(tmp_path / "data", control_share=0.5).cold_started()
+    first = world.order()[0]
+    assert controls(world)[0] == 0
+    world.studio.skip(first)
+    world.run()
+    for task in world.order()[1 : 1 + COLD]:
+        world.submit(task)
+    world.run()
+    assert world.studio.model_version == "scanqueue-r1"
+    latest = world.store.latest_round(PROJECT)
+    assert latest is not None
+    assert (latest["picks"][-1].task, latest["picks"][-1].reason) == (first, "skipped")
+
+
+def test_another_seed_draws_others(tmp_path: Path) -> None:
+    drawn = set()
+    for seed in range(4):
+        world = World(tmp_path / str(seed), control_share=0.25, seed=seed).cold_started()
+        drawn.add(tuple(world.order()[i] for i in controls(world)))
+    assert len(drawn) == 4
+
+
+CONTROLLED = {"control_share": 0.5, "cold_start_size": 18, "queue_depth": 18}
+
+
+def compared(folder: Path, fuse: Fuse | None = None) -> World:
+    """Eighteen labels, half of them of chance, and a model; killed once where the fuse says, then started anew."""
+    world = World(folder, **CONTROLLED)
+    world.add_scans(0, 24)
+    world.run()
+    world.label(18)
+    if fuse is not None:
+        tools = world.reconciler()
+        with suppress(Killed):
+            replace(tools, store=Fused(tools.store, STORE_WRITES, fuse)).reconcile(PROJECT)  # type: ignore[arg-type]
+    world.run()
+    return world
+
+
+def test_our_order_is_compared_with_chance_once_for_each_model_and_after_publishing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = compared(tmp_path / "data", names := Fuse())
+    (model,) = world.store.models(PROJECT)
+    arms = model["details"]["arms"]
+    latest = world.store.rounds(PROJECT)[0]
+    chance = {p.task for p in latest["picks"] if p.reason == "control"}
+    held = model["details"]["validation"]
+    assert 5 <= arms["labels"] <= len(chance & set(world.annotations))
+    assert arms["ours"]["n"] == arms["control"]["n"] == held
+    assert 0 <= arms["ours"]["dice"] <= 1
+    assert arms["ours"].keys() == model["validation"].keys()
+    assert world.status()["control"] == {"version": "scanqueue-r1", **arms}
+    assert [r["control"] for r in status.round_list(world.store, PROJECT)] == [None, world.status()["control"]]
+    shown = CliRunner().invoke(cli.app, ["status", "--project", "1", "--data-dir", str(world.folder)], env={})
+    assert "drawn at random" in shown.output.replace("\n", " ")
+    assert (world.status()["model"], world.studio.model_version) == ("scanqueue-r1", "scanqueue-r1")
+    assert list((world.folder / "arms").rglob("*.*")) == []
+    assert names.names.index("add_details") > names.names.index("mark_published")
+    with monkeypatch.context() as never:
+        never.setattr(KeptLearner, "train", None)
+        world.run()
+    world.label(ROUND)
+    world.run()
+    assert ["arms" in m["details"] for m in world.store.models(PROJECT)] == [True, True]
+
+
+def test_without_controls_nothing_is_compared(world: World) -> None:
+    world.in_round_1()
+    assert world.status()["control"] is None
+    assert not (world.folder / "arms").exists()
+
+
+def test_killed_during_the_comparison_it_ends_with_the_same_one(tmp_path: Path) -> None:
+    whole = compared(tmp_path / "whole", fuse := Fuse())
+    last = len(fuse.names) - fuse.names[::-1].index("add_details")
+    first = max(i for i, name in enumerate(fuse.names[: last - 1], start=1) if name == "put_folder") - 1
+    details = whole.store.models(PROJECT)[0]["details"]["arms"]
+    end = whole.end_state()
+    for at in range(first, last + 2):
+        world = compared(tmp_path / "data", Fuse(at))
+        assert world.store.models(PROJECT)[0]["details"]["arms"] == details
+        state = world.end_state()
+        left = [f for f in state["files"] if f.startswith("arms/")]
+        state["files"] = [f for f in state["files"] if f not in left]
+        assert state == end, f"killed at write {at}, {fuse.names[at - 1]}"
+        assert not left or at > last  # which retention removes after a day
+        shutil.rmtree(world.folder)
+
+
+def test_a_comparison_gives_way_to_a_training_and_is_made_with_the_newest_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "data", **CONTROLLED)
+    world.add_scans(0, 24)
+    world.run()
+    world.label(18)
+    monkeypatch.setattr(reconcile, "TEND_EVERY", 0.0)
+    report = Reconciler._report
+
+    def label_meanwhile(self: Reconciler, project: int, step: str, done: int, total: int) -> None:
+        report(self, project, step, done, total)
+        if step.startswith("comparing") and len(world.annotations) == 18:
+            world.label(ROUND)
+
+    monkeypatch.setattr(Reconciler, "_report", label_meanwhile)
+    world.run()
+    assert ["arms" in m["details"] for m in world.store.models(PROJECT)] == [False, True]
+    assert world.studio.model_version == "scanqueue-r2"
+
+
+def test_a_comparison_waits_while_another_project_is_trained_and_keeps_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "data", **CONTROLLED)
+    world.add_scans(0, 24)
+    world.run()
+    world.label(18)
+    real = Reconciler._compare_arms
+
+    def beside_another(self: Reconciler, *args: Any) -> None:
+        with Store(world.folder).training_slot() as mine:
+            assert mine
+            real(self, *args)
+
+    with monkeypatch.context() as busy:
+        busy.setattr(Reconciler, "_compare_arms", beside_another)
+        plan = world.reconciler().reconcile(PROJECT)
+    assert [type(s).__name__ for s in plan.steps] == ["CompareArms"]
+    assert world.status()["control"] is None
+    assert world.studio.model_version == "scanqueue-r1"
+    assert world.status()["trouble"] == ""
+    world.run()
+    assert world.status()["control"]["version"] == "scanqueue-r1"
+
+
+# -- strata ----------------------------------------------------------------------------------------
+
+
+def strata(world: World, sites: Sequence[Any]) -> None:
+    for task, site in zip(sorted(world.masks), sites, strict=True):
+        world.studio.set_data(task, {"image": world.studio.reference(task), "site": site})
+
+
+def test_every_beginning_of_a_stratified_order_has_its_share_of_each_site(tmp_path: Path) -> None:
+    world = World(tmp_path / "data", strategy="stratified", stratify_by="site")
+    tasks = world.add_scans(0, 12)
+    strata(world, ["A"] * 6 + ["B"] * 4 + [3, None])
+    world.run()
+    assert [s["stratum"] for s in world.store.scans(PROJECT)] == ["A"] * 6 + ["B"] * 4 + ["3", ""]
+    first = [tasks.index(t) for t in world.order()[:5]]
+    assert sum(i < 6 for i in first) == 3
+    assert sum(6 <= i < 10 for i in first) == 2
+    assert status.queue(world.store, PROJECT)[0]["reason"].endswith(
+        "the next of its group, so that every group has its share"
+    )
+    strata(world, ["A"] * 12)
+    world.run()
+    assert {s["stratum"] for s in world.store.scans(PROJECT)} == {"A"}
+
+
+def test_strata_are_taken_over_when_the_setting_comes_later_or_changes(world: World) -> None:
+    world.add_scans(0, 12)
+    strata(world, ["A", "B"] * 6)
+    world.run()
+    assert {s["stratum"] for s in world.store.scans(PROJECT)} == {""}
+    world.set(strategy="stratified", stratify_by="site")
+    assert [s["stratum"] for s in world.store.scans(PROJECT)] == ["A", "B"] * 6
+    assert world.studio.model_version == "scanqueue-r1"
+    world.set(strategy="stratified", stratify_by="scanner")
+    assert {s["stratum"] for s in world.store.scans(PROJECT)} == {""}
+    assert world.status()["trouble"].startswith("No scan has 'scanner' in its data, so the order is simply random.")
+    listings = []
+    tasks = world.studio.tasks
+    world.studio.tasks = lambda project, since="": listings.append(since) or tasks(project, since)  # type: ignore
+    again = world.reconciler()
+    again.reconcile(PROJECT)
+    again.reconcile(PROJECT)
+    assert listings[-1]  # and not all of them at every look
+
+
+def test_stratified_without_a_key_blocks_with_what_to_set(world: World) -> None:
+    world.cold_started()
+    world.set(strategy="stratified")
+    assert world.status()["phase"] == "blocked"
+    assert "set stratify_by to a key of the task data" in world.status()["reason"]
 
 
 def test_a_setting_that_cannot_be_used_blocks_with_the_reason_and_writes_nothing(world: World) -> None:

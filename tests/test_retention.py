@@ -38,7 +38,7 @@ def retention(store: Store, keep: int = 2, days: int = 90) -> Retention:
 def model(store: Store, project: int, n: int, name: str, *, active: bool = False) -> None:
     store.add_project(project)
     store.put_folder("models", name, lambda folder: (folder / "model.json").write_text("{}") and None)
-    store.put_entropies(name, {"digest": 0.5})
+    store.put_signals(name, {"digest": {"image": 0.5, "top": 0.75}})
     version = f"scanqueue-r{n}"
     row = {"version": version, "fingerprint": name, "labels": ["Lung"], "trained_on": [], "accepted": 1}
     before = store.project(project)
@@ -87,7 +87,8 @@ def test_the_newest_the_active_one_and_that_of_the_latest_round_are_kept(store: 
     assert retention(store).remove_checkpoints(1) == ["m1", "m4", "m5"]
     assert kept(store, 1) == [f"scanqueue-r{n}" for n in (2, 3, 6, 7)]
     assert len(store.models(1)) == 7  # the records stay
-    assert [bool(store.entropies(f"m{n}")) for n in range(1, 8)] == [False, True, True, False, False, True, True]
+    for said in (store.entropies, store.signals):
+        assert [bool(said(f"m{n}")) for n in range(1, 8)] == [False, True, True, False, False, True, True]
     assert retention(store).remove_checkpoints(1) == []
     assert not list(store.folder.rglob(".new-*"))
 
@@ -276,13 +277,24 @@ def test_a_look_that_was_cut_off_makes_files_younger_than_they_are_and_never_old
 def test_folders_of_killed_writers_are_removed_after_a_day(store: Store) -> None:
     looked(store, EVERY)
     folders = []
-    for kind in ("pixels", "masks", "labels", "models", "maps"):
+    for kind in ("pixels", "masks", "labels", "models", "maps", "arms"):
         for days in (0.5, 1.5):
             folder = store.folder / kind / "ab" / f".new-{days}"
             (folder / "half").mkdir(parents=True)
             folders.append(aged(folder, days))
-    assert retention(store, days=0).remove_files(NOW) == 5
-    assert [f.exists() for f in folders] == [True, False] * 5
+    assert retention(store, days=0).remove_files(NOW) == 6
+    assert [f.exists() for f in folders] == [True, False] * 6
+
+
+def test_models_of_a_comparison_that_was_cut_off_are_removed_after_a_day(store: Store) -> None:
+    looked(store, EVERY)
+    store.add_project(1)
+    for kind, name in (("arms", "aa1"), ("arms", "aa2"), ("models", "aa1")):
+        store.put_folder(kind, name, lambda folder: (folder / "model.json").write_text("{}") and None)
+        aged(store.path(kind, name), 0.5 if name == "aa2" else 1.5)
+    assert retention(store).remove_files(NOW) == 1
+    there = [store.has(kind, name) for kind, name in (("arms", "aa1"), ("arms", "aa2"), ("models", "aa1"))]
+    assert there == [False, True, True]
 
 
 def test_one_worker_at_a_time_looks_through_the_caches(store: Store) -> None:

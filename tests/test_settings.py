@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from backend.app import to_env
+from backend.choices import extra_signal, project_settings
 from backend.errors import BadSetting
 from backend.settings import PREFIX, SECRETS, ProjectSettings, Settings, is_loopback
+from sampling import strategy_pair
 
 NAMES = sorted(f.name.upper() for f in fields(Settings))
 URL = "is not an http:// or https:// address."
@@ -213,7 +215,10 @@ def test_the_depth_is_three_rounds_and_never_less_than_one(given: dict[str, int]
     assert ProjectSettings.from_json(given).depth == depth
 
 
-KNOWN = "alpha, cold_start_size, queue_depth, retrain, round_size, seed, strategy, tolerance"
+KNOWN = (
+    "alpha, cold_start_size, control_share, queue_depth, retrain, round_size, seed, strategy, stratify_by, tolerance, "
+    "uncertainty"
+)
 
 
 @pytest.mark.parametrize(
@@ -237,10 +242,46 @@ KNOWN = "alpha, cold_start_size, queue_depth, retrain, round_size, seed, strateg
         ({"retrain": "never"}, 'retrain is \'never\'; it must be "auto" or "button".'),
         ({"retrain": ["auto"]}, 'retrain is [\'auto\']; it must be "auto" or "button".'),
         ({"strategy": 3}, "strategy is 3; it must be the name of a strategy."),
+        ({"uncertainty": None}, "uncertainty is None; it must be the name of a measure."),
+        ({"stratify_by": ["site"]}, "stratify_by is ['site']; it must be a key of the task data."),
+        ({"control_share": 0.6}, "control_share is 0.6; it must be from 0 to 0.5."),
+        ({"control_share": "some"}, "control_share is 'some'; it must be a number from 0 to 0.5."),
     ],
 )
 def test_a_project_setting_that_cannot_be_used_is_refused_in_words(given: Any, words: str) -> None:
     assert project_refusal(given) == words
+
+
+# strategies and measures there are
+
+
+@pytest.mark.parametrize("strategy", ["default", "paper", "random", "typiclust+entropy", "power-entropy", "probcover"])
+def test_a_strategy_is_written_out_for_both_moments(strategy: str) -> None:
+    assert project_settings({"strategy": strategy}).moments == strategy_pair(strategy)
+    assert project_settings("").moments == strategy_pair("default")
+
+
+def test_a_strategy_or_measure_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    with pytest.raises(BadSetting, match=r"^strategy: got 'luck', wanted default, one of paper, .*COLD\+MODEL\.$"):
+        project_settings('{"strategy": "luck"}')
+    with pytest.raises(BadSetting, match=r"^strategy: got 'luck', wanted one of paper, entropy"):
+        project_settings({"strategy": "random+luck"})
+    with pytest.raises(BadSetting) as refused:
+        project_settings({"uncertainty": "mean"})
+    assert str(refused.value) == "uncertainty is 'mean'; it must be one of image, foreground, boundary, top."
+
+
+def test_stratified_without_a_key_says_what_to_set() -> None:
+    with pytest.raises(BadSetting, match="has to be told what tells the scans apart: set stratify_by to a key"):
+        project_settings({"strategy": "stratified"})
+    assert project_settings({"strategy": "stratified", "stratify_by": "site"}).stratify_by == "site"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "extra"), [("paper", ""), ("clasp", "classes"), ("pairwise-dice", "disagreement")]
+)
+def test_what_a_strategy_has_to_be_told_of_a_scan_is_known(strategy: str, extra: str) -> None:
+    assert extra_signal(project_settings({"strategy": strategy})) == extra
 
 
 def test_extra_params_that_are_not_json_say_where_it_breaks() -> None:

@@ -87,6 +87,21 @@ def test_embeddings_come_back_in_the_order_asked_for(store: Store) -> None:
     assert store.embedded("other") == set()
 
 
+def test_signals_that_were_not_asked_for_again_stay(store: Store) -> None:
+    """Two projects with one model and other strategies would else score the same scans for ever."""
+    store.put_signals("m", {"d": {"image": 0.5, "top": 0.75, "classes": [0.25, 0.5]}})
+    store.put_signals("m", {"d": {"image": 0.5, "top": 0.75, "disagreement": 0.125}, "e": {"image": 0.25}})
+    assert store.signals("m") == {
+        "d": {"image": 0.5, "top": 0.75, "classes": [0.25, 0.5], "disagreement": 0.125},
+        "e": {"image": 0.25},
+    }
+    assert store.entropies("m") == {"d": 0.5, "e": 0.25}
+    store.put_entropies("m", {"d": 0.625})
+    assert store.signals("m")["d"]["top"] == 0.75
+    assert store.forget_entropies(["m"]) == 2
+    assert store.signals("m") == {}
+
+
 def test_two_that_write_the_same_rows_in_another_order_do_not_block_each_other(store: Store) -> None:
     names = [f"{n:03d}" for n in range(200)]
     vectors = np.zeros((200, 4), np.float32)

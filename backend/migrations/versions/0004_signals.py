@@ -1,0 +1,12 @@
+"""Every signal of a scan beside its entropy, and the stratum of a scan. Rows that are there keep what they have."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+
+
+def upgrade() -> None:
+    for table, column in (("entropy", "more"), ("scan", "stratum"), ("project", "stratify_by")):
+        op.add_column(table, sa.Column(column, sa.Text(), nullable=False, server_default=""))

@@ -1,0 +1,56 @@
+"""A share of every order drawn at random, so that a lab can see on its own scans whether choosing helps."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampling.arrays import IntArray, row_numbers, whole_number
+
+
+def control_places(count: int, share: float, *, start: int = 0) -> NDArray[np.bool_]:
+    """(count,), True where a place belongs to the controls: `share` of all places, evenly spread.
+
+    share  0..0.5; of the first n places, counted from 0, round(n * share) are controls, whatever n
+    start  the first of the `count` places; a place is a control or not wherever an order is continued
+
+    >>> control_places(10, 0.2).nonzero()[0], control_places(5, 0.2, start=5).nonzero()[0]
+    (array([2, 7]), array([2]))
+    """
+    if not 0 <= share <= 0.5:
+        raise ValueError(f"share: got {share}, wanted 0 (none) to 0.5 (every other place)")
+    start, count = whole_number("start", start, low=0), whole_number("count", count, low=0)
+    upto = [math.floor(n * share + 0.5) for n in range(start, start + count + 1)]
+    return np.diff(upto) > 0
+
+
+def with_controls(
+    ours: IntArray, drawn: IntArray, share: float, *, start: int = 0
+) -> tuple[IntArray, NDArray[np.bool_]]:
+    """Put both orders of the same scans together: (rows, whether each stands there as a control).
+
+    ours   (K,) rows in the order of a strategy, which goes on as if it knew nothing of the controls
+    drawn  (K,) the same rows in a random order
+    start  places of the order that are given already; the K come behind them
+
+    Each control is the first of `drawn` that is not placed yet, so whatever is placed by the strategy, it is drawn
+    uniformly from the rest. Returns every row once. Raises ValueError when the two do not hold the same rows.
+
+    >>> with_controls(np.array([4, 2, 0, 1, 3]), np.array([2, 3, 1, 0, 4]), 0.4)
+    (array([4, 2, 0, 3, 1]), array([False,  True, False,  True, False]))
+    """
+    size = int(max(ours.max(), drawn.max())) + 1 if len(ours) and len(drawn) else 0
+    for name, rows in (("ours", ours), ("drawn", drawn)):
+        row_numbers(name, rows, size)
+    if len(np.unique(ours)) != len(ours) or not np.array_equal(np.sort(ours), np.sort(drawn)):
+        raise ValueError("drawn: wanted the rows of ours, each once, in another order")
+    control = control_places(len(ours), share, start=start)
+    placed = np.zeros(size, dtype=bool)
+    queues = {True: iter(drawn.tolist()), False: iter(ours.tolist())}
+    rows = np.empty(len(ours), dtype=np.intp)
+    for i, kind in enumerate(control.tolist()):
+        rows[i] = next(row for row in queues[kind] if not placed[row])
+        placed[rows[i]] = True
+    return rows, control

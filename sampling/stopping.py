@@ -1,0 +1,285 @@
+"""When more labels are hardly worth it: where a project's learning curve goes, and whether its models still change.
+
+The curve is one point for each trained model: how many labels it had, its mean Dice on the held-out scans, and how
+many those were. Its error, 1 - Dice, is taken to fall as a power law, a * n^-b + c, the form that fits most learning
+curves (Viering & Loog 2022) and that Figueroa et al. 2012 foretell the worth of annotations with.
+
+What no curve can know is left to people: whether the held-out scans are like those of next year, and whether a Dice
+is good enough for its purpose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampling.arrays import whole_number
+from sampling.uncertainty import disagreement
+
+Advice: TypeAlias = Literal["go on", "nearly there", "stop", "too early to say"]
+Floats: TypeAlias = NDArray[np.float64]
+
+WORTH = 0.005  # Dice that a round of labels must be expected to gain to be worth it
+SAMPLE = 40  # unlabelled scans on which successive models are compared
+MODELS = 3  # trained models below which hardly anything can be said
+STEADY = 0.95  # Dice between the masks of successive models from which on they count as the same
+WIDE = 6  # a gain that may be this many times WORTH and is expected to be less than WORTH is not known
+FREE = 4  # models from which on the exponent is fitted; below, it is USUAL, and nobody is told to stop
+USUAL = 0.5  # the error of a mean falls with the root of the number
+EXPONENTS = np.linspace(0.1, 2.0, 39)
+COMMON = 0.75  # share of the variance that all models have in common, being judged on mostly the same scans
+TRAINING = 0.005  # standard deviation of the Dice of one training and another on the same scans
+DRAWS = 400
+
+
+@dataclass(frozen=True)
+class Point:
+    """One trained model.
+
+    labels  how many labels there were when it was trained, 1 or more
+    dice    its mean Dice on the held-out scans, 0..1, high = good
+    n       how many those were, 1 or more
+
+    Raises ValueError on anything else.
+    """
+
+    labels: int
+    dice: float
+    n: int
+
+    def __post_init__(self) -> None:
+        whole_number("labels", self.labels, low=1)
+        whole_number("n", self.n, low=1)
+        if not 0 <= self.dice <= 1:
+            raise ValueError(f"dice: got {self.dice}, wanted 0 (nothing in common) to 1 (the same)")
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of what this Dice tells about how models differ.
+
+        The Dice of one scan is taken to deviate by half of what a number in 0..1 with that mean could, and only what
+        models do not have in common counts.
+        """
+        scans = (1 - COMMON) * 0.25 * self.dice * (1 - self.dice) / self.n
+        return math.sqrt(scans + TRAINING**2)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The error of a model with n labels: 1 - Dice = a * n^-b + c, with a, c >= 0. More labels never harm."""
+
+    a: float
+    b: float
+    c: float
+
+    def dice(self, labels: float) -> float:
+        """The Dice that is expected with so many labels, 0..1."""
+        return 1.0 - min(1.0, self.a * math.pow(labels, -self.b) + self.c)
+
+    def gain(self, labels: float, more: float) -> float:
+        """The Dice that `more` labels are expected to add to `labels`; 0 or more."""
+        return self.a * (math.pow(labels, -self.b) - math.pow(labels + more, -self.b))
+
+
+@dataclass(frozen=True)
+class Hint:
+    """Whether more labels are expected to be worth it.
+
+    sentence      the advice for people
+    gain          Dice that the next round of labels is expected to add; None while nothing can be said
+    low, high     where it lies with 95 % probability, as far as the points tell
+    labels_worth  how many more labels until a round is expected to gain less than `threshold`
+    agreement     mean Dice between the masks of the last two models on unlabelled scans; None: not known
+    threshold     Dice that a round must gain to be worth it
+    """
+
+    advice: Advice
+    sentence: str
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    labels_worth: int | None = None
+    agreement: float | None = None
+    threshold: float = WORTH
+
+
+def fit_curve(points: Sequence[Point]) -> Curve:
+    """The power law that fits the points best, weighed by how sure they are; at least one, in any order.
+
+    With fewer than four the exponent is 1/2: three numbers cannot be had from three points.
+    Source: Figueroa et al. 2012, who weigh the points of a fitted power law too.
+
+    >>> line = [Point(n, 1 - 0.8 * n**-0.5, 30) for n in (16, 25, 100)]
+    >>> curve = fit_curve(line)
+    >>> round(curve.a, 4), curve.b, round(abs(curve.c), 4), round(curve.gain(100, 44), 4)
+    (0.8, 0.5, 0.0, 0.0133)
+    """
+    if not points:
+        raise ValueError("points: got none, wanted at least one trained model")
+    a, b, c = _fit(points, np.array([[1 - p.dice for p in points]]))
+    return Curve(float(a[0]), float(b[0]), float(c[0]))
+
+
+def expected_gain(points: Sequence[Point], more: int, *, seed: int = 0) -> tuple[float, float, float]:
+    """(gain, low, high): the Dice that `more` labels are expected to add to those there are, with its 95 % interval.
+
+    The interval is a parametric bootstrap (Efron & Tibshirani 1993): the fitted curve, its points moved by their
+    noise, fitted again. From five points on, noise is at least what the points lie off the curve; below four, where
+    the exponent cannot be fitted, it is drawn at random too, and the points themselves are moved.
+    """
+    more = whole_number("more", more, low=1)
+    curve = fit_curve(points)
+    now = max(p.labels for p in points)
+    errors = np.array([1 - p.dice for p in points])
+    fitted = np.array([1 - curve.dice(p.labels) for p in points])
+    noise = np.array([p.noise for p in points])
+    if len(points) > FREE:
+        noise = np.maximum(noise, math.sqrt(float(((errors - fitted) ** 2).sum()) / (len(points) - 3)))
+    random, few = np.random.default_rng(seed), len(points) < FREE
+    drawn = (errors if few else fitted) + noise * random.standard_normal((DRAWS, len(points)))
+    a, b, _ = _fit(points, drawn, random.integers(len(EXPONENTS), size=DRAWS) if few else None)
+    low, high = np.percentile(a * (float(now) ** -b - float(now + more) ** -b), [2.5, 97.5])
+    gain = curve.gain(now, more)
+    return gain, min(float(low), gain), max(float(high), gain)
+
+
+def labels_worth(curve: Curve, labels: int, round_size: int, left: int, threshold: float = WORTH) -> int:
+    """How many more labels are expected to be worth it: until a round of them would gain less than `threshold`.
+
+    left  scans that can be labelled still; never more than those
+
+    >>> labels_worth(Curve(0.8, 0.5, 0.0), 100, 10, 500), labels_worth(Curve(0.8, 0.5, 0.0), 16, 10, 25)
+    (0, 25)
+    """
+    worth = 0
+    while worth < left and curve.gain(labels + worth, round_size) >= threshold:
+        worth += round_size
+    return min(worth, left)
+
+
+def agreement_sample(names: Sequence[str], count: int = SAMPLE) -> list[str]:
+    """At most `count` of these names, distinct, always the same ones while they are there: those of lowest hash."""
+    return sorted(set(names), key=lambda name: hashlib.sha256(f"agreement|{name}".encode()).digest())[:count]
+
+
+def agreement(pairs: Sequence[tuple[NDArray[np.integer], NDArray[np.integer]]], n_classes: int) -> float:
+    """How much two models say the same: the mean Dice between their label maps (H, W) of each scan, 0..1.
+
+    n_classes  background (0, never scored) included; scans where neither sees anything agree
+
+    Models that no longer change what they say of unlabelled scans have learnt what these labels teach: stabilising
+    predictions, Bloodgood & Vijay-Shanker 2009, with the Dice in the place of their kappa.
+    """
+    if not pairs:
+        raise ValueError("pairs: got none, wanted the masks of at least one scan")
+    return 1.0 - float(np.mean([disagreement(np.stack(pair), n_classes) for pair in pairs]))
+
+
+def stopping_hint(
+    points: Sequence[Point],
+    *,
+    round_size: int,
+    left: int,
+    agreement: float | None = None,
+    threshold: float = WORTH,
+    seed: int = 0,
+) -> Hint:
+    """Whether more labels are expected to be worth it, in a sentence and in numbers.
+
+    points     the project's models in the order in which they were trained
+    left       scans that are not labelled yet
+    agreement  of the last two models; without it nobody is told to stop
+
+    "stop" takes four models, a gain that is expected to be below `threshold` and with 95 % probability below twice
+    that, and two models that draw the same. A gain that cannot be told from the points makes it too early to say.
+    """
+    if len(points) < 2:
+        there = "there is none yet" if not points else "there is one so far"
+        need = f"it takes at least two trained models with held-out scans, and {there}"
+        return Hint("too early to say", f"Too early to say how many more labels are worth it: {need}.")
+    step = min(round_size, left) or 1
+    gain, low, high = expected_gain(points, step, seed=seed)
+    worth = labels_worth(fit_curve(points), max(p.labels for p in points), round_size, left, threshold)
+    advice = _advice(len(points), gain, low, high, agreement, threshold)
+    sentence = _sentence(advice, step, worth, left, points[-1], gain, low, high, threshold)
+    return Hint(advice, sentence, gain, low, high, worth, agreement, threshold)
+
+
+def _advice(models: int, gain: float, low: float, high: float, agreement: float | None, threshold: float) -> Advice:
+    if models < MODELS:
+        return "go on" if low >= threshold else "too early to say"
+    if gain >= threshold:
+        return "go on"
+    if high >= WIDE * threshold:
+        return "too early to say"
+    same = agreement is not None and agreement >= STEADY
+    return "stop" if models >= FREE and high < 2 * threshold and same else "nearly there"
+
+
+def _sentence(
+    advice: Advice,
+    step: int,
+    worth: int,
+    left: int,
+    last: Point,
+    gain: float,
+    low: float,
+    high: float,
+    threshold: float,
+) -> str:
+    labels = f"the next {step} labels" if step > 1 else "the next label"
+    overlap = f"the overlap of predicted masks with true ones (Dice, now {last.dice:.3f})"
+    range_ = f"{gain:.3f} (probably between {low:.3f} and {high:.3f})"
+    rule = f"Less than {threshold:g} counts as not worth it."
+    if advice == "go on":
+        all_ = f"All {left} scans that are left" if worth == left else f"About {worth} more labels"
+        return f"{all_} are expected to be worth it: {labels} should raise {overlap} by about {range_}."
+    if advice == "nearly there":
+        return f"Nearly there: {labels} are expected to raise {overlap} by only about {range_}. {rule}"
+    if advice == "stop":
+        return (
+            f"More labels are hardly expected to be worth it: {labels} should raise {overlap} by about {range_}, and "
+            f"the last two models draw nearly the same masks. {rule}"
+        )
+    return (
+        f"Too early to say how many more labels are worth it: with {last.n} held-out scans, {labels} may raise "
+        f"{overlap} by anything from {low:.3f} to {high:.3f}."
+    )
+
+
+def _fit(
+    points: Sequence[Point], errors: Floats, given: NDArray[np.integer] | None = None
+) -> tuple[Floats, Floats, Floats]:
+    """a, b and c, (B,) each, of the best power law through each of B sets of errors (B, K); a, c >= 0.
+
+    For every exponent a and c are a weighted straight line through n^-b, with what would be negative set to 0; the
+    exponent with the smallest error wins, the lower one in a tie.
+
+    given  (B,) which of EXPONENTS to take instead
+    """
+    n = np.array([p.labels for p in points], dtype=np.float64)
+    w = np.array([p.noise**-2 for p in points])
+    w /= w.sum()
+    rows = np.arange(len(errors))
+    exponents = EXPONENTS if len(points) >= FREE or given is not None else np.array([USUAL])
+    found = np.empty((3, len(exponents), len(errors)))
+    for i, b in enumerate(exponents):
+        x = (n / n.max()) ** -b
+        mean_x, mean_y = w @ x, errors @ w
+        spread = w @ (x - mean_x) ** 2
+        a = (errors * w) @ (x - mean_x) / spread if spread > 0 else np.zeros(len(errors))
+        a = np.maximum(a, 0.0)
+        c = mean_y - a * mean_x
+        through = c < 0  # then the line goes through the origin
+        a = np.where(through, np.maximum((errors * w) @ x, 0.0) / (w @ x**2), a)
+        c = np.where(through, 0.0, c)
+        off = ((errors - np.outer(a, x) - c[:, None]) ** 2) @ w
+        found[:, i] = a * n.max() ** b, c, off
+    best = np.argmin(found[2], axis=0) if given is None else given
+    return found[0, best, rows], exponents[best], found[1, best, rows]
