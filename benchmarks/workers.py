@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Two workers with one thread each, against one.")
     parser.add_argument("--quick", action="store_true", help="a smaller network and pool; a minute or two")
     given = parser.parse_args()
-    model, count, repetitions = ("vit_small_patch16_224", 96, 1) if given.quick else ("vit_base_patch16_224", 192, 5)
+    model, count, repetitions = ("vit_small_patch16_224", 96, 1) if given.quick else ("vit_base_patch16_224", 128, 3)
     with label_studio() as (studio, folder):
         weights = write_weights(folder / "weights", model)
         settings = {

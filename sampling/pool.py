@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from sampling.arrays import FloatArray, IntArray, finite_matrix, refuse_rows, row_numbers, whole_number
 from sampling.clustering import Clustering
 
+BLOCK = 4_000_000  # numbers worked on at once
+
 Space: TypeAlias = Literal["map", "embedding"]
 
 
@@ -55,12 +57,15 @@ class Pool:
         rows = np.asarray(self.embeddings)
         if rows.ndim != 2 or rows.shape[1] == 0:
             raise ValueError(f"embeddings: got shape {rows.shape}, wanted (N, D), one row per scan")
-        largest: FloatArray = np.abs(rows).max(axis=1)  # NaN and infinity stay what they are
-        refuse_rows("embeddings", ~np.isfinite(largest))
-        largest = largest[:, None]
-        scaled = rows / np.where(largest > 0, largest, 1).astype(rows.dtype)
-        length = np.linalg.norm(scaled, axis=1, keepdims=True)
-        unit: FloatArray = scaled / np.where(length > 0, length, 1).astype(rows.dtype)
+        unit: FloatArray = np.empty(rows.shape, rows.dtype if rows.dtype == np.float32 else np.float64)
+        step = max(1, BLOCK // rows.shape[1])
+        for begin in range(0, len(rows), step):  # a million embeddings are not held twice more
+            part = rows[begin : begin + step]
+            largest = np.abs(part).max(axis=1, keepdims=True)  # NaN and infinity stay what they are
+            refuse_rows("embeddings", ~np.isfinite(largest.ravel()), np.arange(begin, begin + len(part)))
+            scaled = part / np.where(largest > 0, largest, 1).astype(unit.dtype)
+            length = np.linalg.norm(scaled, axis=1, keepdims=True)
+            unit[begin : begin + step] = scaled / np.where(length > 0, length, 1).astype(unit.dtype)
         return unit
 
     def signal(self, name: str, unlabelled: IntArray) -> NDArray[np.float64]:

@@ -39,16 +39,15 @@ def spread(points: FloatArray, count: int, chosen: IntArray) -> IntArray:
     picks = np.empty(count, dtype=np.intp)
     if count == 0:
         return picks
-    exact = np.asarray(points, dtype=np.float64)
-    nearest = np.full(len(exact), np.inf)
+    nearest = np.full(len(points), np.inf)
     for row in chosen:
-        np.minimum(nearest, distances_to(exact, exact[row]), out=nearest)
+        np.minimum(nearest, _from(points, points[row]), out=nearest)
     nearest[chosen] = -1.0
     for i in range(count):
         first = i == 0 and not len(chosen)
-        pick = int(distances_to(exact, exact.mean(axis=0)).argmin() if first else nearest.argmax())
+        pick = int(_from(points, points.mean(axis=0, dtype=np.float64)).argmin() if first else nearest.argmax())
         picks[i] = pick
-        np.minimum(nearest, distances_to(exact, exact[pick]), out=nearest)
+        np.minimum(nearest, _from(points, points[pick]), out=nearest)
         nearest[pick] = -1.0
     return picks
 
@@ -75,8 +74,11 @@ def central(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> I
     Sources: Yuan et al. 2020; MedCAL-Bench 2025, which takes image embeddings for the language model's surprisal.
     """
     labels, centres = _clusters(points, len(chosen) + count, seed)
-    difference = points - centres[labels]
-    return _cluster_by_cluster(labels, np.einsum("nd,nd->n", difference, difference), count, chosen, 1)
+    order = np.empty(len(points))
+    for label, centre in enumerate(centres):
+        members = np.flatnonzero(labels == label)
+        order[members] = _from(points[members], centre)
+    return _cluster_by_cluster(labels, order, count, chosen, 1)
 
 
 def covering(points: FloatArray, count: int, chosen: IntArray, *, classes: IntArray, seed: int) -> IntArray:
@@ -158,6 +160,16 @@ def facility(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> 
     return np.concatenate([found, spread(points, count - len(found), np.concatenate([chosen, found]))])
 
 
+def _from(points: FloatArray, place: FloatArray) -> NDArray[np.float64]:
+    """(N,) distance of every row to `place` (D,), a few million numbers at a time."""
+    found = np.empty(len(points))
+    step = max(1, BLOCK // points.shape[1])
+    for begin in range(0, len(points), step):
+        part = points[begin : begin + step].astype(np.float64, copy=False)
+        found[begin : begin + step] = distances_to(part, np.asarray(place, dtype=np.float64))
+    return found
+
+
 def _clusters(points: FloatArray, k: int, seed: int) -> tuple[IntArray, NDArray[np.float64]]:
     """(labels, centres) of k-means; fewer clusters than asked for where rows coincide."""
     from sklearn.cluster import KMeans, MiniBatchKMeans  # slow to import
@@ -172,13 +184,18 @@ def _clusters(points: FloatArray, k: int, seed: int) -> tuple[IntArray, NDArray[
 
 
 def _mean_neighbour_distance(points: FloatArray) -> NDArray[np.float64]:
-    """(N,) mean distance to the nearest other rows, low = typical; 0 for a single row."""
+    """(N,) mean distance to the nearest other rows, low = typical; 0 for a single row.
+
+    Of many rows every so manieth is looked at as a neighbour, and each may then be its own.
+    """
     from sklearn.neighbors import NearestNeighbors  # slow to import
 
     k = min(NEIGHBOURS, len(points) - 1)
     if k < 1:
         return np.zeros(len(points))
-    distances = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points).kneighbors()[0]
+    step = -(-len(points) // (2 * SAMPLE))
+    search = NearestNeighbors(n_neighbors=min(k, len(points[::step])), algorithm="brute").fit(points[::step])
+    distances = search.kneighbors(None if step == 1 else points)[0]
     mean: NDArray[np.float64] = np.asarray(distances, dtype=np.float64).mean(axis=1)
     return mean
 

@@ -264,7 +264,7 @@ EXTRA_SIGNALS: dict[str, str] = {"clasp": "classes", "pairwise-dice": "disagreem
 
 FAR = 2_000  # picks of a strategy that is slow on large pools
 
-DEFAULT = "paper+paper"  # what "default" stands for: cold start + with a model
+DEFAULT = "facility+power-entropy"  # what "default" stands for: cold start + with a model; see benchmarks/selection.md
 
 S = TypeVar("S")
 

@@ -24,7 +24,7 @@ from backend.store import Store, read_map
 pytestmark = pytest.mark.label_studio
 
 COLD, ROUND = 8, 5
-SETTINGS = {"cold_start_size": COLD, "round_size": ROUND}
+SETTINGS = {"cold_start_size": COLD, "round_size": ROUND, "strategy": "paper"}  # the order is compared with S(i)
 ALPHA = 0.5
 Scans = list[tuple[Path, Path]]
 
