@@ -830,7 +830,7 @@ def test_a_change_to_a_strategy_that_wants_more_scores_the_pool_again(world: Wor
 def test_another_strategy_for_the_time_with_a_model_leaves_the_cold_start_alone(world: World) -> None:
     world.cold_started()
     order, writes = world.order(), list(world.studio.writes)
-    world.set(strategy="paper+entropy", uncertainty="top")
+    world.set(strategy="facility+entropy", uncertainty="top")
     assert (world.order(), world.studio.writes) == (order, writes)
     world.set(strategy="random+entropy", uncertainty="top")
     assert world.studio.model_version == "scanqueue-r1"
