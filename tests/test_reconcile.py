@@ -756,7 +756,8 @@ def test_new_scans_do_not_move_what_is_published(world: World) -> None:
     later = world.add_scans(30, 3)
     world.run()
     assert world.studio.model_version == "scanqueue-r1"
-    assert [t for t in world.order() if t in published] == [t for t in first if t in published]
+    assert world.order()[:DEPTH] == first[:DEPTH]
+    assert published.items() <= world.published().items()
     assert sorted(world.order()) == sorted([*first, *later])
     now = {p["task"]: p["score"] for p in world.studio.predictions if p["model_version"] == "scanqueue-r1"}
     assert scores.items() <= now.items()
@@ -765,9 +766,10 @@ def test_new_scans_do_not_move_what_is_published(world: World) -> None:
 def test_another_alpha_opens_a_new_round_with_the_same_model(world: World) -> None:
     world.in_round_1()
     before = world.order()
-    world.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | {"alpha": 1.0}))
+    world.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | {"strategy": "facility+paper"}))
     world.run()
-    assert (world.status()["model"], world.studio.model_version) == ("scanqueue-r1", "scanqueue-r2")
+    world.set(strategy="facility+paper", alpha=1.0)
+    assert (world.status()["model"], world.studio.model_version) == ("scanqueue-r1", "scanqueue-r3")
     latest = world.store.latest_round(PROJECT)
     assert latest is not None
     entropy = [p.entropy for p in latest["picks"]]
@@ -783,7 +785,7 @@ def test_another_measure_of_uncertainty_opens_a_round_and_the_pool_is_not_predic
     world.in_round_1()
     with monkeypatch.context() as once:
         once.setattr(KeptLearner, "signals", None)  # all measures were stored when the pool was scored
-        world.set(uncertainty=measure, alpha=1.0)
+        world.set(uncertainty=measure, strategy="facility+entropy")
     assert (world.status()["model"], world.studio.model_version) == ("scanqueue-r1", "scanqueue-r2")
     said = world.store.signals(world.store.models(PROJECT)[0]["fingerprint"])
     digests = {s["task"]: s["digest"] for s in world.store.scans(PROJECT)}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -309,30 +310,29 @@ def test_its_processes_end_with_it(folder: Path, tmp_path: Path) -> None:
     slow = command(folder, tmp_path / "out")
     slow[slow.index("--training-steps") + 1] = "100000"
     process = subprocess.Popen(slow, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def children() -> list[int]:
-        found = subprocess.run(["pgrep", "-f", f"spawn_main.*parent|{tmp_path}"], capture_output=True, text=True).stdout
-        mine = []
-        for pid in map(int, found.split()):
-            try:
-                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-            except FileNotFoundError:
-                continue
-            if parent == process.pid:
-                mine.append(pid)
-        return mine
-
-    until = time.monotonic() + 120
-    while not list(tmp_path.glob("out/cells/model-*")) and time.monotonic() < until:
-        time.sleep(0.1)
-    pids = children()
-    assert pids
-    process.kill()
-    process.wait()
-    until = time.monotonic() + 20
+    try:
+        until = time.monotonic() + 120
+        while not list(tmp_path.glob("out/cells/model-*")) and time.monotonic() < until:
+            time.sleep(0.1)
+        pids = children(process.pid)
+        assert len(pids) >= 2
+    finally:
+        process.kill()
+        process.wait()
+    until = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < until:
         time.sleep(0.1)
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def children(process: int) -> list[int]:
+    """Processes whose parent that one is."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == process:
+                found.append(int(stat.parent.name))
+    return found
 
 
 def test_options_that_cannot_be_used_are_explained_without_a_traceback(folder: Path, tmp_path: Path) -> None:

@@ -154,6 +154,28 @@ def split(groups: NDArray[np.intp], share: float, seed: int) -> Split:
     return Split(np.flatnonzero(~held), np.flatnonzero(held))
 
 
+def checked_split(comparison: Comparison, groups: NDArray[np.intp], seed: int) -> Split:
+    """`split`. Raises BadSetting when the pool is smaller than the largest budget, or nothing is left to test on."""
+    found = split(groups, comparison.test_share, seed)
+    if len(found.pool) < comparison.budgets[-1] or not len(found.test):
+        raise BadSetting(
+            f"{len(groups)} scans in {len(np.unique(groups))} groups give a pool of {len(found.pool)} and "
+            f"{len(found.test)} to test on; that is too few for a budget of {comparison.budgets[-1]}. "
+            "Lower the budgets or the test share."
+        )
+    return found
+
+
+def read(
+    comparison: Comparison,
+) -> tuple[Labelled, NDArray[np.intp], NDArray[np.intp] | None, list[tuple[float, float]] | None]:
+    """(scans, groups, strata, spacing), each checked."""
+    scans = read_labelled(comparison.images, comparison.masks)
+    strata = read_strata(comparison.strata, scans.names) if comparison.strata else None
+    groups = read_groups(comparison.groups, scans.names)
+    return scans, groups, strata, read_spacing(comparison.spacing, scans.names)
+
+
 @dataclass
 class Bench:
     """One process's view of a comparison: the scans, the learner, and what was computed before."""
@@ -165,23 +187,13 @@ class Bench:
 
     def __post_init__(self) -> None:
         c = self.comparison
-        self.scans = read_labelled(c.images, c.masks)
-        self.groups = read_groups(c.groups, self.scans.names)
-        self.strata = read_strata(c.strata, self.scans.names) if c.strata else None
-        self.spacing = read_spacing(c.spacing, self.scans.names)
+        self.scans, self.groups, self.strata, self.spacing = read(c)
         self.learner = Learner(c.settings())
         self.labels = [f"class {n}" for n in range(1, self.scans.classes)]
         self.cells.mkdir(parents=True, exist_ok=True)
 
     def split(self, seed: int) -> Split:
-        found = split(self.groups, self.comparison.test_share, seed)
-        if len(found.pool) < self.comparison.budgets[-1] or not len(found.test):
-            raise BadSetting(
-                f"{len(self.scans)} scans in {len(np.unique(self.groups))} groups give a pool of {len(found.pool)} and "
-                f"{len(found.test)} to test on; that is too few for a budget of {self.comparison.budgets[-1]}. "
-                "Lower the budgets or the test share."
-            )
-        return found
+        return checked_split(self.comparison, self.groups, seed)
 
     # -- one job ------------------------------------------------------------------------------
 
@@ -349,8 +361,11 @@ def run(
     cells      where finished trainings are kept; default: in `folder`. Comparisons on the same scans may share it
     progress   called as progress(jobs done, jobs, seconds left)
 
-    Raises ScanqueueError when the folder holds another comparison.
+    Raises ScanqueueError when the folder holds another comparison, and whatever is wrong with the scans and tables.
     """
+    groups = read(comparison)[1]  # here, so that its errors are met before any process is started
+    for seed in comparison.seeds:
+        checked_split(comparison, groups, seed)
     folder.mkdir(parents=True, exist_ok=True)
     _same_comparison(comparison, folder)
     jobs = _jobs(comparison)
