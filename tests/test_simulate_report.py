@@ -44,9 +44,9 @@ def run(
         for strategy, gain in {RANDOM: 0.0, **gains}.items():
             for budget in budgets:
                 dice = 0.6 + budget / 200 + gain * (1 + seed / 10)
-                rows.append(Row(strategy, "e", seed, budget, budget, dice, 9.0, 4.0, unit, 30, 2.0, data))
+                rows.append(Row(strategy, "e", seed, budget, budget, dice, 9.0, 4.0, unit, 30, data))
         if whole:
-            rows.append(Row(ALL_LABELS, "", seed, 100, 100, 0.9, 5.0, 2.0, unit, 30, 9.0, data))
+            rows.append(Row(ALL_LABELS, "", seed, 100, 100, 0.9, 5.0, 2.0, unit, 30, data))
     return rows
 
 

@@ -42,7 +42,7 @@ QUICK = 500  # resamples
 def row(
     strategy: str, seed: int, budget: int, dice: float, *, hd95: float = 5.0, data: str = "", embedder: str = "e"
 ) -> Row:
-    return Row(strategy, embedder, seed, budget, budget, dice, 2 * hd95, hd95, "px", 30, 1.0, data)
+    return Row(strategy, embedder, seed, budget, budget, dice, 2 * hd95, hd95, "px", 30, data)
 
 
 def pairs(
@@ -72,8 +72,8 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
         '"a, ""b""",,0,1,1,1,0,0,px,1,0',
     )
     assert read_rows(path) == [
-        Row("paper+entropy", "pixels", 3, 20, 18, 0.75, 4.5, 2.25, "mm", 30, 12.5),
-        Row('a, "b"', "", 0, 1, 1, 1.0, 0.0, 0.0, "px", 1, 0.0),
+        Row("paper+entropy", "pixels", 3, 20, 18, 0.75, 4.5, 2.25, "mm", 30),
+        Row('a, "b"', "", 0, 1, 1, 1.0, 0.0, 0.0, "px", 1),
     ]
 
 
