@@ -39,6 +39,7 @@ from backend.evaluation import Scores
 from backend.learner import Case, Learner
 from backend.locks import Hold
 from backend.measures import Note, nowhere
+from backend.pixels import translate
 from backend.project import (
     VALIDATION_SHARE,
     CompareArms,
@@ -1043,17 +1044,6 @@ def _column(said: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]
     """(N,), or (N, labels), one signal of all scans; NaN where nothing is known."""
     width = next((np.shape(one[name]) for one in said if name in one), ())
     return np.array([one.get(name, np.full(width, np.nan)) for one in said], dtype=np.float64)
-
-
-def translate(mask: NDArray[np.uint8], has: Sequence[str], wanted: Sequence[str]) -> NDArray[np.uint8]:
-    """A label map whose classes are `has`, in the classes `wanted`; what is not wanted becomes background."""
-    if list(has) == list(wanted):
-        return mask
-    table = np.zeros(256, np.uint8)
-    for i, label in enumerate(has, start=1):
-        if label in wanted:
-            table[i] = list(wanted).index(label) + 1
-    return np.asarray(table[mask])
 
 
 def webhook_url(settings: Settings, learnt: str) -> str:

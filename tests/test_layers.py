@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
             "learner",
             "locks",
             "measures",
+            "pixels",
             "project",
             "pulse",
             "settings",
