@@ -38,7 +38,8 @@ log = logging.getLogger("scanqueue.pictures")
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 """Of the labels, in the order of the label config; an eighth label has the first colour again."""
 ONLY_FIRST, ONLY_SECOND, OTHER_LABEL, BOTH = "#0072B2", "#E69F00", "#CC79A7", "#FFFFFF"
-"""Of a difference: labelled by the first model alone, by the second alone, by both but not alike; outline of the rest."""
+"""Of a difference: labelled by the first model alone, by the second alone, by both but not alike; outline of the rest.
+"""
 HALO = "#101010"
 
 ANNOTATOR = "annotator"
@@ -52,7 +53,7 @@ Map = NDArray[np.uint8]  # a label map (H, W), or pixels (H, W) or (H, W, 3)
 
 @dataclass(frozen=True)
 class Compared:
-    """Two models on one scan that both were held from.
+    """Two models on one scan that neither learnt from.
 
     first, second  Dice of either model's mask against the annotator's, 0..1
     agreement      Dice of the two masks against each other
@@ -245,12 +246,11 @@ class Pictures:
             return _label_map(found, scan.task)
         if self.store.has("models", model["fingerprint"]):
             row = self.store.scan(project, scan.task)
-            raise UnreadableScan(
-                (row["problem"] if row else "") or f"task {scan.task} is not read yet; try again later."
-            )
+            problem = row["problem"] if row else ""
+            raise UnreadableScan(problem or f"task {scan.task} is not read yet; try again later.")
         raise WeightsMissing(
             f"project {project}, task {scan.task}: the mask by {model['version']} is not kept, and its checkpoint is "
-            "gone, so that it cannot be drawn again. SCANQUEUE_KEEP_MODELS says how many of the newest are kept (0: all)."
+            "gone, so that it cannot be drawn again. SCANQUEUE_KEEP_MODELS says how many are kept (0: all)."
         )
 
     def _draw(self, project: int, model: Mapping[str, Any], scans: Sequence[Scan]) -> None:
@@ -271,8 +271,8 @@ class Pictures:
         pairs = [(one["fingerprint"], label), (other["fingerprint"], label), (one["fingerprint"], other["fingerprint"])]
         keys = [(*pair, scan.digest, *names) for pair in pairs]
         with self._lock:
-            known = [self._dice.get(key) for key in keys]
-        if None in known:
+            known = [self._dice[key] for key in keys if key in self._dice]
+        if len(known) < len(keys):
             maps = {label: _label_map(self.store.arrays("labels", label)["mask"], scan.task)}
             for model in models:
                 mask = self.bulk.mask(model["fingerprint"], scan)
@@ -280,15 +280,13 @@ class Pictures:
                     return []
                 maps[model["fingerprint"]] = translate(_label_map(mask, scan.task), model["labels"], names)
             if len({m.shape for m in maps.values()}) > 1:
-                raise UnreadableMask(
-                    f"task {scan.task}: its masks have different sizes, so they are of different scans."
-                )
+                raise UnreadableMask(f"task {scan.task}: its masks differ in size: they are of different images.")
             known = [self.bulk.learner.compare(maps[a], maps[b], len(names) + 1).dice for a, b in pairs]
             with self._lock:
-                self._dice.update((key, value) for key, value in zip(keys, known, strict=True) if value is not None)
+                self._dice.update(zip(keys, known, strict=True))
                 while len(self._dice) > KEPT:
                     self._dice.popitem(last=False)
-        return [Compared(scan.task, *(float(value or 0.0) for value in known))]
+        return [Compared(scan.task, *known)]
 
 
 @contextmanager
