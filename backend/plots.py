@@ -32,6 +32,7 @@ DPI = 300
 VECTOR = 2_000  # points; more are drawn as pixels, also in an SVG
 NUMBERED = 40  # groups with their number on the map; of more, the largest
 BARS = 40  # intervals that can be told apart; more become a band
+STEP = 0.012  # of the axis of labels, between curves that have bars at the same place
 LABELS = 6  # curves in the panel of single labels
 KINDS = ("svg", "png")
 
@@ -51,7 +52,7 @@ COLOURINGS = {
 """What the points of a map can be coloured by, and what the scale is called."""
 
 STATES: tuple[tuple[str, dict[str, Any]], ...] = (  # by their number in the atlas
-    ("open", {"marker": "o", "linewidths": 0.0}),
+    ("open", {"marker": "o", "linewidths": 0.2, "edgecolors": DARK}),
     ("labelled", {"marker": "s", "linewidths": 0.7, "edgecolors": DARK}),
     ("cannot be read", {"marker": "x", "linewidths": 0.8}),
     ("skipped", {"marker": "v", "linewidths": 0.7, "edgecolors": DARK}),
@@ -80,6 +81,7 @@ SETTINGS: Any = {  # of matplotlib
 _ONE = threading.Lock()  # matplotlib's settings are the process's, and its caches know no threads
 
 Draw = Callable[["Figure"], None]
+Panel = Callable[["Axes", Mapping[str, Any]], None]
 Numbers = NDArray[np.float64]
 
 
@@ -98,19 +100,30 @@ def curve_plot(curve: Mapping[str, Any], *, kind: str = "svg") -> bytes:
     Raises BadSetting on another kind than "svg" and "png".
     """
     _check(kind)
-    return _rendered(lambda figure: _curve(figure, curve, "a"), COLUMN, _height(curve), kind)
+    panels = _panels(curve)
+    letter = "a" if len(panels) > 1 else ""
+    return _rendered(lambda figure: _curve(figure, curve, panels, letter), COLUMN, _height(panels), kind)
 
 
 def both(atlas: Mapping[str, Any], curve: Mapping[str, Any], *, kind: str = "svg", colour: str = "cluster") -> bytes:
-    """Map and curve side by side. Raises BadSetting as they do."""
+    """Map and curve on one page: the map beside the quality, everything else below. Raises BadSetting as they do."""
     _check(kind, colour)
+    panels = _panels(curve)
+    above = [panel for panel in panels if panel in (_dice, _hd95)]
+    below = [panel for panel in panels if panel not in above]
+    heights = [max(COLUMN * 1.16, _height(above)), *([2.0] if below else [])]
 
     def draw(figure: Figure) -> None:
-        left, right = figure.subfigures(1, 2, squeeze=False)[0]
+        rows = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        left, right = rows[0].subfigures(1, 2, squeeze=False)[0]
         _map(left, atlas, colour, "a")
-        _curve(right, curve, "b")
+        _curve(right, curve, above, "b")
+        if below:
+            sides = rows[1].subfigures(1, 2, squeeze=False)[0]
+            for place, (side, panel) in enumerate(zip(sides, below, strict=False)):
+                _curve(side, curve, [panel], chr(ord("b") + max(1, len(above)) + place))
 
-    return _rendered(draw, PAGE, max(COLUMN * 1.16, _height(curve)), kind)
+    return _rendered(draw, PAGE, sum(heights), kind)
 
 
 def _check(kind: str, colour: str = "cluster") -> None:
@@ -142,6 +155,8 @@ def _map(canvas: Canvas, atlas: Mapping[str, Any], colour: str, letter: str = ""
             continue
         area = size if number == 0 else max(2.2 * size, 9)
         drawn: dict[str, Any] = {"s": area, "zorder": 2 + (number > 0), "rasterized": raster} | style
+        if number == 0 and raster:
+            drawn["linewidths"] = 0.0  # of so many points only the edges would be seen
         points = axes.scatter(xy[here, 0], xy[here, 1], c=colours[here], **drawn)
         points.set_gid(f"scans-{name.replace(' ', '-')}")
         fill = STATE_COLOURS[number] if colour == "state" else GREY if number == 2 else FAINT
@@ -158,10 +173,11 @@ def _map(canvas: Canvas, atlas: Mapping[str, Any], colour: str, letter: str = ""
         bar = canvas.colorbar(scale, ax=axes, orientation="horizontal", location="top", shrink=0.8, aspect=30, pad=0.02)
         bar.set_label(COLOURINGS[colour])
         bar.outline.set_linewidth(0.4)
+        bar.ax.tick_params(length=2)
         if colour in ("round", "rank"):
             bar.ax.locator_params(axis="x", integer=True)
         if not np.isfinite(values[placed]).all():
-            handles.append(axes.scatter([], [], s=12, c=FAINT, label="no value"))
+            handles.append(axes.scatter([], [], s=12, c=FAINT, label="grey: no value yet"))
     axes.set_xlabel("t-SNE, first axis (no unit)")
     axes.set_ylabel("t-SNE, second axis (no unit)")
     axes.set_aspect("equal", adjustable="datalim")
@@ -209,9 +225,9 @@ def _number_groups(axes: Axes, xy: Numbers, groups: Numbers) -> None:
 # -- the curve --------------------------------------------------------------------------------
 
 
-def _panels(curve: Mapping[str, Any]) -> list[Callable[[Axes, Mapping[str, Any]], None]]:
+def _panels(curve: Mapping[str, Any]) -> list[Panel]:
     """What there is something to draw of."""
-    found: list[Callable[[Axes, Mapping[str, Any]], None]] = []
+    found: list[Panel] = []
     rows = [*(curve.get("models") or ()), *(curve.get("shown") or ())]
     if any(_number(r.get("dice")) is not None for r in rows):
         found.append(_dice)
@@ -226,43 +242,36 @@ def _panels(curve: Mapping[str, Any]) -> list[Callable[[Axes, Mapping[str, Any]]
     return found
 
 
-def _height(curve: Mapping[str, Any]) -> float:
-    panels = _panels(curve)
-    return sum(0.95 if panel is _times else 1.75 for panel in panels) + 0.75 if panels else COLUMN * 0.7
+def _height(panels: Sequence[Panel]) -> float:
+    """Inches that a column of these panels needs."""
+    legend = 0.75 if _dice in panels or _hd95 in panels else 0.0
+    return sum(0.95 if panel is _times else 1.75 for panel in panels) + legend if panels else COLUMN * 0.7
 
 
-def _curve(canvas: Canvas, curve: Mapping[str, Any], letter: str) -> None:
-    panels = _panels(curve)
+def _curve(canvas: Canvas, curve: Mapping[str, Any], panels: Sequence[Panel], letter: str) -> None:
+    """The panels one below the other, lettered from `letter` on, with one legend."""
     if not panels:
         axes = canvas.subplots()
-        _lettered(axes, letter if letter != "a" else "")
+        _lettered(axes, letter)
         _sentence(axes, "There is no learning curve yet: no model has been judged on held-out scans.")
         return
     ratios = [0.42 if panel is _times else 1.0 for panel in panels]
     found = canvas.subplots(len(panels), 1, squeeze=False, height_ratios=ratios)[:, 0]
     handles: dict[str, Any] = {}
-    span = _span(curve)
     for place, (panel, axes) in enumerate(zip(panels, found, strict=True)):
-        if len(panels) > 1 or letter != "a":
-            _lettered(axes, chr(ord(letter) + place))
+        _lettered(axes, letter and chr(ord(letter) + place))
         panel(axes, curve)
-        if panel is not _times:
+        if panel is not _times and axes.axison:
             axes.set_xlabel("labelled scans")
             axes.locator_params(axis="x", integer=True, nbins=7)
-            if axes.axison:
-                axes.set_xlim(*span)
-                axes.grid(alpha=0.25, linewidth=0.5)
+            axes.set_xlim(*_span(curve))
+            axes.grid(alpha=0.25, linewidth=0.5)
         if panel in (_dice, _hd95):
             for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
                 handles.setdefault(name, handle)
     if handles:
         canvas.legend(
-            list(handles.values()),
-            list(handles),
-            loc="outside lower center",
-            ncols=1 if max(map(len, handles)) > 34 else 2,
-            frameon=False,
-            handlelength=2.6,
+            list(handles.values()), list(handles), loc="outside lower center", frameon=False, handlelength=2.6
         )
 
 
@@ -316,7 +325,7 @@ def _quality(axes: Axes, curve: Mapping[str, Any], name: str) -> None:
         name,
         f"{name}-shown",
         "mask shown, against the one submitted",
-        aside=2.5,
+        aside=STEP * (_span(curve)[1] - _span(curve)[0]),
         color=red,
         marker="s",
         linestyle=(0, (4, 1.5)),
@@ -347,9 +356,10 @@ def _single(axes: Axes, curve: Mapping[str, Any]) -> None:
             for one in [(m.get("classes") or {}).get(name) or {}]
             if _number(one.get("dice")) is not None
         ]
-        shift = 2.5 * (place - (min(len(names), LABELS) - 1) / 2)
+        shift = place - (min(len(names), LABELS) - 1) / 2
         style = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
-        _line(axes, rows, "dice", f"label-{place + 1}", _plain(name), aside=shift, linestyle="-", **style)
+        aside = shift * STEP * (_span(curve)[1] - _span(curve)[0])
+        _line(axes, rows, "dice", f"label-{place + 1}", _plain(name), aside=aside, linestyle="-", **style)
     if len(names) > LABELS:
         axes.set_title(f"the first {LABELS} of {len(names)} labels", loc="right", fontsize=SMALL)
     axes.set_ylabel("Dice of one label (0 to 1)")
@@ -369,27 +379,23 @@ def _line(
     aside: float = 0.0,
     **style: Any,
 ) -> None:
-    """Values with their intervals: bars, or a band when there are many. `aside`: points to the right, so that bars
-    at the same number of labels do not hide each other."""
-    from matplotlib.transforms import ScaledTranslation
-
+    """Values with their intervals: bars, or a band when there are many. `aside`: moved to the right by so many labels,
+    so that bars at the same number of labels do not hide each other."""
     if not rows:
         return
     rows = sorted(rows, key=lambda row: float(row["labels"]))
-    moved = axes.transData + ScaledTranslation(aside / 72, 0, axes.get_figure(root=True).dpi_scale_trans)  # type: ignore[union-attr]
     many: dict[str, Any] = {"markersize": 2.2} if len(rows) > BARS else {}
     axes.plot(
-        [float(row["labels"]) for row in rows],
+        [float(row["labels"]) + aside for row in rows],
         [float(row[name]) for row in rows],
         label=label,
-        transform=moved,
         zorder=3,
         clip_on=False,
         **many,
         **style,
     )
     sure = [
-        (float(row["labels"]), low, high)
+        (float(row["labels"]) + aside, low, high)
         for row in rows
         for low, high in [(_number(row.get(f"{name}_low")), _number(row.get(f"{name}_high")))]
         if low is not None and high is not None
@@ -398,9 +404,9 @@ def _line(
         return
     at, lows, highs = (list(column) for column in zip(*sure, strict=True))
     if len(sure) > BARS:
-        bars: Any = axes.fill_between(at, lows, highs, color=style["color"], alpha=0.18, linewidth=0, transform=moved)
+        bars: Any = axes.fill_between(at, lows, highs, color=style["color"], alpha=0.18, linewidth=0)
     else:
-        bars = axes.vlines(at, lows, highs, color=style["color"], linewidth=0.9, zorder=2, transform=moved)
+        bars = axes.vlines(at, lows, highs, color=style["color"], linewidth=0.9, zorder=2)
     bars.set_gid(f"intervals-{gid}")
 
 
