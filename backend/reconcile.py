@@ -40,6 +40,7 @@ from backend.learner import Case, Learner
 from backend.locks import Hold
 from backend.measures import Note, nowhere
 from backend.order import Ground, order, signals
+from backend.pixels import translate
 from backend.project import (
     VALIDATION_SHARE,
     CompareArms,
@@ -964,17 +965,6 @@ def _changed(rows: Sequence[TaskRow], known: Known, config: LabelConfig, stratif
 def _all_in_one_stratum(seen: Seen, settings: ProjectSettings) -> bool:
     """Whether scans are to be told apart by something that none of them has."""
     return settings.moments[0] == "stratified" and bool(seen.scans) and not any(s.stratum for s in seen.scans)
-
-
-def translate(mask: NDArray[np.uint8], has: Sequence[str], wanted: Sequence[str]) -> NDArray[np.uint8]:
-    """A label map whose classes are `has`, in the classes `wanted`; what is not wanted becomes background."""
-    if list(has) == list(wanted):
-        return mask
-    table = np.zeros(256, np.uint8)
-    for i, label in enumerate(has, start=1):
-        if label in wanted:
-            table[i] = list(wanted).index(label) + 1
-    return np.asarray(table[mask])
 
 
 def webhook_url(settings: Settings, learnt: str) -> str:

@@ -54,6 +54,7 @@ ALLOWED: dict[str, set[str]] = {
             "locks",
             "measures",
             "order",
+            "pixels",
             "project",
             "pulse",
             "settings",
@@ -87,6 +88,7 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": {"choices", "embedders", "learner", "project", "segmenters", "settings", "store", "studio", "worker"},
     "plugin": {"settings"},
     "logs": {"settings"},
+    "presence": {"store"},
 }
 COMPOSITION = {"app", "cli"}  # put the parts together, so they may import everything
 
