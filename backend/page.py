@@ -9,7 +9,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -67,11 +67,13 @@ class Data(Protocol):
     May raise any `ScanqueueError`; whoever serves the page turns it into an answer (see `refusal`).
     """
 
-    def projects(self) -> Json:
-        """{"projects": [status, ...]}"""
+    def projects(self) -> list[Json]: ...
 
     def status(self, project: int) -> Json | None:
         """None when the project is not known here."""
+
+    def brief(self, project: int) -> Json | None:
+        """The head of every view: what `status` says and is had at once of any pool."""
 
     def queue(self, project: int) -> Json: ...
     def rounds(self, project: int) -> Json: ...
@@ -82,24 +84,36 @@ class Data(Protocol):
     def activity(self, project: int) -> Json:
         """May ask Label Studio, so it is read by a page of its own."""
 
-    def compare(self, project: int, first: str, second: str) -> Json:
-        """{"scans": [{"task", "first", "second", "agreement"}]}, worst first: Dice against the annotators' masks of
-        the two models, and of one against the other."""
+    def compare(self, project: int, first: str, second: str) -> Sequence[Compared]:
+        """The two models on the held-out scans, worst first."""
 
-    def picture(self, project: int, task: int, *, side: int, model: str) -> bytes:
+    def scan_picture(self, project: int, task: int, side: int, model: str) -> bytes:
         """PNG, the longest side `side` pixels; model "" for the scan alone, "annotator" for the submitted mask."""
 
-    def difference(self, project: int, task: int, *, first: str, second: str, part: str, side: int) -> bytes:
+    def difference(self, project: int, task: int, first: str, second: str, part: str) -> bytes:
         """PNG of one of `PARTS`."""
 
-    def plot(self, project: int, name: str) -> bytes:
-        """The file of one of `PLOTS`."""
-
-    def openapi(self) -> Json: ...
+    def plot(self, project: int, what: str, kind: str) -> bytes:
+        """`what`: "map" or "curve"; `kind`: "svg" or "png"."""
 
 
-def create_page(data: Data) -> APIRouter:
+class Compared(Protocol):
+    """One scan: Dice of the two models against the annotator's mask, and of one against the other."""
+
+    @property
+    def task(self) -> int: ...
+    @property
+    def first(self) -> float: ...
+    @property
+    def second(self) -> float: ...
+    @property
+    def agreement(self) -> float: ...
+
+
+def create_page(data: Data, openapi: Callable[[], Json]) -> APIRouter:
     """Every view of the page, to be included in the application beside the JSON interface.
+
+    openapi  the description of the JSON interface, for /docs
 
     Errors are raised as `HTTPException` and `ScanqueueError`. The headers that an answer already has, such as its
     Content-Security-Policy, are for the application to leave as they are.
@@ -107,31 +121,25 @@ def create_page(data: Data) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     def known(project: int) -> Json:
-        status = data.status(project)
-        if status is None:
-            raise HTTPException(
-                404, f"Project {project} is not known here. Connect scanqueue in its Settings > Model in Label Studio."
-            )
-        return status
+        return _there(data.brief(project), project)
 
     @router.get("/")
     def index(request: Request) -> Response:
-        projects = data.projects()["projects"]
+        projects = data.projects()
         if len(projects) == 1 and "all" not in request.query_params:
             return RedirectResponse(f"projects/{projects[0]['project']}", 307)
         return _html(request, "index.html", projects=projects)
 
     @router.get("/docs")
     def docs(request: Request) -> Response:
-        return _html(request, "docs.html", **reference.read(data.openapi()))
+        return _html(request, "docs.html", **reference.read(openapi()))
 
     @router.get("/projects/{project}")
     def now(request: Request, project: Project, problems: int = PROBLEMS) -> Response:
-        status = known(project)
         return _html(
             request,
             "now.html",
-            status,
+            _there(data.status(project), project),
             workers=data.workers(project)["workers"],
             changes=data.changes(project)["changes"][:CHANGES],
             listed=max(problems, PROBLEMS),
@@ -164,7 +172,7 @@ def create_page(data: Data) -> APIRouter:
     @router.get("/projects/{project}/compare")
     def compare(request: Request, project: Project, first: str = "", second: str = "") -> Response:
         status, models = known(project), data.rounds(project)["models"]
-        scans = data.compare(project, first, second)["scans"] if first and second and first != second else None
+        scans = data.compare(project, first, second) if first and second and first != second else None
         return _html(request, "compare.html", status, models=models, first=first, second=second, scans=scans)
 
     @router.get("/projects/{project}/settings")
@@ -175,23 +183,21 @@ def create_page(data: Data) -> APIRouter:
 
     @router.get("/projects/{project}/scans/{task}.png")
     def picture(project: Project, task: Task, side: int = 160, model: str = "") -> Response:
-        return _file(data.picture(project, task, side=_side(side), model=model), "image/png")
+        return _file(data.scan_picture(project, task, _side(side), model), "image/png")
 
     @router.get("/projects/{project}/compare/{task}.png")
-    def difference(
-        project: Project, task: Task, first: str, second: str, part: str = "difference", side: int = 256
-    ) -> Response:
+    def difference(project: Project, task: Task, first: str, second: str, part: str = "difference") -> Response:
         if part not in PARTS:
             raise HTTPException(404, f"There is no part {part!r} of a comparison. There are: {', '.join(PARTS)}.")
-        found = data.difference(project, task, first=first, second=second, part=part, side=_side(side))
-        return _file(found, "image/png")
+        return _file(data.difference(project, task, first, second, part), "image/png")
 
     @router.get("/projects/{project}/plots/{name}")
     def plot(project: Project, name: str) -> Response:
         if name not in PLOTS:
             raise HTTPException(404, f"There is no plot {name!r}. There are: {', '.join(PLOTS)}.")
         known(project)
-        return _file(data.plot(project, name), PLOTS[name], f"project-{project}-{name}")
+        what, _, kind = name.partition(".")
+        return _file(data.plot(project, what, kind), PLOTS[name], f"project-{project}-{name}")
 
     @router.get("/assets/{name}")
     def asset(request: Request, name: str) -> Response:
@@ -209,6 +215,14 @@ def create_page(data: Data) -> APIRouter:
         return Response(content, headers=headers)
 
     return router
+
+
+def _there(status: Json | None, project: int) -> Json:
+    if status is None:
+        raise HTTPException(
+            404, f"Project {project} is not known here. Connect scanqueue in its Settings > Model in Label Studio."
+        )
+    return status
 
 
 def refusal(request: Request, code: int, sentence: str) -> Response | None:

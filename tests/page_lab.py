@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -46,6 +47,14 @@ def quality(dice: float | None = None, n: int = 0) -> Json:
     }
 
 
+@dataclass(frozen=True)
+class Compared:
+    task: int
+    first: float
+    second: float
+    agreement: float
+
+
 class Lab:
     """One project, number 4, in round 2 of 60 scans. Change its parts before asking for a page."""
 
@@ -66,6 +75,7 @@ class Lab:
             "scans": SCANS,
             "embedded": SCANS - 2,
             "labelled": 34,
+            "left_out": 0,
             "embedder": {"name": "pixels", "why": ""},
             "validation": quality(0.912, 12),
             "shown": quality(0.934, 4),
@@ -101,7 +111,7 @@ class Lab:
             for rank in range(1, 27)
         ]
         history = [{"step": s, "loss": 0.8 / (1 + s / 60), "dice": 0.9 - 0.5 / (1 + s / 40)} for s in range(0, 401, 40)]
-        common = {"labels": ["Lung", "Heart"], "remark": "", "history": history, "champion": None, "held_out": 12}
+        common = {"labels": ["Lung", "Heart"], "remark": "", "history": history, "champion": None, "held_out": []}
         self.models = [
             {
                 **common,
@@ -233,12 +243,29 @@ class Lab:
 
     # what the page reads
 
-    def projects(self) -> Json:
-        return {"projects": [self.one, *self.others]}
+    def projects(self) -> list[Json]:
+        return [self.one, *self.others]
 
     def status(self, project: int) -> Json | None:
         self.looks += 1
         return self.one if project == PROJECT else None
+
+    def brief(self, project: int) -> Json | None:
+        if project != PROJECT:
+            return None
+        names = (
+            "project",
+            "title",
+            "phase",
+            "reason",
+            "studio_url",
+            "model",
+            "scans",
+            "embedded",
+            "labelled",
+            "left_out",
+        )
+        return {name: self.one[name] for name in names} | {"problems": len(self.one["problems"])}
 
     def queue(self, project: int) -> Json:
         return {"queue": self.waiting}
@@ -279,26 +306,26 @@ class Lab:
     def activity(self, project: int) -> Json:
         return self.people
 
-    def compare(self, project: int, first: str, second: str) -> Json:
+    def compare(self, project: int, first: str, second: str) -> list[Compared]:
         for version in (first, second):
             if version not in [m["version"] for m in self.models]:
                 raise BadSetting(f"There is no model {version!r}. There are: scanqueue-r1, scanqueue-r2.")
         found = [(7, 0.612, 0.843), (3, 0.822, 0.801), (9, 0.93, 0.93)]
-        return {"scans": [{"task": t, "first": a, "second": b, "agreement": 0.8} for t, a, b in found]}
+        return [Compared(t, a, b, 0.8) for t, a, b in found]
 
-    def picture(self, project: int, task: int, *, side: int, model: str) -> bytes:
+    def scan_picture(self, project: int, task: int, side: int, model: str) -> bytes:
         if task >= 58:
             raise BadSetting(f"Task {task} has no pixels.")
         return drawing(task, side, outline=bool(model))
 
-    def difference(self, project: int, task: int, *, first: str, second: str, part: str, side: int) -> bytes:
-        return drawing(task, side, outline=part != "image")
+    def difference(self, project: int, task: int, first: str, second: str, part: str) -> bytes:
+        return drawing(task, 256, outline=part != "image")
 
-    def plot(self, project: int, name: str) -> bytes:
-        if name.endswith(".png"):
+    def plot(self, project: int, what: str, kind: str) -> bytes:
+        if kind == "png":
             return drawing(1, 300, outline=False)
         return (
-            b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 300"><rect width="600" height="300" fill="#fff"/>'
+            b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 300"><path fill="#fff" d="M0 0h600v300H0z"/>'
             b'<path d="M40 250 L200 120 L560 60" fill="none" stroke="#0b5c7a" stroke-width="3"/></svg>'
         )
 
@@ -370,7 +397,7 @@ def drawing(task: int, side: int, outline: bool) -> bytes:
 def make_app(lab: Lab) -> FastAPI:
     """The page beside a JSON interface of the same lab, with errors as the real application answers them."""
     app = FastAPI(title="scanqueue", docs_url=None, redoc_url=None)
-    app.include_router(create_page(lab))
+    app.include_router(create_page(lab, lab.openapi))
 
     @app.get("/api/projects/{project}")
     def one(project: int) -> Json:
