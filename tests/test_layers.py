@@ -66,7 +66,9 @@ ALLOWED: dict[str, set[str]] = {
     },
     "status": {"choices", "project", "settings", "store", "sampling"},
     "metrics": {"status", "store"},
-    "page": {"overview"},
+    "wording": set(),
+    "reference": set(),
+    "page": {"reference", "wording"},
     "contract": set(),
     "measures": set(),
     "api": {
