@@ -24,6 +24,10 @@ class UnreadableMask(ScanqueueError):
     """One annotation holds no usable mask: wrong sizes, broken run lengths, unknown label."""
 
 
+class NotKnown(ScanqueueError):
+    """There is no such project, scan or model here."""
+
+
 class WeightsMissing(ScanqueueError):
     """Pretrained weights are neither on disk nor downloadable."""
 

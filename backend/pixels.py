@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -368,3 +368,14 @@ def merge_labels(masks: Iterable[tuple[int, NDArray[np.bool_]]], height: int, wi
             )
         labelmap[mask.astype(bool)] = number
     return labelmap
+
+
+def translate(mask: NDArray[np.uint8], has: Sequence[str], wanted: Sequence[str]) -> NDArray[np.uint8]:
+    """A label map whose classes are `has`, in the classes `wanted`; what is not wanted becomes background."""
+    if list(has) == list(wanted):
+        return mask
+    table = np.zeros(256, np.uint8)
+    for i, label in enumerate(has, start=1):
+        if label in wanted:
+            table[i] = list(wanted).index(label) + 1
+    return np.asarray(table[mask])

@@ -26,6 +26,14 @@ ALLOWED: dict[str, set[str]] = {
     "migrate": set(),
     "store": {"locks", "migrate", "project", "settings"},
     "backup": {"locks", "migrate", "project", "store"},
+    "order": {"choices", "project", "settings", "store", "sampling"},
+    "changes": {"choices", "project", "settings", "store"},
+    "atlas": {"project", "status", "store"},
+    "curve": {"project", "status", "store", "sampling"},
+    "overview": {
+        *("atlas", "changes", "choices", "curve", "order", "pictures", "plots", "project", "settings", "status"),
+        *("store", "studio", "sampling"),
+    },
     "shards": {"store"},
     "retention": {"store"},
     "studio": {"measures", "pixels", "project"},
@@ -45,6 +53,8 @@ ALLOWED: dict[str, set[str]] = {
             "learner",
             "locks",
             "measures",
+            "order",
+            "pixels",
             "project",
             "pulse",
             "settings",
@@ -56,10 +66,13 @@ ALLOWED: dict[str, set[str]] = {
     },
     "status": {"choices", "project", "settings", "store", "sampling"},
     "metrics": {"status", "store"},
-    "page": {"project", "settings", "status", "store", "worker"},
+    "page": {"overview"},
     "contract": set(),
     "measures": set(),
-    "api": {"contract", "measures", "metrics", "page", "project", "settings", "status", "store", "worker"},
+    "api": {
+        *("changes", "contract", "measures", "metrics", "overview", "page", "project", "settings", "status"),
+        *("store", "worker"),
+    },
     "simulate.labelled": {"learner", "pixels"},
     "simulate.runs": {"learner", "project", "settings", "simulate.labelled", "simulate.results", "sampling"},
     "simulate.compare": {
@@ -75,6 +88,7 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": {"choices", "embedders", "learner", "project", "segmenters", "settings", "store", "studio", "worker"},
     "plugin": {"settings"},
     "logs": {"settings"},
+    "presence": {"store"},
 }
 COMPOSITION = {"app", "cli"}  # put the parts together, so they may import everything
 
