@@ -24,7 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from backend import __version__, changes, contract, metrics, status
-from backend.errors import BadSetting, ScanqueueError, StorageFull, StoreUnavailable, StudioUnavailable
+from backend.errors import BadSetting, NotKnown, ScanqueueError, StorageFull, StoreUnavailable, StudioUnavailable
 from backend.measures import Note, nowhere
 from backend.overview import Overview
 from backend.page import create_page
@@ -151,8 +151,9 @@ def create_api(
 
 
 def _explained(error: ScanqueueError) -> Response:
-    away = isinstance(error, StudioUnavailable | StoreUnavailable | StorageFull)
-    return _error(503 if away else 400 if isinstance(error, BadSetting) else 422, str(error))
+    if isinstance(error, StudioUnavailable | StoreUnavailable | StorageFull):
+        return _error(503, str(error))
+    return _error(404 if isinstance(error, NotKnown) else 400 if isinstance(error, BadSetting) else 422, str(error))
 
 
 async def _refused(request: Request, settings: Settings, secrets: Secrets) -> Response | None:

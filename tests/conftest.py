@@ -14,6 +14,7 @@ import cv2
 import pytest
 from servers import PostgresServer, RedisServer
 
+from backend import reconcile, shards
 from backend.demo import child
 from backend.demo.label_studio import LabelStudio, default_executable
 from backend.demo.phantoms import write_phantoms
@@ -89,3 +90,15 @@ def scans60(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         assert cv2.imwrite(str(pair[1]), small_mask)
         pairs.append(pair)
     return pairs
+
+
+@pytest.fixture(scope="module")
+def miniature() -> Iterator[None]:
+    """For the loop in one process (`world`): no waiting for late imports, one look at the queue during a process's
+    steps, however slow they are, and shards so small that a few scans are cut into several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconcile, "SETTLE", 0.01)
+        patch.setattr(reconcile, "TEND_EVERY", 60.0)
+        patch.setattr(reconcile, "SHARD", 4)
+        patch.setattr(shards, "SHARD", 4)
+        yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from servers import PostgresServer
 
 from backend import api
 from backend.errors import BadSetting, StudioUnavailable, UnreadableScan
+from backend.overview import Overview
 from backend.project import SECRET_HEADER
 from backend.settings import Settings
 from backend.store import Pick, Store
@@ -67,6 +69,16 @@ def hook_body(action: str, project: int = 4) -> dict[str, Any]:
     return {"action": action, "project": facts}
 
 
+CHECK = {"level": "ok", "what": "", "cure": ""}
+
+
+class Away:
+    """A Label Studio that does not answer."""
+
+    def begun(self, project: int) -> list[int]:
+        raise StudioUnavailable("Label Studio does not answer.")
+
+
 class Edge:
     """The HTTP application on a real store, and what it asked of the worker and of the predictor."""
 
@@ -77,7 +89,10 @@ class Edge:
         self.fails: Exception | None = None
         known = lambda project: self.store.project(project) is not None  # noqa: E731
         self.relay = Relay(self._touched.append, known, self.store.ask)
-        app = api.create_api(Settings(data_dir=folder, **settings), self.store, self.relay.touch, self.predict)
+        overview = Overview(self.store, Away(), None, lambda project: [dict(CHECK, what=str(project))])  # type: ignore[arg-type]
+        app = api.create_api(
+            Settings(data_dir=folder, **settings), self.store, self.relay.touch, self.predict, overview=overview
+        )
         self.http = TestClient(app, base_url="http://127.0.0.1:9090", raise_server_exceptions=False)
 
     @property
@@ -505,7 +520,7 @@ def test_a_training_can_be_asked_for(edge: Edge) -> None:
     form = edge.http.post("/api/projects/4/train")  # what a page of another site could send
     assert (form.status_code, form.json()) == (400, {"error": "Send this as application/json."})
     response = edge.http.post("/api/projects/4/train", json={})
-    assert (response.status_code, response.json()) == (202, {"status": "noted"})
+    assert (response.status_code, response.json()) == (202, {"status": "noted", "change": 1})
     row = edge.store.project(4)
     assert row is not None
     assert row["asked"] == 1
@@ -543,7 +558,7 @@ def test_a_model_is_made_active(edge: Edge) -> None:
     assert [m["kept"] for m in edge.http.get("/api/projects/4/rounds").json()["models"]] == [False]
     edge.store.put_folder("models", "f", lambda folder: None)
     response = edge.http.post("/api/projects/4/activate", json={"version": "scanqueue-r1"})
-    assert (response.status_code, response.json()) == (202, {"status": "noted"})
+    assert (response.status_code, response.json()) == (202, {"status": "noted", "change": 1})
     assert edge.http.get("/api/projects/4").json()["model"] == "scanqueue-r1"
     assert edge.touched == [4]
 
@@ -599,8 +614,13 @@ def test_no_answer_may_be_framed_guessed_at_or_kept(edge: Edge) -> None:
 
 
 def test_no_page_of_ours_loads_anything_from_elsewhere(edge: Edge) -> None:
-    assert edge.http.get("/docs").status_code == 404
-    assert edge.http.get("/openapi.json").status_code == 200
+    edge.connect()
+    for path in ("/docs", "/projects/4", "/projects/4/map", "/projects/4/settings"):
+        page = edge.http.get(path)
+        assert page.status_code == 200
+        loaded = re.findall(r'(?:src|<link[^>]* href)="([^"]*)"', page.text)
+        assert loaded
+        assert not [address for address in loaded if "//" in address]
 
 
 def test_a_database_that_is_away_is_said_and_label_studio_still_finds_us_healthy(tmp_path: Path) -> None:
@@ -616,3 +636,95 @@ def test_a_database_that_is_away_is_said_and_label_studio_still_finds_us_healthy
         assert "does not answer" in refused(http.get("/api/projects", auth=("u", "p")), 503)
         setup = http.post("/setup", json=setup_body(), auth=("u", "p"))
         assert (setup.status_code, setup.json()) == (200, {"model_version": "scanqueue-pending"})
+
+
+# -- the page's JSON ---------------------------------------------------------------------------
+
+
+def test_settings_are_set_shown_and_taken_back_and_the_project_is_looked_at(edge: Edge) -> None:
+    edge.connect()
+    touched = len(edge.touched)
+    made = edge.http.post("/api/projects/4/settings", json={"alpha": 0.25})
+    assert (made.status_code, made.json()) == (202, {"status": "noted", "change": 1})
+    assert edge.http.get("/api/projects/4/settings").json()["settings"]["alpha"] == 0.25
+    assert len(edge.touched) == touched + 1
+    assert edge.http.post("/api/projects/4/undo", json={"change": 1}).json() == {"status": "noted", "change": 2}
+    assert edge.http.get("/api/projects/4/settings").json()["changed"] == {}
+    newest, oldest = edge.http.get("/api/projects/4/changes").json()["changes"]
+    assert (oldest["what"], oldest["user"], oldest["undone"]) == ("alpha: 0.25", "local", True)
+    assert newest["what"] == "alpha: back to what Label Studio says"
+
+
+def test_a_change_bears_the_name_of_who_signed_in(tmp_path: Path) -> None:
+    edge = Edge(tmp_path, user="radiology", password="secret")
+    edge.store.add_project(4)
+    answer = edge.http.post("/api/projects/4/settings", json={"alpha": 0.25}, auth=("radiology", "secret"))
+    assert answer.status_code == 202
+    assert edge.store.changes(4)[0]["user"] == "radiology"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("settings", {"alpha": 3}, "alpha is 3; it must be from 0 to 1."),
+        ("wishes", {"tasks": [1, "2"], "wish": "next"}, '"tasks" must be a list of numbers of tasks.'),
+        ("wishes", {"tasks": [7], "wish": "next"}, "project 4 has no task 7."),
+        ("wishes", {"tasks": [], "wish": "next"}, "tasks is empty; name at least one scan."),
+        ("undo", {"change": "1"}, '"change" must be a whole number.'),
+        ("retry", {"task": 7}, "project 4 has no task 7."),
+    ],
+)
+def test_a_change_that_cannot_be_made_is_refused_with_a_sentence(path: str, body: Any, words: str, edge: Edge) -> None:
+    edge.connect()
+    answer = edge.http.post(f"/api/projects/4/{path}", json=body)
+    assert (answer.status_code, answer.json()) == (400, {"error": words})
+    assert edge.store.changes(4) == []
+
+
+@pytest.mark.parametrize("path", ["settings", "wishes", "undo", "retry", "train", "activate"])
+def test_no_form_of_another_site_can_change_anything(path: str, edge: Edge) -> None:
+    edge.connect()
+    answer = edge.http.post(f"/api/projects/4/{path}", data={"alpha": "1"})
+    assert (answer.status_code, answer.json()) == (400, {"error": "Send this as application/json."})
+    foreign = {"Sec-Fetch-Site": "cross-site"}
+    assert edge.http.post(f"/api/projects/4/{path}", json={}, headers=foreign).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "path", ["atlas", "curve", "settings", "preview", "changes", "activity", "workers", "map", "queue", "rounds"]
+)
+def test_what_is_shown_of_an_unknown_project_is_404_and_of_an_empty_one_is_not(path: str, edge: Edge) -> None:
+    edge.connect()
+    assert edge.http.get(f"/api/projects/4/{path}").status_code == 200
+    missing = edge.http.get(f"/api/projects/9/{path}")
+    assert (missing.status_code, missing.json()) == (404, UNKNOWN)
+
+
+def test_the_doctor_is_asked_of_the_service_or_of_a_project(edge: Edge) -> None:
+    edge.connect()
+    assert edge.http.get("/api/doctor").json() == {"checks": [dict(CHECK, what="None")]}
+    assert edge.http.get("/api/doctor?project=4").json() == {"checks": [dict(CHECK, what="4")]}
+    assert edge.http.get("/api/doctor?project=9").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("https://labels.hospital.example/studio/", "https://labels.hospital.example/studio"),
+        ("http://localhost:8181", "http://localhost:8080"),
+        ("javascript:alert(1)//x.y", "http://localhost:8080"),
+        (None, "http://localhost:8080"),
+        ("http://[", "http://localhost:8080"),
+    ],
+)
+def test_people_find_label_studio_where_it_says_it_is_unless_that_is_its_own_machine(
+    said: Any, kept: str, edge: Edge
+) -> None:
+    edge.http.post("/setup", json=setup_body(hostname=said))
+    assert edge.http.get("/api/projects/4").json()["studio_url"] == kept
+
+
+def test_large_answers_are_compressed_for_those_who_take_it(edge: Edge) -> None:
+    answer = edge.http.get("/openapi.json", headers={"Accept-Encoding": "gzip"})
+    assert answer.headers["content-encoding"] == "gzip"
+    assert int(answer.headers["content-length"]) < len(answer.content) / 4

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy import select
-from test_reconcile import PROJECT, KeptLearner, World, _impatient, small_shards  # noqa: F401  its fixtures count here too
 from typer.testing import CliRunner
+from world import PROJECT, KeptLearner, World
 
 from backend import backup as backups
 from backend import cli, status
@@ -31,8 +31,10 @@ from backend.errors import BadBackup, BadSetting, ProjectBusy, StorageFull
 from backend.migrate import HEAD
 from backend.project import fingerprint
 from backend.reconcile import Reconciler
-from backend.store import Store
+from backend.store import Change, Store, change_table
 from backend.worker import Queue
+
+pytestmark = pytest.mark.usefixtures("miniature")
 
 OTHER = 2
 
@@ -54,6 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     world.label(1)
     world.run()
     world.store.set_project(PROJECT, title="Brust, Größe 1 : 1")
+    world.store.add_change(PROJECT, Change("Anna", "settings", "alpha: 0.5", {"alpha": None}, {"alpha": 0.5}))
     file = folder / "chest.zip"
     backup(world.store, PROJECT, file)
     return Made(world, file, records(world.store), files(world.folder))
@@ -378,6 +381,16 @@ def test_a_damaged_byte_anywhere_is_refused(made: Made, tmp_path: Path) -> None:
     for place in [*places[:: max(1, len(places) // 12)], places[-1]]:
         file.write_bytes(good[:place] + bytes([good[place] ^ 0x10]) + good[place + 1 :])
         assert "Nothing was changed." in refused(made, tmp_path / "data", file)
+
+
+def test_a_backup_from_before_changes_were_written_down_is_restored_without_any(made: Made, tmp_path: Path) -> None:
+    def older(members: dict[str, bytes], about: dict[str, Any]) -> None:
+        del members["records/change.jsonl"], about["members"]["records/change.jsonl"], about["counts"]["change"]
+        about["schema"] = "0004"
+
+    store = Store(tmp_path / "data")
+    restored(made, store, changed(made, tmp_path / "older.zip", older))
+    assert records(store) == made.records | {change_table.name: []}
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9, 0.9999])

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from world import COLD, DEPTH, PROJECT, ROUND, World
 
-from backend import changes, reconcile
+from backend import changes
 from backend.errors import BadSetting
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _impatient() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reconcile, "SETTLE", 0.01)
-        patch.setattr(reconcile, "TEND_EVERY", 60.0)
-        yield
+pytestmark = pytest.mark.usefixtures("miniature")
 
 
 @pytest.fixture
@@ -48,7 +41,8 @@ def test_scans_that_are_left_out_are_published_no_more_until_they_are_back(world
     changes.set_wishes(world.store, PROJECT, "anna", before[:2], "out")
     world.run()
     assert not set(before[:2]) & (set(world.order()) | set(world.published()))
-    assert queue(world)[:2] == before[2:4]
+    assert len(queue(world)) >= DEPTH
+    assert world.studio.next_task() == queue(world)[0]
     assert world.status()["left_out"] == 2
     changes.set_wishes(world.store, PROJECT, "anna", before[:2], "none")
     world.run()
@@ -176,6 +170,7 @@ def test_changes_say_who_did_what_and_what_was_taken_back(world: World) -> None:
 
 
 def test_an_older_model_made_active_draws_and_the_newer_one_is_back_after_an_undo(world: World) -> None:
+    world.set(tolerance=1.0)  # whatever it is worth, the newer one is taken
     world.in_round_1().label(ROUND)
     world.run()
     newest = world.status()["model"]

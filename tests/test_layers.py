@@ -91,6 +91,8 @@ ALLOWED: dict[str, set[str]] = {
     "plugin": {"settings"},
     "logs": {"settings"},
     "presence": {"store"},
+    "pictures": {"bulk", "learner", "pixels", "project", "store"},
+    "plots": set(),
 }
 COMPOSITION = {"app", "cli"}  # put the parts together, so they may import everything
 
@@ -114,7 +116,8 @@ WALLS: dict[str, set[str]] = {
     "uvicorn": {"app"},
     "prometheus_client": {"metrics"},
     "pythonjsonlogger": {"logs"},
-    "matplotlib": {"simulate.figures"},
+    "matplotlib": {"plots", "simulate.figures"},
+    "jinja2": {"page"},
     "typer": {"cli"},
     "httpx": {"studio", "embedders", "doctor"},  # doctor asks our own server only, embedders the model hub
 }

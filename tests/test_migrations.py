@@ -16,7 +16,7 @@ from sqlalchemy import BigInteger, Engine, Integer, MetaData, create_engine, ins
 
 from backend.errors import BadSetting
 from backend.migrate import HEAD
-from backend.store import Store, measure_table, metadata, shard_table
+from backend.store import Store, change_table, measure_table, metadata, shard_table, worker_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,16 +42,19 @@ def differences(url: str) -> list[object]:
 
 
 def make_as_before(engine: Engine) -> None:
-    """The tables as they were made before there were migrations: no shards, no strata, and ids of 32 bits."""
+    """The tables as they were made before there were migrations: no shards, no strata, no page, and ids of 32 bits."""
     before = MetaData()
     for table in metadata.sorted_tables:
-        if table not in (shard_table, measure_table):
+        if table not in (shard_table, measure_table, change_table, worker_table):
             for column in table.to_metadata(before).columns:
                 if isinstance(column.type, BigInteger):
                     column.type = Integer()
     before.create_all(engine)
     with engine.begin() as connection:
-        for table, column in (("entropy", "more"), ("scan", "stratum"), ("project", "stratify_by")):
+        for table, column in (
+            *(("entropy", "more"), ("scan", "stratum"), ("project", "stratify_by"), ("scan", "wish")),
+            *(("project", "levers"), ("project", "studio_url"), ("round", "settings")),
+        ):
             connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
 
 
@@ -110,7 +113,7 @@ Store(Path({str(tmp_path)!r}), {url!r})
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
     with create_engine(url).connect() as connection:
         found = set(inspect(connection).get_table_names())
-    assert found == (set(metadata.tables) - {"shard", "measure"} if adopted else set())
+    assert found == (set(metadata.tables) - {"shard", "measure", "change", "worker"} if adopted else set())
     assert Store(tmp_path, url).projects() == []
     assert differences(url) == []
 

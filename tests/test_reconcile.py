@@ -34,7 +34,7 @@ from world import (
     png,
 )
 
-from backend import cli, reconcile, shards, status
+from backend import cli, reconcile, status
 from backend.demo.phantoms import phantom
 from backend.errors import ScanqueueError, StorageFull, StudioRefused, StudioUnavailable
 from backend.project import SAMPLING, Scan, control_draw
@@ -42,14 +42,7 @@ from backend.reconcile import Reconciler, validation_rows
 from backend.segmenters import Segmenter
 from backend.store import Store, activate_model, entropy_table
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _impatient() -> Iterator[None]:
-    """No waiting for late imports; and one look at the queue during a process's steps, however slow they are."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reconcile, "SETTLE", 0.01)
-        patch.setattr(reconcile, "TEND_EVERY", 60.0)
-        yield
+pytestmark = pytest.mark.usefixtures("miniature")
 
 
 @pytest.fixture
@@ -206,15 +199,6 @@ class Fused:
         if name not in self._writes:
             return found
         return lambda *args, **kwargs: self._fuse.write(name, found, args, kwargs)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_shards() -> Iterator[None]:
-    """So that the few scans here are cut into several shards."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reconcile, "SHARD", 4)
-        patch.setattr(shards, "SHARD", 4)
-        yield
 
 
 def scenario(folder: Path, fuse: Fuse) -> World:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_reconcile import PROJECT, ROUND, World, _impatient, small_shards  # noqa: F401  its fixtures count here too
+from world import PROJECT, ROUND, World
 
 from backend import status
 from backend.app import to_env
@@ -19,6 +19,8 @@ from backend.errors import BadSetting
 from backend.retention import DAY, EVERY, Retention
 from backend.settings import Settings
 from backend.store import Store, activate_model
+
+pytestmark = pytest.mark.usefixtures("miniature")
 
 NOW = 2_000_000_000.0  # seconds since 1970
 
