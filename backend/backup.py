@@ -38,6 +38,7 @@ from backend.store import (
     FULL,
     VARIABLES,
     Store,
+    change_table,
     embedding_table,
     entropy_table,
     label_table,
@@ -54,9 +55,12 @@ from backend.store import (
 FORMAT = 1
 OLDEST = "0003"  # the first schema whose rows can be put into tables of today; columns added since need a default
 MANIFEST = "manifest.json"
-OWN = (project_table, scan_table, label_table, model_table, round_table, shown_table)  # rows that name the project
+OWN = (  # rows that name the project
+    *(project_table, scan_table, label_table, model_table, round_table, shown_table, change_table),
+)
 BY_CONTENT = (embedding_table, entropy_table)  # rows that projects may share
 TABLES = (*OWN, *BY_CONTENT)
+LATER = (change_table,)  # tables that backups from before they came do not have
 NAMING = (model_table.c.fingerprint, label_table.c.mask, scan_table.c.digest)  # what artefacts are named by
 FLEETING = (progress_table, shard_table)  # about work under way; not kept in a backup
 ARTEFACTS = re.compile(
@@ -372,7 +376,7 @@ class Archive:
         if strange := sorted(self._infos.keys() ^ self.members.keys()):
             self._bad(f"{strange[0]!r} is not both in it and in its {MANIFEST}.")
         for table in TABLES:
-            if _records(table) not in self.members:
+            if _records(table) not in self.members and table not in LATER:
                 self._bad(f"{_records(table)!r} is missing.")
         for name, info in self._infos.items():
             plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
@@ -400,6 +404,8 @@ class Archive:
 
     def rows(self, table: Table) -> Iterator[dict[str, Any]]:
         """The rows of a table, every column there and of its type; those that came later have their default."""
+        if _records(table) not in self.members:
+            return
         for number, line in enumerate(_lines(self.chunks(_records(table))), start=1):
             if len(line) > LINE:
                 self._bad(f"{_records(table)!r}, line {number} is too long.")
@@ -424,8 +430,9 @@ class Archive:
                 alien |= table is embedding_table and row["digest"] not in seen["digest"]
                 if alien:
                     self._bad(f"{_records(table)!r}, line {count} is of none of its models or scans.")
-            if count != self.summary.counts.get(table.name) or (table is project_table and count != 1):
-                self._bad(f"{_records(table)!r} has {count} lines instead of {self.summary.counts.get(table.name)}.")
+            wanted = self.summary.counts.get(table.name, 0 if table in LATER else None)
+            if count != wanted or (table is project_table and count != 1):
+                self._bad(f"{_records(table)!r} has {count} lines instead of {wanted}.")
         strange = {parts for name in self.members if (parts := artefact(name))}
         for named in _named(self.project, self.row["embedder"], *seen.values()):
             strange.discard(named)

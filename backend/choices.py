@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from backend.errors import BadSetting
@@ -10,13 +12,20 @@ from backend.settings import ProjectSettings
 from sampling import AGGREGATIONS, EXTRA_SIGNALS, strategy_pair
 
 
-def project_settings(given: str | Mapping[str, Any] | None) -> ProjectSettings:
-    """`ProjectSettings.from_json`, with the strategy written out as COLD+MODEL.
+def row_settings(row: Mapping[str, Any]) -> ProjectSettings:
+    """The settings of a project's record: those of the page, and under them what Label Studio says."""
+    return project_settings(row["extra_params"], json.loads(row["levers"] or "{}"))
+
+
+def project_settings(given: str | Mapping[str, Any] | None, levers: Mapping[str, Any] | None = None) -> ProjectSettings:
+    """`ProjectSettings.from_json` of `given` and what goes before it, with the strategy written out as COLD+MODEL.
 
     Raises BadSetting also for a strategy or an uncertainty that does not exist, with those that do, and for the
     strategy "stratified" without `stratify_by`.
     """
     settings = ProjectSettings.from_json(given)
+    if levers:
+        settings = replace(settings, **ProjectSettings.checked(levers))
     try:
         cold, ranked = strategy_pair(settings.strategy)
     except ValueError as error:

@@ -119,6 +119,7 @@ class Scan:
     """One task. `digest` names its pixels once they were read; `problem` says why they were not.
 
     stratum  what its data says under the key `stratify_by`
+    wish     1: somebody wants it labelled next; -1: left out of the order
     """
 
     task: int
@@ -128,6 +129,7 @@ class Scan:
     skipped: bool = False
     problem: str = ""
     stratum: str = ""
+    wish: int = 0
 
 
 @dataclass(frozen=True)
@@ -371,9 +373,9 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     train = _training(done, config, known, usable)
     if latest is not None and done.models and (round_of(done.models[-1].version) or 0) > latest.n:
         train = None  # the round of the last model comes first: labels that arrive meanwhile must not keep it away
-    key = round_key(done, config)
+    key = round_key(done, config, scans)
     mapped = [s for s in ready if s.digest in done.mapped]
-    pool = [s for s in mapped if not s.annotated]
+    pool = [s for s in mapped if not s.annotated and s.wish >= 0]
 
     if latest is None:
         steps.append(OpenRound(0, key, ""))
@@ -458,8 +460,8 @@ def next_round(done: Done) -> int:
     return max(opened, trained, 1)
 
 
-def round_key(done: Done, config: LabelConfig) -> str:
-    """A round is opened whenever this changes: another model, another training, other settings.
+def round_key(done: Done, config: LabelConfig, scans: Iterable[Scan] = ()) -> str:
+    """A round is opened whenever this changes: another model, another training, other settings, other wishes.
 
     Only what the order at hand depends on is in it, and what is at its default is left out, so that neither a
     setting of the other moment nor one that a newer version brings opens a round.
@@ -467,6 +469,8 @@ def round_key(done: Done, config: LabelConfig) -> str:
     settings = done.settings
     cold, ranked = settings.moments
     more: dict[str, Any] = {"control_share": settings.control_share} if settings.control_share else {}
+    if wishes := sorted([s.task, s.wish] for s in scans if s.wish):  # of labelled ones too: a label opens no round
+        more["wishes"] = wishes
     if not done.models:
         if cold == "stratified":
             more["stratify_by"] = settings.stratify_by
@@ -562,6 +566,9 @@ def _phase(done: Done, scans: list[Scan], usable: tuple[int, ...], training: boo
         return "training", f"Training on {len(usable)} labelled scans."
     if all(s.annotated for s in scans):
         return "done", "Every scan is labelled."
+    if all(s.annotated or s.wish < 0 for s in scans):
+        out = sum(1 for s in scans if not s.annotated)
+        return "done", f"Every scan is labelled but the {out} that somebody left out of the order."
     if done.active:
         return "active", ""
     size = done.settings.cold_start_size

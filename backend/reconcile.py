@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.bulk import Bulk
-from backend.choices import extra_signal, project_settings
+from backend.choices import extra_signal, row_settings
 from backend.errors import (
     BadSetting,
     NotSegmentable,
@@ -39,6 +39,7 @@ from backend.evaluation import Scores
 from backend.learner import Case, Learner
 from backend.locks import Hold
 from backend.measures import Note, nowhere
+from backend.order import Ground, order, signals
 from backend.pixels import translate
 from backend.project import (
     VALIDATION_SHARE,
@@ -64,7 +65,6 @@ from backend.project import (
     Step,
     Train,
     annotators,
-    control_draw,
     decide,
     fingerprint,
     next_step,
@@ -79,20 +79,7 @@ from backend.settings import ProjectSettings, Settings
 from backend.shards import SHARD, Shards
 from backend.store import PROBLEM_RETRY, Pick, Store, map_name, read_map
 from backend.studio import Annotation, ProjectPage, Studio, TaskRow, draw_mask, read_mask
-from sampling import (
-    EMBEDDED,
-    Clustering,
-    EmbeddingMap,
-    Pool,
-    agreement,
-    agreement_sample,
-    choose_clusters,
-    control_places,
-    fit_map,
-    long_ranking,
-    whole_order,
-    with_controls,
-)
+from sampling import EmbeddingMap, agreement, agreement_sample, fit_map
 
 log = logging.getLogger("scanqueue.reconcile")
 
@@ -109,7 +96,6 @@ LOG_EVERY = 15.0  # seconds between progress lines
 UNHEARD = 30.0  # seconds without reports of progress after one that could not be written
 TEND_EVERY = 10.0  # seconds between looks at the queue during long steps
 STRATUM = 200  # characters of what tells scans apart
-RANKED = 2000  # places ranked one by one; what lies behind them is ordered by entropy alone
 
 Beyond = tuple[int, int]  # annotations and skips that Label Studio counts and the tasks that we know do not have
 Known = Mapping[int, tuple[str, int, int, str, str]]  # task: updated_at, annotated, skipped, image, stratum
@@ -338,7 +324,7 @@ class Reconciler:
             self.store.set_project(project, title=page.title)
             return Seen(project, None, (), (), Live(), str(error))
         try:
-            settings = project_settings(row["extra_params"])
+            settings = row_settings(row)
         except BadSetting as error:
             return Seen(project, None, (), (), Live(), f"project {project}: {error}")
         self._take_tasks(project, row, page, config, settings)
@@ -350,7 +336,7 @@ class Reconciler:
         for s in rows:
             problem = s["problem"] if 0 <= now - s["problem_at"] < PROBLEM_RETRY else ""  # not in a clock's future
             flags = bool(s["annotated"]), bool(s["skipped"])
-            scans.append(Scan(s["task"], s["image"], s["digest"], *flags, problem, s["stratum"]))
+            scans.append(Scan(s["task"], s["image"], s["digest"], *flags, problem, s["stratum"], s["wish"]))
         fresh = {s["task"]: s["updated_at"] for s in rows if s["annotated"]}
         read = self.store.labels(project)
         labels = tuple(
@@ -441,7 +427,7 @@ class Reconciler:
     def done(self, project: int, seen: Seen) -> Done:
         """What is stored of this project."""
         row = self._row(project)
-        settings = project_settings("" if seen.blocked else row["extra_params"])
+        settings = ProjectSettings() if seen.blocked else row_settings(row)
         if seen.blocked or not seen.scans:
             return Done(settings, "")
         embedder = self.learner.embedder()
@@ -477,23 +463,22 @@ class Reconciler:
             fitted=fitted,
             models=models,
             active=active.version if active else "",
-            scored=frozenset(self._signals(active.fingerprint, settings)) if active else frozenset(),
+            scored=self._scored(project, embedder.name, active, settings),
             rounds=rounds,
             compared=compared,
             served=self._served(project) if due else {},
             asked=row["asked"],
         )
 
-    def _served(self, project: int) -> dict[int, bool]:
-        """Tasks that were in an order, and whether as a control, in the last one that had them."""
-        return {p.task: p.reason == "control" for r in self.store.rounds(project) for p in r["picks"]}
+    def _scored(self, project: int, embedder: str, active: Model | None, settings: ProjectSettings) -> frozenset[str]:
+        if active is None:
+            return frozenset()
+        return frozenset(signals(Ground(self.store, project, embedder, active.fingerprint, settings)))
 
-    def _signals(self, model: str, settings: ProjectSettings) -> dict[str, dict[str, Any]]:
-        """What a model said of scans, by digest: of those of which it said all that the strategy wants to know."""
-        wanted = {settings.uncertainty, extra_signal(settings)} - {""}
-        if wanted == {"image"}:
-            return {digest: {"image": value} for digest, value in self.store.entropies(model).items()}
-        return {digest: said for digest, said in self.store.signals(model).items() if wanted <= said.keys()}
+    def _served(self, project: int) -> dict[int, bool]:
+        """Tasks that were chosen by an order, and whether as a control, in the last one that had them."""
+        every = {p.task: p.reason for r in self.store.rounds(project) for p in r["picks"]}
+        return {task: reason == "control" for task, reason in every.items() if reason != "wished"}
 
     # -- scans and masks ----------------------------------------------------------------------
 
@@ -634,22 +619,10 @@ class Reconciler:
         names = {f"state_{k}": v for k, v in state.items()}
         self.store.put_arrays("maps", map_name(project, done.embedder), digests=np.array(digests), xy=xy, **names)
 
-    def _positions(self, project: int, done: Done, scans: Sequence[Scan]) -> NDArray[np.float64]:
-        found = read_map(self.store, project, done.embedder)
-        assert found is not None
-        where = {d: i for i, d in enumerate(found[0])}
-        return np.asarray(found[1][[where[s.digest] for s in scans]], dtype=np.float64)
-
-    def _vectors(self, done: Done, scans: Sequence[Scan], strategy: str) -> NDArray[np.float32] | None:
-        """The embeddings of these scans, if the strategy looks at them."""
-        if strategy not in EMBEDDED:
-            return None
-        return self.store.embeddings(done.embedder, [s.digest for s in scans])
-
     def _open_round(self, project: int, seen: Seen, done: Done, step: OpenRound) -> None:
         self._report(project, "ranking", 0, 1)
         scans = [s for s in seen.scans if s.digest in done.mapped and not s.problem]
-        picks = self._ranked(project, done, scans, step.model)
+        picks = self._order(project, done, scans, step.model)
         labels = sum(1 for s in scans if s.annotated)
         self.store.put_round(
             project,
@@ -660,77 +633,15 @@ class Reconciler:
             carried=step.carried,
             size=len(picks),
             labels=labels,
+            settings=asdict(done.settings),
         )
 
-    def _ranked(
+    def _order(
         self, project: int, done: Done, scans: Sequence[Scan], model: str, first: Sequence[int] = ()
     ) -> list[Pick]:
-        """The order of all unlabelled `scans` but those in `first`, which count as chosen already.
-
-        Scans that somebody skipped come last: whoever is left may still want them. The places of the controls are
-        counted from the first of `first`.
-        """
-        xy = self._positions(project, done, scans)
-        taken = set(first)
-        if not model:
-            strategy = done.settings.moments[0]
-            clusters = choose_clusters(xy, seed=done.settings.seed)
-            strata = np.unique([s.stratum for s in scans], return_inverse=True)[1]
-            size = done.settings.cold_start_size
-            drawn = int(control_places(size, done.settings.control_share).sum())
-            order = whole_order(
-                strategy,
-                Pool(xy, clusters, self._vectors(done, scans, strategy), strata),
-                size - drawn,
-                chosen=[i for i, s in enumerate(scans) if s.annotated or s.task in taken],
-                seed=done.settings.seed,
-            )
-            rows = zip(order.rows, order.reasons, order.cluster, strict=True)
-            picks = [Pick(scans[r].task, str(reason), cluster=int(c)) for r, reason, c in rows]
-        else:
-            found = next(m for m in done.models if m.version == model)
-            known = self._signals(found.fingerprint, done.settings)
-            scans = [s for s in scans if s.annotated or s.task in taken or s.digest in known]
-            xy = self._positions(project, done, scans)
-            said = [known.get(s.digest, {}) for s in scans]
-            entropy = _column(said, done.settings.uncertainty)
-            signals = {"entropy": entropy}
-            if extra := extra_signal(done.settings):
-                signals[extra] = _column(said, extra)
-            skipped = [i for i, s in enumerate(scans) if s.skipped and not s.annotated and s.task not in taken]
-            chosen = [i for i, s in enumerate(scans) if s.annotated or s.task in taken]
-            last = set(skipped)
-            rest = [i for i in range(len(scans)) if i not in last]
-            position = {row: i for i, row in enumerate(rest)}
-            strategy = done.settings.moments[1]
-            pool = Pool(
-                xy[rest],
-                Clustering(np.zeros(len(rest), dtype=np.intp), np.zeros(1, dtype=np.intp), {}, 0),  # not looked at
-                self._vectors(done, [scans[i] for i in rest], strategy),
-                signals={name: values[rest] for name, values in signals.items()},
-            )
-            ranking = long_ranking(
-                strategy,
-                pool,
-                min(RANKED, len(rest) - len(chosen)),
-                done.settings.depth,
-                chosen=[position[i] for i in chosen],
-                alpha=done.settings.alpha,
-                seed=done.settings.seed,
-            )
-            picks = [
-                Pick(scans[rest[r]].task, strategy, _round(s), _round(h), _round(d))
-                for r, s, h, d in zip(ranking.rows, ranking.score, ranking.entropy, ranking.diversity, strict=True)
-            ]
-            placed = {p.task for p in picks} | {scans[i].task for i in chosen + skipped}
-            behind = sorted(
-                (i for i in rest if scans[i].task not in placed), key=lambda i: (-entropy[i], scans[i].task)
-            )
-            picks += [Pick(scans[i].task, "entropy", entropy=_round(entropy[i])) for i in behind]
-            picks += [Pick(scans[i].task, "skipped", entropy=_round(entropy[i])) for i in skipped]
-        put_off = {s.task for s in scans if s.skipped}
-        fresh = _with_controls([p for p in picks if p.task not in put_off], scans, done.settings, len(first))
-        return fresh + [p for p in picks if p.task in put_off]
+        """`order.order` with the model of that version, "" for none."""
+        found = next((m.fingerprint for m in done.models if m.version == model), "")
+        return order(Ground(self.store, project, done.embedder, found, done.settings), scans, first)
 
     def _extend_round(self, project: int, seen: Seen, done: Done, step: ExtendRound) -> None:
         latest = self.store.rounds(project, picks=False)[-1]
@@ -738,7 +649,7 @@ class Reconciler:
         # score in Label Studio. The rest is ordered anew with the late scans among it.
         kept = latest["picks"][: published_length(done.rounds[-1], seen, done.settings)]
         scans = [s for s in seen.scans if s.digest in done.mapped and not s.problem]
-        fresh = self._ranked(project, done, scans, latest["model"], [p.task for p in kept])
+        fresh = self._order(project, done, scans, latest["model"], [p.task for p in kept])
         self.store.extend_round(project, latest["n"], [*kept, *fresh])
 
     # -- learning -----------------------------------------------------------------------------
@@ -792,7 +703,17 @@ class Reconciler:
                 )
                 details |= more
                 self.store.put_folder("models", name, save)
-        new = self._evaluate(project, name, labels, labels, watched)
+        scores = self._scores(project, name, labels, labels, watched)
+        new = self.learner.summarise(scores)
+        details["held_out"] = [
+            {
+                "task": scan.task,
+                "dice": round(one.dice, 6),
+                "hd95": round(one.hd95, 4),
+                "classes": {labels[number - 1]: round(dice, 6) for number, dice in one.per_class.items()},
+            }
+            for (scan, _), one in zip(watched, scores, strict=True)
+        ]
         champion = self._model(project, done.active)
         accepted, remark = True, ""
         if champion is not None and champion["labels"] == list(labels) and watch:
@@ -914,7 +835,22 @@ class Reconciler:
         cases: Sequence[tuple[Scan, Case]],
         kind: str = "models",
     ) -> dict[str, Any]:
-        """Summary of a model on labelled scans, each fitted into that model's own working square."""
+        """Summary of a model on labelled scans."""
+        return self.learner.summarise(self._scores(project, model, has, wanted, cases, kind))
+
+    def _scores(
+        self,
+        project: int,
+        model: str,
+        has: Sequence[str],
+        wanted: Sequence[str],
+        cases: Sequence[tuple[Scan, Case]],
+        kind: str = "models",
+    ) -> list[Scores]:
+        """A model on labelled scans, one by one, each fitted into that model's own working square.
+
+        The masks of a model that is kept are kept too: people compare models by them.
+        """
         folder = self.store.path(kind, model)
         size = self.learner.image_size_of(folder)
         scores: list[Scores] = []
@@ -922,11 +858,15 @@ class Reconciler:
             chunk = cases[start : start + PREDICT_CHUNK]
             same = size == self.learner.image_size
             found = self.learner.masks(folder, [c.scan if same else self.bulk.pixels(s, size) for s, c in chunk])
+            if kind == "models":
+                for (scan, _), mask in zip(chunk, found, strict=True):
+                    if not self.store.has("masks", fingerprint(model, scan.digest)):
+                        self.store.put_arrays("masks", fingerprint(model, scan.digest), mask=mask)
             scores += [
                 self.learner.compare(translate(m, has, wanted), c.mask, len(wanted) + 1)
                 for m, (_, c) in zip(found, chunk, strict=True)
             ]
-        return self.learner.summarise(scores)
+        return scores
 
     # -- publishing ---------------------------------------------------------------------------
 
@@ -1022,28 +962,9 @@ def _changed(rows: Sequence[TaskRow], known: Known, config: LabelConfig, stratif
     return changed
 
 
-def _with_controls(picks: Sequence[Pick], scans: Sequence[Scan], settings: ProjectSettings, start: int) -> list[Pick]:
-    """An order from its place `start` on, with scans drawn at random in the places of the controls."""
-    if not settings.control_share:
-        return list(picks)
-    by_task = {s.task: s for s in scans}
-    drawn = sorted(range(len(picks)), key=lambda i: control_draw(by_task[picks[i].task], settings.seed))
-    rows, control = with_controls(np.arange(len(picks)), np.array(drawn, np.intp), settings.control_share, start=start)
-    return [
-        replace(picks[row], reason="control", score=None, distance=None) if chance else picks[row]
-        for row, chance in zip(rows.tolist(), control.tolist(), strict=True)
-    ]
-
-
 def _all_in_one_stratum(seen: Seen, settings: ProjectSettings) -> bool:
     """Whether scans are to be told apart by something that none of them has."""
     return settings.moments[0] == "stratified" and bool(seen.scans) and not any(s.stratum for s in seen.scans)
-
-
-def _column(said: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
-    """(N,), or (N, labels), one signal of all scans; NaN where nothing is known."""
-    width = next((np.shape(one[name]) for one in said if name in one), ())
-    return np.array([one.get(name, np.full(width, np.nan)) for one in said], dtype=np.float64)
 
 
 def webhook_url(settings: Settings, learnt: str) -> str:
@@ -1065,10 +986,6 @@ def _every(seconds: float, call: Callable[[int, int], None]) -> Callable[[int, i
 
 def _moment(text: str) -> datetime:
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
-
-
-def _round(value: Any) -> float:
-    return round(float(value), 6)
 
 
 def _describe(step: Step) -> str:

@@ -207,6 +207,11 @@ class ProjectSettings:
                 raise BadSetting(f'extra params are not JSON: {error}. Example: {{"round_size": 10}}.') from None
         if not isinstance(given, Mapping):
             raise BadSetting('extra params must be a JSON object, for example {"round_size": 10}.')
+        return cls(**cls.checked(given))
+
+    @classmethod
+    def checked(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """`given` as the fields take it. Raises BadSetting naming the key, what was wrong and what is allowed."""
         known = {f.name for f in fields(cls)}
         for key in given:
             if key not in known:
@@ -233,4 +238,4 @@ class ProjectSettings:
         ):
             if key in values and not isinstance(values[key], str):
                 raise BadSetting(f"{key} is {values[key]!r}; it must be {what}.")
-        return cls(**values)
+        return values

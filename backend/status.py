@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from backend.choices import project_settings
+from backend.choices import project_settings, row_settings
 from backend.errors import BadSetting
 from backend.project import annotators, prefix_length, round_of, version_name
 from backend.settings import ProjectSettings
@@ -20,6 +20,7 @@ WHY = {
     "farthest": "unlike the scans of its group chosen before it",
     "random": "drawn at random",
     "control": "drawn at random, as a control",
+    "wished": "somebody asked for it to be labelled next",
     "skipped": "skipped by an annotator, so it comes last",
     "stratum": "the next of its group, so that every group has its share",
     "representative": "stands for scans that nothing stood for yet",
@@ -61,7 +62,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
     problems += [{"task": r["task"], "what": r["problem"]} for r in labels if r["problem"]]
     problems += [{"task": r["task"], "what": r["remark"]} for r in labels if r["remark"]]
     latest = rounds[-1]["n"] if rounds else None
-    left = sum(1 for s in scans if not s["annotated"] and not s["problem"])
+    left = sum(1 for s in scans if not s["annotated"] and not s["problem"] and s["wish"] >= 0)
     return {
         "project": project,
         "title": row["title"],
@@ -130,7 +131,7 @@ def settings_of(store: Store, project: int) -> ProjectSettings:
     """The project's settings; the defaults when what was given cannot be used (status says so)."""
     row = store.project(project)
     try:
-        return project_settings(row["extra_params"] if row else "")
+        return row_settings(dict(row)) if row else project_settings("")
     except BadSetting:
         return project_settings("")
 

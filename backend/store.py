@@ -39,9 +39,11 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    case,
     create_engine,
     delete,
     event,
+    func,
     select,
     text,
     update,
@@ -80,6 +82,8 @@ project_table = Table(
     Column("sending", Float, nullable=False, default=0.0),  # when an unconfirmed import began
     Column("seen_at", Float, nullable=False, default=0.0),
     Column("stratify_by", Text, nullable=False, default=""),  # the key that the strata of the scans were taken from
+    Column("levers", Text, nullable=False, default=""),  # JSON of the settings that were changed on the page
+    Column("studio_url", Text, nullable=False, default=""),  # where people find Label Studio, as it says itself
 )
 scan_table = Table(
     "scan",
@@ -96,6 +100,7 @@ scan_table = Table(
     Column("problem", Text, nullable=False, default=""),
     Column("problem_at", Float, nullable=False, default=0.0),
     Column("stratum", Text, nullable=False, default=""),  # what the task's data says under that key
+    Column("wish", Integer, nullable=False, default=0),  # NEXT, OUT, or 0: as the strategy says
 )
 label_table = Table(
     "label",
@@ -147,6 +152,7 @@ round_table = Table(
     Column("labels", Integer, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("published_at", Float),
+    Column("settings", Text, nullable=False, default=""),  # JSON of those it was ranked with; "" in older rows
 )
 entropy_table = Table(
     "entropy",
@@ -194,6 +200,28 @@ shard_table = Table(
     Column("tries", Integer, nullable=False),
 )
 
+change_table = Table(
+    "change",
+    metadata,
+    Column("project", BigInteger, primary_key=True),
+    Column("n", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("user", Text, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("what", Text, nullable=False),
+    Column("before", Text, nullable=False),
+    Column("after", Text, nullable=False),
+    Column("undone", Integer, nullable=False, default=0),
+)
+
+worker_table = Table(
+    "worker",
+    metadata,
+    Column("name", String(200), primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("doing", Text, nullable=False),
+)
+
 measure_table = Table(
     "measure",
     metadata,
@@ -230,6 +258,7 @@ PATIENCE = {  # with PostgreSQL, in libpq's words: what hangs is given up, howev
     "keepalives_count": 3,
     "options": "-c statement_timeout=60000",  # milliseconds; migrations have as long as they need
 }
+NEXT, OUT = 1, -1  # wishes for a scan: to be labelled next, to be left out of the order
 VARIABLES = 500  # of one SQL statement; SQLite allows 32,766 in all
 
 
@@ -243,6 +272,18 @@ class Pick:
     entropy: float | None = None
     distance: float | None = None
     cluster: int | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What somebody changed. `before` and `after` are what it was and is, JSON; `undoes`: the change taken back."""
+
+    user: str
+    kind: str
+    what: str
+    before: Any = None
+    after: Any = None
+    undoes: int | None = None
 
 
 class Store:
@@ -382,6 +423,57 @@ class Store:
             values = {"asked": project_table.c.asked - asked}
             connection.execute(update(project_table).where(project_table.c.id == project).values(values))
 
+    # -- what people change -------------------------------------------------------------------
+
+    def add_change(
+        self, project: int, change: Change, *, levers: Mapping[str, Any] | None = None, wishes: Mapping[int, int] = {}
+    ) -> int:
+        """Write down what somebody changed, and change it, all or nothing; returns the number of the change.
+
+        levers  the settings of the page from now on; None leaves them
+        wishes  what is wished of scans from now on, by task
+        """
+        with self.write() as connection:
+            here = change_table.c.project == project
+            last = connection.execute(select(func.max(change_table.c.n)).where(here)).scalar_one()
+            row = {"project": project, "n": (last or 0) + 1, "at": time.time(), "undone": 0}
+            told = {"before": _json(change.before), "after": _json(change.after)}
+            said = {"user": change.user, "kind": change.kind, "what": change.what}
+            connection.execute(change_table.insert().values(**row, **said, **told))
+            if levers is not None:
+                values = {"levers": _json(levers) if levers else ""}
+                connection.execute(update(project_table).where(project_table.c.id == project).values(**values))
+            by_wish: dict[int, list[int]] = defaultdict(list)
+            for task, wish in wishes.items():
+                by_wish[wish].append(task)
+            for wish, tasks in sorted(by_wish.items()):
+                for start in range(0, len(tasks), VARIABLES):
+                    chunk = scan_table.c.task.in_(tasks[start : start + VARIABLES])
+                    these = update(scan_table).where(scan_table.c.project == project, chunk)
+                    connection.execute(these.values(wish=wish))
+            if change.undoes is not None:
+                connection.execute(update(change_table).where(here, change_table.c.n == change.undoes).values(undone=1))
+            return int(row["n"])
+
+    def changes(self, project: int, limit: int = 200) -> list[dict[str, Any]]:
+        """What people changed, newest first."""
+        statement = select(change_table).where(change_table.c.project == project).order_by(change_table.c.n.desc())
+        rows = self.rows(statement.limit(limit))
+        return [dict(r) | {k: json.loads(r[k]) for k in ("before", "after")} for r in rows]
+
+    def change(self, project: int, n: int) -> dict[str, Any] | None:
+        rows = self.rows(select(change_table).where(change_table.c.project == project, change_table.c.n == n))
+        return dict(rows[0]) | {k: json.loads(rows[0][k]) for k in ("before", "after")} if rows else None
+
+    def retry(self, project: int, task: int) -> None:
+        """Have the scan read again at the next look, and its annotation, if either has a problem."""
+        with self.write() as connection:
+            scan = (scan_table.c.project == project, scan_table.c.task == task, scan_table.c.problem != "")
+            connection.execute(update(scan_table).where(*scan).values(problem="", problem_at=0.0, digest=""))
+            label = (label_table.c.project == project, label_table.c.task == task)
+            troubled = (label_table.c.problem != "") | (label_table.c.remark != "")
+            connection.execute(delete(label_table).where(*label, troubled))
+
     def set_trouble(self, project: int, text: str, **values: Any) -> None:
         """Write down what went wrong in a look, "" when nothing did, and `values` of the project with it.
 
@@ -497,6 +589,21 @@ class Store:
         here = (scan_table.c.project == project, scan_table.c.task == task)
         rows = self.rows(select(scan_table).where(*here))
         return rows[0] if rows else None
+
+    def columns(self, project: int, *names: str) -> list[tuple[Any, ...]]:
+        """Some columns of all scans, by task: of a hundred thousand, whole rows would take seconds."""
+        columns = [scan_table.c[name] for name in names]
+        statement = select(*columns).where(scan_table.c.project == project).order_by(scan_table.c.task)
+        with self._explained(), self._engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(statement)]
+
+    def counts(self, project: int) -> dict[str, int]:
+        """How many scans there are: all, those that were read, those with an annotation, a problem, and left out."""
+        has = (scan_table.c.digest != "", scan_table.c.annotated > 0, scan_table.c.problem != "", scan_table.c.wish < 0)
+        sums = [func.coalesce(func.sum(case((one, 1), else_=0)), 0) for one in has]
+        (row,) = self.rows(select(func.count().label("n"), *sums).where(scan_table.c.project == project))
+        names = ("scans", "embedded", "labelled", "problems", "left_out")
+        return {name: int(value) for name, value in zip(names, row.values(), strict=True)}
 
     def set_scans(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write {task, digest, height, width, problem} of scans that were read.
@@ -685,6 +792,7 @@ class Store:
         carried: Sequence[int],
         size: int,
         labels: int,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         with self.write() as connection:
             row = {
@@ -697,6 +805,7 @@ class Store:
                 "size": size,
                 "labels": labels,
                 "created_at": time.time(),
+                "settings": _json(settings) if settings else "",
             }
             self._upsert(connection, round_table, [row])
 
@@ -724,8 +833,15 @@ class Store:
         orders = {r["n"]: r["picks"] for r in self.rows(select(round_table.c.n, round_table.c.picks).where(*here))}
         for row in rows:
             row["carried"] = json.loads(row["carried"])
+            row["settings"] = json.loads(row["settings"] or "{}")
             row["picks"] = list(_unpack(orders[row["n"]])) if row["n"] in orders else []
         return rows
+
+    def clusters(self, project: int) -> dict[int, int]:
+        """The cluster of every scan that was in an order without a model, by task."""
+        here = (round_table.c.project == project, round_table.c.model == "")
+        rows = self.rows(select(round_table.c.picks).where(*here).order_by(round_table.c.n))
+        return {p.task: p.cluster for r in rows for p in _unpack(r["picks"]) if p.cluster is not None}
 
     def latest_round(self, project: int) -> dict[str, Any] | None:
         """The round that annotators are served, without reading the others; None before the first.
@@ -767,6 +883,25 @@ class Store:
         if row["done"] > 0 and spent > 0:
             left = round(spent * (row["total"] - row["done"]) / row["done"], 1)
         return {"step": row["step"], "done": row["done"], "total": row["total"], "seconds_left": left}
+
+    # -- workers ------------------------------------------------------------------------------
+
+    def present(self, name: str, doing: str) -> None:
+        """A worker's sign of life."""
+        with self.write() as connection:
+            self._upsert(connection, worker_table, [{"name": name, "at": time.time(), "doing": doing}])
+
+    def absent(self, name: str, older_than: float = 86400.0) -> None:
+        """A worker ends; those that were not heard of for so many seconds are forgotten too."""
+        with self.write() as connection:
+            gone = (worker_table.c.name == name) | (worker_table.c.at < time.time() - older_than)
+            connection.execute(delete(worker_table).where(gone))
+
+    def workers(self) -> list[dict[str, Any]]:
+        """{name, seconds since its last sign of life, doing}, by name."""
+        now = time.time()
+        rows = self.rows(select(worker_table).order_by(worker_table.c.name))
+        return [{"name": r["name"], "seconds": max(0.0, now - r["at"]), "doing": r["doing"]} for r in rows]
 
     # -- measures -----------------------------------------------------------------------------
 

@@ -89,7 +89,7 @@ def greedy(
 
     h = min_max(values[candidates])
     points = np.asfortranarray(xy[candidates])  # across and up each in one piece
-    nearest = _nearest(points, xy[np.unique(labelled)])
+    nearest = nearest_distances(points, xy[np.unique(labelled)])
     terms = np.empty((3, count))
     picks = np.empty(count, dtype=np.intp)
     for i in range(count):
@@ -119,7 +119,7 @@ def _without(row: int, array: NDArray[Number]) -> NDArray[Number]:
     return array[:-1]
 
 
-def _nearest(points: NDArray[np.float64], labelled: NDArray[np.float64]) -> NDArray[np.float64]:
+def nearest_distances(points: NDArray[np.float64], labelled: NDArray[np.float64]) -> NDArray[np.float64]:
     """(P,) distance of each point to the nearest of the labelled ones; infinity while there is none."""
     if len(labelled) > FEW and max(np.abs(points).max(initial=0), np.abs(labelled).max()) < LARGEST:
         from scipy.spatial import KDTree  # slow to import

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampling import noise, representative
-from sampling.acquisition import ALPHA, Ranking, min_max, rank
+from sampling.acquisition import ALPHA, Ranking, min_max, nearest_distances, rank
 from sampling.arrays import IntArray, whole_number
 from sampling.cold_start import Order, Reason, cold_start_order
 from sampling.farthest import distances_to
@@ -202,8 +202,7 @@ def _ranked(pool: Pool, chosen: Rows, rows: IntArray, score: NDArray[np.float64]
     h[rest] = min_max(np.nan_to_num(known[rest]))
     xy = np.asarray(pool.xy, dtype=np.float64)
     nearest = np.full(len(pool), np.inf)
-    for row in taken:
-        np.minimum(nearest, distances_to(xy, xy[row]), out=nearest)
+    nearest[rest] = nearest_distances(np.asfortranarray(xy[rest]), xy[taken])
     left = np.zeros(len(pool), dtype=bool)
     left[rest] = True
     diversity = np.zeros(len(rows))
