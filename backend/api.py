@@ -12,21 +12,25 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any, Protocol
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, FastAPI, Path, Request, Response
+from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from backend import __version__, contract, metrics, status
+from backend import __version__, changes, contract, metrics, status
 from backend.errors import BadSetting, ScanqueueError, StorageFull, StoreUnavailable, StudioUnavailable
 from backend.measures import Note, nowhere
+from backend.overview import Overview
+from backend.page import create_page
 from backend.project import PENDING, SECRET_HEADER, version_name
 from backend.settings import Settings
-from backend.store import Store, activate_model
+from backend.store import Store
 
 log = logging.getLogger("scanqueue.api")
 
@@ -72,11 +76,13 @@ def create_api(
     touch: Touch,
     predict: Predict,
     *,
+    overview: Overview | None = None,
     waiting: Callable[[], int] | None = None,
     note: Note = nowhere,
 ) -> FastAPI:
     """The HTTP application.
 
+    overview what people are shown; without it there is no page, and nothing of the JSON that it takes
     waiting  how many jobs wait for a worker, for /metrics
     note     counts the requests, for /metrics too
     """
@@ -88,8 +94,11 @@ def create_api(
         yield
 
     app = FastAPI(title="scanqueue", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.include_router(_for_label_studio(store, touch, predict))
-    app.include_router(_for_people(store, touch))
+    app.include_router(_for_label_studio(settings, store, touch, predict))
+    app.include_router(_for_people(store, touch, settings.user))
+    if overview is not None:
+        app.include_router(_shown(store, overview))
+        app.include_router(create_page(overview, app.openapi))
 
     @app.get("/metrics", tags=["monitoring"], response_class=PlainTextResponse)
     def measured() -> Response:
@@ -97,6 +106,7 @@ def create_api(
         return Response(metrics.render(store, waiting), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     contract.describe(app)
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=6)
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -105,7 +115,8 @@ def create_api(
             answer = await _refused(request, settings, secrets) or await call_next(request)
         except ScanqueueError as error:  # the handlers below stand behind this
             answer = _explained(error)
-        answer.headers.update(HEADERS)
+        for name, value in HEADERS.items():
+            answer.headers.setdefault(name, value)  # pages say themselves what they may load
         route, took = _route(request), time.monotonic() - began
         note("http", f"{route} {answer.status_code}", took)
         if took > PATIENCE:
@@ -271,7 +282,7 @@ def _spelled(raw: bytes) -> str:
         return raw.decode("latin-1")
 
 
-def _for_label_studio(store: Store, touch: Touch, predict: Predict) -> APIRouter:
+def _for_label_studio(settings: Settings, store: Store, touch: Touch, predict: Predict) -> APIRouter:
     router = APIRouter(tags=["Label Studio"])
 
     @router.get("/health")
@@ -293,7 +304,8 @@ def _for_label_studio(store: Store, touch: Touch, predict: Predict) -> APIRouter
             row = store.project(project)
             if row is None:
                 store.add_project(project)
-            given = {"backend_url": address, "extra_params": text}
+            found = _address_for_people(body.get("hostname"), settings.label_studio_url)
+            given = {"backend_url": address, "extra_params": text, "studio_url": found}
             changed = {k: v for k, v in given.items() if row is None or row[k] != v}
             try:
                 if changed:
@@ -348,12 +360,16 @@ def _for_label_studio(store: Store, touch: Touch, predict: Predict) -> APIRouter
     return router
 
 
-def _for_people(store: Store, touch: Touch) -> APIRouter:
-    router = APIRouter(prefix="/api/projects", tags=["projects"])
+def _known(store: Store, project: int) -> None:
+    if store.project(project) is None:
+        raise _Unknown(project)
 
-    def known(project: int) -> None:
-        if store.project(project) is None:
-            raise _Unknown(project)
+
+def _for_people(store: Store, touch: Touch, account: str) -> APIRouter:
+    """account: the user name that all people sign in with; "" when nobody has to."""
+    router = APIRouter(prefix="/api/projects", tags=["projects"])
+    user = account or "local"
+    known = partial(_known, store)
 
     @router.get("")
     def projects() -> dict[str, Any]:
@@ -379,28 +395,119 @@ def _for_people(store: Store, touch: Touch) -> APIRouter:
         known(project)
         return {"rounds": status.round_list(store, project), "models": status.model_list(store, project)}
 
+    def noted(project: int, number: int) -> dict[str, Any]:
+        touch(project)
+        return {"status": "noted", "change": number}
+
+    async def given(request: Request) -> dict[str, Any]:
+        """The body, sent as application/json: no page of another site can do that unasked."""
+        _as_json(request)
+        return await _json(request)
+
+    async def change(project: int, make: Callable[[], int]) -> dict[str, Any]:
+        def made() -> dict[str, Any]:
+            known(project)
+            return noted(project, make())
+
+        return await run_in_threadpool(made)
+
     @router.post("/{project}/train", status_code=202)
-    def train(project: Number, request: Request) -> dict[str, str]:
+    def train(project: Number, request: Request) -> dict[str, Any]:
         """Train now. Sent as application/json, which no page of another site can do unasked."""
         _as_json(request)
         known(project)
-        store.ask(project)
-        touch(project)
-        return {"status": "noted"}
+        return noted(project, changes.ask(store, project, user))
 
     @router.post("/{project}/activate", status_code=202)
-    async def activate(project: Number, request: Request) -> dict[str, str]:
+    async def activate(project: Number, request: Request) -> dict[str, Any]:
         """Let another model draw the masks: {"version": "scanqueue-r2"}, as application/json."""
-        _as_json(request)
-        version = str((await _json(request)).get("version") or "")
+        version = str((await given(request)).get("version") or "")
+        return await change(project, lambda: changes.activate(store, project, user, version))
 
-        def change() -> None:
+    @router.post("/{project}/settings", status_code=202)
+    async def set_levers(project: Number, request: Request) -> dict[str, Any]:
+        """Set settings of the project, {"alpha": 0.7}; null takes one back to what Label Studio says."""
+        body = await given(request)
+        return await change(project, lambda: changes.set_levers(store, project, user, body))
+
+    @router.post("/{project}/wishes", status_code=202)
+    async def set_wishes(project: Number, request: Request) -> dict[str, Any]:
+        """Have scans labelled "next", left "out", or in the usual order again: {"tasks": [1, 2], "wish": "next"}."""
+        body = await given(request)
+        tasks, wish = body.get("tasks"), body.get("wish")
+        if not isinstance(tasks, list) or not all(type(t) is int and 0 <= t < 10**15 for t in tasks):
+            raise BadRequest('"tasks" must be a list of numbers of tasks.')
+        return await change(project, lambda: changes.set_wishes(store, project, user, tasks, str(wish)))
+
+    @router.post("/{project}/undo", status_code=202)
+    async def undo(project: Number, request: Request) -> dict[str, Any]:
+        """Take a change back: {"change": 13}."""
+        number = _whole(await given(request), "change")
+        return await change(project, lambda: changes.undo(store, project, user, number))
+
+    @router.post("/{project}/retry", status_code=202)
+    async def retry(project: Number, request: Request) -> dict[str, Any]:
+        """Have a scan that has a problem, or its annotation, read again at once: {"task": 7}."""
+        task = _whole(await given(request), "task")
+        return await change(project, lambda: changes.retry(store, project, user, task))
+
+    return router
+
+
+def _shown(store: Store, overview: Overview) -> APIRouter:
+    """What is only there for people to look at."""
+    router = APIRouter(prefix="/api", tags=["the page"])
+    known = partial(_known, store)
+
+    @router.get("/projects/{project}/atlas")
+    def atlas(project: Number) -> Response:
+        """The map as columns: lists that are all as long as `task`."""
+        known(project)
+        text = json.dumps(overview.atlas(project), separators=(",", ":"))  # plain numbers: nothing to be checked
+        return Response(text, media_type="application/json")
+
+    @router.get("/projects/{project}/curve")
+    def curve(project: Number) -> dict[str, Any]:
+        """The learning curve, with 95 % intervals; what annotators were shown, and how long they took."""
+        known(project)
+        return overview.curve(project)
+
+    @router.get("/projects/{project}/settings")
+    def settings(project: Number) -> dict[str, Any]:
+        """The settings in force, and where they come from."""
+        known(project)
+        return overview.settings(project)
+
+    @router.get("/projects/{project}/preview")
+    def preview(project: Number, request: Request) -> dict[str, Any]:
+        """The head of the queue now, and as it would be with other settings, ?alpha=0.7; nothing is saved."""
+        known(project)
+        return overview.preview(project, dict(request.query_params))
+
+    @router.get("/projects/{project}/changes")
+    def changed(project: Number) -> dict[str, Any]:
+        """What people changed, newest first."""
+        known(project)
+        return overview.changes(project)
+
+    @router.get("/projects/{project}/activity")
+    def activity(project: Number) -> dict[str, Any]:
+        """What was labelled lately and by whom, and what was begun, as far as Label Studio tells."""
+        known(project)
+        return overview.activity(project)
+
+    @router.get("/projects/{project}/workers")
+    def workers(project: Number) -> dict[str, Any]:
+        """The workers that gave signs of life in the last minute."""
+        known(project)
+        return overview.workers(project)
+
+    @router.get("/doctor")
+    def doctor(project: Annotated[int | None, Query(ge=0, lt=10**15)] = None) -> dict[str, Any]:
+        """The checks of `scanqueue doctor`, each with its cure; takes seconds."""
+        if project is not None:
             known(project)
-            activate_model(store, project, version)
-            touch(project)
-
-        await run_in_threadpool(change)
-        return {"status": "noted"}
+        return overview.doctor(project)
 
     return router
 
@@ -450,6 +557,24 @@ async def _json(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise BadRequest("The request must be a JSON object.")
     return body
+
+
+def _whole(body: dict[str, Any], name: str) -> int:
+    number = body.get(name)
+    if type(number) is not int or not 0 <= number < 10**15:
+        raise BadRequest(f'"{name}" must be a whole number.')
+    return number
+
+
+def _address_for_people(said: Any, ours: str) -> str:
+    """Where people find Label Studio: what it says itself, unless that is only good on its own machine."""
+    try:
+        parts = urlsplit(said if isinstance(said, str) else "")
+    except ValueError:
+        return ours
+    local = (parts.hostname or "localhost") in ("localhost", "127.0.0.1", "0.0.0.0", "::1")
+    good = parts.scheme in ("http", "https") and not local and "\0" not in parts.netloc
+    return f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/") if good else ours
 
 
 def _has_half_a_character(text: str) -> bool:

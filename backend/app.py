@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from dataclasses import fields
@@ -59,6 +60,7 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
     heartbeat  a file descriptor that is written to for as long as the work gets on
     """
     from backend.helper import Helper
+    from backend.presence import Presence
     from backend.reconcile import Busy
     from backend.retention import Retention
 
@@ -73,9 +75,11 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
             target=beat, args=(heartbeat, lambda: pulse.silence() < settings.hang_seconds, stopping), daemon=True
         ).start()
 
+    presence = Presence(store, f"{socket.gethostname()}:{os.getpid()}")
+
     def look(project: int) -> bool:
         try:
-            with pulse.watched():
+            with pulse.watched(), presence.at(f"project {project}"):
                 reconciler.reconcile(project)
         except Busy:
             return True
@@ -87,8 +91,11 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
     retention = Retention(store, settings.keep_models, settings.cache_days, stopping)
     for run in (helper.run, retention.run):
         threading.Thread(target=run, daemon=True).start()
+    telling = threading.Thread(target=presence.run, args=(stopping,), daemon=True)
+    telling.start()
     threading.Thread(target=measures.keep, args=(stopping,), daemon=True).start()
     Queue(settings, look, store.projects).run(stopping, parent=parent)
+    telling.join(timeout=5)
     measures.flush()
 
 
@@ -107,7 +114,11 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     """Serve HTTP; with `worker`, also keep one worker process running beside it."""
     import uvicorn
 
+    from backend.bulk import Bulk
+    from backend.doctor import examine
     from backend.learner import Learner
+    from backend.overview import Overview
+    from backend.pictures import Pictures
     from backend.predictor import Predictor
 
     store = open_store(settings)
@@ -115,7 +126,12 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     measures = Measures(store.add_measures)
     predictor = Predictor(store, make_studio(settings, measures.note), Learner(settings))
     relay = Relay(queue.touch, lambda project: store.project(project) is not None, store.ask)
-    api = create_api(settings, store, relay.touch, predictor.predict, waiting=queue.waiting, note=measures.note)
+    studio = make_studio(settings)
+    pictures = Pictures(store, Bulk(studio, store, Learner(settings)))
+    overview = Overview(store, studio, pictures, lambda p: [f.to_dict() for f in examine(settings, p)])
+    api = create_api(
+        settings, store, relay.touch, predictor.predict, overview=overview, waiting=queue.waiting, note=measures.note
+    )
     stopping = threading.Event()
     keeper = threading.Thread(target=_keep_worker, args=(settings, stopping), daemon=True)
     threading.Thread(target=measures.keep, args=(stopping,), daemon=True).start()

@@ -82,6 +82,8 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "job": job,
         "control": _compared(models),
         "stopping": _stopping(models, left, settings_of(store, project)),
+        "studio_url": row["studio_url"],
+        "left_out": sum(1 for s in scans if s["wish"] < 0),
         "problems": sorted(problems, key=lambda p: p["task"]),
     }
 
@@ -139,19 +141,21 @@ def settings_of(store: Store, project: int) -> ProjectSettings:
 def queue(store: Store, project: int) -> list[dict[str, Any]]:
     """`served` with the reason of each pick in words and the terms of its score."""
     alpha = settings_of(store, project).alpha
-    return [
-        {
-            "task": pick.task,
-            "rank": place,
-            "reason": why(pick, alpha),
-            "kind": pick.reason,
-            "score": pick.score,
-            "entropy": pick.entropy,
-            "distance": pick.distance,
-            "cluster": pick.cluster,
-        }
-        for pick, place in served(store, project)
-    ]
+    return [explained(pick, place, alpha) for pick, place in served(store, project)]
+
+
+def explained(pick: Pick, place: int, alpha: float) -> dict[str, Any]:
+    """A pick with its place and its reason in words."""
+    return {
+        "task": pick.task,
+        "rank": place,
+        "reason": why(pick, alpha),
+        "kind": pick.reason,
+        "score": pick.score,
+        "entropy": pick.entropy,
+        "distance": pick.distance,
+        "cluster": pick.cluster,
+    }
 
 
 def why(pick: Pick, alpha: float) -> str:
@@ -196,10 +200,18 @@ def map_points(store: Store, project: int) -> list[dict[str, Any]]:
 def round_list(store: Store, project: int) -> list[dict[str, Any]]:
     """Oldest first: {round, model_version, model, labels, validation, shown, accepted, remark, control, ...}.
 
+    settings   those that it was ranked with; {} in rounds of older versions
+    activated  when and by whom its model was made active: {version, at, user}
+
     control  {version, labels, ours, control}: a model of so many labels of our order, and one of as many drawn at
              random, on the same held-out scans; None where they were not compared
     """
     models = {m["version"]: m for m in store.models(project)}
+    activated = [
+        {"version": c["after"], "at": c["at"], "user": c["user"]}
+        for c in reversed(store.changes(project))
+        if c["kind"] == "activate"
+    ]
     answers = []
     for r in store.rounds(project, picks=False):
         version = version_name(r["n"])
@@ -218,6 +230,8 @@ def round_list(store: Store, project: int) -> list[dict[str, Any]]:
                 "control": _compared([trained]) if trained else None,
                 "created_at": r["created_at"],
                 "published_at": r["published_at"],
+                "settings": r["settings"],
+                "activated": [c for c in activated if c["version"] == version],
             }
         )
     return answers
@@ -226,7 +240,10 @@ def round_list(store: Store, project: int) -> list[dict[str, Any]]:
 def model_list(store: Store, project: int) -> list[dict[str, Any]]:
     """Oldest first: {version, active, kept, accepted, labels, trained_on, validation, remark, created_at}.
 
-    kept  whether its checkpoint is still there, so that it can be made active
+    kept      whether its checkpoint is still there, so that it can be made active
+    history   of its training: {step, loss, learning_rate, dice, seconds} at every look at the held-out scans
+    champion  the model that was active then, on the same scans: {version, dice, ...}; None when there was none
+    held_out  the scans that it was judged on: {task, dice, hd95, classes}
     """
     row = store.project(project)
     return [
@@ -240,6 +257,9 @@ def model_list(store: Store, project: int) -> list[dict[str, Any]]:
             "validation": m["validation"],
             "remark": m["remark"],
             "created_at": m["created_at"],
+            "history": m["details"].get("history", []),
+            "champion": m["details"].get("champion"),
+            "held_out": m["details"].get("held_out", []),
         }
         for m in store.models(project)
         if round_of(m["version"]) is not None

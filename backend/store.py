@@ -601,9 +601,10 @@ class Store:
         """How many scans there are: all, those that were read, those with an annotation, a problem, and left out."""
         has = (scan_table.c.digest != "", scan_table.c.annotated > 0, scan_table.c.problem != "", scan_table.c.wish < 0)
         sums = [func.coalesce(func.sum(case((one, 1), else_=0)), 0) for one in has]
-        (row,) = self.rows(select(func.count().label("n"), *sums).where(scan_table.c.project == project))
-        names = ("scans", "embedded", "labelled", "problems", "left_out")
-        return {name: int(value) for name, value in zip(names, row.values(), strict=True)}
+        names = ("embedded", "labelled", "problems", "left_out")
+        named = [one.label(name) for name, one in zip(names, sums, strict=True)]
+        (row,) = self.rows(select(func.count().label("scans"), *named).where(scan_table.c.project == project))
+        return {name: int(row[name]) for name in ("scans", *names)}
 
     def set_scans(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write {task, digest, height, width, problem} of scans that were read.

@@ -376,6 +376,18 @@ class Studio:
                     shown_version=versions.get(best.get("parent_prediction") or 0, ""),
                 )
 
+    def people(self) -> dict[int, str]:
+        """The name, or else the e-mail address, of every user that this token may see, by number."""
+        rows = self._call("GET", "/api/users/")
+        rows = rows.get("results", []) if isinstance(rows, Mapping) else rows
+        named = {u["id"]: f"{u.get('first_name') or ''} {u.get('last_name') or ''}".strip() for u in rows}
+        return {u["id"]: named[u["id"]] or str(u.get("email") or u["id"]) for u in rows}
+
+    def begun(self, project: int) -> list[int]:
+        """Tasks of which somebody has a draft that was not submitted. Label Studio does not say who."""
+        query = _filters(("draft_exists", "equal", "Boolean", True))
+        return [row["id"] for row in self._tasks(project, "id", query)]
+
     def image(self, reference: str) -> bytes:
         """The bytes behind a task's image value: upload, local file, or a URL on an allowed host.
 

@@ -1,0 +1,192 @@
+"""All that people see of a project, one method a question: what the page shows and what the JSON answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from backend import changes, status
+from backend.atlas import atlas
+from backend.choices import project_settings, row_settings
+from backend.curve import curve
+from backend.errors import BadSetting, ScanqueueError
+from backend.order import Ground, order
+from backend.pictures import Pictures
+from backend.plots import curve_plot, map_plot
+from backend.project import Scan
+from backend.settings import ProjectSettings
+from backend.status import describe, explained, served
+from backend.store import Store, read_map
+from backend.studio import Studio
+from sampling import AGGREGATIONS, COLD_START, WITH_MODEL
+
+log = logging.getLogger("scanqueue.overview")
+
+HEAD = 30  # places of an order that a preview shows
+LARGE = 20_000  # scans of which the first order is not made for a preview: it takes half a minute
+LATELY = 20  # labels that count as done lately
+FRESH = 60.0  # seconds that the names of people are good for
+AWAY = 60.0  # seconds of silence after which a worker is not shown any more
+UNTOLD = (
+    "Label Studio tells who submitted, and which scans have a draft that is not submitted yet, but not whose it is, "
+    "nor who has a scan open."
+)
+
+
+class Overview:
+    """Read-only. `examine` is the doctor: checks of the service, or of a project too."""
+
+    def __init__(
+        self, store: Store, studio: Studio, pictures: Pictures, examine: Callable[[int | None], list[dict[str, str]]]
+    ) -> None:
+        self._store, self._studio, self._pictures, self._examine = store, studio, pictures, examine
+        self._names: tuple[float, dict[int, str]] = (float("-inf"), {})
+        self._drawing = threading.Lock()  # plots are heavy, and drawn one at a time
+
+    def projects(self) -> list[dict[str, Any]]:
+        return [one for p in self._store.projects() if (one := describe(self._store, p)) is not None]
+
+    def status(self, project: int) -> dict[str, Any] | None:
+        """`status.describe`; None when the project is not known here."""
+        return describe(self._store, project)
+
+    def brief(self, project: int) -> dict[str, Any] | None:
+        """The head of every page, soon had of any pool: {project, title, phase, studio_url, model, scans, ...}."""
+        row = self._store.project(project)
+        if row is None:
+            return None
+        named = {"project": project, "title": row["title"], "phase": row["phase"], "reason": row["reason"]}
+        return named | {"studio_url": row["studio_url"], "model": row["active"] or None} | self._store.counts(project)
+
+    def atlas(self, project: int) -> dict[str, Any]:
+        return atlas(self._store, project)
+
+    def curve(self, project: int) -> dict[str, Any]:
+        return curve(self._store, project)
+
+    def queue(self, project: int) -> dict[str, Any]:
+        return {"queue": status.queue(self._store, project)}
+
+    def rounds(self, project: int) -> dict[str, Any]:
+        return {"rounds": status.round_list(self._store, project), "models": status.model_list(self._store, project)}
+
+    def changes(self, project: int) -> dict[str, Any]:
+        return {"changes": changes.listed(self._store, project)}
+
+    def workers(self, project: int) -> dict[str, Any]:
+        """Workers that gave signs of life lately; any of them may work for any project."""
+        return {"workers": [w for w in self._store.workers() if w["seconds"] < AWAY]}
+
+    def settings(self, project: int) -> dict[str, Any]:
+        """{settings in force, given by Label Studio, changed on the page, default, strategies, uncertainties, problem}.
+
+        problem  why what was given cannot be used; the defaults are shown then
+        """
+        row = self._store.project(project)
+        text = row["extra_params"] if row else ""
+        problem, given = "", {}
+        try:
+            found = row_settings(dict(row)) if row else project_settings("")
+            given = json.loads(text or "{}")
+        except BadSetting as error:
+            found, problem = project_settings(""), str(error)
+        return {
+            "settings": asdict(found),
+            "given": given,
+            "changed": json.loads((row["levers"] if row else "") or "{}"),
+            "default": asdict(ProjectSettings()),
+            "strategies": ["default", *dict.fromkeys([*COLD_START, *WITH_MODEL])],
+            "uncertainties": list(AGGREGATIONS),
+            "problem": problem,
+        }
+
+    def preview(self, project: int, given: Mapping[str, str]) -> dict[str, Any]:
+        """The head of the queue as it is and as it would be with other settings: {now, then, note}; nothing is saved.
+
+        Raises BadSetting for settings that cannot be used.
+        """
+        row = self._store.project(project)
+        assert row is not None
+        levers = json.loads(row["levers"] or "{}") | {name: _typed(text) for name, text in given.items()}
+        wanted = project_settings(row["extra_params"], levers)
+        now = [explained(p, place, row_settings(dict(row)).alpha) for p, place in served(self._store, project)]
+        scans = self._scans(project, row["embedder"])
+        latest = self._store.latest_round(project)
+        model = self._store.model(project, latest["model"]) if latest and latest["model"] else None
+        if model is None and len(scans) > LARGE:
+            return {"now": now[:HEAD], "then": [], "note": "There are too many scans to try a first order out."}
+        ground = Ground(self._store, project, row["embedder"], model["fingerprint"] if model else "", wanted)
+        picks = order(ground, scans, ranked=HEAD) if scans else []
+        waiting = any(not s.annotated for s in scans)
+        lacking = "The model has not been asked for what this needs yet; save it, and the order follows."
+        then = [explained(p, place, wanted.alpha) for place, p in enumerate(picks[:HEAD], start=1)]
+        return {"now": now[:HEAD], "then": then, "note": lacking if waiting and not picks else ""}
+
+    def _scans(self, project: int, embedder: str) -> list[Scan]:
+        found = read_map(self._store, project, embedder)
+        there = set(found[0]) if found else set()
+        names = ("task", "image", "digest", "annotated", "skipped", "problem", "stratum", "wish")
+        rows = (Scan(*row) for row in self._store.columns(project, *names))
+        return [
+            replace(s, annotated=bool(s.annotated), skipped=bool(s.skipped))
+            for s in rows
+            if s.digest in there and not s.problem
+        ]
+
+    def activity(self, project: int) -> dict[str, Any]:
+        """Who labelled what lately, and what was begun, as far as Label Studio tells; `note` says what it does not."""
+        rows = sorted(self._store.labels(project), key=lambda r: r["read_at"], reverse=True)[:LATELY]
+        note, begun = UNTOLD, []
+        try:
+            begun = [{"task": task, "by": None} for task in self._studio.begun(project)]
+            if time.monotonic() - self._names[0] > FRESH:
+                self._names = (time.monotonic(), self._studio.people())
+        except ScanqueueError as error:
+            note = str(error)
+        names = self._names[1]
+        lately = [
+            {
+                "task": r["task"],
+                "at": r["read_at"],
+                "by": None if r["completed_by"] is None else names.get(r["completed_by"], f"user {r['completed_by']}"),
+                "seconds": r["lead_time"],
+            }
+            for r in rows
+        ]
+        return {"lately": lately, "now": begun, "note": note}
+
+    def doctor(self, project: int | None) -> dict[str, Any]:
+        return {"checks": self._examine(project)}
+
+    # -- pictures -------------------------------------------------------------------------------
+
+    def scan_picture(self, project: int, task: int, side: int, model: str) -> bytes:
+        return self._pictures.scan(project, task, side=side, model=model)
+
+    def compare(self, project: int, first: str, second: str) -> list[Any]:
+        return self._pictures.compare(project, first, second)
+
+    def difference(self, project: int, task: int, first: str, second: str, part: str) -> bytes:
+        return self._pictures.difference(project, task, first, second, part)
+
+    def plot(self, project: int, what: str, kind: str) -> bytes:
+        """`what`: "map" or "curve"; `kind`: "svg" or "png"."""
+        with self._drawing:
+            return (
+                map_plot(self.atlas(project), kind=kind)
+                if what == "map"
+                else curve_plot(self.curve(project), kind=kind)
+            )
+
+
+def _typed(text: str) -> Any:
+    """A number where it is one, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
