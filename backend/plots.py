@@ -43,9 +43,9 @@ MARKERS = "os^DvP"
 COLOURINGS = {
     "cluster": "group",
     "state": "state",
-    "entropy": "entropy H (0 to 1)",
+    "entropy": "entropy of the mask (0 to 1)",
     "score": "score S (0 to 1)",
-    "distance": "distance D to the nearest chosen scan (0 to 1)",
+    "distance": "distance to the nearest chosen scan (0 to 1)",
     "round": "round in which the scan was labelled",
     "rank": "place in the order",
 }
@@ -202,9 +202,9 @@ def _coloured(atlas: Mapping[str, Any], colour: str, count: int) -> tuple[Number
     if colour in ("round", "rank"):
         values[values < (1 if colour == "rank" else 0)] = np.nan
     known = values[np.isfinite(values)]
-    low, high = 0.0, 1.0
-    if len(known) and colour in ("round", "rank"):
-        low, high = float(known.min()), float(max(known.max(), known.min() + 1))
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    if high == low:
+        high = low + 1
     shades = ListedColormap(colormaps["cividis_r"](np.linspace(0.06, 1, 256)))  # high is dark; no yellow on white
     scale = ScalarMappable(Normalize(low, high), shades)
     colours = np.asarray(scale.to_rgba(np.nan_to_num(values, nan=low)))
@@ -244,7 +244,7 @@ def _panels(curve: Mapping[str, Any]) -> list[Panel]:
 
 def _height(panels: Sequence[Panel]) -> float:
     """Inches that a column of these panels needs."""
-    legend = 0.75 if _dice in panels or _hd95 in panels else 0.0
+    legend = 0.9 if _dice in panels or _hd95 in panels else 0.0
     return sum(0.95 if panel is _times else 1.75 for panel in panels) + legend if panels else COLUMN * 0.7
 
 
@@ -270,6 +270,9 @@ def _curve(canvas: Canvas, curve: Mapping[str, Any], panels: Sequence[Panel], le
             for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
                 handles.setdefault(name, handle)
     if handles:
+        if any(str(drawn.get_gid()).startswith("intervals-") for axes in found for drawn in axes.collections):
+            mark = {"color": GREY, "marker": "|", "markersize": 7, "markeredgewidth": 0.9, "linestyle": "none"}
+            handles["95 % interval"] = found[0].plot([], [], **mark)[0]
         canvas.legend(
             list(handles.values()), list(handles), loc="outside lower center", frameon=False, handlelength=2.6
         )
@@ -318,7 +321,7 @@ def _quality(axes: Axes, curve: Mapping[str, Any], name: str) -> None:
         markerfacecolor="white",
         linestyle="none",
     )
-    shown = [s for s in curve.get("shown") or () if _number(s.get(name)) is not None]
+    shown = [s for s in curve.get("shown") or () if None not in (_number(s.get(name)), _number(s.get("labels")))]
     _line(
         axes,
         shown,
@@ -333,6 +336,7 @@ def _quality(axes: Axes, curve: Mapping[str, Any], name: str) -> None:
     pairs = [
         (c["labels"], _number((c.get("ours") or {}).get(name)), _number((c.get("control") or {}).get(name)))
         for c in curve.get("control") or ()
+        if _number(c.get("labels")) is not None
     ]
     whole = [(x, ours, chance) for x, ours, chance in pairs if ours is not None and chance is not None]
     if whole:
@@ -429,7 +433,7 @@ def _times(axes: Axes, curve: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("time per scan (s), median")
+    axes.set_xlabel("time per scan (s): median, 95 % interval")
     axes.set_xlim(left=0)
     axes.grid(axis="x", alpha=0.25, linewidth=0.5)
 
