@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -170,7 +171,7 @@ def _map(canvas: Canvas, atlas: Mapping[str, Any], colour: str, letter: str = ""
     if colour == "cluster":
         _number_groups(axes, xy, np.where(placed, values, -1))
     elif scale is not None:
-        bar = canvas.colorbar(scale, ax=axes, orientation="horizontal", location="top", shrink=0.8, aspect=30, pad=0.02)
+        bar = canvas.colorbar(scale, ax=axes, location="bottom", shrink=0.8, aspect=30, pad=0.02)
         bar.set_label(COLOURINGS[colour])
         bar.outline.set_linewidth(0.4)
         bar.ax.tick_params(length=2)
@@ -245,7 +246,7 @@ def _panels(curve: Mapping[str, Any]) -> list[Panel]:
 def _height(panels: Sequence[Panel]) -> float:
     """Inches that a column of these panels needs."""
     legend = 0.9 if _dice in panels or _hd95 in panels else 0.0
-    return sum(0.95 if panel is _times else 1.75 for panel in panels) + legend if panels else COLUMN * 0.7
+    return sum(1.05 if panel is _times else 1.75 for panel in panels) + legend if panels else COLUMN * 0.7
 
 
 def _curve(canvas: Canvas, curve: Mapping[str, Any], panels: Sequence[Panel], letter: str) -> None:
@@ -366,7 +367,7 @@ def _single(axes: Axes, curve: Mapping[str, Any]) -> None:
         _line(axes, rows, "dice", f"label-{place + 1}", _plain(name), aside=aside, linestyle="-", **style)
     if len(names) > LABELS:
         axes.set_title(f"the first {LABELS} of {len(names)} labels", loc="right", fontsize=SMALL)
-    axes.set_ylabel("Dice of one label (0 to 1)")
+    axes.set_ylabel("Dice per label (0 to 1)")
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.0) if high > 1 else high)
     if axes.get_legend_handles_labels()[0]:
@@ -416,13 +417,13 @@ def _line(
 
 def _times(axes: Axes, curve: Mapping[str, Any]) -> None:
     times = curve.get("lead_time") or {}
-    rows = [("with", "with a mask shown", "o"), ("without", "without", "s")]
+    rows = [("with", "mask shown", "o"), ("without", "no mask", "s")]
     names = []
     for place, (side, name, marker) in enumerate(rows):
         one = times.get(side) or {}
         median, low, high = (_number(one.get(key)) for key in ("median", "low", "high"))
         count = one.get("n") or 0
-        names.append(f"{name} ({count:,})")
+        names.append(f"{name}\n({count:,} scans)")
         if median is None:
             axes.annotate("no figure", (0.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL)
             continue
@@ -470,7 +471,8 @@ def _lettered(axes: Axes, letter: str) -> None:
 
 def _sentence(axes: Axes, text: str) -> None:
     axes.set_axis_off()
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", wrap=True, color="#444444")
+    lines = textwrap.fill(text, 40)
+    axes.text(0.5, 0.5, lines, transform=axes.transAxes, ha="center", va="center", color="#444444")
 
 
 def _rendered(draw: Draw, width: float, height: float, kind: str) -> bytes:
