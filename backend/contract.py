@@ -36,6 +36,7 @@ _MAYBE = _or_null(NUMBER)
 SCHEMAS: dict[str, Schema] = {
     "Error": _thing({"error": TEXT}),
     "Noted": _thing({"status": {"const": "noted"}}),
+    "Changed": _thing({"status": {"const": "noted"}, "change": WHOLE}),
     "Empty": {"type": "object"},
     "Health": _thing({"status": {"const": "UP"}, "model_class": TEXT}),
     "Setup": _thing(
@@ -104,6 +105,8 @@ SCHEMAS: dict[str, Schema] = {
             "job": _or_null(_of("Job")),
             "control": _or_null(_of("Compared")),
             "stopping": _or_null(_of("Stopping")),
+            "studio_url": TEXT,
+            "left_out": WHOLE,
             "problems": _many(_thing({"task": WHOLE, "what": TEXT})),
         }
     ),
@@ -125,23 +128,103 @@ SCHEMAS: dict[str, Schema] = {
             )
         }
     ),
-    "Queue": _thing(
+    "Place": _thing(
         {
-            "queue": _many(
+            "task": WHOLE,
+            "rank": WHOLE,
+            "reason": TEXT,
+            "kind": TEXT,
+            "score": _MAYBE,
+            "entropy": _MAYBE,
+            "distance": _MAYBE,
+            "cluster": _or_null(WHOLE),
+        }
+    ),
+    "Queue": _thing({"queue": _many(_of("Place"))}),
+    "Preview": _thing({"now": _many(_of("Place")), "then": _many(_of("Place")), "note": TEXT}),
+    "Atlas": _thing(
+        {
+            **{name: _many(WHOLE) for name in ("task", "cluster", "round", "rank", "kind")},
+            **{name: _many(NUMBER) for name in ("x", "y")},
+            **{name: _many(_MAYBE) for name in ("entropy", "score", "distance")},
+            "state": _many({"enum": [0, 1, 2, 3], "description": "open, labelled, problem, skipped"}),
+            "served": _many({"enum": [0, 1]}),
+            "wish": _many({"enum": [-1, 0, 1], "description": "left out, none, next"}),
+            "kinds": _many(TEXT),
+            "why": {"type": "object", "additionalProperties": TEXT},
+            "clusters": WHOLE,
+            "alpha": NUMBER,
+        }
+    ),
+    "Interval": _thing({"n": WHOLE}, dict.fromkeys(("dice", "median", "low", "high"), _MAYBE)),
+    "Means": _thing(
+        {
+            "n": WHOLE,
+            **{f"{name}{end}": _MAYBE for name in ("dice", "hd95") for end in ("", "_low", "_high")},
+        },
+        {
+            "version": TEXT,
+            "model_version": TEXT,
+            "round": WHOLE,
+            "labels": _or_null(WHOLE),
+            "accepted": YES_NO,
+            "classes": {"type": "object", "additionalProperties": _of("Interval")},
+        },
+    ),
+    "Curve": _thing(
+        {
+            "unit": _or_null(TEXT),
+            "labels": _many(TEXT),
+            "models": _many(_of("Means")),
+            "shown": _many(_of("Means")),
+            "control": _many(_of("Compared")),
+            "lead_time": _thing({"with": _of("Interval"), "without": _of("Interval")}),
+            "stopping": _or_null(_of("Stopping")),
+        }
+    ),
+    "Levers": _thing(
+        {
+            **{name: {"type": "object"} for name in ("settings", "given", "changed", "default")},
+            "strategies": _many(TEXT),
+            "uncertainties": _many(TEXT),
+            "problem": TEXT,
+        }
+    ),
+    "SetLevers": {
+        "type": "object",
+        "description": "Names of project settings and their values; null: back to what Label Studio says.",
+        "examples": [{"alpha": 0.7, "round_size": None}],
+    },
+    "SetWishes": _thing({"tasks": _many(WHOLE), "wish": {"enum": ["next", "out", "none"]}}),
+    "Undo": _thing({"change": WHOLE}),
+    "Retry": _thing({"task": WHOLE}),
+    "Changes": _thing(
+        {
+            "changes": _many(
                 _thing(
                     {
-                        "task": WHOLE,
-                        "rank": WHOLE,
-                        "reason": TEXT,
-                        "kind": TEXT,
-                        "score": _MAYBE,
-                        "entropy": _MAYBE,
-                        "distance": _MAYBE,
-                        "cluster": _or_null(WHOLE),
+                        "change": WHOLE,
+                        "at": NUMBER,
+                        "user": TEXT,
+                        "kind": {"enum": ["settings", "wishes", "activate", "train", "retry"]},
+                        "what": TEXT,
+                        "undone": YES_NO,
+                        "undoable": YES_NO,
                     }
                 )
             )
         }
+    ),
+    "Activity": _thing(
+        {
+            "lately": _many(_thing({"task": WHOLE, "at": TEXT, "by": _or_null(TEXT), "seconds": _MAYBE})),
+            "now": _many(_thing({"task": WHOLE, "by": _or_null(TEXT)})),
+            "note": TEXT,
+        }
+    ),
+    "Workers": _thing({"workers": _many(_thing({"name": TEXT, "seconds": NUMBER, "doing": TEXT}))}),
+    "Checks": _thing(
+        {"checks": _many(_thing({"level": {"enum": ["ok", "warning", "error"]}, "what": TEXT, "cure": TEXT}))}
     ),
     "Rounds": _thing(
         {
@@ -159,6 +242,8 @@ SCHEMAS: dict[str, Schema] = {
                         "control": _or_null(_of("Compared")),
                         "created_at": NUMBER,
                         "published_at": _MAYBE,
+                        "settings": {"type": "object"},
+                        "activated": _many(_thing({"version": TEXT, "at": NUMBER, "user": TEXT})),
                     }
                 )
             ),
@@ -174,6 +259,9 @@ SCHEMAS: dict[str, Schema] = {
                         "validation": _of("Quality"),
                         "remark": TEXT,
                         "created_at": NUMBER,
+                        "history": _many({"type": "object"}),
+                        "champion": _or_null(_of("Quality")),
+                        "held_out": _many({"type": "object"}),
                     }
                 )
             ),
@@ -193,8 +281,20 @@ BODIES: dict[tuple[str, str], tuple[str | None, int, str]] = {
     ("get", "/api/projects/{project}/map"): (None, 200, "Map"),
     ("get", "/api/projects/{project}/queue"): (None, 200, "Queue"),
     ("get", "/api/projects/{project}/rounds"): (None, 200, "Rounds"),
-    ("post", "/api/projects/{project}/train"): ("Empty", 202, "Noted"),
-    ("post", "/api/projects/{project}/activate"): ("Activate", 202, "Noted"),
+    ("get", "/api/projects/{project}/atlas"): (None, 200, "Atlas"),
+    ("get", "/api/projects/{project}/curve"): (None, 200, "Curve"),
+    ("get", "/api/projects/{project}/settings"): (None, 200, "Levers"),
+    ("get", "/api/projects/{project}/preview"): (None, 200, "Preview"),
+    ("get", "/api/projects/{project}/changes"): (None, 200, "Changes"),
+    ("get", "/api/projects/{project}/activity"): (None, 200, "Activity"),
+    ("get", "/api/projects/{project}/workers"): (None, 200, "Workers"),
+    ("get", "/api/doctor"): (None, 200, "Checks"),
+    ("post", "/api/projects/{project}/train"): ("Empty", 202, "Changed"),
+    ("post", "/api/projects/{project}/activate"): ("Activate", 202, "Changed"),
+    ("post", "/api/projects/{project}/settings"): ("SetLevers", 202, "Changed"),
+    ("post", "/api/projects/{project}/wishes"): ("SetWishes", 202, "Changed"),
+    ("post", "/api/projects/{project}/undo"): ("Undo", 202, "Changed"),
+    ("post", "/api/projects/{project}/retry"): ("Retry", 202, "Changed"),
 }
 REFUSALS = {
     "400": "The request cannot be understood; `error` says why.",

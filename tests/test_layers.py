@@ -68,7 +68,9 @@ ALLOWED: dict[str, set[str]] = {
     "plots": set(),
     "status": {"choices", "project", "settings", "store", "sampling"},
     "metrics": {"status", "store"},
-    "page": {"overview"},
+    "wording": set(),
+    "reference": set(),
+    "page": {"reference", "wording"},
     "contract": set(),
     "measures": set(),
     "api": {
@@ -90,6 +92,7 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": {"choices", "embedders", "learner", "project", "segmenters", "settings", "store", "studio", "worker"},
     "plugin": {"settings"},
     "logs": {"settings"},
+    "presence": {"store"},
 }
 COMPOSITION = {"app", "cli"}  # put the parts together, so they may import everything
 
