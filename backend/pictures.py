@@ -369,7 +369,8 @@ def _outlined(picture: Map, labels: Map) -> Map:
 
 def _traced(picture: Map, areas: Sequence[tuple[NDArray[np.bool_], str]]) -> Map:
     """The picture, changed: the border of each area in its colour, with a halo of one pixel or more around it."""
-    width = max(1, round(max(picture.shape[:2]) / 320))
+    longest = max(picture.shape[:2])
+    width = 1 + (longest >= 200) + (longest >= 600)
     lines = []
     for area, colour in areas:
         contours, _ = cv2.findContours(area.view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)

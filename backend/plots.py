@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 COLUMN, PAGE = 89 / 25.4, 183 / 25.4  # inches
 LETTERS, SMALL = 8, 7  # points
 DPI = 300
-VECTOR = 2_000  # points; more are drawn as pixels, also in an SVG
+VECTOR = 2_000  # points of one state; more are drawn as pixels, also in an SVG
 NUMBERED = 40  # groups with their number on the map; of more, the largest
 BARS = 40  # intervals that can be told apart; more become a band
 STEP = 0.012  # of the axis of labels, between curves that have bars at the same place
@@ -147,13 +147,13 @@ def _map(canvas: Canvas, atlas: Mapping[str, Any], colour: str, letter: str = ""
         return
     values, colours, scale = _coloured(atlas, colour, len(xy))
     state = _whole(atlas.get("state"), len(xy), 0)
-    raster = bool(placed.sum() > VECTOR)
     size = float(np.clip(9_000 / placed.sum(), 0.6, 16))
     handles: list[Any] = []
     for number, (name, style) in enumerate(STATES):
         here = placed & (state == number)
         if not here.any():
             continue
+        raster = bool(here.sum() > VECTOR)
         area = size if number == 0 else max(2.2 * size, 9)
         drawn: dict[str, Any] = {"s": area, "zorder": 2 + (number > 0), "rasterized": raster} | style
         if number == 0 and raster:
