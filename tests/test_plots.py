@@ -32,9 +32,8 @@ def atlas(count: int = 60, clusters: int = 3) -> dict[str, Any]:
     cluster = np.arange(count) % clusters
     state = np.where(np.arange(count) % 10 == 0, LABELLED, OPEN)
     state[1::30], state[2::30] = PROBLEM, SKIPPED
-    unsure = [
-        round(float(v), 4) if s != LABELLED else None for v, s in zip(generator.random(count), state, strict=True)
-    ]
+    values = generator.random(count).round(4).tolist()
+    unsure = [None if s == LABELLED else v for v, s in zip(values, state, strict=True)]
     return {
         "task": list(range(1, count + 1)),
         "x": (20.0 * cluster + generator.normal(0, 2, count)).round(3).tolist(),
@@ -181,9 +180,10 @@ def test_a_scan_that_has_no_place_is_left_out() -> None:
 
 
 def test_a_hundred_thousand_scans_stay_a_small_file() -> None:
-    drawn = map_plot(atlas(100_000, 30))
+    many = atlas(100_000, 30)
+    drawn = map_plot(many)
     assert len(drawn) < 3_000_000
-    assert "open (83,333)" in texts(drawn)
+    assert f"open ({many['state'].count(OPEN):,})" in texts(drawn)
     assert next(parsed(drawn).iter(f"{SVG}image"), None) is not None  # the points, as pixels
     assert len(list(parsed(drawn).iter(f"{SVG}use"))) < 5_000
 
@@ -265,10 +265,11 @@ def test_names_of_labels_stay_as_they_are_written() -> None:
 
 
 def test_nothing_yet_is_said_in_a_sentence() -> None:
-    (said,) = texts(map_plot({"x": [], "y": []}))
-    assert said == "There is no map yet: no scan has been read."
-    (said, *more) = texts(curve_plot(nothing()))
-    assert " ".join((said, *more)) == "There is no learning curve yet: no model has been judged on held-out scans."
+    for drawn, said in (
+        (map_plot({"x": [], "y": []}), "There is no map yet: no scan has been read."),
+        (curve_plot(nothing()), "There is no learning curve yet: no model has been judged on held-out scans."),
+    ):
+        assert " ".join(texts(drawn)) == said
     together = " ".join(texts(both({}, {})))
     assert "There is no map yet" in together
     assert "There is no learning curve yet" in together
@@ -368,7 +369,7 @@ def test_status_draws_a_png(data: Path, tmp_path: Path) -> None:
         (["--project", "9", "--plot", "a.svg"], r"^Project 9 is not known here\."),
         (
             ["--project", "1", "--plot", "no/such/folder/a.svg"],
-            r"a\.svg cannot be written \(No such file or directory\)",
+            r"a\.svg cannot be written \(No such file",
         ),
     ],
 )
