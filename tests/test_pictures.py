@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from world import ROUND, KeptLearner, World
 
 from backend import pictures
 from backend.bulk import Bulk
@@ -524,6 +525,22 @@ def test_a_label_studio_that_is_away_is_said_when_nothing_could_be_drawn(lab: La
     for version in (R1, R2):
         lab.draw(version, held[0], square(10, 10, 20))
     assert [c.task for c in lab.pictures.compare(PROJECT, R1, R2)] == held[:1]
+
+
+def test_a_comparison_says_what_training_measured(tmp_path: Path) -> None:
+    world = World(tmp_path / "data").in_round_1()
+    world.label(ROUND)
+    world.run()
+    models = {m["version"]: m for m in world.store.models(PROJECT)}
+    assert list(models) == [R1, R2]
+    bulk = Bulk(world.studio, world.store, KeptLearner(world.settings))  # type: ignore[arg-type]
+    found = Pictures(world.store, bulk).compare(PROJECT, R1, R2)
+    assert len(found) == models[R2]["validation"]["n"] > 0
+    assert np.mean([c.second for c in found]) == pytest.approx(models[R2]["validation"]["dice"], abs=1e-6)
+    assert np.mean([c.first for c in found]) == pytest.approx(models[R2]["details"]["champion"]["dice"], abs=1e-6)
+    task = found[0].task
+    for part in PARTS:
+        assert read(Pictures(world.store, bulk).difference(PROJECT, task, R1, R2, part)).shape[:2] == (256, 256)
 
 
 def test_a_project_without_a_label_config_is_compared_in_the_labels_of_its_models(lab: Lab) -> None:
