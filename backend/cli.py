@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +40,15 @@ app = typer.Typer(
 models_app = typer.Typer(help="List the models of a project, or make one of them active.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 console = Console()
+
+
+class Panel(StrEnum):
+    """What a plot shows."""
+
+    map = "map"
+    curve = "curve"
+    both = "both"
+
 
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where records and models are kept.")]
 ProjectId = Annotated[int, typer.Option("--project", help="The project's number in Label Studio.")]
@@ -92,17 +102,23 @@ def status(
     project: Annotated[int | None, typer.Option("--project", help="One project; without it, all.")] = None,
     as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show progress until Ctrl-C.")] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the project into this file, .svg or .png.")] = None,
+    panel: Annotated[Panel, typer.Option("--panel", help="What --plot draws.")] = Panel.both,
     data_dir: DataDir = None,
 ) -> None:
     """Show where projects stand: phase, labels, quality, queue, problems."""
+    kind = _plottable(plot, project) if plot is not None else ""
     store = _store(data_dir)
-    if watch:
+    if watch and plot is None:
         _watch(store, project)
         return
     wanted = [project] if project is not None else store.projects()
     found = [project_status.describe(store, p) for p in wanted]
     if project is not None and found == [None]:
         raise BadSetting(f"Project {project} is not known here. Connect it in Label Studio, Settings > Model.")
+    if plot is not None and project is not None:
+        _plot(store, project, plot, kind, panel)
+        return
     if as_json:
         typer.echo(json.dumps(found[0] if project is not None else {"projects": found}, indent=1))
         return
@@ -111,6 +127,35 @@ def status(
     for one in found:
         if one is not None:
             _print_status(one)
+
+
+def _plottable(file: Path, project: int | None) -> str:
+    """The kind of a plot by the ending of its file. Raises BadSetting before anything is read."""
+    kind = file.suffix.lower().removeprefix(".")
+    if kind not in ("svg", "png"):
+        raise BadSetting(f"--plot: got {str(file)!r}, wanted a file that ends in .svg or .png, as project.svg.")
+    if project is None:
+        raise BadSetting("--plot draws one project: give its number in Label Studio too, as --project 1.")
+    return kind
+
+
+def _plot(store: Any, project: int, file: Path, kind: str, panel: Panel) -> None:
+    from backend import atlas, curve, plots
+
+    if panel is Panel.map:
+        drawn = plots.map_plot(atlas.atlas(store, project), kind=kind)
+    elif panel is Panel.curve:
+        drawn = plots.curve_plot(curve.curve(store, project), kind=kind)
+    else:
+        drawn = plots.both(atlas.atlas(store, project), curve.curve(store, project), kind=kind)
+    try:
+        file.write_bytes(drawn)
+    except OSError as error:
+        raise BadSetting(
+            f"--plot: {file} cannot be written ({error.strerror or error}); give a file in a folder that exists."
+        ) from error
+    what = {"both": "The map and the learning curve", "map": "The map", "curve": "The learning curve"}[panel.value]
+    _say(f"{what} of project {project} {'are' if panel is Panel.both else 'is'} in {file}.")
 
 
 def _watch(store: Any, project: int | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 COLUMN, PAGE = 89 / 25.4, 183 / 25.4  # inches
 LETTERS, SMALL = 8, 7  # points
 DPI = 300
-VECTOR = 2_000  # points; more are drawn as pixels, also in an SVG
+VECTOR = 2_000  # points of one state; more are drawn as pixels, also in an SVG
 NUMBERED = 40  # groups with their number on the map; of more, the largest
 BARS = 40  # intervals that can be told apart; more become a band
 STEP = 0.012  # of the axis of labels, between curves that have bars at the same place
@@ -43,9 +44,9 @@ MARKERS = "os^DvP"
 COLOURINGS = {
     "cluster": "group",
     "state": "state",
-    "entropy": "entropy H (0 to 1)",
+    "entropy": "entropy of the mask (0 to 1)",
     "score": "score S (0 to 1)",
-    "distance": "distance D to the nearest chosen scan (0 to 1)",
+    "distance": "distance to the nearest chosen scan (0 to 1)",
     "round": "round in which the scan was labelled",
     "rank": "place in the order",
 }
@@ -146,13 +147,13 @@ def _map(canvas: Canvas, atlas: Mapping[str, Any], colour: str, letter: str = ""
         return
     values, colours, scale = _coloured(atlas, colour, len(xy))
     state = _whole(atlas.get("state"), len(xy), 0)
-    raster = bool(placed.sum() > VECTOR)
     size = float(np.clip(9_000 / placed.sum(), 0.6, 16))
     handles: list[Any] = []
     for number, (name, style) in enumerate(STATES):
         here = placed & (state == number)
         if not here.any():
             continue
+        raster = bool(here.sum() > VECTOR)
         area = size if number == 0 else max(2.2 * size, 9)
         drawn: dict[str, Any] = {"s": area, "zorder": 2 + (number > 0), "rasterized": raster} | style
         if number == 0 and raster:
@@ -170,7 +171,7 @@ def _map(canvas: Canvas, atlas: Mapping[str, Any], colour: str, letter: str = ""
     if colour == "cluster":
         _number_groups(axes, xy, np.where(placed, values, -1))
     elif scale is not None:
-        bar = canvas.colorbar(scale, ax=axes, orientation="horizontal", location="top", shrink=0.8, aspect=30, pad=0.02)
+        bar = canvas.colorbar(scale, ax=axes, location="bottom", shrink=0.8, aspect=30, pad=0.02)
         bar.set_label(COLOURINGS[colour])
         bar.outline.set_linewidth(0.4)
         bar.ax.tick_params(length=2)
@@ -202,9 +203,9 @@ def _coloured(atlas: Mapping[str, Any], colour: str, count: int) -> tuple[Number
     if colour in ("round", "rank"):
         values[values < (1 if colour == "rank" else 0)] = np.nan
     known = values[np.isfinite(values)]
-    low, high = 0.0, 1.0
-    if len(known) and colour in ("round", "rank"):
-        low, high = float(known.min()), float(max(known.max(), known.min() + 1))
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    if high == low:
+        high = low + 1
     shades = ListedColormap(colormaps["cividis_r"](np.linspace(0.06, 1, 256)))  # high is dark; no yellow on white
     scale = ScalarMappable(Normalize(low, high), shades)
     colours = np.asarray(scale.to_rgba(np.nan_to_num(values, nan=low)))
@@ -244,8 +245,8 @@ def _panels(curve: Mapping[str, Any]) -> list[Panel]:
 
 def _height(panels: Sequence[Panel]) -> float:
     """Inches that a column of these panels needs."""
-    legend = 0.75 if _dice in panels or _hd95 in panels else 0.0
-    return sum(0.95 if panel is _times else 1.75 for panel in panels) + legend if panels else COLUMN * 0.7
+    legend = 0.9 if _dice in panels or _hd95 in panels else 0.0
+    return sum(1.05 if panel is _times else 1.75 for panel in panels) + legend if panels else COLUMN * 0.7
 
 
 def _curve(canvas: Canvas, curve: Mapping[str, Any], panels: Sequence[Panel], letter: str) -> None:
@@ -270,6 +271,9 @@ def _curve(canvas: Canvas, curve: Mapping[str, Any], panels: Sequence[Panel], le
             for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
                 handles.setdefault(name, handle)
     if handles:
+        if any(str(drawn.get_gid()).startswith("intervals-") for axes in found for drawn in axes.collections):
+            mark = {"color": GREY, "marker": "|", "markersize": 7, "markeredgewidth": 0.9, "linestyle": "none"}
+            handles["95 % interval"] = found[0].plot([], [], **mark)[0]
         canvas.legend(
             list(handles.values()), list(handles), loc="outside lower center", frameon=False, handlelength=2.6
         )
@@ -318,7 +322,7 @@ def _quality(axes: Axes, curve: Mapping[str, Any], name: str) -> None:
         markerfacecolor="white",
         linestyle="none",
     )
-    shown = [s for s in curve.get("shown") or () if _number(s.get(name)) is not None]
+    shown = [s for s in curve.get("shown") or () if None not in (_number(s.get(name)), _number(s.get("labels")))]
     _line(
         axes,
         shown,
@@ -333,6 +337,7 @@ def _quality(axes: Axes, curve: Mapping[str, Any], name: str) -> None:
     pairs = [
         (c["labels"], _number((c.get("ours") or {}).get(name)), _number((c.get("control") or {}).get(name)))
         for c in curve.get("control") or ()
+        if _number(c.get("labels")) is not None
     ]
     whole = [(x, ours, chance) for x, ours, chance in pairs if ours is not None and chance is not None]
     if whole:
@@ -362,7 +367,7 @@ def _single(axes: Axes, curve: Mapping[str, Any]) -> None:
         _line(axes, rows, "dice", f"label-{place + 1}", _plain(name), aside=aside, linestyle="-", **style)
     if len(names) > LABELS:
         axes.set_title(f"the first {LABELS} of {len(names)} labels", loc="right", fontsize=SMALL)
-    axes.set_ylabel("Dice of one label (0 to 1)")
+    axes.set_ylabel("Dice per label (0 to 1)")
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.0) if high > 1 else high)
     if axes.get_legend_handles_labels()[0]:
@@ -412,13 +417,13 @@ def _line(
 
 def _times(axes: Axes, curve: Mapping[str, Any]) -> None:
     times = curve.get("lead_time") or {}
-    rows = [("with", "with a mask shown", "o"), ("without", "without", "s")]
+    rows = [("with", "mask shown", "o"), ("without", "no mask", "s")]
     names = []
     for place, (side, name, marker) in enumerate(rows):
         one = times.get(side) or {}
         median, low, high = (_number(one.get(key)) for key in ("median", "low", "high"))
         count = one.get("n") or 0
-        names.append(f"{name} ({count:,})")
+        names.append(f"{name}\n({count:,} scans)")
         if median is None:
             axes.annotate("no figure", (0.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL)
             continue
@@ -429,7 +434,7 @@ def _times(axes: Axes, curve: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("time per scan (s), median")
+    axes.set_xlabel("time per scan (s): median, 95 % interval")
     axes.set_xlim(left=0)
     axes.grid(axis="x", alpha=0.25, linewidth=0.5)
 
@@ -466,7 +471,8 @@ def _lettered(axes: Axes, letter: str) -> None:
 
 def _sentence(axes: Axes, text: str) -> None:
     axes.set_axis_off()
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", wrap=True, color="#444444")
+    lines = textwrap.fill(text, 40)
+    axes.text(0.5, 0.5, lines, transform=axes.transAxes, ha="center", va="center", color="#444444")
 
 
 def _rendered(draw: Draw, width: float, height: float, kind: str) -> bytes:
