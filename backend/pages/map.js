@@ -4,7 +4,9 @@
 
 (() => {
   const view = document.getElementById("map-view");
+  const frame = document.getElementById("map-frame");
   const plot = document.getElementById("map-plot");
+  const line = document.querySelector("#map-line polygon");
   const notice = document.getElementById("map-notice");
   const legend = document.getElementById("map-legend");
   const colour = document.getElementById("map-colour");
@@ -23,6 +25,8 @@
   const NUMBERED = 30; // places of the order that the map shows with their number
   const FEW = 5000; // marks that a browser without WebGL is given
   const REST = 120; // milliseconds that the mouse rests on a mark before its picture is asked for
+  const RINGED = 5000; // rings at most: more hide the map
+  const STEP = 4; // pixels from one corner of a line drawn to the next
   const LOOKS = [2000, 6000, 15000]; // milliseconds after a wish at which the new order may be there
 
   const STATES = ["open", "labelled", "problem", "skipped"];
@@ -53,9 +57,13 @@
   let drawn = []; // for each trace, the rows of the atlas that it shows
   let rows = null; // those on the map: all, or a part where WebGL is missing
   let selection = []; // rows that a wish can be about
+  let outlines = []; // closed lines on the map, [[x, y], ...], that were drawn to select them
+  let ringed = []; // rows that are ringed, as no line shows that they are selected
   let change = null; // of the last wish, for its undoing
   let at = -1; // row whose facts the panel shows
-  let hindrance = null; // why there is no WebGL, "" where there is
+  let under = -1; // row under the mouse, -1 where there is none
+  let mode = "pan";
+  let hindrance = ""; // why there is no WebGL, "" where there is
   let touched = false;
   let resting = 0;
 
@@ -119,7 +127,8 @@
     if (by === "cluster") {
       const names = ["no cluster"];
       for (let c = 0; c < atlas.clusters; c++) names.push(`cluster ${c + 1}`);
-      return { of: (i) => atlas.cluster[i] + 1, names, colours: names.map((_, c) => (c ? CLUSTERS[(c - 1) % CLUSTERS.length] : NONE)) };
+      const colours = names.map((_, c) => (c ? CLUSTERS[(c - 1) % CLUSTERS.length] : NONE));
+      return { of: (i) => atlas.cluster[i] + 1, names, colours };
     }
     if (by === "state") return { of: (i) => atlas.state[i], names: STATES, colours: STATE_COLOURS };
     if (by === "wish") {
@@ -176,7 +185,10 @@
       drawn.push(part.rows);
       found.push({
         type, mode: "markers", x: part.x, y: part.y, hoverinfo: "none", showlegend: false,
-        marker: { color: look.colours[Math.floor(s / STATES.length)], symbol: SYMBOLS[state], size: size + (state ? 3 : 0), opacity: 0.85, line: { width: 0 } },
+        marker: {
+          color: look.colours[Math.floor(s / STATES.length)], symbol: SYMBOLS[state], size: size + (state ? 3 : 0), opacity: 0.85,
+          line: { width: 0 },
+        },
       });
     });
     const first = heads();
@@ -184,6 +196,11 @@
     found.push({
       type, mode: "markers", x: first.map((i) => atlas.x[i]), y: first.map((i) => atlas.y[i]), hoverinfo: "none", showlegend: false,
       marker: { color: PICK_COLOUR, symbol: first.map(pickSymbol), size: 13, opacity: 1, line: { width: 1, color: "#ffffff" } },
+    });
+    drawn.push(Uint32Array.from(ringed));
+    found.push({
+      type, mode: "markers", x: ringed.map((i) => atlas.x[i]), y: ringed.map((i) => atlas.y[i]), hoverinfo: "none", showlegend: false,
+      marker: { color: PICK_COLOUR, symbol: "circle-open", size: size + 5, opacity: 1, line: { width: 1 } },
     });
     return found;
   }
@@ -199,20 +216,24 @@
   }
 
   function layout(look, by) {
-    const marks = heads().map((i) => ({
+    const marks = by === "cluster" && look.names.length > 2 ? middles() : [];
+    marks.push(...heads().map((i) => ({
       x: atlas.x[i], y: atlas.y[i], text: String(atlas.rank[i]), showarrow: false, yshift: 15, borderpad: 1,
       bgcolor: "rgba(255,255,255,0.85)", font: { size: 12, color: "#000000" },
-    }));
-    if (by === "cluster" && look.names.length > 2) marks.push(...middles());
+    })));
     return {
       xaxis: axis(atlas.x), yaxis: { ...axis(atlas.y), scaleanchor: "x" },
-      margin: { l: 4, r: 4, t: 4, b: 4 }, showlegend: false, annotations: marks, selections: [],
+      margin: { l: 4, r: 4, t: 4, b: 4 }, showlegend: false, annotations: marks, shapes: outlines.map(shape),
       hovermode: "closest", hoverdistance: 12, spikedistance: 0, // else all marks are searched wherever the mouse is
-      dragmode: modes.find((m) => m.getAttribute("aria-pressed") === "true").dataset.mode,
-      newselection: { line: { color: "#000000", width: 2, dash: "dot" } },
+      dragmode: "pan", // lines are drawn by this script: plotly's own lasso tests all marks at every move
       paper_bgcolor: "#ffffff", plot_bgcolor: "#ffffff", uirevision: "map",
     };
   }
+
+  const shape = (loop) => ({
+    type: "path", path: `M${loop.map((corner) => corner.join(",")).join("L")}Z`, line: { color: "#000000", width: 2, dash: "dot" },
+    fillcolor: "rgba(0,0,0,0.05)",
+  });
 
   // The name of each cluster, in its middle: colours are used again after the ninth.
   function middles() {
@@ -244,7 +265,7 @@
     const type = view.dataset.drawnWith;
     const config = {
       displaylogo: false, displayModeBar: true, responsive: true, scrollZoom: true, doubleClick: "reset",
-      modeBarButtons: [["pan2d", "lasso2d", "select2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]],
+      modeBarButtons: [["zoomIn2d", "zoomOut2d", "resetScale2d"]],
     };
     explain(look);
     return window.Plotly.react(plot, traces(type, look), layout(look, by), config);
@@ -300,6 +321,7 @@
     document.getElementById("map-point").hidden = false;
     document.getElementById("map-why").textContent = why;
     document.getElementById("map-open").href = address(row);
+    document.getElementById("map-open").hidden = !view.dataset.studio; // then nobody said where Label Studio is
     const rank = atlas.rank[row];
     const values = {
       task: String(atlas.task[row]),
@@ -315,8 +337,8 @@
     document.getElementById("map-panel").dataset.task = values.task;
     clearTimeout(resting);
     thumb.hidden = true;
-    noThumb.hidden = true;
-    resting = setTimeout(() => {
+    noThumb.hidden = atlas.state[row] !== 2; // what cannot be read is not asked for
+    if (atlas.state[row] !== 2) resting = setTimeout(() => {
       thumb.alt = `Scan of task ${values.task}`;
       thumb.src = `${view.dataset.scans}${values.task}.png?side=160`;
       thumb.hidden = false;
@@ -327,54 +349,110 @@
 
   const rowOf = (event) => drawn[event.points[0].curveNumber][event.points[0].pointNumber];
 
+  function open(row) {
+    show(row);
+    if (touched || !view.dataset.studio) return; // a finger has not seen the panel yet: its link opens the task
+    window.open(address(row), "_blank", "noopener");
+  }
+
   function listen() {
-    plot.on("plotly_hover", (event) => show(rowOf(event)));
-    plot.on("plotly_click", (event) => {
-      const row = rowOf(event);
-      show(row);
-      if (!touched) window.open(address(row), "_blank", "noopener"); // a finger has not seen the panel yet: its link opens it
+    plot.on("plotly_hover", (event) => {
+      under = rowOf(event);
+      show(under);
     });
-    plot.on("plotly_selected", (event) => {
-      if (event) choose(within(event.selections || []));
-    });
-    plot.on("plotly_deselect", () => choose([]));
-    plot.on("plotly_relayout", (event) => { if (event.dragmode) mark(event.dragmode); });
+    plot.on("plotly_unhover", () => { under = -1; });
+    plot.on("plotly_click", (event) => open(rowOf(event)));
   }
 
-  function mark(mode) {
-    for (const button of modes) {
-      const lassoes = button.dataset.mode === "lasso" && mode === "select";
-      button.setAttribute("aria-pressed", String(button.dataset.mode === mode || lassoes));
-    }
+  function setMode(to) {
+    mode = to;
+    frame.dataset.mode = to;
+    for (const button of modes) button.setAttribute("aria-pressed", String(button.dataset.mode === to));
   }
 
-  // -- choosing -----------------------------------------------------------------------------------
+  // -- drawing a line around scans ----------------------------------------------------------------
 
-  // Rows inside at least one of plotly's outlines: a rectangle, or a path whose inner loops are holes.
-  function within(outlines) {
-    const shapes = outlines.map((o) => (o.type === "rect" ? [[[o.x0, o.y0], [o.x1, o.y0], [o.x1, o.y1], [o.x0, o.y1]]] : loops(o.path)));
+  // Corner [x, y] in pixels of the frame to [x, y] on the map.
+  function onMap([x, y]) {
+    const { xaxis, yaxis } = plot._fullLayout;
+    return [xaxis.p2d(x - xaxis._offset), yaxis.p2d(y - yaxis._offset)];
+  }
+
+  function beginLine(event) {
+    touched = event.pointerType === "touch";
+    if (mode === "pan" || !event.isPrimary || event.button || !event.target.closest(".nsewdrag")) return;
+    event.preventDefault(); // so that plotly hears nothing of it
+    const area = frame.getBoundingClientRect();
+    const place = (e) => [e.clientX - area.left, e.clientY - area.top];
+    const start = place(event);
+    let corners = [start];
+    const move = (e) => {
+      const now = place(e);
+      const last = corners[corners.length - 1];
+      if (mode === "box") corners = [start, [now[0], start[1]], now, [start[0], now[1]]];
+      else if (Math.hypot(now[0] - last[0], now[1] - last[1]) >= STEP) corners.push(now);
+      line.setAttribute("points", corners.join(" "));
+    };
+    const stop = (e) => {
+      frame.removeEventListener("pointermove", move);
+      frame.removeEventListener("pointerup", stop);
+      frame.removeEventListener("pointercancel", stop);
+      line.setAttribute("points", "");
+      if (e.type === "pointercancel") return;
+      if (corners.length > 2) enclose(corners.map(onMap), e.shiftKey);
+      else if (under >= 0) open(under);
+      else clear();
+    };
+    frame.setPointerCapture(event.pointerId);
+    frame.addEventListener("pointermove", move);
+    frame.addEventListener("pointerup", stop);
+    frame.addEventListener("pointercancel", stop);
+  }
+
+  // Select what is inside the closed line; with `more`, beside what is inside of earlier ones.
+  function enclose(loop, more) {
+    outlines = more ? [...outlines, loop] : [loop];
+    const boxes = outlines.map((corners) => {
+      const xs = corners.map((c) => c[0]);
+      const ys = corners.map((c) => c[1]);
+      return [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+    });
     const found = [];
     for (let i = 0; i < atlas.task.length; i++) {
-      if (shapes.some((shape) => inside(shape, atlas.x[i], atlas.y[i]))) found.push(i);
+      const x = atlas.x[i];
+      const y = atlas.y[i];
+      const near = ([left, right, low, high]) => x >= left && x <= right && y >= low && y <= high; // saves most of the work
+      if (outlines.some((corners, k) => near(boxes[k]) && inside(corners, x, y))) found.push(i);
     }
-    return found;
+    choose(found);
+    outline([]);
   }
 
-  function loops(path) {
-    return path.split("M").slice(1).map((part) => part.replace("Z", "").split("L").map((pair) => pair.split(",").map(Number)));
+  function clear() {
+    outlines = [];
+    choose([]);
+    outline([]);
   }
 
-  function inside(shape, x, y) {
+  // Show on the map what is selected: the lines drawn, or rings around the rows.
+  function outline(rings) {
+    const redrawn = rings.length || ringed.length;
+    ringed = rings.length > RINGED ? [] : rings;
+    if (redrawn) draw();
+    else window.Plotly.relayout(plot, { shapes: outlines.map(shape) });
+  }
+
+  function inside(corners, x, y) {
     let odd = false;
-    for (const loop of shape) {
-      for (let i = 0, j = loop.length - 1; i < loop.length; j = i++) {
-        const [xi, yi] = loop[i];
-        const [xj, yj] = loop[j];
-        if (yi > y !== yj > y && x < ((xj - xi) * (y - yi)) / (yj - yi) + xi) odd = !odd;
-      }
+    for (let i = 0, j = corners.length - 1; i < corners.length; j = i++) {
+      const [xi, yi] = corners[i];
+      const [xj, yj] = corners[j];
+      if (yi > y !== yj > y && x < ((xj - xi) * (y - yi)) / (yj - yi) + xi) odd = !odd;
     }
     return odd;
   }
+
+  // -- choosing -----------------------------------------------------------------------------------
 
   const scans = (count) => (count === 1 ? "1 scan" : `${count} scans`);
 
@@ -408,23 +486,11 @@
       const grouped = sort && atlas[sort][i] === Number(value);
       if (grouped || ranges.some(([from, to]) => atlas.task[i] >= from && atlas.task[i] <= to)) found.push(i);
     }
-    if (window.Plotly && plot.data) point(found);
     choose(found, found.length ? "" : " There is no such scan on the map.");
+    outlines = [];
+    if (plot.data) outline(selection);
     if (found.length) show(found[0]);
   });
-
-  // Have the map show which rows the form selected, by fading all others.
-  function point(found) {
-    const within = new Uint8Array(atlas.task.length);
-    for (const row of found) within[row] = 1;
-    const selected = drawn.map((part) => {
-      if (!found.length) return null;
-      const places = [];
-      part.forEach((row, k) => { if (within[row]) places.push(k); });
-      return places;
-    });
-    window.Plotly.update(plot, { selectedpoints: selected }, { selections: [] });
-  }
 
   function fillGroups() {
     const count = new Uint32Array(atlas.clusters);
@@ -476,14 +542,11 @@
 
   for (const button of wishes) button.addEventListener("click", () => wish(button.dataset.wish));
   undo.addEventListener("click", () => send("undo", { change }, () => "Undone.", false));
-  for (const button of modes) {
-    button.addEventListener("click", () => {
-      mark(button.dataset.mode);
-      if (plot.data) window.Plotly.relayout(plot, { dragmode: button.dataset.mode });
-    });
-  }
+  for (const button of modes) button.addEventListener("click", () => setMode(button.dataset.mode));
+  frame.addEventListener("pointerdown", beginLine, true);
+  frame.addEventListener("touchstart", (event) => { if (mode !== "pan") event.stopPropagation(); }, { capture: true, passive: true });
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape" && selection.length) clear(); });
   colour.addEventListener("change", () => { if (plot.data) draw(); });
-  plot.addEventListener("pointerdown", (event) => { touched = event.pointerType === "touch"; }, true);
 
   // -- beginning ----------------------------------------------------------------------------------
 
@@ -491,7 +554,7 @@
     text = answer;
     atlas = JSON.parse(answer);
     const count = atlas.task.length;
-    const why = (hindrance ??= obstacle());
+    const why = hindrance;
     rows = why && count > FEW ? some(FEW) : Uint32Array.from(atlas.task.keys());
     view.dataset.drawnWith = why ? "scatter" : "scattergl";
     notice.textContent = !count
@@ -510,6 +573,8 @@
     if (answer === text) return;
     take(answer);
     at = -1;
+    outlines = [];
+    ringed = [];
     choose([]);
     await draw();
   }
@@ -520,6 +585,7 @@
     await painted(); // what is there already is shown before the large script is read
     const library = script(view.dataset.plotly);
     library.catch(() => {});
+    hindrance = obstacle(); // asked while the others are on their way: the first look at WebGL takes a while
     take(await coming);
     await library;
     if (!atlas.task.length) return;
