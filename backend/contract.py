@@ -156,7 +156,7 @@ SCHEMAS: dict[str, Schema] = {
             "alpha": NUMBER,
         }
     ),
-    "Interval": _thing({"n": WHOLE}, {name: _MAYBE for name in ("dice", "median", "low", "high")}),
+    "Interval": _thing({"n": WHOLE}, dict.fromkeys(("dice", "median", "low", "high"), _MAYBE)),
     "Means": _thing(
         {
             "n": WHOLE,

@@ -1,0 +1,531 @@
+// The map of a project: every scan where it lies, chosen and pointed at.
+// Data comes as columns from .../atlas; it is only ever written as text, never as markup.
+"use strict";
+
+(() => {
+  const view = document.getElementById("map-view");
+  const plot = document.getElementById("map-plot");
+  const notice = document.getElementById("map-notice");
+  const legend = document.getElementById("map-legend");
+  const colour = document.getElementById("map-colour");
+  const chosen = document.getElementById("map-chosen");
+  const said = document.getElementById("map-said");
+  const undo = document.getElementById("map-undo");
+  const form = document.getElementById("map-choose");
+  const group = document.getElementById("map-group");
+  const numbers = document.getElementById("map-tasks");
+  const thumb = document.getElementById("map-thumb");
+  const noThumb = document.getElementById("map-thumb-none");
+  const wishes = [...view.querySelectorAll("[data-wish]")];
+  const modes = [...view.querySelectorAll("[data-mode]")];
+  const facts = Object.fromEntries([...view.querySelectorAll("[data-fact]")].map((e) => [e.dataset.fact, e]));
+
+  const NUMBERED = 30; // places of the order that the map shows with their number
+  const FEW = 5000; // marks that a browser without WebGL is given
+  const REST = 120; // milliseconds that the mouse rests on a mark before its picture is asked for
+  const LOOKS = [2000, 6000, 15000]; // milliseconds after a wish at which the new order may be there
+
+  const STATES = ["open", "labelled", "problem", "skipped"];
+  const SYMBOLS = ["circle", "square", "x", "triangle-down"];
+  const OUTLINES = [ // the same symbols for the legend, in a box of 16 x 16
+    "M8 3a5 5 0 1 0 .01 0z",
+    "M3 3h10v10h-10z",
+    "M3 5l2-2 3 3 3-3 2 2-3 3 3 3-2 2-3-3-3 3-2-2 3-3z",
+    "M2 4h12l-6 10z",
+  ];
+  const PICKS = { medoid: "star", farthest: "triangle-up" };
+  const OTHER_PICK = "diamond";
+  const PICK_OUTLINES = {
+    star: "M8 1l2 5h5l-4 3 2 6-5-4-5 4 2-6-4-3h5z",
+    "triangle-up": "M8 2l6 11h-12z",
+    diamond: "M8 1l6 7-6 7-6-7z",
+  };
+  const PICK_COLOUR = "#000000";
+  // told apart by colour-blind people too: Paul Tol's muted scheme, his high contrast, and steps of viridis, dark = high
+  const CLUSTERS = ["#332288", "#44aa99", "#cc6677", "#88ccee", "#882255", "#999933", "#117733", "#aa4499", "#ddcc77"];
+  const STATE_COLOURS = ["#77aadd", "#004488", "#bb5566", "#ddaa33"];
+  const WISH_COLOURS = ["#bbbbbb", "#004488", "#bb5566"];
+  const STEPS = ["#a0da39", "#6ece58", "#35b779", "#1f9e89", "#26828e", "#31688e", "#3e4989", "#482878", "#440154"];
+  const NONE = "#bbbbbb";
+
+  let atlas = null;
+  let text = ""; // of the atlas, as it came
+  let drawn = []; // for each trace, the rows of the atlas that it shows
+  let rows = null; // those on the map: all, or a part where WebGL is missing
+  let selection = []; // rows that a wish can be about
+  let change = null; // of the last wish, for its undoing
+  let at = -1; // row whose facts the panel shows
+  let hindrance = null; // why there is no WebGL, "" where there is
+  let touched = false;
+  let resting = 0;
+
+  // -- reading ------------------------------------------------------------------------------------
+
+  async function ask(path, body) {
+    const options = body === undefined ? {} : {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+    };
+    const response = await fetch(view.dataset.api + path, options);
+    const answer = await response.text();
+    if (response.ok) return answer;
+    let why = `The server answered ${response.status}.`;
+    try { why = JSON.parse(answer).error || why; } catch { /* it is no JSON: the number must do */ }
+    throw new Error(why);
+  }
+
+  function script(address) {
+    return new Promise((resolve, reject) => {
+      const element = document.createElement("script");
+      element.src = address;
+      element.onload = resolve;
+      element.onerror = () => reject(new Error("The script that draws the map could not be loaded; reload the page."));
+      document.head.append(element);
+    });
+  }
+
+  const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+
+  // Why marks cannot be drawn with WebGL here, "" when they can.
+  function obstacle() {
+    try {
+      const gl = document.createElement("canvas").getContext("webgl");
+      if (!gl || !gl.getExtension("ANGLE_instanced_arrays") || !gl.getExtension("OES_element_index_uint")) {
+        return "This browser has no WebGL";
+      }
+    } catch { return "This browser has no WebGL"; }
+    try { new Function(""); } catch { return "This page is served so that WebGL cannot be used"; }
+    return "";
+  }
+
+  // Rows for browsers that can draw few: what is served, what is labelled, and others by chance, always the same.
+  function some(limit) {
+    const count = atlas.task.length;
+    const key = new Float64Array(count);
+    let seed = 1;
+    for (let i = 0; i < count; i++) {
+      seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
+      const first = atlas.served[i] || (atlas.rank[i] > 0 && atlas.rank[i] <= NUMBERED);
+      key[i] = (first ? 0 : atlas.state[i] === 1 ? 1 : 2) + seed / 2 ** 32;
+    }
+    return Uint32Array.from(key.keys()).sort((a, b) => key[a] - key[b]).subarray(0, limit);
+  }
+
+  // -- drawing ------------------------------------------------------------------------------------
+
+  const short = (value) => (value === null || value === undefined ? "unknown" : Number(value.toPrecision(3)).toString());
+
+  // {of: row -> number of a class, names, colours} for the chosen colouring; later classes are drawn on top.
+  function classes(by) {
+    if (by === "cluster") {
+      const names = ["no cluster"];
+      for (let c = 0; c < atlas.clusters; c++) names.push(`cluster ${c + 1}`);
+      return { of: (i) => atlas.cluster[i] + 1, names, colours: names.map((_, c) => (c ? CLUSTERS[(c - 1) % CLUSTERS.length] : NONE)) };
+    }
+    if (by === "state") return { of: (i) => atlas.state[i], names: STATES, colours: STATE_COLOURS };
+    if (by === "wish") {
+      return { of: (i) => (atlas.wish[i] < 0 ? 2 : atlas.wish[i]), names: ["no wish", "label next", "leave out"], colours: WISH_COLOURS };
+    }
+    const values = atlas[by];
+    const missing = by === "round" ? -1 : null;
+    let low = Infinity;
+    let high = -Infinity;
+    for (const v of values) {
+      if (v === missing) continue;
+      if (v < low) low = v;
+      if (v > high) high = v;
+    }
+    const nothing = by === "round" ? "not labelled yet" : "unknown";
+    if (low > high) return { of: () => 0, names: [nothing], colours: [NONE] };
+    const whole = by === "round";
+    const count = whole ? Math.min(STEPS.length, high - low + 1) : low === high ? 1 : STEPS.length;
+    const width = (whole ? high - low + 1 : high - low) / count || 1;
+    const names = [nothing];
+    const colours = [NONE];
+    for (let c = 0; c < count; c++) {
+      const from = whole ? Math.ceil(low + c * width) : low + c * width;
+      const to = whole ? Math.ceil(low + (c + 1) * width) - 1 : low + (c + 1) * width;
+      names.push(whole ? (from === to ? `round ${from}` : `rounds ${from} to ${to}`) : `${short(from)} to ${short(to)}`);
+      colours.push(STEPS[count === 1 ? STEPS.length - 1 : Math.round((c * (STEPS.length - 1)) / (count - 1))]);
+    }
+    return { of: (i) => (values[i] === missing ? 0 : 1 + Math.min(count - 1, Math.floor((values[i] - low) / width))), names, colours };
+  }
+
+  // One trace for each colour and symbol that occurs: a trace of one colour costs a fraction of one of many.
+  function traces(type, look) {
+    const sorts = look.colours.length * STATES.length;
+    const sort = new Uint16Array(rows.length);
+    const sizes = new Uint32Array(sorts);
+    rows.forEach((row, k) => {
+      sort[k] = look.of(row) * STATES.length + atlas.state[row];
+      sizes[sort[k]]++;
+    });
+    const parts = Array.from(sizes, (n) => ({ x: new Float32Array(n), y: new Float32Array(n), rows: new Uint32Array(n), n: 0 }));
+    rows.forEach((row, k) => {
+      const part = parts[sort[k]];
+      part.x[part.n] = atlas.x[row];
+      part.y[part.n] = atlas.y[row];
+      part.rows[part.n++] = row;
+    });
+    const many = rows.length;
+    const size = many > 50000 ? 3 : many > 10000 ? 4 : many > 2000 ? 6 : 9;
+    const found = [];
+    drawn = [];
+    parts.forEach((part, s) => {
+      if (!part.n) return;
+      const state = s % STATES.length;
+      drawn.push(part.rows);
+      found.push({
+        type, mode: "markers", x: part.x, y: part.y, hoverinfo: "none", showlegend: false,
+        marker: { color: look.colours[Math.floor(s / STATES.length)], symbol: SYMBOLS[state], size: size + (state ? 3 : 0), opacity: 0.85, line: { width: 0 } },
+      });
+    });
+    const first = heads();
+    drawn.push(Uint32Array.from(first));
+    found.push({
+      type, mode: "markers", x: first.map((i) => atlas.x[i]), y: first.map((i) => atlas.y[i]), hoverinfo: "none", showlegend: false,
+      marker: { color: PICK_COLOUR, symbol: first.map(pickSymbol), size: 13, opacity: 1, line: { width: 1, color: "#ffffff" } },
+    });
+    return found;
+  }
+
+  const kind = (row) => (atlas.kind[row] < 0 ? "" : atlas.kinds[atlas.kind[row]]);
+  const pickSymbol = (row) => PICKS[kind(row)] || OTHER_PICK;
+
+  // The first rows of the order, in order.
+  function heads() {
+    const found = [];
+    atlas.rank.forEach((rank, i) => { if (rank > 0 && rank <= NUMBERED) found.push(i); });
+    return found.sort((a, b) => atlas.rank[a] - atlas.rank[b]);
+  }
+
+  function layout(look, by) {
+    const marks = heads().map((i) => ({
+      x: atlas.x[i], y: atlas.y[i], text: String(atlas.rank[i]), showarrow: false, yshift: 15, borderpad: 1,
+      bgcolor: "rgba(255,255,255,0.85)", font: { size: 12, color: "#000000" },
+    }));
+    if (by === "cluster" && look.names.length > 2) marks.push(...middles());
+    return {
+      xaxis: axis(atlas.x), yaxis: { ...axis(atlas.y), scaleanchor: "x" },
+      margin: { l: 4, r: 4, t: 4, b: 4 }, showlegend: false, annotations: marks, selections: [],
+      hovermode: "closest", hoverdistance: 12, spikedistance: 0, // else all marks are searched wherever the mouse is
+      dragmode: modes.find((m) => m.getAttribute("aria-pressed") === "true").dataset.mode,
+      newselection: { line: { color: "#000000", width: 2, dash: "dot" } },
+      paper_bgcolor: "#ffffff", plot_bgcolor: "#ffffff", uirevision: "map",
+    };
+  }
+
+  // The name of each cluster, in its middle: colours are used again after the ninth.
+  function middles() {
+    const sums = Array.from({ length: atlas.clusters }, () => [0, 0, 0]);
+    for (const i of rows) {
+      const sum = sums[atlas.cluster[i]];
+      if (sum) { sum[0] += atlas.x[i]; sum[1] += atlas.y[i]; sum[2]++; }
+    }
+    return sums.flatMap(([x, y, n], c) => (n ? [{
+      x: x / n, y: y / n, text: `cluster ${c + 1}`, showarrow: false, borderpad: 2, bgcolor: "rgba(255,255,255,0.75)",
+      bordercolor: CLUSTERS[c % CLUSTERS.length], font: { size: 11, color: "#333333" },
+    }] : []));
+  }
+
+  function axis(values) {
+    let low = Infinity;
+    let high = -Infinity;
+    for (const v of values) {
+      if (v < low) low = v;
+      if (v > high) high = v;
+    }
+    const room = (high - low) * 0.04 || 1;
+    return { range: low > high ? [0, 1] : [low - room, high + room], visible: false, fixedrange: false };
+  }
+
+  function draw() {
+    const by = colour.value;
+    const look = classes(by);
+    const type = view.dataset.drawnWith;
+    const config = {
+      displaylogo: false, displayModeBar: true, responsive: true, scrollZoom: true, doubleClick: "reset",
+      modeBarButtons: [["pan2d", "lasso2d", "select2d"], ["zoomIn2d", "zoomOut2d", "resetScale2d"]],
+    };
+    explain(look);
+    return window.Plotly.react(plot, traces(type, look), layout(look, by), config);
+  }
+
+  function explain(look) {
+    const counts = new Uint32Array(look.names.length);
+    const states = new Uint32Array(STATES.length);
+    for (let i = 0; i < atlas.task.length; i++) {
+      counts[look.of(i)]++;
+      states[atlas.state[i]]++;
+    }
+    const items = [];
+    const byState = colour.value === "state";
+    look.names.forEach((name, c) => {
+      if (counts[c] && !byState) items.push(item(OUTLINES[0], look.colours[c], `${name} (${counts[c]})`));
+    });
+    STATES.forEach((name, s) => {
+      if (states[s]) items.push(item(OUTLINES[s], byState ? STATE_COLOURS[s] : "#555555", `${name} (${states[s]})`));
+    });
+    const kinds = [...new Set(heads().map(kind))];
+    const shown = new Set(kinds.map((k) => PICKS[k] || OTHER_PICK));
+    for (const symbol of shown) {
+      const names = kinds.filter((k) => (PICKS[k] || OTHER_PICK) === symbol).join(", ");
+      items.push(item(PICK_OUTLINES[symbol], PICK_COLOUR, `next in the order: ${names || "chosen"}`));
+    }
+    legend.replaceChildren(...items);
+  }
+
+  function item(outline, fill, words) {
+    const name = "http://www.w3.org/2000/svg";
+    const picture = document.createElementNS(name, "svg");
+    picture.setAttribute("viewBox", "0 0 16 16");
+    picture.setAttribute("aria-hidden", "true");
+    const path = document.createElementNS(name, "path");
+    path.setAttribute("d", outline);
+    path.setAttribute("fill", fill);
+    picture.append(path);
+    const element = document.createElement("li");
+    element.append(picture, words);
+    return element;
+  }
+
+  // -- pointing -----------------------------------------------------------------------------------
+
+  const address = (row) => `${view.dataset.studio}/projects/${view.dataset.project}/data?task=${atlas.task[row]}`;
+
+  function show(row) {
+    if (row === at) return;
+    at = row;
+    const why = atlas.why[kind(row)] || "";
+    document.getElementById("map-point-hint").hidden = true;
+    document.getElementById("map-point").hidden = false;
+    document.getElementById("map-why").textContent = why;
+    document.getElementById("map-open").href = address(row);
+    const rank = atlas.rank[row];
+    const values = {
+      task: String(atlas.task[row]),
+      state: STATES[atlas.state[row]] + (atlas.round[row] < 0 ? "" : `, in round ${atlas.round[row]}`),
+      rank: rank ? rank + (atlas.served[row] ? ", served now" : "") : "none",
+      entropy: short(atlas.entropy[row]),
+      distance: short(atlas.distance[row]),
+      score: short(atlas.score[row]),
+      cluster: atlas.cluster[row] < 0 ? "none" : String(atlas.cluster[row] + 1),
+      wish: ["none", "label next", "leave out"][atlas.wish[row] < 0 ? 2 : atlas.wish[row]],
+    };
+    for (const [name, value] of Object.entries(values)) facts[name].textContent = value;
+    document.getElementById("map-panel").dataset.task = values.task;
+    clearTimeout(resting);
+    thumb.hidden = true;
+    noThumb.hidden = true;
+    resting = setTimeout(() => {
+      thumb.alt = `Scan of task ${values.task}`;
+      thumb.src = `${view.dataset.scans}${values.task}.png?side=160`;
+      thumb.hidden = false;
+    }, REST);
+  }
+
+  thumb.addEventListener("error", () => { thumb.hidden = true; noThumb.hidden = false; });
+
+  const rowOf = (event) => drawn[event.points[0].curveNumber][event.points[0].pointNumber];
+
+  function listen() {
+    plot.on("plotly_hover", (event) => show(rowOf(event)));
+    plot.on("plotly_click", (event) => {
+      const row = rowOf(event);
+      show(row);
+      if (!touched) window.open(address(row), "_blank", "noopener"); // a finger has not seen the panel yet: its link opens it
+    });
+    plot.on("plotly_selected", (event) => {
+      if (event) choose(within(event.selections || []));
+    });
+    plot.on("plotly_deselect", () => choose([]));
+    plot.on("plotly_relayout", (event) => { if (event.dragmode) mark(event.dragmode); });
+  }
+
+  function mark(mode) {
+    for (const button of modes) {
+      const lassoes = button.dataset.mode === "lasso" && mode === "select";
+      button.setAttribute("aria-pressed", String(button.dataset.mode === mode || lassoes));
+    }
+  }
+
+  // -- choosing -----------------------------------------------------------------------------------
+
+  // Rows inside at least one of plotly's outlines: a rectangle, or a path whose inner loops are holes.
+  function within(outlines) {
+    const shapes = outlines.map((o) => (o.type === "rect" ? [[[o.x0, o.y0], [o.x1, o.y0], [o.x1, o.y1], [o.x0, o.y1]]] : loops(o.path)));
+    const found = [];
+    for (let i = 0; i < atlas.task.length; i++) {
+      if (shapes.some((shape) => inside(shape, atlas.x[i], atlas.y[i]))) found.push(i);
+    }
+    return found;
+  }
+
+  function loops(path) {
+    return path.split("M").slice(1).map((part) => part.replace("Z", "").split("L").map((pair) => pair.split(",").map(Number)));
+  }
+
+  function inside(shape, x, y) {
+    let odd = false;
+    for (const loop of shape) {
+      for (let i = 0, j = loop.length - 1; i < loop.length; j = i++) {
+        const [xi, yi] = loop[i];
+        const [xj, yj] = loop[j];
+        if (yi > y !== yj > y && x < ((xj - xi) * (y - yi)) / (yj - yi) + xi) odd = !odd;
+      }
+    }
+    return odd;
+  }
+
+  const scans = (count) => (count === 1 ? "1 scan" : `${count} scans`);
+
+  // Wishes are about scans that have no label yet.
+  function choose(found, remark = "") {
+    selection = found.filter((row) => atlas.state[row] !== 1);
+    const labelled = found.length - selection.length;
+    const rest = labelled ? `, and ${labelled} labelled already` : "";
+    chosen.textContent = `${found.length ? scans(selection.length) : "No scans"} selected${rest}.${remark}`;
+    for (const button of wishes) button.disabled = !selection.length;
+  }
+
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (!atlas) return;
+    const wanted = new Set();
+    let bad = "";
+    for (const part of numbers.value.split(/[\s,;]+/).filter(Boolean)) {
+      const range = /^(\d{1,15})(?:-(\d{1,15}))?$/.exec(part);
+      if (range) wanted.add([Number(range[1]), Number(range[2] || range[1])]);
+      else bad = part;
+    }
+    if (bad) {
+      chosen.textContent = `“${bad}” is no task number. Write numbers or ranges, such as 12, 15-20.`;
+      return;
+    }
+    const ranges = [...wanted];
+    const [sort, value] = group.value.split(":");
+    const found = [];
+    for (let i = 0; i < atlas.task.length; i++) {
+      const grouped = sort && atlas[sort][i] === Number(value);
+      if (grouped || ranges.some(([from, to]) => atlas.task[i] >= from && atlas.task[i] <= to)) found.push(i);
+    }
+    if (window.Plotly && plot.data) point(found);
+    choose(found, found.length ? "" : " There is no such scan on the map.");
+    if (found.length) show(found[0]);
+  });
+
+  // Have the map show which rows the form selected, by fading all others.
+  function point(found) {
+    const within = new Uint8Array(atlas.task.length);
+    for (const row of found) within[row] = 1;
+    const selected = drawn.map((part) => {
+      if (!found.length) return null;
+      const places = [];
+      part.forEach((row, k) => { if (within[row]) places.push(k); });
+      return places;
+    });
+    window.Plotly.update(plot, { selectedpoints: selected }, { selections: [] });
+  }
+
+  function fillGroups() {
+    const count = new Uint32Array(atlas.clusters);
+    let next = 0;
+    let out = 0;
+    for (let i = 0; i < atlas.task.length; i++) {
+      if (atlas.cluster[i] >= 0) count[atlas.cluster[i]]++;
+      if (atlas.wish[i] > 0) next++;
+      if (atlas.wish[i] < 0) out++;
+    }
+    const options = [["", "none"]];
+    if (next) options.push(["wish:1", `wished next (${next})`]);
+    if (out) options.push(["wish:-1", `left out (${out})`]);
+    count.forEach((n, c) => { if (n) options.push([`cluster:${c}`, `cluster ${c + 1} (${n})`]); });
+    const before = group.value;
+    group.replaceChildren(...options.map(([value, words]) => new Option(words, value)));
+    if (options.some(([value]) => value === before)) group.value = before;
+  }
+
+  // -- wishing ------------------------------------------------------------------------------------
+
+  const DONE = {
+    next: (n) => `${scans(n)} will be labelled next.`,
+    out: (n) => `${scans(n)} left out.`,
+    none: (n) => `${scans(n)} back in the usual order.`,
+  };
+
+  async function wish(what) {
+    const tasks = selection.map((row) => atlas.task[row]);
+    await send("wishes", { tasks, wish: what }, () => DONE[what](tasks.length), true);
+  }
+
+  async function send(path, body, words, undoable) {
+    for (const button of wishes) button.disabled = true;
+    undo.hidden = true;
+    said.textContent = "Sending …";
+    try {
+      const answer = JSON.parse(await ask(path, body));
+      change = answer.change;
+      said.textContent = words();
+      undo.hidden = !undoable;
+      await refresh();
+      for (const delay of LOOKS) setTimeout(() => refresh().catch(() => {}), delay);
+    } catch (error) {
+      said.textContent = `That did not work: ${error.message}`;
+      for (const button of wishes) button.disabled = !selection.length;
+    }
+  }
+
+  for (const button of wishes) button.addEventListener("click", () => wish(button.dataset.wish));
+  undo.addEventListener("click", () => send("undo", { change }, () => "Undone.", false));
+  for (const button of modes) {
+    button.addEventListener("click", () => {
+      mark(button.dataset.mode);
+      if (plot.data) window.Plotly.relayout(plot, { dragmode: button.dataset.mode });
+    });
+  }
+  colour.addEventListener("change", () => { if (plot.data) draw(); });
+  plot.addEventListener("pointerdown", (event) => { touched = event.pointerType === "touch"; }, true);
+
+  // -- beginning ----------------------------------------------------------------------------------
+
+  function take(answer) {
+    text = answer;
+    atlas = JSON.parse(answer);
+    const count = atlas.task.length;
+    const why = (hindrance ??= obstacle());
+    rows = why && count > FEW ? some(FEW) : Uint32Array.from(atlas.task.keys());
+    view.dataset.drawnWith = why ? "scatter" : "scattergl";
+    notice.textContent = !count
+      ? "No scan has a place on the map yet. The map is made once the scans are read."
+      : !why ? `${scans(count)} on the map.`
+        : rows.length < count
+          ? `${why}, so only ${rows.length} of ${count} scans are drawn: those that are served or labelled, and others by chance. `
+            + "A lasso selects the scans that are not drawn as well."
+          : `${why}, so the map moves more slowly; ${scans(count)} on the map.`;
+    fillGroups();
+  }
+
+  // Ask for the atlas again, and draw it when it has changed.
+  async function refresh() {
+    const answer = await ask("atlas");
+    if (answer === text) return;
+    take(answer);
+    at = -1;
+    choose([]);
+    await draw();
+  }
+
+  async function begin() {
+    const coming = ask("atlas");
+    coming.catch(() => {}); // told below
+    await painted(); // what is there already is shown before the large script is read
+    const library = script(view.dataset.plotly);
+    library.catch(() => {});
+    take(await coming);
+    await library;
+    if (!atlas.task.length) return;
+    await draw();
+    listen();
+  }
+
+  begin().catch((error) => { notice.textContent = `The map cannot be shown: ${error.message}`; });
+})();
