@@ -318,7 +318,7 @@
     noThumb.hidden = true;
     resting = setTimeout(() => {
       thumb.alt = `Scan of task ${values.task}`;
-      thumb.src = `${view.dataset.scans}${values.task}.png?side=160`;
+      thumb.src = `${view.dataset.scans}${values.task}.png?quiet=1&side=160`;
       thumb.hidden = false;
     }, REST);
   }
