@@ -124,6 +124,8 @@ def test_every_view_can_be_used_by_everybody(browser: Browser, axe: str, size: s
     with visit(browser, Lab(), size=size, colours=colours) as seen:
         for name in VIEWS:
             page = seen.open(name)
+            page.evaluate("scrollTo(0, document.body.scrollHeight)")  # pictures further down are loaded when seen
+            page.wait_for_load_state("networkidle")
             page.screenshot(path=PICTURES / f"{name}-{size}-{colours}.png", full_page=True)
             assert violations(page, axe) == [], name
             wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
