@@ -5,6 +5,7 @@ For the tests of the page that need no Label Studio and no model. Titles, labels
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +22,6 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
-from backend.demo.child import free_port
 from backend.errors import BadSetting, ScanqueueError
 from backend.page import create_page, refusal
 
@@ -473,9 +473,10 @@ def make_app(lab: Lab) -> FastAPI:
 @contextmanager
 def served(app: FastAPI) -> Iterator[str]:
     """The address of `app`, served by a real server on loopback."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", access_log=False))
-    thread = threading.Thread(target=server.run, daemon=True)
+    listening = socket.create_server(("127.0.0.1", 0))  # held from now on: nobody else is given this port
+    port = listening.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     until = time.monotonic() + 20
     while not server.started:
@@ -486,3 +487,4 @@ def served(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(timeout=10)
+        listening.close()

@@ -12,6 +12,9 @@ import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
 from page_lab import PROJECT, SCRIPT, Lab, make_app, quality
+from page_world import TITLE, application, lived
+from world import PROJECT as LIVED
+from world import World
 
 from backend import page, reference, wording
 from backend.errors import StoreUnavailable
@@ -514,3 +517,56 @@ def test_a_time_that_is_none_is_a_dash(value: Any) -> None:
 def test_a_model_without_held_out_scans_is_no_sentence_of_numbers() -> None:
     assert wording.curve({"models": [], "unit": None}).startswith("There is no learning curve yet")
     assert quality()["dice"] is None
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return lived(tmp_path_factory.mktemp("page") / "data")
+
+
+@pytest.fixture(scope="module")
+def real(world: World) -> TestClient:
+    return TestClient(application(world), base_url="http://127.0.0.1:9090", raise_server_exceptions=False)
+
+
+REAL = ("", "/map", "/queue", "/activity", "/curve", "/models", "/settings")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_every_view_shows_real_records(real: TestClient, name: str) -> None:
+    response = real.get(f"/projects/{LIVED}{name}", headers=HTML)
+    assert response.status_code == 200, response.text
+    assert TITLE in Read(response.text).text
+    assert "script-src 'self'" in response.headers["content-security-policy"]
+    for said in ("None", "Undefined"):
+        assert said not in Read(response.text).text
+
+
+def test_the_pictures_and_plots_of_real_records_are_there(real: TestClient) -> None:
+    for name in ("queue", "curve", "activity"):
+        seen = Read(real.get(f"/projects/{LIVED}/{name}", headers=HTML).text)
+        addresses = [urljoin(f"/projects/{LIVED}/{name}", a) for a in (*seen.with_("src"), *seen.with_("href"))]
+        pictures = [a for a in addresses if "/scans/" in a or "/plots/" in a]
+        assert pictures
+        for address in pictures[:6]:
+            assert real.get(address).headers["content-type"] in ("image/png", "image/svg+xml"), address
+
+
+def test_the_queue_stands_in_the_order_of_the_records(real: TestClient, world: World) -> None:
+    seen = Read(real.get(f"/projects/{LIVED}/queue", headers=HTML).text)
+    cards = [a["id"] for a in seen.all("li") if a.get("class") == "scan-card"]
+    assert cards == [f"scan-{task}" for task in world.status()["queue"]]
+    assert "1 scan is left out of the order." in seen.text
+
+
+def test_what_was_changed_is_shown_with_who_did_it(real: TestClient) -> None:
+    text = Read(real.get(f"/projects/{LIVED}/settings", headers=HTML).text).text
+    assert "alpha: 0.7 anna," in text
+    assert "set here" in text
+
+
+def test_every_endpoint_of_the_application_is_described(real: TestClient) -> None:
+    seen = Read(real.get("/docs", headers=HTML).text)
+    paths = real.get("/openapi.json").json()["paths"]
+    assert len(paths) > 20
+    assert {reference.anchor(m, p) for p, operations in paths.items() for m in operations} <= set(seen.with_("id"))

@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 from chromium import ARGUMENTS, host
+from fastapi import FastAPI
 from page_lab import PROJECT, SCRIPT, Lab, make_app, served
+from page_world import application, lived
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from world import PROJECT as LIVED
 
 pytestmark = pytest.mark.browser
 
@@ -69,11 +72,17 @@ class Visit:
 
 @contextmanager
 def visit(
-    browser: Browser, lab: Lab, *, size: str = "laptop", colours: str = "light", scripts: bool = True
+    browser: Browser,
+    lab: Lab,
+    *,
+    app: FastAPI | None = None,
+    size: str = "laptop",
+    colours: str = "light",
+    scripts: bool = True,
 ) -> Iterator[Visit]:
     """A tab of its own; at its end nothing was asked of another machine, and the console is empty."""
     width, height = SIZES[size]
-    with served(make_app(lab)) as url:
+    with served(app or make_app(lab)) as url:
         context = browser.new_context(
             viewport={"width": width, "height": height},
             color_scheme="dark" if colours == "dark" else "light",
@@ -357,3 +366,35 @@ def test_the_queue_weighs_little(browser: Browser) -> None:
         seen.open("now")
         seen.open("settings")
         assert sum(sizes) < 200_000
+
+
+def test_on_real_records_the_order_and_the_levers_are_changed_and_changed_back(
+    browser: Browser, axe: str, tmp_path: Path
+) -> None:
+    world = lived(tmp_path / "data")
+    first = world.status()["queue"][0]
+
+    def wish() -> int:
+        return int(dict(world.store.columns(LIVED, "task", "wish"))[first])
+
+    with visit(browser, Lab(), app=application(world)) as seen:
+        for name in ("", "/map", "/queue", "/activity", "/curve", "/models", "/settings"):
+            page = seen.open(f"/projects/{LIVED}{name}")
+            page.screenshot(path=PICTURES / f"real{name.replace('/', '-')}.png", full_page=True)
+            assert violations(page, axe) == [], name
+        seen.open("/docs").screenshot(path=PICTURES / "real-docs.png")
+        page = seen.open(f"/projects/{LIVED}/queue")
+        page.get_by_role("button", name=f"Leave out task {first}", exact=True).click()
+        expect(page.locator(f"#scan-{first}.out")).to_have_count(1)
+        assert wish() == -1
+        page.get_by_role("button", name="Undo").click()
+        expect(page.locator(f"#scan-{first}.out")).to_have_count(0)
+        assert wish() == 0
+        page = seen.open(f"/projects/{LIVED}/settings")
+        page.get_by_label("Alpha: unsure or different", exact=True).fill("0")
+        expect(page.locator("#preview-said")).to_contain_text("place")
+        page.get_by_role("button", name="Save").click()
+        expect(page.get_by_role("button", name="Undo alpha: 0", exact=True)).to_be_visible()
+        page.get_by_role("button", name="Undo alpha: 0", exact=True).click()
+        expect(page.get_by_text("Undone.", exact=True)).to_be_visible()
+        expect(page.locator("#alpha")).to_have_value("0.7")
