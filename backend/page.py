@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader
 from starlette.exceptions import HTTPException
 
 from backend import reference, wording
+from backend.errors import ScanqueueError
 
 PAGES = Path(__file__).with_name("pages")
 ASSETS = {
@@ -182,8 +183,14 @@ def create_page(data: Data, openapi: Callable[[], Json]) -> APIRouter:
         return _html(request, "settings.html", status, found=found, changes=changes, levers=wording.LEVERS)
 
     @router.get("/projects/{project}/scans/{task}.png")
-    def picture(project: Project, task: Task, side: int = 160, model: str = "") -> Response:
-        return _file(data.scan_picture(project, task, _side(side), model), "image/png")
+    def picture(project: Project, task: Task, side: int = 160, model: str = "", quiet: bool = False) -> Response:
+        """quiet  a picture that cannot be had is no error but nothing (204): a browser's console stays empty"""
+        try:
+            return _file(data.scan_picture(project, task, _side(side), model), "image/png")
+        except ScanqueueError:
+            if not quiet:
+                raise
+            return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
     @router.get("/projects/{project}/compare/{task}.png")
     def difference(project: Project, task: Task, first: str, second: str, part: str = "difference") -> Response:

@@ -67,7 +67,7 @@ LEVERS = (
     ),
     Lever(
         *("uncertainty", "Uncertainty"),
-        "Which pixels say how unsure the model is: all (image), those of the mask (foreground), its edge, the worst (top).",
+        "Which pixels say how unsure the model is: all (image), the mask (foreground), its edge, or the worst (top).",
         "choice",
         preview=True,
     ),

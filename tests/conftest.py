@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+from chromium import find_chromium
 from servers import PostgresServer, RedisServer
 
 from backend import reconcile, shards
@@ -52,6 +53,15 @@ def postgres() -> Iterator[PostgresServer]:
     """One PostgreSQL for the whole run; a test makes its own databases in it, and does not stop it."""
     with PostgresServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser's program."""
+    found = find_chromium()
+    if found is None:
+        pytest.skip("no Chromium on this machine; on Debian, `apt-get install chromium`")
+    return found
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ For the tests of the page that need no Label Studio and no model. Titles, labels
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +22,6 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
-from backend.demo.child import free_port
 from backend.errors import BadSetting, ScanqueueError
 from backend.page import create_page, refusal
 
@@ -347,6 +347,31 @@ class Lab:
         describe(app)
         return app.openapi()
 
+    def atlas(self) -> Json:
+        rng = np.random.default_rng(0)
+        cluster = [t % 4 for t in range(SCANS)]
+        centres = np.array([[-8, -3], [6, 5], [9, -6], [-5, 8]])[cluster]
+        places = centres + rng.normal(0, 2, (SCANS, 2))
+        terms = {name: [round(float(v), 3) for v in rng.random(SCANS)] for name in ("entropy", "score", "distance")}
+        rank = [max(0, t - 30) for t in range(1, SCANS + 1)]
+        return {
+            "task": list(range(1, SCANS + 1)),
+            "x": [round(float(x), 3) for x in places[:, 0]],
+            "y": [round(float(y), 3) for y in places[:, 1]],
+            "cluster": cluster,
+            "state": [1 if t < 30 else 2 if t > 57 else 0 for t in range(SCANS)],
+            "round": [0 if t < 20 else 1 if t < 30 else -1 for t in range(SCANS)],
+            **terms,
+            "rank": rank,
+            "served": [int(0 < r <= 26) for r in rank],
+            "kind": [0] * SCANS,
+            "kinds": ["paper"],
+            "wish": [0] * SCANS,
+            "clusters": 4,
+            "alpha": 0.5,
+            "why": {"paper": "the model is unsure of it, and it is unlike the others"},
+        }
+
     # what the page asks
 
     def preview(self, query: Json) -> Json:
@@ -372,8 +397,11 @@ class Lab:
             self.list.insert(0, entry | {"undone": False, "undoable": True})
             if what == "settings":
                 for name, value in body.items():
-                    self.levers["changed"][name] = value
-                    self.levers["settings"][name] = value
+                    given = self.levers["given"].get(name, self.levers["default"][name])
+                    self.levers["changed"] = {**self.levers["changed"], name: value}
+                    if value is None:
+                        del self.levers["changed"][name]
+                    self.levers["settings"][name] = given if value is None else value
             return {"status": "noted", "change": number}
         return {"status": "noted"}
 
@@ -409,6 +437,10 @@ def make_app(lab: Lab) -> FastAPI:
     def preview(request: Request) -> Json:
         return lab.preview(dict(request.query_params))
 
+    @app.get("/api/projects/{project}/atlas")
+    def atlas(project: int) -> Json:
+        return lab.atlas()
+
     @app.get("/api/doctor")
     def doctor() -> Json:
         return {
@@ -441,9 +473,10 @@ def make_app(lab: Lab) -> FastAPI:
 @contextmanager
 def served(app: FastAPI) -> Iterator[str]:
     """The address of `app`, served by a real server on loopback."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", access_log=False))
-    thread = threading.Thread(target=server.run, daemon=True)
+    listening = socket.create_server(("127.0.0.1", 0))  # held from now on: nobody else is given this port
+    port = listening.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     until = time.monotonic() + 20
     while not server.started:
@@ -454,3 +487,4 @@ def served(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(timeout=10)
+        listening.close()

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 import pytest
+from chromium import ARGUMENTS, host
 from numpy.typing import NDArray
 from playwright.sync_api import BrowserContext, Locator, Page, Response, expect, sync_playwright
 from service import Lab, Service
@@ -28,17 +29,6 @@ pytestmark = [pytest.mark.label_studio, pytest.mark.browser]
 PICTURES = Path(__file__).resolve().parents[1] / "test-output" / "browser"
 COLD, ROUND = 4, 3
 USER, PASSWORD = "radiology", "Röntgen: 5/1"
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    # whatever the page or the browser itself wants from elsewhere, it cannot even look up
-    "--no-proxy-server",
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-]
 SIDE = 256  # of the scans, in pixels
 BRUSH_WIDTH = 4  # of the page's brush, in pixels of such a scan, and a little less
 PATIENCE = 600  # seconds; a training takes a few where nothing else runs
@@ -51,12 +41,12 @@ class Engineer:
         self.studio = studio
         self.asked: list[str] = []
         context.on("request", lambda request: self.asked.append(request.url))
-        context.route(lambda url: _host(url) not in ("", "127.0.0.1"), lambda route: route.abort())
+        context.route(lambda url: host(url) not in ("", "127.0.0.1"), lambda route: route.abort())
         context.set_default_timeout(60_000)
         self.page: Page = context.pages[0] if context.pages else context.new_page()
 
     def hosts(self) -> set[str]:
-        return {_host(url) for url in self.asked} - {""}  # data: and blob: have none
+        return {host(url) for url in self.asked} - {""}  # data: and blob: have none
 
     def picture(self, name: str) -> None:
         self.page.screenshot(path=PICTURES / f"{name}.png")
@@ -177,10 +167,6 @@ class Engineer:
         return dict(stored.value.json()), following
 
 
-def _host(url: str) -> str:
-    return urlsplit(url).hostname or ""
-
-
 def _is_next_task(response: Response) -> bool:
     return "/api/dm/actions" in response.url and "id=next_task" in response.url
 
@@ -188,15 +174,6 @@ def _is_next_task(response: Response) -> bool:
 def _is_submit(response: Response) -> bool:
     path = urlsplit(response.url).path
     return response.request.method == "POST" and re.fullmatch(r"/api/tasks/\d+/annotations/?", path) is not None
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        found = shutil.which(name)
-        if found:
-            return found
-    pytest.skip("no Chromium on this machine; on Debian, `apt-get install chromium`")
 
 
 def _scans(folder: Path) -> list[tuple[Path, Path]]:
@@ -375,7 +352,7 @@ def test_the_submitted_mask_is_compared_with_the_shown_one(session: dict[str, An
 
 def test_no_request_of_the_browser_leaves_the_machine(session: dict[str, Any]) -> None:
     engineer = session["engineer"]
-    elsewhere = [url for url in engineer.asked if _host(url) not in ("", "127.0.0.1")]
+    elsewhere = [url for url in engineer.asked if host(url) not in ("", "127.0.0.1")]
     assert elsewhere == []
     assert engineer.hosts() == {"127.0.0.1"}
 

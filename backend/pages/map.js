@@ -340,7 +340,7 @@
     noThumb.hidden = atlas.state[row] !== 2; // what cannot be read is not asked for
     if (atlas.state[row] !== 2) resting = setTimeout(() => {
       thumb.alt = `Scan of task ${values.task}`;
-      thumb.src = `${view.dataset.scans}${values.task}.png?side=160`;
+      thumb.src = `${view.dataset.scans}${values.task}.png?quiet=1&side=160`;
       thumb.hidden = false;
     }, REST);
   }

@@ -238,7 +238,7 @@ const scanqueue = (() => {
 
   wake(document);
   local(document);
-  for (const picture of document.querySelectorAll(".picture img")) if (picture.complete && picture.naturalWidth === 0 && picture.loading !== "lazy") missing(picture);
+  for (const picture of document.querySelectorAll(".picture img")) if (picture.complete && picture.naturalWidth === 0) missing(picture);
   for (const part of document.querySelectorAll("[data-fill]")) fill(part);
   const button = document.getElementById("checkup");
   if (button) {

@@ -6,7 +6,7 @@
   const form = document.getElementById("levers");
   const wrong = document.getElementById("levers-said");
   const saving = document.getElementById("save");
-  const discarding = document.getElementById("reset");
+  const discarding = document.getElementById("discard");
   const levers = [...form.querySelectorAll(".lever")];
   const table = document.getElementById("preview-table");
   const telling = document.getElementById("preview-said");
@@ -65,7 +65,7 @@
       frame.className = "picture";
       frame.style.setProperty("--side", "40px");
       const image = document.createElement("img");
-      image.src = `scans/${pick.task}.png?side=96`;
+      image.src = `scans/${pick.task}.png?quiet=1&side=96`;
       image.alt = "";
       image.width = image.height = 40;
       frame.append(image);
