@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import hmac
 import json
 import logging
@@ -467,11 +468,14 @@ def _shown(store: Store, overview: Overview) -> APIRouter:
     known = partial(_known, store)
 
     @router.get("/projects/{project}/atlas")
-    def atlas(project: Number) -> Response:
+    def atlas(project: Number, request: Request) -> Response:
         """The map as columns: lists that are all as long as `task`."""
         known(project)
-        text = json.dumps(overview.atlas(project), separators=(",", ":"))  # plain numbers: nothing to be checked
-        return Response(text, media_type="application/json")
+        packed = overview.packed_atlas(project)
+        if "gzip" not in request.headers.get("accept-encoding", ""):
+            return Response(gzip.decompress(packed), media_type="application/json")
+        headers = {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
+        return Response(packed, media_type="application/json", headers=headers)
 
     @router.get("/projects/{project}/curve")
     def curve(project: Number) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import threading
@@ -47,6 +48,7 @@ class Overview:
         self._store, self._studio, self._pictures, self._examine = store, studio, pictures, examine
         self._names: tuple[float, dict[int, str]] = (float("-inf"), {})
         self._drawing = threading.Lock()  # plots are heavy, and drawn one at a time
+        self._atlases: dict[int, tuple[Any, bytes]] = {}  # of each project the last one, and of when
 
     def projects(self) -> list[dict[str, Any]]:
         return [one for p in self._store.projects() if (one := describe(self._store, p)) is not None]
@@ -65,6 +67,16 @@ class Overview:
 
     def atlas(self, project: int) -> dict[str, Any]:
         return atlas(self._store, project)
+
+    def packed_atlas(self, project: int) -> bytes:
+        """`atlas` as gzip-compressed JSON, made anew only when something changed."""
+        stamp = self._store.stamp(project)
+        kept = self._atlases.get(project)
+        if kept is None or kept[0] != stamp:
+            text = json.dumps(self.atlas(project), separators=(",", ":"))
+            kept = (stamp, gzip.compress(text.encode(), 4))  # a quarter of the time of 6, for 4 % more bytes
+            self._atlases[project] = kept
+        return kept[1]
 
     def curve(self, project: int) -> dict[str, Any]:
         return curve(self._store, project)

@@ -16,6 +16,7 @@ from backend.store import Pick, Store, read_map
 from sampling import Point, stopping_hint
 
 WHY = {
+    "paper": "the model is unsure of it, and it is far on the map from what was chosen before it: S(i) weighs the two",
     "medoid": "typical of its group on the map",
     "farthest": "unlike the scans of its group chosen before it",
     "random": "drawn at random",
@@ -111,17 +112,17 @@ def _stopping(models: Sequence[Mapping[str, Any]], left: int, settings: ProjectS
 def served(store: Store, project: int) -> list[tuple[Pick, int]]:
     """What annotators are served now: unlabelled picks of the published part of the order, with their place."""
     row = store.project(project)
-    rounds = store.rounds(project, picks=False)
-    if row is None or not rounds:
+    latest = store.latest_round(project)
+    if row is None or latest is None:
         return []
     settings = settings_of(store, project)
-    scans = {s["task"]: s for s in store.scans(project)}
-    waiting = frozenset(t for t, s in scans.items() if not s["annotated"] and not s["problem"])
-    fresh = frozenset(t for t in waiting if not scans[t]["skipped"])
-    picks = rounds[-1]["picks"]
+    open_ = store.waiting(project)
+    waiting = frozenset(t for t, _ in open_)
+    fresh = frozenset(t for t, skipped in open_ if not skipped)
+    picks = latest["picks"]
     people = annotators((r["annotation"], r["completed_by"]) for r in store.labels(project))
     length = prefix_length([p.task for p in picks], fresh, settings, people)
-    carried = set(rounds[-1]["carried"])
+    carried = set(latest["carried"])
     return [
         (pick, place)
         for place, pick in enumerate(picks, start=1)

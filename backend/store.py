@@ -593,9 +593,12 @@ class Store:
     def columns(self, project: int, *names: str) -> list[tuple[Any, ...]]:
         """Some columns of all scans, by task: of a hundred thousand, whole rows would take seconds."""
         columns = [scan_table.c[name] for name in names]
-        statement = select(*columns).where(scan_table.c.project == project).order_by(scan_table.c.task)
+        return self._tuples(select(*columns).where(scan_table.c.project == project).order_by(scan_table.c.task))
+
+    def _tuples(self, statement: Any) -> list[tuple[Any, ...]]:
+        """What a statement finds, without the names of the columns: several times as fast as `rows`."""
         with self._explained(), self._engine.connect() as connection:
-            return [tuple(row) for row in connection.execute(statement)]
+            return connection.execute(statement).all()  # type: ignore[return-value]
 
     def counts(self, project: int) -> dict[str, int]:
         """How many scans there are: all, those that were read, those with an annotation, a problem, and left out."""
@@ -605,6 +608,34 @@ class Store:
         named = [one.label(name) for name, one in zip(names, sums, strict=True)]
         (row,) = self.rows(select(func.count().label("scans"), *named).where(scan_table.c.project == project))
         return {name: int(row[name]) for name in ("scans", *names)}
+
+    def waiting(self, project: int) -> list[tuple[int, int]]:
+        """(task, how often it was skipped) of the scans that have no annotation and no problem."""
+        here = (scan_table.c.project == project, scan_table.c.annotated == 0, scan_table.c.problem == "")
+        return self._tuples(select(scan_table.c.task, scan_table.c.skipped).where(*here))
+
+    def stamp(self, project: int) -> tuple[Any, ...]:
+        """Changes whenever anything changes that people see of the scans; cheap, whatever the pool."""
+        row = self.project(project)
+        scan, rounds, change = scan_table.c, round_table.c, change_table.c
+        seen = select(func.count(), func.sum(scan.annotated), func.sum(scan.skipped), func.sum(scan.problem_at))
+        order = select(func.max(rounds.n), func.max(rounds.created_at), func.max(rounds.published_at))
+        found = [
+            *self._tuples(seen.where(scan.project == project)),
+            *self._tuples(order.where(rounds.project == project)),
+            *self._tuples(select(func.max(change.n)).where(change.project == project)),
+            *self._tuples(select(func.count()).where(label_table.c.project == project)),
+        ]
+        latest = select(func.length(rounds.picks)).where(rounds.project == project).order_by(rounds.n.desc()).limit(1)
+        found += self._tuples(latest)
+        if row is None:
+            return tuple(found)
+        model = self.model(project, row["active"])
+        scored = select(func.count()).where(entropy_table.c.model == (model["fingerprint"] if model else ""))
+        with suppress(OSError):
+            found.append((self.path("maps", map_name(project, row["embedder"])).stat().st_mtime_ns,))
+        told = (row[name] for name in ("cursor", "active", "extra_params", "levers", "embedder", "phase"))
+        return (*told, *found, *self._tuples(scored))
 
     def set_scans(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write {task, digest, height, width, problem} of scans that were read.
@@ -707,8 +738,7 @@ class Store:
     def entropies(self, model: str) -> dict[str, float]:
         """The mean entropy of scans under a model, by digest."""
         columns = (entropy_table.c.digest, entropy_table.c.value)
-        statement = select(*columns).where(entropy_table.c.model == model)
-        return {r["digest"]: r["value"] for r in self.rows(statement)}
+        return dict(self._tuples(select(*columns).where(entropy_table.c.model == model)))
 
     def signals(self, model: str) -> dict[str, dict[str, Any]]:
         """All that a model said of scans, by digest; "image" is what `entropies` gives."""

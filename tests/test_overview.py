@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import threading
 import time
 from pathlib import Path
@@ -87,6 +89,32 @@ def test_a_scan_that_broke_later_is_a_problem_on_the_map(world: World) -> None:
     task = world.order()[0]
     world.store.set_scans(PROJECT, [{"task": task, "problem": "gone"}])
     assert column(atlas(world.store, PROJECT), "state")[task] == PROBLEM
+
+
+def test_the_packed_map_is_made_anew_whenever_something_changed(world: World) -> None:
+    seen = overview(world.in_round_1())
+
+    def unpacked() -> dict[str, Any]:
+        return dict(json.loads(gzip.decompress(seen.packed_atlas(PROJECT))))
+
+    first = seen.packed_atlas(PROJECT)
+    assert unpacked() == atlas(world.store, PROJECT)
+    assert seen.packed_atlas(PROJECT) is first
+    task = world.order()[-1]
+    for happens in (
+        lambda: changes.set_wishes(world.store, PROJECT, "anna", [task], "next"),
+        world.run,
+        lambda: world.label(1),
+        world.run,
+        lambda: world.store.set_scans(PROJECT, [{"task": task, "problem": "gone"}]),
+        lambda: world.add_scans(60, 1),
+        world.run,
+        lambda: world.set(alpha=0.75, strategy="paper"),
+        lambda: world.studio.skip(world.order()[0]),
+        world.run,
+    ):
+        happens()
+        assert unpacked() == atlas(world.store, PROJECT)
 
 
 def test_before_anything_was_read_the_map_is_empty(world: World) -> None:
