@@ -28,7 +28,7 @@ from backend import __version__, changes, contract, metrics, status
 from backend.errors import BadSetting, NotKnown, ScanqueueError, StorageFull, StoreUnavailable, StudioUnavailable
 from backend.measures import Note, nowhere
 from backend.overview import Overview
-from backend.page import create_page
+from backend.page import create_page, refusal
 from backend.project import PENDING, SECRET_HEADER, version_name
 from backend.settings import Settings
 from backend.store import Store
@@ -99,7 +99,7 @@ def create_api(
     app.include_router(_for_people(store, touch, settings.user))
     if overview is not None:
         app.include_router(_shown(store, overview))
-        app.include_router(create_page(overview, app.openapi))
+        app.include_router(create_page(overview, lambda: app.openapi()))  # asked late: `contract` sets it
 
     @app.get("/metrics", tags=["monitoring"], response_class=PlainTextResponse)
     def measured() -> Response:
@@ -125,30 +125,36 @@ def create_api(
         return answer
 
     @app.exception_handler(BadRequest)
-    async def bad_request(_: Request, error: BadRequest) -> Response:
-        return _error(error.code, str(error))
+    async def bad_request(request: Request, error: BadRequest) -> Response:
+        return _refusal(request, error.code, str(error))
 
     @app.exception_handler(RequestValidationError)
-    async def misread(_: Request, error: RequestValidationError) -> Response:
+    async def misread(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return _error(400, f"{first['loc'][-1]}: {first['msg']}.")
+        return _refusal(request, 400, f"{first['loc'][-1]}: {first['msg']}.")
 
     @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> Response:
-        answer = _error(error.status_code, str(error.detail))
+    async def refused(request: Request, error: HTTPException) -> Response:
+        answer = _refusal(request, error.status_code, str(error.detail))
         answer.headers.update(error.headers or {})
         return answer
 
     @app.exception_handler(ScanqueueError)
-    async def explained(_: Request, error: ScanqueueError) -> Response:
-        return _explained(error)
+    async def explained(request: Request, error: ScanqueueError) -> Response:
+        answer = _explained(error)
+        return refusal(request, answer.status_code, str(error)) or answer
 
     @app.exception_handler(Exception)
-    async def unexplained(_: Request, error: Exception) -> Response:
+    async def unexplained(request: Request, error: Exception) -> Response:
         log.error("unexpected failure", exc_info=error)
-        return _error(500, "Unexpected failure; the log of scanqueue has the details.")
+        return _refusal(request, 500, "Unexpected failure; the log of scanqueue has the details.")
 
     return app
+
+
+def _refusal(request: Request, code: int, text: str) -> Response:
+    """A page for a browser that asked for one, JSON for programs."""
+    return refusal(request, code, text) or _error(code, text)
 
 
 def _explained(error: ScanqueueError) -> Response:

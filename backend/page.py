@@ -237,6 +237,8 @@ def refusal(request: Request, code: int, sentence: str) -> Response | None:
     path = request.url.path
     if path.startswith(("/api/", "/assets/")) or "text/html" not in request.headers.get("accept", ""):
         return None
+    if sentence == "Not Found":  # of an address without a route
+        sentence = "There is nothing at this address."
     answer = _html(request, "error.html", code=code, sentence=sentence)
     answer.status_code = code
     return answer

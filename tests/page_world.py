@@ -31,7 +31,7 @@ def lived(folder: Path) -> World:
 
 
 def application(world: World) -> FastAPI:
-    studio = SimpleNamespace(begun=lambda project: [world.order()[0]], people=lambda: {1: "anna@lab.example"})
+    studio = SimpleNamespace(begun=lambda project: world.order()[:1], people=lambda: {1: "anna@lab.example"})
     pictures = Pictures(world.store, world.reconciler().bulk)
     checks = [{"level": "ok", "what": "Label Studio answers.", "cure": ""}]
     overview = Overview(world.store, studio, pictures, lambda project: checks)  # type: ignore[arg-type]

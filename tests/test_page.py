@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
@@ -32,6 +33,7 @@ VIEWS = {
     "docs": "/docs",
 }
 HTML = {"Accept": "text/html"}
+REAL = ("", "/map", "/queue", "/activity", "/curve", "/models", "/settings")
 
 
 class Read(HTMLParser):
@@ -242,6 +244,13 @@ def test_of_many_problems_the_first_are_listed_and_the_others_are_a_press_away(l
     assert len([b for b in seen.all("button") if b.get("data-send") == "retry"]) == page.PROBLEMS
     assert "?problems=100#problems" in seen.with_("href")
     assert "1 000 scans could not be read or used." in seen.text
+
+
+def test_a_project_of_which_nothing_was_read_yet_has_every_view(tmp_path: Path) -> None:
+    http = TestClient(application(World(tmp_path / "data")), base_url="http://127.0.0.1:9090")
+    for name in REAL:
+        assert http.get(f"/projects/{LIVED}{name}", headers=HTML).status_code == 200, name
+    assert "No scans yet" in Read(http.get(f"/projects/{LIVED}", headers=HTML).text).text
 
 
 def test_without_a_worker_now_says_how_to_start_one(lab: Lab) -> None:
@@ -529,9 +538,6 @@ def real(world: World) -> TestClient:
     return TestClient(application(world), base_url="http://127.0.0.1:9090", raise_server_exceptions=False)
 
 
-REAL = ("", "/map", "/queue", "/activity", "/curve", "/models", "/settings")
-
-
 @pytest.mark.parametrize("name", REAL)
 def test_every_view_shows_real_records(real: TestClient, name: str) -> None:
     response = real.get(f"/projects/{LIVED}{name}", headers=HTML)
@@ -570,3 +576,23 @@ def test_every_endpoint_of_the_application_is_described(real: TestClient) -> Non
     paths = real.get("/openapi.json").json()["paths"]
     assert len(paths) > 20
     assert {reference.anchor(m, p) for p, operations in paths.items() for m in operations} <= set(seen.with_("id"))
+    assert "model_class text" in seen.text  # not what FastAPI guesses, but what `contract` says
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "sentence"),
+    [
+        ("/projects/99", 404, "Project 99 is not known here."),
+        ("/nowhere", 404, "There is nothing at this address."),
+        ("/projects/x/map", 400, "project: Input should be a valid integer"),
+        (f"/projects/{LIVED}/compare?first=a&second=b", 404, "'a'"),
+    ],
+)
+def test_the_application_answers_a_browser_with_a_page_and_a_program_with_json(
+    real: TestClient, address: str, code: int, sentence: str
+) -> None:
+    page_, json_ = real.get(address, headers=HTML), real.get(address)
+    assert sentence in Read(page_.text).text
+    assert page_.status_code == json_.status_code == code
+    assert set(json_.json()) == {"error"}
+    assert "default-src 'none'" in page_.headers["content-security-policy"]
