@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from backend.project import round_of
-from backend.status import WHY, served, settings_of
-from backend.store import Store, read_map
+from backend.status import sentence, served, settings_of
+from backend.store import Pick, Store, read_map
 
 OPEN, LABELLED, PROBLEM, SKIPPED = range(4)
 
@@ -24,7 +24,8 @@ def atlas(store: Store, project: int) -> dict[str, Any]:
     round       the round whose turn it was labelled in, -1 when unknown or not labelled
     entropy     of the active model, 0..1, high is unsure; None when it was not asked
     score, distance, rank, kind
-                S(i), distance term, place and reason in the current order; None, None, 0 and -1 without a place
+                S(i), distance term, place and reason in the current order; None, None, 0 and -1 without a place;
+                orders other than the paper's have no S(i)
     served      1 when annotators are served it now
     wish        1: asked to be labelled next, -1: left out of the order, else 0
 
@@ -57,13 +58,13 @@ def atlas(store: Store, project: int) -> dict[str, Any]:
         "state": [LABELLED if s[2] else PROBLEM if s[4] else SKIPPED if s[3] else OPEN for s in scans],
         "round": [n if s[2] and (n := turn.get(s[0])) is not None else -1 for s in scans],
         "entropy": [None if (e := entropies.get(s[1])) is None else round(e, 4) for s in scans],
-        "score": [_short(p.score) if p else None for _, p in places],
+        "score": [_short(p.score) if p and p.reason == "paper" else None for _, p in places],
         "distance": [_short(p.distance) if p else None for _, p in places],
         "rank": [place for place, _ in places],
         "served": [int(t in now) for t in tasks],
         "kind": [number[p.reason] if p else -1 for _, p in places],
         "kinds": kinds,
-        "why": {kind: WHY.get(kind, kind) for kind in kinds},
+        "why": {kind: sentence(Pick(0, kind)) for kind in kinds},
         "wish": [s[5] for s in scans],
         "clusters": int(clusters.max(initial=-1)) + 1,
         "alpha": settings_of(store, project).alpha,

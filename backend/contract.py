@@ -133,6 +133,7 @@ SCHEMAS: dict[str, Schema] = {
             "task": WHOLE,
             "rank": WHOLE,
             "reason": TEXT,
+            "sentence": TEXT,
             "kind": TEXT,
             "score": _MAYBE,
             "entropy": _MAYBE,

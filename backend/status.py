@@ -16,7 +16,7 @@ from backend.store import Pick, Store, read_map
 from sampling import Point, stopping_hint
 
 WHY = {
-    "paper": "the model is unsure of it, and it is far on the map from what was chosen before it: S(i) weighs the two",
+    "paper": "the model is unsure of it, and it is unlike what was chosen before it; S(i) weighs the two",
     "medoid": "typical of its group on the map",
     "farthest": "unlike the scans of its group chosen before it",
     "random": "drawn at random",
@@ -52,18 +52,17 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
     row = store.project(project)
     if row is None:
         return None
-    scans = store.scans(project)
+    counts = store.counts(project)
     labels = store.labels(project)
-    rounds = store.rounds(project, picks=False)
+    latest_round = store.latest_round(project)
     models = store.models(project)
     active = next((m for m in models if m["version"] == row["active"]), None)
     job = store.progress(project)
     phase = "training" if job and job["step"].startswith("training") else row["phase"]
-    problems = [{"task": s["task"], "what": s["problem"]} for s in scans if s["problem"]]
+    problems = [{"task": task, "what": what} for task, what in store.problems(project)]
     problems += [{"task": r["task"], "what": r["problem"]} for r in labels if r["problem"]]
     problems += [{"task": r["task"], "what": r["remark"]} for r in labels if r["remark"]]
-    latest = rounds[-1]["n"] if rounds else None
-    left = sum(1 for s in scans if not s["annotated"] and not s["problem"] and s["wish"] >= 0)
+    latest = latest_round["n"] if latest_round else None
     return {
         "project": project,
         "title": row["title"],
@@ -73,18 +72,18 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "round": latest,
         "model_version": version_name(latest) if latest is not None else None,
         "model": row["active"] or None,
-        "scans": len(scans),
-        "embedded": sum(1 for s in scans if s["digest"]),
-        "labelled": sum(1 for s in scans if s["annotated"]),
+        "scans": counts["scans"],
+        "embedded": counts["embedded"],
+        "labelled": counts["labelled"],
         "embedder": {"name": row["embedder"], "why": row["embedder_why"]},
         "validation": active["validation"] if active else _nothing(),
         "shown": shown_summary(store, project, version_name(latest)) if latest is not None else _nothing(),
         "queue": [p.task for p, _ in served(store, project)],
         "job": job,
         "control": _compared(models),
-        "stopping": _stopping(models, left, settings_of(store, project)),
+        "stopping": _stopping(models, counts["open"], settings_of(store, project)),
         "studio_url": row["studio_url"],
-        "left_out": sum(1 for s in scans if s["wish"] < 0),
+        "left_out": counts["left_out"],
         "problems": sorted(problems, key=lambda p: p["task"]),
     }
 
@@ -151,6 +150,7 @@ def explained(pick: Pick, place: int, alpha: float) -> dict[str, Any]:
         "task": pick.task,
         "rank": place,
         "reason": why(pick, alpha),
+        "sentence": sentence(pick),
         "kind": pick.reason,
         "score": pick.score,
         "entropy": pick.entropy,
@@ -159,8 +159,15 @@ def explained(pick: Pick, place: int, alpha: float) -> dict[str, Any]:
     }
 
 
+def sentence(pick: Pick) -> str:
+    """The reason of a pick for somebody who knows no names of methods."""
+    text = WHY.get(pick.reason, pick.reason)
+    group = f", group {pick.cluster + 1} on the map" if pick.cluster is not None else ""
+    return f"{text[:1].upper()}{text[1:]}{group}."
+
+
 def why(pick: Pick, alpha: float) -> str:
-    """The reason of a pick in one sentence."""
+    """The reason of a pick with the name of the method and its numbers."""
     if pick.reason == "paper" and pick.score is not None:
         return f"S = {pick.score:.2f}: entropy {pick.entropy:.2f}, distance {pick.distance:.2f} (alpha {alpha:g})"
     text = WHY.get(pick.reason, pick.reason)

@@ -601,13 +601,26 @@ class Store:
             return connection.execute(statement).all()  # type: ignore[return-value]
 
     def counts(self, project: int) -> dict[str, int]:
-        """How many scans there are: all, those that were read, those with an annotation, a problem, and left out."""
-        has = (scan_table.c.digest != "", scan_table.c.annotated > 0, scan_table.c.problem != "", scan_table.c.wish < 0)
-        sums = [func.coalesce(func.sum(case((one, 1), else_=0)), 0) for one in has]
-        names = ("embedded", "labelled", "problems", "left_out")
-        named = [one.label(name) for name, one in zip(names, sums, strict=True)]
+        """How many scans there are: all, those that were read, with an annotation, with a problem, left out, and open.
+
+        open  neither labelled nor left out, and without a problem
+        """
+        scan = scan_table.c
+        has = {
+            "embedded": scan.digest != "",
+            "labelled": scan.annotated > 0,
+            "problems": scan.problem != "",
+            "left_out": scan.wish < 0,
+            "open": (scan.annotated == 0) & (scan.problem == "") & (scan.wish >= 0),
+        }
+        named = [func.coalesce(func.sum(case((one, 1), else_=0)), 0).label(name) for name, one in has.items()]
         (row,) = self.rows(select(func.count().label("scans"), *named).where(scan_table.c.project == project))
-        return {name: int(row[name]) for name in ("scans", *names)}
+        return {name: int(row[name]) for name in ("scans", *has)}
+
+    def problems(self, project: int) -> list[tuple[int, str]]:
+        """(task, what is wrong) of the scans that cannot be read."""
+        here = (scan_table.c.project == project, scan_table.c.problem != "")
+        return self._tuples(select(scan_table.c.task, scan_table.c.problem).where(*here))
 
     def waiting(self, project: int) -> list[tuple[int, int]]:
         """(task, how often it was skipped) of the scans that have no annotation and no problem."""

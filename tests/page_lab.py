@@ -102,6 +102,7 @@ class Lab:
                 "task": 30 + rank,
                 "rank": rank,
                 "reason": f"S = {0.9 - rank / 50:.2f}: entropy 0.{40 + rank}, distance 0.{70 - rank} (alpha 0.5)",
+                "sentence": "The model is unsure of it, and it is unlike what was chosen before it.",
                 "kind": "paper",
                 "score": 0.9 - rank / 50,
                 "entropy": 0.4 + rank / 100,

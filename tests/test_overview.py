@@ -56,8 +56,13 @@ def test_the_map_has_every_scan_where_it_lies_with_its_place_in_the_order(world:
     first = world.picks()[0]
     i = found["task"].index(first.task)
     assert found["kinds"][found["kind"][i]] == first.reason == "power-entropy"
-    assert found["score"][i] == pytest.approx(first.score, abs=1e-4)
-    assert found["why"]["power-entropy"].startswith("drawn with a chance")
+    assert found["distance"][i] == pytest.approx(first.distance, abs=1e-4)
+    assert found["why"]["power-entropy"].startswith("Drawn with a chance")
+    assert set(found["score"]) == {None}
+    world.set(strategy="paper")
+    found = atlas(world.store, PROJECT)
+    first = world.picks()[0]
+    assert found["score"][found["task"].index(first.task)] == pytest.approx(first.score, abs=1e-4)
 
 
 def test_the_map_tells_labelled_scans_and_the_round_they_were_labelled_in(world: World) -> None:

@@ -268,7 +268,8 @@ def test_the_queue_shows_the_first_scans_with_reason_terms_and_outline(lab: Lab)
     cards = [a for a in seen.all("li") if a.get("class") == "scan-card"]
     assert [c["id"] for c in cards] == [f"scan-{t}" for t in range(31, 55)]
     assert "../../projects/4/scans/31.png?quiet=1&side=320&model=scanqueue-r2" in seen.with_("src")
-    assert "Task 31 S = 0.88: entropy 0.41, distance 0.69 (alpha 0.5) Entropy 0.41 Distance 0.69 S(i) 0.88" in seen.text
+    assert "Task 31 The model is unsure of it, and it is unlike what was chosen before it. Entropy 0.41" in seen.text
+    assert "Entropy 0.41 Distance 0.69 S(i) 0.88" in seen.text
     assert "http://127.0.0.1:9/projects/4/data?task=31" in seen.with_("href")
     assert "?count=48#scan-55" in seen.with_("href")
 
@@ -277,6 +278,14 @@ def test_the_rest_of_the_queue_is_there_when_asked_for(lab: Lab) -> None:
     seen = view(lab, f"{VIEWS['queue']}?count=48")
     assert len([a for a in seen.all("li") if a.get("class") == "scan-card"]) == 26
     assert "Show more" not in seen.text
+
+
+def test_only_an_order_by_s_has_an_s(lab: Lab) -> None:
+    for pick in lab.waiting:
+        pick["kind"] = "power-entropy"
+    seen = view(lab, "queue")
+    assert "Entropy 0.41 Distance 0.69" in seen.text
+    assert "S(i)" not in seen.text
 
 
 def test_in_the_cold_start_scans_are_shown_without_an_outline(lab: Lab) -> None:

@@ -298,9 +298,7 @@ def test_the_page_shows_who_works_and_the_checks_of_the_doctor(seen: dict[str, A
 
 
 def test_pointing_at_a_mark_shows_the_scan_and_why_it_stands_where_it_does(seen: dict[str, Any]) -> None:
-    last = seen["cold"]["queue"][-1] if "cold" in seen else 0
-    assert last
-    assert "Stands for scans that nothing stood for yet" in seen["pointed at"].replace("stands", "Stands")
+    assert "Stands for scans that nothing stood for yet." in seen["pointed at"]
     assert seen["thumbnail"] >= 32
 
 

@@ -195,7 +195,10 @@
     drawn.push(Uint32Array.from(first));
     found.push({
       type, mode: "markers", x: first.map((i) => atlas.x[i]), y: first.map((i) => atlas.y[i]), hoverinfo: "none", showlegend: false,
-      marker: { color: PICK_COLOUR, symbol: first.map(pickSymbol), size: 13, opacity: 1, line: { width: 1, color: "#ffffff" } },
+      marker: {
+        color: first.map((i) => look.colours[look.of(i)]), symbol: first.map(pickSymbol), size: 13, opacity: 1,
+        line: { width: 2, color: PICK_COLOUR },
+      },
     });
     drawn.push(Uint32Array.from(ringed));
     found.push({
