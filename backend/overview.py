@@ -180,6 +180,9 @@ class Overview:
     def scan_picture(self, project: int, task: int, side: int, model: str) -> bytes:
         return self._pictures.scan(project, task, side=side, model=model)
 
+    def held_out(self, project: int) -> list[int]:
+        return self._pictures.held_out(project)
+
     def compare(self, project: int, first: str, second: str) -> list[Any]:
         return self._pictures.compare(project, first, second)
 

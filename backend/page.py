@@ -85,6 +85,9 @@ class Data(Protocol):
     def activity(self, project: int) -> Json:
         """May ask Label Studio, so it is read by a page of its own."""
 
+    def held_out(self, project: int) -> Sequence[int]:
+        """The tasks that models are compared on."""
+
     def compare(self, project: int, first: str, second: str) -> Sequence[Compared]:
         """The two models on the held-out scans, worst first."""
 
@@ -174,7 +177,8 @@ def create_page(data: Data, openapi: Callable[[], Json]) -> APIRouter:
     def compare(request: Request, project: Project, first: str = "", second: str = "") -> Response:
         status, models = known(project), data.rounds(project)["models"]
         scans = data.compare(project, first, second) if first and second and first != second else None
-        return _html(request, "compare.html", status, models=models, first=first, second=second, scans=scans)
+        of = len(data.held_out(project)) if scans else 0
+        return _html(request, "compare.html", status, models=models, first=first, second=second, scans=scans, of=of)
 
     @router.get("/projects/{project}/settings")
     def settings(request: Request, project: Project) -> Response:

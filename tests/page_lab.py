@@ -97,6 +97,7 @@ class Lab:
                 {"task": 59, "what": "Its mask has another size than the scan."},
             ],
         }
+        self.more_held_out = 0
         self.waiting = [
             {
                 "task": 30 + rank,
@@ -306,6 +307,9 @@ class Lab:
 
     def activity(self, project: int) -> Json:
         return self.people
+
+    def held_out(self, project: int) -> list[int]:
+        return [7, 3, 9, *range(100, 100 + self.more_held_out)]
 
     def compare(self, project: int, first: str, second: str) -> list[Compared]:
         for version in (first, second):
