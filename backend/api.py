@@ -13,10 +13,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, Protocol
 from urllib.parse import urlsplit
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.gzip import GZipMiddleware
@@ -25,7 +27,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from backend import __version__, changes, contract, metrics, status
-from backend.errors import BadSetting, NotKnown, ScanqueueError, StorageFull, StoreUnavailable, StudioUnavailable
+from backend.errors import (
+    BadSetting,
+    NotKnown,
+    Overloaded,
+    ScanqueueError,
+    StorageFull,
+    StoreUnavailable,
+    StudioUnavailable,
+)
 from backend.measures import Note, nowhere
 from backend.overview import Overview
 from backend.page import create_page, refusal
@@ -41,6 +51,7 @@ Number = Annotated[int, Path(ge=0, lt=10**15, description="The project's number 
 PATIENCE = 1.0  # seconds after which Label Studio gives a webhook up
 LOOK_UP = 0.5  # seconds that a webhook with an unknown secret may wait for the database
 LOOKS_APART = 0.2  # seconds between two such looks, however many ask
+OWN_THREADS = 16  # for Label Studio, which does not wait for what people look at
 FRESH = 60.0  # seconds after which secrets that are in use are read again in the background
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -94,7 +105,14 @@ def create_api(
         secrets.renew()  # so that they are known should the database hang before the first webhook
         yield
 
-    app = FastAPI(title="scanqueue", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="scanqueue",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # they would lead out of a sub-path
+        lifespan=lifespan,
+    )
     app.include_router(_for_label_studio(settings, store, touch, predict))
     app.include_router(_for_people(store, touch, settings.user))
     if overview is not None:
@@ -158,7 +176,7 @@ def _refusal(request: Request, code: int, text: str) -> Response:
 
 
 def _explained(error: ScanqueueError) -> Response:
-    if isinstance(error, StudioUnavailable | StoreUnavailable | StorageFull):
+    if isinstance(error, StudioUnavailable | StoreUnavailable | StorageFull | Overloaded):
         return _error(503, str(error))
     return _error(404 if isinstance(error, NotKnown) else 400 if isinstance(error, BadSetting) else 422, str(error))
 
@@ -174,7 +192,7 @@ async def _refused(request: Request, settings: Settings, secrets: Secrets) -> Re
         return _error(400, "The Content-Length is not a number.")
     if int(length) > _limit(request):
         return _error(_TooLarge.code, str(_TooLarge(_limit(request))))
-    if request.method not in ("GET", "HEAD") and _of_another_site(request):
+    if _of_another_site(request):
         return _error(403, "A page of another site may not ask for this.")
     return None
 
@@ -191,9 +209,15 @@ def _limit(request: Request) -> int:
 
 
 def _of_another_site(request: Request) -> bool:
-    """Whether a browser says that the request was made by somebody else's page. Programs say nothing."""
-    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        return True
+    """Whether a browser says that the request was made by somebody else's page. Programs say nothing.
+
+    A link of another site may lead people to a page of ours, and to nothing else.
+    """
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        followed = request.headers.get("sec-fetch-mode") == "navigate"
+        followed &= request.headers.get("sec-fetch-dest") == "document" and request.method in ("GET", "HEAD")
+        return site not in ("none", "same-origin") and not (followed and not request.url.path.startswith("/api/"))
     origin = request.headers.get("origin")
     try:
         return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
@@ -292,6 +316,7 @@ def _spelled(raw: bytes) -> str:
 
 def _for_label_studio(settings: Settings, store: Store, touch: Touch, predict: Predict) -> APIRouter:
     router = APIRouter(tags=["Label Studio"])
+    own = CapacityLimiter(OWN_THREADS)
 
     @router.get("/health")
     async def health() -> dict[str, str]:
@@ -327,7 +352,7 @@ def _for_label_studio(settings: Settings, store: Store, touch: Touch, predict: P
             return version_name(latest["n"]) if latest else PENDING
 
         try:
-            return {"model_version": await run_in_threadpool(remember)}
+            return {"model_version": await to_thread.run_sync(remember, limiter=own)}
         except StoreUnavailable as error:  # Label Studio asks again and again
             log.warning("project %s: %s", project, error)
             return {"model_version": PENDING}
@@ -340,7 +365,7 @@ def _for_label_studio(settings: Settings, store: Store, touch: Touch, predict: P
             raise BadRequest('"tasks" must be a list of tasks.')
         project = _project(body)
         try:
-            return {"results": await run_in_threadpool(predict, project, tasks)}
+            return {"results": await to_thread.run_sync(predict, project, tasks, limiter=own)}
         except (StoreUnavailable, StorageFull) as error:  # the annotator gets an empty task rather than an error page
             log.warning("project %s: %s", project, error)
             return {"results": [{"model_version": PENDING, "score": 1.0, "result": []} for _ in tasks]}
@@ -483,6 +508,13 @@ def _shown(store: Store, overview: Overview) -> APIRouter:
         known(project)
         return overview.curve(project)
 
+    @router.get("/projects/{project}/compare")
+    def compare(project: Number, first: str, second: str) -> dict[str, Any]:
+        """Two models on the held-out scans, the worst first; Dice against the annotators, and of one with the other."""
+        known(project)
+        found = overview.compare(project, first, second)
+        return {"compared": [asdict(one) for one in found], "held_out": len(overview.held_out(project))}
+
     @router.get("/projects/{project}/settings")
     def settings(project: Number) -> dict[str, Any]:
         """The settings in force, and where they come from."""
@@ -491,7 +523,10 @@ def _shown(store: Store, overview: Overview) -> APIRouter:
 
     @router.get("/projects/{project}/preview")
     def preview(project: Number, request: Request) -> dict[str, Any]:
-        """The head of the queue now, and as it would be with other settings, ?alpha=0.7; nothing is saved."""
+        """The head of the queue now, and as it would be with other settings; nothing is saved.
+
+        Any setting of a project is a parameter: ?alpha=0.7&strategy=paper
+        """
         known(project)
         return overview.preview(project, dict(request.query_params))
 
@@ -572,7 +607,7 @@ async def _json(request: Request) -> dict[str, Any]:
 
 def _whole(body: dict[str, Any], name: str) -> int:
     number = body.get(name)
-    if type(number) is not int or not 0 <= number < 10**15:
+    if type(number) is not int or not 0 <= number < (2**31 if name == "change" else 10**15):
         raise BadRequest(f'"{name}" must be a whole number.')
     return number
 
@@ -583,8 +618,11 @@ def _address_for_people(said: Any, ours: str) -> str:
         parts = urlsplit(said if isinstance(said, str) else "")
     except ValueError:
         return ours
+    name = urlsplit(ours).hostname or ""
+    inner = "." not in name and ":" not in name and name != "localhost"  # of a service, say, which no browser knows
     local = (parts.hostname or "localhost") in ("localhost", "127.0.0.1", "0.0.0.0", "::1")
-    good = parts.scheme in ("http", "https") and not local and "\0" not in parts.netloc
+    written = (parts.netloc + parts.path).isascii() and (parts.netloc + parts.path).isprintable()
+    good = parts.scheme in ("http", "https") and bool(parts.hostname) and written and (inner or not local)
     return f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/") if good else ours
 
 

@@ -87,7 +87,7 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
             log.info("project %s: stopped; it is taken up again at the next start", project)
         return False
 
-    helper = Helper(reconciler.shards, reconciler.bulk, pulse, stopping)
+    helper = Helper(reconciler.shards, reconciler.bulk, pulse, stopping, presence)
     retention = Retention(store, settings.keep_models, settings.cache_days, stopping)
     for run in (helper.run, retention.run):
         threading.Thread(target=run, daemon=True).start()
@@ -124,10 +124,10 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     store = open_store(settings)
     queue = Queue(settings)
     measures = Measures(store.add_measures)
-    predictor = Predictor(store, make_studio(settings, measures.note), Learner(settings))
+    studio, learner = make_studio(settings, measures.note), Learner(settings)
+    predictor = Predictor(store, studio, learner)
     relay = Relay(queue.touch, lambda project: store.project(project) is not None, store.ask)
-    studio = make_studio(settings)
-    pictures = Pictures(store, Bulk(studio, store, Learner(settings)))
+    pictures = Pictures(store, Bulk(studio, store, learner))
     overview = Overview(store, studio, pictures, lambda p: [f.to_dict() for f in examine(settings, p)])
     api = create_api(
         settings, store, relay.touch, predictor.predict, overview=overview, waiting=queue.waiting, note=measures.note

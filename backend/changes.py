@@ -21,8 +21,7 @@ def set_levers(store: Store, project: int, user: str, given: Mapping[str, Any]) 
 
     Raises BadSetting for a name or a value that cannot be used, and then changes nothing.
     """
-    before = _levers(store, project)
-    return _put_levers(store, project, user, before, {**before, **given}, None)
+    return _put_levers(store, project, user, given, None)
 
 
 def _levers(store: Store, project: int) -> dict[str, Any]:
@@ -31,28 +30,20 @@ def _levers(store: Store, project: int) -> dict[str, Any]:
     return found
 
 
-def _put_levers(
-    store: Store, project: int, user: str, before: Mapping[str, Any], wanted: Mapping[str, Any], undoes: int | None
-) -> int:
+def _put_levers(store: Store, project: int, user: str, given: Mapping[str, Any], undoes: int | None) -> int:
+    """Set these, and None takes one away."""
+    if unknown := given.keys() - set(ProjectSettings.__dataclass_fields__):
+        ProjectSettings.checked(dict.fromkeys(unknown))  # says so
     row = store.project(project)
-    after = {k: v for k, v in wanted.items() if v is not None}
-    ProjectSettings.checked(after)
-    if unknown := wanted.keys() - set(ProjectSettings.__dataclass_fields__):
-        ProjectSettings.checked(dict.fromkeys(unknown))
+    before = _levers(store, project)
+    after = {k: v for k, v in {**before, **given}.items() if v is not None}
     project_settings(row["extra_params"] if row else "", after)
-    moved = {k: (before.get(k), after.get(k)) for k in sorted({*before, *after}) if before.get(k) != after.get(k)}
+    moved = sorted(k for k in given if before.get(k) != after.get(k))
     if not moved:
         raise BadSetting("Nothing was changed: these settings are in force already.")
-    what = ", ".join(f"{k}: {_spelled(new)}" for k, (_, new) in moved.items())
-    told = Change(
-        user,
-        "settings",
-        what,
-        {k: old for k, (old, _) in moved.items()},
-        {k: new for k, (_, new) in moved.items()},
-        undoes,
-    )
-    return store.add_change(project, told, levers=after)
+    what = ", ".join(f"{k}: {_spelled(after.get(k))}" for k in moved)
+    old, new = ({k: found.get(k) for k in moved} for found in (before, after))
+    return store.add_change(project, Change(user, "settings", what, old, new, undoes), levers=new)
 
 
 def _spelled(value: Any) -> str:
@@ -92,9 +83,11 @@ def _put_wishes(
 def activate(store: Store, project: int, user: str, version: str) -> int:
     """`activate_model`, written down. Raises BadSetting as that does."""
     row = store.project(project)
-    activate_model(store, project, version)
     before = row["active"] if row else ""
-    return store.add_change(project, Change(user, "activate", f"{version} made active", before, version))
+    if version and version == before:
+        raise BadSetting(f"Nothing was changed: {version} is active already.")
+    change = Change(user, "activate", f"{version} made active", before, version)
+    return activate_model(store, project, version, change)
 
 
 def ask(store: Store, project: int, user: str) -> int:
@@ -105,8 +98,12 @@ def ask(store: Store, project: int, user: str) -> int:
 
 def retry(store: Store, project: int, user: str, task: int) -> int:
     """Have a scan that has a problem, or its annotation, read again at once."""
-    if store.scan(project, task) is None:
+    scan = store.scan(project, task)
+    if scan is None:
         raise BadSetting(f"project {project} has no task {task}.")
+    label = next((r for r in store.labels(project) if r["task"] == task), None)
+    if not scan["problem"] and not (label and (label["problem"] or label["remark"])):
+        raise BadSetting(f"Task {task} has no problem any more.")
     store.retry(project, task)
     return store.add_change(project, Change(user, "retry", f"task {task} to be read again"))
 
@@ -125,22 +122,27 @@ def undo(store: Store, project: int, user: str, number: int) -> int:
     if found["kind"] == "settings":
         now = _levers(store, project)
         back = {k: before[k] for k in before if now.get(k) == after[k]}
-        return _put_levers(store, project, user, now, {**now, **back}, number)
+        if not back:
+            raise BadSetting(f"What change {number} set ({found['what']}) was changed again since, and stays.")
+        return _put_levers(store, project, user, back, number)
     if found["kind"] == "wishes":
         known = dict(store.columns(project, "task", "wish"))
         back = {int(t): wish for t, wish in before.items() if known.get(int(t)) == after[t]}
+        if not back:
+            raise BadSetting(f"What change {number} wished ({found['what']}) was changed again since, and stays.")
         return _put_wishes(store, project, user, known, back, number)
     if found["kind"] == "activate" and before:
         row = store.project(project)
         if row is None or row["active"] != after:
             raise BadSetting(f"{after} is not active any more, so there is nothing to take back.")
-        activate_model(store, project, before)
-        return store.add_change(project, Change(user, "activate", f"{before} made active again", after, before, number))
+        change = Change(user, "activate", f"{before} made active again", after, before, number)
+        return activate_model(store, project, before, change)
     raise BadSetting(f"Change {number} ({found['what']}) cannot be taken back.")
 
 
 def listed(store: Store, project: int) -> list[dict[str, Any]]:
     """Newest first: {change, at, user, kind, what, undone, undoable}."""
+    first = {a["change"] for a in store.activations(project) if not a["before"]}  # there is nothing to go back to
     return [
         {
             "change": c["n"],
@@ -149,7 +151,7 @@ def listed(store: Store, project: int) -> list[dict[str, Any]]:
             "kind": c["kind"],
             "what": c["what"],
             "undone": bool(c["undone"]),
-            "undoable": not c["undone"] and c["kind"] in UNDOABLE and (c["kind"] != "activate" or bool(c["before"])),
+            "undoable": not c["undone"] and c["kind"] in UNDOABLE and c["n"] not in first,
         }
         for c in store.changes(project)
     ]

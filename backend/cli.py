@@ -246,11 +246,11 @@ def models_activate(
     data_dir: DataDir = None,
 ) -> None:
     """Let a model draw the masks again; a new round is published with it."""
-    from backend.store import activate_model
+    from backend import changes
     from backend.worker import Queue
 
     settings = _settings(data_dir=data_dir)
-    activate_model(_store(data_dir), project, version)
+    changes.activate(_store(data_dir), project, "command line", version)
     Queue(settings).touch(project)
     console.print(f"{version} is active for project {project}; a new round is published by the worker.")
 

@@ -141,7 +141,7 @@ SCHEMAS: dict[str, Schema] = {
             "cluster": _or_null(WHOLE),
         }
     ),
-    "Queue": _thing({"queue": _many(_of("Place"))}),
+    "Queue": _thing({"queue": _many(_of("Place")), "model": _or_null(TEXT)}),
     "Preview": _thing({"now": _many(_of("Place")), "then": _many(_of("Place")), "note": TEXT}),
     "Atlas": _thing(
         {
@@ -181,6 +181,12 @@ SCHEMAS: dict[str, Schema] = {
             "control": _many(_of("Compared")),
             "lead_time": _thing({"with": _of("Interval"), "without": _of("Interval")}),
             "stopping": _or_null(_of("Stopping")),
+        }
+    ),
+    "Comparison": _thing(
+        {
+            "compared": _many(_thing({"task": WHOLE, "first": NUMBER, "second": NUMBER, "agreement": NUMBER})),
+            "held_out": WHOLE,
         }
     ),
     "Levers": _thing(
@@ -284,6 +290,7 @@ BODIES: dict[tuple[str, str], tuple[str | None, int, str]] = {
     ("get", "/api/projects/{project}/rounds"): (None, 200, "Rounds"),
     ("get", "/api/projects/{project}/atlas"): (None, 200, "Atlas"),
     ("get", "/api/projects/{project}/curve"): (None, 200, "Curve"),
+    ("get", "/api/projects/{project}/compare"): (None, 200, "Comparison"),
     ("get", "/api/projects/{project}/settings"): (None, 200, "Levers"),
     ("get", "/api/projects/{project}/preview"): (None, 200, "Preview"),
     ("get", "/api/projects/{project}/changes"): (None, 200, "Changes"),

@@ -13,6 +13,7 @@ from backend.store import Store
 
 RESAMPLES = 2000
 SEED = 0
+MANY = 1000  # values above which an interval is computed instead of resampled
 
 
 def curve(store: Store, project: int) -> dict[str, Any]:
@@ -95,9 +96,17 @@ def _median(times: Sequence[float | None]) -> dict[str, Any]:
 
 def _interval(values: Sequence[float], statistic: Any) -> tuple[float | None, float | None]:
     """A 95 % interval of the statistic; (None, None) for fewer than two values."""
-    if len(values) < 2:
+    found = np.asarray(values, dtype=np.float64)
+    if len(found) < 2:
         return None, None
-    rows = np.random.default_rng(SEED).integers(len(values), size=(RESAMPLES, len(values)))
-    drawn = statistic(np.asarray(values, dtype=np.float64)[rows], axis=1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    if len(found) > MANY:  # what resampling comes to there, without its cost
+        half = 1.96 * float(found.std(ddof=1)) / len(found) ** 0.5
+        shift = 0.98 / len(found) ** 0.5  # of the rank of the median (David & Nagaraja 2003)
+        middle = float(found.mean())
+        low, high = (
+            (middle - half, middle + half) if statistic is np.mean else np.quantile(found, [0.5 - shift, 0.5 + shift])
+        )
+        return round(float(low), 6), round(float(high), 6)
+    rows = np.random.default_rng(SEED).integers(len(found), size=(RESAMPLES, len(found)))
+    low, high = np.percentile(statistic(found[rows], axis=1), [2.5, 97.5])
     return round(float(low), 6), round(float(high), 6)

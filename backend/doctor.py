@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,10 +77,17 @@ def examine(settings: Settings, project: int | None = None) -> list[Finding]:
 
     Never raises: a check that fails becomes a finding, and what depends on it is left out.
     """
+    with ExitStack() as stack:
+        return _examined(settings, project, stack)
+
+
+def _examined(settings: Settings, project: int | None, stack: ExitStack) -> list[Finding]:
     sheet = _Sheet()
     sheet.add("listening", _listening(settings))
     sheet.add("data-folder", _data_folder(settings))
     store = _records(settings, sheet)
+    if store is not None:
+        stack.callback(store.close)
     row = store.project(project) if store is not None and project is not None else None
     address = settings.public_url or (row["backend_url"] if row else "") or _local(settings)
     sheet.add("job-queue", _job_queue(settings))

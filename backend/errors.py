@@ -28,6 +28,10 @@ class NotKnown(ScanqueueError):
     """There is no such project, scan or model here."""
 
 
+class Overloaded(ScanqueueError):
+    """Too much of this kind is asked for at once. Trying again helps."""
+
+
 class WeightsMissing(ScanqueueError):
     """Pretrained weights are neither on disk nor downloadable."""
 

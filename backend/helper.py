@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from backend.bulk import Bulk
 from backend.errors import ScanqueueError
+from backend.presence import Presence
 from backend.pulse import Pulse, Stopping
 from backend.shards import Shard, Shards
 
@@ -24,6 +25,7 @@ class Helper:
     bulk: Bulk
     pulse: Pulse
     stopping: threading.Event
+    presence: Presence
     _others: set[str] = field(default_factory=set)  # needs that this worker cannot meet; said once each
 
     def run(self) -> None:
@@ -50,7 +52,8 @@ class Helper:
             return False
         done = False
         try:
-            with self.pulse.watched(), self.shards.beating(shard):
+            helping = self.presence.at(f"helping with project {shard.project}")
+            with self.pulse.watched(), self.shards.beating(shard), helping:
                 if self._can(shard):
                     self.bulk.do(shard.kind, shard.project, shard.needs, shard.tasks)
                     self.shards.finish(shard)

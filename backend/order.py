@@ -71,7 +71,7 @@ def _cold(ground: Ground, scans: Sequence[Scan], taken: set[int]) -> list[Pick]:
     xy = _positions(ground, scans)
     clusters = choose_clusters(xy, seed=settings.seed)
     strata = np.unique([s.stratum for s in scans], return_inverse=True)[1]
-    size = settings.cold_start_size
+    size = min(settings.cold_start_size, len(scans))
     drawn = int(control_places(size, settings.control_share).sum())
     found = whole_order(
         strategy,

@@ -7,7 +7,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from backend import changes, status
 from backend.atlas import atlas
 from backend.choices import project_settings, row_settings
 from backend.curve import curve
-from backend.errors import BadSetting, ScanqueueError
+from backend.errors import BadSetting, NotKnown, Overloaded, ScanqueueError
 from backend.order import Ground, order
 from backend.pictures import Pictures
 from backend.plots import curve_plot, map_plot
@@ -32,6 +33,8 @@ HEAD = 30  # places of an order that a preview shows
 LARGE = 20_000  # scans of which the first order is not made for a preview: it takes half a minute
 LATELY = 20  # labels that count as done lately
 FRESH = 60.0  # seconds that the names of people are good for
+SLOW, PICTURES = 2, 6  # plots, previews and the like, and pictures, that are made at once
+PATIENCE = 5.0  # seconds that one more waits
 AWAY = 60.0  # seconds of silence after which a worker is not shown any more
 UNTOLD = (
     "Label Studio tells who submitted, and which scans have a draft that is not submitted yet, but not whose it is, "
@@ -40,15 +43,27 @@ UNTOLD = (
 
 
 class Overview:
-    """Read-only. `examine` is the doctor: checks of the service, or of a project too."""
+    """Changes nothing that people decide. `examine` is the doctor: checks of the service, or of a project too."""
 
     def __init__(
         self, store: Store, studio: Studio, pictures: Pictures, examine: Callable[[int | None], list[dict[str, str]]]
     ) -> None:
         self._store, self._studio, self._pictures, self._examine = store, studio, pictures, examine
         self._names: tuple[float, dict[int, str]] = (float("-inf"), {})
-        self._drawing = threading.Lock()  # plots are heavy, and drawn one at a time
+        self._slow = threading.BoundedSemaphore(SLOW)
+        self._drawing = threading.BoundedSemaphore(PICTURES)
+        self._packing = threading.Lock()
         self._atlases: dict[int, tuple[Any, bytes]] = {}  # of each project the last one, and of when
+
+    @contextmanager
+    def _one_of(self, few: threading.BoundedSemaphore) -> Iterator[None]:
+        """So that Label Studio need not wait for what people look at. Raises Overloaded after a while."""
+        if not few.acquire(timeout=PATIENCE):
+            raise Overloaded("Too much is asked for at once just now. Try again in a few seconds.")
+        try:
+            yield
+        finally:
+            few.release()
 
     def projects(self) -> list[dict[str, Any]]:
         return [one for p in self._store.projects() if (one := describe(self._store, p)) is not None]
@@ -70,19 +85,23 @@ class Overview:
 
     def packed_atlas(self, project: int) -> bytes:
         """`atlas` as gzip-compressed JSON, made anew only when something changed."""
-        stamp = self._store.stamp(project)
-        kept = self._atlases.get(project)
-        if kept is None or kept[0] != stamp:
-            text = json.dumps(self.atlas(project), separators=(",", ":"))
-            kept = (stamp, gzip.compress(text.encode(), 4))  # a quarter of the time of 6, for 4 % more bytes
-            self._atlases[project] = kept
-        return kept[1]
+        with self._packing:  # not by all who wait for it
+            stamp = self._store.stamp(project)
+            kept = self._atlases.get(project)
+            if kept is None or kept[0] != stamp:
+                text = json.dumps(self.atlas(project), separators=(",", ":"))
+                kept = (stamp, gzip.compress(text.encode(), 4))  # a quarter of the time of 6, for 4 % more bytes
+                self._atlases[project] = kept
+            return kept[1]
 
     def curve(self, project: int) -> dict[str, Any]:
-        return curve(self._store, project)
+        with self._one_of(self._slow):
+            return curve(self._store, project)
 
     def queue(self, project: int) -> dict[str, Any]:
-        return {"queue": status.queue(self._store, project)}
+        """{queue, model}: the scans that are served, and the version that draws their masks, None in the cold start."""
+        latest = self._store.latest_round(project)
+        return {"queue": status.queue(self._store, project), "model": latest["model"] or None if latest else None}
 
     def rounds(self, project: int) -> dict[str, Any]:
         return {"rounds": status.round_list(self._store, project), "models": status.model_list(self._store, project)}
@@ -123,7 +142,8 @@ class Overview:
         Raises BadSetting for settings that cannot be used.
         """
         row = self._store.project(project)
-        assert row is not None
+        if row is None:
+            raise NotKnown(f"Project {project} is not known here.")
         levers = json.loads(row["levers"] or "{}") | {name: _typed(text) for name, text in given.items()}
         wanted = project_settings(row["extra_params"], levers)
         now = [explained(p, place, row_settings(dict(row)).alpha) for p, place in served(self._store, project)]
@@ -133,7 +153,8 @@ class Overview:
         if model is None and len(scans) > LARGE:
             return {"now": now[:HEAD], "then": [], "note": "There are too many scans to try a first order out."}
         ground = Ground(self._store, project, row["embedder"], model["fingerprint"] if model else "", wanted)
-        picks = order(ground, scans, ranked=HEAD) if scans else []
+        with self._one_of(self._slow):
+            picks = order(ground, scans, ranked=max(HEAD, wanted.depth)) if scans else []
         waiting = any(not s.annotated for s in scans)
         lacking = "The model has not been asked for what this needs yet; save it, and the order follows."
         then = [explained(p, place, wanted.alpha) for place, p in enumerate(picks[:HEAD], start=1)]
@@ -173,35 +194,37 @@ class Overview:
         return {"lately": lately, "now": begun, "note": note}
 
     def doctor(self, project: int | None) -> dict[str, Any]:
-        return {"checks": self._examine(project)}
+        with self._one_of(self._slow):
+            return {"checks": self._examine(project)}
 
     # -- pictures -------------------------------------------------------------------------------
 
     def scan_picture(self, project: int, task: int, side: int, model: str) -> bytes:
-        return self._pictures.scan(project, task, side=side, model=model)
+        with self._one_of(self._drawing):
+            return self._pictures.scan(project, task, side=side, model=model)
 
     def held_out(self, project: int) -> list[int]:
         return self._pictures.held_out(project)
 
     def compare(self, project: int, first: str, second: str) -> list[Any]:
-        return self._pictures.compare(project, first, second)
+        with self._one_of(self._slow):
+            return self._pictures.compare(project, first, second)
 
     def difference(self, project: int, task: int, first: str, second: str, part: str) -> bytes:
-        return self._pictures.difference(project, task, first, second, part)
+        with self._one_of(self._drawing):
+            return self._pictures.difference(project, task, first, second, part)
 
     def plot(self, project: int, what: str, kind: str) -> bytes:
         """`what`: "map" or "curve"; `kind`: "svg" or "png"."""
-        with self._drawing:
-            return (
-                map_plot(self.atlas(project), kind=kind)
-                if what == "map"
-                else curve_plot(self.curve(project), kind=kind)
-            )
+        with self._one_of(self._slow):
+            if what == "map":
+                return map_plot(self.atlas(project), kind=kind)
+            return curve_plot(curve(self._store, project), kind=kind)
 
 
 def _typed(text: str) -> Any:
     """A number where it is one, else the text."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

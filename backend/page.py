@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader
 from starlette.exceptions import HTTPException
 
 from backend import reference, wording
-from backend.errors import ScanqueueError
+from backend.errors import Overloaded, ScanqueueError
 
 PAGES = Path(__file__).with_name("pages")
 ASSETS = {
@@ -156,8 +156,9 @@ def create_page(data: Data, openapi: Callable[[], Json]) -> APIRouter:
 
     @router.get("/projects/{project}/queue")
     def queue(request: Request, project: Project, count: int = CARDS) -> Response:
-        status, waiting = known(project), data.queue(project)["queue"]
-        return _html(request, "queue.html", status, waiting=waiting, count=max(count, 1), more=CARDS)
+        status, found = known(project), data.queue(project)
+        shown = {"waiting": found["queue"], "drawn_by": found["model"], "count": max(count, 1), "more": CARDS}
+        return _html(request, "queue.html", status, **shown)
 
     @router.get("/projects/{project}/activity")
     def activity(request: Request, project: Project) -> Response:
@@ -191,9 +192,13 @@ def create_page(data: Data, openapi: Callable[[], Json]) -> APIRouter:
         """quiet  a picture that cannot be had is no error but nothing (204): a browser's console stays empty"""
         try:
             return _file(data.scan_picture(project, task, _side(side), model), "image/png")
+        except Overloaded:
+            raise
         except ScanqueueError:
             if not quiet:
                 raise
+            if model:  # better the scan alone than nothing
+                return picture(project, task, side, quiet=True)
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
     @router.get("/projects/{project}/compare/{task}.png")
@@ -285,7 +290,9 @@ def _file(content: bytes, kind: str, name: str = "") -> Response:
     if name:
         headers["Content-Disposition"] = f'inline; filename="{name}"'
     if kind == "image/svg+xml":  # opened by itself it is a document, and may be made from what a lab typed
-        headers["Content-Security-Policy"] = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+        headers["Content-Security-Policy"] = (
+            "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
+        )
     return Response(content, headers=headers)
 
 

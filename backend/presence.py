@@ -12,8 +12,7 @@ from backend.store import Store
 
 log = logging.getLogger("scanqueue.presence")
 
-EVERY = 10.0  # seconds between signs of life
-AWAY = 60.0  # seconds of silence after which a worker is taken for gone
+EVERY = 10  # seconds between signs of life
 
 
 class Presence:
@@ -41,7 +40,8 @@ class Presence:
             with suppress(ScanqueueError):
                 self._store.present(self._name, ", ".join(dict.fromkeys(self._at)))
             self._told.clear()
-            if self._told.wait(EVERY):
-                stopping.wait(1.0)  # what changes fast is told once a second
+            for _ in range(EVERY):  # what changes fast is told once a second
+                if stopping.wait(1.0) or self._told.is_set():
+                    break
         with suppress(ScanqueueError):
             self._store.absent(self._name)

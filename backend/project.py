@@ -373,7 +373,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     train = _training(done, config, known, usable)
     if latest is not None and done.models and (round_of(done.models[-1].version) or 0) > latest.n:
         train = None  # the round of the last model comes first: labels that arrive meanwhile must not keep it away
-    key = round_key(done, config, scans)
+    key = round_key(done, config, seen.scans)
     mapped = [s for s in ready if s.digest in done.mapped]
     pool = [s for s in mapped if not s.annotated and s.wish >= 0]
 
@@ -478,7 +478,8 @@ def round_key(done: Done, config: LabelConfig, scans: Iterable[Scan] = ()) -> st
     if settings.uncertainty != "image":
         more["uncertainty"] = settings.uncertainty
     trained = done.models[-1].version
-    return fingerprint(done.active, trained, config.key, settings.alpha, ranked, *([more] if more else []))
+    alpha = settings.alpha if ranked == "paper" else ProjectSettings.alpha  # the others do not ask for it
+    return fingerprint(done.active, trained, config.key, alpha, ranked, *([more] if more else []))
 
 
 def annotators(labels: Iterable[tuple[int, int | None]]) -> int:
@@ -538,14 +539,16 @@ def score_of(place: int, size: int) -> float:
 
 def published_length(latest: Round, seen: Seen, settings: ProjectSettings) -> int:
     """`prefix_length` of a round as things stand: skipped scans are not counted as still open."""
-    waiting = (s.task for s in seen.scans if s.digest and not s.annotated and not s.problem and not s.skipped)
+    open_ = (s for s in seen.scans if s.digest and not s.annotated and not s.problem and s.wish >= 0)
+    waiting = (s.task for s in open_ if not s.skipped)
     return prefix_length(latest.order, frozenset(waiting), settings, seen.people)
 
 
 def publication(latest: Round, seen: Seen, settings: ProjectSettings) -> Publish | None:
     """What Label Studio lacks of the latest round; None when it shows just that."""
     live = seen.live
-    unlabelled = {s.task for s in seen.scans if s.digest and not s.annotated and not s.problem}
+    open_ = (s for s in seen.scans if s.digest and not s.annotated and not s.problem)
+    unlabelled = {s.task for s in open_ if s.wish >= 0}  # left out while a training keeps the next round away
     length = published_length(latest, seen, settings)
     wanted = [t for t in latest.order[:length] if t in unlabelled]
     ahead = set(wanted)

@@ -661,6 +661,8 @@ class Reconciler:
         cases = []
         for task in tasks:
             scan = by_task[task]
+            if task not in masks:  # somebody has it read again
+                raise Again
             try:
                 mask = self.store.arrays("labels", masks[task])["mask"]
                 boxed = self.bulk.pixels(scan, self.learner.image_size)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from backend.errors import BadSetting
 
 PREFIX = "SCANQUEUE_"
+MOST_SCANS = 1_000_000  # that a setting can count
 SECRETS = ("LABEL_STUDIO_API_KEY", "PASSWORD", "DATABASE_URL", "REDIS_URL")
 
 
@@ -219,15 +220,18 @@ class ProjectSettings:
         values: dict[str, Any] = dict(given)
         for key in ("cold_start_size", "round_size", "queue_depth", "seed"):
             low = 0 if key in ("seed", "queue_depth") else 1
+            high = 2**31 - 1 if key == "seed" else MOST_SCANS
             if key in values and (type(values[key]) is not int or values[key] < low):
                 raise BadSetting(f"{key} is {values[key]!r}; it must be a whole number, {low} or more.")
-        for key, high in (("alpha", 1), ("tolerance", 1), ("control_share", 0.5)):
+            if key in values and values[key] > high:
+                raise BadSetting(f"{key} is {str(values[key])[:40]}; it must be at most {high}.")
+        for key, most in (("alpha", 1), ("tolerance", 1), ("control_share", 0.5)):
             if key in values:
                 number = values[key]
                 if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-                    raise BadSetting(f"{key} is {number!r}; it must be a number from 0 to {high}.")
-                if not 0 <= number <= high:
-                    raise BadSetting(f"{key} is {number}; it must be from 0 to {high}.")
+                    raise BadSetting(f"{key} is {number!r}; it must be a number from 0 to {most}.")
+                if not 0 <= number <= most:
+                    raise BadSetting(f"{key} is {number}; it must be from 0 to {most}.")
                 values[key] = float(number)
         if values.get("retrain", "auto") not in ("auto", "button"):
             raise BadSetting(f'retrain is {values["retrain"]!r}; it must be "auto" or "button".')
@@ -236,6 +240,15 @@ class ProjectSettings:
             ("uncertainty", "the name of a measure"),
             ("stratify_by", "a key of the task data"),
         ):
-            if key in values and not isinstance(values[key], str):
+            if key in values and not (isinstance(values[key], str) and _storable(values[key])):
                 raise BadSetting(f"{key} is {values[key]!r}; it must be {what}.")
         return values
+
+
+def _storable(text: str) -> bool:
+    """Whether every database takes the text: no NUL, no half of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text

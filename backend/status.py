@@ -215,11 +215,7 @@ def round_list(store: Store, project: int) -> list[dict[str, Any]]:
              random, on the same held-out scans; None where they were not compared
     """
     models = {m["version"]: m for m in store.models(project)}
-    activated = [
-        {"version": c["after"], "at": c["at"], "user": c["user"]}
-        for c in reversed(store.changes(project))
-        if c["kind"] == "activate"
-    ]
+    activated = [{k: a[k] for k in ("version", "at", "user")} for a in store.activations(project)]
     answers = []
     for r in store.rounds(project, picks=False):
         version = version_name(r["n"])

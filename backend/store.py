@@ -259,6 +259,7 @@ PATIENCE = {  # with PostgreSQL, in libpq's words: what hangs is given up, howev
     "options": "-c statement_timeout=60000",  # milliseconds; migrations have as long as they need
 }
 NEXT, OUT = 1, -1  # wishes for a scan: to be labelled next, to be left out of the order
+COLD_ROUNDS = 20  # orders without a model, the newest, in which the cluster of a scan is looked for
 VARIABLES = 500  # of one SQL statement; SQLite allows 32,766 in all
 
 
@@ -302,6 +303,10 @@ class Store:
             self._engine = create_engine(url, pool_pre_ping=True, pool_timeout=POOL_WAIT, connect_args=_patience(url))
         with self._explained():
             migrate(self._engine, folder / "locks" / "migration.lock")
+
+    def close(self) -> None:
+        """Give the connections to the database back."""
+        self._engine.dispose()
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -430,19 +435,16 @@ class Store:
     ) -> int:
         """Write down what somebody changed, and change it, all or nothing; returns the number of the change.
 
-        levers  the settings of the page from now on; None leaves them
+        levers  settings of the page that are others from now on; None: no longer set there
         wishes  what is wished of scans from now on, by task
         """
-        with self.write() as connection:
-            here = change_table.c.project == project
-            last = connection.execute(select(func.max(change_table.c.n)).where(here)).scalar_one()
-            row = {"project": project, "n": (last or 0) + 1, "at": time.time(), "undone": 0}
-            told = {"before": _json(change.before), "after": _json(change.after)}
-            said = {"user": change.user, "kind": change.kind, "what": change.what}
-            connection.execute(change_table.insert().values(**row, **said, **told))
-            if levers is not None:
-                values = {"levers": _json(levers) if levers else ""}
-                connection.execute(update(project_table).where(project_table.c.id == project).values(**values))
+        with self.settled() as connection:  # one after the other: else two have one number, or one is lost
+            number = self._record(connection, project, change)
+            if levers:
+                here = project_table.c.id == project
+                now = connection.execute(select(project_table.c.levers).where(here)).scalar_one()
+                merged = {k: v for k, v in (json.loads(now or "{}") | dict(levers)).items() if v is not None}
+                connection.execute(update(project_table).where(here).values(levers=_json(merged) if merged else ""))
             by_wish: dict[int, list[int]] = defaultdict(list)
             for task, wish in wishes.items():
                 by_wish[wish].append(task)
@@ -451,15 +453,35 @@ class Store:
                     chunk = scan_table.c.task.in_(tasks[start : start + VARIABLES])
                     these = update(scan_table).where(scan_table.c.project == project, chunk)
                     connection.execute(these.values(wish=wish))
-            if change.undoes is not None:
-                connection.execute(update(change_table).where(here, change_table.c.n == change.undoes).values(undone=1))
-            return int(row["n"])
+            return number
 
-    def changes(self, project: int, limit: int = 200) -> list[dict[str, Any]]:
-        """What people changed, newest first."""
-        statement = select(change_table).where(change_table.c.project == project).order_by(change_table.c.n.desc())
-        rows = self.rows(statement.limit(limit))
-        return [dict(r) | {k: json.loads(r[k]) for k in ("before", "after")} for r in rows]
+    def _record(self, connection: Connection, project: int, change: Change) -> int:
+        """Write down what somebody changed, in a transaction of `settled`; returns the number of the change."""
+        here = change_table.c.project == project
+        last = connection.execute(select(func.max(change_table.c.n)).where(here)).scalar_one()
+        row = {"project": project, "n": (last or 0) + 1, "at": time.time(), "undone": 0}
+        told = {"before": _json(change.before), "after": _json(change.after)}
+        said = {"user": change.user, "kind": change.kind, "what": change.what}
+        connection.execute(change_table.insert().values(**row, **said, **told))
+        if change.undoes is not None:
+            connection.execute(update(change_table).where(here, change_table.c.n == change.undoes).values(undone=1))
+        return int(row["n"])
+
+    def changes(self, project: int, limit: int = 200) -> list[RowMapping]:
+        """What people changed, newest first: {n, at, user, kind, what, undone}."""
+        columns = [c for c in change_table.c if c.name not in ("before", "after")]  # of a wish they may be large
+        statement = select(*columns).where(change_table.c.project == project).order_by(change_table.c.n.desc())
+        return self.rows(statement.limit(limit))
+
+    def activations(self, project: int) -> list[dict[str, Any]]:
+        """Who made which model active instead of which, oldest first: {change, version, before, at, user}."""
+        here = (change_table.c.project == project, change_table.c.kind == "activate")
+        rows = self.rows(select(change_table).where(*here).order_by(change_table.c.n))
+        told = ((r, json.loads(r["before"]), json.loads(r["after"])) for r in rows)
+        return [
+            {"change": r["n"], "version": after, "before": before, "at": r["at"], "user": r["user"]}
+            for r, before, after in told
+        ]
 
     def change(self, project: int, n: int) -> dict[str, Any] | None:
         rows = self.rows(select(change_table).where(change_table.c.project == project, change_table.c.n == n))
@@ -623,21 +645,25 @@ class Store:
         return self._tuples(select(scan_table.c.task, scan_table.c.problem).where(*here))
 
     def waiting(self, project: int) -> list[tuple[int, int]]:
-        """(task, how often it was skipped) of the scans that have no annotation and no problem."""
-        here = (scan_table.c.project == project, scan_table.c.annotated == 0, scan_table.c.problem == "")
-        return self._tuples(select(scan_table.c.task, scan_table.c.skipped).where(*here))
+        """(task, how often it was skipped) of the scans that have no annotation and no problem and are not left out."""
+        scan = scan_table.c
+        here = (scan.project == project, scan.annotated == 0, scan.problem == "", scan.wish >= 0)
+        return self._tuples(select(scan.task, scan.skipped).where(*here))
 
     def stamp(self, project: int) -> tuple[Any, ...]:
         """Changes whenever anything changes that people see of the scans; cheap, whatever the pool."""
         row = self.project(project)
         scan, rounds, change = scan_table.c, round_table.c, change_table.c
-        seen = select(func.count(), func.sum(scan.annotated), func.sum(scan.skipped), func.sum(scan.problem_at))
+        sums = (scan.annotated, scan.skipped, scan.problem_at, case((scan.digest != "", 1), else_=0))
+        seen = select(func.count(), *(func.sum(one) for one in sums))
         order = select(func.max(rounds.n), func.max(rounds.created_at), func.max(rounds.published_at))
         found = [
             *self._tuples(seen.where(scan.project == project)),
             *self._tuples(order.where(rounds.project == project)),
             *self._tuples(select(func.max(change.n)).where(change.project == project)),
-            *self._tuples(select(func.count()).where(label_table.c.project == project)),
+            *self._tuples(
+                select(func.count(), func.max(label_table.c.read_at)).where(label_table.c.project == project)
+            ),
         ]
         latest = select(func.length(rounds.picks)).where(rounds.project == project).order_by(rounds.n.desc()).limit(1)
         found += self._tuples(latest)
@@ -882,10 +908,19 @@ class Store:
         return rows
 
     def clusters(self, project: int) -> dict[int, int]:
-        """The cluster of every scan that was in an order without a model, by task."""
+        """The cluster of the scans that were in one of the last orders without a model, by task: in the newest."""
         here = (round_table.c.project == project, round_table.c.model == "")
-        rows = self.rows(select(round_table.c.picks).where(*here).order_by(round_table.c.n))
-        return {p.task: p.cluster for r in rows for p in _unpack(r["picks"]) if p.cluster is not None}
+        numbers = [n for (n,) in self._tuples(select(round_table.c.n).where(*here).order_by(round_table.c.n.desc()))]
+        wanted = self.counts(project)["scans"]
+        found: dict[int, int] = {}
+        for n in numbers[:COLD_ROUNDS]:
+            ((text_,),) = self._tuples(select(round_table.c.picks).where(*here, round_table.c.n == n))
+            for task, *_, cluster in json.loads(text_):
+                if cluster is not None:
+                    found.setdefault(task, cluster)
+            if len(found) >= wanted:
+                break
+        return found
 
     def latest_round(self, project: int) -> dict[str, Any] | None:
         """The round that annotators are served, without reading the others; None before the first.
@@ -1083,8 +1118,8 @@ def _patience(url: URL) -> dict[str, Any]:
     return found
 
 
-def activate_model(store: Store, project: int, version: str) -> None:
-    """Make a trained model the active one.
+def activate_model(store: Store, project: int, version: str, change: Change | None = None) -> int:
+    """Make a trained model the active one, and write down who wanted it; returns the number of the change, or 0.
 
     Raises BadSetting, with the versions there are, when there is none of that name or its checkpoint was removed.
     """
@@ -1102,6 +1137,7 @@ def activate_model(store: Store, project: int, version: str) -> None:
             )
         here = project_table.c.id == project
         connection.execute(update(project_table).where(here).values(active=version))
+        return store._record(connection, project, change) if change else 0
 
 
 def map_name(project: int, embedder: str) -> str:

@@ -53,7 +53,7 @@ class Lever:
 LEVERS = (
     Lever(
         *("alpha", "Alpha: unsure or different"),
-        "1 chooses what the model is most unsure of, 0 what is least like anything labelled, 0.5 weighs both alike.",
+        "For the strategy paper: 1 chooses what the model is most unsure of, 0 what is least like anything labelled.",
         "share",
         high=1,
         step=0.05,

@@ -270,7 +270,7 @@ class Lab:
         return {name: self.one[name] for name in names} | {"problems": len(self.one["problems"])}
 
     def queue(self, project: int) -> Json:
-        return {"queue": self.waiting}
+        return {"queue": self.waiting, "model": self.one["model"]}
 
     def rounds(self, project: int) -> Json:
         rounds = [

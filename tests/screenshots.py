@@ -32,7 +32,7 @@ def main() -> None:
                 lab.wait_for_round(0)
                 lab.label(COLD)
                 for n in range(1, ROUNDS + 1):
-                    service.wait(lab.project, lambda s, n=n: s["job"] is None and s["round"] == n, seconds=600)
+                    lab.wait_for_round(n)
                     lab.label(ROUND if n < ROUNDS else ROUND // 2)
                 service.wait(lab.project, lambda s: s["job"] is None and s["shown"]["n"] > 0)
                 browser = playwright.chromium.launch(executable_path=find_chromium(), headless=True, args=ARGUMENTS)

@@ -69,6 +69,7 @@ def hook_body(action: str, project: int = 4) -> dict[str, Any]:
     return {"action": action, "project": facts}
 
 
+AS_JSON = {"Content-Type": "application/json"}
 CHECK = {"level": "ok", "what": "", "cure": ""}
 
 
@@ -690,6 +691,26 @@ def test_no_form_of_another_site_can_change_anything(path: str, edge: Edge) -> N
     assert edge.http.post(f"/api/projects/4/{path}", json={}, headers=foreign).status_code == 403
 
 
+def test_other_sites_may_link_to_pages_and_load_nothing(edge: Edge) -> None:
+    edge.connect()
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert edge.http.get("/projects/4/settings", headers=link).status_code == 200
+    assert edge.http.get("/api/projects/4", headers=link).status_code == 403
+    for dest, mode in (("iframe", "navigate"), ("image", "no-cors"), ("empty", "cors")):
+        other = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": dest}
+        for path in ("/projects/4/settings", "/api/doctor", "/api/projects/4/preview?alpha=1"):
+            assert edge.http.get(path, headers=other).status_code == 403
+    own = {"Sec-Fetch-Site": "same-origin", "Origin": "https://lab.example"}  # behind a proxy that names us otherwise
+    assert edge.http.post("/api/projects/4/settings", json={"alpha": 0.25}, headers=own).status_code == 202
+
+
+@pytest.mark.parametrize("given", [{"stratify_by": "\ud800"}, {"stratify_by": "a\0b"}, {"seed": 2**31}])
+def test_settings_that_no_database_takes_are_refused(given: dict[str, Any], edge: Edge) -> None:
+    edge.connect()
+    assert edge.http.post("/api/projects/4/settings", content=json.dumps(given), headers=AS_JSON).status_code == 400
+    assert edge.http.get(f"/api/projects/4/preview?seed={'[' * 20_000}").status_code == 400
+
+
 @pytest.mark.parametrize(
     "path", ["atlas", "curve", "settings", "preview", "changes", "activity", "workers", "map", "queue", "rounds"]
 )
@@ -722,6 +743,12 @@ def test_people_find_label_studio_where_it_says_it_is_unless_that_is_its_own_mac
 ) -> None:
     edge.http.post("/setup", json=setup_body(hostname=said))
     assert edge.http.get("/api/projects/4").json()["studio_url"] == kept
+
+
+def test_where_ours_is_a_name_inside_a_compose_file_people_are_sent_where_label_studio_says(tmp_path: Path) -> None:
+    edge = Edge(tmp_path, label_studio_url="http://label-studio:8080")
+    edge.http.post("/setup", json=setup_body(hostname="http://localhost:8080"))
+    assert edge.http.get("/api/projects/4").json()["studio_url"] == "http://localhost:8080"
 
 
 def test_large_answers_are_compressed_for_those_who_take_it(edge: Edge) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import secrets
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from servers import PostgresServer
 from world import COLD, DEPTH, PROJECT, ROUND, World
 
 from backend import changes
+from backend.choices import row_settings
 from backend.errors import BadSetting
+from backend.project import publication
+from backend.store import Store
 
 pytestmark = pytest.mark.usefixtures("miniature")
 
@@ -47,6 +53,64 @@ def test_scans_that_are_left_out_are_published_no_more_until_they_are_back(world
     changes.set_wishes(world.store, PROJECT, "anna", before[:2], "none")
     world.run()
     assert queue(world)[:DEPTH] == before[:DEPTH]
+
+
+def test_what_is_left_out_while_a_training_is_due_is_not_published_again_meanwhile(world: World) -> None:
+    world.cold_started()
+    first = queue(world)[0]
+    world.studio.predictions = [p for p in world.studio.predictions if p["task"] != first]  # somebody removed it there
+    changes.set_wishes(world.store, PROJECT, "anna", [first], "out")
+    reconciler = world.reconciler()
+    seen = reconciler.observe(PROJECT)
+    latest = reconciler.done(PROJECT, seen).rounds[-1]
+    assert first in latest.order
+    found = publication(latest, seen, row_settings(dict(world.store.project(PROJECT) or {})))
+    assert found is None or first not in found.tasks
+    assert first not in queue(world)
+
+
+def test_a_wish_for_a_scan_that_breaks_opens_no_round_and_none_when_it_is_mended(world: World) -> None:
+    world.cold_started()
+    task = queue(world)[-1]
+    changes.set_wishes(world.store, PROJECT, "anna", [task], "next")
+    world.run()
+    rounds = len(world.store.rounds(PROJECT))
+    world.store.set_scans(PROJECT, [{"task": task, "problem": "gone"}])
+    world.run()
+    world.store.retry(PROJECT, task)
+    world.run()
+    assert len(world.store.rounds(PROJECT)) == rounds
+
+
+def test_alpha_opens_a_round_only_where_the_strategy_asks_for_it(world: World) -> None:
+    version = world.in_round_1().studio.model_version
+    changes.set_levers(world.store, PROJECT, "anna", {"alpha": 0.9})
+    world.run()
+    assert world.studio.model_version == version
+
+
+def test_a_cold_start_larger_than_any_pool_is_refused_and_one_larger_than_this_pool_is_not(world: World) -> None:
+    with pytest.raises(BadSetting, match="it must be at most 1000000"):
+        changes.set_levers(world.store, PROJECT, "anna", {"cold_start_size": 10**30})
+    changes.set_levers(world.store, PROJECT, "anna", {"cold_start_size": 1_000_000, "control_share": 0.5})
+    world.cold_started()
+    assert sorted(world.order()) == sorted(s["task"] for s in world.store.scans(PROJECT))
+
+
+def test_changes_of_many_at_once_are_all_kept(world: World, postgres: PostgresServer) -> None:
+    for store in (world.store, Store(world.folder, postgres.new_database(f"changes-{secrets.token_hex(6)}"))):
+        store.add_project(PROJECT)
+        names = ("alpha", "tolerance", "control_share", "seed")
+        with ThreadPoolExecutor(4) as people:
+            made = [
+                people.submit(changes.set_levers, store, PROJECT, n, {n: 0 if n == "seed" else 0.25}) for n in names
+            ]
+            made += [people.submit(changes.ask, store, PROJECT, str(n)) for n in range(12)]
+            numbers = [one.result() for one in made]
+        assert sorted(numbers) == list(range(1, 17))
+        row = store.project(PROJECT)
+        assert row is not None
+        assert set(json.loads(row["levers"])) == set(names)
 
 
 def test_labelling_what_was_wished_for_opens_no_round(world: World) -> None:
@@ -209,3 +273,19 @@ def test_a_task_or_a_wish_that_does_not_exist_is_refused(world: World) -> None:
         changes.set_wishes(world.store, PROJECT, "anna", queue(world)[:1], "soon")
     with pytest.raises(BadSetting, match="has no change 7"):
         changes.undo(world.store, PROJECT, "anna", 7)
+
+
+def test_taking_back_what_was_changed_again_says_so(world: World) -> None:
+    number = changes.set_levers(world.store, PROJECT, "anna", {"alpha": 0.25})
+    changes.set_levers(world.store, PROJECT, "ben", {"alpha": 0.75})
+    with pytest.raises(BadSetting, match=r"\(alpha: 0.25\) was changed again since, and stays"):
+        changes.undo(world.store, PROJECT, "anna", number)
+
+
+def test_what_is_so_already_is_no_change(world: World) -> None:
+    world.in_round_1()
+    with pytest.raises(BadSetting, match="scanqueue-r1 is active already"):
+        changes.activate(world.store, PROJECT, "anna", "scanqueue-r1")
+    with pytest.raises(BadSetting, match="has no problem any more"):
+        changes.retry(world.store, PROJECT, "anna", world.order()[0])
+    assert changes.listed(world.store, PROJECT) == []

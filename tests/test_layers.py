@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"embedders", "pixels", "segmenters"},
     "learner": {"embedders", "evaluation", "pixels", "segmenters", "settings", "training", "sampling"},
     "bulk": {"learner", "pixels", "project", "store", "studio"},
-    "helper": {"bulk", "pulse", "shards"},
+    "helper": {"bulk", "presence", "pulse", "shards"},
     "predictor": {"bulk", "learner", "pixels", "project", "store", "studio"},
     "reconcile": {
         *(

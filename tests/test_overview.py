@@ -16,9 +16,9 @@ from world import COLD, PROJECT, ROUND, World
 
 from backend import changes
 from backend.atlas import LABELLED, OPEN, PROBLEM, atlas
-from backend.curve import curve
-from backend.errors import BadSetting, StudioUnavailable
-from backend.overview import Overview
+from backend.curve import _interval, curve
+from backend.errors import BadSetting, Overloaded, StudioUnavailable
+from backend.overview import SLOW, Overview
 from backend.presence import Presence
 from backend.store import Store, read_map
 
@@ -204,6 +204,39 @@ def test_settings_tell_where_each_comes_from(world: World) -> None:
     assert found["default"]["alpha"] == 0.5
     world.store.set_project(PROJECT, extra_params='{"alfa": 1}')
     assert "'alfa' is not a project setting" in overview(world).settings(PROJECT)["problem"]
+
+
+def test_the_interval_of_many_values_is_that_of_resampling_without_its_cost() -> None:
+    values = np.random.default_rng(0).gamma(2.0, size=1001)
+    for statistic in (np.mean, np.median):
+        rows = np.random.default_rng(1).integers(len(values), size=(2000, len(values)))
+        wanted = np.percentile(statistic(values[rows], axis=1), [2.5, 97.5])
+        assert _interval(values.tolist(), statistic) == pytest.approx(tuple(wanted), abs=0.02)
+
+
+def test_more_of_the_slow_questions_than_can_be_answered_at_once_are_told_to_come_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.overview.PATIENCE", 0.05)
+    going, answered = threading.Event(), threading.Event()
+
+    def examine(project: int | None) -> list[dict[str, str]]:
+        going.set()
+        answered.wait(30)
+        return []
+
+    seen = Overview(world.store, None, SimpleNamespace(), examine)  # type: ignore[arg-type]
+    threads = [threading.Thread(target=seen.doctor, args=(None,)) for _ in range(SLOW)]
+    for thread in threads:
+        going.clear()
+        thread.start()
+        assert going.wait(30)
+    with pytest.raises(Overloaded, match="Try again in a few seconds"):
+        seen.curve(PROJECT)
+    answered.set()
+    for thread in threads:
+        thread.join()
+    assert seen.curve(PROJECT)["models"] == []
 
 
 class Names:

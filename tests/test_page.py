@@ -255,7 +255,7 @@ def test_a_project_of_which_nothing_was_read_yet_has_every_view(tmp_path: Path) 
 
 def test_without_a_worker_now_says_how_to_start_one(lab: Lab) -> None:
     lab.working = []
-    assert "Start one with scanqueue worker ." in view(lab, "now").text
+    assert "Start one with scanqueue worker" in view(lab, "now").text
 
 
 def test_a_change_can_be_undone_once(lab: Lab) -> None:

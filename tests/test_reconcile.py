@@ -347,7 +347,7 @@ def test_a_refused_webhook_is_said_and_the_queue_goes_on(world: World) -> None:
 def test_predictions_that_are_refused_are_said_and_sent_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.in_round_1().label(ROUND - 1)
     world.run()
-    world.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | {"alpha": 1.0}))
+    world.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | {"strategy": "facility+paper"}))
 
     def refuse(project: int, rows: Sequence[Mapping[str, Any]]) -> None:
         raise StudioRefused(f"Label Studio stored 0 of {len(rows)} predictions and gave no reason.")

@@ -27,6 +27,7 @@
   const REST = 120; // milliseconds that the mouse rests on a mark before its picture is asked for
   const RINGED = 5000; // rings at most: more hide the map
   const STEP = 4; // pixels from one corner of a line drawn to the next
+  const SLOWLY = 30000; // milliseconds between looks without any reason
   const LOOKS = [2000, 6000, 15000]; // milliseconds after a wish at which the new order may be there
 
   const STATES = ["open", "labelled", "problem", "skipped"];
@@ -214,8 +215,8 @@
   // The first rows of the order, in order.
   function heads() {
     const found = [];
-    atlas.rank.forEach((rank, i) => { if (rank > 0 && rank <= NUMBERED) found.push(i); });
-    return found.sort((a, b) => atlas.rank[a] - atlas.rank[b]);
+    atlas.rank.forEach((rank, i) => { if (rank > 0 && atlas.state[i] !== 1) found.push(i); }); // the labelled ones are done
+    return found.sort((a, b) => atlas.rank[a] - atlas.rank[b]).slice(0, NUMBERED);
   }
 
   function layout(look, by) {
@@ -340,15 +341,16 @@
     document.getElementById("map-panel").dataset.task = values.task;
     clearTimeout(resting);
     thumb.hidden = true;
+    thumb.removeAttribute("src"); // else the scan shown before stands there until the new one has come
     noThumb.hidden = atlas.state[row] !== 2; // what cannot be read is not asked for
     if (atlas.state[row] !== 2) resting = setTimeout(() => {
       thumb.alt = `Scan of task ${values.task}`;
       thumb.src = `${view.dataset.scans}${values.task}.png?quiet=1&side=160`;
-      thumb.hidden = false;
     }, REST);
   }
 
-  thumb.addEventListener("error", () => { thumb.hidden = true; noThumb.hidden = false; });
+  thumb.addEventListener("load", () => { thumb.hidden = false; });
+  thumb.addEventListener("error", () => { thumb.hidden = true; noThumb.hidden = !thumb.hasAttribute("src"); });
 
   const rowOf = (event) => drawn[event.points[0].curveNumber][event.points[0].pointNumber];
 
@@ -535,7 +537,7 @@
       change = answer.change;
       said.textContent = words();
       undo.hidden = !undoable;
-      await refresh();
+      await refresh(true);
       for (const delay of LOOKS) setTimeout(() => refresh().catch(() => {}), delay);
     } catch (error) {
       said.textContent = `That did not work: ${error.message}`;
@@ -570,10 +572,12 @@
     fillGroups();
   }
 
+  setInterval(() => { if (atlas && !document.hidden) refresh().catch(() => {}); }, SLOWLY);
+
   // Ask for the atlas again, and draw it when it has changed.
-  async function refresh() {
+  async function refresh(mine = false) {
     const answer = await ask("atlas");
-    if (answer === text) return;
+    if (answer === text || (selection.length && !mine)) return; // what somebody selects meanwhile stays selected
     take(answer);
     at = -1;
     outlines = [];
