@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backend import page
 from backend.api import create_api
 from backend.measures import Measures, Note, nowhere
 from backend.pulse import Pulse, Stopping
@@ -135,6 +136,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     stopping = threading.Event()
     keeper = threading.Thread(target=_keep_worker, args=(settings, stopping), daemon=True)
     threading.Thread(target=measures.keep, args=(stopping,), daemon=True).start()
+    threading.Thread(target=page.warm, daemon=True).start()
     if worker:
         keeper.start()
     try:

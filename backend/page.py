@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -311,6 +312,12 @@ def _asset(name: str) -> tuple[bytes, bytes, str]:
     """An asset, the same compressed, and a short name of its content. Read once."""
     content = _asset_path(name).read_bytes()
     return content, gzip.compress(content, 6, mtime=0), hashlib.sha256(content).hexdigest()[:12]
+
+
+def warm() -> None:
+    """Have the large script packed before somebody waits for it."""
+    with suppress(HTTPException):
+        _asset("plotly.js")
 
 
 def _asset_path(name: str) -> Path:

@@ -57,7 +57,7 @@ def take(page: Page, lab: Lab, address: str) -> None:
     page.get_by_role("button", name="Lasso").click()
     box = page.locator("#map-plot").bounding_box()
     assert box is not None
-    middle, centre = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    middle, centre = box["x"] + box["width"] * 0.72, box["y"] + box["height"] * 0.4
     page.mouse.move(middle, centre)
     page.mouse.down()
     for x, y in ((120, -60), (200, 40), (90, 130), (-20, 60)):
