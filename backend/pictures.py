@@ -166,10 +166,10 @@ class Pictures:
     # -- records ------------------------------------------------------------------------------
 
     def _scan(self, project: int, task: int) -> Scan:
-        found = self.bulk.scans(project, [task])
-        if not found:
+        found = self.store.scan(project, task)
+        if found is None:
             raise NotKnown(f"project {project} has no task {task} here; it was deleted, or is not read yet.")
-        return found[0]
+        return Scan(task, found["image"], found["digest"], problem=found["problem"])
 
     def _model(self, project: int, version: str) -> Mapping[str, Any]:
         found = self.store.model(project, version)
@@ -214,6 +214,8 @@ class Pictures:
         size = self.bulk.learner.image_size
         if scan.digest:
             return self.bulk.pixels(scan, size)
+        if scan.problem:  # asking for it again is the worker's, now and then: whoever has it may not answer
+            raise UnreadableScan(scan.problem)
         _, image, problem = self.bulk.fetch(scan.image)  # not read yet, or never: nothing is kept of it
         if image is None:
             raise UnreadableScan(problem)

@@ -49,8 +49,6 @@ def take(page: Page, lab: Lab, address: str) -> None:
         page.screenshot(path=IMAGES / f"{name}.png")
         print(IMAGES / f"{name}.png")
 
-    page.goto(address)
-    shot("now")
     page.goto(f"{address}/map")
     page.locator("#map-plot canvas").first.wait_for()
     expect(page.locator("#map-legend li").first).to_be_visible()
@@ -65,7 +63,7 @@ def take(page: Page, lab: Lab, address: str) -> None:
     page.mouse.up()
     page.wait_for_timeout(1000)
     shot("map")
-    for view in ("queue", "curve", "models"):
+    for view in ("queue", "curve"):
         page.goto(f"{address}/{view}", wait_until="networkidle")
         shot(view)
     page.goto(f"{address}/settings")

@@ -205,6 +205,13 @@ def test_a_scan_in_the_cache_is_not_fetched_again(lab: Lab) -> None:
     assert lab.files.asked == ["/data/upload/1/7.png"]
 
 
+def test_a_scan_that_could_not_be_read_is_not_asked_for_again_for_its_picture(lab: Lab) -> None:
+    lab.add(7, gray(0))
+    lab.store.set_scans(PROJECT, [{"task": 7, "digest": "", "problem": "its server does not answer."}])
+    with pytest.raises(UnreadableScan, match="its server does not answer"):
+        lab.pictures.scan(PROJECT, 7)
+
+
 def test_a_scan_that_is_not_read_yet_is_shown_and_nothing_is_kept_of_it(lab: Lab) -> None:
     lab.files.files["new"] = png(gray(70))
     row = {"task": 8, "image": "new", "updated_at": "", "annotated": 0, "skipped": 0}
