@@ -259,6 +259,7 @@ PATIENCE = {  # with PostgreSQL, in libpq's words: what hangs is given up, howev
     "options": "-c statement_timeout=60000",  # milliseconds; migrations have as long as they need
 }
 NEXT, OUT = 1, -1  # wishes for a scan: to be labelled next, to be left out of the order
+KEPT_PICKS = 20_000  # of an order that another took the place of
 COLD_ROUNDS = 20  # orders without a model, the newest, in which the cluster of a scan is looked for
 VARIABLES = 500  # of one SQL statement; SQLite allows 32,766 in all
 
@@ -878,6 +879,23 @@ class Store:
                 "settings": _json(settings) if settings else "",
             }
             self._upsert(connection, round_table, [row])
+            self._shorten(connection, project, n, cold=not model)
+
+    def _shorten(self, connection: Connection, project: int, n: int, *, cold: bool) -> None:
+        """Cut the order that round n takes the place of: people came to its beginning at most.
+
+        The last one without a model stays whole: it knows the clusters.
+        """
+        before = (round_table.c.project == project, round_table.c.n < n)
+        of_its_kind = (*before, (round_table.c.model == "") if cold else (round_table.c.model != ""))
+        statement = select(round_table.c.n, round_table.c.picks).where(*of_its_kind).order_by(round_table.c.n.desc())
+        found = connection.execute(statement.limit(1)).first()
+        if found is None:
+            return
+        picks = json.loads(found.picks)
+        if len(picks) > KEPT_PICKS:
+            here = (round_table.c.project == project, round_table.c.n == found.n)
+            connection.execute(update(round_table).where(*here).values(picks=_json(picks[:KEPT_PICKS])))
 
     def extend_round(self, project: int, n: int, picks: Sequence[Pick]) -> None:
         with self.write() as connection:

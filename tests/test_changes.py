@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from servers import PostgresServer
-from world import COLD, DEPTH, PROJECT, ROUND, World
+from world import COLD, DEPTH, PROJECT, ROUND, Ready, World
 
 from backend import changes
 from backend.choices import row_settings
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("miniature")
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return World(tmp_path / "data")
+    return Ready(tmp_path / "data")
 
 
 def queue(world: World) -> list[int]:

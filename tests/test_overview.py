@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from world import COLD, PROJECT, ROUND, World
+from world import COLD, PROJECT, ROUND, Ready, World
 
 from backend import changes
 from backend.atlas import LABELLED, OPEN, PROBLEM, atlas
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("miniature")
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return World(tmp_path / "data")
+    return Ready(tmp_path / "data")
 
 
 def overview(world: World, studio: Any = None) -> Overview:

@@ -127,8 +127,15 @@ def violations(page: Page, axe: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("colours", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "colours"),
+    [
+        ("laptop", "light"),
+        ("phone", "dark"),
+        pytest.param("laptop", "dark", marks=pytest.mark.long),
+        pytest.param("phone", "light", marks=pytest.mark.long),
+    ],
+)
 def test_every_view_can_be_used_by_everybody(browser: Browser, axe: str, size: str, colours: str) -> None:
     with visit(browser, Lab(), size=size, colours=colours) as seen:
         for name in VIEWS:

@@ -282,20 +282,16 @@ def test_killed_and_started_again_it_ends_with_the_same_table_and_report(folder:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SCANQUEUE_")}
     subprocess.run(command(folder, tmp_path / "whole"), check=True, env=environment, cwd=ROOT, capture_output=True)
     out = tmp_path / "killed"
-    kills = 0
-    for enough in (1, 4):
-        process = subprocess.Popen(
-            command(folder, out), env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        until = time.monotonic() + 120
-        while len(list(out.glob("cells/*.json"))) < enough and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.02)
-        kills += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert kills == 2
-    before = {p.name: p.stat().st_mtime_ns for p in out.glob("cells/*.json")}
-    assert len(before) >= 4
+    process = subprocess.Popen(
+        command(folder, out), env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 120
+    while len(list(out.glob("cells/*.json"))) < 3 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(list(out.glob("cells/*.json"))) >= 3
     done = subprocess.run(command(folder, out), check=True, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert (out / "results.csv").read_text() == (tmp_path / "whole" / "results.csv").read_text()
     assert (out / "picks.csv").read_text() == (tmp_path / "whole" / "picks.csv").read_text()

@@ -329,3 +329,17 @@ def test_a_database_that_is_away_is_explained_without_its_password_and_then_used
 def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match=r"SCANQUEUE_DATABASE_URL is not an address"):
         Store(tmp_path, "the database in the cellar")
+
+
+def test_of_an_order_that_another_took_the_place_of_only_the_beginning_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.store.KEPT_PICKS", 3)
+    store = Store(tmp_path)
+    store.add_project(1)
+    picks = [Pick(task, "medoid", cluster=task % 2) for task in range(5)]
+    for n, model in enumerate(("", "", "m", "m", "m")):
+        store.put_round(1, n=n, key=f"k{n}", model=model, picks=picks, carried=[], size=5, labels=0)
+    assert [len(r["picks"]) for r in store.rounds(1)] == [3, 5, 3, 3, 5]
+    assert [p.task for p in store.rounds(1)[0]["picks"]] == [0, 1, 2]
+    assert [r["size"] for r in store.rounds(1)] == [5] * 5
