@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-import select
+import selectors
 import signal
 import subprocess
 import threading
@@ -80,19 +80,21 @@ def _watch(
 ) -> None:
     """Return when the child has ended, by itself or by our hand."""
     alive, limit = time.monotonic(), max(silence, STARTUP)
-    while child.poll() is None and not stopping.is_set():
-        if select.select([reading], [], [], 0.2)[0]:
-            if os.read(reading, 4096):
-                alive, limit = time.monotonic(), silence
-                if alive_file is not None:
-                    with suppress(OSError):  # a full disk ends no worker
-                        alive_file.touch()
-            else:
-                stopping.wait(0.2)  # the other end is closed: it is ending
-        if time.monotonic() - alive > limit:
-            log.error("the worker has shown no sign of life for %.0f s; it is killed and started again", limit)
-            child.kill()
-            child.wait()
+    with selectors.DefaultSelector() as signs:  # not select(): it knows no descriptor beyond 1,023
+        signs.register(reading, selectors.EVENT_READ)
+        while child.poll() is None and not stopping.is_set():
+            if signs.select(0.2):
+                if os.read(reading, 4096):
+                    alive, limit = time.monotonic(), silence
+                    if alive_file is not None:
+                        with suppress(OSError):  # a full disk ends no worker
+                            alive_file.touch()
+                else:
+                    stopping.wait(0.2)  # the other end is closed: it is ending
+            if time.monotonic() - alive > limit:
+                log.error("the worker has shown no sign of life for %.0f s; it is killed and started again", limit)
+                child.kill()
+                child.wait()
     if child.poll() is None:
         child.send_signal(signal.SIGTERM)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is loaded
@@ -21,6 +22,13 @@ from backend.demo.label_studio import LabelStudio, default_executable
 from backend.demo.phantoms import write_phantoms
 
 ScanPairs = list[tuple[Path, Path]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closed() -> Iterator[None]:
+    """What a file's tests opened and dropped (databases, above all) is closed before the next file begins."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -77,6 +77,20 @@ def test_a_worker_that_ends_is_started_again(tmp_path: Path) -> None:
         wait_for_starts(tmp_path, 2)
 
 
+def test_a_worker_is_watched_by_a_process_with_thousands_of_open_files(tmp_path: Path) -> None:
+    many = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with kept(tmp_path, "live"):
+            wait_for_starts(tmp_path, 1)
+            until = time.monotonic() + 60
+            while not (tmp_path / "alive").exists():
+                assert time.monotonic() < until
+                time.sleep(0.1)
+    finally:
+        for descriptor in many:
+            os.close(descriptor)
+
+
 def test_a_frozen_worker_is_killed_and_started_again(tmp_path: Path) -> None:
     with kept(tmp_path, "freeze"):
         wait_for_starts(tmp_path, 2)
