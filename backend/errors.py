@@ -52,6 +52,10 @@ class BadBackup(ScanqueueError):
     """A file is no backup of a project, is damaged, or was made by another scanqueue than this one can read."""
 
 
+class BadIdentities(ScanqueueError):
+    """The file of identities cannot be used: missing, damaged, of another kind or a later version."""
+
+
 class ProjectBusy(ScanqueueError):
     """A worker is at the project and did not let go of it in time. Trying again may help."""
 

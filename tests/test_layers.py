@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "pixels": set(),
     "formats": {"pixels"},
     "evaluation": set(),
+    "identities": {"formats"},
     "locks": set(),
     "pulse": set(),
     "supervisor": set(),
