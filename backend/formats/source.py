@@ -22,6 +22,8 @@ class FileFacts:
     colour       whether it is
     orientation  ImageOrientationPatient, or ()
     position     ImagePositionPatient, or ()
+    spacing      mm between rows, between columns, or ()
+    thickness    mm, or 0.0
     frame        FrameOfReferenceUID, or ""
     number       InstanceNumber, or 0
     marks        what may tell apart images at one place: time, echo, b-value, ..., as text
@@ -41,6 +43,8 @@ class FileFacts:
     colour: bool = False
     orientation: tuple[float, ...] = ()
     position: tuple[float, ...] = ()
+    spacing: tuple[float, ...] = ()
+    thickness: float = 0.0
     frame: str = ""
     number: int = 0
     marks: tuple[str, ...] = ()

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.errors import BadWindow
+
 if TYPE_CHECKING:
     from backend.formats.volume import Volume
+
+PERCENTILES = (0.5, 99.5)
+SAMPLE = 1_000_000  # voxels that percentiles are taken of, at most about
+_NATIVE = "<" if sys.byteorder == "little" else ">"
 
 
 @dataclass(frozen=True)
@@ -47,11 +56,43 @@ def choose_window(volume: Volume, wanted: Window | str | None) -> Window:
             the header's preset, else the percentiles
 
     Without a preset, black is the 0.5th and white the 99.5th percentile of the finite values that are not padding (of
-    a fixed sample in large volumes); where these are one number, least and greatest.
+    every n-th voxel along each axis in large volumes); where these are one number, least and greatest.
 
     Raises BadWindow when the header has no preset of that name (the sentence lists those it has).
     """
-    raise NotImplementedError
+    if isinstance(wanted, Window):
+        return wanted
+    if isinstance(wanted, str) and wanted.strip().casefold() != "percentile":
+        for name, preset in volume.presets.items():
+            if name.casefold() == wanted.strip().casefold():
+                return preset
+        raise BadWindow(
+            f"the header has no window named {wanted!r}; it has {', '.join(map(repr, volume.presets)) or 'none'}. "
+            "Name one of these, give center and width, or choose 'percentile'"
+        )
+    if wanted is None and volume.window is not None:
+        return volume.window
+    return _percentiles(volume)
+
+
+def _percentiles(volume: Volume) -> Window:
+    if volume.values.ndim == 4:
+        return Window(127.5, 255.0, "LINEAR_EXACT")  # colour passes whatever the window
+    step = math.ceil((volume.values.size / SAMPLE) ** (1 / 3)) if volume.values.size > SAMPLE else 1
+    steps = [step if size > 2 * step else 1 for size in volume.values.shape]
+    sample = volume.values[:: steps[0], :: steps[1], :: steps[2]]
+    known = sample[np.isfinite(sample)] if sample.dtype.kind == "f" else sample.ravel()
+    if volume.padding is not None:
+        image = known[(known < volume.padding[0]) | (known > volume.padding[1])]
+        known = image if image.size else known
+    if not known.size:
+        return Window(0.5, 1.0, "LINEAR_EXACT")
+    low, high = (float(value) for value in np.percentile(known, PERCENTILES))
+    if high <= low:
+        low, high = float(known.min()), float(known.max())
+    if high <= low or not math.isfinite(high - low):
+        return Window(low + 0.5, 1.0, "LINEAR_EXACT") if math.isfinite(low) else Window(0.5, 1.0, "LINEAR_EXACT")
+    return Window((low + high) / 2, high - low, "LINEAR_EXACT")
 
 
 def to_uint8(picture: NDArray[Any], window: Window, *, inverted: bool) -> NDArray[np.uint8]:
@@ -60,7 +101,90 @@ def to_uint8(picture: NDArray[Any], window: Window, *, inverted: bool) -> NDArra
     picture   (H, W) numbers, or (H, W, 3) uint8 RGB, which passes; not modified
     inverted  low is white (MONOCHROME1)
 
-    Not-a-number is 0 before inversion. Raises BadWindow when the width is not positive (LINEAR: less than 1) or the
-    function is unknown. Source: DICOM PS3.3 C.11.2.1.2, C.11.2.1.3.
+    Not-a-number is black. Raises BadWindow when the width is not positive (LINEAR: less than 1) or the function is
+    unknown, ValueError on another shape or type. Source: DICOM PS3.3 C.11.2.1.2, C.11.2.1.3.
     """
-    raise NotImplementedError
+    if picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8:
+        return picture
+    if picture.ndim != 2 or picture.dtype.kind not in "biuf":
+        raise ValueError(f"to_uint8 wants (H, W) numbers or (H, W, 3) uint8, got {picture.shape} {picture.dtype}")
+    _check(window)
+    if picture.dtype.kind == "b":
+        picture = picture.view(np.uint8)
+    if picture.dtype.kind in "iu":
+        if picture.dtype.itemsize <= 2:
+            bits = 8 * picture.dtype.itemsize
+            if picture.dtype.byteorder not in ("=", "|", _NATIVE):
+                picture = picture.astype(picture.dtype.newbyteorder("="))
+            table = _table(window, bits, picture.dtype.kind == "i", inverted)
+            return np.take(table, picture.view(f"u{bits // 8}"), mode="clip")  # none to clip: spares a look at each
+        low, high = (int(picture.min()), int(picture.max())) if picture.size else (0, 0)
+        if high - low < 65536:
+            values = np.arange(low, high + 1, dtype=np.float64)
+            return np.asarray(_eight_bit(_curve(values, window), inverted)[picture - picture.dtype.type(low)])
+    wide = picture.dtype.kind in "iu" or picture.dtype.itemsize > 4
+    numbers = picture.astype(np.float64 if wide else np.float32)
+    unknown = np.isnan(numbers)
+    missing = bool(unknown.any())
+    if missing:
+        numbers[unknown] = 0
+    shown = _eight_bit(_curve(numbers, window), inverted)
+    if missing:
+        shown[unknown] = 0
+    return shown
+
+
+def _check(window: Window) -> None:
+    if window.lut is not None:
+        return
+    if window.function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise BadWindow(f"a window's function is LINEAR, LINEAR_EXACT or SIGMOID, not {window.function!r}")
+    least = "at least 1" if window.function == "LINEAR" else "more than 0"
+    enough = window.width >= 1 if window.function == "LINEAR" else window.width > 0
+    if not (enough and math.isfinite(window.width) and math.isfinite(window.center)):
+        raise BadWindow(
+            f"a {window.function} window needs a finite center and a width of {least}, "
+            f"got {window.center:g} and {window.width:g}"
+        )
+
+
+@lru_cache(maxsize=64)
+def _table(window: Window, bits: int, signed: bool, inverted: bool) -> NDArray[np.uint8]:
+    """What each bit pattern of an 8 or 16 bit integer is shown as."""
+    patterns = np.arange(2**bits, dtype=f"u{bits // 8}")
+    values = patterns.view(f"i{bits // 8}") if signed else patterns
+    table = _eight_bit(_curve(values.astype(np.float64), window), inverted)
+    table.setflags(write=False)
+    return table
+
+
+def _curve(values: NDArray[Any], window: Window) -> NDArray[Any]:
+    """0 black .. 1 white, before clipping; `values` are floats of ours, which are overwritten."""
+    center, width = window.center, window.width
+    if window.lut is not None:
+        entries = np.asarray(window.lut.values, values.dtype) / (2**window.lut.bits - 1)
+        places = np.clip(np.rint(values - window.lut.first), 0, len(entries) - 1)
+        return np.asarray(entries[places.astype(np.intp)])
+    if window.function == "SIGMOID":
+        values -= center
+        values *= -4 / width
+        np.clip(values, -80, 80, out=values)  # far beyond what 8 bits can show
+        np.exp(values, out=values)
+        values += 1
+        return np.reciprocal(values, out=values)
+    if window.function == "LINEAR":
+        center, width = center - 0.5, width - 1
+        if width == 0:
+            return (values > center).astype(values.dtype)
+    values -= center
+    values /= width
+    values += 0.5
+    return values
+
+
+def _eight_bit(curve: NDArray[Any], inverted: bool) -> NDArray[np.uint8]:
+    np.clip(curve, 0, 1, out=curve)
+    if inverted:
+        np.subtract(1, curve, out=curve)
+    curve *= 255
+    return np.rint(curve, out=curve).astype(np.uint8)
