@@ -337,7 +337,8 @@ class _Intake:
             self.tally.skipped += 1
             self.show.advance(len(scan.source.files), self.tally.made)
             return
-        chosen = made.chosen if scan.best else len(scan.chosen)
+        self.tally.troubles += made.broken
+        chosen = made.chosen if scan.best else len(scan.chosen) - len(made.broken)
         self.tally.slices += chosen
         self.tally.there += chosen - len(made.pictures)
         for number, file in made.pictures:
