@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.encaps import generate_frames
-from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
 from backend.errors import UnreadableFile
 from backend.formats import dicom, frames
@@ -176,12 +177,13 @@ def _decode(path: Path, header: Dataset, index: int | None) -> NDArray[Any]:
         if decoder.is_encapsulated:
             _refuse_other_sizes(path, header)
     try:
-        found, _ = decoder.as_array(header, index=index, view_only=True)
+        options: Any = {"view_only": True}  # no copy of what is not compressed
+        found, _ = decoder.as_array(header, index=index, **options)
     except MemoryError as error:
         raise UnreadableFile(path, "does not fit into memory; leave it out or use a larger machine") from error
     except Exception as error:
         raise UnreadableFile(path, f"has pixels that cannot be decoded ({_said(error)}); export it again") from error
-    return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
+    return np.asarray(found, found.dtype.newbyteorder("="))
 
 
 def _said(error: Exception) -> str:
@@ -269,7 +271,7 @@ def _modality(path: Path, header: Dataset, picture: NDArray[Any], n: int = 0) ->
             return np.asarray(apply_modality_lut(picture, _transformation(header, n))).astype(np.float32)
     if (scale.slope, scale.intercept) == (1.0, 0.0):
         return picture if picture.dtype != np.float64 else picture.astype(np.float32)
-    kind = _dtype(header, picture, scale)
+    kind = _dtype(picture, scale)
     values = picture.astype(kind)
     if kind.kind == "f":
         values *= kind.type(scale.slope)
@@ -281,14 +283,13 @@ def _modality(path: Path, header: Dataset, picture: NDArray[Any], n: int = 0) ->
     return values
 
 
-def _dtype(header: Dataset, picture: NDArray[Any], scale: _Scale) -> np.dtype[Any]:
-    """The smallest type that holds every modality value that this header allows."""
-    bits = dicom.whole(header, "BitsStored") or 8 * picture.dtype.itemsize
-    if picture.dtype.kind not in "iu" or not scale.whole or not 1 <= bits <= 32:
+def _dtype(picture: NDArray[Any], scale: _Scale) -> np.dtype[Any]:
+    """The smallest type, from 16 bits on, that holds the modality values of these stored ones."""
+    if picture.dtype.kind not in "iu" or not scale.whole or not picture.size:
         return np.dtype(np.float32)
-    least, most = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if picture.dtype.kind == "i" else (0, 2**bits - 1)
-    low, high = sorted(int(scale.slope) * end + int(scale.intercept) for end in (least, most))
-    for kind in (np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64):
+    ends = int(picture.min()), int(picture.max())
+    low, high = sorted(int(scale.slope) * end + int(scale.intercept) for end in ends)
+    for kind in (np.int16, np.uint16, np.int32, np.uint32, np.int64):
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             return np.dtype(kind)
     return np.dtype(np.float32)

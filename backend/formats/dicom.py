@@ -194,6 +194,7 @@ def facts(path: Path, header: Dataset) -> FileFacts | None:
         number=number,
         marks=tuple(text(header, keyword) for keyword in _MARKS),
         burnt_in=yes_or_no(header),
+        size=path.stat().st_size,
     )
 
 
@@ -268,7 +269,7 @@ def number(header: Dataset, keyword: str, default: float = 0.0) -> float:
         value = header.get(keyword)
         if isinstance(value, (list, tuple, pydicom.multival.MultiValue)):
             value = value[0]
-        found = float(value)  # type: ignore[arg-type]
+        found = float(value)
     except Exception:
         return default
     return found if math.isfinite(found) else default

@@ -44,7 +44,7 @@ def write_nifti_labels(
     geometry = read_geometry(source, time=time)
     check(labels, geometry, names)
     if source.kind == "nifti":
-        image = _like(nifti.load(source.files[0]), labels)
+        image: Any = _like(nifti.load(source.files[0]), labels)
     else:
         image = nib.Nifti1Image(labels, geometry.affine)  # type: ignore[no-untyped-call]
         image.header.set_xyzt_units("mm")
@@ -64,8 +64,8 @@ def write_nifti_labels(
 def _like(source: Any, labels: NDArray[np.uint8]) -> Any:
     """An image of `labels` with the source's header, less its texts."""
     shape = tuple(source.shape[:3])
-    kind: Any = nib.Nifti2Image if isinstance(source, nib.Nifti2Pair) else nib.Nifti1Image  # type: ignore[attr-defined]
-    if not isinstance(source, nib.Nifti1Pair):  # type: ignore[attr-defined]
+    kind: Any = nib.Nifti2Image if isinstance(source, nib.Nifti2Pair) else nib.Nifti1Image
+    if not isinstance(source, nib.Nifti1Pair):
         return kind(labels.reshape(shape), source.affine)  # Analyze has no place for more
     header = kind.header_class.from_header(source.header)
     header.set_data_dtype(np.uint8)

@@ -76,7 +76,7 @@ def reported(path: Path) -> Iterator[None]:
 def load(path: Path) -> Any:
     """The image with its header read and checked, no values yet. Raises UnreadableFile."""
     with reported(path):
-        image: Any = nib.load(path, mmap=False)  # type: ignore[attr-defined]
+        image: Any = nib.load(path, mmap=False)
         shape = _shape(image)
         if not shape or min(shape) < 1:
             raise UnreadableFile(path, f"has no voxels: its header says {' x '.join(map(str, shape)) or 'nothing'}")
@@ -163,7 +163,7 @@ def _geometry(image: Any) -> Geometry:
     affine[:3] *= unit
     orientation = codes(affine)
     if orientation:
-        sizes = voxel_sizes(affine)
+        sizes = voxel_sizes(affine)  # type: ignore[no-untyped-call]
     else:  # nothing to place it by; its voxel sizes may still be good
         sizes = np.array((*image.header.get_zooms()[:3], 1.0, 1.0, 1.0)[:3], np.float64) * unit
         known = bool(np.isfinite(sizes).all() and (sizes > 0).all())
@@ -210,7 +210,7 @@ def _values(image: Any, time: int) -> NDArray[Any]:
         values += np.float32(intercept)
     if values.dtype.kind == "f" and values.dtype.itemsize != 4:
         values = values.astype(np.float32)
-    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
+    return np.asarray(values, values.dtype.newbyteorder("="))
 
 
 def _window(image: Any) -> Window | None:

@@ -69,14 +69,18 @@ def read_header(source: Source) -> Header:
     if source.kind == "dicom":
         header = dicom.read_header(source.files[0])
         return replace(header, burnt_in=source.burnt_in or header.burnt_in)
-    return (nifti if source.kind == "nifti" else picture).read_header(source.files[0])
+    if source.kind == "nifti":
+        return nifti.read_header(source.files[0])
+    return picture.read_header(source.files[0])
 
 
 def read_geometry(source: Source, *, time: int | None = None) -> Geometry:
     """Where the voxels are; headers only. Equals `read(source, time=time).geometry`. Raises as `read`."""
     if source.kind == "dicom":
         return frames.read_geometry(source, time=time)
-    return (nifti if source.kind == "nifti" else picture).read_geometry(source, time=time)
+    if source.kind == "nifti":
+        return nifti.read_geometry(source, time=time)
+    return picture.read_geometry(source, time=time)
 
 
 def read(source: Source, *, time: int | None = None) -> Volume:
@@ -89,4 +93,6 @@ def read(source: Source, *, time: int | None = None) -> Volume:
     """
     if source.kind == "dicom":
         return decode.read(source, time=time)
-    return (nifti if source.kind == "nifti" else picture).read(source, time=time)
+    if source.kind == "nifti":
+        return nifti.read(source, time=time)
+    return picture.read(source, time=time)

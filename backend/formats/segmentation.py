@@ -41,8 +41,9 @@ def write_dicom_seg(
     """Write a label volume as a binary DICOM SEG that references the source's instances, for a hospital's archive.
 
     The file carries the patient, study and frame of reference of its source, patient's name included, as an archive
-    files it by them: that is intended, so keep it where the source may lie. Only non-empty frames are stored; where all
-    are empty, one of them is, as a DICOM image has at least one. Every file is an instance and a series of its own.
+    files it by them: that is intended, so keep it where the source may lie. Empty frames are left out; where all are,
+    only those of the first slice stay, as a DICOM image has at least one frame (of a multi-frame file, all stay). Every
+    slice of the source is referenced. Every file is an instance and a series of its own.
 
     labels   (I, J, K) class numbers, 0 background; not modified
     names    names[n - 1] is the label of class n; each becomes a segment, number n
@@ -112,7 +113,11 @@ def _segmentation(
         )
         for n, name in enumerate(names, start=1)
     ]
-    return highdicom.seg.Segmentation(
+    rest: dict[str, Any] = {}
+    if len(headers) > 1 and not pixels.any():  # highdicom would store every frame
+        rest["further_source_images"] = headers[1:]
+        headers, pixels = headers[:1], pixels[:1]
+    written = highdicom.seg.Segmentation(
         source_images=headers,
         pixel_array=pixels,
         segmentation_type="BINARY",
@@ -126,8 +131,11 @@ def _segmentation(
         software_versions=__version__,
         device_serial_number="0",
         series_description=_short(series_description),
-        omit_empty_frames=True,
+        omit_empty_frames=bool(pixels.any()),
+        **rest,
     )
+    written.SpecificCharacterSet = "ISO_IR 192"  # labels may be in any script
+    return written
 
 
 def _short(text: str) -> str:

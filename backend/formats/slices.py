@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from backend.formats.geometry import Cut
-from backend.formats.volume import Volume
-from backend.formats.window import choose_window, to_uint8
+from backend.formats.volume import Volume, choose_window
+from backend.formats.window import to_uint8
 
 BINS = 64
 SIDE = 256  # a slice is looked at in about this many rows and columns

@@ -28,6 +28,7 @@ class FileFacts:
     number       InstanceNumber, or 0
     marks        what may tell apart images at one place: time, echo, b-value, ..., as text
     burnt_in     BurnedInAnnotation: "YES", "NO" or ""
+    size         of the file, in bytes
     """
 
     path: Path
@@ -49,6 +50,7 @@ class FileFacts:
     number: int = 0
     marks: tuple[str, ...] = ()
     burnt_in: str = ""
+    size: int = 0
 
 
 @dataclass(frozen=True)

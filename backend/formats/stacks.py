@@ -20,7 +20,7 @@ def stacks(facts: Iterable[FileFacts]) -> list[Source]:
     """DICOM files as sources; see `backend.formats.group`."""
     ordered = sorted(facts, key=lambda fact: (fact.number, fact.instance, str(fact.path)))
     first: dict[str, FileFacts] = {}
-    for fact in sorted(ordered, key=lambda fact: str(fact.path)):
+    for fact in sorted(ordered, key=lambda fact: (-fact.size, str(fact.path))):  # a shorter copy may be a truncated one
         first.setdefault(fact.instance or str(fact.path), fact)
     kept = [fact for fact in ordered if first[fact.instance or str(fact.path)] is fact]
 

@@ -6,18 +6,13 @@ import math
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import BadWindow
 
-if TYPE_CHECKING:
-    from backend.formats.volume import Volume
-
-PERCENTILES = (0.5, 99.5)
-SAMPLE = 1_000_000  # voxels that percentiles are taken of, at most about
 _NATIVE = "<" if sys.byteorder == "little" else ">"
 
 
@@ -47,52 +42,6 @@ class Window:
     width: float
     function: str = "LINEAR"
     lut: VoiTable | None = None
-
-
-def choose_window(volume: Volume, wanted: Window | str | None) -> Window:
-    """The window to show a whole volume with.
-
-    wanted  a Window: itself. A name: the header's preset of that name (case does not count), or "percentile". None:
-            the header's preset, else the percentiles
-
-    Without a preset, black is the 0.5th and white the 99.5th percentile of the finite values that are not padding (of
-    every n-th voxel along each axis in large volumes); where these are one number, least and greatest.
-
-    Raises BadWindow when the header has no preset of that name (the sentence lists those it has).
-    """
-    if isinstance(wanted, Window):
-        return wanted
-    if isinstance(wanted, str) and wanted.strip().casefold() != "percentile":
-        for name, preset in volume.presets.items():
-            if name.casefold() == wanted.strip().casefold():
-                return preset
-        raise BadWindow(
-            f"the header has no window named {wanted!r}; it has {', '.join(map(repr, volume.presets)) or 'none'}. "
-            "Name one of these, give center and width, or choose 'percentile'"
-        )
-    if wanted is None and volume.window is not None:
-        return volume.window
-    return _percentiles(volume)
-
-
-def _percentiles(volume: Volume) -> Window:
-    if volume.values.ndim == 4:
-        return Window(127.5, 255.0, "LINEAR_EXACT")  # colour passes whatever the window
-    step = math.ceil((volume.values.size / SAMPLE) ** (1 / 3)) if volume.values.size > SAMPLE else 1
-    steps = [step if size > 2 * step else 1 for size in volume.values.shape]
-    sample = volume.values[:: steps[0], :: steps[1], :: steps[2]]
-    known = sample[np.isfinite(sample)] if sample.dtype.kind == "f" else sample.ravel()
-    if volume.padding is not None:
-        image = known[(known < volume.padding[0]) | (known > volume.padding[1])]
-        known = image if image.size else known
-    if not known.size:
-        return Window(0.5, 1.0, "LINEAR_EXACT")
-    low, high = (float(value) for value in np.percentile(known, PERCENTILES))
-    if high <= low:
-        low, high = float(known.min()), float(known.max())
-    if high <= low or not math.isfinite(high - low):
-        return Window(low + 0.5, 1.0, "LINEAR_EXACT") if math.isfinite(low) else Window(0.5, 1.0, "LINEAR_EXACT")
-    return Window((low + high) / 2, high - low, "LINEAR_EXACT")
 
 
 def to_uint8(picture: NDArray[Any], window: Window, *, inverted: bool) -> NDArray[np.uint8]:
@@ -171,7 +120,7 @@ def _curve(values: NDArray[Any], window: Window) -> NDArray[Any]:
         np.clip(values, -80, 80, out=values)  # far beyond what 8 bits can show
         np.exp(values, out=values)
         values += 1
-        return np.reciprocal(values, out=values)
+        return np.asarray(np.reciprocal(values, out=values))
     if window.function == "LINEAR":
         center, width = center - 0.5, width - 1
         if width == 0:
@@ -187,4 +136,5 @@ def _eight_bit(curve: NDArray[Any], inverted: bool) -> NDArray[np.uint8]:
     if inverted:
         np.subtract(1, curve, out=curve)
     curve *= 255
-    return np.rint(curve, out=curve).astype(np.uint8)
+    np.rint(curve, out=curve)
+    return curve.astype(np.uint8)
