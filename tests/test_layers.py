@@ -131,6 +131,7 @@ WALLS: dict[str, set[str]] = {
     "alembic": {"migrate"},
     "huey": {"worker"},
     "pydicom": {f"formats.{part}" for part in ("decode", "dicom", "frames", "segmentation")},
+    "gdcm": {"formats.decode"},
     "nibabel": {f"formats.{part}" for part in ("geometry", "labels", "nifti")},
     "highdicom": {"formats.segmentation"},
     "redis": {"locks", "worker"},
