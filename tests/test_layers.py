@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -193,3 +194,12 @@ def test_only_studio_knows_label_studios_addresses() -> None:
         tree = ast.parse((ROOT / "backend" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
         texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
         assert not [t for t in texts if t.startswith(("/api/tasks", "/api/projects/", "/api/webhooks", "/api/ml"))]
+
+
+def test_a_server_is_there_before_torch_is() -> None:
+    server = (
+        "import sys, backend.api, backend.app, backend.doctor, backend.overview, backend.pictures, backend.predictor\n"
+        "from backend.learner import Learner\nfrom backend.settings import Settings\n"
+        "Learner(Settings(), at_once=False)\nsys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", server], cwd=ROOT, check=False).returncode == 0
