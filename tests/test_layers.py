@@ -19,7 +19,27 @@ ALLOWED: dict[str, set[str]] = {
     "project": {"settings"},
     "choices": {"settings", "sampling"},
     "pixels": set(),
-    "formats": {"pixels"},
+    "formats": {
+        *(f"formats.{part}" for part in ("geometry", "labels", "reading", "segmentation", "slices", "source")),
+        *("formats.volume", "formats.window"),
+    },
+    "formats.source": set(),
+    "formats.geometry": set(),
+    "formats.window": set(),
+    "formats.volume": {"formats.geometry", "formats.window"},
+    "formats.slices": {"formats.geometry", "formats.volume", "formats.window"},
+    "formats.dicom": {"formats.source"},
+    "formats.stacks": {"formats.dicom", "formats.source"},
+    "formats.frames": {f"formats.{part}" for part in ("dicom", "geometry", "source", "stacks")},
+    "formats.decode": {f"formats.{part}" for part in ("dicom", "frames", "geometry", "source", "volume", "window")},
+    "formats.nifti": {f"formats.{part}" for part in ("frames", "geometry", "source", "volume", "window")},
+    "formats.picture": {"pixels", *(f"formats.{part}" for part in ("frames", "geometry", "source", "volume"))},
+    "formats.reading": {
+        *(f"formats.{part}" for part in ("decode", "dicom", "frames", "geometry", "nifti", "picture", "source")),
+        *("formats.stacks", "formats.volume"),
+    },
+    "formats.labels": {f"formats.{part}" for part in ("geometry", "nifti", "reading", "source")},
+    "formats.segmentation": {f"formats.{part}" for part in ("dicom", "frames", "labels", "reading", "source")},
     "evaluation": set(),
     "locks": set(),
     "pulse": set(),
@@ -110,6 +130,10 @@ WALLS: dict[str, set[str]] = {
     "sqlalchemy": {"backup", "migrate", "store", "shards"},
     "alembic": {"migrate"},
     "huey": {"worker"},
+    "pydicom": {f"formats.{part}" for part in ("decode", "dicom", "frames", "segmentation")},
+    "gdcm": {"formats.decode"},
+    "nibabel": {f"formats.{part}" for part in ("geometry", "labels", "nifti")},
+    "highdicom": {"formats.segmentation"},
     "redis": {"locks", "worker"},
     "filelock": {"locks", "migrate"},
     "fastapi": {"api", "contract", "page"},
@@ -125,6 +149,9 @@ WALLS: dict[str, set[str]] = {
 SAMPLING_MAY = {"numpy", "scipy", "sklearn", "openTSNE", "threadpoolctl", "sampling"}
 
 
+PACKAGES = {"formats", "simulate"}  # whose modules have their own places
+
+
 def imports(path: Path) -> set[str]:
     """Full names of everything that a file imports, inside functions too."""
     found: set[str] = set()
@@ -133,24 +160,27 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "backend" else set()
-            found.add(node.module or "")
+            module = node.module or ""
+            inner = {a.name for a in node.names if (ROOT / module.replace(".", "/") / f"{a.name}.py").is_file()}
+            found |= {f"{module}.{name}" for name in inner}
+            if module != "backend" and inner != {a.name for a in node.names}:
+                found.add(module)
     return found
 
 
 def own(names: set[str]) -> set[str]:
-    """The modules of `backend`, those of its package `simulate` one by one, and `sampling`, among imported names."""
+    """The modules of `backend`, those of its PACKAGES one by one, and `sampling`, among imported names."""
     parts = [n.split(".") for n in names if n.startswith("backend.")]
-    inner = {".".join(p[1:3] if p[1] == "simulate" else p[1:2]) for p in parts} - {"__version__"}
+    inner = {".".join(p[1:3] if p[1] in PACKAGES else p[1:2]) for p in parts}
     return inner | ({"sampling"} & {n.split(".")[0] for n in names})
 
 
-MODULES = {p.stem: imports(p) for p in sorted((ROOT / "backend").glob("*.py")) if p.stem != "__init__"}
-MODULES |= {
-    f"simulate.{p.stem}": imports(p)
-    for p in sorted((ROOT / "backend" / "simulate").glob("*.py"))
-    if p.stem != "__init__"
-}
+FILES = {p.stem: p for p in sorted((ROOT / "backend").glob("*.py")) if p.stem != "__init__"}
+for package in sorted(PACKAGES):
+    inner = {f"{package}.{p.stem}": p for p in sorted((ROOT / "backend" / package).glob("*.py"))}
+    front = inner.pop(f"{package}.__init__")
+    FILES |= inner | ({package: front} if imports(front) else {})
+MODULES = {name: imports(path) for name, path in FILES.items()}
 SAMPLING = {p.stem: imports(p) for p in sorted((ROOT / "sampling").glob("*.py"))}
 
 
@@ -191,7 +221,7 @@ def test_the_plugin_needs_nothing_that_label_studio_ml_does_not_bring() -> None:
 
 def test_only_studio_knows_label_studios_addresses() -> None:
     for module in set(MODULES) - {"studio", "contract"}:  # contract: those of our own
-        tree = ast.parse((ROOT / "backend" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
         texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
         assert not [t for t in texts if t.startswith(("/api/tasks", "/api/projects/", "/api/webhooks", "/api/ml"))]
 
