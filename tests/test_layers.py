@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "formats.labels": {f"formats.{part}" for part in ("geometry", "nifti", "reading", "source")},
     "formats.segmentation": {f"formats.{part}" for part in ("dicom", "frames", "labels", "reading", "source")},
     "evaluation": set(),
+    "identities": {"formats"},
     "locks": set(),
     "pulse": set(),
     "supervisor": set(),
