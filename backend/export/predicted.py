@@ -39,8 +39,8 @@ class ModelMasks:
         model = store.model(project, wanted) if wanted else None
         if model is None:
             versions = ", ".join(m["version"] for m in store.models(project))
-            said = f"has no model {version!r}; it has {versions}" if versions else "has no trained model yet"
-            raise NotKnown(f"Project {project} {said}.")
+            said = "no active model" if version == ACTIVE else f"no model {version!r}"
+            raise NotKnown(f"Project {project} has {said}; it has {versions or 'no trained model yet'}.")
         self.version: str = model["version"]
         self.fingerprint: str = model["fingerprint"]
         self.labels: Sequence[str] = model["labels"]
