@@ -1,4 +1,4 @@
-"""The command line: `scanqueue serve | worker | status | doctor | models | export | backup | restore | simulate | demo`."""
+"""The command line: `scanqueue serve`, `worker`, `status`, `models`, `import`, `export` and the others below."""
 
 from __future__ import annotations
 
