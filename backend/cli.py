@@ -1,4 +1,7 @@
-"""The command line: `scanqueue serve`, `worker`, `status`, `models`, `import`, `export` and the others below."""
+"""The command line.
+
+`scanqueue serve | worker | status | doctor | models | import | export | backup | restore | simulate | demo`
+"""
 
 from __future__ import annotations
 
@@ -255,6 +258,71 @@ def models_activate(
     changes.activate(_store(data_dir), project, "command line", version)
     Queue(settings).touch(project)
     console.print(f"{version} is active for project {project}; a new round is published by the worker.")
+
+
+@app.command("import")
+def import_(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders of scans.")],
+    project: ProjectId,
+    axis: Annotated[str, typer.Option(help="Cut along: acquisition, axial, coronal or sagittal.")] = "acquisition",
+    every: Annotated[int | None, typer.Option(min=1, help="Only each N-th slice.")] = None,
+    best: Annotated[int | None, typer.Option(min=1, help="Only the N most informative slices of a scan.")] = None,
+    time: Annotated[int | None, typer.Option(min=0, help="Which volume of several over time, from 0.")] = None,
+    window: Annotated[str, typer.Option(help="CENTER,WIDTH, the name of a preset, percentile, or auto.")] = "auto",
+    site: Annotated[str, typer.Option(help="Name of the site in the tasks; else a pseudonym of it.")] = "",
+    modality: Annotated[str, typer.Option(help="Modality in the tasks, instead of the header's.")] = "",
+    group_by: Annotated[str, typer.Option(help="Keep plain files together by: none, folder or file.")] = "none",
+    local_files: Annotated[
+        Path | None, typer.Option(help="Write the pictures below this folder, which Label Studio reads; no upload.")
+    ] = None,
+    local_root: Annotated[
+        Path | None, typer.Option(help="Where this machine has Label Studio's LOCAL_FILES_DOCUMENT_ROOT.")
+    ] = None,
+    skip_burnt_in: Annotated[
+        bool, typer.Option("--skip-burnt-in", help="Leave out scans that seem to have text in their pixels.")
+    ] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes that read; default: one per core.")] = None,
+    identities: Annotated[
+        Path | None, typer.Option(help="The file that knows who is who; default: identities.sqlite in the data folder.")
+    ] = None,
+    other_identities: Annotated[
+        bool, typer.Option("--other-identities", help="Go on though the project was filled with another such file.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    show_paths: Annotated[
+        bool, typer.Option("--show-paths", help="Name files also where the output is no terminal.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Make tasks of DICOM, NIfTI, PNG, JPEG and TIFF files. No name, id or date leaves this machine.
+
+    Given again, it goes on where it was interrupted; what is there already is not made twice.
+    """
+    from backend.identities import NAME
+    from backend.intake.command import import_scans
+    from backend.intake.plan import Wanted
+    from backend.intake.run import Request
+
+    settings = _settings(data_dir=data_dir)
+    log_to(settings, level="WARNING")
+    wanted = Wanted(axis, every, best, time, window, site, modality, group_by, careful=skip_burnt_in)
+    request = Request(
+        project=project,
+        paths=tuple(paths),
+        wanted=wanted,
+        identities=identities or settings.data_dir / NAME,
+        spool=settings.data_dir / "spool" / f"import-{project}",
+        locks=settings.data_dir / "locks",
+        jobs=jobs or len(os.sched_getaffinity(0)),
+        local=local_files,
+        root=local_root,
+        dry_run=dry_run,
+        foreign=other_identities,
+    )
+    code = import_scans(request, settings, as_json=as_json, show_paths=show_paths)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()

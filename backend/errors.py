@@ -52,6 +52,10 @@ class BadWindow(ScanqueueError, ValueError):
     """A window that no picture can be shown with, or a preset that the header does not have."""
 
 
+class CannotDeliver(ScanqueueError):
+    """Pictures cannot be put where Label Studio would serve them."""
+
+
 class CannotExport(ScanqueueError):
     """Labels cannot be written in the format that was asked for: wrong shape, or a source of another kind."""
 

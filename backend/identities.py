@@ -17,8 +17,8 @@ import secrets
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -39,9 +39,10 @@ CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS pseudonym (
     pseudonym TEXT PRIMARY KEY, kind TEXT NOT NULL, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS scan (
-    scan TEXT PRIMARY KEY, series TEXT NOT NULL, source TEXT NOT NULL, digest TEXT NOT NULL, geometry TEXT NOT NULL,
+    scan TEXT PRIMARY KEY, source TEXT NOT NULL, digest TEXT NOT NULL, geometry TEXT NOT NULL,
     time INTEGER, modality TEXT NOT NULL, patient TEXT NOT NULL, added_at REAL NOT NULL, axes TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS scan_series ON scan (series);
+CREATE TABLE IF NOT EXISTS instance (
+    instance TEXT NOT NULL, scan TEXT NOT NULL, PRIMARY KEY (instance, scan)) WITHOUT ROWID;
 """
 
 
@@ -115,13 +116,15 @@ class Identities:
 
     # -- pseudonyms -------------------------------------------------------------------------
 
-    def pseudonym(self, kind: str, value: str) -> str:
+    def pseudonym(self, kind: str, value: str, *, remember: bool = True) -> str:
         """`P-`, `S-` or `T-` and 12 characters that stand for `value`; remembered with it.
 
         The same value has the same pseudonym for as long as the file lives; without the key nobody can try values
         out. kind: "patient", "scan" or "site".
         """
         made = self._pseudonym(kind, value)
+        if not remember:
+            return made
         with self._lock, self._explained():
             if made not in self._known:
                 with self._writing() as database:
@@ -145,13 +148,11 @@ class Identities:
 
     def put_scan(self, record: ScanRecord) -> None:
         """Remember a scan; what was known of it is replaced, except when it was first added."""
-        source = {f.name: getattr(record.source, f.name) for f in fields(record.source)}
         row = (
             record.scan,
-            record.source.uid,
-            json.dumps(source, default=_plain),
+            record.source.to_json(),
             record.digest,
-            json.dumps(record.geometry.to_json()),
+            record.geometry.to_json(),
             record.time,
             record.modality,
             record.patient,
@@ -160,32 +161,37 @@ class Identities:
         )
         with self._lock, self._explained(), self._writing() as database:
             database.execute(
-                "INSERT INTO scan VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (scan) DO UPDATE SET "
-                "series = excluded.series, source = excluded.source, digest = excluded.digest, "
-                "geometry = excluded.geometry, time = excluded.time, modality = excluded.modality, "
-                "patient = excluded.patient, axes = excluded.axes",
+                "INSERT INTO scan VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (scan) DO UPDATE SET "
+                "source = excluded.source, digest = excluded.digest, geometry = excluded.geometry, "
+                "time = excluded.time, modality = excluded.modality, patient = excluded.patient, axes = excluded.axes",
                 row,
             )
+            database.execute("DELETE FROM instance WHERE scan = ?", (record.scan,))
+            instances = [(instance, record.scan) for instance in set(record.source.instances) if instance]
+            database.executemany("INSERT INTO instance VALUES (?, ?)", instances)
 
     def scan(self, scan: str) -> ScanRecord | None:
+        """What is known of a scan; None when it was not imported with this file."""
         row = self._row(f"SELECT {_COLUMNS} FROM scan WHERE scan = ?", scan)
         return None if row is None else _record(row)
 
     def scans(self) -> Iterator[ScanRecord]:
         """Every scan, the first added first."""
-        yield from self._records("", ())
-
-    def of_series(self, uid: str) -> list[ScanRecord]:
-        """The scans that were made of one source (`Source.uid`, not empty): one, or more when it grew in between."""
-        return list(self._records("WHERE series = ?", (uid,))) if uid else []
-
-    def _records(self, where: str, values: tuple[Any, ...]) -> Iterator[ScanRecord]:
         with self._lock, self._explained():
-            names = self._database.execute(f"SELECT scan FROM scan {where} ORDER BY added_at, scan", values).fetchall()
-        for (name,) in names:
-            record = self.scan(name)
-            if record is not None:
-                yield record
+            names = self._database.execute("SELECT scan FROM scan ORDER BY added_at, scan").fetchall()
+        yield from (record for record in (self.scan(name) for (name,) in names) if record is not None)
+
+    def of_instances(self, instances: Sequence[str]) -> list[ScanRecord]:
+        """The scans that hold any of these SOPInstanceUIDs, the first added first."""
+        found: set[str] = set()
+        for start in range(0, len(instances), 500):
+            some = [instance for instance in instances[start : start + 500] if instance]
+            marks = ", ".join("?" * len(some))
+            with self._lock, self._explained():
+                rows = self._database.execute(f"SELECT scan FROM instance WHERE instance IN ({marks})", some)
+                found |= {row[0] for row in rows}
+        records = [record for record in map(self.scan, found) if record is not None]
+        return sorted(records, key=lambda record: (record.added_at, record.scan))
 
     def _row(self, statement: str, value: str) -> tuple[Any, ...] | None:
         with self._lock, self._explained():
@@ -238,6 +244,7 @@ class Identities:
             ) from error
 
     def close(self) -> None:
+        """Let go of the file."""
         self._database.close()
 
     def __enter__(self) -> Self:
@@ -256,29 +263,17 @@ def _record(row: tuple[Any, ...]) -> ScanRecord:
     from backend.formats import Geometry, Source
 
     scan, source, digest, geometry, time, modality, patient, added_at, axes = row
-    known = {f.name for f in fields(Source)}
-    given = {name: _tuples(value) for name, value in json.loads(source).items() if name in known}
-    given["files"] = tuple(map(Path, given["files"]))
     return ScanRecord(
         scan=scan,
-        source=Source(**given),
+        source=Source.from_json(source),
         digest=digest,
-        geometry=Geometry.from_json(json.loads(geometry)),
+        geometry=Geometry.from_json(geometry),
         time=time,
         modality=modality,
         patient=patient,
         added_at=added_at,
         axes=tuple(json.loads(axes)),
     )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _plain(value: Any) -> Any:
-    """A path as text (odd bytes in a name survive as surrogates), a dataclass as a mapping."""
-    return str(value) if isinstance(value, os.PathLike) else asdict(value)
 
 
 def _make(file: Path) -> None:
