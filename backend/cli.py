@@ -402,6 +402,9 @@ def export(
     axis: Annotated[str, typer.Option("--axis", help="Only slices along this axis.")] = "",
     scan: Annotated[list[str] | None, typer.Option("--scan", help="Only this scan, S-...; may be repeated.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Put a folder that is there aside.")] = False,
+    show_paths: Annotated[
+        bool, typer.Option("--show-paths", help="Name files of scans also where the output is no terminal.")
+    ] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Write annotations, and a model's masks, in the geometry of the files that the scans came from.
@@ -449,12 +452,12 @@ def export(
         with Progress(*columns, console=console, transient=True) as progress:
             bar = progress.add_task("", total=0)
             done = asked.run(out, force=force, progress=lambda n, total: progress.update(bar, completed=n, total=total))
-    _tell_export(project, done)
+    _tell_export(project, done, paths=show_paths or console.is_terminal)
     if done.problem_count:
         raise typer.Exit(1)
 
 
-def _tell_export(project: int, done: Exported) -> None:
+def _tell_export(project: int, done: Exported, *, paths: bool) -> None:
     kinds = {"nifti": "NIfTI", "seg": "DICOM SEG", "png": "PNG", "coco": "COCO"}
 
     def counted(start: str) -> str:
@@ -473,7 +476,9 @@ def _tell_export(project: int, done: Exported) -> None:
     for note in done.notes:
         _say(f"note: {note}")
     for problem in done.problems:
-        _say(f"problem: {problem.what}" + (f" ({problem.where})" if problem.where else ""))
+        _say(f"problem: {problem.what}" + (f" ({problem.where})" if problem.where and paths else ""))
+    if not paths and any(problem.where for problem in done.problems):
+        _say("Which files these are is shown at a terminal, or with --show-paths.")
     if done.problem_count:
         more = done.problem_count - len(done.problems)
         end = f", {more} more than shown here;" if more else ";"

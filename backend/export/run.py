@@ -193,8 +193,8 @@ class _Run:
                 row = {"scan": unit.scan, "axis": unit.axis, "slices": [s.n for s in unlabelled], **row}
             self.manifest.add("unlabelled", row)
             self.counts["unlabelled"] += len(unlabelled)
-        if volume is not None:
-            self._write(volume, unit, "", None)
+        if place is not None and volume is not None:
+            self._write(volume, place, unit, "", None)
         if self.model is not None:
             self._predict(unit, place)
         if unit.scan:
@@ -256,26 +256,29 @@ class _Run:
             self.note(f"{scan} was not written as {VOLUMES[form]}: {why}.")
         return False
 
-    def _write(self, volume: Volume, unit: Unit, folder: str, model: ModelMasks | None) -> None:
+    def _write(self, volume: Volume, place: Place, unit: Unit, folder: str, model: ModelMasks | None) -> None:
+        which = {"scan": unit.scan, "axis": unit.axis}
         who = f"{model.version} ({model.fingerprint})" if model else ""
-        try:
-            volume.write(
-                self.files,
-                f"{folder}{unit.name}",
-                self.config.labels,
-                model={"name": "scanqueue", "version": who} if model else None,
-                description=f"scanqueue {model.version if model else 'annotations'}"[:64],
-                facts={"of": MODEL if model else ANNOTATIONS, "scan": unit.scan, "axis": unit.axis},
-            )
-        except UnreadableFile as error:
-            self.problem(
-                f"{unit.scan}: its source cannot be read, so no volume was written: {error.what}",
-                str(error.path),
-                scan=unit.scan,
-                axis=unit.axis,
-            )
-        except CannotExport as error:
-            self.problem(f"{unit.scan}: no volume was written.", str(error), scan=unit.scan, axis=unit.axis)
+        for form in (f for f in FORMATS if f in place.formats):
+            try:
+                volume.write(
+                    form,
+                    self.files,
+                    f"{folder}{unit.name}",
+                    self.config.labels,
+                    model={"name": "scanqueue", "version": who} if model else None,
+                    description=f"scanqueue {model.version if model else ANNOTATIONS}",
+                    facts={"of": MODEL if model else ANNOTATIONS, **which},
+                )
+            except UnreadableFile as error:
+                said = f"{unit.scan} could not be written as {VOLUMES[form]}: its source cannot be read: {error.what}"
+                self.problem(said, str(error.path), **which)
+            except CannotExport as error:
+                said = f"{unit.scan} was not written as {VOLUMES[form]}: {str(error).rstrip('.')}."
+                if self.asked.formats:
+                    self.problem(said, **which)
+                else:
+                    self.note(said)
 
     # -- one slice ----------------------------------------------------------------------------
 
@@ -372,8 +375,8 @@ class _Run:
             self.counts[how] += 1
             if volume is not None:
                 volume.put(one.n, mask)
-        if volume is not None:
-            self._write(volume, unit, "model/", self.model)
+        if place is not None and volume is not None:
+            self._write(volume, place, unit, "model/", self.model)
 
     # -- the manifest -------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from backend.errors import BadSetting, LostSource, UnreadableFile
-from backend.export.manifest import sha256
 from backend.formats import Geometry, Source, read_geometry, sniff
 from backend.identities import ScanRecord
+from backend.intake.work import digest
 
 SAME = 1e-4  # mm and directions: an affine that differs less is the same
 CURE = (
@@ -65,11 +65,11 @@ class Sources:
         if self._index is None:
             self._index = _Index(self.folders)
         index = self._index
-        if record.source.instances:
+        if _by_instance(record.source):
             paths = [index.instances.get(uid) for uid in record.source.instances]
             known = tuple(path for path in paths if path is not None)
             return replace(record.source, files=known) if len(known) == len(paths) else None
-        path = index.plain(record.digest, record.source.files[0].name)
+        path = index.plain(record)
         return None if path is None else replace(record.source, files=(path,))
 
 
@@ -87,20 +87,21 @@ class _Index:
                 continue
             if facts is not None and facts.instance:
                 self.instances.setdefault(facts.instance, path)
-            elif facts is not None:
+            if facts is not None:
                 self._waiting[path] = None
 
-    def plain(self, digest: str, name: str) -> Path | None:
-        """The file with this content; those that are still called as it was are looked into first."""
+    def plain(self, record: ScanRecord) -> Path | None:
+        """The file with the content that a scan of one file had; files of its name are looked into first."""
+        name = record.source.files[0].name
         for path in sorted(self._waiting, key=lambda p: p.name != name):
-            if digest in self._digests:
+            if record.digest in self._digests:
                 break
             del self._waiting[path]
             try:
-                self._digests.setdefault(sha256(path), path)
+                self._digests.setdefault(digest(replace(record.source, files=(path,))), path)
             except OSError:
                 continue
-        return self._digests.get(digest)
+        return self._digests.get(record.digest)
 
 
 def _files(folders: Sequence[Path]) -> Iterator[Path]:
@@ -112,21 +113,32 @@ def _files(folders: Sequence[Path]) -> Iterator[Path]:
 
 def _differs(record: ScanRecord, source: Source) -> tuple[str, str] | None:
     """What is wrong with the files (without a path, and with); None when they are those that were imported."""
+    by_instance = _by_instance(source)
     for number, path in enumerate(source.files):
         part = f"file {number + 1} of {len(source.files)}" if len(source.files) > 1 else "file"
         if not path.is_file():
             return f"is not where it was ({part} is missing)", f"missing: {path}"
+        if not by_instance:
+            continue
         try:
-            if source.instances:
-                facts = sniff(path)
-                same = facts is not None and facts.instance == source.instances[number]
-            else:
-                same = sha256(path) == record.digest
+            facts = sniff(path)
+            same = facts is not None and facts.instance == source.instances[number]
         except (UnreadableFile, OSError) as error:
             return f"cannot be read ({part})", str(error)
         if not same:
             return f"was changed since it was imported ({part} is another one now)", f"changed: {path}"
-    return None
+    if by_instance:
+        return None
+    try:
+        same = digest(source) == record.digest
+    except OSError as error:
+        return "cannot be read", str(error)
+    return None if same else ("was changed since it was imported", f"changed: {source.files[0]}")
+
+
+def _by_instance(source: Source) -> bool:
+    """Whether its files are told apart by their SOPInstanceUIDs; else by their content."""
+    return bool(source.uid and source.instances and all(source.instances))
 
 
 def _other_geometry(now: Geometry, then: Geometry) -> str:

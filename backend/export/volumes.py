@@ -46,6 +46,7 @@ class Volume:
 
     def write(
         self,
+        form: str,
         files: Files,
         name: str,
         names: Sequence[str],
@@ -54,22 +55,25 @@ class Volume:
         description: str,
         facts: Mapping[str, Any],
     ) -> None:
-        """Write what was put, if anything was. Raises as `write_nifti_labels` and `write_dicom_seg`."""
-        place, labels = self._place, self._labels
-        if labels is None or place.source is None:
+        """Write what was put, if anything was, as `form`.
+
+        Raises as `write_nifti_labels` and `write_dicom_seg`.
+        """
+        source, time = self._place.source, self._place.record.time
+        if self._labels is None or source is None:
             return
-        time = place.record.time
-        if NIFTI in place.formats:
-            write_nifti_labels(files.path(f"{name}.nii.gz"), labels, place.source, names=names, time=time)
-            files.written(f"{name}.nii.gz", NIFTI, **facts)
-        if SEG in place.formats:
+        if form == NIFTI:
+            file = f"{name}.nii.gz"
+            write_nifti_labels(files.path(file), self._labels, source, names=names, time=time)
+        else:
+            file = f"{name}.seg.dcm"
             write_dicom_seg(
-                files.path(f"{name}.seg.dcm"),
-                labels,
-                place.source,
+                files.path(file),
+                self._labels,
+                source,
                 names=names,
                 model=model,
                 series_description=description,
                 time=time,
             )
-            files.written(f"{name}.seg.dcm", SEG, **facts)
+        files.written(file, form, **facts)

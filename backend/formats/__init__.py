@@ -26,8 +26,8 @@ from backend.formats.reading import group, read, read_geometry, read_header, sni
 from backend.formats.segmentation import write_dicom_seg
 from backend.formats.slices import informative
 from backend.formats.source import FileFacts, Header, Source
-from backend.formats.volume import MAX_VOXELS, Volume
-from backend.formats.window import VoiTable, Window, choose_window, to_uint8
+from backend.formats.volume import MAX_VOXELS, Volume, choose_window
+from backend.formats.window import VoiTable, Window, to_uint8
 
 __all__ = [
     "AXES",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from nibabel import orientations
+from nibabel.orientations import aff2axcodes, io_orientation
 from numpy.typing import NDArray
 
 from backend.errors import CannotCut
@@ -173,7 +173,7 @@ def cut(geometry: Geometry, axis: str) -> Cut:
     flip_down = flip_across = False
     if plane:
         world = _world(geometry)
-        signs = orientations.io_orientation(geometry.affine)[:, 1]
+        signs = _orientation(geometry)[:, 1]
         down, across = (int(np.flatnonzero(world == number)[0]) for number in _SHOWN[plane])
         # A picture's rows and columns run against the axes of RAS, so an axis that runs with one is turned.
         flip_down, flip_across = bool(signs[down] > 0), bool(signs[across] > 0)
@@ -190,12 +190,16 @@ def cut(geometry: Geometry, axis: str) -> Cut:
 
 def _world(geometry: Geometry) -> NDArray[np.float64]:
     """For each voxel axis, the axis of RAS it is nearest to; every one of them once."""
-    return np.asarray(orientations.io_orientation(geometry.affine)[:, 0])
+    return _orientation(geometry)[:, 0]
+
+
+def _orientation(geometry: Geometry) -> NDArray[np.float64]:
+    return np.asarray(io_orientation(geometry.affine))  # type: ignore[no-untyped-call]
 
 
 def codes(affine: NDArray[np.float64]) -> str:
     """Where the voxel axes point, as "LPS"; "" when the affine cannot be used."""
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         return ""
-    found = orientations.aff2axcodes(affine)
+    found = aff2axcodes(affine)  # type: ignore[no-untyped-call]
     return "" if None in found else "".join(found)

@@ -22,10 +22,13 @@ class FileFacts:
     colour       whether it is
     orientation  ImageOrientationPatient, or ()
     position     ImagePositionPatient, or ()
+    spacing      mm between rows, between columns, or ()
+    thickness    mm, or 0.0
     frame        FrameOfReferenceUID, or ""
     number       InstanceNumber, or 0
     marks        what may tell apart images at one place: time, echo, b-value, ..., as text
     burnt_in     BurnedInAnnotation: "YES", "NO" or ""
+    size         of the file, in bytes
     """
 
     path: Path
@@ -41,10 +44,13 @@ class FileFacts:
     colour: bool = False
     orientation: tuple[float, ...] = ()
     position: tuple[float, ...] = ()
+    spacing: tuple[float, ...] = ()
+    thickness: float = 0.0
     frame: str = ""
     number: int = 0
     marks: tuple[str, ...] = ()
     burnt_in: str = ""
+    size: int = 0
 
 
 @dataclass(frozen=True)
