@@ -97,21 +97,33 @@ class Identities:
             self._key = self._open()
 
     def _open(self) -> bytes:
+        """The key. A file that is as it should be is not written to."""
+        return self._found() or self._made()
+
+    def _found(self) -> bytes | None:
+        version = self._database.execute("PRAGMA user_version").fetchone()[0]
+        if version > VERSION:
+            raise BadIdentities(
+                f"{self.file} was written by a later scanqueue (version {version} of the file, {VERSION} is known "
+                "here). Use that one."
+            )
+        tables = {row[0] for row in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not tables:
+            return None
+        if "fact" not in tables:
+            raise BadIdentities(f"{self.file} is a database of something else. Give another file.")
+        row = self._database.execute("SELECT value FROM fact WHERE name = 'key'").fetchone()
+        return None if row is None else bytes(row[0])
+
+    def _made(self) -> bytes:
         with self._writing() as database:
-            found = database.execute("PRAGMA user_version").fetchone()[0]
-            if found > VERSION:
-                raise BadIdentities(
-                    f"{self.file} was written by a later scanqueue (version {found} of the file, {VERSION} is known "
-                    "here). Use that one."
-                )
-            tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if tables and "fact" not in tables:
-                raise BadIdentities(f"{self.file} is a database of something else. Give another file.")
-            for statement in filter(None, (part.strip() for part in _TABLES.split(";"))):
-                database.execute(statement)
-            database.execute(f"PRAGMA user_version = {VERSION}")
-            database.execute("INSERT OR IGNORE INTO fact VALUES ('key', ?)", (secrets.token_bytes(32),))
-            key: bytes = database.execute("SELECT value FROM fact WHERE name = 'key'").fetchone()[0]
+            key = self._found()  # another process may have been faster
+            if key is None:
+                for statement in filter(None, (part.strip() for part in _TABLES.split(";"))):
+                    database.execute(statement)
+                database.execute(f"PRAGMA user_version = {VERSION}")
+                key = secrets.token_bytes(32)
+                database.execute("INSERT INTO fact VALUES ('key', ?)", (key,))
         return key
 
     # -- pseudonyms -------------------------------------------------------------------------

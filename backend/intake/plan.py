@@ -12,7 +12,7 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from backend.errors import BadSetting, CannotCut
 from backend.formats import AXES, Cut, Geometry, Source, Window, cut, read_geometry
 from backend.identities import Identities, ScanRecord
 from backend.intake.holdings import Holdings
-from backend.intake.work import Found, Job, Trouble, digest
+from backend.intake.work import Found, Job, Trouble, digest, some
 
 # DICOM PS3.3 C.7.3.1.1.1; anything else that stands in that field may be a name
 MODALITIES = frozenset(
@@ -123,11 +123,12 @@ class Scan:
         """What a worker process has to do; of a long series only the files that are needed."""
         scan, axis = self.record.scan, self.slices.axis
         source, numbering = self.source, self.numbering
+        by_file = bool(numbering) or _by_file(source, self.slices)
         numbers = numbering or tuple(range(len(source.files)))
-        if not self.best and (numbering or _by_file(source, self.slices)) and len(self.missing) < len(numbers):
+        if by_file and not self.best and len(self.missing) < len(numbers):
             wished = set(self.missing)
             places = [place for place, number in enumerate(numbers) if number in wished]
-            source, numbering = _some(source, places), tuple(numbers[place] for place in places)
+            source, numbering = some(source, places), tuple(numbers[place] for place in places)
         return Job(
             scan=scan,
             source=source,
@@ -140,6 +141,7 @@ class Scan:
             window=wanted.shown,
             shown=held.window(scan, axis),
             folder=folder,
+            by_file=by_file,
             careful=wanted.careful,
         )
 
@@ -181,13 +183,13 @@ def plan(
         record = replace(record, source=replace(before, files=files))
         places = tuple(place for place, instance in enumerate(before.instances) if instance in here)
         if len(places) < len(files) and _by_file(record.source, cut(record.geometry, wanted.axis)):
-            yield about.scan(record, _some(record.source, places), places)
+            yield about.scan(record, some(record.source, places), places)
         else:
             yield about.scan(record, record.source)
     if not fresh:
         return
     if _by_file(source, cut(found.geometry, wanted.axis)):
-        part = _some(source, fresh)
+        part = some(source, fresh)
         yield about.scan(about.record(_part(part), part, read_geometry(part, time=found.time)), part)
     else:
         yield Trouble(
@@ -317,12 +319,6 @@ def _goes_on(record: ScanRecord, found: Found, axis: str) -> bool:
         return all(_by_file(found.source, cut(found.geometry, a)) for a in dict.fromkeys((*record.axes, axis)))
     except CannotCut:
         return False
-
-
-def _some(source: Source, places: Sequence[int]) -> Source:
-    """The files at these places."""
-    files = tuple(source.files[place] for place in places)
-    return replace(source, files=files, instances=tuple(source.instances[place] for place in places))
 
 
 def _part(source: Source) -> str:

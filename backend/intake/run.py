@@ -337,8 +337,10 @@ class _Intake:
             self.tally.skipped += 1
             self.show.advance(len(scan.source.files), self.tally.made)
             return
-        self.tally.slices += made.chosen
-        self.tally.there += made.chosen - len(made.pictures)
+        self.tally.troubles += made.broken
+        chosen = made.chosen if scan.best else len(scan.chosen) - len(made.broken)
+        self.tally.slices += chosen
+        self.tally.there += chosen - len(made.pictures)
         for number, file in made.pictures:
             row = {**scan.data, "slice": number}
             if made.window is not None:

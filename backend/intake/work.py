@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -87,6 +87,7 @@ class Job:
     window     as `choose_window` takes it
     shown      (center, width) that earlier slices of this scan are shown with, or None
     folder     where the files go
+    by_file    whether each slice is a file of its own, so that a broken one can be left out
     careful    leave the scan alone when it seems to have text in its pixels
     """
 
@@ -101,6 +102,7 @@ class Job:
     window: Window | str | None
     shown: tuple[float, float] | None
     folder: Path
+    by_file: bool
     careful: bool
 
 
@@ -112,6 +114,7 @@ class Made:
     chosen    how many slices were meant, those that are held included
     window    (center, width), or None: colour, or no window
     text      whether text seems to be burnt into the pixels
+    broken    files that were left out
     trouble   what went wrong; then nothing was written
     full      why no picture at all can be written there: the whole import ends
     """
@@ -120,6 +123,7 @@ class Made:
     chosen: int = 0
     window: tuple[float, float] | None = None
     text: bool = False
+    broken: tuple[Trouble, ...] = ()
     trouble: Trouble | None = None
     full: str = ""
 
@@ -198,7 +202,14 @@ def _make(job: Job) -> Made:
 
 
 def _pictures(job: Job) -> Made:
-    volume = read(job.source, time=job.time)
+    broken: tuple[Trouble, ...] = ()
+    try:
+        volume = read(job.source, time=job.time)
+    except UnreadableFile:
+        if not job.by_file:
+            raise
+        job, broken = _without_broken(job)
+        volume = read(job.source, time=job.time)
     slices = cut(volume.geometry, job.axis)
     numbering = job.numbering or range(slices.count)
     places = {number: place for place, number in enumerate(numbering)}
@@ -214,14 +225,39 @@ def _pictures(job: Job) -> Made:
     text = any(has_text(picture(missing[step])) for step in dict.fromkeys(steps.tolist()))
     shown = (window.center, window.width) if window is not None and window.lut is None else None
     if text and job.careful:
-        return Made(chosen=len(wanted), window=shown, text=True)
+        return Made(chosen=len(wanted), window=shown, text=True, broken=broken)
     _make_folder(job.folder)
     files = []
     for number in missing:
         file = job.folder / f"{job.scan}.{job.axis}.{number:04d}.png"
         write_png(file, picture(number))
         files.append((number, file))
-    return Made(tuple(files), len(wanted), shown, text)
+    return Made(tuple(files), len(wanted), shown, text, broken)
+
+
+def _without_broken(job: Job) -> tuple[Job, tuple[Trouble, ...]]:
+    """The same without the files that cannot be read, and what is wrong with those. Raises when none can."""
+    source, broken = job.source, []
+    numbering = job.numbering or tuple(range(len(source.files)))
+    kept = []
+    for place in range(len(source.files)):
+        try:
+            read(some(source, (place,)), time=job.time)
+        except UnreadableFile as error:
+            broken.append(Trouble(error.path, error.what))
+        else:
+            kept.append(place)
+    if not kept:
+        raise UnreadableFile(broken[0].path, broken[0].what)
+    numbers = tuple(numbering[place] for place in kept)
+    wanted = tuple(number for number in job.wanted if number in numbers)
+    return replace(job, source=some(source, kept), numbering=numbers, wanted=wanted), tuple(broken)
+
+
+def some(source: Source, places: Sequence[int]) -> Source:
+    """The files of a series at these places."""
+    files = tuple(source.files[place] for place in places)
+    return replace(source, files=files, instances=tuple(source.instances[place] for place in places))
 
 
 def _window(volume: Volume, job: Job) -> Window:
