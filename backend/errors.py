@@ -92,6 +92,17 @@ class BadIdentities(ScanqueueError):
     """The file of identities cannot be used: missing, damaged, of another kind or a later version."""
 
 
+class LostSource(ScanqueueError):
+    """The files that a scan came from are missing, changed or unreadable.
+
+    where  their paths, which may name a patient and are for the person at the terminal only; the message has none
+    """
+
+    def __init__(self, message: str, where: str) -> None:
+        super().__init__(message)
+        self.where = where
+
+
 class ProjectBusy(ScanqueueError):
     """A worker is at the project and did not let go of it in time. Trying again may help."""
 

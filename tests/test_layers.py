@@ -42,6 +42,21 @@ ALLOWED: dict[str, set[str]] = {
     "formats.segmentation": {f"formats.{part}" for part in ("dicom", "frames", "labels", "reading", "source")},
     "evaluation": set(),
     "identities": {"formats"},
+    "export": {"export.run"},
+    "export.manifest": set(),
+    "export.target": set(),
+    "export.collect": {"formats", "project", "studio"},
+    "export.pictures": {"export.collect", "export.manifest"},
+    "export.predicted": {"bulk", "export.collect", "pixels", "project", "studio"},
+    "export.sources": {"formats", "identities", "intake", "intake.work"},
+    "export.volumes": {"export.manifest", "formats", "identities"},
+    "export.run": {
+        *(
+            f"export.{part}"
+            for part in ("collect", "manifest", "pictures", "predicted", "sources", "target", "volumes")
+        ),
+        *("bulk", "formats", "identities", "pixels", "project", "store", "studio"),
+    },
     "locks": set(),
     "pulse": set(),
     "supervisor": set(),
@@ -145,12 +160,13 @@ WALLS: dict[str, set[str]] = {
     "matplotlib": {"plots", "simulate.figures"},
     "jinja2": {"page"},
     "typer": {"cli"},
+    "pycocotools": {"export.pictures"},
     "httpx": {"studio", "embedders", "doctor"},  # doctor asks our own server only, embedders the model hub
 }
 SAMPLING_MAY = {"numpy", "scipy", "sklearn", "openTSNE", "threadpoolctl", "sampling"}
 
 
-PACKAGES = {"formats", "simulate"}  # whose modules have their own places
+PACKAGES = {"export", "formats", "simulate"}  # whose modules have their own places
 
 
 def imports(path: Path) -> set[str]:
