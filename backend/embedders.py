@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend import hub
+from backend.ahead import ahead
 from backend.checkpoints import read_tensors
 from backend.errors import BadSetting, BrokenWeights, WeightsMissing
 from backend.networks import NETWORKS, from_open_clip, misfits
@@ -34,7 +34,6 @@ if TYPE_CHECKING:  # torch takes seconds to import: only inside functions
 
 BIOMEDCLIP_FOLDER = "biomedclip"
 BATCH = 16
-GPU_BATCH = 64
 THREADS = min(4, os.cpu_count() or 1)  # that prepare images beside the network
 
 CLIP_CONFIG = "open_clip_config.json"
@@ -145,18 +144,16 @@ class _Batched:
         raise NotImplementedError
 
     def embed(self, images: Sequence[Uint8Image]) -> NDArray[np.float32]:
-        checked = [_checked(image, i) for i, image in enumerate(images)]
+        for number, image in enumerate(images):
+            _checked(image, number)
         vectors = np.empty((len(images), self.dim), dtype=np.float32)
-        batches = [range(at, min(at + self.batch, len(images))) for at in range(0, len(images), self.batch)]
-        with ThreadPoolExecutor(THREADS) as pool:
-            ahead = [[pool.submit(self.prepare, checked[i]) for i in batch] for batch in batches[:1]]
-            for number, batch in enumerate(batches):
-                ahead += [[pool.submit(self.prepare, checked[i]) for i in later] for later in batches[number + 1 :][:1]]
-                prepared = [one.result() for one in ahead.pop(0)]
-                try:
-                    vectors[batch.start : batch.stop] = self.embed_prepared(prepared)
-                except _NotFinite as error:
-                    raise _NotFinite(self.name, batch.start + error.number) from None
+        at = 0
+        for prepared in ahead(self.prepare, images, size=self.batch, threads=THREADS):
+            try:
+                vectors[at : at + len(prepared)] = self.embed_prepared(prepared)
+            except _NotFinite as error:
+                raise _NotFinite(self.name, at + error.number) from None
+            at += len(prepared)
         return vectors
 
 
@@ -215,10 +212,6 @@ class Network(_Batched):
         self._device = _torch_device(device)
         self._model = model.eval().requires_grad_(False).to(self._device).to(memory_format=torch.channels_last)
         self.dim = self._vectors([self.prepare(np.zeros((8, 8), dtype=np.uint8))]).shape[1]
-
-    @property
-    def batch(self) -> int:
-        return GPU_BATCH if self._device.type == "cuda" else BATCH
 
     def prepare(self, image: Uint8Image) -> Prepared:
         return self.preprocessing.resized(_checked(image, 0))

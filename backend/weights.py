@@ -257,6 +257,12 @@ def weights_of(setting: str) -> Weights | None:
     return next((row for row in WEIGHTS if setting and setting in (row.embedder, row.encoder)), None)
 
 
+def encoder_weights_at(path: Path) -> Weights | None:
+    """The row whose encoder weights belong at the end of this path, a file's or a folder's."""
+    ends = {row.encoder.partition("@")[2]: row for row in WEIGHTS if row.encoder}
+    return ends.get(path.name) or ends.get(f"{path.parent.name}/{path.name}")
+
+
 def found_file(row: Weights, folder: Path) -> Path | None:
     """The weights of a row where they belong below `folder`, whatever is in them."""
     return next((folder / row.folder / f.name for f in row.files if (folder / row.folder / f.name).is_file()), None)
@@ -265,13 +271,35 @@ def found_file(row: Weights, folder: Path) -> Path | None:
 def how_to_get(row: Weights, folder: Path | None) -> str:
     """Which files go where, and where they are to be had: a sentence without its full stop."""
     where = f"{folder / row.folder}/" if folder else f"{row.folder}/ of the folder that {DIR_SETTING} names"
-    files = " or ".join(f.name for f in row.files)
-    files = " and ".join([*row.config, files])
-    return f"Put {files} into {where}: {'they are' if row.config else 'it is'} {_had_from(row)}"
+    return f"Put {_files(row)} into {where}: {'they are' if row.config else 'it is'} {_had_from(row)}"
+
+
+def _files(row: Weights) -> str:
+    first, *others = (f.name for f in row.files)
+    one_of = f"{first} (or {', '.join(others)})" if others else first
+    return " and ".join([*row.config, one_of])
 
 
 def _had_from(row: Weights) -> str:
     return f"in {row.hub} on the Hugging Face hub" if row.hub else row.source
+
+
+def to_dict(row: Weights) -> dict[str, str]:
+    """A row as texts, for people and for JSON."""
+    return {
+        "name": row.key,
+        "what": row.what,
+        "embedder": row.embedder,
+        "encoder": row.encoder,
+        "files": f"{row.folder}/ with {_files(row)}",
+        "size": f"{row.megabytes} MB",
+        "vector": str(row.vector),
+        "licence": row.licence,
+        "preprocessing": str(row.preprocessing),
+        "source": row.source,
+        "sha256": ", ".join(f"{f.sha256} ({f.name})" for f in row.files if f.sha256),
+        "note": row.note,
+    }
 
 
 # -- verify -----------------------------------------------------------------------------------

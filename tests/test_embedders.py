@@ -18,6 +18,7 @@ import timm
 import torch
 from open_clip.model import CLIP
 from safetensors.torch import save_file
+from weight_files import NORMALISATION, timm_folder
 
 from backend import embedders, hub
 from backend.embedders import BIOMEDCLIP, OpenEmbedder, open_embedder
@@ -29,7 +30,6 @@ TINY_CLIP = {
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
     "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1},
 }
-NORMALISATION = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bilinear"}
 
 
 @pytest.fixture(autouse=True)
@@ -37,20 +37,6 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test may use this machine's cache or network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setattr(hub, "answers", lambda url: False)
-
-
-def timm_folder(folder: Path) -> Path:
-    torch.manual_seed(1)
-    folder.mkdir(parents=True)
-    model = timm.create_model("test_resnet.r160_in1k", num_classes=5)
-    save_file(model.state_dict(), folder / "model.safetensors")
-    config = {
-        "architecture": "test_resnet",
-        "num_classes": 5,
-        "pretrained_cfg": {"input_size": [3, 64, 96], "classifier": "fc", **NORMALISATION},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 def clip_model() -> CLIP:
