@@ -117,8 +117,8 @@ def _read_torch(path: Path, device: str) -> dict[str, torch.Tensor]:
     stand_ins: list[Any] = [(type("Part", (_Part,), {}), name) for name in named if _of_a_network(name)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the source of a stored class is not ours
-        with torch.serialization.safe_globals(stand_ins):
-            loaded = torch.load(path, map_location=device, weights_only=True)
+        with torch.serialization.safe_globals(stand_ins), path.open("rb") as file:  # by its content, not its name
+            loaded = torch.load(file, map_location=device, weights_only=True)
     if isinstance(loaded, _Part):
         return dict(loaded.tensors())
     for key in NESTED:

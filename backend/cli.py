@@ -279,9 +279,8 @@ def weights_list(
         for label in ("embedder", "encoder", "files", "size", "licence", "preprocessing", "source", "sha256", "note"):
             if row[label]:
                 _say(f"    {label:14}{row[label]}")
-    _say(
-        f"Files belong below {folder}." if folder else "SCANQUEUE_WEIGHTS_DIR is not set: it names the folder for them."
-    )
+    where = f"below {folder}" if folder else "below the folder that SCANQUEUE_WEIGHTS_DIR names; it is not set"
+    _say(f"The files belong {where}.")
 
 
 @weights_app.command("fetch")

@@ -140,7 +140,7 @@ WEIGHTS = (
         config=(),
         hub="",
         source="the file RadImageNet_pytorch/ResNet50.pt, which the README of BMEII-AI/RadImageNet on GitHub links to",
-        licence="not stated for the weights: ask the authors (BMEII-AI/RadImageNet)",
+        licence="MIT for the repository; none is stated for the weights: ask the authors",
         megabytes=94,
         vector=2048,
         preprocessing=Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, "bilinear"),
@@ -164,7 +164,7 @@ WEIGHTS = (
         megabytes=28,
         vector=1024,
         preprocessing=Preprocessing((224, 224), (0.5,), (1 / 2048,), "bilinear"),
-        note="chest radiographs only; values are scaled to -1024..1024",
+        note="chest radiographs only; values are scaled to -1024..1024; the collections have terms of their own",
     ),
     Weights(
         key="mobilesam",
