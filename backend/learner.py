@@ -89,7 +89,7 @@ class Learner:
             name, _, weights = settings.encoder.partition("@")
             overrides["encoder"] = name
             if weights:
-                overrides["encoder_weights"] = weights if weights == "imagenet" else Path(weights)
+                overrides["encoder_weights"] = _place_of(weights, settings.weights_dir)
         return TrainingSettings.for_device(device, **overrides)
 
     @property
@@ -114,6 +114,14 @@ class Learner:
         """(N, D), one row per image (H, W) or (H, W, 3)."""
         vectors: NDArray[np.float32] = self.embedder().embedder.embed(images)
         return vectors
+
+    def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
+        """What `embed_prepared` takes of one image; for threads beside it."""
+        return self.embedder().embedder.prepare(image)
+
+    def embed_prepared(self, prepared: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """(N, D), one row per prepared image."""
+        return self.embedder().embedder.embed_prepared(prepared)
 
     def describe_training(self, seed: int) -> dict[str, Any]:
         """Everything a model depends on besides its scans and labels, as JSON values."""
@@ -219,6 +227,15 @@ class Learner:
         """Drop a model from memory."""
         with self._lock:
             self._models.pop(folder, None)
+
+
+def _place_of(weights: str, weights_dir: Path | None) -> Path | str:
+    """ "imagenet", or a file or folder: in the weights folder, else as given. Nowhere: where it should be."""
+    if weights == "imagenet":
+        return weights
+    given = Path(weights).expanduser()
+    inside = weights_dir / given if weights_dir is not None else given
+    return given if given.exists() and not inside.exists() else inside
 
 
 def _steps(scan: Letterboxed, shift: float) -> tuple[int, int]:

@@ -155,13 +155,17 @@ class Model:
 
 @dataclass(frozen=True)
 class Round:
-    """One published order. `carried`: tasks of the round before that somebody may still hold."""
+    """One published order. `carried`: tasks of the round before that somebody may still hold.
+
+    embedder  whose map it was drawn from; empty: nobody wrote it down
+    """
 
     n: int
     key: str
     model: str
     order: tuple[int, ...]
     carried: tuple[int, ...] = ()
+    embedder: str = ""
 
     @property
     def version(self) -> str:
@@ -383,14 +387,15 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     publish = publication(latest, seen, done.settings)
     if publish is not None:
         steps.insert(0, publish)
-    if train is None and latest.key != key:
+    stale = latest.key != key or latest.embedder not in ("", done.embedder)
+    if train is None and stale:
         if done.active:
             steps += _scoring(pool, done)
         waiting = {s.task for s in pool}
         ahead = latest.order[: published_length(latest, seen, done.settings)]
         carried = tuple(t for t in ahead if t in waiting and t in seen.live.published)
         steps.append(OpenRound(next_round(done), key, done.active, carried))
-    elif latest.key == key:
+    elif not stale:
         ordered = set(latest.order)
         late = [s for s in pool if s.task not in ordered]
         if late:

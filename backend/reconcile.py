@@ -451,7 +451,14 @@ class Reconciler:
         )
         active = next((m for m in models if m.version == row["active"]), None)
         rounds = tuple(
-            Round(r["n"], r["key"], r["model"], tuple(p.task for p in r["picks"]), tuple(r["carried"]))
+            Round(
+                r["n"],
+                r["key"],
+                r["model"],
+                tuple(p.task for p in r["picks"]),
+                tuple(r["carried"]),
+                r["settings"].get("embedder", ""),
+            )
             for r in self.store.rounds(project, picks=False)
         )
         due = settings.control_share and models and models[-1].version not in compared
@@ -633,7 +640,7 @@ class Reconciler:
             carried=step.carried,
             size=len(picks),
             labels=labels,
-            settings=asdict(done.settings),
+            settings=asdict(done.settings) | {"embedder": done.embedder},
         )
 
     def _order(

@@ -449,3 +449,25 @@ def test_only_the_part_of_the_order_that_was_ahead_is_carried_over() -> None:
     given = seen(scans(1, 2, 3), live(1, 4, 5, 6, 7, 10), label(1, 2, 3))
     (opened,) = (s for s in decide(given, replace(SCORED, rounds=(*COLD.rounds, latest))).steps if type(s) is OpenRound)
     assert opened.carried == (4, 5, 6, 7)
+
+
+def test_another_embedder_makes_its_own_map_and_then_a_new_round_with_the_same_model() -> None:
+    was = replace(FIRST, rounds=(*FIRST.rounds[:-1], replace(FIRST.rounds[-1], embedder="pixels")))
+    look = seen(scans(1, 2, 3), live(1, 7, 5, 4), label(1, 2, 3))
+    assert OpenRound not in {type(s) for s in decide(look, was).steps}
+
+    changed = replace(was, embedder="timm:other", embedded=frozenset(), mapped=frozenset(), fitted=0)
+    assert any(isinstance(s, ReadScans) for s in decide(look, changed).steps)
+    read = replace(changed, embedded=ALL)
+    assert any(isinstance(s, FitMap) for s in decide(look, read).steps)
+    mapped = replace(read, mapped=ALL, fitted=N)
+    opened = [s for s in decide(look, mapped).steps if isinstance(s, OpenRound)]
+    assert [(s.n, s.model) for s in opened] == [(2, "scanqueue-r1")]
+    assert set(opened[0].carried) == {7, 5, 4}  # somebody may hold them
+
+
+def test_a_round_of_which_nobody_wrote_the_embedder_down_is_not_opened_again() -> None:
+    assert FIRST.rounds[-1].embedder == ""
+    look = seen(scans(1, 2, 3), live(1, 7, 5, 4), label(1, 2, 3))
+    steps = decide(look, replace(FIRST, embedder="timm:other")).steps
+    assert OpenRound not in {type(s) for s in steps}
