@@ -194,6 +194,7 @@ SCHEMAS: dict[str, Schema] = {
             **{name: {"type": "object"} for name in ("settings", "given", "changed", "default")},
             "strategies": _many(TEXT),
             "uncertainties": _many(TEXT),
+            "units": _many(TEXT),
             "problem": TEXT,
         }
     ),

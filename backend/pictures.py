@@ -31,7 +31,7 @@ from backend.errors import (
 )
 from backend.pixels import Letterboxed, letterbox, translate
 from backend.project import LabelConfig, Scan, fingerprint, validation_rows
-from backend.store import Store
+from backend.store import Store, scan_of
 
 log = logging.getLogger("scanqueue.pictures")
 
@@ -169,7 +169,7 @@ class Pictures:
         found = self.store.scan(project, task)
         if found is None:
             raise NotKnown(f"project {project} has no task {task} here; it was deleted, or is not read yet.")
-        return Scan(task, found["image"], found["digest"], problem=found["problem"])
+        return scan_of(found)
 
     def _model(self, project: int, version: str) -> Mapping[str, Any]:
         found = self.store.model(project, version)
@@ -199,13 +199,13 @@ class Pictures:
         """Held-out scans with the names of their submitted masks, always in the same order."""
         masks = self._submitted(project)
         labelled = [
-            Scan(row["task"], row["image"], row["digest"], annotated=True)
+            scan_of(row)
             for row in self.store.scans(project)
             if row["annotated"] and row["digest"] and not row["problem"] and row["task"] in masks
         ]
         labelled = [scan for scan in labelled if self.store.has("labels", masks[scan.task])]
         labelled.sort(key=lambda scan: (scan.digest, scan.task))
-        held = validation_rows([scan.digest for scan in labelled])
+        held = validation_rows([scan.digest for scan in labelled], [scan.group for scan in labelled])
         return [(scan, masks[scan.task]) for i, scan in enumerate(labelled) if i in held]
 
     # -- pixels and masks ---------------------------------------------------------------------

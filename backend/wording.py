@@ -72,6 +72,12 @@ LEVERS = (
         preview=True,
     ),
     Lever(
+        *("unit", "What is chosen"),
+        "Single images (slice), or the slices of a volume together, in order (scan). Sizes count images either way.",
+        "choice",
+        preview=True,
+    ),
+    Lever(
         *("control_share", "Share drawn at random"),
         "This share of every round is drawn at random, so that you can see whether choosing helps. 0 for none.",
         "share",

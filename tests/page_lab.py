@@ -149,6 +149,7 @@ class Lab:
             "retrain": "auto",
             "seed": 0,
             "tolerance": 0.01,
+            "unit": "slice",
         }
         self.levers: Json = {
             "settings": settings | {"round_size": 12, "alpha": 0.6},
@@ -157,6 +158,7 @@ class Lab:
             "default": settings | {"strategy": "default"},
             "strategies": ["default", "paper", "random", "entropy"],
             "uncertainties": ["image", "foreground", "boundary", "top"],
+            "units": ["slice", "scan"],
             "problem": "",
         }
         self.list = [
