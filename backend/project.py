@@ -569,7 +569,20 @@ def prefix_length(
     holds one, and Label Studio says "no more tasks" when all others are held. A function of
     what is labelled alone, not of when we looked, so that a restart publishes what an
     undisturbed run would have.
+
+    siblings  the tasks of the volume that a task is of. Where whole scans are chosen, the end
+              moves on to that of the volume it would lie in
     """
+    length = _blocks_length(order, open_tasks, settings, people)
+    if siblings is None or settings.unit != "scan" or not 0 < length < len(order):
+        return length
+    same = siblings(order[length - 1])
+    while length < len(order) and order[length] in same:
+        length += 1
+    return length
+
+
+def _blocks_length(order: Sequence[int], open_tasks: frozenset[int], settings: ProjectSettings, people: int) -> int:
     enough = max(settings.round_size, 2 * people)
     block = max(settings.depth - settings.round_size, settings.round_size)
     length, left, at = settings.depth, 0, 0

@@ -53,6 +53,9 @@ class Compared:
     first: float
     second: float
     agreement: float
+    first_hd95: float = 4.26
+    second_hd95: float = 1.5
+    unit: str = "mm"
 
 
 class Lab:
