@@ -3,6 +3,10 @@
 The message of every error is meant for a person: what was wrong, where, and what to do.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+
 
 class ScanqueueError(Exception):
     """Any failure that scanqueue can explain."""
@@ -22,6 +26,38 @@ class UnreadableScan(ScanqueueError):
 
 class UnreadableMask(ScanqueueError):
     """One annotation holds no usable mask: wrong sizes, broken run lengths, unknown label."""
+
+
+class UnreadableFile(ScanqueueError):
+    """A file on this machine is broken, truncated, too large, or holds what we cannot read.
+
+    path  which one. It may name a patient: show it to the person at the terminal, never log it
+    what  what was wrong and what to do, without the path and without anything of the header
+    """
+
+    def __init__(self, path: Path | str, what: str) -> None:
+        super().__init__(path, what)  # both, so that it comes whole out of another process
+        self.path = Path(path)
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}"
+
+
+class CannotCut(ScanqueueError, ValueError):
+    """A volume has no such plane: its slices are not evenly spaced, or nobody knows how it lies in the patient."""
+
+
+class BadWindow(ScanqueueError, ValueError):
+    """A window that no picture can be shown with, or a preset that the header does not have."""
+
+
+class CannotDeliver(ScanqueueError):
+    """Pictures cannot be put where Label Studio would serve them."""
+
+
+class CannotExport(ScanqueueError):
+    """Labels cannot be written in the format that was asked for: wrong shape, or a source of another kind."""
 
 
 class NotKnown(ScanqueueError):
@@ -50,6 +86,21 @@ class ProjectGone(StudioRefused):
 
 class BadBackup(ScanqueueError):
     """A file is no backup of a project, is damaged, or was made by another scanqueue than this one can read."""
+
+
+class BadIdentities(ScanqueueError):
+    """The file of identities cannot be used: missing, damaged, of another kind or a later version."""
+
+
+class LostSource(ScanqueueError):
+    """The files that a scan came from are missing, changed or unreadable.
+
+    where  their paths, which may name a patient and are for the person at the terminal only; the message has none
+    """
+
+    def __init__(self, message: str, where: str) -> None:
+        super().__init__(message)
+        self.where = where
 
 
 class ProjectBusy(ScanqueueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,8 +19,44 @@ ALLOWED: dict[str, set[str]] = {
     "project": {"settings"},
     "choices": {"settings", "sampling"},
     "pixels": set(),
-    "formats": {"pixels"},
+    "formats": {
+        *(f"formats.{part}" for part in ("geometry", "labels", "reading", "segmentation", "slices", "source")),
+        *("formats.volume", "formats.window"),
+    },
+    "formats.source": set(),
+    "formats.geometry": set(),
+    "formats.window": set(),
+    "formats.volume": {"formats.geometry", "formats.window"},
+    "formats.slices": {"formats.geometry", "formats.volume", "formats.window"},
+    "formats.dicom": {"formats.source"},
+    "formats.stacks": {"formats.dicom", "formats.source"},
+    "formats.frames": {f"formats.{part}" for part in ("dicom", "geometry", "source", "stacks")},
+    "formats.decode": {f"formats.{part}" for part in ("dicom", "frames", "geometry", "source", "volume", "window")},
+    "formats.nifti": {f"formats.{part}" for part in ("frames", "geometry", "source", "volume", "window")},
+    "formats.picture": {"pixels", *(f"formats.{part}" for part in ("frames", "geometry", "source", "volume"))},
+    "formats.reading": {
+        *(f"formats.{part}" for part in ("decode", "dicom", "frames", "geometry", "nifti", "picture", "source")),
+        *("formats.stacks", "formats.volume"),
+    },
+    "formats.labels": {f"formats.{part}" for part in ("geometry", "nifti", "reading", "source")},
+    "formats.segmentation": {f"formats.{part}" for part in ("dicom", "frames", "labels", "reading", "source")},
     "evaluation": set(),
+    "identities": {"formats"},
+    "export": {"export.run"},
+    "export.manifest": set(),
+    "export.target": set(),
+    "export.collect": {"formats", "project", "studio"},
+    "export.pictures": {"export.collect", "export.manifest"},
+    "export.predicted": {"bulk", "export.collect", "pixels", "project", "studio"},
+    "export.sources": {"formats", "identities", "intake", "intake.work"},
+    "export.volumes": {"export.manifest", "formats", "identities"},
+    "export.run": {
+        *(
+            f"export.{part}"
+            for part in ("collect", "manifest", "pictures", "predicted", "sources", "target", "volumes")
+        ),
+        *("bulk", "formats", "identities", "pixels", "project", "store", "studio"),
+    },
     "locks": set(),
     "pulse": set(),
     "supervisor": set(),
@@ -113,6 +150,10 @@ WALLS: dict[str, set[str]] = {
     "sqlalchemy": {"backup", "migrate", "store", "shards"},
     "alembic": {"migrate"},
     "huey": {"worker"},
+    "pydicom": {f"formats.{part}" for part in ("decode", "dicom", "frames", "segmentation")},
+    "gdcm": {"formats.decode"},
+    "nibabel": {f"formats.{part}" for part in ("geometry", "labels", "nifti")},
+    "highdicom": {"formats.segmentation"},
     "redis": {"locks", "worker"},
     "filelock": {"locks", "migrate"},
     "fastapi": {"api", "contract", "page"},
@@ -123,9 +164,13 @@ WALLS: dict[str, set[str]] = {
     "matplotlib": {"plots", "simulate.figures"},
     "jinja2": {"page"},
     "typer": {"cli"},
+    "pycocotools": {"export.pictures"},
     "httpx": {"studio", "embedders", "doctor"},  # doctor asks our own server only, embedders the model hub
 }
 SAMPLING_MAY = {"numpy", "scipy", "sklearn", "openTSNE", "threadpoolctl", "sampling"}
+
+
+PACKAGES = {"export", "formats", "simulate"}  # whose modules have their own places
 
 
 def imports(path: Path) -> set[str]:
@@ -136,24 +181,27 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "backend" else set()
-            found.add(node.module or "")
+            module = node.module or ""
+            inner = {a.name for a in node.names if (ROOT / module.replace(".", "/") / f"{a.name}.py").is_file()}
+            found |= {f"{module}.{name}" for name in inner}
+            if module != "backend" and inner != {a.name for a in node.names}:
+                found.add(module)
     return found
 
 
 def own(names: set[str]) -> set[str]:
-    """The modules of `backend`, those of its package `simulate` one by one, and `sampling`, among imported names."""
+    """The modules of `backend`, those of its PACKAGES one by one, and `sampling`, among imported names."""
     parts = [n.split(".") for n in names if n.startswith("backend.")]
-    inner = {".".join(p[1:3] if p[1] == "simulate" else p[1:2]) for p in parts} - {"__version__"}
+    inner = {".".join(p[1:3] if p[1] in PACKAGES else p[1:2]) for p in parts}
     return inner | ({"sampling"} & {n.split(".")[0] for n in names})
 
 
-MODULES = {p.stem: imports(p) for p in sorted((ROOT / "backend").glob("*.py")) if p.stem != "__init__"}
-MODULES |= {
-    f"simulate.{p.stem}": imports(p)
-    for p in sorted((ROOT / "backend" / "simulate").glob("*.py"))
-    if p.stem != "__init__"
-}
+FILES = {p.stem: p for p in sorted((ROOT / "backend").glob("*.py")) if p.stem != "__init__"}
+for package in sorted(PACKAGES):
+    inner = {f"{package}.{p.stem}": p for p in sorted((ROOT / "backend" / package).glob("*.py"))}
+    front = inner.pop(f"{package}.__init__")
+    FILES |= inner | ({package: front} if imports(front) else {})
+MODULES = {name: imports(path) for name, path in FILES.items()}
 SAMPLING = {p.stem: imports(p) for p in sorted((ROOT / "sampling").glob("*.py"))}
 
 
@@ -194,6 +242,15 @@ def test_the_plugin_needs_nothing_that_label_studio_ml_does_not_bring() -> None:
 
 def test_only_studio_knows_label_studios_addresses() -> None:
     for module in set(MODULES) - {"studio", "contract"}:  # contract: those of our own
-        tree = ast.parse((ROOT / "backend" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
         texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
         assert not [t for t in texts if t.startswith(("/api/tasks", "/api/projects/", "/api/webhooks", "/api/ml"))]
+
+
+def test_a_server_is_there_before_torch_is() -> None:
+    server = (
+        "import sys, backend.api, backend.app, backend.doctor, backend.overview, backend.pictures, backend.predictor\n"
+        "from backend.learner import Learner\nfrom backend.settings import Settings\n"
+        "Learner(Settings(), at_once=False)\nsys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", server], cwd=ROOT, check=False).returncode == 0

@@ -1,0 +1,58 @@
+"""Scans on disk as arrays with a place in the patient, and labels back: DICOM, NIfTI, PNG, JPEG, TIFF.
+
+Arrays are in *voxel order* (i, j, k), and `affine` takes voxel indices to RAS+ millimetres, as in nibabel. The pixel
+at [row, column] of a DICOM slice k is `values[column, row, k]`: i runs along a row. A plain picture of (H, W) is
+(W, H, 1). Colour is a last axis of 3, RGB, 8 bits.
+
+    facts = [sniff(path) for path in files]             header only, cheap
+    for source in group(f for f in facts if f):          one source: one volume or one picture
+        volume = read(source)
+        slices = cut(volume.geometry, "axial")
+        window = choose_window(volume, None)
+        picture = to_uint8(slices.take(volume.values, n), window, inverted=volume.inverted)
+        ...
+        slices.put(labels, n, mask)                      and back, exactly
+        write_nifti_labels(path, labels, source, names=("Lung",))
+
+Whatever is wrong with a file is an `UnreadableFile`, whose sentence has its path and nothing of its header.
+"""
+
+from __future__ import annotations
+
+from backend.errors import BadWindow, CannotCut, CannotExport, UnreadableFile
+from backend.formats.geometry import AXES, Cut, Geometry, cut
+from backend.formats.labels import write_nifti_labels
+from backend.formats.reading import group, read, read_geometry, read_header, sniff
+from backend.formats.segmentation import write_dicom_seg
+from backend.formats.slices import informative
+from backend.formats.source import FileFacts, Header, Source
+from backend.formats.volume import MAX_VOXELS, Volume, choose_window
+from backend.formats.window import VoiTable, Window, to_uint8
+
+__all__ = [
+    "AXES",
+    "MAX_VOXELS",
+    "BadWindow",
+    "CannotCut",
+    "CannotExport",
+    "Cut",
+    "FileFacts",
+    "Geometry",
+    "Header",
+    "Source",
+    "UnreadableFile",
+    "VoiTable",
+    "Volume",
+    "Window",
+    "choose_window",
+    "cut",
+    "group",
+    "informative",
+    "read",
+    "read_geometry",
+    "read_header",
+    "sniff",
+    "to_uint8",
+    "write_dicom_seg",
+    "write_nifti_labels",
+]

@@ -1,0 +1,385 @@
+"""The pixels of a DICOM source as modality values: any transfer syntax, rescale, modality LUT, palette, windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.encaps import generate_frames
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+from pydicom.uid import JPEGExtended12Bit
+
+from backend.errors import UnreadableFile
+from backend.formats import dicom, frames
+from backend.formats.geometry import Geometry
+from backend.formats.source import FileFacts, Source
+from backend.formats.volume import MAX_VOXELS, Volume
+from backend.formats.window import VoiTable, Window
+
+MAX_PIXELS = 2**28  # of one frame
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """How stored values become modality values: a line, or a table (in which case the line is not used)."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+    table: bool = False
+
+    @property
+    def whole(self) -> bool:
+        return self.slope.is_integer() and self.intercept.is_integer()
+
+
+def read(source: Source, *, time: int | None = None) -> Volume:
+    """The values of a DICOM source; see `backend.formats.read`."""
+    if len(source.files) == 1:
+        header, facts = _load(source.files[0])
+        if facts.frames > 1:
+            return _multiframe(source.files[0], header, facts, time)
+        frames.choose_volume(source.files[0], 1, time)
+        return _single(source.files[0], header, facts)
+    frames.choose_volume(source.files[0], 1, time)
+    return _stack(source.files)
+
+
+def _load(path: Path) -> tuple[Dataset, FileFacts]:
+    header = dicom.load(path, pixels=True)
+    facts = dicom.facts(path, header)
+    if facts is None:
+        raise UnreadableFile(path, dicom.REPLACED)
+    return header, facts
+
+
+def _single(path: Path, header: Dataset, facts: FileFacts) -> Volume:
+    _limit(path, facts, 1)
+    picture = _decode(path, header, 0)
+    values = _eight_bit_colour(path, header, picture) if facts.colour else _modality(path, header, picture)
+    geometry = frames.geometry(facts.rows, facts.columns, [frames.of_file(facts)])
+    return _volume(values.swapaxes(0, 1)[:, :, None], geometry, header, header)
+
+
+def _stack(files: Sequence[Path]) -> Volume:
+    placed: list[frames.Frame] = []
+    buffer = np.empty(0, np.uint8)
+    shape: tuple[Any, ...] = ()
+    shown: Dataset | None = None
+    for k, path in enumerate(files):
+        header, facts = _load(path)
+        _limit(path, facts, len(files))
+        shape = shape or (facts.rows, facts.columns, facts.colour, 1)
+        if (facts.rows, facts.columns, facts.colour, facts.frames) != shape:
+            raise UnreadableFile(
+                path,
+                "has another size than the other slices of its series: it changed since it was found. Import again",
+            )
+        picture = _decode(path, header, 0)
+        picture = _eight_bit_colour(path, header, picture) if facts.colour else _modality(path, header, picture)
+        if k == 0:
+            buffer = np.empty((len(files), *picture.shape), picture.dtype)
+        elif not np.can_cast(picture.dtype, buffer.dtype):
+            buffer = buffer.astype(_common(picture.dtype, buffer.dtype))
+        buffer[k] = picture
+        placed.append(frames.of_file(facts))
+        if k == len(files) // 2:
+            shown = header
+            for keyword in _PIXELS:
+                shown.pop(keyword, None)
+    assert shown is not None
+    geometry = frames.geometry(shape[0], shape[1], placed)
+    return _volume(buffer.swapaxes(0, 2), geometry, shown, shown)
+
+
+def _common(one: np.dtype[Any], other: np.dtype[Any]) -> np.dtype[Any]:
+    """Holds both; never float64."""
+    if "f" in (one.kind, other.kind):
+        return np.dtype(np.float32)
+    both = np.result_type(one, other)
+    return both if both.kind != "f" else np.dtype(np.int64)
+
+
+def _multiframe(path: Path, header: Dataset, facts: FileFacts, time: int | None) -> Volume:
+    order, placed = frames.layout(path, header, facts.frames, time)
+    _limit(path, facts, len(order))
+    if facts.colour:
+        stacked = _all(path, header, order)
+        values = _eight_bit_colour(path, header, stacked)
+    else:
+        scales = [_scale(header, n) for n in order]
+        if scales.count(scales[0]) == len(scales) and not scales[0].table:
+            values = _modality(path, header, _all(path, header, order), order[0])
+        else:
+            values = np.empty((len(order), facts.rows, facts.columns), np.float32)
+            for k, n in enumerate(order):
+                values[k] = _modality(path, header, _decode(path, header, n), n)
+    geometry = frames.geometry(facts.rows, facts.columns, [placed[n] for n in order])
+    middle = order[len(order) // 2]
+    groups = _groups(header, middle)
+    voi = next((found for group in groups if (found := frames.first_item(group, "FrameVOILUTSequence"))), header)
+    return _volume(values.swapaxes(0, 2), geometry, voi, header, _scale(header, middle))
+
+
+def _all(path: Path, header: Dataset, order: list[int]) -> NDArray[Any]:
+    """(K, rows, columns[, 3]) frames in `order`; without a copy where that is the stored one."""
+    if order == list(range(len(order))) and len(order) == dicom.whole(header, "NumberOfFrames"):
+        return _decode(path, header, None)
+    first = _decode(path, header, order[0])
+    stacked = np.empty((len(order), *first.shape), first.dtype)
+    stacked[0] = first
+    for k, n in enumerate(order[1:], start=1):
+        stacked[k] = _decode(path, header, n)
+    return stacked
+
+
+def _volume(
+    values: NDArray[Any], geometry: Geometry, voi: Dataset, header: Dataset, scale: _Scale | None = None
+) -> Volume:
+    if values.ndim == 4:
+        return Volume(values, geometry, None, False)
+    shown = presets(voi)
+    inverted = dicom.text(header, "PhotometricInterpretation") == "MONOCHROME1"
+    padding = _padding(header, scale or _scale(header))
+    return Volume(values, geometry, next(iter(shown.values()), None), inverted, shown, padding)
+
+
+def _limit(path: Path, facts: FileFacts, count: int) -> None:
+    pixels = facts.rows * facts.columns
+    if pixels > MAX_PIXELS or pixels * count * (3 if facts.colour else 1) > MAX_VOXELS:
+        raise UnreadableFile(
+            path,
+            f"is too large: {facts.columns} x {facts.rows} x {count} = {pixels * count:,} voxels, of which "
+            f"{MAX_VOXELS:,} (and {MAX_PIXELS:,} in a slice) are read at most; import a part of it",
+        )
+
+
+def _decode(path: Path, header: Dataset, index: int | None) -> NDArray[Any]:
+    """One frame (rows, columns[, 3]), or with None all of a multi-frame file. May be read-only."""
+    syntax = header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
+    pixels = next((k for k in _PIXELS if k in header and header[k].value), None)
+    if pixels is None:
+        raise UnreadableFile(path, "has a header and no pixels; export it again, with them")
+    with dicom.reported(path):
+        if syntax is None:  # a file without meta header is what it looks like to pydicom
+            implicit, little = header.original_encoding
+            syntax = "1.2.840.10008.1.2" if implicit else ("1.2.840.10008.1.2.1" if little else "1.2.840.10008.1.2.2")
+        try:
+            decoder = get_decoder(syntax)
+        except NotImplementedError as error:
+            raise UnreadableFile(path, "is compressed in a way that is not read; export it uncompressed") from error
+        if decoder.is_encapsulated:
+            _refuse_other_sizes(path, header)
+    try:
+        if syntax == JPEGExtended12Bit and dicom.whole(header, "BitsStored") > 8:
+            return _twelve_bit_jpeg(path, header, index)
+        options: Any = {"view_only": True}  # no copy of what is not compressed
+        found, _ = decoder.as_array(header, index=index, **options)
+    except MemoryError as error:
+        raise UnreadableFile(path, "does not fit into memory; leave it out or use a larger machine") from error
+    except Exception as error:
+        raise UnreadableFile(path, f"has pixels that cannot be decoded ({_said(error)}); export it again") from error
+    return np.asarray(found, found.dtype.newbyteorder("="))
+
+
+def _twelve_bit_jpeg(path: Path, header: Dataset, index: int | None) -> NDArray[Any]:
+    """JPEG of 12 bits: GDCM reads it, though pydicom does not ask it to. All frames are decoded whichever is wanted."""
+    import gdcm
+
+    for off in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff):
+        off()
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    if not reader.Read():
+        raise ValueError("GDCM cannot decode this JPEG of 12 bits")
+    image = reader.GetImage()
+    kind = {"UINT16": "<u2", "INT16": "<i2"}[image.GetPixelFormat().GetScalarTypeAsString()]
+    content = image.GetBuffer().encode("utf-8", "surrogateescape")  # bytes, as GDCM's wrapper hands them over
+    count = max(1, dicom.whole(header, "NumberOfFrames"))
+    found = np.frombuffer(content, kind).reshape(count, dicom.whole(header, "Rows"), dicom.whole(header, "Columns"))
+    return found if index is None else found[index]
+
+
+def _said(error: Exception) -> str:
+    """What a decoder says, shortly; it speaks of bytes and never of the header's texts."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0] if lines else type(error).__name__
+    return said[:200].rstrip(".:;")
+
+
+def _refuse_other_sizes(path: Path, header: Dataset) -> None:
+    """A compressed frame says its size itself: decoders believe it, and a few bytes can claim gigabytes."""
+    rows, columns = dicom.whole(header, "Rows"), dicom.whole(header, "Columns")
+    for frame in generate_frames(header.PixelData, number_of_frames=max(1, dicom.whole(header, "NumberOfFrames"))):
+        size = _codestream_size(frame)
+        if size is not None and size != (rows, columns):
+            raise UnreadableFile(
+                path,
+                f"has compressed pixels of {size[1]} x {size[0]} where its header says {columns} x {rows}; export it "
+                "again",
+            )
+
+
+def _codestream_size(data: bytes) -> tuple[int, int] | None:
+    """(rows, columns) of a JPEG, JPEG-LS or JPEG 2000 stream; None where it is none of them."""
+    at = data.find(b"\xff\x4f\xff\x51", 0, 4096)
+    if at >= 0 and len(data) >= at + 24:  # JPEG 2000: SIZ follows the start of the codestream (ISO 15444-1, A.5.1)
+        right, bottom, left, top = (int.from_bytes(data[at + n : at + n + 4], "big") for n in (8, 12, 16, 20))
+        return bottom - top, right - left
+    if data[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 <= len(data):  # JPEG: segments of a marker and a length, until the frame header (ISO 10918-1, B.2.2)
+        if data[at] != 0xFF:
+            return None
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill
+            at += 1
+            continue
+        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
+            return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def _stored(header: Dataset, picture: NDArray[Any]) -> NDArray[Any]:
+    """Without the bits above BitsStored: old files keep overlays there."""
+    bits = dicom.whole(header, "BitsStored")
+    if picture.dtype.kind not in "iu" or not 0 < bits < 8 * picture.dtype.itemsize:
+        return picture
+    if picture.dtype.kind == "u":
+        return picture & picture.dtype.type(2**bits - 1) if picture.size and picture.max() >= 2**bits else picture
+    if picture.size and (picture.max() >= 2 ** (bits - 1) or picture.min() < -(2 ** (bits - 1))):
+        unused = 8 * picture.dtype.itemsize - bits
+        return np.asarray((picture << unused) >> unused)
+    return picture
+
+
+def _groups(header: Dataset, n: int) -> list[Dataset]:
+    """The functional groups of frame n, own before shared."""
+    each = frames.items(header, "PerFrameFunctionalGroupsSequence")
+    shared = frames.first_item(header, "SharedFunctionalGroupsSequence")
+    return [group for group in (each[n] if n < len(each) else None, shared) if group is not None]
+
+
+def _transformation(header: Dataset, n: int) -> Dataset:
+    for group in _groups(header, n):
+        if (found := frames.first_item(group, "PixelValueTransformationSequence")) is not None:
+            return found
+    return header
+
+
+def _scale(header: Dataset, n: int = 0) -> _Scale:
+    holder = _transformation(header, n)
+    if frames.items(holder, "ModalityLUTSequence"):
+        return _Scale(table=True)
+    return _Scale(dicom.number(holder, "RescaleSlope", 1.0) or 1.0, dicom.number(holder, "RescaleIntercept"))
+
+
+def _modality(path: Path, header: Dataset, picture: NDArray[Any], n: int = 0) -> NDArray[Any]:
+    """Stored to modality values of frame n: the same array where they are the same, integers where slope and intercept
+    are whole, else float32."""
+    scale = _scale(header, n)
+    picture = _stored(header, picture)
+    if scale.table:
+        with dicom.reported(path):
+            return np.asarray(apply_modality_lut(picture, _transformation(header, n))).astype(np.float32)
+    if (scale.slope, scale.intercept) == (1.0, 0.0):
+        return picture if picture.dtype != np.float64 else picture.astype(np.float32)
+    kind = _dtype(picture, scale)
+    values = picture.astype(kind)
+    if kind.kind == "f":
+        values *= kind.type(scale.slope)
+        values += kind.type(scale.intercept)
+    else:  # modulo 2**bits on the way, exact in the end, as the result fits
+        if scale.slope != 1:
+            values *= np.array(int(scale.slope), np.int64).astype(kind)
+        values += np.array(int(scale.intercept), np.int64).astype(kind)
+    return values
+
+
+def _dtype(picture: NDArray[Any], scale: _Scale) -> np.dtype[Any]:
+    """The smallest type, from 16 bits on, that holds the modality values of these stored ones."""
+    if picture.dtype.kind not in "iu" or not scale.whole or not picture.size:
+        return np.dtype(np.float32)
+    ends = int(picture.min()), int(picture.max())
+    low, high = sorted(int(scale.slope) * end + int(scale.intercept) for end in ends)
+    for kind in (np.int16, np.uint16, np.int32, np.uint32, np.int64):
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            return np.dtype(kind)
+    return np.dtype(np.float32)
+
+
+def _padding(header: Dataset, scale: _Scale) -> tuple[float, float] | None:
+    """PixelPaddingValue .. PixelPaddingRangeLimit as modality values."""
+    value = dicom.number(header, "PixelPaddingValue", math.nan)
+    if math.isnan(value) or scale.table:
+        return None
+    limit = dicom.number(header, "PixelPaddingRangeLimit", value)
+    ends = sorted(scale.slope * end + scale.intercept for end in (value, limit))
+    return ends[0], ends[1]
+
+
+def _eight_bit_colour(path: Path, header: Dataset, picture: NDArray[Any]) -> NDArray[np.uint8]:
+    """(..., 3) RGB: palettes are looked up, and of more than 8 bits the upper 8 are kept."""
+    bits = dicom.whole(header, "BitsStored") or 8 * picture.dtype.itemsize
+    if dicom.text(header, "PhotometricInterpretation") == "PALETTE COLOR":
+        with dicom.reported(path):
+            picture = np.asarray(apply_color_lut(picture, header))[..., :3]
+        bits = 8 * picture.dtype.itemsize
+    if picture.shape[-1] != 3:
+        raise UnreadableFile(path, f"has {picture.shape[-1]} samples per pixel; gray (1) and RGB (3) are read")
+    if picture.dtype == np.uint8:
+        return picture
+    return (picture >> max(0, bits - 8)).astype(np.uint8)
+
+
+def presets(header: Dataset) -> dict[str, Window]:
+    """The windows of a header by name, VOI LUTs first; those that cannot be used are left out."""
+    found: list[tuple[str, Window]] = []
+    for item in frames.items(header, "VOILUTSequence"):
+        table = _table(item)
+        if table is not None:
+            span = Window(table.first + len(table.values) / 2, float(len(table.values)), "LINEAR", table)
+            found.append((dicom.text(item, "LUTExplanation"), span))
+    function = dicom.text(header, "VOILUTFunction").upper() or "LINEAR"
+    function = function if function in ("LINEAR", "LINEAR_EXACT", "SIGMOID") else "LINEAR"
+    centers, widths = (dicom.text(header, keyword).split("\\") for keyword in ("WindowCenter", "WindowWidth"))
+    names = dicom.text(header, "WindowCenterWidthExplanation").split("\\")
+    for n, (center, width) in enumerate(zip(centers, widths, strict=False)):
+        try:
+            window = Window(float(center), float(width), function)
+        except ValueError:
+            continue
+        least = 1 if function == "LINEAR" else 1e-12
+        if math.isfinite(window.center) and math.isfinite(window.width) and window.width >= least:
+            found.append((names[n].strip() if n < len(names) else "", window))
+    named: dict[str, Window] = {}
+    for n, (name, window) in enumerate(found, start=1):
+        name = name or str(n)
+        named[name if name not in named else f"{name} ({n})"] = window
+    return named
+
+
+def _table(item: Dataset) -> VoiTable | None:
+    try:
+        length, first, bits = (int(part) for part in item.LUTDescriptor)
+        data = item.LUTData
+        length = length or 65536
+        if isinstance(data, bytes):
+            wide = len(data) >= 2 * length
+            entries = np.frombuffer(data, "<u2" if wide else "u1", count=length)
+        else:
+            entries = np.asarray(data).astype(np.int64)[:length] & 0xFFFF
+        if len(entries) != length or not 1 <= bits <= 16:
+            return None
+        return VoiTable(first, bits, tuple(int(entry) for entry in entries))
+    except Exception:
+        return None

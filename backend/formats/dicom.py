@@ -1,0 +1,321 @@
+"""DICOM files: which are pictures, what their headers say. Headers only, no pixels.
+
+pydicom's own warnings and log lines quote values of the header, so they are silenced: what is wrong with a file is said
+by UnreadableFile, in words that hold nothing of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom import Dataset, config
+from pydicom.tag import Tag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+
+from backend.errors import UnreadableFile
+from backend.formats.source import FileFacts, Header
+
+MAX_BYTES = 2**34  # of one file
+MAX_INFLATED = 2**30  # bytes that a deflated file may become
+
+REPLACED = "is no picture any more: it was replaced since it was found. Import it again"
+
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module=r"(pydicom|highdicom|gdcm|openjpeg)(\.|$)")
+config.settings.reading_validation_mode = config.IGNORE  # a wrong value here or there is common; it is not looked at
+
+_MARKS = (  # what tells apart images at one place, most telling first
+    "TemporalPositionIdentifier",
+    "EchoNumbers",
+    "EchoTime",
+    "DiffusionBValue",
+    "TriggerTime",
+    "AcquisitionNumber",
+    "ImageType",
+    "ContentTime",
+)
+_TAGS = [
+    Tag(keyword)
+    for keyword in (
+        *("SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "InstanceNumber"),
+        *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
+        *("ImageOrientationPatient", "ImagePositionPatient", "FrameOfReferenceUID", "BurnedInAnnotation"),
+        *("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "SliceThickness"),
+        *("SpacingBetweenSlices", "EstimatedRadiographicMagnificationFactor", *_MARKS),
+    )
+]
+# Have pixels but are no pictures of a patient: segmentations, doses, maps of real-world values are results.
+_NO_PICTURE = {
+    "1.2.840.10008.1.3.10",  # Media Storage Directory
+    "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
+    "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
+    "1.2.840.10008.5.1.4.1.1.66.8",  # Height Map Segmentation
+    "1.2.840.10008.5.1.4.1.1.481.2",  # RT Dose
+}
+_NEVER_STACKED = {
+    *(
+        "CR",
+        "DX",
+        "MG",
+        "US",
+        "XA",
+        "RF",
+        "SC",
+        "OT",
+        "ES",
+        "XC",
+        "IO",
+        "PX",
+        "OP",
+        "GM",
+        "SM",
+        "IVUS",
+        "RG",
+        "RTIMAGE",
+    ),
+    *("DG", "TG", "HD", "ECG", "OPT", "OCT"),
+}
+_TEXT = {"PN", "LO", "SH", "LT", "ST", "UT", "UC", "DA", "DT", "TM", "AE", "UI", "UR", "AS", "IS", "UN", "OB"}
+_NAMELESS = "1.2.840.10008."  # UIDs that DICOM itself gives out name nobody
+
+
+@contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Whatever pydicom and its decoders raise becomes an UnreadableFile. Its words are ours: theirs may quote names."""
+    try:
+        yield
+    except UnreadableFile:
+        raise
+    except MemoryError as error:
+        raise UnreadableFile(path, "does not fit into memory; leave it out or use a larger machine") from error
+    except OSError as error:
+        raise UnreadableFile(path, f"cannot be read: {error.strerror or type(error).__name__}") from error
+    except Exception as error:
+        raise UnreadableFile(
+            path, f"is a damaged or truncated DICOM file ({type(error).__name__}); export it again"
+        ) from error
+
+
+def load(path: Path, *, tags: list[Any] | None = None, pixels: bool = False) -> Dataset:
+    """The header of one file, or all of it. Raises UnreadableFile."""
+    with reported(path):
+        _refuse_bombs(path)
+        return pydicom.dcmread(path, force=True, specific_tags=tags, stop_before_pixels=not pixels)
+
+
+def _refuse_bombs(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(1024)
+        if file.seek(0, 2) > MAX_BYTES:
+            raise UnreadableFile(path, f"is larger than {MAX_BYTES >> 30} GiB, which is not read; split it")
+        if DeflatedExplicitVRLittleEndian.encode() not in start:
+            return
+        file.seek(132)
+        # The meta header is not deflated: group length (0002,0000) says where it ends.
+        head = file.read(12)
+        length = int.from_bytes(head[8:12], "little") if head[:4] == b"\x02\x00\x00\x00" else 0
+        file.seek(144 + length)
+        inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while piece := file.read(1 << 16):
+            while piece:
+                size += len(inflater.decompress(piece, 1 << 24))
+                piece = inflater.unconsumed_tail
+                if size > MAX_INFLATED:
+                    raise UnreadableFile(
+                        path, f"inflates to more than {MAX_INFLATED >> 30} GiB, which is not read; store it undeflated"
+                    )
+
+
+def looks_like(start: bytes) -> bool:
+    """Whether a file that begins so may be DICOM, with or without the preamble."""
+    if start[128:132] == b"DICM":
+        return True
+    little = start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\0"
+    return len(start) >= 8 and (little or start[:3] == b"\0\x08\0")
+
+
+def sniff(path: Path, *, certain: bool) -> FileFacts | None:
+    """Facts of one DICOM file, or None where it holds no picture.
+
+    certain  the file says that it is DICOM; else nothing but its first bytes do, and None when they mean nothing
+    """
+    try:
+        header = load(path, tags=_TAGS)
+        return facts(path, header)
+    except UnreadableFile:
+        if certain:
+            raise
+        return None
+
+
+def facts(path: Path, header: Dataset) -> FileFacts | None:
+    """What `header` says; None where it holds no picture. Raises UnreadableFile on sizes that cannot be."""
+    kind = text(header, "SOPClassUID") or text(getattr(header, "file_meta", Dataset()), "MediaStorageSOPClassUID")
+    if kind in _NO_PICTURE:
+        return None
+    rows, columns = whole(header, "Rows"), whole(header, "Columns")
+    if not {"Rows", "Columns", "BitsAllocated"} <= set(header.dir()):
+        if not kind or "Image Storage" in UID(kind).name:
+            raise UnreadableFile(path, "is a truncated or damaged DICOM file: it does not say how large its picture is")
+        return None
+    if rows < 1 or columns < 1:
+        raise UnreadableFile(path, f"says that it has {rows} rows and {columns} columns; export it again")
+    orientation, position = directions(header), numbers(header, "ImagePositionPatient", 3)
+    placed = bool(orientation and position)
+    modality = text(header, "Modality").upper()
+    stackable = placed or (modality not in _NEVER_STACKED and modality != "")
+    number = whole(header, "InstanceNumber")
+    return FileFacts(
+        path,
+        "dicom",
+        series=text(header, "SeriesInstanceUID"),
+        instance=text(header, "SOPInstanceUID"),
+        place=float(np.dot(normal(orientation), position)) if placed else float(number),
+        frames=max(1, whole(header, "NumberOfFrames")),
+        placed=placed,
+        stackable=stackable,
+        rows=rows,
+        columns=columns,
+        colour=whole(header, "SamplesPerPixel") > 1 or text(header, "PhotometricInterpretation") == "PALETTE COLOR",
+        orientation=orientation,
+        position=position,
+        spacing=spacing(header),
+        thickness=thickness(header),
+        frame=text(header, "FrameOfReferenceUID"),
+        number=number,
+        marks=tuple(text(header, keyword) for keyword in _MARKS),
+        burnt_in=yes_or_no(header),
+        size=path.stat().st_size,
+    )
+
+
+def read_header(path: Path) -> Header:
+    """Everything a header says about patient and place. Private."""
+    header = load(path)
+    with reported(path):
+        return Header(
+            modality=text(header, "Modality"),
+            patient_id=text(header, "PatientID"),
+            patient_name=text(header, "PatientName"),
+            birth_date=text(header, "PatientBirthDate"),
+            accession=text(header, "AccessionNumber"),
+            institution=text(header, "InstitutionName"),
+            station=text(header, "StationName"),
+            study=text(header, "StudyInstanceUID"),
+            series_description=text(header, "SeriesDescription"),
+            burnt_in=yes_or_no(header),
+            texts=tuple(dict.fromkeys(found for found in _texts(header) if found)),
+        )
+
+
+def _texts(header: Dataset) -> Iterator[str]:
+    for element in header:
+        if element.VR == "SQ":
+            for item in element.value:
+                yield from _texts(item)
+        elif element.VR in _TEXT and element.value is not None:
+            values = (
+                element.value
+                if isinstance(element.value, (list, tuple, pydicom.multival.MultiValue))
+                else [element.value]
+            )
+            for value in values:
+                if isinstance(value, bytes):
+                    found = value[:4096].decode("utf-8", "ignore").strip("\0 ")
+                    if found.isprintable():
+                        yield found
+                elif not (element.VR == "UI" and str(value).startswith(_NAMELESS)):
+                    yield str(value).strip("\0 ")
+
+
+def text(header: Dataset, keyword: str) -> str:
+    """The value as text; several joined by a backslash; "" where there is none or it cannot be read."""
+    try:
+        value = header.get(keyword)
+    except Exception:
+        return ""
+    if value is None:
+        return ""
+    if isinstance(value, (list, tuple, pydicom.multival.MultiValue)):
+        return "\\".join(str(part) for part in value)
+    return str(value).strip("\0 ")
+
+
+def numbers(header: Dataset, keyword: str, count: int) -> tuple[float, ...]:
+    """Exactly `count` finite numbers, or ()."""
+    try:
+        value = header.get(keyword)
+        if value is None or value == "":
+            return ()
+        parts = value if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) else [value]
+        found = tuple(float(part) for part in parts)
+    except Exception:
+        return ()
+    return found if len(found) == count and all(map(math.isfinite, found)) else ()
+
+
+def number(header: Dataset, keyword: str, default: float = 0.0) -> float:
+    """The first finite number of the value, or `default`."""
+    try:
+        value = header.get(keyword)
+        if isinstance(value, (list, tuple, pydicom.multival.MultiValue)):
+            value = value[0]
+        found = float(value)
+    except Exception:
+        return default
+    return found if math.isfinite(found) else default
+
+
+def whole(header: Dataset, keyword: str) -> int:
+    return int(number(header, keyword))
+
+
+def yes_or_no(header: Dataset) -> str:
+    found = text(header, "BurnedInAnnotation").upper()
+    return found if found in ("YES", "NO") else ""
+
+
+def directions(header: Dataset) -> tuple[float, ...]:
+    """ImageOrientationPatient where its two vectors are of length 1 and perpendicular, else ()."""
+    found = numbers(header, "ImageOrientationPatient", 6)
+    if not found:
+        return ()
+    along_row, along_column = np.array(found[:3]), np.array(found[3:])
+    lengths = np.linalg.norm(along_row), np.linalg.norm(along_column)
+    skew = abs(float(np.dot(along_row, along_column)))
+    return found if all(abs(length - 1) < 0.01 for length in lengths) and skew < 0.01 else ()
+
+
+def normal(orientation: tuple[float, ...]) -> tuple[float, float, float]:
+    """Of a slice: the direction in which later slices lie, LPS."""
+    x, y, z = np.cross(orientation[:3], orientation[3:])
+    return float(x), float(y), float(z)
+
+
+def spacing(header: Dataset) -> tuple[float, ...]:
+    """mm between rows, between columns; () where unknown.
+
+    PixelSpacing; without it, of a radiograph the spacing on the detector, divided by the magnification where that is
+    known, and of a scanned film that of the film.
+    """
+    found = numbers(header, "PixelSpacing", 2)
+    if not found and (found := numbers(header, "ImagerPixelSpacing", 2)):
+        larger = number(header, "EstimatedRadiographicMagnificationFactor")
+        found = tuple(size / larger for size in found) if larger > 0 else found
+    found = found or numbers(header, "NominalScannedPixelSpacing", 2)
+    return found if found and min(found) > 0 else ()
+
+
+def thickness(header: Dataset) -> float:
+    """mm from slice to slice as the header claims, else how thick one is, else 0.0."""
+    between = abs(number(header, "SpacingBetweenSlices"))
+    return between or max(0.0, number(header, "SliceThickness"))

@@ -1,0 +1,224 @@
+"""NIfTI-1, NIfTI-2 and Analyze volumes, compressed or not, through nibabel."""
+
+from __future__ import annotations
+
+import gzip
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+
+from backend.errors import UnreadableFile
+from backend.formats import frames
+from backend.formats.geometry import Geometry, codes
+from backend.formats.source import FileFacts, Header, Source
+from backend.formats.volume import MAX_VOXELS, Volume
+from backend.formats.window import Window
+
+_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
+_SQUEEZE = 1032  # deflate makes nothing smaller than by this
+_MAGIC = (b"n+1\0", b"ni1\0")
+_SUFFIXES = (".nii", ".nii.gz")
+
+warnings.filterwarnings("ignore", module=r"nibabel(\.|$)")
+
+
+def start(path: Path, first: bytes) -> bytes:
+    """The first 352 bytes, unpacked where `first` says that the file is gzipped; b"" where that fails."""
+    if first[:2] != b"\x1f\x8b":
+        return first
+    try:
+        with gzip.open(path) as file:
+            return file.read(352)
+    except (OSError, EOFError, zlib.error):
+        return b""
+
+
+def looks_like(path: Path, head: bytes) -> bool:
+    """Whether unpacked bytes begin as a NIfTI header does, or as Analyze's in a file of that name."""
+    analyze = head[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c") and path.name.lower().endswith((".hdr", ".hdr.gz"))
+    return head[344:348] in _MAGIC or head[4:8] in (b"n+2\0", b"ni2\0") or analyze
+
+
+def named_so(path: Path) -> bool:
+    return path.name.lower().endswith(_SUFFIXES)
+
+
+@contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Whatever nibabel raises becomes an UnreadableFile, in words that hold nothing of the header."""
+    try:
+        yield
+    except UnreadableFile:
+        raise
+    except MemoryError as error:
+        raise UnreadableFile(path, "does not fit into memory; leave it out or use a larger machine") from error
+    except FileNotFoundError as error:
+        missing = "its other half (.img or .hdr)" if path.exists() else "it"
+        raise UnreadableFile(path, f"cannot be read: {missing} is not there") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UnreadableFile(path, "is a truncated or damaged gzip file; copy it again") from error
+    except OSError as error:
+        what = error.strerror or "there is less in it than its header says"
+        raise UnreadableFile(path, f"cannot be read: {what}; copy it again") from error
+    except (ImageFileError, Exception) as error:
+        raise UnreadableFile(path, f"is a damaged NIfTI file ({type(error).__name__}); copy it again") from error
+
+
+def load(path: Path) -> Any:
+    """The image with its header read and checked, no values yet. Raises UnreadableFile."""
+    with reported(path):
+        image: Any = nib.load(path, mmap=False)
+        shape = _shape(image)
+        if not shape or min(shape) < 1:
+            raise UnreadableFile(path, f"has no voxels: its header says {' x '.join(map(str, shape)) or 'nothing'}")
+        if any(size > 1 for size in shape[4:]):
+            raise UnreadableFile(path, f"has {len(shape)} dimensions; volumes and series of them over time are read")
+        voxels = int(np.prod(shape[:3], dtype=object))
+        if voxels > MAX_VOXELS:
+            raise UnreadableFile(
+                path,
+                f"is too large: {' x '.join(map(str, shape[:3]))} = {voxels:,} voxels, of which {MAX_VOXELS:,} are "
+                "read at most; import a part of it",
+            )
+        kind = image.get_data_dtype()
+        if kind.names is None and kind.kind not in "biuf":
+            raise UnreadableFile(path, "holds complex numbers, which cannot be shown; save their magnitude")
+        _refuse_truncated(path, image, shape, kind)
+        return image
+
+
+def _refuse_truncated(path: Path, image: Any, shape: tuple[int, ...], kind: np.dtype[Any]) -> None:
+    """Before memory is taken for what cannot be there."""
+    file = Path(image.file_map["image"].filename)
+    need = int(np.prod(shape, dtype=object)) * kind.itemsize
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        packed = opened.read(2) == b"\x1f\x8b"
+    if size * (_SQUEEZE if packed else 1) < need:
+        raise UnreadableFile(path, f"is truncated: {size:,} bytes where its header says {need:,}; copy it again")
+
+
+def _shape(image: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in image.shape)
+
+
+def times(shape: tuple[int, ...]) -> int:
+    return int(shape[3]) if len(shape) > 3 else 1
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """The file, and that with its voxels where it is a header alone. Raises UnreadableFile."""
+    image = load(path)
+    other = Path(image.file_map["image"].filename)
+    return (path,) if other == path else (path, other)
+
+
+def sniff(path: Path) -> FileFacts:
+    image = load(path)
+    shape = (*_shape(image), 1)
+    return FileFacts(path, "nifti", frames=times(image.shape), rows=shape[1], columns=shape[0])
+
+
+def read_header(path: Path) -> Header:
+    image = load(path)
+    found: list[str] = []
+    with reported(path):
+        header = image.header
+        for name in ("db_name", "descrip", "aux_file", "intent_name"):
+            if name in header:
+                found.append(bytes(header[name]).decode("latin-1").strip("\0 "))
+        for extension in getattr(header, "extensions", ()):
+            content = extension.get_content()
+            raw = content if isinstance(content, bytes) else str(content).encode()
+            found += [piece.strip("\0 ") for piece in raw[:1_000_000].decode("utf-8", "ignore").split("\n")]
+    return Header(texts=tuple(dict.fromkeys(text for text in found if text)))
+
+
+def read_geometry(source: Source, *, time: int | None = None) -> Geometry:
+    path = source.files[0]
+    image = load(path)
+    frames.choose_volume(path, times(image.shape), time)
+    with reported(path):
+        return _geometry(image)
+
+
+def _geometry(image: Any) -> Geometry:
+    i, j, k = (*_shape(image), 1, 1)[:3]
+    unit = 1.0
+    if hasattr(image.header, "get_xyzt_units"):
+        try:
+            unit = _MM.get(image.header.get_xyzt_units()[0], 1.0)
+        except Exception:
+            unit = 1.0
+    affine = np.array(image.affine, np.float64)
+    affine[:3] *= unit
+    orientation = codes(affine)
+    if orientation:
+        sizes = voxel_sizes(affine)  # type: ignore[no-untyped-call]
+    else:  # nothing to place it by; its voxel sizes may still be good
+        sizes = np.array((*image.header.get_zooms()[:3], 1.0, 1.0, 1.0)[:3], np.float64) * unit
+        known = bool(np.isfinite(sizes).all() and (sizes > 0).all())
+        affine = np.diag([*((-1, -1, 1) * (sizes if known else np.ones(3))), 1.0])
+        sizes = sizes if known else np.zeros(3)
+    spacing = (float(sizes[0]), float(sizes[1]), float(sizes[2])) if sizes.all() else None
+    acquisition = 2
+    if spacing is not None:
+        # Sizes that differ by no more than the rounding of 32 bit numbers are a tie.
+        acquisition = max(axis for axis in range(3) if spacing[axis] >= max(spacing) * (1 - 1e-4))
+    if k == 1 and not (i == 1 or j == 1):
+        acquisition = 2  # a single slice, however thin it is said to be
+    straight = affine[:3, :3] / np.where(sizes > 0, sizes, 1)
+    regular = bool(orientation) and float(np.abs(straight.T @ straight - np.eye(3)).max()) < 0.01
+    return Geometry((i, j, k), affine, spacing, regular, acquisition, orientation, as_stored=not orientation)
+
+
+def read(source: Source, *, time: int | None = None) -> Volume:
+    """The values of a NIfTI source; see `backend.formats.read`."""
+    path = source.files[0]
+    image = load(path)
+    chosen = frames.choose_volume(path, times(image.shape), time)
+    with reported(path):
+        geometry = _geometry(image)
+        values = _values(image, chosen)
+        if values.dtype.names is not None:
+            values = np.stack([values[name] for name in values.dtype.names[:3]], axis=-1).astype(np.uint8)
+            return Volume(values.reshape(*geometry.shape, 3), geometry, None, False)
+        return Volume(values.reshape(geometry.shape), geometry, _window(image), False)
+
+
+def _values(image: Any, time: int) -> NDArray[Any]:
+    """One volume: integers as stored where the scale is 1, else float32."""
+    proxy = image.dataobj
+    one = (slice(None),) * 3 + (time,) + (0,) * max(0, len(image.shape) - 4)
+    slope, intercept = float(proxy.slope), float(proxy.inter)
+    if (slope, intercept) == (1.0, 0.0):
+        values = np.asanyarray(proxy[one] if times(image.shape) > 1 else proxy.get_unscaled())
+    elif times(image.shape) > 1:
+        values = np.asanyarray(proxy[one])
+    else:
+        values = proxy.get_unscaled().astype(np.float32)
+        values *= np.float32(slope)
+        values += np.float32(intercept)
+    if values.dtype.kind == "f" and values.dtype.itemsize != 4:
+        values = values.astype(np.float32)
+    return np.asarray(values, values.dtype.newbyteorder("="))
+
+
+def _window(image: Any) -> Window | None:
+    """cal_min and cal_max: what the file says that black and white are."""
+    try:
+        low, high = float(image.header["cal_min"]), float(image.header["cal_max"])
+    except Exception:
+        return None
+    if not (np.isfinite([low, high]).all() and high > low):
+        return None
+    return Window((low + high) / 2, high - low, "LINEAR_EXACT")
