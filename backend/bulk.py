@@ -20,7 +20,7 @@ from backend.errors import UnreadableScan
 from backend.learner import Learner
 from backend.pixels import Letterboxed, decode_image, letterbox
 from backend.project import Scan, fingerprint
-from backend.store import Store
+from backend.store import Store, scan_of
 from backend.studio import Studio
 
 log = logging.getLogger("scanqueue.bulk")
@@ -57,11 +57,7 @@ class Bulk:
     def scans(self, project: int, tasks: Sequence[int]) -> list[Scan]:
         """The scans of these tasks as they are recorded now; those that have gone are left out."""
         rows = [self.store.scan(project, task) for task in tasks]
-        return [
-            Scan(r["task"], r["image"], r["digest"], bool(r["annotated"]), bool(r["skipped"]))
-            for r in rows
-            if r is not None
-        ]
+        return [scan_of(r) for r in rows if r is not None]
 
     def do(self, kind: str, project: int, needs: str, tasks: Sequence[int]) -> None:
         """A part of the work `kind`: "read", or "score" or "draw" with the model that `needs` names."""

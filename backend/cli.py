@@ -222,6 +222,8 @@ def _quality(found: dict[str, Any]) -> str:
     if not found["n"]:
         return "-"
     far = f", HD95 {found['hd95']:.1f} {found['unit']}" if found["hd95"] is not None else ""
+    if found["unit"] == "mixed":
+        far = ", HD95 without a mean: in mm and in px"
     return f"Dice {found['dice']:.3f}{far} ({found['n']} scans)"
 
 
