@@ -360,9 +360,8 @@ def test_some_slices_of_a_head_come_back_and_the_others_stay_empty(lab: Lab, sha
     (scan,) = lab.sources()
     values = np.asarray(source.dataobj)
     # Seen from here: how the picture of a slice comes from the volume, in nibabel's words.
-    head = nib.as_closest_canonical(
-        nib.Nifti1Image(np.arange(values.size, dtype=np.int32).reshape(values.shape), source.affine)
-    )
+    numbered = np.arange(values.size, dtype=np.int32).reshape(values.shape)
+    head = nib.as_closest_canonical(nib.Nifti1Image(numbered, source.affine))
     voxels = np.asarray(head.dataobj)  # R, A, S: the number of the voxel in the file
     for axis, along in (("axial", 2), ("coronal", 1)):
         written = nib.load(out / f"{scan}.{axis}.nii.gz")
@@ -371,8 +370,7 @@ def test_some_slices_of_a_head_come_back_and_the_others_stay_empty(lab: Lab, sha
         stored = int(np.flatnonzero(orientations.io_orientation(source.affine)[:, 0] == along)[0])
         for (one, n), mask in shown.items():
             if one == axis:
-                of_slice = np.isin(voxels, np.take(np.arange(values.size).reshape(values.shape), n, axis=stored))
-                k = int(np.flatnonzero(of_slice.any(axis=tuple(a for a in range(3) if a != along)))[0])
+                k = np.argwhere(voxels == np.take(numbered, n, axis=stored)[0, 0])[0][along]
                 numbers = np.take(voxels, k, axis=along)[::-1, ::-1].T  # rows from front or top, right on the left
                 wanted[numbers] = mask
         assert np.array_equal(np.asarray(written.dataobj), wanted.reshape(values.shape)), axis
