@@ -491,18 +491,18 @@ def export(
     Exit code 1 when something could not be exported; the rest was.
     """
     log_to(level="WARNING")
-    from backend.app import make_studio
     from backend.export import Export
     from backend.export.sources import Sources
     from backend.formats import AXES
     from backend.identities import NAME, Identities
+    from backend.studio import Studio  # by itself: putting everything together takes seconds
 
     settings = _settings(data_dir=data_dir)
     if axis and axis not in AXES:
         raise BadSetting(f"--axis: there is no axis {axis!r}; there are {', '.join(AXES)}.")
     recorded = bool(settings.database_url) or (settings.data_dir / "records.sqlite").exists()
     store = _store(data_dir) if recorded or model else None
-    studio = make_studio(settings)
+    studio = Studio(settings.label_studio_url, settings.label_studio_api_key, image_hosts=settings.image_hosts)
     bulk = None
     if model and store is not None:
         from backend.bulk import Bulk

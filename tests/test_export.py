@@ -451,7 +451,7 @@ def test_a_model_that_does_not_exist_is_refused(world: World, tmp_path: Path) ->
 def command(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in [n for n in os.environ if n.startswith("SCANQUEUE_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr("backend.app.make_studio", lambda settings: lab.studio)
+    monkeypatch.setattr("backend.studio.Studio", lambda *_, **__: lab.studio)
 
     def run(*args: str) -> Any:
         return CliRunner().invoke(cli.app, ["export", "--project", "1", "--data-dir", str(tmp_path / "data"), *args])

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from backend import __version__
-from backend.bulk import Bulk
 from backend.errors import (
     BadSetting,
     CannotCut,
@@ -32,7 +31,6 @@ from backend.errors import (
 from backend.export.collect import Slice, Unit, best, collect, units
 from backend.export.manifest import Files, Sections
 from backend.export.pictures import COCO, PNG, Pictures
-from backend.export.predicted import ModelMasks
 from backend.export.sources import Sources
 from backend.export.target import MADE_BY, MANIFEST, Target
 from backend.export.volumes import NIFTI, SEG, Place, Volume
@@ -42,6 +40,10 @@ from backend.pixels import IGNORE, decode_image
 from backend.project import LabelConfig
 from backend.store import Store
 from backend.studio import Annotation, Other, Studio, plain_url, read_mask
+
+if TYPE_CHECKING:
+    from backend.bulk import Bulk
+    from backend.export.predicted import ModelMasks
 
 FORMATS = (NIFTI, SEG, PNG, COCO)
 VOLUMES = {NIFTI: "NIfTI", SEG: "DICOM SEG"}
@@ -136,8 +138,10 @@ class _Run:
                 f"project {asked.project}: the label config has {len(self.config.labels)} labels; masks hold at most "
                 f"{IGNORE - 1}. Take some out in Settings > Labeling Interface."
             )
-        self.model = None
+        self.model: ModelMasks | None = None
         if asked.model:
+            from backend.export.predicted import ModelMasks  # brings torch, which nothing else here needs
+
             assert asked.bulk is not None
             self.model = ModelMasks(asked.bulk, asked.project, self.config, asked.model)
         self.people = asked.studio.people() if asked.names else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -12,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backend.errors import BadSetting
+from backend.errors import BadSetting, StorageFull
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write says when there is no room
 MANIFEST = "manifest.json"
 MADE_BY = "scanqueue export"
 
@@ -55,6 +57,13 @@ class Target:
         try:
             yield aside
             self._put(aside)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise StorageFull(
+                f"No room for the export in {aside.parent}: {error.strerror}. Make room, or give another folder with "
+                "--out; what was there before is as it was."
+            ) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
