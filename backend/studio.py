@@ -40,11 +40,15 @@ PAGE = 5000
 ANNOTATION_CHUNK = 25
 # Label Studio applies `include` to the annotations inside a task as well
 ANNOTATION_FIELDS = (
-    "id,annotations,predictions,result,updated_at,was_cancelled,ground_truth,lead_time,completed_by,parent_prediction"
+    "id,annotations,predictions,result,created_at,updated_at,was_cancelled,ground_truth,lead_time,completed_by,"
+    "parent_prediction"
 )
 IMPORT_BYTES = 32 * 2**20  # well below Label Studio's DATA_UPLOAD_MAX_MEMORY_SIZE of 250 MiB
 IMAGE_BYTES = 160 * 2**20  # 64 million pixels of 16 bits are 122 MiB, unpacked
 IMAGE_SECONDS = 300.0  # for one image in all; `timeout` is for each of its pieces
+UPLOAD_FILES = 100  # Label Studio answers 500 to more in one request
+UPLOAD_BYTES = 64 * 2**20
+WRITE_SECONDS = 300  # for uploads and new tasks: a write that is given up too early must be looked for
 VIEW_TITLE = "scanqueue"
 HIDDEN_COLUMNS = [  # by the "Default" tab that Label Studio's web page makes
     f"tasks:{name}"
@@ -94,8 +98,23 @@ class TaskRow:
 
 
 @dataclass(frozen=True)
+class Other:
+    """An annotation of a task beside the one that counts; `skipped`: somebody pressed Skip."""
+
+    id: int
+    created_at: str
+    completed_by: int | None
+    ground_truth: bool
+    skipped: bool
+
+
+@dataclass(frozen=True)
 class Annotation:
-    """The annotation that counts for a task: ground truth first, else the latest not cancelled."""
+    """The annotation that counts for a task: ground truth first, else the latest not cancelled.
+
+    created_at  when it was submitted first, as `updated_at` in Label Studio's own text
+    others      the task's other annotations, oldest first
+    """
 
     task: int
     id: int
@@ -104,6 +123,19 @@ class Annotation:
     lead_time: float | None
     completed_by: int | None
     shown_version: str  # of the prediction it was made from; "" when it was made from none
+    created_at: str = ""
+    ground_truth: bool = False
+    others: tuple[Other, ...] = ()
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that was uploaded: `name` as we gave it, `address` for a task's data, `size` in bytes."""
+
+    number: int
+    name: str
+    address: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -186,14 +218,18 @@ class Studio:
         params: Mapping[str, Any] | None = None,
         body: Any = None,
         content: bytes | None = None,
+        content_type: str = "application/json",
+        timeout: int | None = None,
     ) -> Any:
         """One request with the SDK's own authentication; JSON in, JSON out.
 
         Only reading is retried: a write that was answered late must not be done twice.
         """
-        status, answer = self._exchange(method, path, params=params, body=body, content=content)
+        how: dict[str, Any] = {"params": params, "body": body, "content": content}
+        how |= {"content_type": content_type, "timeout": timeout}
+        status, answer = self._exchange(method, path, **how)
         if status == 401 and self._with_new_token():
-            status, answer = self._exchange(method, path, params=params, body=body, content=content)
+            status, answer = self._exchange(method, path, **how)
         if status >= 400:
             raise self._refusal(status, answer, path)
         return answer
@@ -217,6 +253,8 @@ class Studio:
         params: Mapping[str, Any] | None = None,
         body: Any = None,
         content: bytes | None = None,
+        content_type: str = "application/json",
+        timeout: int | None = None,
     ) -> tuple[int, Any]:
         """Status and JSON of one answer, whatever the status; its text when an error is not JSON."""
         wrapper = self._client()._client_wrapper
@@ -230,8 +268,11 @@ class Studio:
                 method=method,
                 params=dict(params or {}),
                 content=content,
-                headers={"Content-Type": "application/json"} if content is not None else None,
-                request_options={"max_retries": 2 if method == "GET" else 0},
+                headers={"Content-Type": content_type} if content is not None else None,
+                request_options={
+                    "max_retries": 2 if method == "GET" else 0,
+                    **({"timeout_in_seconds": timeout} if timeout is not None else {}),
+                },
             )
         except ApiError as error:
             raise self._refusal(error.status_code or 0, error.body, path) from error
@@ -335,18 +376,19 @@ class Studio:
 
     def tasks(self, project: int, since: str = "") -> list[TaskRow]:
         """Tasks changed after `since` (an `updated_at` of Label Studio), or all of them."""
+        return list(self.each_task(project, since))
+
+    def each_task(self, project: int, since: str = "") -> Iterator[TaskRow]:
+        """As `tasks`, holding one page of the listing at a time."""
         query = _filters(("updated_at", "greater", "Datetime", since)) if since else {}
-        rows = self._tasks(project, "id,data,updated_at,total_annotations,cancelled_annotations", query)
-        return [
-            TaskRow(
+        for row in self._tasks(project, "id,data,updated_at,total_annotations,cancelled_annotations", query):
+            yield TaskRow(
                 task=row["id"],
                 data=row.get("data") or {},
                 updated_at=row["updated_at"],
                 annotated=int(row.get("total_annotations") or 0),
                 skipped=int(row.get("cancelled_annotations") or 0),
             )
-            for row in rows
-        ]
 
     def task_ids(self, project: int) -> set[int]:
         return {row["id"] for row in self._tasks(project, "id", {})}
@@ -365,16 +407,41 @@ class Studio:
                     yield task
                     continue
                 versions = {p["id"]: p.get("model_version") or "" for p in row.get("predictions") or ()}
-                user = best.get("completed_by")
+                rest = sorted((a for a in row["annotations"] if a is not best), key=lambda a: int(a["id"]))
                 yield Annotation(
                     task=task,
                     id=best["id"],
                     updated_at=best["updated_at"],
                     result=best.get("result") or (),
                     lead_time=best.get("lead_time"),
-                    completed_by=user.get("id") if isinstance(user, Mapping) else user,
+                    completed_by=_user(best),
                     shown_version=versions.get(best.get("parent_prediction") or 0, ""),
+                    created_at=best.get("created_at") or "",
+                    ground_truth=bool(best.get("ground_truth")),
+                    others=tuple(
+                        Other(
+                            id=a["id"],
+                            created_at=a.get("created_at") or "",
+                            completed_by=_user(a),
+                            ground_truth=bool(a.get("ground_truth")),
+                            skipped=bool(a.get("was_cancelled")),
+                        )
+                        for a in rest
+                    ),
                 )
+
+    def drawn(
+        self, project: int, tasks: Sequence[int], versions: Sequence[str]
+    ) -> Iterator[tuple[int, Sequence[Mapping[str, Any]] | None]]:
+        """For each of `tasks` the regions of its newest prediction with one of `versions`; None when it has none."""
+        for start in range(0, len(tasks), ANNOTATION_CHUNK):
+            chunk = list(tasks[start : start + ANNOTATION_CHUNK])
+            query = _filters(("id", "in_list", "List", chunk))
+            found = {row["id"]: row for row in self._tasks(project, "id,predictions", query, fields="all")}
+            for task in chunk:
+                shown = [p for p in found.get(task, {}).get("predictions") or () if p.get("model_version") in versions]
+                newest = max(shown, key=lambda p: int(p["id"]), default=None)
+                yield task, None if newest is None else newest.get("result") or ()
 
     def people(self) -> dict[int, str]:
         """The name, or else the e-mail address, of every user that this token may see, by number."""
@@ -489,6 +556,104 @@ class Studio:
             )
         target = httpx.URL(url).copy_with(host=addresses[0])
         return str(target), {"Host": parts.netloc}, {"sni_hostname": host}
+
+    # -- importing --------------------------------------------------------------------------
+
+    def task_data(self, project: int, after: int = 0) -> Iterator[tuple[int, Mapping[str, Any], int]]:
+        """Task number, data and how many annotations and skips, of every task numbered above `after`; ascending."""
+        query = _filters(("id", "greater", "Number", after)) if after else {}
+        include = "id,data,total_annotations,cancelled_annotations"
+        for row in self._tasks(project, include, {**query, "ordering": ["tasks:id"]}):
+            touched = int(row.get("total_annotations") or 0) + int(row.get("cancelled_annotations") or 0)
+            yield int(row["id"]), row.get("data") or {}, touched
+
+    def add_tasks(self, project: int, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Make a task of each data; their numbers, in this order.
+
+        After StudioUnavailable nobody knows whether they were made: ask with `task_data` before trying again.
+        """
+        answer = self._call(
+            "POST",
+            f"/api/projects/{project}/import",
+            params={"return_task_ids": "true"},
+            content=json.dumps([{"data": dict(row)} for row in rows], allow_nan=False).encode(),
+            timeout=WRITE_SECONDS,
+        )
+        return [int(number) for number in answer["task_ids"]]
+
+    def delete_task(self, task: int) -> None:
+        """Remove one task with all it holds."""
+        self._call("DELETE", f"/api/tasks/{task}/")
+
+    def upload(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[Upload]:
+        """Give Label Studio PNG files (name, content) without making tasks of them; in this order.
+
+        At most UPLOAD_FILES and UPLOAD_BYTES together. After StudioUnavailable nobody knows which of them arrived:
+        ask with `uploads` before trying again.
+        """
+        parts = [(f"file{number}", (name, data, "image/png")) for number, (name, data) in enumerate(files)]
+        request = httpx.Request("POST", self.url, files=parts)
+        answer = self._call(
+            "POST",
+            f"/api/projects/{project}/import",
+            params={"commit_to_project": "false"},
+            content=request.read(),
+            content_type=request.headers["Content-Type"],
+            timeout=WRITE_SECONDS,
+        )
+        numbers = [int(number) for number in answer["file_upload_ids"]]
+        found = {one.number: one for one in self.uploads(project, numbers)}
+        return [found[number] for number in numbers]
+
+    def uploads(self, project: int, numbers: Sequence[int] | None = None) -> Iterator[Upload]:
+        """Files that the token's user has uploaded to the project, whether tasks show them or not.
+
+        numbers  these only; None: all of them
+        """
+        params = {"all": "true"} if numbers is None else {"ids": json.dumps(list(numbers))}
+        root = urlsplit(self.url).path.rstrip("/")
+        for row in self._call("GET", f"/api/projects/{project}/file-uploads", params=params):
+            name = str(row["file"]).rsplit("/", 1)[-1]
+            address = f"{root}/data/{row['file']}"
+            yield Upload(int(row["id"]), name.partition("-")[2], address, int(row.get("size") or 0))
+
+    def local_address(self, relative: str) -> str:
+        """What task data say for a local file; `relative` to the document root, quoted."""
+        return f"{urlsplit(self.url).path.rstrip('/')}/data/local-files/?d={relative}"
+
+    def local_storages(self, project: int) -> list[str]:
+        """The folders, as Label Studio names them, of the project's storages of local files."""
+        rows = self._call("GET", "/api/storages/localfiles/", params={"project": project}) or ()
+        return [str(row.get("path") or "") for row in rows]
+
+    def document_root(self, project: int) -> str:
+        """The folder, as Label Studio names it, below which it may serve local files; "" when it does not say."""
+        said = self._storage_objection(project, "/")
+        found = re.search(r'LOCAL_FILES_DOCUMENT_ROOT="([^"]+)"', said)
+        return found[1] if found else ""
+
+    def local_files_objection(self, project: int, folder: str) -> str:
+        """Why Label Studio would not serve files of `folder` (its own name for it); "" when it would."""
+        return self._storage_objection(project, folder)
+
+    def _storage_objection(self, project: int, folder: str) -> str:
+        path = "/api/storages/localfiles/validate"
+        status, answer = self._exchange("POST", path, body=_local_storage(project, folder))
+        if status == 401 and self._with_new_token():
+            status, answer = self._exchange("POST", path, body=_local_storage(project, folder))
+        if status < 400:
+            return ""
+        faults = answer.get("validation_errors") if isinstance(answer, Mapping) else None
+        if status != 400 or not isinstance(faults, Mapping):
+            raise self._refusal(status, answer, path)
+        return " ".join(str(text) for texts in faults.values() for text in texts)
+
+    def add_local_storage(self, project: int, folder: str) -> None:
+        """Let Label Studio serve the files of `folder` (its own name for it) to whoever sees the project.
+
+        Its pattern fits no file: "Sync" in Label Studio makes no tasks of the same pictures.
+        """
+        self._call("POST", "/api/storages/localfiles/", body=_local_storage(project, folder))
 
     # -- the queue --------------------------------------------------------------------------
 
@@ -838,6 +1003,22 @@ def encode_brush(mask: NDArray[np.bool_]) -> list[int]:
 def _counting(annotations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     valid = [a for a in annotations if not a.get("was_cancelled")]
     return max(valid, key=lambda a: (bool(a.get("ground_truth")), a["updated_at"], a["id"]), default=None)
+
+
+def _user(annotation: Mapping[str, Any]) -> int | None:
+    user = annotation.get("completed_by")
+    number = user.get("id") if isinstance(user, Mapping) else user
+    return None if number is None else int(number)
+
+
+def _local_storage(project: int, folder: str) -> dict[str, Any]:
+    return {
+        "project": project,
+        "path": folder,
+        "title": "scanqueue import",
+        "regex_filter": "^$",
+        "use_blob_urls": True,
+    }
 
 
 def _hook_is_right(hook: Mapping[str, Any], url: str, secret: str) -> bool:

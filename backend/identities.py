@@ -1,0 +1,300 @@
+"""Who is who: the one local file that knows which patient, series and files a pseudonym stands for.
+
+Everything that names somebody (patient ids, paths, instance UIDs) and the key that pseudonyms are made with are
+in this SQLite file and nowhere else: not in Label Studio, not in our records, logs or backups. Without the file a
+pseudonym leads nowhere; with another file the same scans get other pseudonyms. Keep it as you keep the scans.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from backend.errors import BadIdentities
+
+if TYPE_CHECKING:
+    from backend.formats import Geometry, Source
+
+NAME = "identities.sqlite"
+LETTERS = {"patient": "P", "scan": "S", "site": "T"}
+LENGTH = 12  # characters of base32: 60 bits
+VERSION = 1
+WAIT = 60.0  # seconds for another process that writes
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS pseudonym (
+    pseudonym TEXT PRIMARY KEY, kind TEXT NOT NULL, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS scan (
+    scan TEXT PRIMARY KEY, source TEXT NOT NULL, digest TEXT NOT NULL, geometry TEXT NOT NULL,
+    time INTEGER, modality TEXT NOT NULL, patient TEXT NOT NULL, added_at REAL NOT NULL, axes TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS instance (
+    instance TEXT NOT NULL, scan TEXT NOT NULL, PRIMARY KEY (instance, scan)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class ScanRecord:
+    """Where one scan came from, and what is needed to bring masks back into its geometry.
+
+    scan      its pseudonym
+    source    the files as they lay at the last import; their order is the one that slice numbers count in
+    digest    SHA-256: of a plain file's content; of a DICOM series' SOPInstanceUIDs in order
+    time      which volume of several over time, None when there is one
+    patient   pseudonym of the group it belongs to, "" for none
+    added_at  seconds since 1970
+    axes      the axes it was cut along so far, in any project
+    """
+
+    scan: str
+    source: Source
+    digest: str
+    geometry: Geometry
+    time: int | None
+    modality: str
+    patient: str
+    added_at: float
+    axes: tuple[str, ...] = ()
+
+
+class Identities:
+    """The file of identities, made (mode 0600, with a random key) when it is not there.
+
+    file        in a folder that is made, too (mode 0700), when it is not there
+    must_exist  raise BadIdentities instead of making it
+
+    May be used by several threads, and by several processes at once. Raises BadIdentities when the file is of
+    another kind, of a later version, damaged, or not to be written.
+    """
+
+    def __init__(self, file: Path, *, must_exist: bool = False) -> None:
+        self.file = Path(file)
+        self._lock = threading.RLock()
+        self._known: set[str] = set()
+        self._together = 0
+        with self._explained():
+            if must_exist and not self.file.is_file():
+                raise BadIdentities(
+                    f"{self.file} does not exist, so nobody knows which files the scans came from. Give the file that "
+                    "`scanqueue import` wrote with --identities, or --data-dir."
+                )
+            _make(self.file)
+            self._database = sqlite3.connect(self.file, timeout=WAIT, isolation_level=None, check_same_thread=False)
+            self._database.execute("PRAGMA secure_delete = ON")
+            self._key = self._open()
+
+    def _open(self) -> bytes:
+        """The key. A file that is as it should be is not written to."""
+        return self._found() or self._made()
+
+    def _found(self) -> bytes | None:
+        version = self._database.execute("PRAGMA user_version").fetchone()[0]
+        if version > VERSION:
+            raise BadIdentities(
+                f"{self.file} was written by a later scanqueue (version {version} of the file, {VERSION} is known "
+                "here). Use that one."
+            )
+        tables = {row[0] for row in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if not tables:
+            return None
+        if "fact" not in tables:
+            raise BadIdentities(f"{self.file} is a database of something else. Give another file.")
+        row = self._database.execute("SELECT value FROM fact WHERE name = 'key'").fetchone()
+        return None if row is None else bytes(row[0])
+
+    def _made(self) -> bytes:
+        with self._writing() as database:
+            key = self._found()  # another process may have been faster
+            if key is None:
+                for statement in filter(None, (part.strip() for part in _TABLES.split(";"))):
+                    database.execute(statement)
+                database.execute(f"PRAGMA user_version = {VERSION}")
+                key = secrets.token_bytes(32)
+                database.execute("INSERT INTO fact VALUES ('key', ?)", (key,))
+        return key
+
+    # -- pseudonyms -------------------------------------------------------------------------
+
+    def pseudonym(self, kind: str, value: str, *, remember: bool = True) -> str:
+        """`P-`, `S-` or `T-` and 12 characters that stand for `value`; remembered with it.
+
+        The same value has the same pseudonym for as long as the file lives; without the key nobody can try values
+        out. kind: "patient", "scan" or "site".
+        """
+        made = self._pseudonym(kind, value)
+        if not remember:
+            return made
+        with self._lock, self._explained():
+            if made not in self._known:
+                with self._writing() as database:
+                    database.execute("INSERT OR IGNORE INTO pseudonym VALUES (?, ?, ?)", (made, kind, value))
+                    row = database.execute("SELECT value FROM pseudonym WHERE pseudonym = ?", (made,)).fetchone()
+                    if row[0] != value:
+                        raise BadIdentities(f"Two values would share the pseudonym {made}; one of them must change.")
+                self._known.add(made)
+        return made
+
+    def _pseudonym(self, kind: str, value: str) -> str:
+        mac = hmac.new(self._key, f"{kind}\0{value}".encode("utf-8", "surrogatepass"), hashlib.sha256).digest()
+        return f"{LETTERS[kind]}-{base64.b32encode(mac).decode()[:LENGTH]}"
+
+    def value(self, pseudonym: str) -> str | None:
+        """What a pseudonym stands for; None when it was not made here."""
+        row = self._row("SELECT value FROM pseudonym WHERE pseudonym = ?", pseudonym)
+        return None if row is None else str(row[0])
+
+    # -- scans ------------------------------------------------------------------------------
+
+    def put_scan(self, record: ScanRecord) -> None:
+        """Remember a scan; what was known of it is replaced, except when it was first added."""
+        row = (
+            record.scan,
+            record.source.to_json(),
+            record.digest,
+            record.geometry.to_json(),
+            record.time,
+            record.modality,
+            record.patient,
+            record.added_at,
+            json.dumps(record.axes),
+        )
+        with self._lock, self._explained(), self._writing() as database:
+            database.execute(
+                "INSERT INTO scan VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (scan) DO UPDATE SET "
+                "source = excluded.source, digest = excluded.digest, geometry = excluded.geometry, "
+                "time = excluded.time, modality = excluded.modality, patient = excluded.patient, axes = excluded.axes",
+                row,
+            )
+            database.execute("DELETE FROM instance WHERE scan = ?", (record.scan,))
+            instances = [(instance, record.scan) for instance in set(record.source.instances) if instance]
+            database.executemany("INSERT INTO instance VALUES (?, ?)", instances)
+
+    def scan(self, scan: str) -> ScanRecord | None:
+        """What is known of a scan; None when it was not imported with this file."""
+        row = self._row(f"SELECT {_COLUMNS} FROM scan WHERE scan = ?", scan)
+        return None if row is None else _record(row)
+
+    def scans(self) -> Iterator[ScanRecord]:
+        """Every scan, the first added first."""
+        with self._lock, self._explained():
+            names = self._database.execute("SELECT scan FROM scan ORDER BY added_at, scan").fetchall()
+        yield from (record for record in (self.scan(name) for (name,) in names) if record is not None)
+
+    def of_instances(self, instances: Sequence[str]) -> list[ScanRecord]:
+        """The scans that hold any of these SOPInstanceUIDs, the first added first."""
+        found: set[str] = set()
+        for start in range(0, len(instances), 500):
+            some = [instance for instance in instances[start : start + 500] if instance]
+            marks = ", ".join("?" * len(some))
+            with self._lock, self._explained():
+                rows = self._database.execute(f"SELECT scan FROM instance WHERE instance IN ({marks})", some)
+                found |= {row[0] for row in rows}
+        records = [record for record in map(self.scan, found) if record is not None]
+        return sorted(records, key=lambda record: (record.added_at, record.scan))
+
+    def _row(self, statement: str, value: str) -> tuple[Any, ...] | None:
+        with self._lock, self._explained():
+            row: tuple[Any, ...] | None = self._database.execute(statement, (value,)).fetchone()
+            return row
+
+    # -- the file ---------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is remembered inside is on disk, all of it, when this ends; or none of it after a failure."""
+        with self._lock, self._explained(), self._writing():
+            yield
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            if self._together:
+                yield self._database
+                return
+            self._database.execute("BEGIN IMMEDIATE")
+            self._together += 1
+            try:
+                yield self._database
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                self._known.clear()
+                raise
+            else:
+                self._database.execute("COMMIT")
+            finally:
+                self._together -= 1
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise BadIdentities(
+                f"{self.file} cannot be read and written ({error}). See that the disk has room, that the folder is "
+                "yours, and that no other program holds the file."
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise BadIdentities(
+                f"{self.file} is damaged, or no file of identities ({error}). Put your copy of it in its place."
+            ) from error
+        except OSError as error:
+            raise BadIdentities(
+                f"{self.file} cannot be made or opened ({error.strerror}). Give another file with --identities."
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+_COLUMNS = "scan, source, digest, geometry, time, modality, patient, added_at, axes"
+
+
+def _record(row: tuple[Any, ...]) -> ScanRecord:
+    from backend.formats import Geometry, Source
+
+    scan, source, digest, geometry, time, modality, patient, added_at, axes = row
+    return ScanRecord(
+        scan=scan,
+        source=Source.from_json(source),
+        digest=digest,
+        geometry=Geometry.from_json(geometry),
+        time=time,
+        modality=modality,
+        patient=patient,
+        added_at=added_at,
+        axes=tuple(json.loads(axes)),
+    )
+
+
+def _make(file: Path) -> None:
+    """The file and its folder, for its owner only."""
+    if not file.parent.exists():
+        file.parent.mkdir(parents=True, mode=0o700)
+    try:
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        held = file.stat()
+        if held.st_uid == os.getuid() and stat.S_IMODE(held.st_mode) & 0o077:
+            file.chmod(0o600)

@@ -1,0 +1,154 @@
+"""`scanqueue import` at the terminal: progress, Ctrl-C, the table at the end.
+
+Paths may name patients. They are shown to a person at a terminal; where stderr goes into a file or a pipe, which
+others may keep, a problem is told by its number and reason alone, unless paths are asked for. Logs never have them.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from backend.intake.pool import Workers
+from backend.intake.run import Request, Tally, run
+from backend.settings import Settings
+from backend.studio import Studio
+
+MOST = 50  # problems and warnings that are listed
+
+
+def import_scans(request: Request, settings: Settings, *, as_json: bool, show_paths: bool) -> int:
+    """Run the import and say what became of it; the exit status.
+
+    0: everything is there; 1: something could not be read; 130: interrupted.
+    """
+    studio = Studio(settings.label_studio_url, settings.label_studio_api_key)
+    aside = Console(stderr=True, highlight=False)
+    with Workers(request.jobs) as workers, _interruptible(workers), _Bars(aside) as bars:
+        tally = run(request, studio, workers, bars)
+    _list(aside, tally, paths=show_paths or aside.is_terminal)
+    if as_json:
+        print(json.dumps({"project": request.project, "dry_run": request.dry_run, **tally.to_dict()}, indent=1))
+    else:
+        Console(highlight=False).print(_table(request, tally))
+    if tally.interrupted:
+        aside.print("Interrupted. The same command goes on from here.")
+        return 130
+    return 1 if tally.troubles else 0
+
+
+@contextmanager
+def _interruptible(workers: Workers) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) lets what is on its way arrive and ends; the second ends at once."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if workers.stopped:
+            raise KeyboardInterrupt
+        workers.stop()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Bars:
+    """Progress on a terminal; silent elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[made]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._looking: TaskID | None = None
+        self._reading: TaskID | None = None
+
+    def __enter__(self) -> _Bars:
+        self._progress.start()
+        self._looking = self._progress.add_task("looking at files", total=None, made="")
+        return self
+
+    def __exit__(self, *how: Any) -> None:
+        self._progress.stop()
+
+    def looked(self, files: int) -> None:
+        if self._looking is not None:
+            self._progress.update(self._looking, completed=files)
+
+    def begin(self, total: int) -> None:
+        if self._looking is not None:
+            self._progress.remove_task(self._looking)
+        self._reading = self._progress.add_task("files of scans", total=total, made="")
+
+    def advance(self, files: int, made: int) -> None:
+        if self._reading is not None:
+            self._progress.update(self._reading, advance=files, made=f"{made} tasks")
+
+
+def _list(console: Console, tally: Tally, *, paths: bool) -> None:
+    """Problems and warnings, one a line."""
+    warnings: list[tuple[Path | None, str]] = []
+    if paths:
+        warnings = [(path, "text seems to be burnt into its pixels. Look at it.") for path in tally.burnt_in]
+        warnings += [(trouble.path, trouble.what) for trouble in tally.troubles]
+    else:
+        counted = Counter(trouble.what for trouble in tally.troubles)
+        warnings = [(None, f"{number} files: {what}") for what, number in counted.items()]
+    for path, what in warnings[:MOST]:
+        console.print(escape(f"{path}: {what}" if path is not None else what), soft_wrap=True)
+    if len(warnings) > MOST:
+        console.print(f"... and {len(warnings) - MOST} more.")
+    if not paths and warnings:
+        console.print("Which files these are is shown at a terminal, or with --show-paths.")
+
+
+def _table(request: Request, tally: Tally) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    would = "tasks that would be made" if request.dry_run else "tasks made"
+    rows: Sequence[tuple[str, int, str]] = (
+        ("files", tally.files, f"{tally.others} of them no pictures" if tally.others else ""),
+        ("scans", tally.scans, f"and {tally.copies} copies of the same" if tally.copies else ""),
+        ("slices", tally.slices, ""),
+        (would, tally.made, f"in {tally.seconds:.0f} s" if tally.seconds >= 1 else ""),
+        ("already there", tally.there, ""),
+        ("scans skipped", tally.skipped, "text in their pixels" if tally.skipped else ""),
+        ("problems", len(tally.troubles), ""),
+        (
+            "burnt-in text",
+            len(tally.burnt_in),
+            "scans that seem to have text in their pixels" if tally.burnt_in else "",
+        ),
+        *((("doubles", tally.doubles, "tasks that show a slice which another one shows"),) if tally.doubles else ()),
+    )
+    for name, number, remark in rows:
+        table.add_row(name, str(number), remark)
+    table.columns[1].justify = "right"
+    return table

@@ -1,0 +1,313 @@
+"""What worker processes do: look at files, identify sources, make pictures of slices.
+
+Everything here takes and returns plain, picklable values, touches no network and no database, and raises nothing:
+what is wrong with one file comes back as a Trouble.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.errors import ScanqueueError, StorageFull, UnreadableFile
+from backend.formats import (
+    FileFacts,
+    Geometry,
+    Header,
+    Source,
+    Volume,
+    Window,
+    choose_window,
+    cut,
+    informative,
+    read,
+    read_geometry,
+    read_header,
+    sniff,
+    to_uint8,
+)
+from backend.intake.burnt_in import has_text
+
+# Of zlib, 0..9, and PNG's filter. More makes little of scans smaller, and takes much longer.
+PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT)
+LOOKED_AT = 3  # slices of a volume in which text is looked for
+
+cv2.setNumThreads(1)  # there is a process for each core
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What cannot be read. `path` may name a patient: it is for the person at the terminal."""
+
+    path: Path
+    what: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A source to be identified, for a cut along `axis`; `geometry` where it is known from looking at the files."""
+
+    source: Source
+    time: int | None
+    axis: str
+    geometry: Geometry | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source is, before its pixels are read. `header` is private; its `texts` are left out.
+
+    digest  SHA-256 of the content; of a DICOM series, of its SOPInstanceUIDs in order
+    time    which volume is meant; None where there is one
+    """
+
+    source: Source
+    digest: str
+    geometry: Geometry
+    header: Header
+    time: int | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Slices of one scan to be written as PNG files.
+
+    source     the files to read: of the whole scan, or of the slices that are wanted
+    numbering  slice number of each place along the cut of `source`; () where they are the same
+    wanted     slice numbers; () with `best`: the most informative ones
+    best       how many are chosen, 0: those that are wanted
+    held       slice numbers that need not be written
+    window     as `choose_window` takes it
+    shown      (center, width) that earlier slices of this scan are shown with, or None
+    folder     where the files go
+    by_file    whether each slice is a file of its own, so that a broken one can be left out
+    careful    leave the scan alone when it seems to have text in its pixels
+    """
+
+    scan: str
+    source: Source
+    time: int | None
+    axis: str
+    numbering: tuple[int, ...]
+    wanted: tuple[int, ...]
+    best: int
+    held: frozenset[int]
+    window: Window | str | None
+    shown: tuple[float, float] | None
+    folder: Path
+    by_file: bool
+    careful: bool
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of a job.
+
+    pictures  slice number and file of each that was written
+    chosen    how many slices were meant, those that are held included
+    window    (center, width), or None: colour, or no window
+    text      whether text seems to be burnt into the pixels
+    broken    files that were left out
+    trouble   what went wrong; then nothing was written
+    full      why no picture at all can be written there: the whole import ends
+    """
+
+    pictures: tuple[tuple[int, Path], ...] = ()
+    chosen: int = 0
+    window: tuple[float, float] | None = None
+    text: bool = False
+    broken: tuple[Trouble, ...] = ()
+    trouble: Trouble | None = None
+    full: str = ""
+
+
+def look(paths: Sequence[Path]) -> list[FileFacts | Trouble | None]:
+    """For each file its facts, None when it is no picture, or what is wrong with it."""
+    return [_look(path) for path in paths]
+
+
+def _look(path: Path) -> FileFacts | Trouble | None:
+    try:
+        if path.is_dir():
+            return Trouble(path, "the folder may not be opened. See to its permissions.")
+        return sniff(path)
+    except Exception as error:
+        return _trouble(path, error)
+
+
+def identify(asked: Sequence[Asked]) -> list[Found | Trouble]:
+    """Each source's digest, geometry and header."""
+    return [_identify(one) for one in asked]
+
+
+def _identify(asked: Asked) -> Found | Trouble:
+    source = asked.source
+    try:
+        geometry, time = (asked.geometry, None) if asked.geometry is not None else _geometry(source, asked.time)
+        cut(geometry, asked.axis)
+        held = read_header(source)
+        header = Header(
+            modality=held.modality,
+            patient_id=held.patient_id,
+            institution=held.institution,
+            study=held.study,
+            burnt_in=source.burnt_in or held.burnt_in,
+        )
+        return Found(source, digest(source), geometry, header, time)
+    except Exception as error:
+        return _trouble(source.files[0], error)
+
+
+def _geometry(source: Source, time: int | None) -> tuple[Geometry, int | None]:
+    """Geometry, and `time` where it means something: sources of one volume are taken whatever --time says."""
+    if source.volumes > 1 or time is None:
+        return read_geometry(source, time=time), time
+    try:
+        return read_geometry(source), None
+    except UnreadableFile:
+        return read_geometry(source, time=time), time
+
+
+def digest(source: Source) -> str:
+    """See Found.digest."""
+    found = hashlib.sha256()
+    if source.uid and all(source.instances):
+        found.update("\n".join(source.instances).encode())
+        return found.hexdigest()
+    for path in source.files:
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
+
+
+def make(jobs: Sequence[Job]) -> list[Made]:
+    """The pictures of each job; a job either succeeds whole or leaves no file that anybody would take."""
+    return [_make(job) for job in jobs]
+
+
+def _make(job: Job) -> Made:
+    try:
+        return _pictures(job)
+    except StorageFull as error:
+        return Made(full=str(error))
+    except Exception as error:
+        return Made(trouble=_trouble(job.source.files[0], error))
+
+
+def _pictures(job: Job) -> Made:
+    broken: tuple[Trouble, ...] = ()
+    try:
+        volume = read(job.source, time=job.time)
+    except UnreadableFile:
+        if not job.by_file:
+            raise
+        job, broken = _without_broken(job)
+        volume = read(job.source, time=job.time)
+    slices = cut(volume.geometry, job.axis)
+    numbering = job.numbering or range(slices.count)
+    places = {number: place for place, number in enumerate(numbering)}
+    wanted = [numbering[place] for place in informative(volume, slices, job.best)] if job.best else list(job.wanted)
+    missing = [number for number in wanted if number not in job.held]
+    window = None if volume.values.ndim == 4 else _window(volume, job)
+
+    def picture(number: int) -> NDArray[np.uint8]:
+        taken = slices.take(volume.values, places[number])
+        return taken if window is None else to_uint8(taken, window, inverted=volume.inverted)
+
+    steps = np.linspace(0, len(missing) - 1, min(LOOKED_AT, len(missing))).astype(int)
+    text = any(has_text(picture(missing[step])) for step in dict.fromkeys(steps.tolist()))
+    shown = (window.center, window.width) if window is not None and window.lut is None else None
+    if text and job.careful:
+        return Made(chosen=len(wanted), window=shown, text=True, broken=broken)
+    _make_folder(job.folder)
+    files = []
+    for number in missing:
+        file = job.folder / f"{job.scan}.{job.axis}.{number:04d}.png"
+        write_png(file, picture(number))
+        files.append((number, file))
+    return Made(tuple(files), len(wanted), shown, text, broken)
+
+
+def _without_broken(job: Job) -> tuple[Job, tuple[Trouble, ...]]:
+    """The same without the files that cannot be read, and what is wrong with those. Raises when none can."""
+    source, broken = job.source, []
+    numbering = job.numbering or tuple(range(len(source.files)))
+    kept = []
+    for place in range(len(source.files)):
+        try:
+            read(some(source, (place,)), time=job.time)
+        except UnreadableFile as error:
+            broken.append(Trouble(error.path, error.what))
+        else:
+            kept.append(place)
+    if not kept:
+        raise UnreadableFile(broken[0].path, broken[0].what)
+    numbers = tuple(numbering[place] for place in kept)
+    wanted = tuple(number for number in job.wanted if number in numbers)
+    return replace(job, source=some(source, kept), numbering=numbers, wanted=wanted), tuple(broken)
+
+
+def some(source: Source, places: Sequence[int]) -> Source:
+    """The files of a series at these places."""
+    files = tuple(source.files[place] for place in places)
+    return replace(source, files=files, instances=tuple(source.instances[place] for place in places))
+
+
+def _window(volume: Volume, job: Job) -> Window:
+    """The one that is wanted; where nothing is, that of the slices that are there already."""
+    window = choose_window(volume, job.window)
+    if job.window is None and job.shown is not None and job.shown != (window.center, window.width):
+        return Window(*job.shown)
+    return window
+
+
+def write_png(file: Path, picture: NDArray[np.uint8]) -> None:
+    """A PNG of gray or RGB pixels, without any text in it, that is there whole or not at all."""
+    pixels = np.ascontiguousarray(picture if picture.ndim == 2 else picture[..., ::-1])
+    done, data = cv2.imencode(".png", pixels, PNG)
+    if not done:
+        raise UnreadableFile(file, "the picture could not be made.")
+    aside = file.with_name(f".{file.name}.part")
+    try:
+        with aside.open("wb", buffering=0) as out:
+            out.write(data.data)
+        os.replace(aside, file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise _no_place(file.parent, error) from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_place(folder, error) from error
+
+
+def _no_place(folder: Path, error: OSError) -> StorageFull:
+    return StorageFull(
+        f"Pictures cannot be written into {folder}: {error.strerror}. Make room, or see to its permissions, and give "
+        "the same command again; what was imported is kept."
+    )
+
+
+def _trouble(path: Path, error: Exception) -> Trouble:
+    """What went wrong, without values of the header: other libraries' errors quote them."""
+    if isinstance(error, UnreadableFile):
+        return Trouble(error.path, error.what)
+    if isinstance(error, ScanqueueError):
+        return Trouble(path, str(error))
+    if isinstance(error, MemoryError):
+        return Trouble(path, "it needs more memory than there is. Give fewer --jobs.")
+    if isinstance(error, OSError) and error.strerror:
+        return Trouble(path, f"{error.strerror}.")
+    return Trouble(path, f"it cannot be read ({type(error).__name__}).")
