@@ -1,7 +1,4 @@
-"""The command line.
-
-`scanqueue serve | worker | status | doctor | models | import | backup | restore | simulate | demo`
-"""
+"""The command line: `scanqueue serve | worker | status | doctor | models | weights | import | export | ...`."""
 
 from __future__ import annotations
 
@@ -20,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from typer.core import TyperCommand
 
 from backend import status as project_status
 from backend.errors import BadSetting, ScanqueueError
@@ -28,6 +26,7 @@ from backend.settings import Settings
 
 if TYPE_CHECKING:
     from backend.backup import Summary
+    from backend.export import Summary as Exported
 
 # Threads that wait must sleep, not spin: beside a busy Label Studio a training step would take ten times as
 # long. It is read when torch is loaded, which happens after this line, and by the worker that serve starts.
@@ -42,6 +41,8 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="List the models of a project, or make one of them active.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+weights_app = typer.Typer(help="List pretrained weights, put them in place, or check them.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
 console = Console()
 
 
@@ -221,6 +222,8 @@ def _quality(found: dict[str, Any]) -> str:
     if not found["n"]:
         return "-"
     far = f", HD95 {found['hd95']:.1f} {found['unit']}" if found["hd95"] is not None else ""
+    if found["unit"] == "mixed":
+        far = ", HD95 without a mean: in mm and in px"
     return f"Dice {found['dice']:.3f}{far} ({found['n']} scans)"
 
 
@@ -323,6 +326,84 @@ def import_(
         raise typer.Exit(code)
 
 
+WeightsDir = Annotated[
+    Path | None, typer.Option("--weights-dir", help="Folder of weights; SCANQUEUE_WEIGHTS_DIR where it is not given.")
+]
+
+
+@weights_app.command("list")
+def weights_list(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, weights_dir: WeightsDir = None
+) -> None:
+    """List the weights that are known: what to set, which file goes where, licence, size."""
+    from backend.weights import WEIGHTS, found_file, to_dict
+
+    folder = weights_dir or _settings().weights_dir
+    rows = [to_dict(row) | {"there": bool(folder and found_file(row, folder))} for row in WEIGHTS]
+    if as_json:
+        typer.echo(json.dumps({"weights_dir": str(folder) if folder else None, "weights": rows}, indent=1))
+        return
+    for row in rows:
+        _say(f"{row['name']}: {row['what']}" + (" (there)" if row["there"] else ""))
+        for label in ("embedder", "encoder", "files", "size", "licence", "preprocessing", "source", "sha256", "note"):
+            if row[label]:
+                _say(f"    {label:14}{row[label]}")
+    where = f"below {folder}" if folder else "below the folder that SCANQUEUE_WEIGHTS_DIR names; it is not set"
+    _say(f"The files belong {where}.")
+
+
+@weights_app.command("fetch")
+def weights_fetch(
+    name: Annotated[str, typer.Argument(help="As `scanqueue weights list` calls it.")],
+    source: Annotated[Path | None, typer.Option("--from", help="File or folder that was carried here.")] = None,
+    weights_dir: WeightsDir = None,
+) -> None:
+    """Put weights in place: from a carried file or folder, which is checked first, else from the hub."""
+    from backend import hub
+    from backend.weights import fetch, weights_called
+
+    row = weights_called(name)
+    for verdict in fetch(row, _weights_dir(weights_dir), source, why_not=hub.unreachable):
+        _say(verdict.what)
+    for setting, value in (("SCANQUEUE_EMBEDDER", row.embedder), ("SCANQUEUE_ENCODER", row.encoder)):
+        if value:
+            _say(f"To use them, set {setting}={value}")
+
+
+@weights_app.command("verify")
+def weights_verify(
+    name: Annotated[
+        str | None, typer.Argument(help="As `scanqueue weights list` calls it; all that are there.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    weights_dir: WeightsDir = None,
+) -> None:
+    """Check files of weights: whole, under the right name, and the right ones. Exits with 1 when one is not."""
+    from backend.weights import WEIGHTS, verify, weights_called
+
+    folder = _weights_dir(weights_dir)
+    found = [v for row in ([weights_called(name)] if name else WEIGHTS) for v in verify(row, folder)]
+    verdicts = found if name else [v for v in found if v.state != "missing" or v.path.parent.is_dir()]
+    if as_json:
+        typer.echo(json.dumps({"weights_dir": str(folder), "files": [v.to_dict() for v in verdicts]}, indent=1))
+    else:
+        for v in verdicts:
+            mark = {"ok": "[green]ok[/]", "missing": "[yellow]missing[/]"}.get(v.state, f"[red]{v.state}[/]")
+            console.print(f"{mark} ", end="")
+            _say(v.what)
+        if not verdicts:
+            _say(f"No known weights are in {folder}. `scanqueue weights list` says which file goes where.")
+    if any(v.bad or (name and v.state == "missing") for v in verdicts):
+        raise typer.Exit(1)
+
+
+def _weights_dir(given: Path | None) -> Path:
+    folder = given or _settings().weights_dir
+    if folder is None:
+        raise BadSetting("SCANQUEUE_WEIGHTS_DIR is not set. Let it name the folder for weights, or give --weights-dir.")
+    return folder
+
+
 @app.command()
 def backup(
     file: Annotated[Path, typer.Argument(help="The file to write, for example chest.zip.")],
@@ -368,6 +449,121 @@ def _backed_up(made: Summary) -> str:
         f"Project {made.project}{title} with {counts.get('scan', 0)} scans, {counts.get('label', 0)} labels and "
         f"{counts.get('model', 0)} models, {counts.get('models', 0)} of them with their checkpoint,"
     ).rstrip(",")
+
+
+class _Export(TyperCommand):
+    """`--model` alone means `--model active`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for at in reversed([i for i, arg in enumerate(args) if arg == "--model"]):
+            if at + 1 == len(args) or args[at + 1].startswith("-"):
+                args.insert(at + 1, "active")
+        return list(super().parse_args(ctx, args))
+
+
+@app.command(cls=_Export)
+def export(
+    project: ProjectId,
+    out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
+    formats: Annotated[
+        str, typer.Option("--format", help="Of nifti, seg, png, coco, with commas; default: all that fit.")
+    ] = "",
+    model: Annotated[
+        str, typer.Option("--model", help="Also the masks of this model, as scanqueue-r2; alone: of the active one.")
+    ] = "",
+    names: Annotated[bool, typer.Option("--names", help="Name annotators, besides their user numbers.")] = False,
+    identities: Annotated[
+        Path | None, typer.Option("--identities", help="What import wrote; default: in the data folder.")
+    ] = None,
+    source: Annotated[
+        list[Path] | None, typer.Option("--source", help="A folder where moved scans may lie now; may be repeated.")
+    ] = None,
+    axis: Annotated[str, typer.Option("--axis", help="Only slices along this axis.")] = "",
+    scan: Annotated[list[str] | None, typer.Option("--scan", help="Only this scan, S-...; may be repeated.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Put a folder that is there aside.")] = False,
+    show_paths: Annotated[
+        bool, typer.Option("--show-paths", help="Name files of scans also where the output is no terminal.")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Write annotations, and a model's masks, in the geometry of the files that the scans came from.
+
+    Exit code 1 when something could not be exported; the rest was.
+    """
+    log_to(level="WARNING")
+    from backend.export import Export
+    from backend.export.sources import Sources
+    from backend.formats import AXES
+    from backend.identities import NAME, Identities
+    from backend.studio import Studio  # by itself: putting everything together takes seconds
+
+    settings = _settings(data_dir=data_dir)
+    if axis and axis not in AXES:
+        raise BadSetting(f"--axis: there is no axis {axis!r}; there are {', '.join(AXES)}.")
+    recorded = bool(settings.database_url) or (settings.data_dir / "records.sqlite").exists()
+    store = _store(data_dir) if recorded or model else None
+    studio = Studio(settings.label_studio_url, settings.label_studio_api_key, image_hosts=settings.image_hosts)
+    bulk = None
+    if model and store is not None:
+        from backend.bulk import Bulk
+        from backend.learner import Learner
+
+        bulk = Bulk(studio, store, Learner(settings))
+    file = identities or settings.data_dir / NAME
+    with contextlib.ExitStack() as opened:
+        known = None
+        if identities is not None or file.exists():
+            known = opened.enter_context(Identities(file, must_exist=True))
+        asked = Export(
+            studio=studio,
+            project=project,
+            formats=tuple(part.strip() for part in formats.split(",") if part.strip()),
+            axis=axis,
+            scans=tuple(scan or ()),
+            names=names,
+            identities=known,
+            sources=Sources(tuple(source or ())),
+            store=store,
+            model=model,
+            bulk=bulk,
+        )
+        columns = (TextColumn("exporting"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} slices"))
+        with Progress(*columns, console=console, transient=True) as progress:
+            bar = progress.add_task("", total=0)
+            done = asked.run(out, force=force, progress=lambda n, total: progress.update(bar, completed=n, total=total))
+    _tell_export(project, done, paths=show_paths or console.is_terminal)
+    if done.problem_count:
+        raise typer.Exit(1)
+
+
+def _tell_export(project: int, done: Exported, *, paths: bool) -> None:
+    kinds = {"nifti": "NIfTI", "seg": "DICOM SEG", "png": "PNG", "coco": "COCO"}
+
+    def counted(start: str) -> str:
+        found = [(done.files[start + kind], name) for kind, name in kinds.items()]
+        return ", ".join(f"{n} {name}" for n, name in found if n) or "nothing"
+
+    volumes = f" of {done.scans} scan{'s' if done.scans != 1 else ''}" if done.scans else ""
+    _say(
+        f"Project {project}: {done.slices} labelled slices{volumes} are in {done.folder} ({counted('')}); "
+        f"{done.unlabelled} have no label."
+    )
+    if any(kind.startswith("model/") for kind in done.files):
+        _say(f"The model's masks are in {done.folder / 'model'} ({counted('model/')}).")
+    if done.moved is not None:
+        _say(f"What was there before is in {done.moved}.")
+    for note in done.notes:
+        _say(f"note: {note}")
+    for problem in done.problems:
+        _say(f"problem: {problem.what}" + (f" ({problem.where})" if problem.where and paths else ""))
+    if not paths and any(problem.where for problem in done.problems):
+        _say("Which files these are is shown at a terminal, or with --show-paths.")
+    if done.problem_count:
+        more = done.problem_count - len(done.problems)
+        end = f", {more} more than shown here;" if more else ";"
+        _say(
+            f"{done.problem_count} problems{end} are listed in {done.folder / 'manifest.json'}; the rest was exported."
+        )
 
 
 @app.command()

@@ -72,6 +72,14 @@ class WeightsMissing(ScanqueueError):
     """Pretrained weights are neither on disk nor downloadable."""
 
 
+class BrokenWeights(WeightsMissing):
+    """A file of weights is there and is none, or not all of it. `cut`: the end of it is missing."""
+
+    def __init__(self, message: str, *, cut: bool = False) -> None:
+        super().__init__(message)
+        self.cut = cut
+
+
 class StudioUnavailable(ScanqueueError):
     """Label Studio does not answer, or answers with a server error. Trying again may help."""
 
@@ -90,6 +98,17 @@ class BadBackup(ScanqueueError):
 
 class BadIdentities(ScanqueueError):
     """The file of identities cannot be used: missing, damaged, of another kind or a later version."""
+
+
+class LostSource(ScanqueueError):
+    """The files that a scan came from are missing, changed or unreadable.
+
+    where  their paths, which may name a patient and are for the person at the terminal only; the message has none
+    """
+
+    def __init__(self, message: str, where: str) -> None:
+        super().__init__(message)
+        self.where = where
 
 
 class ProjectBusy(ScanqueueError):

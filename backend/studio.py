@@ -40,7 +40,8 @@ PAGE = 5000
 ANNOTATION_CHUNK = 25
 # Label Studio applies `include` to the annotations inside a task as well
 ANNOTATION_FIELDS = (
-    "id,annotations,predictions,result,updated_at,was_cancelled,ground_truth,lead_time,completed_by,parent_prediction"
+    "id,annotations,predictions,result,created_at,updated_at,was_cancelled,ground_truth,lead_time,completed_by,"
+    "parent_prediction"
 )
 IMPORT_BYTES = 32 * 2**20  # well below Label Studio's DATA_UPLOAD_MAX_MEMORY_SIZE of 250 MiB
 IMAGE_BYTES = 160 * 2**20  # 64 million pixels of 16 bits are 122 MiB, unpacked
@@ -97,8 +98,23 @@ class TaskRow:
 
 
 @dataclass(frozen=True)
+class Other:
+    """An annotation of a task beside the one that counts; `skipped`: somebody pressed Skip."""
+
+    id: int
+    created_at: str
+    completed_by: int | None
+    ground_truth: bool
+    skipped: bool
+
+
+@dataclass(frozen=True)
 class Annotation:
-    """The annotation that counts for a task: ground truth first, else the latest not cancelled."""
+    """The annotation that counts for a task: ground truth first, else the latest not cancelled.
+
+    created_at  when it was submitted first, as `updated_at` in Label Studio's own text
+    others      the task's other annotations, oldest first
+    """
 
     task: int
     id: int
@@ -107,6 +123,9 @@ class Annotation:
     lead_time: float | None
     completed_by: int | None
     shown_version: str  # of the prediction it was made from; "" when it was made from none
+    created_at: str = ""
+    ground_truth: bool = False
+    others: tuple[Other, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -357,18 +376,19 @@ class Studio:
 
     def tasks(self, project: int, since: str = "") -> list[TaskRow]:
         """Tasks changed after `since` (an `updated_at` of Label Studio), or all of them."""
+        return list(self.each_task(project, since))
+
+    def each_task(self, project: int, since: str = "") -> Iterator[TaskRow]:
+        """As `tasks`, holding one page of the listing at a time."""
         query = _filters(("updated_at", "greater", "Datetime", since)) if since else {}
-        rows = self._tasks(project, "id,data,updated_at,total_annotations,cancelled_annotations", query)
-        return [
-            TaskRow(
+        for row in self._tasks(project, "id,data,updated_at,total_annotations,cancelled_annotations", query):
+            yield TaskRow(
                 task=row["id"],
                 data=row.get("data") or {},
                 updated_at=row["updated_at"],
                 annotated=int(row.get("total_annotations") or 0),
                 skipped=int(row.get("cancelled_annotations") or 0),
             )
-            for row in rows
-        ]
 
     def task_ids(self, project: int) -> set[int]:
         return {row["id"] for row in self._tasks(project, "id", {})}
@@ -387,16 +407,41 @@ class Studio:
                     yield task
                     continue
                 versions = {p["id"]: p.get("model_version") or "" for p in row.get("predictions") or ()}
-                user = best.get("completed_by")
+                rest = sorted((a for a in row["annotations"] if a is not best), key=lambda a: int(a["id"]))
                 yield Annotation(
                     task=task,
                     id=best["id"],
                     updated_at=best["updated_at"],
                     result=best.get("result") or (),
                     lead_time=best.get("lead_time"),
-                    completed_by=user.get("id") if isinstance(user, Mapping) else user,
+                    completed_by=_user(best),
                     shown_version=versions.get(best.get("parent_prediction") or 0, ""),
+                    created_at=best.get("created_at") or "",
+                    ground_truth=bool(best.get("ground_truth")),
+                    others=tuple(
+                        Other(
+                            id=a["id"],
+                            created_at=a.get("created_at") or "",
+                            completed_by=_user(a),
+                            ground_truth=bool(a.get("ground_truth")),
+                            skipped=bool(a.get("was_cancelled")),
+                        )
+                        for a in rest
+                    ),
                 )
+
+    def drawn(
+        self, project: int, tasks: Sequence[int], versions: Sequence[str]
+    ) -> Iterator[tuple[int, Sequence[Mapping[str, Any]] | None]]:
+        """For each of `tasks` the regions of its newest prediction with one of `versions`; None when it has none."""
+        for start in range(0, len(tasks), ANNOTATION_CHUNK):
+            chunk = list(tasks[start : start + ANNOTATION_CHUNK])
+            query = _filters(("id", "in_list", "List", chunk))
+            found = {row["id"]: row for row in self._tasks(project, "id,predictions", query, fields="all")}
+            for task in chunk:
+                shown = [p for p in found.get(task, {}).get("predictions") or () if p.get("model_version") in versions]
+                newest = max(shown, key=lambda p: int(p["id"]), default=None)
+                yield task, None if newest is None else newest.get("result") or ()
 
     def people(self) -> dict[int, str]:
         """The name, or else the e-mail address, of every user that this token may see, by number."""
@@ -958,6 +1003,12 @@ def encode_brush(mask: NDArray[np.bool_]) -> list[int]:
 def _counting(annotations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     valid = [a for a in annotations if not a.get("was_cancelled")]
     return max(valid, key=lambda a: (bool(a.get("ground_truth")), a["updated_at"], a["id"]), default=None)
+
+
+def _user(annotation: Mapping[str, Any]) -> int | None:
+    user = annotation.get("completed_by")
+    number = user.get("id") if isinstance(user, Mapping) else user
+    return None if number is None else int(number)
 
 
 def _local_storage(project: int, folder: str) -> dict[str, Any]:

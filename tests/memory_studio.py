@@ -20,7 +20,7 @@ from label_studio_sdk._extensions.label_studio_tools.core.label_config import pa
 
 from backend.errors import ProjectGone, StudioRefused, UnreadableScan
 from backend.project import SAMPLING, SECRET_HEADER
-from backend.studio import Annotation, ProjectPage, TaskRow, webhook_cure
+from backend.studio import Annotation, Other, ProjectPage, TaskRow, webhook_cure
 
 DRAWN = {"BrushLabels": "brushlabels", "PolygonLabels": "polygonlabels"}
 SECOND = timedelta(seconds=1)
@@ -29,10 +29,12 @@ SECOND = timedelta(seconds=1)
 class MemoryStudio:
     """One project. Its clock stands still between the things that people do, and moves a second with each.
 
+    url     where it would be
     writes  the name of every write that came from our side, in order
     """
 
     def __init__(self, config: str, project: int = 1) -> None:
+        self.url = "http://memory.invalid/"
         self.number = project
         self.title = "memory"
         self.parsed: dict[str, Any] = parse_config(config)
@@ -133,7 +135,7 @@ class MemoryStudio:
         number = next(self._numbers)
         at = self._touch(task)
         row = {"id": number, "task": task, "result": list(result), "parent_prediction": shown, "user": user}
-        self._annotations[number] = row | {"updated_at": at} | flags
+        self._annotations[number] = row | {"created_at": at, "updated_at": at} | flags
         self._locks.pop(task, None)
         return number
 
@@ -168,6 +170,9 @@ class MemoryStudio:
                 rows.append(TaskRow(task, row["data"], row["updated_at"], *counts))
         return rows
 
+    def each_task(self, project: int, since: str = "") -> Iterator[TaskRow]:
+        yield from self.tasks(project, since)
+
     def task_ids(self, project: int) -> set[int]:
         return set(self._tasks)
 
@@ -180,7 +185,23 @@ class MemoryStudio:
                 continue
             best = max(valid, key=lambda a: (a["ground_truth"], a["updated_at"], a["id"]))
             shown = versions.get(best["parent_prediction"], "")
-            yield Annotation(task, best["id"], best["updated_at"], best["result"], 5.0, 1, shown)
+            others = tuple(
+                Other(a["id"], a["created_at"], 1, a["ground_truth"], a["was_cancelled"])
+                for a in self._annotations.values()
+                if a["task"] == task and a is not best
+            )
+            about = best["created_at"], best["ground_truth"], others
+            yield Annotation(task, best["id"], best["updated_at"], best["result"], 5.0, 1, shown, *about)
+
+    def drawn(
+        self, project: int, tasks: Sequence[int], versions: Sequence[str]
+    ) -> Iterator[tuple[int, Sequence[Mapping[str, Any]] | None]]:
+        for task in tasks:
+            found = [p for p in self.predictions if p["task"] == task and p["model_version"] in versions]
+            yield task, max(found, key=lambda p: p["id"])["result"] if found else None
+
+    def people(self) -> dict[int, str]:
+        return {1: "Rita Reader"}
 
     def image(self, reference: str) -> bytes:
         if reference not in self.images:

@@ -185,6 +185,7 @@ def test_the_listing_gives_what_changed_after_the_cursor_and_nothing_else(sides:
     cursor = ""
     assert changed() == [(t, False, False) for t in sorted(tasks)]
     assert changed() == []
+    assert list(ours.each_task(theirs.number)) == ours.tasks(theirs.number)
     assert ours.tasks(theirs.number)[0].data["image"] == theirs.reference(ours.tasks(theirs.number)[0].task)
     annotation = theirs.annotate(tasks[1], [region()])
     assert changed() == [(tasks[1], True, False)]
@@ -256,6 +257,40 @@ def test_ground_truth_counts_before_anything_later(sides: tuple[Any, Any]) -> No
     theirs.annotate(task, [])
     (found,) = ours.annotations(theirs.number, [task])
     assert found.id == truth
+
+
+def test_an_annotation_says_when_it_was_submitted_and_which_others_there_are(sides: tuple[Any, Any]) -> None:
+    ours, theirs = sides
+    (task,) = theirs.add_scans([png(1)])
+    first = theirs.annotate(task, [region()])
+    skip = theirs.skip(task)
+    truth = theirs.annotate(task, [], ground_truth=True)
+    last = theirs.annotate(task, [region()])
+    theirs.edit(truth, [region(rows=5)])
+    (found,) = ours.annotations(theirs.number, [task])
+    assert (found.id, found.ground_truth) == (truth, True)
+    assert "" < found.created_at < found.updated_at
+    assert [(o.id, o.skipped, o.ground_truth) for o in found.others] == [
+        (first, False, False),
+        (skip, True, False),
+        (last, False, False),
+    ]
+    assert {o.completed_by for o in found.others} == {found.completed_by}
+    assert found.completed_by in ours.people()
+    assert sorted(o.created_at for o in found.others) == [o.created_at for o in found.others]
+
+
+def test_what_was_drawn_for_a_task_is_its_newest_prediction_of_these_versions(sides: tuple[Any, Any]) -> None:
+    ours, theirs = sides
+    first, second, third = theirs.add_scans([png(1), png(2), png(3)])
+    for version, rows in (("scanqueue-r1", 2), ("scanqueue-r2", 3), ("scanqueue-r3", 4)):
+        ours.import_predictions(theirs.number, [row(first, version, 0.5, region(rows=rows))])
+    ours.import_predictions(theirs.number, [row(second, "scanqueue-r1", 0.5)])
+    found = list(ours.drawn(theirs.number, [third, first, second], ["scanqueue-r1", "scanqueue-r2"]))
+    assert [task for task, _ in found] == [third, first, second]
+    assert found[0][1] is None
+    assert [r["value"] for r in found[1][1]] == [region(rows=3)["value"]]
+    assert list(found[2][1]) == []
 
 
 def test_an_annotation_says_which_version_it_was_made_from(sides: tuple[Any, Any]) -> None:

@@ -1,0 +1,85 @@
+"""JSON files with lists in them that may be longer than memory, and the digest of every file written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+
+class Sections:
+    """A JSON object whose lists are written row by row, beside its place until `write` puts them together.
+
+    file  where it will be
+    """
+
+    def __init__(self, file: Path, names: Sequence[str]) -> None:
+        self.file = file
+        self._parts: dict[str, IO[str]] = {
+            name: (file.parent / f".{file.name}.{name}").open("w+", encoding="utf-8") for name in names
+        }
+        self.counts: Counter[str] = Counter()
+
+    def add(self, name: str, row: Mapping[str, Any]) -> None:
+        self._parts[name].write(",\n  " if self.counts[name] else "\n  ")
+        json.dump(row, self._parts[name], allow_nan=False)
+        self.counts[name] += 1
+
+    def write(self, head: Mapping[str, Any]) -> None:
+        """Make the file: `head`, then each list. Nothing can be added afterwards."""
+        with self.file.open("w", encoding="utf-8") as out:
+            out.write("{")
+            for at, (key, value) in enumerate(head.items()):
+                out.write(",\n " if at else "\n ")
+                out.write(f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}")
+            for at, (name, part) in enumerate(self._parts.items()):
+                out.write(f"{',' if at or head else ''}\n {json.dumps(name)}: [")
+                part.seek(0)
+                shutil.copyfileobj(part, out)
+                out.write("\n ]" if self.counts[name] else "]")
+            out.write("\n}\n")
+        self.close()
+
+    def close(self) -> None:
+        """Take the lists away, whether they were put together or not."""
+        for part in self._parts.values():
+            part.close()
+            Path(part.name).unlink(missing_ok=True)
+
+
+class Files:
+    """The files of an export, below `folder`; each is listed in the manifest with its SHA-256."""
+
+    def __init__(self, folder: Path, manifest: Sections) -> None:
+        self.folder = folder
+        self._manifest = manifest
+        self.kinds: Counter[str] = Counter()
+
+    def path(self, name: str) -> Path:
+        """Where the file `name` (with "/" between folders) goes; its folder is made."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def put(self, name: str, data: bytes, kind: str, **facts: Any) -> None:
+        self.path(name).write_bytes(data)
+        self._list(name, hashlib.sha256(data).hexdigest(), len(data), kind, facts)
+
+    def written(self, name: str, kind: str, **facts: Any) -> None:
+        """List a file that is there already."""
+        path = self.path(name)
+        self._list(name, sha256(path), path.stat().st_size, kind, facts)
+
+    def _list(self, name: str, digest: str, size: int, kind: str, facts: Mapping[str, Any]) -> None:
+        self.kinds[f"model/{kind}" if name.startswith("model/") else kind] += 1
+        self._manifest.add("files", {"path": name, "kind": kind, **facts, "bytes": size, "sha256": digest})
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,78 @@
+"""Masks as pictures: a PNG each, and all of them in one COCO file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from backend.export.collect import Slice
+from backend.export.manifest import Files, Sections
+
+PNG, COCO = "png", "coco"
+
+
+class Pictures:
+    """The masks of annotations, or of a model, one picture at a time.
+
+    place  "" or a folder with a "/" after it: where below the export they go
+    facts  of each file's entry in the manifest
+    """
+
+    def __init__(
+        self, files: Files, place: str, labels: Sequence[str], formats: frozenset[str], facts: Mapping[str, Any]
+    ) -> None:
+        self._files = files
+        self._place = place
+        self._labels = labels
+        self._formats = formats
+        self._facts = facts
+        self._coco = Sections(files.path(f"{place}coco.json"), ("images", "annotations")) if COCO in formats else None
+
+    def add(self, one: Slice, mask: NDArray[np.uint8]) -> str:
+        """Write the class numbers (rows, columns) of a picture; returns where the PNG is, "" when none was wanted.
+
+        PNG: 8-bit grey, the value of a pixel is its class number, nothing else is in the file. (A palette would show
+        colours, but OpenCV and others would then read colours instead of numbers.)
+        COCO: one annotation for each class that is in the picture, as compressed run lengths; a picture without any is
+        one that somebody found nothing in.
+        """
+        written = ""
+        if PNG in self._formats:
+            written = f"{self._place}png/{one.name}"
+            ok, data = cv2.imencode(".png", mask)
+            assert ok
+            self._files.put(written, data.tobytes(), PNG, **self._facts, **one.which)
+        if self._coco is not None:
+            height, width = mask.shape
+            names = {"file_name": one.name, "width": width, "height": height}
+            group = {"group": one.group} if one.group else {}
+            self._coco.add("images", {"id": one.task, **names, **one.which, **group})
+            for number in np.unique(mask[mask > 0]).tolist():
+                runs = coco_mask.encode(np.asfortranarray(mask == number, dtype=np.uint8))
+                region = {
+                    "id": self._coco.counts["annotations"] + 1,
+                    "image_id": one.task,
+                    "category_id": number,
+                    "segmentation": {"size": [height, width], "counts": runs["counts"].decode("ascii")},
+                    "area": int(coco_mask.area(runs)),
+                    "bbox": [float(side) for side in coco_mask.toBbox(runs)],
+                    "iscrowd": 0,
+                }
+                self._coco.add("annotations", region)
+        return written
+
+    def finish(self, info: Mapping[str, Any]) -> None:
+        if self._coco is None:
+            return
+        categories = [{"id": n, "name": name, "supercategory": ""} for n, name in enumerate(self._labels, start=1)]
+        self._coco.write({"info": dict(info), "licenses": [], "categories": categories})
+        self._files.written(f"{self._place}coco.json", COCO, **self._facts)
+
+    def close(self) -> None:
+        if self._coco is not None:
+            self._coco.close()

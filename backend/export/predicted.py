@@ -1,0 +1,113 @@
+"""The masks of a model: stored ones, those that Label Studio was given, else drawn now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.bulk import CHUNK, Bulk
+from backend.errors import NotKnown, UnreadableMask
+from backend.export.collect import Slice
+from backend.pixels import translate
+from backend.project import LabelConfig, Scan, version_name
+from backend.studio import read_mask
+
+ACTIVE = "active"
+Found = tuple[Slice, NDArray[np.uint8] | None, str]
+
+
+class ModelMasks:
+    """One model of a project.
+
+    version  of the model, or ACTIVE
+
+    Raises NotKnown when there is no such model.
+    """
+
+    def __init__(self, bulk: Bulk, project: int, config: LabelConfig, version: str) -> None:
+        store = bulk.store
+        row = store.project(project)
+        if row is None:
+            raise NotKnown(
+                f"Project {project} is not known here, so there is no model of it. Give --data-dir or "
+                "SCANQUEUE_DATA_DIR, the same that `scanqueue serve` uses, or leave --model out."
+            )
+        wanted = row["active"] if version == ACTIVE else version
+        model = store.model(project, wanted) if wanted else None
+        if model is None:
+            versions = ", ".join(m["version"] for m in store.models(project))
+            said = "no active model" if version == ACTIVE else f"no model {version!r}"
+            raise NotKnown(f"Project {project} has {said}; it has {versions or 'no trained model yet'}.")
+        self.version: str = model["version"]
+        self.fingerprint: str = model["fingerprint"]
+        self.labels: Sequence[str] = model["labels"]
+        self.row = model
+        self._bulk, self._store = bulk, store
+        self._project, self._config = project, config
+        self._rounds = [version_name(r["n"]) for r in store.rounds(project, picks=False) if r["model"] == self.version]
+
+    def facts(self) -> dict[str, Any]:
+        """Of the model, for the manifest."""
+        row = self.row
+        return {
+            "version": self.version,
+            "fingerprint": self.fingerprint,
+            "labels": list(self.labels),
+            "trained_on": len(row["trained_on"]),
+            "created_at": row["created_at"],
+            "validation": row["validation"],
+        }
+
+    def of(self, slices: Sequence[Slice]) -> Iterator[Found]:
+        """Each slice with its mask (class numbers of the label config), and where it is from: "stored", "shown" or
+        "drawn". Where there is none: None, and why.
+        """
+        for start in range(0, len(slices), CHUNK):
+            yield from self._chunk(slices[start : start + CHUNK])
+
+    def _chunk(self, slices: Sequence[Slice]) -> Iterator[Found]:
+        rows = {s.task: self._store.scan(self._project, s.task) for s in slices}
+        scans = {
+            task: Scan(task, r["image"], r["digest"])
+            for task, r in rows.items()
+            if r is not None and r["digest"] and r["height"]
+        }
+        found: dict[int, tuple[NDArray[np.uint8] | None, str]] = {}
+        for task, scan in scans.items():
+            if (mask := self._stored(scan)) is not None:
+                found[task] = mask, "stored"
+        lacking = [task for task in scans if task not in found]
+        if lacking and self._rounds:
+            for task, regions in self._bulk.studio.drawn(self._project, lacking, self._rounds):
+                if regions is not None:
+                    size = rows[task]["height"], rows[task]["width"]  # type: ignore[index]
+                    try:
+                        found[task] = read_mask(regions, self._config, *size)[0], "shown"
+                    except UnreadableMask:
+                        continue
+        lacking = [task for task in scans if task not in found]
+        if lacking and self._store.has("models", self.fingerprint):
+            self._bulk.draw(self._project, self.fingerprint, [scans[task] for task in lacking])
+            for task in lacking:
+                if (mask := self._stored(scans[task])) is not None:
+                    found[task] = mask, "drawn"
+        for s in slices:
+            row = rows[s.task]
+            if s.task in found:
+                yield (s, *found[s.task])
+            elif s.task not in scans:
+                why = row["problem"] if row is not None and row["problem"] else "its picture was not read yet"
+                yield s, None, f"{self.version} has no mask of it: {why}"
+            elif not self._store.has("models", self.fingerprint):
+                yield s, None, f"no mask of it was kept, and the checkpoint of {self.version} is gone, so none is drawn"
+            else:
+                now = self._store.scan(self._project, s.task)
+                why = now["problem"] if now is not None and now["problem"] else "it could not be drawn"
+                yield s, None, f"{self.version} has no mask of it: {why}"
+
+    def _stored(self, scan: Scan) -> NDArray[np.uint8] | None:
+        mask = self._bulk.mask(self.fingerprint, scan)
+        return None if mask is None else translate(mask, self.labels, self._config.labels)

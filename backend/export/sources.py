@@ -1,0 +1,149 @@
+"""The files that a scan came from: still there, still the same, or found again elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from backend.errors import BadSetting, LostSource, UnreadableFile
+from backend.formats import Geometry, Source, read_geometry, sniff
+from backend.identities import ScanRecord
+from backend.intake.work import digest
+
+SAME = 1e-4  # mm and directions: an affine that differs less is the same
+CURE = (
+    "Say where the files are now with --source FOLDER; they are known again by their content, whatever they are called."
+)
+
+
+class Sources:
+    """Looks for the files of scans where they were, then in `folders`, which are read only if something is missing."""
+
+    def __init__(self, folders: Sequence[Path] = ()) -> None:
+        for folder in folders:
+            if not folder.is_dir():
+                raise BadSetting(f"--source: there is no folder {folder}.")
+        self.folders = folders
+        self._index: _Index | None = None
+
+    def find(self, record: ScanRecord) -> Source:
+        """The scan's source as it lies now, compared with what was imported.
+
+        Raises LostSource: a file is missing or another one, or it says another geometry than when it was imported.
+        `LostSource.where` has the paths, which may name a patient; its message has none.
+        """
+        found = record.source
+        wrong = _differs(record, found)
+        if wrong is not None and self.folders:
+            moved = self._elsewhere(record)
+            if moved is not None:
+                found, wrong = moved, None
+        if wrong is not None:
+            what, where = wrong
+            cure = CURE if not self.folders else "It is in none of the folders that --source names either."
+            raise LostSource(f"{record.scan}: its source {what}, so no volume was written. {cure}", where)
+        try:
+            geometry = read_geometry(found, time=record.time)
+        except UnreadableFile as error:
+            raise LostSource(
+                f"{record.scan}: its source cannot be read any more, so no volume was written.", str(error)
+            ) from error
+        if problem := _other_geometry(geometry, record.geometry):
+            raise LostSource(
+                f"{record.scan}: its source has {problem}, so no volume was written. Import it again.",
+                str(found.files[0]),
+            )
+        return found
+
+    # -- elsewhere --------------------------------------------------------------------------
+
+    def _elsewhere(self, record: ScanRecord) -> Source | None:
+        if self._index is None:
+            self._index = _Index(self.folders)
+        index = self._index
+        if _by_instance(record.source):
+            paths = [index.instances.get(uid) for uid in record.source.instances]
+            known = tuple(path for path in paths if path is not None)
+            return replace(record.source, files=known) if len(known) == len(paths) else None
+        path = index.plain(record)
+        return None if path is None else replace(record.source, files=(path,))
+
+
+class _Index:
+    """Every scan below some folders: DICOM by instance, plain files by their content."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.instances: dict[str, Path] = {}
+        self._waiting: dict[Path, None] = {}
+        self._digests: dict[str, Path] = {}
+        for path in _files(folders):
+            try:
+                facts = sniff(path)
+            except (UnreadableFile, OSError):
+                continue
+            if facts is not None and facts.instance:
+                self.instances.setdefault(facts.instance, path)
+            if facts is not None:
+                self._waiting[path] = None
+
+    def plain(self, record: ScanRecord) -> Path | None:
+        """The file with the content that a scan of one file had; files of its name are looked into first."""
+        name = record.source.files[0].name
+        for path in sorted(self._waiting, key=lambda p: p.name != name):
+            if record.digest in self._digests:
+                break
+            del self._waiting[path]
+            try:
+                self._digests.setdefault(digest(replace(record.source, files=(path,))), path)
+            except OSError:
+                continue
+        return self._digests.get(record.digest)
+
+
+def _files(folders: Sequence[Path]) -> Iterator[Path]:
+    for folder in folders:
+        for place, inner, names in os.walk(folder):
+            inner.sort()
+            yield from (Path(place, name) for name in sorted(names))
+
+
+def _differs(record: ScanRecord, source: Source) -> tuple[str, str] | None:
+    """What is wrong with the files (without a path, and with); None when they are those that were imported."""
+    by_instance = _by_instance(source)
+    for number, path in enumerate(source.files):
+        part = f"file {number + 1} of {len(source.files)}" if len(source.files) > 1 else "file"
+        if not path.is_file():
+            return f"is not where it was ({part} is missing)", f"missing: {path}"
+        if not by_instance:
+            continue
+        try:
+            facts = sniff(path)
+            same = facts is not None and facts.instance == source.instances[number]
+        except (UnreadableFile, OSError) as error:
+            return f"cannot be read ({part})", str(error)
+        if not same:
+            return f"was changed since it was imported ({part} is another one now)", f"changed: {path}"
+    if by_instance:
+        return None
+    try:
+        same = digest(source) == record.digest
+    except OSError as error:
+        return "cannot be read", str(error)
+    return None if same else ("was changed since it was imported", f"changed: {source.files[0]}")
+
+
+def _by_instance(source: Source) -> bool:
+    """Whether its files are told apart by their SOPInstanceUIDs; else by their content."""
+    return bool(source.uid and source.instances and all(source.instances))
+
+
+def _other_geometry(now: Geometry, then: Geometry) -> str:
+    if tuple(now.shape) != tuple(then.shape):
+        return f"{' x '.join(map(str, now.shape))} voxels now, and had {' x '.join(map(str, then.shape))} when imported"
+    if not np.allclose(now.affine, then.affine, rtol=0, atol=SAME):
+        return "another position, direction or spacing now than when it was imported"
+    return ""

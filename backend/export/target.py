@@ -1,0 +1,114 @@
+"""The folder of an export: filled aside, then renamed, so that it is there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from backend.errors import BadSetting, StorageFull
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write says when there is no room
+MANIFEST = "manifest.json"
+MADE_BY = "scanqueue export"
+
+
+class Target:
+    """Where project `project` of the Label Studio at `url` is exported to.
+
+    Nothing that was not written by an export of the same project is ever deleted: with `force` a folder that holds
+    something else is renamed, and `moved` says to what.
+
+    Raises BadSetting when `out` exists and may not be replaced, or cannot be made.
+    """
+
+    def __init__(self, out: Path, project: int, url: str, *, force: bool) -> None:
+        self.out = Path(os.path.abspath(out))
+        self.moved: Path | None = None
+        self._ours = False
+        if not self.out.name:
+            raise BadSetting(f"--out: {out} is no folder that an export could make. Give a new one.")
+        if not self.out.exists() and not self.out.is_symlink():
+            return
+        objection = _objection(self.out, project, url)
+        self._ours = not objection
+        if objection and not force:
+            raise BadSetting(
+                f"--out: {out} exists and {objection}. Give another folder, or --force to have it renamed and put "
+                "aside first."
+            )
+
+    @contextmanager
+    def filling(self) -> Iterator[Path]:
+        """A folder to fill, beside its place; when this ends it is put there, after a failure it is taken away."""
+        aside = self._beside("new")
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            aside.mkdir()
+        except OSError as error:
+            raise BadSetting(f"--out: {aside.parent} cannot be written to ({error.strerror}). Give another.") from error
+        try:
+            yield aside
+            self._put(aside)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise StorageFull(
+                f"No room for the export in {aside.parent}: {error.strerror}. Make room, or give another folder with "
+                "--out; what was there before is as it was."
+            ) from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _put(self, aside: Path) -> None:
+        old = None
+        try:
+            if self.out.exists() or self.out.is_symlink():
+                old = self._beside("old") if self._ours else self._put_aside()
+                os.rename(self.out, old)
+            os.rename(aside, self.out)
+        except OSError as error:
+            raise BadSetting(
+                f"--out: {self.out} cannot be replaced ({error.strerror}). Give a folder inside it instead."
+            ) from error
+        if old is not None and self._ours:
+            shutil.rmtree(old, ignore_errors=True)
+        elif old is not None:
+            self.moved = old
+
+    def _put_aside(self) -> Path:
+        return self.out.with_name(f"{self.out.name}.old-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+
+    def _beside(self, kind: str) -> Path:
+        return self.out.with_name(f".{self.out.name}.{kind}-{secrets.token_hex(4)}")
+
+
+def _objection(out: Path, project: int, url: str) -> str:
+    """Why a folder may not be replaced; "" for an empty one, and for an earlier export of the project."""
+    if out.is_symlink() or not out.is_dir():
+        return "is no folder"
+    if not any(out.iterdir()):
+        return ""
+    try:
+        made: Any = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        if made["made_by"] != MADE_BY:
+            raise ValueError
+        theirs = made["project"]["id"], made["project"]["label_studio"]
+        listed = {str(file["path"]) for file in made["files"]} | {MANIFEST}
+    except (OSError, ValueError, KeyError, TypeError):
+        return "is no earlier export"
+    if theirs != (project, url):
+        return f"holds an export of project {theirs[0]} of {theirs[1]}"
+    for place, _, names in os.walk(out):
+        for name in names:
+            path = (Path(place, name)).relative_to(out).as_posix()
+            if path not in listed:
+                return f"holds {path}, which no export wrote"
+    return ""
