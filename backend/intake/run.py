@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -186,7 +187,7 @@ class _Intake:
             self._delivery.close()
 
     def run(self, files: Iterable[Path]) -> None:
-        sources = self._sources(files)
+        sources = deque(self._sources(files))
         self.show.begin(sum(len(asked.source.files) for asked in sources))
         if self._delivery is None:
             for scan in self._scans(sources):
@@ -203,6 +204,7 @@ class _Intake:
 
     def _sources(self, files: Iterable[Path]) -> list[Asked]:
         facts: list[FileFacts] = []
+        shared: dict[Any, Any] = {}
         for paths, found in self.workers.each(look, _in_lots(files, FILES), list, ahead=4 * self.workers.jobs):
             if isinstance(found, Crashed):
                 found = [self._alone(look, path, path) for path in paths]
@@ -212,7 +214,7 @@ class _Intake:
                 elif one is None:
                     self.tally.others += 1
                 else:
-                    facts.append(one)
+                    facts.append(_slim(one, shared))
             self.tally.files += len(paths)
             self.show.looked(self.tally.files)
         known = {one.path: one for one in facts}
@@ -224,10 +226,12 @@ class _Intake:
         done = self.workers.alone(work, [item])
         return Trouble(path, CRASHED) if isinstance(done, Crashed) else done[0]
 
-    def _scans(self, sources: Sequence[Asked]) -> Iterator[Scan]:
+    def _scans(self, sources: deque[Asked]) -> Iterator[Scan]:
         """Every scan, remembered; what cannot be had is counted."""
         size = max(1, min(FILES, len(sources) // (4 * self.workers.jobs)))
-        for lot, found in self.workers.each(identify, _in_lots(sources, size), list, ahead=2 * self.workers.jobs):
+        for lot, found in self.workers.each(
+            identify, _in_lots(_each_once(sources), size), list, ahead=2 * self.workers.jobs
+        ):
             if isinstance(found, Crashed):
                 found = [self._alone(identify, one, one.source.files[0]) for one in lot]
             scans: list[Scan] = []
@@ -278,7 +282,7 @@ class _Intake:
 
     # -- what is to be done -----------------------------------------------------------------
 
-    def _jobs(self, sources: Sequence[Asked]) -> Iterator[list[tuple[Scan, Job]]]:
+    def _jobs(self, sources: deque[Asked]) -> Iterator[list[tuple[Scan, Job]]]:
         """Scans that miss slices, small ones together."""
         lot: list[tuple[Scan, Job]] = []
         weight = 0
@@ -368,6 +372,18 @@ class _Intake:
             self.tally.there += len(rows) - made
             del self._ready[: len(lot)]
             self.show.advance(0, self.tally.made)
+
+
+def _slim(facts: FileFacts, shared: dict[Any, Any]) -> FileFacts:
+    """The same; what the files of a series have in common is held once."""
+    common = ("series", "frame", "orientation", "spacing", "marks")
+    return replace(facts, **{name: shared.setdefault(v, v) for name in common for v in [getattr(facts, name)]})
+
+
+def _each_once(things: deque[Thing]) -> Iterator[Thing]:
+    """Let go of each thing that was given."""
+    while things:
+        yield things.popleft()
 
 
 def _geometry(source: Source, known: Mapping[Path, FileFacts]) -> Geometry | None:
