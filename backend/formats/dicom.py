@@ -13,12 +13,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
 from pydicom import Dataset, config
-from pydicom.tag import Tag
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from backend.errors import UnreadableFile
@@ -43,7 +44,7 @@ _MARKS = (  # what tells apart images at one place, most telling first
     "ImageType",
     "ContentTime",
 )
-_TAGS = [
+_TAGS: list[BaseTag | int] = [
     Tag(keyword)
     for keyword in (
         *("SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "InstanceNumber"),
@@ -53,6 +54,7 @@ _TAGS = [
         *("SpacingBetweenSlices", "EstimatedRadiographicMagnificationFactor", *_MARKS),
     )
 ]
+_LAST = max(_TAGS)
 # Have pixels but are no pictures of a patient: segmentations, doses, maps of real-world values are results.
 _NO_PICTURE = {
     "1.2.840.10008.1.3.10",  # Media Storage Directory
@@ -105,25 +107,29 @@ def reported(path: Path) -> Iterator[None]:
         ) from error
 
 
-def load(path: Path, *, tags: list[Any] | None = None, pixels: bool = False) -> Dataset:
+def load(path: Path, *, pixels: bool = False) -> Dataset:
     """The header of one file, or all of it. Raises UnreadableFile."""
-    with reported(path):
-        _refuse_bombs(path)
-        return pydicom.dcmread(path, force=True, specific_tags=tags, stop_before_pixels=not pixels)
+    with reported(path), path.open("rb") as file:
+        _refuse_bombs(path, file)
+        return pydicom.dcmread(file, force=True, stop_before_pixels=not pixels)
 
 
-def _refuse_bombs(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(1024)
-        if file.seek(0, 2) > MAX_BYTES:
-            raise UnreadableFile(path, f"is larger than {MAX_BYTES >> 30} GiB, which is not read; split it")
-        if DeflatedExplicitVRLittleEndian.encode() not in start:
-            return
-        file.seek(132)
-        # The meta header is not deflated: group length (0002,0000) says where it ends.
-        head = file.read(12)
-        length = int.from_bytes(head[8:12], "little") if head[:4] == b"\x02\x00\x00\x00" else 0
-        file.seek(144 + length)
+def _load_facts(path: Path) -> Dataset:
+    """Only the elements of _TAGS. Raises UnreadableFile."""
+    with reported(path), path.open("rb") as file:
+        _refuse_bombs(path, file)
+        # Vendors put hundreds of private elements between the last of ours and the pixels.
+        return read_partial(file, lambda tag, vr, length: tag > _LAST, force=True, specific_tags=_TAGS)
+
+
+def _refuse_bombs(path: Path, file: BinaryIO) -> None:
+    start = file.read(1024)
+    if file.seek(0, 2) > MAX_BYTES:
+        raise UnreadableFile(path, f"is larger than {MAX_BYTES >> 30} GiB, which is not read; split it")
+    if DeflatedExplicitVRLittleEndian.encode() in start:
+        # The meta header is not deflated: its group length (0002,0000) says where it ends.
+        known = start[132:136] == b"\x02\x00\x00\x00"
+        file.seek(144 + (int.from_bytes(start[140:144], "little") if known else 0))
         inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
         while piece := file.read(1 << 16):
             while piece:
@@ -133,6 +139,7 @@ def _refuse_bombs(path: Path) -> None:
                     raise UnreadableFile(
                         path, f"inflates to more than {MAX_INFLATED >> 20} MiB, which is not read; store it undeflated"
                     )
+    file.seek(0)
 
 
 def looks_like(start: bytes) -> bool:
@@ -149,21 +156,21 @@ def sniff(path: Path, *, certain: bool) -> FileFacts | None:
     certain  the file says that it is DICOM; else nothing but its first bytes do, and None when they mean nothing
     """
     try:
-        header = load(path, tags=_TAGS)
-        return facts(path, header)
+        return facts(path, _load_facts(path))
     except UnreadableFile:
         if certain:
             raise
         return None
 
 
-def facts(path: Path, header: Dataset) -> FileFacts | None:
-    """What `header` says; None where it holds no picture. Raises UnreadableFile on sizes that cannot be."""
+def facts(path: Path, header: Dataset, *, marks: bool = True) -> FileFacts | None:
+    """What `header` says, `marks` only where wanted; None where it holds no picture. Raises UnreadableFile on sizes
+    that cannot be."""
     kind = text(header, "SOPClassUID") or text(getattr(header, "file_meta", Dataset()), "MediaStorageSOPClassUID")
     if kind in _NO_PICTURE:
         return None
     rows, columns = whole(header, "Rows"), whole(header, "Columns")
-    if not {"Rows", "Columns", "BitsAllocated"} <= set(header.dir()):
+    if not all(keyword in header for keyword in ("Rows", "Columns", "BitsAllocated")):
         if not kind or "Image Storage" in UID(kind).name:
             raise UnreadableFile(path, "is a truncated or damaged DICOM file: it does not say how large its picture is")
         return None
@@ -192,7 +199,7 @@ def facts(path: Path, header: Dataset) -> FileFacts | None:
         thickness=thickness(header),
         frame=text(header, "FrameOfReferenceUID"),
         number=number,
-        marks=tuple(text(header, keyword) for keyword in _MARKS),
+        marks=tuple(text(header, keyword) for keyword in _MARKS) if marks else (),
         burnt_in=yes_or_no(header),
         size=path.stat().st_size,
     )
