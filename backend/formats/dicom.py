@@ -12,8 +12,9 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
@@ -244,10 +245,21 @@ def _texts(header: Dataset) -> Iterator[str]:
                     yield str(value).strip("\0 ")
 
 
+_tag = cache(Tag)
+
+
+def _value(header: Dataset, keyword: str) -> Any:
+    """The value of a field, None where there is none: `header.get(keyword)`, which takes three times as long."""
+    try:
+        return header[_tag(keyword)].value
+    except KeyError:
+        return None
+
+
 def text(header: Dataset, keyword: str) -> str:
     """The value as text; several joined by a backslash; "" where there is none or it cannot be read."""
     try:
-        value = header.get(keyword)
+        value = _value(header, keyword)
     except Exception:
         return ""
     if value is None:
@@ -260,7 +272,7 @@ def text(header: Dataset, keyword: str) -> str:
 def numbers(header: Dataset, keyword: str, count: int) -> tuple[float, ...]:
     """Exactly `count` finite numbers, or ()."""
     try:
-        value = header.get(keyword)
+        value = _value(header, keyword)
         if value is None or value == "":
             return ()
         parts = value if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) else [value]
@@ -273,7 +285,9 @@ def numbers(header: Dataset, keyword: str, count: int) -> tuple[float, ...]:
 def number(header: Dataset, keyword: str, default: float = 0.0) -> float:
     """The first finite number of the value, or `default`."""
     try:
-        value = header.get(keyword)
+        value = _value(header, keyword)
+        if value is None:
+            return default
         if isinstance(value, (list, tuple, pydicom.multival.MultiValue)):
             value = value[0]
         found = float(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 
@@ -74,7 +74,8 @@ class Source:
     volumes: int = 1
 
     def to_json(self) -> str:
-        return json.dumps({**asdict(self), "files": [str(path) for path in self.files]})
+        facts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return json.dumps({**facts, "files": [str(path) for path in self.files]})
 
     @classmethod
     def from_json(cls, text: str) -> Source:
