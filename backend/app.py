@@ -8,12 +8,14 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend import page
 from backend.api import create_api
+from backend.errors import ScanqueueError
 from backend.measures import Measures, Note, nowhere
 from backend.pulse import Pulse, Stopping
 from backend.settings import PREFIX, Settings
@@ -22,12 +24,14 @@ from backend.supervisor import SILENCE, beat, keep_worker
 from backend.worker import Queue, Relay
 
 if TYPE_CHECKING:
+    from backend.learner import Learner
     from backend.reconcile import Reconciler
     from backend.studio import Studio
 
 log = logging.getLogger("scanqueue")
 
 NICE = 10  # how far the worker steps back behind the server and Label Studio
+LOOK_FOR_MODELS = 15.0  # seconds between looks whether there is a model to draw with
 SHUTDOWN = 10  # seconds that requests under way are given when the server ends
 
 
@@ -125,7 +129,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     store = open_store(settings)
     queue = Queue(settings)
     measures = Measures(store.add_measures)
-    studio, learner = make_studio(settings, measures.note), Learner(settings)
+    studio, learner = make_studio(settings, measures.note), Learner(settings, at_once=False)
     predictor = Predictor(store, studio, learner)
     relay = Relay(queue.touch, lambda project: store.project(project) is not None, store.ask)
     pictures = Pictures(store, Bulk(studio, store, learner))
@@ -137,6 +141,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     keeper = threading.Thread(target=_keep_worker, args=(settings, stopping), daemon=True)
     threading.Thread(target=measures.keep, args=(stopping,), daemon=True).start()
     threading.Thread(target=page.warm, daemon=True).start()
+    threading.Thread(target=_load_ahead, args=(learner, store, stopping), daemon=True).start()
     if worker:
         keeper.start()
     try:
@@ -154,6 +159,16 @@ def run_server(settings: Settings, *, worker: bool) -> None:
         measures.flush()
         if worker:
             keeper.join(timeout=30)
+
+
+def _load_ahead(learner: Learner, store: Store, stopping: threading.Event) -> None:
+    """As soon as there is a model, load what draws with it: before somebody waits for a mask."""
+    while not stopping.is_set():
+        with suppress(ScanqueueError):  # the records cannot be read just now
+            if store.checkpoints():
+                learner.load()
+                return
+        stopping.wait(LOOK_FOR_MODELS)
 
 
 def _keep_worker(settings: Settings, stopping: threading.Event, alive: Path | None = None) -> None:

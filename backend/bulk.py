@@ -9,17 +9,18 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.ahead import ahead
 from backend.errors import UnreadableScan
 from backend.learner import Learner
 from backend.pixels import Letterboxed, decode_image, letterbox
 from backend.project import Scan, fingerprint
-from backend.store import Store
+from backend.store import Store, scan_of
 from backend.studio import Studio
 
 log = logging.getLogger("scanqueue.bulk")
@@ -30,6 +31,14 @@ FETCHES = 4
 
 def nothing() -> None:
     pass
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What is recorded of a scan, and what the embedder takes of it; None: its problem is in the row."""
+
+    row: dict[str, Any]
+    prepared: NDArray[Any] | None = None
 
 
 @dataclass
@@ -48,11 +57,7 @@ class Bulk:
     def scans(self, project: int, tasks: Sequence[int]) -> list[Scan]:
         """The scans of these tasks as they are recorded now; those that have gone are left out."""
         rows = [self.store.scan(project, task) for task in tasks]
-        return [
-            Scan(r["task"], r["image"], r["digest"], bool(r["annotated"]), bool(r["skipped"]))
-            for r in rows
-            if r is not None
-        ]
+        return [scan_of(r) for r in rows if r is not None]
 
     def do(self, kind: str, project: int, needs: str, tasks: Sequence[int]) -> None:
         """A part of the work `kind`: "read", or "score" or "draw" with the model that `needs` names."""
@@ -68,30 +73,39 @@ class Bulk:
     # -- reading ------------------------------------------------------------------------------
 
     def read(self, project: int, scans: Sequence[Scan]) -> None:
-        """Fetch, decode and embed these scans; what cannot be read becomes a problem of that scan."""
-        embedder = self.learner.embedder().name
-        size = self.learner.image_size
-        with ThreadPoolExecutor(FETCHES) as pool:
-            for at in range(0, len(scans), CHUNK):
-                chunk = scans[at : at + CHUNK]
-                found = list(pool.map(lambda s: self.fetch(s.image), chunk))
-                self.alive()
-                rows, digests, images = [], [], []
-                for scan, (digest, image, problem) in zip(chunk, found, strict=True):
-                    if image is None:
-                        log.warning("project %s, task %s: %s", project, scan.task, problem)
-                        rows.append({"task": scan.task, "image": scan.image, "problem": problem})
-                        continue
-                    self._put_pixels(digest, letterbox(image, size))
-                    digests.append(digest)
-                    images.append(image)
-                    height, width = image.shape[:2]
-                    found_now = {"image": scan.image, "height": height, "width": width, "problem": ""}
-                    rows.append({"task": scan.task, "digest": digest, **found_now})
-                if images:
-                    self.store.put_embeddings(embedder, digests, self.learner.embed(images))
-                self.store.set_scans(project, rows)
-                self.alive()
+        """Fetch, decode and embed these scans; what cannot be read becomes a problem of that scan.
+
+        The next ones are fetched while the network is at those before.
+        """
+        embedder = self.learner.embedder()
+        for batch in ahead(self._made_ready, scans, size=embedder.embedder.batch, threads=FETCHES, first=FETCHES):
+            self.alive()
+            for one in batch:
+                if one.row.get("problem"):
+                    log.warning("project %s, task %s: %s", project, one.row["task"], one.row["problem"])
+            good = [one for one in batch if one.prepared is not None]
+            if good:
+                vectors = self.learner.embed_prepared([one.prepared for one in good if one.prepared is not None])
+                self.store.put_embeddings(embedder.name, [one.row["digest"] for one in good], vectors)
+            self.store.set_scans(project, [one.row for one in batch])
+            self.alive()
+
+    def _made_ready(self, scan: Scan) -> _Ready:
+        """One scan: fetched, in the cache of the working square, and as the embedder wants it. In any thread."""
+        digest, image, problem = self.fetch(scan.image)
+        if image is None:
+            return _Ready({"task": scan.task, "image": scan.image, "problem": problem})
+        self._put_pixels(digest, letterbox(image, self.learner.image_size))
+        height, width = image.shape[:2]
+        row = {
+            "task": scan.task,
+            "digest": digest,
+            "image": scan.image,
+            "height": height,
+            "width": width,
+            "problem": "",
+        }
+        return _Ready(row, self.learner.prepare(image))
 
     def fetch(self, image: str) -> tuple[str, NDArray[np.uint8] | None, str]:
         """(digest of the file, its pixels, ""), or ("", None, what is wrong with it)."""

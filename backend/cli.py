@@ -1,7 +1,4 @@
-"""The command line.
-
-`scanqueue serve | worker | status | doctor | models | import | export | backup | restore | simulate | demo`
-"""
+"""The command line: `scanqueue serve | worker | status | doctor | models | weights | import | export | ...`."""
 
 from __future__ import annotations
 
@@ -44,6 +41,8 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="List the models of a project, or make one of them active.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+weights_app = typer.Typer(help="List pretrained weights, put them in place, or check them.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
 console = Console()
 
 
@@ -223,6 +222,8 @@ def _quality(found: dict[str, Any]) -> str:
     if not found["n"]:
         return "-"
     far = f", HD95 {found['hd95']:.1f} {found['unit']}" if found["hd95"] is not None else ""
+    if found["unit"] == "mixed":
+        far = ", HD95 without a mean: in mm and in px"
     return f"Dice {found['dice']:.3f}{far} ({found['n']} scans)"
 
 
@@ -323,6 +324,84 @@ def import_(
     code = import_scans(request, settings, as_json=as_json, show_paths=show_paths)
     if code:
         raise typer.Exit(code)
+
+
+WeightsDir = Annotated[
+    Path | None, typer.Option("--weights-dir", help="Folder of weights; SCANQUEUE_WEIGHTS_DIR where it is not given.")
+]
+
+
+@weights_app.command("list")
+def weights_list(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, weights_dir: WeightsDir = None
+) -> None:
+    """List the weights that are known: what to set, which file goes where, licence, size."""
+    from backend.weights import WEIGHTS, found_file, to_dict
+
+    folder = weights_dir or _settings().weights_dir
+    rows = [to_dict(row) | {"there": bool(folder and found_file(row, folder))} for row in WEIGHTS]
+    if as_json:
+        typer.echo(json.dumps({"weights_dir": str(folder) if folder else None, "weights": rows}, indent=1))
+        return
+    for row in rows:
+        _say(f"{row['name']}: {row['what']}" + (" (there)" if row["there"] else ""))
+        for label in ("embedder", "encoder", "files", "size", "licence", "preprocessing", "source", "sha256", "note"):
+            if row[label]:
+                _say(f"    {label:14}{row[label]}")
+    where = f"below {folder}" if folder else "below the folder that SCANQUEUE_WEIGHTS_DIR names; it is not set"
+    _say(f"The files belong {where}.")
+
+
+@weights_app.command("fetch")
+def weights_fetch(
+    name: Annotated[str, typer.Argument(help="As `scanqueue weights list` calls it.")],
+    source: Annotated[Path | None, typer.Option("--from", help="File or folder that was carried here.")] = None,
+    weights_dir: WeightsDir = None,
+) -> None:
+    """Put weights in place: from a carried file or folder, which is checked first, else from the hub."""
+    from backend import hub
+    from backend.weights import fetch, weights_called
+
+    row = weights_called(name)
+    for verdict in fetch(row, _weights_dir(weights_dir), source, why_not=hub.unreachable):
+        _say(verdict.what)
+    for setting, value in (("SCANQUEUE_EMBEDDER", row.embedder), ("SCANQUEUE_ENCODER", row.encoder)):
+        if value:
+            _say(f"To use them, set {setting}={value}")
+
+
+@weights_app.command("verify")
+def weights_verify(
+    name: Annotated[
+        str | None, typer.Argument(help="As `scanqueue weights list` calls it; all that are there.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    weights_dir: WeightsDir = None,
+) -> None:
+    """Check files of weights: whole, under the right name, and the right ones. Exits with 1 when one is not."""
+    from backend.weights import WEIGHTS, verify, weights_called
+
+    folder = _weights_dir(weights_dir)
+    found = [v for row in ([weights_called(name)] if name else WEIGHTS) for v in verify(row, folder)]
+    verdicts = found if name else [v for v in found if v.state != "missing" or v.path.parent.is_dir()]
+    if as_json:
+        typer.echo(json.dumps({"weights_dir": str(folder), "files": [v.to_dict() for v in verdicts]}, indent=1))
+    else:
+        for v in verdicts:
+            mark = {"ok": "[green]ok[/]", "missing": "[yellow]missing[/]"}.get(v.state, f"[red]{v.state}[/]")
+            console.print(f"{mark} ", end="")
+            _say(v.what)
+        if not verdicts:
+            _say(f"No known weights are in {folder}. `scanqueue weights list` says which file goes where.")
+    if any(v.bad or (name and v.state == "missing") for v in verdicts):
+        raise typer.Exit(1)
+
+
+def _weights_dir(given: Path | None) -> Path:
+    folder = given or _settings().weights_dir
+    if folder is None:
+        raise BadSetting("SCANQUEUE_WEIGHTS_DIR is not set. Let it name the folder for weights, or give --weights-dir.")
+    return folder
 
 
 @app.command()

@@ -70,7 +70,16 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Versions": _thing({"versions": _many(TEXT)}),
     "Activate": _thing({"version": {"type": "string", "examples": ["scanqueue-r2"]}}),
-    "Quality": _thing({}, {"dice": _MAYBE, "hd95": _MAYBE, "hd": _MAYBE, "unit": _or_null(TEXT), "n": WHOLE}),
+    "Quality": _thing(
+        {},
+        {
+            "dice": _MAYBE,
+            "hd95": _MAYBE,
+            "hd": _MAYBE,
+            "n": WHOLE,
+            "unit": _or_null({"enum": ["px", "mm", "mixed"], "description": "of both distances; no mean when mixed"}),
+        },
+    ),
     "Job": _thing({"step": TEXT, "done": WHOLE, "total": WHOLE, "seconds_left": _MAYBE}),
     "Compared": _thing({"version": TEXT, "labels": WHOLE, "ours": _of("Quality"), "control": _of("Quality")}),
     "Stopping": _thing(
@@ -161,6 +170,7 @@ SCHEMAS: dict[str, Schema] = {
     "Means": _thing(
         {
             "n": WHOLE,
+            "unit": _or_null({"enum": ["px", "mm", "mixed"]}),
             **{f"{name}{end}": _MAYBE for name in ("dice", "hd95") for end in ("", "_low", "_high")},
         },
         {
@@ -174,7 +184,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Curve": _thing(
         {
-            "unit": _or_null(TEXT),
+            "unit": _or_null({"enum": ["px", "mm", "mixed"]}),
             "labels": _many(TEXT),
             "models": _many(_of("Means")),
             "shown": _many(_of("Means")),
@@ -185,7 +195,15 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Comparison": _thing(
         {
-            "compared": _many(_thing({"task": WHOLE, "first": NUMBER, "second": NUMBER, "agreement": NUMBER})),
+            "compared": _many(
+                _thing(
+                    {
+                        "task": WHOLE,
+                        **dict.fromkeys(("first", "second", "agreement", "first_hd95", "second_hd95"), NUMBER),
+                        "unit": {"enum": ["px", "mm"]},
+                    }
+                )
+            ),
             "held_out": WHOLE,
         }
     ),
@@ -194,6 +212,7 @@ SCHEMAS: dict[str, Schema] = {
             **{name: {"type": "object"} for name in ("settings", "given", "changed", "default")},
             "strategies": _many(TEXT),
             "uncertainties": _many(TEXT),
+            "units": _many(TEXT),
             "problem": TEXT,
         }
     ),

@@ -19,6 +19,7 @@ MANY = 1000  # values above which an interval is computed instead of resampled
 def curve(store: Store, project: int) -> dict[str, Any]:
     """What the page's learning curve shows, oldest first.
 
+    unit       of all distances; "mixed" when they are not in one: see that of each row, which have no common curve
     models     on the scans held out of their training: `dice` and `hd95` with 95 % intervals, also per label
     shown      per round, the masks that were shown against those that were submitted
     control    comparisons of our order with chance
@@ -62,7 +63,7 @@ def _of_model(model: Mapping[str, Any]) -> dict[str, Any]:
         "labels": len(model["trained_on"]),
         "accepted": bool(model["accepted"]),
         **_both(held_out),
-        **{key: model["validation"].get(key) for key in ("dice", "hd95", "n")},
+        **{key: model["validation"].get(key) for key in ("dice", "hd95", "unit", "n")},
     }
     names = [label for label in model["labels"] if any(label in scan["classes"] for scan in held_out)]
     found = {label: [s["classes"][label] for s in held_out if label in s["classes"]] for label in names}
@@ -75,8 +76,9 @@ def _of_model(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def _both(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means and intervals of Dice and HD95 over scans; no distance where their units differ."""
-    alike = len({row.get("unit") for row in rows}) <= 1
-    found: dict[str, Any] = {"n": len(rows)}
+    units = {row.get("unit") or "px" for row in rows}  # models of older versions were measured in pixels
+    alike = len(units) <= 1
+    found: dict[str, Any] = {"n": len(rows), "unit": (units.pop() if alike else "mixed") if units else None}
     for name, values in (("dice", [r["dice"] for r in rows]), ("hd95", [r["hd95"] for r in rows] if alike else [])):
         found[name], found[f"{name}_low"], found[f"{name}_high"] = _mean(values)
     return found

@@ -341,8 +341,23 @@ def _embedder(settings: Settings, row: Any) -> Iterator[Finding]:
             f"Put {CLIP_CONFIG} and {CLIP_WEIGHTS[0]} of BiomedCLIP into {where}, or a timm folder (config.json, "
             "model.safetensors) beside it, and let SCANQUEUE_WEIGHTS_DIR name the folder that holds them.",
         )
+    elif wrong := _wrong_file(settings, name):
+        yield wrong
     else:
         yield Finding("embedder", "ok", f"Embedder {name}: {why}.")
+
+
+def _wrong_file(settings: Settings, name: str) -> Finding | None:
+    """What is wrong with the embedder's file in the weights folder, if one is there; its checksum is left out."""
+    from backend.weights import found_file, verify, weights_of
+
+    row = weights_of(name)
+    if row is None or settings.weights_dir is None or found_file(row, settings.weights_dir) is None:
+        return None
+    bad = next((v for v in verify(row, settings.weights_dir, content=False) if v.bad), None)
+    if bad is None:
+        return None
+    return Finding("embedder", "error", bad.what, f"Put it right, then see `scanqueue weights verify {row.key}`.")
 
 
 def _ask_outside(url: str) -> httpx.Response | None:

@@ -1,14 +1,16 @@
 """Images to vectors: what the map of a project is drawn from.
 
 An embedder is opened by name: `pixels`, `timm:MODEL`, `timm:local-dir:FOLDER`,
-`open_clip:MODEL[@PRETRAINED or file]`, `open_clip:hf-hub:ORG/REPO`, `open_clip:local-dir:FOLDER`, or `auto`.
+`open_clip:MODEL[@PRETRAINED or file]`, `open_clip:hf-hub:ORG/REPO`, `open_clip:local-dir:FOLDER`,
+`radimagenet:resnet50`, `torchxrayvision:densenet121-res224-all`, `mobilesam:vit_t`, or `auto`.
 Checkpoints are read as safetensors, or by torch with `weights_only=True`: nothing in them is executed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import threading
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,15 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from backend.errors import BadSetting, WeightsMissing
+from backend import hub
+from backend.ahead import ahead
+from backend.checkpoints import read_tensors
+from backend.errors import BadSetting, BrokenWeights, WeightsMissing
+from backend.networks import NETWORKS, from_open_clip, misfits
+from backend.preprocessing import Preprocessing, Uint8Image
+from backend.weights import BIOMEDCLIP, WEIGHTS, how_to_get, weights_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: only inside functions
     import torch
 
-BIOMEDCLIP = "open_clip:hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 BIOMEDCLIP_FOLDER = "biomedclip"
 BATCH = 16
-NETWORK_SECONDS = 3.0  # a hospital without internet waits no longer than this
+THREADS = min(4, os.cpu_count() or 1)  # that prepare images beside the network
 
 CLIP_CONFIG = "open_clip_config.json"
 CLIP_WEIGHTS = (
@@ -40,14 +47,15 @@ CLIP_WEIGHTS = (
 TIMM_CONFIG = "config.json"
 TIMM_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
-Uint8Image = NDArray[np.uint8]
+Prepared = NDArray[Any]
 
 
 class Embedder(Protocol):
     """Turns images into vectors of one length; similar images should get similar vectors.
 
-    name  opens the same embedder again
-    dim   length of a vector
+    name   opens the same embedder again
+    dim    length of a vector
+    batch  how many images are computed at once
     """
 
     @property
@@ -56,11 +64,26 @@ class Embedder(Protocol):
     @property
     def dim(self) -> int: ...
 
-    def embed(self, images: Sequence[Uint8Image]) -> NDArray[np.float32]:
-        """(N, D) finite vectors of N images, each (H, W) gray or (H, W, 3) RGB uint8, of any sizes.
+    @property
+    def batch(self) -> int: ...
 
-        Images are taken in batches, so N may be large. The same images on the same machine give the same
-        vectors. Raises ValueError, naming the image's number, on another shape or type.
+    def prepare(self, image: Uint8Image) -> Prepared:
+        """What `embed_prepared` takes of one image: small, whatever the image's size. Any thread may call it.
+
+        image  (H, W) gray or (H, W, 3) RGB uint8, of any size. Raises ValueError on another shape or type.
+        """
+
+    def embed_prepared(self, prepared: Sequence[Prepared]) -> NDArray[np.float32]:
+        """(N, D) finite vectors of N prepared images.
+
+        The same images on the same machine give the same vectors.
+        """
+
+    def embed(self, images: Sequence[Uint8Image]) -> NDArray[np.float32]:
+        """(N, D): the same of N images, which are prepared while the ones before them are computed.
+
+        Images are taken in batches, so N may be large. Raises ValueError, naming the image's number, on what is no
+        image.
         """
 
 
@@ -97,12 +120,52 @@ def open_embedder(name: str, *, weights_dir: Path | None, device: str, download:
     if kind not in OPENERS or not model:
         raise BadSetting(
             f"embedder: got {name!r}, wanted auto, pixels, timm:MODEL, timm:local-dir:FOLDER, "
-            "open_clip:MODEL[@PRETRAINED or file], open_clip:hf-hub:ORG/REPO or open_clip:local-dir:FOLDER"
+            "open_clip:MODEL[@PRETRAINED or file], open_clip:hf-hub:ORG/REPO, open_clip:local-dir:FOLDER, "
+            f"{', '.join(row.embedder for row in WEIGHTS if row.embedder.partition(':')[0] in NETWORKS)}. "
+            "`scanqueue weights list` shows them"
         )
     return OPENERS[kind](model, place)
 
 
-class Pixels:
+class _Batched:
+    """`embed` for whoever can prepare and embed_prepared."""
+
+    name: str
+    dim: int
+
+    @property
+    def batch(self) -> int:
+        return BATCH
+
+    def prepare(self, image: Uint8Image) -> Prepared:
+        raise NotImplementedError
+
+    def embed_prepared(self, prepared: Sequence[Prepared]) -> NDArray[np.float32]:
+        raise NotImplementedError
+
+    def embed(self, images: Sequence[Uint8Image]) -> NDArray[np.float32]:
+        for number, image in enumerate(images):
+            _checked(image, number)
+        vectors = np.empty((len(images), self.dim), dtype=np.float32)
+        at = 0
+        for prepared in ahead(self.prepare, images, size=self.batch, threads=THREADS):
+            try:
+                vectors[at : at + len(prepared)] = self.embed_prepared(prepared)
+            except _NotFinite as error:
+                raise _NotFinite(self.name, at + error.number) from None
+            at += len(prepared)
+        return vectors
+
+
+class _NotFinite(ValueError):
+    """The network computed no number for an image."""
+
+    def __init__(self, name: str, number: int) -> None:
+        super().__init__(f"{name}: image {number} got NaN or infinity from the network. Use other weights")
+        self.number = number
+
+
+class Pixels(_Batched):
     """The last resort: a small description of the picture itself, with nothing learned in it.
 
     A 16 x 16 thumbnail, a 32-bin histogram of gray levels and, in 4 x 4 cells, 8-bin histograms of edge
@@ -112,9 +175,11 @@ class Pixels:
     name = "pixels"
     dim = 16 * 16 + 32 + 4 * 4 * 8
 
-    def embed(self, images: Sequence[Uint8Image]) -> NDArray[np.float32]:
-        vectors = [self._describe(_checked(image, i)) for i, image in enumerate(images)]
-        return np.array(vectors, dtype=np.float32).reshape(len(images), self.dim)
+    def prepare(self, image: Uint8Image) -> Prepared:
+        return self._describe(_checked(image, 0)).astype(np.float32)
+
+    def embed_prepared(self, prepared: Sequence[Prepared]) -> NDArray[np.float32]:
+        return np.array(prepared, dtype=np.float32).reshape(len(prepared), self.dim)
 
     def _describe(self, image: Uint8Image) -> NDArray[np.float64]:
         picture = Image.fromarray(image).convert("L")
@@ -132,25 +197,12 @@ class Pixels:
         return np.concatenate([part / max(float(np.linalg.norm(part)), 1e-12) for part in parts])
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a network wants its images: size (height, width), and channel mean and std for values in 0..1."""
+class Network(_Batched):
+    """A vision network without its head, in evaluation mode, on one device.
 
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
-
-    def resized(self, image: Uint8Image) -> Uint8Image:
-        """(height, width, 3). The whole image is squeezed in, as a finding may lie at its edge: no crop."""
-        height, width = self.size
-        names = {"bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
-        resample = names.get(self.interpolation, Image.Resampling.BICUBIC)
-        return np.asarray(Image.fromarray(image).convert("RGB").resize((width, height), resample))
-
-
-class Network:
-    """A vision network without its head, in evaluation mode, on one device."""
+    On a GPU it computes in bfloat16, always with full batches and without kernels whose result varies, so that there
+    too a vector depends on nothing but its image.
+    """
 
     def __init__(self, name: str, model: torch.nn.Module, preprocessing: Preprocessing, device: str) -> None:
         import torch
@@ -159,32 +211,55 @@ class Network:
         self.preprocessing = preprocessing
         self._device = _torch_device(device)
         self._model = model.eval().requires_grad_(False).to(self._device).to(memory_format=torch.channels_last)
-        self.dim = self._vectors([np.zeros((8, 8, 3), dtype=np.uint8)]).shape[1]
+        self.dim = self._vectors([self.prepare(np.zeros((8, 8), dtype=np.uint8))]).shape[1]
 
-    def embed(self, images: Sequence[Uint8Image]) -> NDArray[np.float32]:
-        vectors = np.empty((len(images), self.dim), dtype=np.float32)
-        for begin in range(0, len(images), BATCH):
-            batch = [_checked(image, begin + i) for i, image in enumerate(images[begin : begin + BATCH])]
-            vectors[begin : begin + BATCH] = self._vectors(batch)
+    def prepare(self, image: Uint8Image) -> Prepared:
+        return self.preprocessing.resized(_checked(image, 0))
+
+    def embed_prepared(self, prepared: Sequence[Prepared]) -> NDArray[np.float32]:
+        vectors = np.empty((len(prepared), self.dim), dtype=np.float32)
+        for begin in range(0, len(prepared), self.batch):
+            vectors[begin : begin + self.batch] = self._vectors(prepared[begin : begin + self.batch])
         broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(broken):
-            raise ValueError(f"{self.name}: image {broken[0]} got NaN or infinity from the network. Use other weights")
+            raise _NotFinite(self.name, int(broken[0]))
         return vectors
 
-    def _vectors(self, images: Sequence[Uint8Image]) -> NDArray[np.float32]:
+    def ready(self, prepared: Sequence[Prepared]) -> torch.Tensor:
+        """What the network is called with: (N, channels, H, W) float32 on its device, of one batch."""
         import torch
 
-        pixels = np.stack([self.preprocessing.resized(image) for image in images])
-        with torch.inference_mode():
-            values = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float() / 255
-            mean, std = (
-                torch.tensor(v, device=self._device)[:, None, None]
-                for v in (self.preprocessing.mean, self.preprocessing.std)
-            )
-            output = self._model((values - mean) / std)
-            pooled = output[0] if isinstance(output, tuple) else output
-            vectors: NDArray[np.float32] = pooled.float().cpu().numpy()
-        return vectors
+        gpu = self._device.type == "cuda"
+        height, width = self.preprocessing.size
+        pixels = np.zeros((self.batch if gpu else len(prepared), height, width, self.preprocessing.channels), np.uint8)
+        for row, image in zip(pixels, prepared, strict=False):
+            row[:] = image if image.ndim == 3 else image[:, :, None]
+        values = torch.from_numpy(pixels)
+        values = values.pin_memory().to(self._device, non_blocking=True) if gpu else values
+        values = values.permute(0, 3, 1, 2).float() / 255
+        mean, std = (
+            torch.tensor(v, device=self._device)[:, None, None]
+            for v in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        return (values - mean) / std
+
+    def forward(self, ready: torch.Tensor) -> torch.Tensor:
+        """(N, D) on the network's device."""
+        import torch
+
+        gpu = self._device.type == "cuda"
+        with (
+            torch.inference_mode(),
+            torch.autocast(self._device.type, torch.bfloat16, enabled=gpu),
+            torch.backends.cudnn.flags(deterministic=True, benchmark=False) if gpu else contextlib.nullcontext(),
+        ):
+            output = self._model(ready)
+        pooled: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return pooled
+
+    def _vectors(self, prepared: Sequence[Prepared]) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = self.forward(self.ready(prepared)).float().cpu().numpy()
+        return vectors[: len(prepared)]
 
 
 class _CannotHave(WeightsMissing):
@@ -226,7 +301,7 @@ class _Place:
                 return None
             for name in names:
                 try:
-                    return Path(hf_hub_download(repo, name, local_files_only=cached, etag_timeout=NETWORK_SECONDS))
+                    return Path(hf_hub_download(repo, name, local_files_only=cached, etag_timeout=hub.HUB_SECONDS))
                 except RemoteEntryNotFoundError:
                     continue  # the repository has no such file
                 except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
@@ -238,32 +313,7 @@ class _Place:
     @cached_property
     def why_no_download(self) -> str:
         """Empty when the hub can be asked."""
-        from huggingface_hub import constants
-
-        if not self.download:
-            return "downloads are turned off"
-        if constants.HF_HUB_OFFLINE:
-            return "HF_HUB_OFFLINE is set"
-        return "" if _answers(constants.ENDPOINT) else "no network"
-
-
-def _answers(url: str) -> bool:
-    """Whether anything answers there in time. In a thread, as looking up a name has no time limit of its own."""
-    import httpx
-
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            httpx.head(url, timeout=NETWORK_SECONDS)
-        except (httpx.HTTPError, OSError, ValueError):
-            return
-        answered.set()
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(NETWORK_SECONDS)
-    return answered.is_set()
+        return hub.unreachable() if self.download else "downloads are turned off"
 
 
 def _open_best(place: _Place) -> OpenEmbedder:
@@ -401,7 +451,7 @@ def _vision_tower(
     if "timm_model_name" in vision:
         vision["timm_model_pretrained"] = False  # all weights come from the file
     tower = _build_vision_tower(config["embed_dim"], vision, quick_gelu=config.get("quick_gelu", False))
-    state = _visual_state(weights)
+    state = from_open_clip(read_tensors(weights, below="visual."))
     if not state:
         raise ValueError("it holds no visual.* weights: not a CLIP model in open_clip's format")
     tower.load_state_dict(state)
@@ -411,26 +461,57 @@ def _vision_tower(
     return tower, Preprocessing((height, width), tuple(final["mean"]), tuple(final["std"]), final["interpolation"])
 
 
-def _visual_state(weights: Path) -> dict[str, torch.Tensor]:
-    """The weights below `visual.`, by their names there."""
-    prefixes = ("visual.", "module.visual.")
+def _open_published(kind: str, model: str, place: _Place) -> OpenEmbedder:
+    """A network of `networks`: the row of the table that is called so, or a file of the same kind."""
+    name = f"{kind}:{model}"
+    row = weights_of(name)
+    file: Path | None
+    if row is not None:
+        folder = place.find(row.folder)
+        file = next((folder / f.name for f in row.files if (folder / f.name).is_file()), None) if folder else None
+        if file is None and row.hub:
+            file = place.hub_file(row.hub, [row.files[0].name])
+        cure = f"{how_to_get(row, place.weights_dir)}, or choose another embedder (SCANQUEUE_EMBEDDER)"
+        reason = _not_found(name, row.folder, bool(row.hub), place)
+    else:
+        row = next(row for row in WEIGHTS if row.network == kind)
+        file = place.find(model)
+        cure = f"Give a file in the folder named by SCANQUEUE_WEIGHTS_DIR, or take {row.embedder}"
+        reason = f"{name}: no file {model} in {place.weights_dir or 'the working folder'}"
+    if file is None or not file.is_file():
+        raise _CannotHave(reason, cure)
+    with _Reading(name, file, cure):
+        published = NETWORKS[kind]
+        network = published.build()
+        tensors, wanted = published.rename(read_tensors(file)), network.state_dict()
+        if bad := misfits(wanted, tensors):
+            raise BrokenWeights(
+                f"{file} does not hold the weights of such a network: {len(bad)} of {len(wanted)} tensors are missing "
+                f"or of another shape (first: {bad[0]})"
+            )
+        network.load_state_dict({n: tensors.get(n, value) for n, value in wanted.items()})
+        return _opened(name, network, row.preprocessing, place, row.key, file)
 
-    def below(key: str) -> str:
-        return key.removeprefix("module.").removeprefix("visual.")
 
-    if weights.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(weights, framework="pt") as file:
-            return {below(key): file.get_tensor(key) for key in file.keys() if key.startswith(prefixes)}  # noqa: SIM118
-    import torch
-
-    state = torch.load(weights, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
-    return {below(key): value for key, value in state.items() if key.startswith(prefixes)}
+def _radimagenet(model: str, place: _Place) -> OpenEmbedder:
+    return _open_published("radimagenet", model, place)
 
 
-OPENERS: dict[str, Callable[[str, _Place], OpenEmbedder]] = {"open_clip": _open_clip, "timm": _open_timm}
+def _torchxrayvision(model: str, place: _Place) -> OpenEmbedder:
+    return _open_published("torchxrayvision", model, place)
+
+
+def _mobilesam(model: str, place: _Place) -> OpenEmbedder:
+    return _open_published("mobilesam", model, place)
+
+
+OPENERS: dict[str, Callable[[str, _Place], OpenEmbedder]] = {
+    "open_clip": _open_clip,
+    "timm": _open_timm,
+    "radimagenet": _radimagenet,
+    "torchxrayvision": _torchxrayvision,
+    "mobilesam": _mobilesam,
+}
 
 
 class _Reading:
@@ -443,6 +524,8 @@ class _Reading:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, BrokenWeights):
+            raise _CannotHave(f"{self.name}: {error}", self.cure) from error
         if isinstance(error, Exception) and not isinstance(error, WeightsMissing | BadSetting):
             what = " ".join(str(error).split())[:200]
             reason = f"{self.name}: {self.path} cannot be used ({type(error).__name__}: {what})"

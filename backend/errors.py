@@ -72,6 +72,14 @@ class WeightsMissing(ScanqueueError):
     """Pretrained weights are neither on disk nor downloadable."""
 
 
+class BrokenWeights(WeightsMissing):
+    """A file of weights is there and is none, or not all of it. `cut`: the end of it is missing."""
+
+    def __init__(self, message: str, *, cut: bool = False) -> None:
+        super().__init__(message)
+        self.cut = cut
+
+
 class StudioUnavailable(ScanqueueError):
     """Label Studio does not answer, or answers with a server error. Trying again may help."""
 

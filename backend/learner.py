@@ -1,6 +1,7 @@
 """Everything that learns, behind one door: embed, train, predict, score. Arrays in, arrays out.
 
-Heavy libraries are opened on first use and kept.
+Heavy libraries are opened on first use and kept: torch and what builds on it take seconds to import, which a server
+that only hands out what is stored need not wait for.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +22,12 @@ from backend.embedders import OpenEmbedder, open_embedder
 from backend.errors import BadSetting
 from backend.evaluation import Scores, score, summarise
 from backend.pixels import Letterboxed, letterbox_mask, restore
-from backend.segmenters import Segmenter
 from backend.settings import Settings
-from backend.training import TrainingSettings, train
 from sampling import AGGREGATIONS, class_entropy, disagreement
+
+if TYPE_CHECKING:
+    from backend.segmenters import Segmenter
+    from backend.training import TrainingSettings
 
 log = logging.getLogger("scanqueue.learner")
 
@@ -44,12 +48,31 @@ class Case:
 class Learner:
     """Embedder and segmentation models as the settings want them.
 
+    at_once  False = with settings that fit every machine, torch is only loaded when something is computed
+
     Raises BadSetting at once when they cannot be had on this machine.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, at_once: bool = True) -> None:
+        self._settings = settings
+        self._embedder: OpenEmbedder | None = None
+        self._models: OrderedDict[Path, Segmenter] = OrderedDict()
+        self._lock = threading.RLock()
+        if at_once or settings.encoder != "auto" or settings.device not in ("auto", "cpu"):
+            self.load()
+
+    def load(self) -> None:
+        """Load what computes, so that nobody waits for it later."""
+        _ = self.training
+
+    @cached_property
+    def training(self) -> TrainingSettings:
+        """How models are trained here."""
         import torch
 
+        from backend.training import TrainingSettings
+
+        settings = self._settings
         if settings.threads:
             torch.set_num_threads(settings.threads)
         device = settings.device
@@ -66,14 +89,12 @@ class Learner:
             name, _, weights = settings.encoder.partition("@")
             overrides["encoder"] = name
             if weights:
-                overrides["encoder_weights"] = weights if weights == "imagenet" else Path(weights)
-        self.device = device
-        self.training = TrainingSettings.for_device(device, **overrides)
-        self._embedder_name = settings.embedder
-        self._weights_dir = settings.weights_dir
-        self._embedder: OpenEmbedder | None = None
-        self._models: OrderedDict[Path, Segmenter] = OrderedDict()
-        self._lock = threading.RLock()
+                overrides["encoder_weights"] = _place_of(weights, settings.weights_dir)
+        return TrainingSettings.for_device(device, **overrides)
+
+    @property
+    def device(self) -> str:
+        return self.training.device
 
     @property
     def image_size(self) -> int:
@@ -84,7 +105,8 @@ class Learner:
         """The embedder in use, its name, and why it is that one."""
         with self._lock:
             if self._embedder is None:
-                self._embedder = open_embedder(self._embedder_name, weights_dir=self._weights_dir, device=self.device)
+                name, folder = self._settings.embedder, self._settings.weights_dir
+                self._embedder = open_embedder(name, weights_dir=folder, device=self.device)
                 log.info("embedder %s: %s", self._embedder.name, self._embedder.why)
             return self._embedder
 
@@ -92,6 +114,14 @@ class Learner:
         """(N, D), one row per image (H, W) or (H, W, 3)."""
         vectors: NDArray[np.float32] = self.embedder().embedder.embed(images)
         return vectors
+
+    def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
+        """What `embed_prepared` takes of one image; for threads beside it."""
+        return self.embedder().embedder.prepare(image)
+
+    def embed_prepared(self, prepared: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """(N, D), one row per prepared image."""
+        return self.embedder().embedder.embed_prepared(prepared)
 
     def describe_training(self, seed: int) -> dict[str, Any]:
         """Everything a model depends on besides its scans and labels, as JSON values."""
@@ -107,6 +137,8 @@ class Learner:
         on_step: Callable[[int, int], None],
     ) -> tuple[Callable[[Path], None], dict[str, Any]]:
         """Fit a model; returns what writes it into a folder, and how the training went."""
+        from backend.training import train
+
         size = self.image_size
         trained = train(
             [c.scan for c in cases],
@@ -126,6 +158,8 @@ class Learner:
         return trained.segmenter.save, details
 
     def _model(self, folder: Path) -> Segmenter:
+        from backend.segmenters import Segmenter
+
         with self._lock:
             if folder not in self._models:
                 self._models[folder] = Segmenter.load(folder, self.device)
@@ -193,6 +227,15 @@ class Learner:
         """Drop a model from memory."""
         with self._lock:
             self._models.pop(folder, None)
+
+
+def _place_of(weights: str, weights_dir: Path | None) -> Path | str:
+    """ "imagenet", or a file or folder: in the weights folder, else as given. Nowhere: where it should be."""
+    if weights == "imagenet":
+        return weights
+    given = Path(weights).expanduser()
+    inside = weights_dir / given if weights_dir is not None else given
+    return given if given.exists() and not inside.exists() else inside
 
 
 def _steps(scan: Letterboxed, shift: float) -> tuple[int, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from backend.choices import extra_signal
 from backend.project import Scan, control_draw
 from backend.settings import ProjectSettings
 from backend.store import NEXT, Pick, Store, read_map
+from backend.volumes import Slices, mean_embeddings, places, units
 from sampling import (
     EMBEDDED,
     Clustering,
@@ -24,6 +26,7 @@ from sampling import (
     with_controls,
 )
 
+BEGUN = "begun"  # why the rest of a volume comes before anything else
 RANKED = 2000  # places ranked one by one; what lies behind them is ordered by entropy alone
 
 
@@ -49,80 +52,98 @@ def order(ground: Ground, scans: Sequence[Scan], first: Sequence[int] = (), rank
     first   tasks
     ranked  places that are ranked one by one with a model
 
+    With the unit "scan" volumes are chosen, each by what its slices are on average, and all slices of it follow each
+    other. Those of which a slice is labelled or in `first` are begun, and come to their end before another begins.
+
     What somebody wished for comes first, scans that somebody skipped come last: whoever is left may still want them.
-    The places of the controls are counted from the first of `first`.
+    Both are of single slices. The places of the controls are counted from the first of `first`, volume by volume.
     """
     settings = ground.settings
     taken = set(first)
     scans = [s for s in scans if s.wish >= 0 or s.annotated or s.task in taken]
     picks = _with_model(ground, scans, taken, ranked) if ground.model else _cold(ground, scans, taken)
+    by_task = {s.task: s for s in scans}
     wishes = {s.task for s in scans if s.wish == NEXT}
     put_off = {s.task for s in scans if s.skipped} - wishes
     wished = [replace(p, reason="wished", score=None, distance=None) for p in picks if p.task in wishes]
     rest = [p for p in picks if p.task not in wishes]
-    start = len(first) + len(wished)
-    fresh = _with_controls([p for p in rest if p.task not in put_off], scans, settings, start)
-    return wished + fresh + [p for p in rest if p.task in put_off]
+    begun = [p for p in rest if p.reason == BEGUN and p.task not in put_off]
+    fresh = [p for p in rest if p.reason != BEGUN and p.task not in put_off]
+    given = [*first, *(p.task for p in wished), *(p.task for p in begun)]
+    start = len(_blocks(given, by_task, settings.unit))
+    fresh = _with_controls(fresh, by_task, settings, start)
+    return wished + begun + fresh + [p for p in rest if p.task in put_off]
 
 
 def _cold(ground: Ground, scans: Sequence[Scan], taken: set[int]) -> list[Pick]:
     settings = ground.settings
     strategy = settings.moments[0]
-    xy = _positions(ground, scans)
+    rows = units(scans, settings.unit)
+    xy = _positions(ground, rows)
     clusters = choose_clusters(xy, seed=settings.seed)
-    strata = np.unique([s.stratum for s in scans], return_inverse=True)[1]
-    size = min(settings.cold_start_size, len(scans))
+    strata = np.unique([row[0].stratum for row in rows], return_inverse=True)[1]
+    size = min(_in_units(settings.cold_start_size, rows), len(rows))
     drawn = int(control_places(size, settings.control_share).sum())
+    chosen = [i for i, row in enumerate(rows) if len(_open(row, taken)) < len(row)]
     found = whole_order(
         strategy,
-        Pool(xy, clusters, _vectors(ground, scans, strategy), strata),
+        Pool(xy, clusters, _vectors(ground, rows, strategy), strata),
         size - drawn,
-        chosen=[i for i, s in enumerate(scans) if s.annotated or s.task in taken],
+        chosen=chosen,
         seed=settings.seed,
     )
-    rows = zip(found.rows, found.reasons, found.cluster, strict=True)
-    return [Pick(scans[r].task, str(reason), cluster=int(c)) for r, reason, c in rows]
+    picks = [
+        Pick(s.task, BEGUN, cluster=int(clusters.labels[i]))
+        for i in sorted(chosen, key=lambda i: _nearly_done(rows[i], taken))
+        for s in _open(rows[i], taken)
+    ]
+    places = zip(found.rows, found.reasons, found.cluster, strict=True)
+    return picks + [Pick(s.task, str(reason), cluster=int(c)) for r, reason, c in places for s in rows[r]]
 
 
 def _with_model(ground: Ground, scans: Sequence[Scan], taken: set[int], ranked: int) -> list[Pick]:
     settings = ground.settings
     known = signals(ground)
     scans = [s for s in scans if s.annotated or s.task in taken or s.digest in known]
-    xy = _positions(ground, scans)
-    said = [known.get(s.digest, {}) for s in scans]
-    entropy = _column(said, settings.uncertainty)
+    skipped = [s for s in scans if s.skipped and not s.annotated and s.task not in taken]
+    last = {s.task for s in skipped}
+    rows = units([s for s in scans if s.task not in last], settings.unit)
+    xy = _positions(ground, rows)
+    entropy = _column(rows, known, settings.uncertainty)
     columns = {"entropy": entropy}
     if extra := extra_signal(settings):
-        columns[extra] = _column(said, extra)
-    skipped = [i for i, s in enumerate(scans) if s.skipped and not s.annotated and s.task not in taken]
-    chosen = [i for i, s in enumerate(scans) if s.annotated or s.task in taken]
-    last = set(skipped)
-    rest = [i for i in range(len(scans)) if i not in last]
-    position = {row: i for i, row in enumerate(rest)}
+        columns[extra] = _column(rows, known, extra)
+    chosen = [i for i, row in enumerate(rows) if len(_open(row, taken)) < len(row)]
     strategy = settings.moments[1]
     pool = Pool(
-        xy[rest],
-        Clustering(np.zeros(len(rest), dtype=np.intp), np.zeros(1, dtype=np.intp), {}, 0),  # not looked at
-        _vectors(ground, [scans[i] for i in rest], strategy),
-        signals={name: values[rest] for name, values in columns.items()},
+        xy,
+        Clustering(np.zeros(len(rows), dtype=np.intp), np.zeros(1, dtype=np.intp), {}, 0),  # not looked at
+        _vectors(ground, rows, strategy),
+        signals=columns,
     )
     ranking = long_ranking(
         strategy,
         pool,
-        min(ranked, len(rest) - len(chosen)),
-        settings.depth,
-        chosen=[position[i] for i in chosen],
+        min(ranked, len(rows) - len(chosen)),
+        _in_units(settings.depth, rows),
+        chosen=chosen,
         alpha=settings.alpha,
         seed=settings.seed,
     )
     picks = [
-        Pick(scans[rest[r]].task, strategy, _round(s), _round(h), _round(d))
-        for r, s, h, d in zip(ranking.rows, ranking.score, ranking.entropy, ranking.diversity, strict=True)
+        Pick(s.task, BEGUN, entropy=_round(entropy[i]))
+        for i in sorted(chosen, key=lambda i: _nearly_done(rows[i], taken))
+        for s in _open(rows[i], taken)
     ]
-    placed = {p.task for p in picks} | {scans[i].task for i in chosen + skipped}
-    behind = sorted((i for i in rest if scans[i].task not in placed), key=lambda i: (-entropy[i], scans[i].task))
-    picks += [Pick(scans[i].task, "entropy", entropy=_round(entropy[i])) for i in behind]
-    return picks + [Pick(scans[i].task, "skipped", entropy=_round(entropy[i])) for i in skipped]
+    picks += [
+        Pick(slice_.task, strategy, _round(s), _round(h), _round(d))
+        for r, s, h, d in zip(ranking.rows, ranking.score, ranking.entropy, ranking.diversity, strict=True)
+        for slice_ in rows[r]
+    ]
+    placed = {*ranking.rows.tolist(), *chosen}
+    behind = sorted((i for i in range(len(rows)) if i not in placed), key=lambda i: (-entropy[i], rows[i][0].task))
+    picks += [Pick(s.task, "entropy", entropy=_round(entropy[i])) for i in behind for s in rows[i]]
+    return picks + [Pick(s.task, "skipped", entropy=_round(known[s.digest][settings.uncertainty])) for s in skipped]
 
 
 def signals(ground: Ground) -> dict[str, dict[str, Any]]:
@@ -133,37 +154,77 @@ def signals(ground: Ground) -> dict[str, dict[str, Any]]:
     return {digest: said for digest, said in ground.store.signals(ground.model).items() if wanted <= said.keys()}
 
 
-def _positions(ground: Ground, scans: Sequence[Scan]) -> NDArray[np.float64]:
+def _open(row: Slices, taken: set[int]) -> Slices:
+    """The slices that may still be chosen; all of them unless the volume is begun."""
+    return [s for s in row if not s.annotated and s.task not in taken]
+
+
+def _nearly_done(row: Slices, taken: set[int]) -> tuple[int, int]:
+    """What begun volumes are sorted by: those with the fewest slices left first."""
+    return len(_open(row, taken)), row[0].task
+
+
+def _in_units(tasks: int, rows: Sequence[Slices]) -> int:
+    """About how many of these rows have so many slices; at least one."""
+    return max(1, round(tasks * len(rows) / max(1, sum(map(len, rows)))))
+
+
+def _positions(ground: Ground, rows: Sequence[Slices]) -> NDArray[np.float64]:
     found = read_map(ground.store, ground.project, ground.embedder)
     assert found is not None
-    where = {d: i for i, d in enumerate(found[0])}
-    return np.asarray(found[1][[where[s.digest] for s in scans]], dtype=np.float64).reshape(-1, 2)
+    return places(found, rows)
 
 
-def _vectors(ground: Ground, scans: Sequence[Scan], strategy: str) -> NDArray[np.float32] | None:
-    """The embeddings of these scans, if the strategy looks at them."""
+def _vectors(ground: Ground, rows: Sequence[Slices], strategy: str) -> NDArray[np.float32] | None:
+    """The embeddings of these rows, if the strategy looks at them."""
     if strategy not in EMBEDDED:
         return None
-    return ground.store.embeddings(ground.embedder, [s.digest for s in scans])
+    return mean_embeddings(ground.store, ground.embedder, rows)
 
 
-def _with_controls(picks: Sequence[Pick], scans: Sequence[Scan], settings: ProjectSettings, start: int) -> list[Pick]:
+def _blocks(tasks: Iterable[int], by_task: Mapping[int, Scan], unit: str) -> list[list[int]]:
+    """Tasks cut into places: each by itself, or with the unit "scan" what follows each other of one volume together."""
+
+    def volume(task: int) -> str | int:
+        scan = by_task.get(task)
+        return scan.volume or task if scan is not None and unit == "scan" else task
+
+    return [list(group) for _, group in groupby(tasks, volume)]
+
+
+def _with_controls(
+    picks: Sequence[Pick], by_task: Mapping[int, Scan], settings: ProjectSettings, start: int
+) -> list[Pick]:
     """An order from its place `start` on, with scans drawn at random in the places of the controls."""
     if not settings.control_share:
         return list(picks)
-    by_task = {s.task: s for s in scans}
-    drawn = sorted(range(len(picks)), key=lambda i: control_draw(by_task[picks[i].task], settings.seed))
-    rows, control = with_controls(np.arange(len(picks)), np.array(drawn, np.intp), settings.control_share, start=start)
+    pick_of = {p.task: p for p in picks}
+    blocks = _blocks(pick_of, by_task, settings.unit)
+
+    def draw(row: int) -> tuple[str, int]:
+        return control_draw(by_task[blocks[row][0]], settings.seed, settings.unit)
+
+    drawn = sorted(range(len(blocks)), key=draw)
+    rows, control = with_controls(np.arange(len(blocks)), np.array(drawn, np.intp), settings.control_share, start=start)
     return [
-        replace(picks[row], reason="control", score=None, distance=None) if chance else picks[row]
+        replace(pick_of[task], reason="control", score=None, distance=None) if chance else pick_of[task]
         for row, chance in zip(rows.tolist(), control.tolist(), strict=True)
+        for task in blocks[row]
     ]
 
 
-def _column(said: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
-    """(N,), or (N, labels), one signal of all scans; NaN where nothing is known."""
-    width = next((np.shape(one[name]) for one in said if name in one), ())
-    return np.array([one.get(name, np.full(width, np.nan)) for one in said], dtype=np.float64)
+def _column(rows: Sequence[Slices], known: Mapping[str, Mapping[str, Any]], name: str) -> NDArray[np.float64]:
+    """(N,), or (N, labels), one signal of all rows: the mean over the slices of which it is known, NaN without any."""
+    said = [(at, one[name]) for at, row in enumerate(rows) for s in row if name in (one := known.get(s.digest, {}))]
+    width = np.shape(said[0][1]) if said else ()
+    values = np.array([value for _, value in said], dtype=np.float64).reshape(len(said), *width)
+    where = np.array([at for at, _ in said], dtype=np.intp)
+    sums = np.zeros((len(rows), *width))
+    np.add.at(sums, where, values)
+    count = np.bincount(where, minlength=len(rows)).astype(np.float64)
+    count[count == 0] = np.nan
+    found: NDArray[np.float64] = (sums.T / count).T
+    return found
 
 
 def _round(value: Any) -> float:

@@ -21,9 +21,9 @@ from backend.order import Ground, order
 from backend.pictures import Pictures
 from backend.plots import curve_plot, map_plot
 from backend.project import Scan
-from backend.settings import ProjectSettings
+from backend.settings import UNITS, ProjectSettings
 from backend.status import describe, explained, served
-from backend.store import Store, read_map
+from backend.store import Store, StoredMap, read_map
 from backend.studio import Studio
 from sampling import AGGREGATIONS, COLD_START, WITH_MODEL
 
@@ -114,7 +114,7 @@ class Overview:
         return {"workers": [w for w in self._store.workers() if w["seconds"] < AWAY]}
 
     def settings(self, project: int) -> dict[str, Any]:
-        """{settings in force, given by Label Studio, changed on the page, default, strategies, uncertainties, problem}.
+        """{settings in force, given by Label Studio, changed on the page, default, and what there is to choose from}.
 
         problem  why what was given cannot be used; the defaults are shown then
         """
@@ -133,6 +133,7 @@ class Overview:
             "default": asdict(ProjectSettings()),
             "strategies": ["default", *dict.fromkeys([*COLD_START, *WITH_MODEL])],
             "uncertainties": list(AGGREGATIONS),
+            "units": list(UNITS),
             "problem": problem,
         }
 
@@ -147,7 +148,8 @@ class Overview:
         levers = json.loads(row["levers"] or "{}") | {name: _typed(text) for name, text in given.items()}
         wanted = project_settings(row["extra_params"], levers)
         now = [explained(p, place, row_settings(dict(row)).alpha) for p, place in served(self._store, project)]
-        scans = self._scans(project, row["embedder"])
+        found = read_map(self._store, project, row["embedder"])
+        scans = self._scans(project, found)
         latest = self._store.latest_round(project)
         model = self._store.model(project, latest["model"]) if latest and latest["model"] else None
         if model is None and len(scans) > LARGE:
@@ -157,14 +159,17 @@ class Overview:
             picks = order(ground, scans, ranked=max(HEAD, wanted.depth)) if scans else []
         waiting = any(not s.annotated for s in scans)
         lacking = "The model has not been asked for what this needs yet; save it, and the order follows."
+        notes = [lacking] if waiting and not picks else []
+        if found and found.unit != wanted.unit and any(s.volume for s in scans):
+            notes.append("The map is laid out anew for another unit once it is saved, so this is about how it will be.")
         then = [explained(p, place, wanted.alpha) for place, p in enumerate(picks[:HEAD], start=1)]
-        return {"now": now[:HEAD], "then": then, "note": lacking if waiting and not picks else ""}
+        return {"now": now[:HEAD], "then": then, "note": " ".join(notes)}
 
-    def _scans(self, project: int, embedder: str) -> list[Scan]:
-        found = read_map(self._store, project, embedder)
-        there = set(found[0]) if found else set()
+    def _scans(self, project: int, found: StoredMap | None) -> list[Scan]:
+        """Those on the map that have no problem."""
+        there = set(found.digests) if found else set()
         names = ("task", "image", "digest", "annotated", "skipped", "problem", "stratum", "wish")
-        rows = (Scan(*row) for row in self._store.columns(project, *names))
+        rows = (Scan(*row) for row in self._store.columns(project, *names, "volume", "slice", "patient"))
         return [
             replace(s, annotated=bool(s.annotated), skipped=bool(s.skipped))
             for s in rows

@@ -103,7 +103,7 @@ class Data(Protocol):
 
 
 class Compared(Protocol):
-    """One scan: Dice of the two models against the annotator's mask, and of one against the other."""
+    """One scan: Dice and HD95 of the two models against the annotator's mask, and Dice of one against the other."""
 
     @property
     def task(self) -> int: ...
@@ -113,6 +113,12 @@ class Compared(Protocol):
     def second(self) -> float: ...
     @property
     def agreement(self) -> float: ...
+    @property
+    def first_hd95(self) -> float: ...
+    @property
+    def second_hd95(self) -> float: ...
+    @property
+    def unit(self) -> str: ...
 
 
 def create_page(data: Data, openapi: Callable[[], Json]) -> APIRouter:

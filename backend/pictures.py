@@ -31,7 +31,7 @@ from backend.errors import (
 )
 from backend.pixels import Letterboxed, letterbox, translate
 from backend.project import LabelConfig, Scan, fingerprint, validation_rows
-from backend.store import Store
+from backend.store import Store, scan_of
 
 log = logging.getLogger("scanqueue.pictures")
 
@@ -46,7 +46,7 @@ ANNOTATOR = "annotator"
 PARTS = ("image", "first", "second", ANNOTATOR, "difference")
 SMALLEST, LARGEST = 32, 1024  # pixels of the longer side
 PATIENCE = 20.0  # seconds that a comparison draws masks and measures before it answers with what it has
-KEPT = 100_000  # Dice in memory
+KEPT = 100_000  # pairs of Dice and HD95 in memory
 
 Map = NDArray[np.uint8]  # a label map (H, W), or pixels (H, W) or (H, W, 3)
 
@@ -57,12 +57,18 @@ class Compared:
 
     first, second  Dice of either model's mask against the annotator's, 0..1
     agreement      Dice of the two masks against each other
+    first_hd95, second_hd95
+                   HD95 of either model's mask against the annotator's, low is good
+    unit           of these distances: "mm" where the scan's spacing is known, else "px"
     """
 
     task: int
     first: float
     second: float
     agreement: float
+    first_hd95: float
+    second_hd95: float
+    unit: str
 
 
 class Pictures:
@@ -75,7 +81,7 @@ class Pictures:
     def __init__(self, store: Store, bulk: Bulk) -> None:
         self.store = store
         self.bulk = bulk
-        self._dice: OrderedDict[tuple[Any, ...], float] = OrderedDict()
+        self._measured: OrderedDict[tuple[Any, ...], tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
     def scan(self, project: int, task: int, *, side: int = 160, model: str = "") -> bytes:
@@ -169,7 +175,7 @@ class Pictures:
         found = self.store.scan(project, task)
         if found is None:
             raise NotKnown(f"project {project} has no task {task} here; it was deleted, or is not read yet.")
-        return Scan(task, found["image"], found["digest"], problem=found["problem"])
+        return scan_of(found)
 
     def _model(self, project: int, version: str) -> Mapping[str, Any]:
         found = self.store.model(project, version)
@@ -199,13 +205,13 @@ class Pictures:
         """Held-out scans with the names of their submitted masks, always in the same order."""
         masks = self._submitted(project)
         labelled = [
-            Scan(row["task"], row["image"], row["digest"], annotated=True)
+            scan_of(row)
             for row in self.store.scans(project)
             if row["annotated"] and row["digest"] and not row["problem"] and row["task"] in masks
         ]
         labelled = [scan for scan in labelled if self.store.has("labels", masks[scan.task])]
         labelled.sort(key=lambda scan: (scan.digest, scan.task))
-        held = validation_rows([scan.digest for scan in labelled])
+        held = validation_rows([scan.digest for scan in labelled], [scan.group for scan in labelled])
         return [(scan, masks[scan.task]) for i, scan in enumerate(labelled) if i in held]
 
     # -- pixels and masks ---------------------------------------------------------------------
@@ -271,9 +277,9 @@ class Pictures:
         if not all(self.store.has("masks", fingerprint(m["fingerprint"], scan.digest)) for m in models):
             return []
         pairs = [(one["fingerprint"], label), (other["fingerprint"], label), (one["fingerprint"], other["fingerprint"])]
-        keys = [(*pair, scan.digest, *names) for pair in pairs]
+        keys = [(*pair, scan.digest, scan.spacing, *names) for pair in pairs]
         with self._lock:
-            known = [self._dice[key] for key in keys if key in self._dice]
+            known = [self._measured[key] for key in keys if key in self._measured]
         if len(known) < len(keys):
             maps = {label: _label_map(self.store.arrays("labels", label)["mask"], scan.task)}
             for model in models:
@@ -283,12 +289,14 @@ class Pictures:
                 maps[model["fingerprint"]] = translate(_label_map(mask, scan.task), model["labels"], names)
             if len({m.shape for m in maps.values()}) > 1:
                 raise UnreadableMask(f"task {scan.task}: its masks differ in size: they are of different images.")
-            known = [self.bulk.learner.compare(maps[a], maps[b], len(names) + 1).dice for a, b in pairs]
+            found = [self.bulk.learner.compare(maps[a], maps[b], len(names) + 1, scan.spacing) for a, b in pairs]
+            known = [(one.dice, one.hd95) for one in found]
             with self._lock:
-                self._dice.update(zip(keys, known, strict=True))
-                while len(self._dice) > KEPT:
-                    self._dice.popitem(last=False)
-        return [Compared(scan.task, *known)]
+                self._measured.update(zip(keys, known, strict=True))
+                while len(self._measured) > KEPT:
+                    self._measured.popitem(last=False)
+        (first, first_hd95), (second, second_hd95), (agreement, _) = known
+        return [Compared(scan.task, first, second, agreement, first_hd95, second_hd95, "mm" if scan.spacing else "px")]
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def both(atlas: Mapping[str, Any], curve: Mapping[str, Any], *, kind: str = "svg
     """Map and curve on one page: the map beside the quality, everything else below. Raises BadSetting as they do."""
     _check(kind, colour)
     panels = _panels(curve)
-    above = [panel for panel in panels if panel in (_dice, _hd95)]
+    above = [panel for panel in panels if panel in (_dice, *FAR)]
     below = [panel for panel in panels if panel not in above]
     heights = [max(COLUMN * 1.16, _height(above)), *([2.0] if below else [])]
 
@@ -232,8 +232,9 @@ def _panels(curve: Mapping[str, Any]) -> list[Panel]:
     rows = [*(curve.get("models") or ()), *(curve.get("shown") or ())]
     if any(_number(r.get("dice")) is not None for r in rows):
         found.append(_dice)
-    if curve.get("unit") == "mixed" or any(_number(r.get("hd95")) is not None for r in rows):
-        found.append(_hd95)
+    units = {_unit(curve, r) for r in rows if _number(r.get("hd95")) is not None}
+    far = [panel for unit, panel in (("mm", _hd95_mm), ("px", _hd95_px)) if unit in units]
+    found += far or ([_hd95_mixed] if curve.get("unit") == "mixed" else [])
     names = {name for r in curve.get("models") or () for name in r.get("classes") or {}}
     if len(names) > 1:
         found.append(_single)
@@ -245,7 +246,7 @@ def _panels(curve: Mapping[str, Any]) -> list[Panel]:
 
 def _height(panels: Sequence[Panel]) -> float:
     """Inches that a column of these panels needs."""
-    legend = 0.9 if _dice in panels or _hd95 in panels else 0.0
+    legend = 0.9 if {_dice, *FAR} & set(panels) else 0.0
     return sum(1.05 if panel is _times else 1.75 for panel in panels) + legend if panels else COLUMN * 0.7
 
 
@@ -267,7 +268,7 @@ def _curve(canvas: Canvas, curve: Mapping[str, Any], panels: Sequence[Panel], le
             axes.locator_params(axis="x", integer=True, nbins=7)
             axes.set_xlim(*_span(curve))
             axes.grid(alpha=0.25, linewidth=0.5)
-        if panel in (_dice, _hd95):
+        if panel in (_dice, *FAR):
             for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
                 handles.setdefault(name, handle)
     if handles:
@@ -289,45 +290,72 @@ def _span(curve: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _dice(axes: Axes, curve: Mapping[str, Any]) -> None:
-    _quality(axes, curve, "dice")
+    _quality(axes, curve, "dice", "dice")
     axes.set_ylabel("Dice (0 to 1)")
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.0) if high > 1 else high)
 
 
-def _hd95(axes: Axes, curve: Mapping[str, Any]) -> None:
-    if curve.get("unit") == "mixed":
-        _sentence(axes, "HD95 has no mean: some scans are measured in mm, others in px.")
-        return
-    _quality(axes, curve, "hd95")
-    axes.set_ylabel(f"HD95 ({curve.get('unit') or 'px'})")
+def _hd95_mm(axes: Axes, curve: Mapping[str, Any]) -> None:
+    _far(axes, curve, "mm")
+
+
+def _hd95_px(axes: Axes, curve: Mapping[str, Any]) -> None:
+    _far(axes, curve, "px")
+
+
+def _hd95_mixed(axes: Axes, curve: Mapping[str, Any]) -> None:
+    _sentence(axes, "HD95 has no mean: some scans are measured in mm, others in px.")
+
+
+FAR: tuple[Panel, ...] = (_hd95_mm, _hd95_px, _hd95_mixed)
+
+
+def _far(axes: Axes, curve: Mapping[str, Any], unit: str) -> None:
+    """HD95 of what is measured in this unit: px and mm are never on one axis."""
+    _quality(axes, curve, "hd95", "hd95" if curve.get("unit") != "mixed" else f"hd95-{unit}", unit)
+    axes.set_ylabel(f"HD95 ({unit})")
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
+    rows = [r for r in [*(curve.get("models") or ()), *(curve.get("shown") or ())] if _unit(curve, r) == "mixed"]
+    if lost := sum(1 for r in rows if _number(r.get("dice")) is not None):
+        axes.set_title(f"{lost} without a mean: in mm and px", loc="right", fontsize=SMALL)
 
 
-def _quality(axes: Axes, curve: Mapping[str, Any], name: str) -> None:
-    """The models, the masks that were shown, and our order beside chance, in one measure."""
-    models = [m for m in curve.get("models") or () if _number(m.get(name)) is not None]
+def _unit(curve: Mapping[str, Any], row: Mapping[str, Any] | None) -> str:
+    """The unit of a row's distances."""
+    return str((row or {}).get("unit") or curve.get("unit") or "px")
+
+
+def _quality(axes: Axes, curve: Mapping[str, Any], name: str, gid: str, unit: str | None = None) -> None:
+    """The models, the masks that were shown, and our order beside chance, in one measure; of those in that unit."""
+
+    def fits(row: Mapping[str, Any] | None) -> bool:
+        return unit is None or _unit(curve, row) == unit
+
+    models = [m for m in curve.get("models") or () if _number(m.get(name)) is not None and fits(m)]
     taken = [m for m in models if m.get("accepted")]
     left = [m for m in models if not m.get("accepted")]
     blue, red = PALETTE[0], PALETTE[5]
-    _line(axes, taken, name, f"{name}-models", "model, on held-out scans", color=blue, marker="o", linestyle="-")
+    _line(axes, taken, name, f"{gid}-models", "model, on held-out scans", color=blue, marker="o", linestyle="-")
     _line(
         axes,
         left,
         name,
-        f"{name}-models-not-taken",
+        f"{gid}-models-not-taken",
         "model that was not taken",
         color=blue,
         marker="o",
         markerfacecolor="white",
         linestyle="none",
     )
-    shown = [s for s in curve.get("shown") or () if None not in (_number(s.get(name)), _number(s.get("labels")))]
+    shown = [
+        s for s in curve.get("shown") or () if None not in (_number(s.get(name)), _number(s.get("labels"))) and fits(s)
+    ]
     _line(
         axes,
         shown,
         name,
-        f"{name}-shown",
+        f"{gid}-shown",
         "mask shown, against the one submitted",
         aside=STEP * (_span(curve)[1] - _span(curve)[0]),
         color=red,
@@ -337,7 +365,7 @@ def _quality(axes: Axes, curve: Mapping[str, Any], name: str) -> None:
     pairs = [
         (c["labels"], _number((c.get("ours") or {}).get(name)), _number((c.get("control") or {}).get(name)))
         for c in curve.get("control") or ()
-        if _number(c.get("labels")) is not None
+        if _number(c.get("labels")) is not None and fits(c.get("ours")) and fits(c.get("control"))
     ]
     whole = [(x, ours, chance) for x, ours, chance in pairs if ours is not None and chance is not None]
     if whole:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -120,6 +120,10 @@ class Scan:
 
     stratum  what its data says under the key `stratify_by`
     wish     1: somebody wants it labelled next; -1: left out of the order
+    volume   of what it is a slice; "": it stands for itself
+    slice    its number along the cut of the volume
+    patient  whose it is; "": not known
+    spacing  millimetres between its rows and between its columns; None: not known
     """
 
     task: int
@@ -130,6 +134,20 @@ class Scan:
     problem: str = ""
     stratum: str = ""
     wish: int = 0
+    volume: str = ""
+    slice: int = 0
+    patient: str = ""
+    spacing: tuple[float, float] | None = None
+
+    @property
+    def group(self) -> str:
+        """What is never split between training and validation; "" when nothing is known that it shares with others."""
+        return self.patient or self.volume
+
+    @property
+    def whole(self) -> str:
+        """What it shares a place with on a map of whole scans: its volume, or whatever has the very same pixels."""
+        return self.volume or self.digest
 
 
 @dataclass(frozen=True)
@@ -155,13 +173,17 @@ class Model:
 
 @dataclass(frozen=True)
 class Round:
-    """One published order. `carried`: tasks of the round before that somebody may still hold."""
+    """One published order. `carried`: tasks of the round before that somebody may still hold.
+
+    embedder  whose map it was drawn from; empty: nobody wrote it down
+    """
 
     n: int
     key: str
     model: str
     order: tuple[int, ...]
     carried: tuple[int, ...] = ()
+    embedder: str = ""
 
     @property
     def version(self) -> str:
@@ -198,6 +220,8 @@ class Done:
     """Our side: what has been computed and stored.
 
     settings  with the strategy written out as COLD+MODEL
+    mapped    digests on the map, which is one of the settings' `unit`
+    fitted    how many it was fitted on: images or volumes
     scored    digests of which the active model said all that the strategy wants to know
     compared  versions of models with which choosing and chance were compared
     served    tasks that were ever in an order, and whether as a control, in the last order that had them; empty
@@ -363,7 +387,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     unmapped = tuple(s.task for s in ready if s.digest not in done.mapped)
     if unmapped:
         early = not done.models and not known
-        grown = len(ready) > 1.25 * done.fitted
+        grown = (len({s.whole for s in ready}) if done.settings.unit == "scan" else len(ready)) > 1.25 * done.fitted
         steps.append(FitMap() if not done.fitted or (early and grown) else MapScans(unmapped))
         if not done.rounds:
             return Plan("embedding", steps=tuple(steps))
@@ -383,14 +407,15 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     publish = publication(latest, seen, done.settings)
     if publish is not None:
         steps.insert(0, publish)
-    if train is None and latest.key != key:
+    stale = latest.key != key or latest.embedder not in ("", done.embedder)
+    if train is None and stale:
         if done.active:
             steps += _scoring(pool, done)
         waiting = {s.task for s in pool}
         ahead = latest.order[: published_length(latest, seen, done.settings)]
         carried = tuple(t for t in ahead if t in waiting and t in seen.live.published)
         steps.append(OpenRound(next_round(done), key, done.active, carried))
-    elif latest.key == key:
+    elif not stale:
         ordered = set(latest.order)
         late = [s for s in pool if s.task not in ordered]
         if late:
@@ -434,7 +459,7 @@ def _arms(done: Done, config: LabelConfig, ready: Sequence[Scan], known: Mapping
         return None
     used = [s for s in ready if s.annotated and s.task in known and known[s.task].key in last.trained_on]
     used = sorted((s for s in used if not known[s.task].problem), key=lambda s: (known[s.task].annotation, s.task))
-    held = validation_rows([s.digest for s in used])
+    held = validation_rows([s.digest for s in used], [s.group for s in used])
     learn = [s.task for i, s in enumerate(used) if i not in held]
     ours = [task for task in learn if done.served.get(task) is False]
     control = [task for task in learn if done.served.get(task)]
@@ -460,7 +485,7 @@ def next_round(done: Done) -> int:
     return max(opened, trained, 1)
 
 
-def round_key(done: Done, config: LabelConfig, scans: Iterable[Scan] = ()) -> str:
+def round_key(done: Done, config: LabelConfig, scans: Sequence[Scan] = ()) -> str:
     """A round is opened whenever this changes: another model, another training, other settings, other wishes.
 
     Only what the order at hand depends on is in it, and what is at its default is left out, so that neither a
@@ -469,6 +494,8 @@ def round_key(done: Done, config: LabelConfig, scans: Iterable[Scan] = ()) -> st
     settings = done.settings
     cold, ranked = settings.moments
     more: dict[str, Any] = {"control_share": settings.control_share} if settings.control_share else {}
+    if settings.unit != "slice" and any(s.volume for s in scans):  # else every scan is a whole one
+        more["unit"] = settings.unit
     if wishes := sorted([s.task, s.wish] for s in scans if s.wish):  # of labelled ones too: a label opens no round
         more["wishes"] = wishes
     if not done.models:
@@ -488,24 +515,58 @@ def annotators(labels: Iterable[tuple[int, int | None]]) -> int:
     return len({author for _, author in newest if author is not None})
 
 
-def control_draw(scan: Scan, seed: int) -> tuple[str, int]:
-    """What scans are sorted by to be drawn at random: independent of everything but the seed, and stable."""
-    return hashlib.sha256(f"control|{seed}|{scan.digest}".encode()).hexdigest(), scan.task
+def control_draw(scan: Scan, seed: int, unit: str = "slice") -> tuple[str, int]:
+    """What scans are sorted by to be drawn at random: independent of everything but the seed, and stable.
+
+    unit  "scan": all slices of a volume have the same draw
+    """
+    name = scan.whole if unit == "scan" else scan.digest
+    return hashlib.sha256(f"control|{seed}|{name}".encode()).hexdigest(), scan.task
 
 
-def validation_rows(digests: Sequence[str]) -> set[int]:
-    """Rows that are held out: a fifth, by a hash of the scan, so that a scan is always held out or never.
+def validation_rows(digests: Sequence[str], groups: Sequence[str] | None = None) -> set[int]:
+    """Rows that are held out: about a fifth, by a hash, so that a row is always held out or never.
 
-    Below five scans none is; from five on at least one is, the one with the lowest hash.
+    groups  of every row what it may not be parted from, such as the patient; "": it stands for itself. None: all do
+
+    A row that stands for itself is drawn by the hash of its digest, all rows of a group by that of the group's name.
+    Below five rows none is held out; from five on at least one, that with the lowest hash, or its group. With groups
+    something is always left to learn from: nothing is held out when all rows are of one group, and while more than
+    half of the rows would be, what is of the highest hash goes back, groups before single rows, as long as something
+    stays. Rows with the same digest in different groups (an empty slice looks alike in everybody) follow each its own.
     """
     if len(digests) < 5:
         return set()
-    draw = [int(hashlib.sha256(d.encode()).hexdigest()[:8], 16) / 2**32 for d in digests]
+    names = groups if groups is not None and any(groups) else [""] * len(digests)
+    draw = [_share(name or digest) for digest, name in zip(digests, names, strict=True)]
     rows = {i for i, x in enumerate(draw) if x < VALIDATION_SHARE}
-    return rows or {min(range(len(draw)), key=lambda i: draw[i])}
+    if not any(names):
+        return rows or {min(range(len(draw)), key=lambda i: draw[i])}
+    units: dict[tuple[bool, str | int], list[int]] = {}  # (whether it is a group, what it is)
+    for i, name in enumerate(names):
+        units.setdefault((bool(name), name or i), []).append(i)
+    if len(units) == 1:
+        return set()
+    ranked = sorted(units, key=lambda one: (one[0], draw[units[one][0]], str(one[1])))  # groups last, highest last
+    held = [one for one in ranked if units[one][0] in rows]
+    held = held or [min(ranked, key=lambda one: (draw[units[one][0]], one[0]))]
+    while len(held) > 1 and 2 * sum(len(units[one]) for one in held) > len(digests):
+        held.pop()
+    return {i for one in held for i in units[one]}
 
 
-def prefix_length(order: Iterable[int], open_tasks: frozenset[int], settings: ProjectSettings, people: int = 0) -> int:
+def _share(name: str) -> float:
+    """A number in 0..1 that looks random and is always the same for a name."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
+
+
+def prefix_length(
+    order: Sequence[int],
+    open_tasks: frozenset[int],
+    settings: ProjectSettings,
+    people: int = 0,
+    siblings: Callable[[int], Container[int]] | None = None,
+) -> int:
     """How much of an order must be published so that annotators do not run out of it.
 
     The first `depth` tasks; then, whenever fewer than `round_size` of what was published, or
@@ -513,7 +574,20 @@ def prefix_length(order: Iterable[int], open_tasks: frozenset[int], settings: Pr
     holds one, and Label Studio says "no more tasks" when all others are held. A function of
     what is labelled alone, not of when we looked, so that a restart publishes what an
     undisturbed run would have.
+
+    siblings  the tasks of the volume that a task is of. Where whole scans are chosen, the end
+              moves on to that of the volume it would lie in
     """
+    length = _blocks_length(order, open_tasks, settings, people)
+    if siblings is None or settings.unit != "scan" or not 0 < length < len(order):
+        return length
+    same = siblings(order[length - 1])
+    while length < len(order) and order[length] in same:
+        length += 1
+    return length
+
+
+def _blocks_length(order: Sequence[int], open_tasks: frozenset[int], settings: ProjectSettings, people: int) -> int:
     enough = max(settings.round_size, 2 * people)
     block = max(settings.depth - settings.round_size, settings.round_size)
     length, left, at = settings.depth, 0, 0
@@ -541,7 +615,12 @@ def published_length(latest: Round, seen: Seen, settings: ProjectSettings) -> in
     """`prefix_length` of a round as things stand: skipped scans are not counted as still open."""
     open_ = (s for s in seen.scans if s.digest and not s.annotated and not s.problem and s.wish >= 0)
     waiting = (s.task for s in open_ if not s.skipped)
-    return prefix_length(latest.order, frozenset(waiting), settings, seen.people)
+
+    def siblings(task: int) -> Container[int]:
+        volume = next((s.volume for s in seen.scans if s.task == task), "")
+        return {s.task for s in seen.scans if s.volume == volume} if volume else {task}
+
+    return prefix_length(latest.order, frozenset(waiting), settings, seen.people, siblings)
 
 
 def publication(latest: Round, seen: Seen, settings: ProjectSettings) -> Publish | None:

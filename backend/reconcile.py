@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -39,7 +39,8 @@ from backend.evaluation import Scores
 from backend.learner import Case, Learner
 from backend.locks import Hold
 from backend.measures import Note, nowhere
-from backend.order import Ground, order, signals
+from backend.order import BEGUN, Ground, order, signals
+from backend.origin import TAKEN, Origin, origin, storable
 from backend.pixels import translate
 from backend.project import (
     VALIDATION_SHARE,
@@ -77,9 +78,10 @@ from backend.project import (
 from backend.pulse import Pulse, Stopping
 from backend.settings import ProjectSettings, Settings
 from backend.shards import SHARD, Shards
-from backend.store import PROBLEM_RETRY, Pick, Store, map_name, read_map
+from backend.store import PROBLEM_RETRY, Pick, Store, StoredMap, put_map, read_map, scan_of
 from backend.studio import Annotation, ProjectPage, Studio, TaskRow, draw_mask, read_mask
-from sampling import EmbeddingMap, agreement, agreement_sample, fit_map
+from backend.volumes import add, lay_out
+from sampling import agreement, agreement_sample
 
 log = logging.getLogger("scanqueue.reconcile")
 
@@ -96,9 +98,10 @@ LOG_EVERY = 15.0  # seconds between progress lines
 UNHEARD = 30.0  # seconds without reports of progress after one that could not be written
 TEND_EVERY = 10.0  # seconds between looks at the queue during long steps
 STRATUM = 200  # characters of what tells scans apart
+TOLD = ("updated_at", "annotated", "skipped", "image", "stratum", *(f.name for f in fields(Origin)))  # by Label Studio
 
 Beyond = tuple[int, int]  # annotations and skips that Label Studio counts and the tasks that we know do not have
-Known = Mapping[int, tuple[str, int, int, str, str]]  # task: updated_at, annotated, skipped, image, stratum
+Known = Mapping[int, tuple[Any, ...]]  # what it said of a task last, see TOLD
 
 
 class Busy(Exception):
@@ -194,6 +197,11 @@ class Reconciler:
                     troubles.append(
                         f"No scan has {done.settings.stratify_by!r} in its data, so the order is simply random. Import "
                         "it with the scans, or set stratify_by to a key that they have."
+                    )
+                if done.settings.unit == "scan" and seen.scans and not any(s.volume for s in seen.scans):
+                    troubles.append(
+                        'The unit is "scan", but no task says which scan it is a slice of, so single images are '
+                        "chosen. Give the tasks a key scan and a key slice in their data, as scanqueue import does."
                     )
                 if others := self._other_backends(project):
                     troubles.append(others)
@@ -334,9 +342,8 @@ class Reconciler:
         rows = self.store.scans(project)
         scans = []
         for s in rows:
-            problem = s["problem"] if 0 <= now - s["problem_at"] < PROBLEM_RETRY else ""  # not in a clock's future
-            flags = bool(s["annotated"]), bool(s["skipped"])
-            scans.append(Scan(s["task"], s["image"], s["digest"], *flags, problem, s["stratum"], s["wish"]))
+            lately = 0 <= now - s["problem_at"] < PROBLEM_RETRY  # not in a clock's future
+            scans.append(scan_of(s) if lately or not s["problem"] else replace(scan_of(s), problem=""))
         fresh = {s["task"]: s["updated_at"] for s in rows if s["annotated"]}
         read = self.store.labels(project)
         labels = tuple(
@@ -359,14 +366,12 @@ class Reconciler:
         before = LabelConfig.from_json(row["config"])
         stratify_by = settings.stratify_by if settings.moments[0] == "stratified" else ""
         same = before is not None and before.image_key == config.image_key and row["stratify_by"] == stratify_by
+        same = same and row["taken"] == TAKEN
         since = row["cursor"] if same else ""  # else all are listed: what is taken from their data is another
         newest, first, quiet = self._cursors.get(project, ("", 0.0, False))
         if since and not (quiet and since == newest):
             since = (_moment(since) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        known = {
-            s["task"]: (s["updated_at"], int(s["annotated"]), int(s["skipped"]), str(s["image"]), str(s["stratum"]))
-            for s in self.store.scans(project)
-        }
+        known = {row[0]: tuple(row[1:]) for row in self.store.columns(project, "task", *TOLD)}
         began = time.monotonic()
         usual, listed = self._listed.get(project, ((0, 0), float("-inf")))
         if began - listed > FULL_EVERY:
@@ -393,8 +398,8 @@ class Reconciler:
         cursor = max(cursor, row["cursor"] if since else "")
         if changed or (cursor and cursor != row["cursor"]):
             self.store.put_tasks(project, changed, cursor)
-        if row["stratify_by"] != stratify_by:
-            self.store.set_project(project, stratify_by=stratify_by)
+        if row["stratify_by"] != stratify_by or row["taken"] != TAKEN:
+            self.store.set_project(project, stratify_by=stratify_by, taken=TAKEN)
         # 5,000 scans that were imported at once would otherwise be listed at every look until somebody labels one
         if cursor != newest:
             self._cursors[project] = (cursor, began, False)
@@ -433,7 +438,7 @@ class Reconciler:
         embedder = self.learner.embedder()
         if row["embedder"] != embedder.name or row["embedder_why"] != embedder.why:
             self.store.set_project(project, embedder=embedder.name, embedder_why=embedder.why)
-        mapped, fitted = self._mapped(project, embedder.name)
+        mapped, fitted = self._mapped(project, embedder.name, settings.unit)
         trained = self.store.models(project)
         compared = frozenset(m["version"] for m in trained if "arms" in m["details"])
         models = tuple(
@@ -451,7 +456,14 @@ class Reconciler:
         )
         active = next((m for m in models if m.version == row["active"]), None)
         rounds = tuple(
-            Round(r["n"], r["key"], r["model"], tuple(p.task for p in r["picks"]), tuple(r["carried"]))
+            Round(
+                r["n"],
+                r["key"],
+                r["model"],
+                tuple(p.task for p in r["picks"]),
+                tuple(r["carried"]),
+                r["settings"].get("embedder", ""),
+            )
             for r in self.store.rounds(project, picks=False)
         )
         due = settings.control_share and models and models[-1].version not in compared
@@ -476,9 +488,15 @@ class Reconciler:
         return frozenset(signals(Ground(self.store, project, embedder, active.fingerprint, settings)))
 
     def _served(self, project: int) -> dict[int, bool]:
-        """Tasks that were chosen by an order, and whether as a control, in the last one that had them."""
-        every = {p.task: p.reason for r in self.store.rounds(project) for p in r["picks"]}
-        return {task: reason == "control" for task, reason in every.items() if reason != "wished"}
+        """Tasks that were chosen by an order, and whether as a control, in the last one that had them.
+
+        The rest of a volume that was begun was chosen when it was.
+        """
+        every: dict[int, str] = {}
+        for r in self.store.rounds(project):
+            for p in r["picks"]:
+                every[p.task] = every.get(p.task, BEGUN) if p.reason == BEGUN else p.reason
+        return {task: reason == "control" for task, reason in every.items() if reason not in ("wished", BEGUN)}
 
     # -- scans and masks ----------------------------------------------------------------------
 
@@ -574,7 +592,7 @@ class Reconciler:
         if model is None:
             return
         # From the store, or drawn again: /predict shows masks of scans that were never published.
-        here = Scan(found.task, scan["image"], scan["digest"])
+        here = scan_of(scan)
         if not self.store.has("masks", fingerprint(model["fingerprint"], here.digest)) and not self.store.has(
             "models", model["fingerprint"]
         ):
@@ -584,7 +602,7 @@ class Reconciler:
         if shown is None or shown.shape != mask.shape:
             return
         shown = translate(shown, model["labels"], config.labels)
-        scores = self.learner.compare(shown, mask, len(config.labels) + 1)
+        scores = self.learner.compare(shown, mask, len(config.labels) + 1, here.spacing)
         row = {"task": found.task, "version": found.shown_version, "label": key}
         numbers = {"dice": scores.dice, "hd": scores.hd, "hd95": scores.hd95, "unit": scores.unit}
         self.store.put_shown(project, row | numbers)
@@ -594,30 +612,25 @@ class Reconciler:
 
     # -- map and order ------------------------------------------------------------------------
 
-    def _mapped(self, project: int, embedder: str) -> tuple[frozenset[str], int]:
+    def _map_of(self, project: int, embedder: str, unit: str) -> StoredMap | None:
+        """The map, if there is one that was fitted on what is chosen now: on images, or on volumes."""
         found = read_map(self.store, project, embedder)
-        if found is None:
-            return frozenset(), 0
-        digests, _, state = found
-        return frozenset(digests), len(state["xy"])
+        return found if found is not None and found.unit == unit else None
+
+    def _mapped(self, project: int, embedder: str, unit: str) -> tuple[frozenset[str], int]:
+        found = self._map_of(project, embedder, unit)
+        return (frozenset(found.digests), len(found.state["xy"])) if found else (frozenset(), 0)
 
     def _map(self, project: int, seen: Seen, done: Done, step: FitMap | MapScans) -> None:
         self._report(project, "laying out the map", 0, 1)
-        found = None if isinstance(step, FitMap) else read_map(self.store, project, done.embedder)
-        digests = list(dict.fromkeys(s.digest for s in seen.scans if s.digest in done.embedded and not s.problem))
+        settings = done.settings
+        found = None if isinstance(step, FitMap) else self._map_of(project, done.embedder, settings.unit)
+        scans = [s for s in seen.scans if s.digest in done.embedded and not s.problem]
         if found is None:
-            fitted = fit_map(self.store.embeddings(done.embedder, digests), seed=done.settings.seed)
-            xy, state = fitted.xy, fitted.state()
+            found = lay_out(self.store, done.embedder, scans, settings.unit, settings.seed)
         else:
-            placed, xy, state = found
-            there = set(placed)
-            later = [d for d in digests if d not in there]
-            if later:
-                vectors = self.store.embeddings(done.embedder, later)
-                xy = np.concatenate([xy, EmbeddingMap.from_state(state).place(vectors)])
-            digests = placed + later
-        names = {f"state_{k}": v for k, v in state.items()}
-        self.store.put_arrays("maps", map_name(project, done.embedder), digests=np.array(digests), xy=xy, **names)
+            found = add(found, self.store, done.embedder, scans)
+        put_map(self.store, project, done.embedder, found)
 
     def _open_round(self, project: int, seen: Seen, done: Done, step: OpenRound) -> None:
         self._report(project, "ranking", 0, 1)
@@ -633,7 +646,7 @@ class Reconciler:
             carried=step.carried,
             size=len(picks),
             labels=labels,
-            settings=asdict(done.settings),
+            settings=asdict(done.settings) | {"embedder": done.embedder},
         )
 
     def _order(
@@ -680,13 +693,15 @@ class Reconciler:
         row = self._row(project)
         labels = seen.config.labels
         cases = self._cases(project, seen, step.tasks)
-        held_out = validation_rows([scan.digest for scan, _, _ in cases])
+        groups = [scan.group for scan, _, _ in cases]
+        held_out = validation_rows([scan.digest for scan, _, _ in cases], groups)
         learn = [c for i, (_, _, c) in enumerate(cases) if i not in held_out]
         watched = [(scan, c) for i, (scan, _, c) in enumerate(cases) if i in held_out]
         watch = [c for _, c in watched]
         made_from = [[scan.digest, mask] for scan, mask, _ in cases]
         recipe = self.learner.describe_training(done.settings.seed)
-        name = fingerprint(made_from, labels, recipe, VALIDATION_SHARE)
+        parted = [sorted(held_out)] if any(groups) else []  # else the digests say it
+        name = fingerprint(made_from, labels, recipe, VALIDATION_SHARE, *parted)
         details: dict[str, Any] = {"labels": len(cases), "validation": len(watch)}
 
         def on_step(at: int, total: int) -> None:
@@ -712,6 +727,7 @@ class Reconciler:
                 "task": scan.task,
                 "dice": round(one.dice, 6),
                 "hd95": round(one.hd95, 4),
+                "unit": one.unit,
                 "classes": {labels[number - 1]: round(dice, 6) for number, dice in one.per_class.items()},
             }
             for (scan, _), one in zip(watched, scores, strict=True)
@@ -719,7 +735,9 @@ class Reconciler:
         champion = self._model(project, done.active)
         accepted, remark = True, ""
         if champion is not None and champion["labels"] == list(labels) and watch:
-            old = self._evaluate(project, champion["fingerprint"], champion["labels"], labels, watched)
+            old = self.learner.summarise(
+                self._scores(project, champion["fingerprint"], champion["labels"], labels, watched)
+            )
             details["champion"] = {"version": champion["version"], **old}
             accepted = new["dice"] >= old["dice"] - done.settings.tolerance
             if not accepted:
@@ -788,7 +806,7 @@ class Reconciler:
                     seed, every = done.settings.seed, _every(0.5, on_step)
                     save, _ = self.learner.train(learn, validation, labels, seed=seed, on_step=every)
                     self.store.put_folder("arms", name, save)
-            found[arm] = self._evaluate(project, name, labels, labels, watched, kind="arms")
+            found[arm] = self.learner.summarise(self._scores(project, name, labels, labels, watched, kind="arms"))
             names.append(name)
         self.store.add_details(project, step.version, {"arms": found})
         for name in names:  # killed before: retention removes them
@@ -828,18 +846,6 @@ class Reconciler:
         same = {"dice": round(agreement(pairs, classes), 6), "n": len(pairs), "with": champion["version"]}
         return {"agreement": same}
 
-    def _evaluate(
-        self,
-        project: int,
-        model: str,
-        has: Sequence[str],
-        wanted: Sequence[str],
-        cases: Sequence[tuple[Scan, Case]],
-        kind: str = "models",
-    ) -> dict[str, Any]:
-        """Summary of a model on labelled scans."""
-        return self.learner.summarise(self._scores(project, model, has, wanted, cases, kind))
-
     def _scores(
         self,
         project: int,
@@ -865,8 +871,8 @@ class Reconciler:
                     if not self.store.has("masks", fingerprint(model, scan.digest)):
                         self.store.put_arrays("masks", fingerprint(model, scan.digest), mask=mask)
             scores += [
-                self.learner.compare(translate(m, has, wanted), c.mask, len(wanted) + 1)
-                for m, (_, c) in zip(found, chunk, strict=True)
+                self.learner.compare(translate(m, has, wanted), c.mask, len(wanted) + 1, s.spacing)
+                for m, (s, c) in zip(found, chunk, strict=True)
             ]
         return scores
 
@@ -955,12 +961,13 @@ def _changed(rows: Sequence[TaskRow], known: Known, config: LabelConfig, stratif
     changed = []
     for r in rows:
         image = r.data.get(config.image_key)
-        image = image.replace("\0", "") if isinstance(image, str) else ""  # PostgreSQL stores no NUL
+        image = storable(image) if isinstance(image, str) else ""
         value = r.data.get(stratify_by) if stratify_by else None
-        stratum = "" if value is None else str(value).replace("\0", "")[:STRATUM]
-        if known.get(r.task) != (r.updated_at, r.annotated, r.skipped, image, stratum):
-            counts = {"annotated": r.annotated, "skipped": r.skipped}
-            changed.append({"task": r.task, "image": image, "updated_at": r.updated_at, "stratum": stratum, **counts})
+        stratum = "" if value is None else storable(str(value), STRATUM)
+        counts = {"updated_at": r.updated_at, "annotated": r.annotated, "skipped": r.skipped}
+        told = counts | {"image": image, "stratum": stratum} | asdict(origin(r.data))
+        if known.get(r.task) != tuple(told[name] for name in TOLD):
+            changed.append({"task": r.task, **told})
     return changed
 
 

@@ -25,8 +25,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from backend.errors import BadSetting, StorageFull, WeightsMissing
+from backend.checkpoints import read_tensors
+from backend.errors import BadSetting, BrokenWeights, StorageFull, WeightsMissing
+from backend.networks import from_radimagenet, misfits
 from backend.pixels import Letterboxed
+from backend.weights import encoder_weights_at, how_to_get
 
 log = logging.getLogger(__name__)
 
@@ -146,9 +149,9 @@ class Segmenter:
 
         encoder_weights  None: random, and no network access. "imagenet": downloaded (or from the local
                          cache); where that fails the encoder is random and `warning` says so. Else the path
-                         of a .safetensors or .pth file of encoder weights, or of a timm folder (config.json
-                         and model.safetensors). The first layer of a 3-channel encoder is adapted to gray by
-                         timm's and smp's own rule.
+                         of a .safetensors or .pth file of encoder weights (RadImageNet's too), or of a timm
+                         folder (config.json and model.safetensors). The first layer of a 3-channel encoder is
+                         adapted to gray by timm's and smp's own rule.
 
         Raises WeightsMissing when a path does not exist or does not fit the encoder.
         """
@@ -281,16 +284,15 @@ def _with_local_weights(spec: SegmenterSpec, path: Path) -> nn.Module:
         candidates = [path / name for name in (WEIGHTS_FILE, "pytorch_model.bin")]
         file = next((one for one in candidates if one.is_file()), candidates[0])
     if not file.is_file():
-        raise WeightsMissing(f"there are no encoder weights at {file}; check the path")
+        row = encoder_weights_at(path)
+        cure = how_to_get(row, path.parent if path.name == row.folder else path.parents[1]) if row else "check the path"
+        raise WeightsMissing(f"there are no encoder weights at {file}; {cure[0].lower()}{cure[1:]}")
     try:
-        loaded: dict[str, Any] = (
-            safetensors.torch.load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
-        state: dict[str, Tensor] = loaded.get("state_dict", loaded)
-    except Exception as error:  # not a checkpoint, or one that would run code
-        raise WeightsMissing(f"the encoder weights at {file} cannot be read: {_first_line(error)}") from error
+        state: dict[str, Tensor] = read_tensors(file)
+    except BrokenWeights as error:
+        raise WeightsMissing(f"the encoder weights cannot be read: {error}") from error
+    if any(name.startswith("backbone.") for name in state):
+        state = from_radimagenet(state)
     if spec.encoder.startswith("tu-"):
         with torch.device("meta"):
             wanted = timm.create_model(spec.encoder[3:], pretrained=False, num_classes=0).state_dict()
@@ -311,12 +313,7 @@ def _with_local_weights(spec: SegmenterSpec, path: Path) -> nn.Module:
 
 
 def _check_fit(wanted: dict[str, Tensor], state: dict[str, Tensor], spec: SegmenterSpec, file: Path) -> None:
-    counters = "num_batches_tracked"  # old checkpoints lack it, and nothing here reads it
-    bad = [
-        name
-        for name, value in wanted.items()
-        if not name.endswith(counters) and (name not in state or state[name].shape != value.shape)
-    ]
+    bad = misfits(wanted, state)
     if bad:
         raise WeightsMissing(
             f"the weights at {file} do not belong to the encoder {spec.encoder}: {len(bad)} of {len(wanted)} "

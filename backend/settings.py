@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from backend.errors import BadSetting
 
 PREFIX = "SCANQUEUE_"
+UNITS = ("slice", "scan")  # what can be chosen: images by themselves, or the slices of a volume together
 MOST_SCANS = 1_000_000  # that a setting can count
 SECRETS = ("LABEL_STUDIO_API_KEY", "PASSWORD", "DATABASE_URL", "REDIS_URL")
 
@@ -167,6 +168,7 @@ class ProjectSettings:
     retrain          "auto", or "button": only when somebody asks
     seed             of the map, the clusters and the training
     tolerance        how much validation Dice a new model may lose and still replace the old one
+    unit             what is chosen: "slice", every image by itself, or "scan", the slices of a volume together
     """
 
     cold_start_size: int = 20
@@ -180,6 +182,7 @@ class ProjectSettings:
     retrain: str = "auto"
     seed: int = 0
     tolerance: float = 0.01
+    unit: str = "slice"
 
     @property
     def depth(self) -> int:
@@ -235,6 +238,8 @@ class ProjectSettings:
                 values[key] = float(number)
         if values.get("retrain", "auto") not in ("auto", "button"):
             raise BadSetting(f'retrain is {values["retrain"]!r}; it must be "auto" or "button".')
+        if values.get("unit", "slice") not in UNITS:
+            raise BadSetting(f'unit is {values["unit"]!r}; it must be "slice" or "scan".')
         for key, what in (
             ("strategy", "the name of a strategy"),
             ("uncertainty", "the name of a measure"),

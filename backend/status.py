@@ -22,6 +22,7 @@ WHY = {
     "random": "drawn at random",
     "control": "drawn at random, as a control",
     "wished": "somebody asked for it to be labelled next",
+    "begun": "the rest of a scan that was begun, which comes to its end first",
     "skipped": "skipped by an annotator, so it comes last",
     "stratum": "the next of its group, so that every group has its share",
     "representative": "stands for scans that nothing stood for yet",
@@ -120,7 +121,8 @@ def served(store: Store, project: int) -> list[tuple[Pick, int]]:
     fresh = frozenset(t for t, skipped in open_ if not skipped)
     picks = latest["picks"]
     people = annotators((r["annotation"], r["completed_by"]) for r in store.labels(project))
-    length = prefix_length([p.task for p in picks], fresh, settings, people)
+    order = [p.task for p in picks]
+    length = prefix_length(order, fresh, settings, people, lambda task: store.siblings(project, task))
     carried = set(latest["carried"])
     return [
         (pick, place)

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from backend.errors import BadSetting, StorageFull, StoreUnavailable
 from backend.locks import Hold, Locks
 from backend.migrate import migrate
-from backend.project import fingerprint
+from backend.project import Scan, fingerprint
 
 metadata = MetaData()
 
@@ -84,6 +84,7 @@ project_table = Table(
     Column("stratify_by", Text, nullable=False, default=""),  # the key that the strata of the scans were taken from
     Column("levers", Text, nullable=False, default=""),  # JSON of the settings that were changed on the page
     Column("studio_url", Text, nullable=False, default=""),  # where people find Label Studio, as it says itself
+    Column("taken", Integer, nullable=False, default=0),  # what was taken from the tasks' data: the number `TAKEN` then
 )
 scan_table = Table(
     "scan",
@@ -101,6 +102,11 @@ scan_table = Table(
     Column("problem_at", Float, nullable=False, default=0.0),
     Column("stratum", Text, nullable=False, default=""),  # what the task's data says under that key
     Column("wish", Integer, nullable=False, default=0),  # NEXT, OUT, or 0: as the strategy says
+    Column("volume", Text, nullable=False, default=""),  # this and what follows: see `origin.Origin`
+    Column("slice", Integer, nullable=False, default=0),
+    Column("patient", Text, nullable=False, default=""),
+    Column("row_mm", Float, nullable=False, default=0.0),
+    Column("column_mm", Float, nullable=False, default=0.0),
 )
 label_table = Table(
     "label",
@@ -556,9 +562,9 @@ class Store:
     # -- scans and labels ---------------------------------------------------------------------
 
     def put_tasks(self, project: int, rows: Sequence[Mapping[str, Any]], cursor: str) -> None:
-        """Take over tasks {task, image, updated_at, annotated, skipped} and the listing's cursor.
+        """Take over tasks {task, image, updated_at, annotated, skipped, ...} and the listing's cursor.
 
-        `annotated` and `skipped` say how often.
+        `annotated` and `skipped` say how often. The rest, the same in all rows, are columns that the tasks' data says.
         A task whose image value changed is read again; so is one with a problem. What was read of an annotation
         is forgotten once the task has none.
         """
@@ -644,6 +650,13 @@ class Store:
         """(task, what is wrong) of the scans that cannot be read."""
         here = (scan_table.c.project == project, scan_table.c.problem != "")
         return self._tuples(select(scan_table.c.task, scan_table.c.problem).where(*here))
+
+    def siblings(self, project: int, task: int) -> frozenset[int]:
+        """The tasks of the volume that this one is a slice of, itself too; itself alone when it is of none."""
+        scan = scan_table.c
+        its = select(scan.volume).where(scan.project == project, scan.task == task).scalar_subquery()
+        found = self._tuples(select(scan.task).where(scan.project == project, scan.volume != "", scan.volume == its))
+        return frozenset(t for (t,) in found) | {task}
 
     def waiting(self, project: int) -> list[tuple[int, int]]:
         """(task, how often it was skipped) of the scans that have no annotation and no problem and are not left out."""
@@ -1158,20 +1171,65 @@ def activate_model(store: Store, project: int, version: str, change: Change | No
         return store._record(connection, project, change) if change else 0
 
 
+def scan_of(row: RowMapping) -> Scan:
+    """What is recorded of a scan, its problem as it was when it was met."""
+    spacing = (row["row_mm"], row["column_mm"])
+    return Scan(
+        task=row["task"],
+        image=row["image"],
+        digest=row["digest"],
+        annotated=bool(row["annotated"]),
+        skipped=bool(row["skipped"]),
+        problem=row["problem"],
+        stratum=row["stratum"],
+        wish=row["wish"],
+        volume=row["volume"],
+        slice=row["slice"],
+        patient=row["patient"],
+        spacing=spacing if all(spacing) else None,
+    )
+
+
 def map_name(project: int, embedder: str) -> str:
     return fingerprint("map", project, embedder)
 
 
-def read_map(
-    store: Store, project: int, embedder: str
-) -> tuple[list[str], NDArray[np.float64], dict[str, NDArray[Any]]] | None:
-    """Digests, their positions (N, 2), and the state of the map; None when there is none yet."""
+class StoredMap(NamedTuple):
+    """A map: `digests` and their positions `xy` (N, 2), the `state` it was fitted to, and what it was fitted on.
+
+    unit     "slice": every image has a place of its own; "scan": the images of a volume share one
+    volumes  with "scan", the place (2,) of every volume, by `Scan.whole`
+    """
+
+    digests: list[str]
+    xy: NDArray[np.float64]
+    state: dict[str, NDArray[Any]]
+    unit: str
+    volumes: dict[str, NDArray[np.float64]]
+
+
+def read_map(store: Store, project: int, embedder: str) -> StoredMap | None:
+    """None when there is none yet."""
     try:
         found = store.arrays("maps", map_name(project, embedder))
     except FileNotFoundError:
         return None
     state = {k.removeprefix("state_"): v for k, v in found.items() if k.startswith("state_")}
-    return [str(d) for d in found["digests"]], found["xy"], state
+    digests = [str(d) for d in found["digests"]]
+    if "volumes" not in found:
+        return StoredMap(digests, found["xy"], state, "slice", {})
+    names = [str(v) for v in found["volumes"]]
+    return StoredMap(digests, found["xy"], state, "scan", dict(zip(names, found["places"], strict=True)))
+
+
+def put_map(store: Store, project: int, embedder: str, found: StoredMap) -> None:
+    """Write a map, in the place of the one there was."""
+    more: dict[str, NDArray[Any]] = {f"state_{k}": v for k, v in found.state.items()}
+    if found.unit == "scan":
+        more["volumes"] = np.array(list(found.volumes), dtype=np.str_)
+        more["places"] = np.array(list(found.volumes.values()), dtype=np.float64).reshape(-1, 2)
+    name = map_name(project, embedder)
+    store.put_arrays("maps", name, digests=np.array(found.digests), xy=found.xy, **more)
 
 
 _MODEL_JSON = ("labels", "trained_on", "validation", "details")

@@ -72,6 +72,12 @@ LEVERS = (
         preview=True,
     ),
     Lever(
+        *("unit", "What is chosen"),
+        "Single images (slice), or the slices of a volume together, in order (scan). Sizes count images either way.",
+        "choice",
+        preview=True,
+    ),
+    Lever(
         *("control_share", "Share drawn at random"),
         "This share of every round is drawn at random, so that you can see whether choosing helps. 0 for none.",
         "share",
@@ -253,10 +259,13 @@ def curve(found: Mapping[str, Any]) -> str:
         f"Mean Dice on the held-out scans {way} {dice(last['dice'])} with {plural(last['labels'], 'label')}, "
         f"from {dice(first['dice'])} with {whole(first['labels'])}."
     )
-    if first["hd95"] is not None and last["hd95"] is not None:
-        unit = found["unit"]
-        text += f" HD95 goes from {distance(first['hd95'], unit)} to {distance(last['hd95'], unit)}."
-    return text
+    unit, now = first.get("unit") or found["unit"], last.get("unit") or found["unit"]
+    if None in (first["hd95"], last["hd95"]):
+        return text
+    if unit != now:
+        far = distance(last["hd95"], now)
+        return f"{text} HD95 is {far} now; it was measured in {unit} before, so the two do not compare."
+    return text + f" HD95 goes from {distance(first['hd95'], unit)} to {distance(last['hd95'], now)}."
 
 
 WIDTH, HEIGHT = 280, 84  # of a training curve, in its own units

@@ -53,6 +53,9 @@ class Compared:
     first: float
     second: float
     agreement: float
+    first_hd95: float = 4.26
+    second_hd95: float = 1.5
+    unit: str = "mm"
 
 
 class Lab:
@@ -149,6 +152,7 @@ class Lab:
             "retrain": "auto",
             "seed": 0,
             "tolerance": 0.01,
+            "unit": "slice",
         }
         self.levers: Json = {
             "settings": settings | {"round_size": 12, "alpha": 0.6},
@@ -157,6 +161,7 @@ class Lab:
             "default": settings | {"strategy": "default"},
             "strategies": ["default", "paper", "random", "entropy"],
             "uncertainties": ["image", "foreground", "boundary", "top"],
+            "units": ["slice", "scan"],
             "problem": "",
         }
         self.list = [

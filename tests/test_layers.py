@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -62,7 +63,9 @@ ALLOWED: dict[str, set[str]] = {
     "migrate": set(),
     "store": {"locks", "migrate", "project", "settings"},
     "backup": {"locks", "migrate", "project", "store"},
-    "order": {"choices", "project", "settings", "store", "sampling"},
+    "order": {"choices", "project", "settings", "store", "volumes", "sampling"},
+    "origin": set(),
+    "volumes": {"project", "store", "sampling"},
     "changes": {"choices", "project", "settings", "store"},
     "atlas": {"project", "status", "store"},
     "curve": {"project", "status", "store", "sampling"},
@@ -74,11 +77,17 @@ ALLOWED: dict[str, set[str]] = {
     "retention": {"store"},
     "studio": {"measures", "pixels", "project"},
     "worker": {"settings"},
-    "embedders": set(),
-    "segmenters": {"pixels"},
+    "ahead": set(),
+    "hub": set(),
+    "preprocessing": set(),
+    "checkpoints": set(),
+    "networks": set(),
+    "weights": {"checkpoints", "networks", "preprocessing"},
+    "embedders": {"ahead", "checkpoints", "hub", "networks", "preprocessing", "weights"},
+    "segmenters": {"checkpoints", "networks", "pixels", "weights"},
     "training": {"embedders", "pixels", "segmenters"},
     "learner": {"embedders", "evaluation", "pixels", "segmenters", "settings", "training", "sampling"},
-    "bulk": {"learner", "pixels", "project", "store", "studio"},
+    "bulk": {"ahead", "learner", "pixels", "project", "store", "studio"},
     "helper": {"bulk", "presence", "pulse", "shards"},
     "predictor": {"bulk", "learner", "pixels", "project", "store", "studio"},
     "reconcile": {
@@ -90,6 +99,7 @@ ALLOWED: dict[str, set[str]] = {
             "locks",
             "measures",
             "order",
+            "origin",
             "pixels",
             "project",
             "pulse",
@@ -97,6 +107,7 @@ ALLOWED: dict[str, set[str]] = {
             "shards",
             "store",
             "studio",
+            "volumes",
         ),
         "sampling",
     },
@@ -123,7 +134,19 @@ ALLOWED: dict[str, set[str]] = {
     "simulate.figures": {"simulate.results", "simulate.statistics", "simulate.text"},
     "simulate.method": {"simulate.results", "simulate.statistics", "simulate.text"},
     "simulate.report": {*(f"simulate.{part}" for part in ("figures", "method", "results", "statistics", "text"))},
-    "doctor": {"choices", "embedders", "learner", "project", "segmenters", "settings", "store", "studio", "worker"},
+    "doctor": {
+        "choices",
+        "embedders",
+        "hub",
+        "learner",
+        "project",
+        "segmenters",
+        "settings",
+        "store",
+        "studio",
+        "weights",
+        "worker",
+    },
     "plugin": {"settings"},
     "logs": {"settings"},
     "presence": {"store"},
@@ -137,15 +160,16 @@ WALLS: dict[str, set[str]] = {
     "label_studio_sdk": {"studio"},
     "label_studio_ml": {"plugin"},
     "flask": {"plugin"},
-    "torch": {"embedders", "learner", "segmenters", "training"},
+    "torch": {"checkpoints", "networks", "embedders", "learner", "segmenters", "training"},
     "torchvision": {"training"},
-    "timm": {"embedders", "segmenters"},
-    "open_clip": {"embedders"},
+    "timm": {"embedders", "networks", "segmenters"},
+    "open_clip": {"embedders", "networks"},
     "segmentation_models_pytorch": {"segmenters", "training"},
     "sqlalchemy": {"backup", "migrate", "store", "shards"},
     "alembic": {"migrate"},
     "huey": {"worker"},
     "pydicom": {f"formats.{part}" for part in ("decode", "dicom", "frames", "segmentation")},
+    "gdcm": {"formats.decode"},
     "nibabel": {f"formats.{part}" for part in ("geometry", "labels", "nifti")},
     "highdicom": {"formats.segmentation"},
     "redis": {"locks", "worker"},
@@ -159,7 +183,7 @@ WALLS: dict[str, set[str]] = {
     "jinja2": {"page"},
     "typer": {"cli"},
     "pycocotools": {"export.pictures"},
-    "httpx": {"studio", "embedders", "doctor"},  # doctor asks our own server only, embedders the model hub
+    "httpx": {"studio", "embedders", "hub", "doctor"},  # doctor asks our own server only, embedders the model hub
 }
 SAMPLING_MAY = {"numpy", "scipy", "sklearn", "openTSNE", "threadpoolctl", "sampling"}
 
@@ -239,3 +263,12 @@ def test_only_studio_knows_label_studios_addresses() -> None:
         tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
         texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
         assert not [t for t in texts if t.startswith(("/api/tasks", "/api/projects/", "/api/webhooks", "/api/ml"))]
+
+
+def test_a_server_is_there_before_torch_is() -> None:
+    server = (
+        "import sys, backend.api, backend.app, backend.doctor, backend.overview, backend.pictures, backend.predictor\n"
+        "from backend.learner import Learner\nfrom backend.settings import Settings\n"
+        "Learner(Settings(), at_once=False)\nsys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", server], cwd=ROOT, check=False).returncode == 0

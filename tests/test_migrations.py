@@ -42,7 +42,7 @@ def differences(url: str) -> list[object]:
 
 
 def make_as_before(engine: Engine) -> None:
-    """The tables as they were made before there were migrations: no shards, no strata, no page, and ids of 32 bits."""
+    """The tables as they were before there were migrations: no shards, strata, page, volumes; ids of 32 bits."""
     before = MetaData()
     for table in metadata.sorted_tables:
         if table not in (shard_table, measure_table, change_table, worker_table):
@@ -54,6 +54,8 @@ def make_as_before(engine: Engine) -> None:
         for table, column in (
             *(("entropy", "more"), ("scan", "stratum"), ("project", "stratify_by"), ("scan", "wish")),
             *(("project", "levers"), ("project", "studio_url"), ("round", "settings")),
+            *(("scan", name) for name in ("volume", "slice", "patient", "row_mm", "column_mm")),
+            ("project", "taken"),
         ):
             connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
 
@@ -81,6 +83,8 @@ def test_a_database_from_before_there_were_migrations_is_adopted_with_its_rows(u
     assert store.signals("m") == {"d": {"image": 0.25}}
     (scan,) = store.scans(7)
     assert (scan["digest"], scan["stratum"]) == ("d", "")
+    assert [scan[name] for name in ("volume", "slice", "patient", "row_mm", "column_mm")] == ["", 0, "", 0, 0]
+    assert store.project(7)["taken"] == 0
     store.put_signals("m", {"d": {"image": 0.25, "top": 0.5}})
     assert store.signals("m") == {"d": {"image": 0.25, "top": 0.5}}
     assert store.project(7)["title"] == "kept"

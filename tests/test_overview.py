@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from world import COLD, PROJECT, ROUND, Ready, World
 
-from backend import changes
+from backend import changes, status
 from backend.atlas import LABELLED, OPEN, PROBLEM, atlas
 from backend.curve import _interval, curve
 from backend.errors import BadSetting, Overloaded, StudioUnavailable
@@ -146,6 +146,21 @@ def test_the_learning_curve_has_the_models_their_held_out_scans_and_what_was_sho
     }
     assert found["labels"] == ["Lung"]
     assert found["unit"] == "px"
+
+
+def test_a_mean_over_pixels_and_millimetres_is_none_and_rounds_of_either_are_told_apart(world: World) -> None:
+    numbers = {"label": "k", "dice": 0.5, "hd": 2.0, "hd95": 1.0}
+    for task, version, unit in ((1, "r1", "px"), (2, "r1", "px"), (3, "r2", "px"), (4, "r2", "mm"), (5, "r3", "mm")):
+        world.store.put_shown(PROJECT, {"task": task, "version": f"scanqueue-{version}", "unit": unit} | numbers)
+    found = curve(world.store, PROJECT)
+    assert found["unit"] == "mixed"
+    assert [(row["unit"], row["hd95"]) for row in found["shown"]] == [("px", 1.0), ("mixed", None), ("mm", 1.0)]
+    summaries = [status.shown_summary(world.store, PROJECT, f"scanqueue-r{n}") for n in (1, 2, 3)]
+    assert [(s["unit"], s["hd95"], s["dice"]) for s in summaries] == [
+        ("px", 1.0, 0.5),
+        ("mixed", None, 0.5),
+        ("mm", 1.0, 0.5),
+    ]
 
 
 def test_one_scan_has_no_interval(world: World) -> None:

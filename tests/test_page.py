@@ -336,6 +336,16 @@ def test_without_a_model_the_curve_says_so(lab: Lab) -> None:
     assert "No mask was shown and submitted yet." in text
 
 
+def test_a_curve_that_went_from_pixels_to_millimetres_compares_no_two_of_them(lab: Lab) -> None:
+    lab.line["unit"] = "mixed"
+    for row, unit in zip(lab.line["models"], ("px", "mm"), strict=True):
+        row["unit"] = unit
+    text = view(lab, "curve").text
+    assert "HD95 is 3.5 mm now; it was measured in px before, so the two do not compare." in text
+    assert "0.871 0.841 to 0.891 5.2 px" in text
+    assert "0.912 0.882 to 0.932 3.5 mm" in text
+
+
 def test_distances_in_different_units_are_not_called_either(lab: Lab) -> None:
     lab.line["unit"] = "mixed"
     for row in lab.line["models"]:
@@ -383,6 +393,7 @@ def test_models_are_compared_worst_first_with_pictures_of_both(lab: Lab) -> None
     text = seen.text
     assert "A 0.612 · B 0.843 · B better by 0.231" in text
     assert "A 0.930 · B 0.930 · alike" in text
+    assert "HD95: A 4.3 mm · B 1.5 mm" in text
     assert "A 0.788 , B 0.858" in text
 
 

@@ -440,10 +440,26 @@ def test_models_are_compared_on_the_held_out_scans_worst_first(lab: Lab) -> None
     assert [c.task for c in found] == held[::-1]
     for place, task in enumerate(held):
         overlap = (20 - place) / 20  # of two equal squares, moved against each other
-        assert found[-1 - place] == Compared(task, pytest.approx(overlap), 1.0, pytest.approx(overlap))
+        expected = Compared(task, pytest.approx(overlap), 1.0, pytest.approx(overlap), float(place), 0.0, "px")
+        assert found[-1 - place] == expected
     assert lab.pictures.compare(PROJECT, R1, R2, limit=2) == found[:2]
     other = lab.pictures.compare(PROJECT, R2, R1)
     assert [(c.first, c.second) for c in other] == [(c.second, c.first) for c in found]
+
+
+def test_distances_are_in_millimetres_where_the_size_of_a_pixel_is_known(lab: Lab) -> None:
+    held = with_labels(lab)
+    for task in held:
+        lab.draw(R1, task, square(10, 14, 20))  # four columns beside it
+        lab.draw(R2, task, square(12, 10, 20))  # two rows below it
+    assert {(c.first_hd95, c.second_hd95, c.unit) for c in lab.pictures.compare(PROJECT, R1, R2)} == {(4.0, 2.0, "px")}
+    row = lab.store.scan(PROJECT, held[0])
+    assert row is not None
+    told = {name: row[name] for name in ("task", "image", "updated_at", "annotated", "skipped")}
+    lab.store.put_tasks(PROJECT, [told | {"row_mm": 3.0, "column_mm": 0.5}], "")
+    found = {c.task: (c.first_hd95, c.second_hd95, c.unit) for c in lab.pictures.compare(PROJECT, R1, R2)}
+    assert found.pop(held[0]) == (2.0, 6.0, "mm")
+    assert set(found.values()) == {(4.0, 2.0, "px")}
 
 
 def test_a_label_that_a_model_does_not_know_counts_as_missed(lab: Lab) -> None:

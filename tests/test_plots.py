@@ -243,6 +243,23 @@ def test_distances_in_different_units_are_said_and_not_drawn() -> None:
     assert "intervals-hd95-models" not in groups(drawn)
 
 
+def test_pixels_and_millimetres_are_never_on_one_axis() -> None:
+    """The spacing of the scans became known after the first round: what was measured in pixels stays so."""
+    units = ("px", "px", "mm", "mixed", "mm")
+    models = [m | {"unit": unit} for m, unit in zip(curve()["models"], units, strict=True)]
+    models[3] |= {"hd95": None, "hd95_low": None, "hd95_high": None}
+    shown = [s | {"unit": unit} for s, unit in zip(curve()["shown"], ("px", "mm", "mm"), strict=True)]
+    drawn = curve_plot(curve(unit="mixed", models=models, shown=shown))
+    assert {"HD95 (mm)", "HD95 (px)"} <= set(texts(drawn))
+    assert texts(drawn).count("1 without a mean: in mm and px") == 2
+    for unit, bars in (("px", 1), ("mm", 2)):
+        assert marks(drawn, f"intervals-hd95-{unit}-models") == bars
+        assert marks(drawn, f"intervals-hd95-{unit}-shown") == bars
+    assert "intervals-hd95-models" not in groups(drawn)
+    for kind in ("svg", "png"):
+        assert both({"x": [], "y": []}, curve(unit="mixed", models=models, shown=shown), kind=kind)
+
+
 def test_what_is_unknown_is_left_out() -> None:
     odd = curve()
     odd["shown"][0]["labels"] = None  # of a round that is gone

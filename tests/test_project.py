@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given as drawn
+from hypothesis import strategies as st
 
 from backend.errors import NotSegmentable
 from backend.project import (
@@ -42,6 +46,10 @@ from backend.project import (
     version_name,
 )
 from backend.settings import ProjectSettings
+
+DIGESTS = st.text("0123456789abcdef", min_size=1, max_size=8)
+GROUPS = st.sampled_from(["", "", "A", "B", "C", "D", "E"])
+ROWS = st.lists(st.tuples(DIGESTS, GROUPS), max_size=40)
 
 CONFIG = LabelConfig("image", (Tag("tag", "brush", "image", ("Lung",)),))
 SETTINGS = ProjectSettings(cold_start_size=3, round_size=2, queue_depth=4)
@@ -449,3 +457,181 @@ def test_only_the_part_of_the_order_that_was_ahead_is_carried_over() -> None:
     given = seen(scans(1, 2, 3), live(1, 4, 5, 6, 7, 10), label(1, 2, 3))
     (opened,) = (s for s in decide(given, replace(SCORED, rounds=(*COLD.rounds, latest))).steps if type(s) is OpenRound)
     assert opened.carried == (4, 5, 6, 7)
+
+
+def test_another_embedder_makes_its_own_map_and_then_a_new_round_with_the_same_model() -> None:
+    was = replace(FIRST, rounds=(*FIRST.rounds[:-1], replace(FIRST.rounds[-1], embedder="pixels")))
+    look = seen(scans(1, 2, 3), live(1, 7, 5, 4), label(1, 2, 3))
+    assert OpenRound not in {type(s) for s in decide(look, was).steps}
+
+    changed = replace(was, embedder="timm:other", embedded=frozenset(), mapped=frozenset(), fitted=0)
+    assert any(isinstance(s, ReadScans) for s in decide(look, changed).steps)
+    read = replace(changed, embedded=ALL)
+    assert any(isinstance(s, FitMap) for s in decide(look, read).steps)
+    mapped = replace(read, mapped=ALL, fitted=N)
+    opened = [s for s in decide(look, mapped).steps if isinstance(s, OpenRound)]
+    assert [(s.n, s.model) for s in opened] == [(2, "scanqueue-r1")]
+    assert set(opened[0].carried) == {7, 5, 4}  # somebody may hold them
+
+
+def test_a_round_of_which_nobody_wrote_the_embedder_down_is_not_opened_again() -> None:
+    assert FIRST.rounds[-1].embedder == ""
+    look = seen(scans(1, 2, 3), live(1, 7, 5, 4), label(1, 2, 3))
+    steps = decide(look, replace(FIRST, embedder="timm:other")).steps
+    assert OpenRound not in {type(s) for s in steps}
+
+
+# -- who is held out, and whole scans ---------------------------------------------------------
+
+
+def share(name: str) -> float:
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
+
+
+def as_ever(digests: list[str]) -> set[int]:
+    """What is held out where nothing is known of groups, written down once more."""
+    if len(digests) < 5:
+        return set()
+    lowest = min(range(len(digests)), key=lambda i: share(digests[i]))
+    return {i for i, d in enumerate(digests) if share(d) < 0.2} or {lowest}
+
+
+@drawn(st.lists(DIGESTS, max_size=40))
+def test_without_groups_the_same_scans_are_held_out_as_ever(digests: list[str]) -> None:
+    for groups in (None, [""] * len(digests)):
+        assert validation_rows(digests, groups) == as_ever(digests)
+
+
+@drawn(ROWS)
+def test_a_group_is_held_out_whole_or_not_at_all_and_something_is_left_to_learn_from(
+    rows: list[tuple[str, str]],
+) -> None:
+    digests, groups = [d for d, _ in rows], [g for _, g in rows]
+    held = validation_rows(digests, groups)
+    assert {groups[i] for i in held} & {g for i, g in enumerate(groups) if g and i not in held} <= {""}
+    if len(rows) < 5 or not any(groups):
+        return
+    units = {g or i for i, g in enumerate(groups)}
+    assert bool(held) == (len(units) > 1)
+    assert len(held) < len(rows)
+    if 2 * len(held) > len(rows):  # what cannot be parted any more
+        assert len({groups[i] or i for i in held}) == 1
+
+
+@drawn(ROWS, st.randoms(use_true_random=False))
+def test_who_is_held_out_does_not_depend_on_the_order_of_the_rows(rows: list[tuple[str, str]], random: Random) -> None:
+    rows = list({d: (d, g) for d, g in rows}.values())
+    other = random.sample(rows, len(rows))
+    one, two = ({r[i] for i in validation_rows([d for d, _ in r], [g for _, g in r])} for r in (rows, other))
+    assert one == two
+
+
+@drawn(ROWS, ROWS)
+def test_who_is_held_out_stays_so_when_rows_are_added(rows: list[tuple[str, str]], more: list[tuple[str, str]]) -> None:
+    """In the usual case: the hashes hold something out, and no more than half, before and after."""
+
+    def usual(all_: list[tuple[str, str]]) -> bool:
+        count = sum(1 for d, g in all_ if share(g or d) < 0.2)
+        return len(all_) >= 5 and 0 < count <= len(all_) / 2
+
+    if usual(rows) and usual(rows + more):
+        before = validation_rows([d for d, _ in rows], [g for _, g in rows])
+        after = validation_rows([d for d, _ in rows + more], [g for _, g in rows + more])
+        assert before == {i for i in after if i < len(rows)}
+
+
+def test_too_many_patients_go_back_those_with_the_highest_hash_first() -> None:
+    names = sorted((f"P{i}" for i in range(200)), key=share)
+    low, next_low, high = names[0], names[1], names[-1]
+    assert share(next_low) < 0.2 < share(high)
+
+    def held(*groups: str) -> set[str]:
+        return {groups[i] for i in validation_rows([str(i) for i in range(len(groups))], groups)}
+
+    assert held(low, low, next_low, *[high] * 5) == {low, next_low}
+    assert held(low, low, next_low, next_low, next_low, high) == {low}
+    assert held(*[low] * 9, high) == {low}  # most of all, but nothing else could stay
+    assert held(*[high] * 4, names[-2], names[-2]) == {names[-2]}  # no hash is low enough: the lowest
+    assert held(*[low] * 9) == set()
+    assert held(low, low, low, high) == set()  # fewer than five
+
+
+def test_slices_of_one_volume_belong_together_where_no_patient_is_known() -> None:
+    slices = [Scan(t, "", f"d{t}", volume="V" if t < 6 else "W", patient="P" if t > 8 else "") for t in range(1, 11)]
+    assert [s.group for s in slices] == ["V"] * 5 + ["W"] * 3 + ["P"] * 2
+    assert [s.whole for s in (*slices[:1], Scan(1, "", "d"))] == ["V", "d"]
+
+
+def test_patients_are_not_parted_by_the_comparison_with_chance() -> None:
+    people = [f"P{t % 7}" for t in range(1, 31)]
+    all_ = tuple(Scan(t, "", f"d{t}", annotated=True, patient=people[t - 1]) for t in range(1, 31))
+    digests = frozenset(s.digest for s in all_)
+    model = replace(R1, trained_on=frozenset(f"{t}@now" for t in range(1, 31)))
+    done = replace(
+        START,
+        settings=replace(SETTINGS, control_share=0.5),
+        embedded=digests,
+        mapped=digests,
+        models=(model,),
+        active=model.version,
+        served={t: t % 2 == 0 for t in range(1, 31)},
+    )
+    given = seen(all_, live(1), label(*range(1, 31)))
+    done = replace(done, rounds=(Round(1, round_key(done, CONFIG, all_), model.version, tuple(range(1, 31))),))
+    (step,) = decide(given, done).steps
+    assert isinstance(step, CompareArms)
+    held = {people[t - 1] for t in step.validation}
+    assert held
+    assert not held & {people[t - 1] for t in (*step.ours, *step.control)}
+    assert len(step.validation) == sum(people.count(p) for p in held)
+
+
+SCAN = replace(SETTINGS, unit="scan")
+
+
+def volumes(*sizes: int) -> tuple[Scan, ...]:
+    """Volumes of so many slices; 0: an image that is of none."""
+    whole = [(f"V{v}" if size else "", s) for v, size in enumerate(sizes) for s in range(max(size, 1))]
+    return tuple(Scan(t, f"/{t}.png", f"d{t}", volume=v, slice=s) for t, (v, s) in enumerate(whole, start=1))
+
+
+def test_what_is_published_ends_where_a_volume_ends() -> None:
+    all_ = volumes(3, 5, 0, 4, 7)  # tasks 1-3, 4-8, 9, 10-13, 14-20
+
+    def siblings(task: int) -> set[int]:
+        volume = all_[task - 1].volume
+        return {s.task for s in all_ if s.volume == volume} if volume else {task}
+
+    order = list(range(1, 21))
+    for settings in (SETTINGS, SCAN):
+        found = [prefix_length(order, frozenset(order[n:]), settings, siblings=siblings) for n in range(21)]
+        plain = [prefix_length(order, frozenset(order[n:]), SETTINGS) for n in range(21)]
+        assert found == ([next(e for e in (3, 8, 9, 13, 20) if e >= p) for p in plain] if settings is SCAN else plain)
+        assert found == sorted(found)
+    assert prefix_length([], frozenset(), SCAN, siblings=siblings) == 0
+    given = seen(all_, Live(webhook=True))
+    done = replace(START, settings=SCAN, embedded=ALL | {s.digest for s in all_}, mapped=ALL | {s.digest for s in all_})
+    done = replace(done, rounds=(Round(0, round_key(done, CONFIG, all_), "", tuple(order)),))
+    assert decide(given, done).steps == (Publish(tuple(range(1, 9)), True),)
+    apart = replace(done, rounds=(replace(done.rounds[0], order=(4, 1, 2, 3, *order[4:])),))  # 4 is wished for
+    assert decide(given, apart).steps == (Publish((4, 1, 2, 3), True),)
+
+
+def test_the_unit_opens_a_round_only_where_there_are_volumes() -> None:
+    scan, slice_ = replace(START, settings=SCAN), START
+    assert round_key(scan, CONFIG, scans()) == round_key(slice_, CONFIG, scans())
+    assert round_key(scan, CONFIG, volumes(2, 3)) != round_key(slice_, CONFIG, volumes(2, 3))
+    assert round_key(slice_, CONFIG, volumes(2, 3)) == round_key(slice_, CONFIG, scans())
+    trained = replace(TRAINED, settings=SCAN)
+    assert round_key(trained, CONFIG, volumes(2, 3)) != round_key(TRAINED, CONFIG, volumes(2, 3))
+
+
+@pytest.mark.parametrize(("fitted", "step"), [(4, FitMap), (5, MapScans)])
+def test_a_map_of_volumes_is_laid_out_anew_when_there_are_many_more_volumes_and_not_for_slices(
+    fitted: int, step: type
+) -> None:
+    all_ = volumes(10, 10, 10, 10, 10, 10)
+    digests = frozenset(s.digest for s in all_)
+    done = replace(START, settings=SCAN, embedded=digests, mapped=digests - {"d60"}, fitted=fitted)
+    (found,) = decide(seen(all_), done).steps
+    assert isinstance(found, step)

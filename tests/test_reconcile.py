@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from typer.testing import CliRunner
+from weight_files import timm_folder
 from world import (
     COLD,
     CONFIG,
@@ -40,7 +41,7 @@ from backend.errors import ScanqueueError, StorageFull, StudioRefused, StudioUna
 from backend.project import SAMPLING, Scan, control_draw
 from backend.reconcile import Reconciler, validation_rows
 from backend.segmenters import Segmenter
-from backend.store import Store, activate_model, entropy_table
+from backend.store import Store, activate_model, entropy_table, map_name
 
 pytestmark = pytest.mark.usefixtures("miniature")
 
@@ -580,6 +581,34 @@ def test_another_alpha_opens_a_new_round_with_the_same_model(world: World) -> No
     assert entropy == sorted(entropy, reverse=True)
     assert sorted(world.order()) == sorted(before)
     assert len(world.store.models(PROJECT)) == 1
+
+
+def test_another_embedder_makes_a_new_map_and_a_new_round_and_keeps_the_old_map_labels_and_model(world: World) -> None:
+    world.in_round_1()
+    before, labels = world.order(), world.store.labels(PROJECT)
+    old = world.store.arrays("maps", map_name(PROJECT, "pixels"))
+    other = f"timm:local-dir:{timm_folder(world.folder.parent / 'tiny')}"
+    world.settings = replace(world.settings, embedder=other)
+    world.run()
+    assert world.studio.model_version == "scanqueue-r2"
+    assert world.status()["embedder"]["name"] == other
+    assert world.status()["model"] == "scanqueue-r1"  # nothing was trained for it
+    assert world.store.labels(PROJECT) == labels
+    assert sorted(world.order()) == sorted(before)
+    new = world.store.arrays("maps", map_name(PROJECT, other))
+    assert sorted(new["digests"]) == sorted(old["digests"])
+    assert not np.allclose(new["xy"], old["xy"])
+    for name, kept in world.store.arrays("maps", map_name(PROJECT, "pixels")).items():
+        np.testing.assert_array_equal(kept, old[name])
+
+    world.run()
+    assert world.studio.model_version == "scanqueue-r2"
+    read = []
+    world.studio.image = lambda url: read.append(url)  # type: ignore[method-assign,assignment]
+    world.settings = replace(world.settings, embedder="pixels")
+    world.run()
+    assert world.studio.model_version == "scanqueue-r3"
+    assert read == []  # the vectors of the first embedder were kept: no scan is read again
 
 
 @pytest.mark.parametrize("measure", ["foreground", "boundary", "top"])

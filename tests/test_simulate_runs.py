@@ -262,6 +262,25 @@ def test_a_training_holds_out_what_the_service_would(folder: Path, tmp_path: Pat
     assert seen == [(10 - len(held), len(held))]
 
 
+def test_a_training_never_holds_out_one_scan_of_a_patient_and_learns_from_another(folder: Path, tmp_path: Path) -> None:
+    names = [path.stem for path in sorted((folder / "images").iterdir())]
+    file = write(tmp_path / "patients.csv", "name,patient", *(f"{name},{i // 3}" for i, name in enumerate(names[:21])))
+    bench = Bench(comparison(folder, groups=(f"{file}:patient",), test_share=0.2), tmp_path / "cells")
+    part = bench.split(0)
+    told: list[tuple[list[Case], list[Case]]] = []
+    bench.learner.train = lambda learn, watch, *a, **k: (told.append((learn, watch)), (None, {}))[1]  # type: ignore[method-assign,assignment,func-returns-value]
+    bench._train(0, part, np.arange(len(part.pool)))
+    patients = {bench.scans.masks[i].tobytes(): min(i // 3, 7) + (i if i > 20 else 0) for i in range(24)}
+    learn, watch = ({patients[c.mask.tobytes()] for c in cases} for cases in told[0])
+    assert learn
+    assert watch
+    assert not watch & learn
+    assert len(told[0][1]) >= 3  # a patient whole
+    plain = Bench(comparison(folder, test_share=0.2), tmp_path / "cells")
+    few = np.arange(6)
+    assert bench._recipe(0, part, few) != plain._recipe(0, part, few)
+
+
 def test_a_folder_of_another_comparison_is_not_mixed_up(folder: Path, tmp_path: Path) -> None:
     run(comparison(folder, budgets=(3,), strategies=("random",)), tmp_path, processes=1, progress=lambda *_: None)
     with pytest.raises(ScanqueueError, match=r"holds another comparison \(budgets: \[3\], now \[3, 6\]\)"):

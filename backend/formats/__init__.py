@@ -22,7 +22,7 @@ from __future__ import annotations
 from backend.errors import BadWindow, CannotCut, CannotExport, UnreadableFile
 from backend.formats.geometry import AXES, Cut, Geometry, cut
 from backend.formats.labels import write_nifti_labels
-from backend.formats.reading import group, read, read_geometry, read_header, sniff
+from backend.formats.reading import geometry_of, group, read, read_geometry, read_header, sniff
 from backend.formats.segmentation import write_dicom_seg
 from backend.formats.slices import informative
 from backend.formats.source import FileFacts, Header, Source
@@ -46,6 +46,7 @@ __all__ = [
     "Window",
     "choose_window",
     "cut",
+    "geometry_of",
     "group",
     "informative",
     "read",

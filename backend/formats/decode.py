@@ -14,6 +14,7 @@ from pydicom import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+from pydicom.uid import JPEGExtended12Bit
 
 from backend.errors import UnreadableFile
 from backend.formats import dicom, frames
@@ -177,6 +178,8 @@ def _decode(path: Path, header: Dataset, index: int | None) -> NDArray[Any]:
         if decoder.is_encapsulated:
             _refuse_other_sizes(path, header)
     try:
+        if syntax == JPEGExtended12Bit and dicom.whole(header, "BitsStored") > 8:
+            return _twelve_bit_jpeg(path, header, index)
         options: Any = {"view_only": True}  # no copy of what is not compressed
         found, _ = decoder.as_array(header, index=index, **options)
     except MemoryError as error:
@@ -186,10 +189,29 @@ def _decode(path: Path, header: Dataset, index: int | None) -> NDArray[Any]:
     return np.asarray(found, found.dtype.newbyteorder("="))
 
 
+def _twelve_bit_jpeg(path: Path, header: Dataset, index: int | None) -> NDArray[Any]:
+    """JPEG of 12 bits: GDCM reads it, though pydicom does not ask it to. All frames are decoded whichever is wanted."""
+    import gdcm
+
+    for off in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff):
+        off()
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    if not reader.Read():
+        raise ValueError("GDCM cannot decode this JPEG of 12 bits")
+    image = reader.GetImage()
+    kind = {"UINT16": "<u2", "INT16": "<i2"}[image.GetPixelFormat().GetScalarTypeAsString()]
+    content = image.GetBuffer().encode("utf-8", "surrogateescape")  # bytes, as GDCM's wrapper hands them over
+    count = max(1, dicom.whole(header, "NumberOfFrames"))
+    found = np.frombuffer(content, kind).reshape(count, dicom.whole(header, "Rows"), dicom.whole(header, "Columns"))
+    return found if index is None else found[index]
+
+
 def _said(error: Exception) -> str:
-    """The first line of what a decoder says; it speaks of bytes and never of the header's texts."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200].rstrip(".:;") if lines else type(error).__name__
+    """What a decoder says, shortly; it speaks of bytes and never of the header's texts."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0] if lines else type(error).__name__
+    return said[:200].rstrip(".:;")
 
 
 def _refuse_other_sizes(path: Path, header: Dataset) -> None:

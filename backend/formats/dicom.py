@@ -131,7 +131,7 @@ def _refuse_bombs(path: Path) -> None:
                 piece = inflater.unconsumed_tail
                 if size > MAX_INFLATED:
                     raise UnreadableFile(
-                        path, f"inflates to more than {MAX_INFLATED >> 30} GiB, which is not read; store it undeflated"
+                        path, f"inflates to more than {MAX_INFLATED >> 20} MiB, which is not read; store it undeflated"
                     )
 
 

@@ -21,6 +21,7 @@ from backend.formats.geometry import Geometry, codes
 from backend.formats.source import FileFacts, Source
 from backend.formats.stacks import ALIKE, APART
 
+MAX_FRAMES = 100_000
 PARALLEL = 1e-3  # largest difference of two direction cosines in a regular volume
 UNEVEN = 0.02  # of the distance of two slices; what positions are rounded to is less
 TILT = 0.01  # sine of the angle between the normal and the way from slice to slice (gantry tilt)
@@ -55,6 +56,10 @@ def read_geometry(source: Source, *, time: int | None = None) -> Geometry:
 
 def layout(path: Path, header: Dataset, count: int, time: int | None) -> tuple[list[int], list[Frame]]:
     """Which frames of a multi-frame file make volume `time`, in order of k; and every frame as stored."""
+    if count > MAX_FRAMES:
+        raise UnreadableFile(
+            path, f"says that it has {count:,} frames, of which {MAX_FRAMES:,} are read at most; split it"
+        )
     with dicom.reported(path):
         placed = of_multiframe(header, count)
         choices = volumes(placed)

@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.nifti1 import Nifti1Extension, Nifti1Extensions
+from nibabel.nifti2 import Nifti2Header
 from numpy.typing import NDArray
 
 from backend.errors import CannotExport
@@ -64,12 +65,13 @@ def write_nifti_labels(
 def _like(source: Any, labels: NDArray[np.uint8]) -> Any:
     """An image of `labels` with the source's header, less its texts."""
     shape = tuple(source.shape[:3])
-    kind: Any = nib.Nifti2Image if isinstance(source, nib.Nifti2Pair) else nib.Nifti1Image
+    kind: Any = nib.Nifti2Image if isinstance(source.header, Nifti2Header) else nib.Nifti1Image
     if not isinstance(source, nib.Nifti1Pair):
         return kind(labels.reshape(shape), source.affine)  # Analyze has no place for more
     header = kind.header_class.from_header(source.header)
     header.set_data_dtype(np.uint8)
     header.set_data_shape(shape)
+    header["pixdim"][:4] = source.header["pixdim"][:4]  # of a flat image the third would be lost, and the qform with it
     for name in ("descrip", "db_name", "aux_file", "intent_name"):
         if name in header:
             header[name] = b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ _SQUEEZE = 1032  # deflate makes nothing smaller than by this
 _MAGIC = (b"n+1\0", b"ni1\0")
 _SUFFIXES = (".nii", ".nii.gz")
 
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it repairs in a header, line by line
 warnings.filterwarnings("ignore", module=r"nibabel(\.|$)")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from backend.errors import BadIdentities, ProjectBusy, ScanqueueError, StorageFull
-from backend.formats import FileFacts, Source, group
+from backend.formats import FileFacts, Geometry, Source, geometry_of, group
 from backend.identities import Identities
 from backend.intake.deliver import Delivery, LocalFiles, Uploads
 from backend.intake.files import walk
@@ -187,7 +187,7 @@ class _Intake:
 
     def run(self, files: Iterable[Path]) -> None:
         sources = self._sources(files)
-        self.show.begin(sum(len(source.files) for source in sources))
+        self.show.begin(sum(len(asked.source.files) for asked in sources))
         if self._delivery is None:
             for scan in self._scans(sources):
                 self._would(scan)
@@ -201,7 +201,7 @@ class _Intake:
 
     # -- what there is ----------------------------------------------------------------------
 
-    def _sources(self, files: Iterable[Path]) -> list[Source]:
+    def _sources(self, files: Iterable[Path]) -> list[Asked]:
         facts: list[FileFacts] = []
         for paths, found in self.workers.each(look, _in_lots(files, FILES), list, ahead=4 * self.workers.jobs):
             if isinstance(found, Crashed):
@@ -215,19 +215,19 @@ class _Intake:
                     facts.append(one)
             self.tally.files += len(paths)
             self.show.looked(self.tally.files)
-        return group(facts)
+        known = {one.path: one for one in facts}
+        wanted = self.request.wanted
+        return [Asked(source, wanted.time, wanted.axis, _geometry(source, known)) for source in group(facts)]
 
     def _alone(self, work: Any, item: Any, path: Path) -> Any:
         """What `work` makes of one item of a lot whose process died."""
         done = self.workers.alone(work, [item])
         return Trouble(path, CRASHED) if isinstance(done, Crashed) else done[0]
 
-    def _scans(self, sources: Sequence[Source]) -> Iterator[Scan]:
+    def _scans(self, sources: Sequence[Asked]) -> Iterator[Scan]:
         """Every scan, remembered; what cannot be had is counted."""
-        wanted = self.request.wanted
-        asked = (Asked(source, wanted.time, wanted.axis) for source in sources)
         size = max(1, min(FILES, len(sources) // (4 * self.workers.jobs)))
-        for lot, found in self.workers.each(identify, _in_lots(asked, size), list, ahead=2 * self.workers.jobs):
+        for lot, found in self.workers.each(identify, _in_lots(sources, size), list, ahead=2 * self.workers.jobs):
             if isinstance(found, Crashed):
                 found = [self._alone(identify, one, one.source.files[0]) for one in lot]
             scans: list[Scan] = []
@@ -278,7 +278,7 @@ class _Intake:
 
     # -- what is to be done -----------------------------------------------------------------
 
-    def _jobs(self, sources: Sequence[Source]) -> Iterator[list[tuple[Scan, Job]]]:
+    def _jobs(self, sources: Sequence[Asked]) -> Iterator[list[tuple[Scan, Job]]]:
         """Scans that miss slices, small ones together."""
         lot: list[tuple[Scan, Job]] = []
         weight = 0
@@ -368,6 +368,13 @@ class _Intake:
             self.tally.there += len(rows) - made
             del self._ready[: len(lot)]
             self.show.advance(0, self.tally.made)
+
+
+def _geometry(source: Source, known: Mapping[Path, FileFacts]) -> Geometry | None:
+    """Of slices that are a file each; others must be read."""
+    files = [known[path] for path in source.files]
+    single = source.kind == "dicom" and source.volumes == 1 and all(facts.frames == 1 for facts in files)
+    return geometry_of(files) if single else None
 
 
 def _in_lots(things: Iterable[Thing], size: int) -> Iterator[list[Thing]]:

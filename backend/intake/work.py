@@ -53,11 +53,12 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Asked:
-    """A source to be identified, for a cut along `axis`."""
+    """A source to be identified, for a cut along `axis`; `geometry` where it is known from looking at the files."""
 
     source: Source
     time: int | None
     axis: str
+    geometry: Geometry | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def identify(asked: Sequence[Asked]) -> list[Found | Trouble]:
 def _identify(asked: Asked) -> Found | Trouble:
     source = asked.source
     try:
-        geometry, time = _geometry(source, asked.time)
+        geometry, time = (asked.geometry, None) if asked.geometry is not None else _geometry(source, asked.time)
         cut(geometry, asked.axis)
         held = read_header(source)
         header = Header(

@@ -166,6 +166,15 @@ def checked_split(comparison: Comparison, groups: NDArray[np.intp], seed: int) -
     return found
 
 
+def group_names(groups: NDArray[np.intp], names: Sequence[str]) -> list[str]:
+    """(N,) what tells a group from others: its first name; "" for scans that are groups of their own."""
+    sizes = np.bincount(groups)
+    first: dict[int, str] = {}
+    for group, name in sorted(zip(groups.tolist(), names, strict=True), key=lambda one: one[1]):
+        first.setdefault(group, name)
+    return [first[group] if sizes[group] > 1 else "" for group in groups.tolist()]
+
+
 def read(
     comparison: Comparison,
 ) -> tuple[Labelled, NDArray[np.intp], NDArray[np.intp] | None, list[tuple[float, float]] | None]:
@@ -189,6 +198,7 @@ class Bench:
         c = self.comparison
         self.scans, self.groups, self.strata, self.spacing = read(c)
         self.learner = Learner(c.settings())
+        self.named = group_names(self.groups, self.scans.names)
         self.labels = [f"class {n}" for n in range(1, self.scans.classes)]
         self.cells.mkdir(parents=True, exist_ok=True)
 
@@ -279,7 +289,9 @@ class Bench:
         """Everything that a model and its test depend on, besides the scans themselves."""
         learn = sorted(self.scans.names[r] for r in part.pool[chosen])
         test = [self.scans.names[r] for r in part.test]
-        return [self.scans.fingerprint, learn, test, self.learner.describe_training(seed), self.spacing]
+        named = [self.named[r] for r in sorted(part.pool[chosen], key=lambda r: self.scans.names[r])]
+        more = [named] if any(named) else []  # they say what is held out
+        return [self.scans.fingerprint, learn, test, self.learner.describe_training(seed), self.spacing, *more]
 
     def _trained(self, seed: int, part: Split, chosen: NDArray[np.intp], extra: str | None = None) -> dict[str, Any]:
         """The test of the model that these pool rows give; with `extra` also its signals of the whole pool."""
@@ -300,7 +312,7 @@ class Bench:
 
     def _train(self, seed: int, part: Split, chosen: NDArray[np.intp]) -> Callable[[Path], None]:
         rows = sorted(part.pool[chosen].tolist(), key=lambda r: (self.scans.digests[r], r))
-        held = validation_rows([self.scans.digests[r] for r in rows])
+        held = validation_rows([self.scans.digests[r] for r in rows], [self.named[r] for r in rows])
         cases = [self.scans.case(r, self.learner.image_size) for r in rows]
         learn = [c for i, c in enumerate(cases) if i not in held]
         watch = [c for i, c in enumerate(cases) if i in held]

@@ -1,0 +1,151 @@
+"""Files of weights: what kind they are, whether they are whole, and the tensors in them. Nothing in them is executed.
+
+Read are safetensors and the files of `torch.save`, these with `weights_only=True`. Some published files hold a
+whole network instead of its weights: of such a one the tensors are taken, and the classes that it names are
+neither looked for nor run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import warnings
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backend.errors import BrokenWeights
+
+if TYPE_CHECKING:  # torch takes seconds to import: only inside functions
+    import torch
+
+HEADER = 100_000_000  # bytes that safetensors allows a header
+OLD_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # of torch.save before 1.6
+NESTED = ("state_dict", "model", "model_state_dict")  # where trainings put the weights among other things
+NOT_WEIGHTS = (
+    (b"version https://git-lfs", "it is a Git LFS pointer, the note that stands for the file where Git LFS is missing"),
+    (b"<!DOCTYPE", "it is a web page, perhaps of a login or of a download that failed"),
+    (b"<html", "it is a web page, perhaps of a login or of a download that failed"),
+    (b"\x89HDF", "it is a Keras file (HDF5); take the PyTorch file of the same network"),
+    (b"\x1f\x8b", "it is a gzip archive; unpack it first"),
+)
+
+
+def check_whole(path: Path) -> None:
+    """Raise BrokenWeights (`cut` tells which) when the file is cut off, or of a kind that holds no weights.
+
+    Looks at the beginning and the end only, so it is quick for files of any size. Content that was changed in
+    between goes unnoticed: that takes a checksum.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        begin = file.read(64)
+        if not begin:
+            raise BrokenWeights(f"{path} is empty", cut=True)
+        for magic, what in NOT_WEIGHTS:
+            if begin.lower().startswith(magic.lower()):
+                raise BrokenWeights(f"{path} holds no weights: {what}")
+        if begin.startswith(b"PK\x03\x04"):
+            if not zipfile.is_zipfile(path):  # the table of contents is at the end
+                raise BrokenWeights(f"{path} is cut off: its {size:,} bytes have no end", cut=True)
+            return
+        if begin.startswith(OLD_MAGIC):
+            return  # these do not say how long they are; reading them does
+        if len(begin) < 9 or begin[8:9] != b"{":
+            raise BrokenWeights(f"{path} holds no weights: it is neither safetensors nor a file of torch.save")
+        (length,) = struct.unpack("<Q", begin[:8])
+        if length > HEADER:
+            raise BrokenWeights(f"{path} holds no weights: it is neither safetensors nor a file of torch.save")
+        file.seek(8)
+        header = file.read(length)
+    wanted = 8 + length
+    if len(header) == length:
+        try:
+            entries = json.loads(header)
+            wanted += max((e["data_offsets"][1] for n, e in entries.items() if n != "__metadata__"), default=0)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BrokenWeights(f"{path} holds no weights: its header is damaged") from error
+    if size < wanted:
+        raise BrokenWeights(f"{path} is cut off: it has {size:,} of {wanted:,} bytes or more", cut=True)
+    if size > wanted:
+        raise BrokenWeights(f"{path} is damaged: it has {size:,} bytes, and its header speaks of {wanted:,}")
+
+
+def read_tensors(path: Path, *, device: str = "cpu", below: str = "") -> dict[str, torch.Tensor]:
+    """Every tensor by name, or those whose names begin with `below`; "meta" as the device: shapes only.
+
+    A training's checkpoint is looked into for its weights, and the prefix "module." of parallel training is taken
+    off. Raises BrokenWeights, saying what is wrong with the file, and FileNotFoundError.
+    """
+    check_whole(path)
+    with path.open("rb") as file:
+        old_or_zip = file.read(4)[:2] in (b"PK", b"\x80\x02")
+    try:
+        found = _read_torch(path, device) if old_or_zip else _read_safetensors(path, device, below)
+    except (EOFError, RuntimeError) as error:
+        cut = isinstance(error, EOFError) or "unexpected EOF" in str(error) or "failed finding central" in str(error)
+        what = "is cut off" if cut else f"cannot be read ({_short(error)})"
+        raise BrokenWeights(f"{path} {what}: {os.path.getsize(path):,} bytes are there", cut=cut) from error
+    except Exception as error:  # whatever a library says of content that is no weights
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            raise BrokenWeights(
+                f"{path} holds more than weights: it names code ({code[1]}), which is not run here. "
+                "Store the network's state_dict() instead, on a machine where the file is trusted"
+            ) from error
+        raise BrokenWeights(f"{path} cannot be read as weights ({type(error).__name__}: {_short(error)})") from error
+    plain = {name.removeprefix("module."): value for name, value in found.items()}
+    return {name: value for name, value in plain.items() if name.startswith(below)}
+
+
+def _read_safetensors(path: Path, device: str, below: str) -> dict[str, torch.Tensor]:
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.removeprefix("module.").startswith(below)]  # noqa: SIM118
+        if device == "meta":
+            return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
+        return {name: file.get_tensor(name) for name in names}
+
+
+def _read_torch(path: Path, device: str) -> dict[str, torch.Tensor]:
+    import torch
+
+    named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+    stand_ins: list[Any] = [(type("Part", (_Part,), {}), name) for name in named if _of_a_network(name)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the source of a stored class is not ours
+        with torch.serialization.safe_globals(stand_ins), path.open("rb") as file:  # by its content, not its name
+            loaded = torch.load(file, map_location=device, weights_only=True)
+    if isinstance(loaded, _Part):
+        return dict(loaded.tensors())
+    for key in NESTED:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict):
+        raise ValueError(f"it holds a {type(loaded).__name__}, not a table of tensors")
+    return {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+
+
+class _Part:
+    """Stands for a class of a stored network: holds what was stored, and has no behaviour of its own."""
+
+    def tensors(self, prefix: str = "") -> Any:
+        for kind in ("_parameters", "_buffers"):
+            for name, value in (self.__dict__.get(kind) or {}).items():
+                if value is not None:
+                    yield prefix + name, value.detach()
+        for name, part in (self.__dict__.get("_modules") or {}).items():
+            if isinstance(part, _Part):
+                yield from part.tensors(f"{prefix}{name}.")
+
+
+def _of_a_network(name: str) -> bool:
+    """Whether this may be the class of a network's part, and nothing that builds or calls something."""
+    return name.startswith(("torch.nn.modules.", "torchvision.models.", "torchxrayvision.models."))
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

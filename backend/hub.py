@@ -1,0 +1,35 @@
+"""The hub that weights are downloaded from, where there is one within reach."""
+
+from __future__ import annotations
+
+import threading
+
+HUB_SECONDS = 3.0  # a hospital without internet waits no longer than this
+
+
+def unreachable() -> str:
+    """Why the hub cannot be asked; empty when it can."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    return "" if answers(constants.ENDPOINT) else "no network"
+
+
+def answers(url: str) -> bool:
+    """Whether anything answers there in time. In a thread, as looking up a name has no time limit of its own."""
+    import httpx
+
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            httpx.head(url, timeout=HUB_SECONDS)
+        except (httpx.HTTPError, OSError, ValueError):
+            return
+        answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    return answered.is_set()

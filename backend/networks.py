@@ -1,0 +1,166 @@
+"""Networks whose published weights have names of their own: what they are built from, and what is called how.
+
+Each is a function () -> module that gives vectors, and a function that takes the tensors of a published file and
+gives them the names of that module; what only the head needs is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch takes seconds to import: only inside functions
+    import torch
+
+Tensors = dict[str, "torch.Tensor"]
+
+# BiomedCLIP's own open_clip_config.json says this of its image half; the text half is not built.
+BIOMEDCLIP_VISION: dict[str, Any] = {
+    "embed_dim": 512,
+    "vision_cfg": {
+        "timm_model_name": "vit_base_patch16_224",
+        "timm_model_pretrained": False,
+        "timm_pool": "",
+        "timm_proj": "linear",
+        "image_size": 224,
+    },
+}
+
+# Children of torchvision's ResNet by number: RadImageNet's files number them, in a Sequential called `backbone`.
+RESNET_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A network that is built here and filled from a file with other names.
+
+    build   () -> the network without its head, random
+    rename  tensors as the file calls them -> as the network does; what it has no use for may stay
+    """
+
+    build: Callable[[], Any]
+    rename: Callable[[Tensors], Tensors]
+
+
+def resnet50() -> Any:
+    """ResNet-50 (He et al. 2015) without its head: (N, 3, H, W) -> (N, 2048)."""
+    import timm
+
+    return timm.create_model("resnet50", pretrained=False, num_classes=0)
+
+
+def from_radimagenet(tensors: Tensors) -> Tensors:
+    """As published: `backbone.4.0.conv1.weight`; torchvision's own names are taken too."""
+    renamed = {}
+    for name, value in tensors.items():
+        number, _, rest = name.removeprefix("backbone.").partition(".")
+        renamed[f"{RESNET_CHILDREN.get(number, number)}.{rest}" if rest else name] = value
+    return renamed
+
+
+def densenet121() -> Any:
+    """DenseNet-121 (Huang et al. 2016) of one channel without its head: (N, 1, H, W) -> (N, 1024).
+
+    As TorchXRayVision's `features2`: the last feature map, rectified and averaged.
+    """
+    import timm
+
+    return timm.create_model("densenet121", pretrained=False, num_classes=0, in_chans=1)
+
+
+def from_torchxrayvision(tensors: Tensors) -> Tensors:
+    return dict(tensors)  # both follow torchvision's names
+
+
+def mobile_sam() -> Any:
+    """MobileSAM's image encoder (Zhang et al. 2023), averaged over the image: (N, 3, H, W) -> (N, 256).
+
+    TinyViT-5M (Wu et al. 2022) whose last stage keeps the resolution, and the neck of SAM. H and W: multiples of 16.
+    """
+    import timm
+    from timm.layers.norm import LayerNorm2d
+    from torch import nn
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            trunk: Any = timm.create_model("tiny_vit_5m_224", pretrained=False, num_classes=0, global_pool="")
+            trunk.stages[3].downsample.conv2.conv.stride = (1, 1)
+            self.patch_embed, self.stages = trunk.patch_embed, trunk.stages
+            self.neck = nn.Sequential(
+                nn.Conv2d(320, 256, 1, bias=False),
+                LayerNorm2d(256, eps=1e-6),
+                nn.Conv2d(256, 256, 3, padding=1, bias=False),
+                LayerNorm2d(256, eps=1e-6),
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            pooled: torch.Tensor = self.neck(self.stages(self.patch_embed(x))).mean(dim=(2, 3))
+            return pooled
+
+    return Encoder()
+
+
+def from_mobile_sam(tensors: Tensors) -> Tensors:
+    """As published: `image_encoder.layers.1.blocks.0.local_conv.c.weight`, beside the decoder's."""
+    renamed = {}
+    for name, value in tensors.items():
+        if not name.startswith("image_encoder."):
+            continue
+        parts = ["conv" if part == "c" else part for part in name.split(".")[1:]]
+        if parts[:2] == ["patch_embed", "seq"]:
+            parts[1:3] = ["conv1" if parts[2] == "0" else "conv2"]  # 1 is the activation between them
+        elif parts[0] == "layers":  # there a stage ends with the way down to the next, here it begins with it
+            down = parts[2] == "downsample"
+            parts[:2] = ["stages", str(int(parts[1]) + down)]
+        renamed[".".join(parts)] = value
+    return renamed
+
+
+def biomedclip() -> Any:
+    """The image half of BiomedCLIP (Zhang et al. 2023), a ViT-B/16: (N, 3, 224, 224) -> (N, 512)."""
+    from open_clip.model import _build_vision_tower
+
+    return _build_vision_tower(BIOMEDCLIP_VISION["embed_dim"], BIOMEDCLIP_VISION["vision_cfg"])
+
+
+def from_open_clip(tensors: Tensors) -> Tensors:
+    """As open_clip stores a whole CLIP model: the image half is below `visual.`."""
+    return {name.removeprefix("visual."): value for name, value in tensors.items() if name.startswith("visual.")}
+
+
+NETWORKS = {
+    "biomedclip": Published(biomedclip, from_open_clip),
+    "radimagenet": Published(resnet50, from_radimagenet),
+    "torchxrayvision": Published(densenet121, from_torchxrayvision),
+    "mobilesam": Published(mobile_sam, from_mobile_sam),
+}
+
+
+@lru_cache
+def wanted_tensors(network: str) -> Tensors:
+    """What a network of NETWORKS, or else of timm, has to be filled with: shapes only."""
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        published = NETWORKS.get(network)
+        built = published.build() if published else timm.create_model(network, pretrained=False, num_classes=0)
+        state: Tensors = built.state_dict()
+    return state
+
+
+def renamed(network: str, tensors: Tensors) -> Tensors:
+    """Tensors of a published file with the names of the network."""
+    return NETWORKS[network].rename(tensors) if network in NETWORKS else tensors
+
+
+def misfits(wanted: Tensors, tensors: Tensors) -> list[str]:
+    """Names of the tensors that are wanted and missing, or of another shape. Counters of batches are not missed."""
+    return [
+        name
+        for name, value in wanted.items()
+        if not name.endswith("num_batches_tracked") and (name not in tensors or tensors[name].shape != value.shape)
+    ]

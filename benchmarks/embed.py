@@ -1,0 +1,167 @@
+"""How much of a network's speed is left when it embeds PNG files from disk.
+
+Ours: files are read, decoded, resized and embedded as a worker does it, the next ones while the network is at those
+before. Theirs, in turns with it: the bare forward pass of the same network on tensors that lie ready in memory, in
+the same batches, with its vectors brought to NumPy. The ratio is ours / theirs in images per second.
+
+Two networks: a vision transformer of the size of BiomedCLIP's (ViT-B/16 at 224 pixels), which is the size of the
+foundation models in `scanqueue weights list`, and MobileNetV2, a tenth of the work an image and so the hard case on a
+CPU, where decoding takes its time from the network. Both with random weights, as the time of a network does not depend
+on them, unless the folder that SCANQUEUE_WEIGHTS_DIR names, or ../shared/weights, has a mobilenetv2_100.
+
+"worker" adds what else a worker does with a scan: the copy in the working square, compressed and flushed to the disk,
+and the records; it is told, and has no limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backend.ahead import ahead
+from backend.bulk import FETCHES, Bulk
+from backend.embedders import Network, open_embedder
+from backend.learner import Learner
+from backend.pixels import decode_image
+from backend.project import Scan
+from backend.settings import Settings
+from backend.store import Store
+from benchmarks.measure import Comparison, alternate, report, summary, timed
+from benchmarks.servers import write_scans
+from benchmarks.workers import write_weights
+
+LIMIT = 0.9
+SIDE = 512
+LISTED = {"updated_at": "", "annotated": 0, "skipped": 0}
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "weights"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Embedding PNG files, against the bare forward pass.")
+    parser.add_argument("--quick", action="store_true", help="fewer images; under a minute on two cores")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    given = parser.parse_args()
+    gpu = given.device != "cpu" and torch.cuda.is_available()
+    many = 20 if gpu else 1
+    plan = {
+        "mobilenetv2_100": (many * (128 if given.quick else 512), 3 if given.quick else 7),
+        "vit_base_patch16_224": (many * (32 if given.quick else 96), 1 if given.quick else 5),
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows, found = [], {}
+        scans = list(write_scans(folder / "scans", max(count for count, _ in plan.values()), SIDE))
+        for model, (count, repetitions) in plan.items():
+            weights = _weights(folder / "weights", model)
+            ours, theirs, worker = measure(weights, scans[:count], folder / "data" / model, given.device, repetitions)
+            comparison = Comparison(theirs, ours)  # seconds the other way round: a ratio of speeds
+            found[model] = comparison.figures()
+            seconds = [float(np.median(s)) for s in (theirs, ours, worker)]
+            rows.append([model, count, *(count / s for s in seconds), found[model]["ratio"], seconds[0] / seconds[2]])
+    _report(rows, found, plan, "cuda" if gpu else "cpu")
+
+
+def measure(
+    weights: Path, files: Sequence[Path], data: Path, device: str, repetitions: int
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """Seconds of ours, of the bare network, and of a worker's whole reading, for all files each time."""
+    settings = Settings(
+        data_dir=data, embedder=f"timm:local-dir:{weights.name}", weights_dir=weights.parent, device=device
+    )
+    learner = Learner(settings)
+    network = open_embedder(settings.embedder, weights_dir=settings.weights_dir, device=device).embedder
+    assert isinstance(network, Network)
+
+    def load(file: Path) -> Any:
+        return network.prepare(decode_image(file.read_bytes()))
+
+    batches = list(ahead(load, files, size=network.batch, threads=FETCHES, first=FETCHES))
+    ready = [network.ready(batch) for batch in batches]
+    expected = np.concatenate([network.embed_prepared(batch) for batch in batches])
+    got: list[Any] = []
+
+    def ours() -> float:
+        got.clear()
+
+        def run() -> None:
+            for batch in ahead(load, files, size=network.batch, threads=FETCHES, first=FETCHES):
+                got.append(network.embed_prepared(batch))
+
+        return timed(run)
+
+    def theirs() -> float:
+        return timed(lambda: [network.forward(batch).float().cpu().numpy() for batch in ready])
+
+    found = alternate(ours, theirs, repetitions)
+    np.testing.assert_array_equal(np.concatenate(got), expected)
+    worker = tuple(_worker(learner, data, files) for _ in range(min(repetitions, 3)))
+    return found.ours, found.theirs, worker
+
+
+def _worker(learner: Learner, data: Path, files: Sequence[Path]) -> float:
+    """Seconds of `Bulk.read` on an empty data folder."""
+    learner.embedder()
+    store = Store(data)
+    store.add_project(1)
+    scans = [Scan(task, str(file)) for task, file in enumerate(files, start=1)]
+    store.put_tasks(1, [{"task": s.task, "image": s.image, **LISTED} for s in scans], "")
+    bulk = Bulk(_Disk(), store, learner)  # type: ignore[arg-type]
+    seconds = timed(lambda: bulk.read(1, scans))
+    assert len(store.embedded(learner.embedder().name)) == len({f.read_bytes() for f in files})
+    store.close()
+    shutil.rmtree(data)
+    return seconds
+
+
+class _Disk:
+    """As `Studio` answers, for scans whose image is a path."""
+
+    def image(self, path: str) -> bytes:
+        return Path(path).read_bytes()
+
+
+def _weights(folder: Path, model: str) -> Path:
+    """The folder of this network: a real one where it lies, else with random weights."""
+    for place in (os.environ.get("SCANQUEUE_WEIGHTS_DIR", ""), str(SHARED)):
+        if place and (Path(place) / model / "model.safetensors").is_file():
+            return Path(place) / model
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_weights(folder / model, model)
+
+
+def _report(
+    rows: Sequence[Sequence[object]], found: dict[str, dict[str, float]], plan: dict[str, tuple[int, int]], device: str
+) -> None:
+    counts = "vit_base_patch16_224"
+    met = {model: figures["ratio"] >= LIMIT for model, figures in found.items()}
+    report(
+        f"Embedding PNG files of {SIDE} x {SIDE} pixels on {device}, images per second",
+        ["network", "images", "bare forward pass", "ours", "worker", "ours / bare", "worker / bare"],
+        rows,
+        summary(
+            found[counts],
+            unit="of the bare speed",
+            compared="PNG files on disk to vectors / forward pass on ready tensors, ViT-B/16",
+            sizes={model: {"images": n, "repetitions": r} for model, (n, r) in plan.items()},
+            limit=LIMIT,
+            met=met[counts],
+            light=found["mobilenetv2_100"] | {"met": met["mobilenetv2_100"]},
+            device=device,
+        ),
+        note="; ".join(f"{m}: {f['ratio']} ({f['low']} .. {f['high']})" for m, f in found.items())
+        + f"; wanted: {LIMIT}",
+    )
+    if not met[counts]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
