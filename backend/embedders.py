@@ -211,6 +211,8 @@ class Network(_Batched):
         self.preprocessing = preprocessing
         self._device = _torch_device(device)
         self._model = model.eval().requires_grad_(False).to(self._device).to(memory_format=torch.channels_last)
+        levels = torch.arange(256, dtype=torch.uint8)[None, None, :, None].expand(1, 1, 256, preprocessing.channels)
+        self._table = self._scaled(levels)[0, :, 0].numpy()  # (channels, 256)
         self.dim = self._vectors([self.prepare(np.zeros((8, 8), dtype=np.uint8))]).shape[1]
 
     def prepare(self, image: Uint8Image) -> Prepared:
@@ -229,19 +231,27 @@ class Network(_Batched):
         """What the network is called with: (N, channels, H, W) float32 on its device, of one batch."""
         import torch
 
-        gpu = self._device.type == "cuda"
-        height, width = self.preprocessing.size
-        pixels = np.zeros((self.batch if gpu else len(prepared), height, width, self.preprocessing.channels), np.uint8)
+        if self._device.type != "cuda":  # one look at a table per pixel and channel
+            height, width = self.preprocessing.size
+            values = np.empty((len(prepared), height, width, self.preprocessing.channels), np.float32)
+            for filled, image in zip(values, prepared, strict=True):
+                for channel, table in enumerate(self._table):
+                    filled[:, :, channel] = table[image if image.ndim == 2 else image[:, :, channel]]
+            return torch.from_numpy(values).permute(0, 3, 1, 2)
+        pixels = np.zeros((self.batch, *self.preprocessing.size, self.preprocessing.channels), np.uint8)
         for row, image in zip(pixels, prepared, strict=False):
             row[:] = image if image.ndim == 3 else image[:, :, None]
-        values = torch.from_numpy(pixels)
-        values = values.pin_memory().to(self._device, non_blocking=True) if gpu else values
-        values = values.permute(0, 3, 1, 2).float() / 255
+        return self._scaled(torch.from_numpy(pixels).pin_memory().to(self._device, non_blocking=True))
+
+    def _scaled(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, H, W, channels) uint8 -> (N, channels, H, W) as the network was trained on."""
+        import torch
+
         mean, std = (
-            torch.tensor(v, device=self._device)[:, None, None]
+            torch.tensor(v, device=pixels.device)[:, None, None]
             for v in (self.preprocessing.mean, self.preprocessing.std)
         )
-        return (values - mean) / std
+        return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
     def forward(self, ready: torch.Tensor) -> torch.Tensor:
         """(N, D) on the network's device."""

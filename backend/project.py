@@ -530,10 +530,11 @@ def validation_rows(digests: Sequence[str], groups: Sequence[str] | None = None)
     groups  of every row what it may not be parted from, such as the patient; "": it stands for itself. None: all do
 
     A row that stands for itself is drawn by the hash of its digest, all rows of a group by that of the group's name.
-    Below five rows none is held out; from five on at least one, that with the lowest hash, or its group. With groups
-    something is always left to learn from: nothing is held out when all rows are of one group, and while more than
-    half of the rows would be, what is of the highest hash goes back, groups before single rows, as long as something
-    stays. Rows with the same digest in different groups (an empty slice looks alike in everybody) follow each its own.
+    Below five rows none is held out; from five on at least one, that with the lowest hash. Where there are groups it is
+    never more than half of the rows: what is of the highest hash goes back, groups before single rows, and when that
+    leaves nothing, or nothing is drawn, what has the lowest hash and is not too large is held out. Nothing is when all
+    rows are of one group. Rows with the same digest in different groups (an empty slice looks alike in everybody)
+    follow each its own.
     """
     if len(digests) < 5:
         return set()
@@ -549,9 +550,11 @@ def validation_rows(digests: Sequence[str], groups: Sequence[str] | None = None)
         return set()
     ranked = sorted(units, key=lambda one: (one[0], draw[units[one][0]], str(one[1])))  # groups last, highest last
     held = [one for one in ranked if units[one][0] in rows]
-    held = held or [min(ranked, key=lambda one: (draw[units[one][0]], one[0]))]
-    while len(held) > 1 and 2 * sum(len(units[one]) for one in held) > len(digests):
+    while 2 * sum(len(units[one]) for one in held) > len(digests):
         held.pop()
+    if not held:
+        small = [one for one in ranked if 2 * len(units[one]) <= len(digests)]
+        held = [min(small, key=lambda one: (draw[units[one][0]], one[0]))]
     return {i for one in held for i in units[one]}
 
 

@@ -734,18 +734,33 @@ class Reconciler:
         ]
         champion = self._model(project, done.active)
         accepted, remark = True, ""
-        if champion is not None and champion["labels"] == list(labels) and watch:
-            old = self.learner.summarise(
-                self._scores(project, champion["fingerprint"], champion["labels"], labels, watched)
+        if not watch and len(cases) >= 5:
+            remark = (
+                f"All {len(cases)} labelled scans are of one patient or volume, so none could be held out, and nobody "
+                "knows how good it is. Label scans of another one."
             )
-            details["champion"] = {"version": champion["version"], **old}
-            accepted = new["dice"] >= old["dice"] - done.settings.tolerance
-            if not accepted:
-                remark = (
-                    f"On the same {len(watch)} validation scans its Dice is {new['dice']:.3f} against "
-                    f"{old['dice']:.3f} of {champion['version']}, which stays active."
+        if champion is not None and champion["labels"] == list(labels) and watch:
+            learnt = _learnt(champion, seen)
+            fair = [i for i, (scan, _) in enumerate(watched) if not learnt & {scan.task, scan.group}]
+            if fair:
+                ours = self.learner.summarise([scores[i] for i in fair])
+                same = [watched[i] for i in fair]
+                old = self.learner.summarise(
+                    self._scores(project, champion["fingerprint"], champion["labels"], labels, same)
                 )
-                log.warning("project %s: %s was not taken. %s", project, step.version, remark)
+                details["champion"] = {"version": champion["version"], **old}
+                accepted = ours["dice"] >= old["dice"] - done.settings.tolerance
+                if not accepted:
+                    remark = (
+                        f"On the same {len(same)} validation scans its Dice is {ours['dice']:.3f} against "
+                        f"{old['dice']:.3f} of {champion['version']}, which stays active."
+                    )
+                    log.warning("project %s: %s was not taken. %s", project, step.version, remark)
+            else:
+                remark = (
+                    f"It could not be compared with {champion['version']}, which had learnt from every scan, or "
+                    "patient, that is held out now."
+                )
         if champion is not None and champion["labels"] == list(labels):
             details |= self._agreement(project, seen, champion, name, len(labels) + 1)
         if not self.store.has("models", name):  # another project's checkpoint, which that one needs no more
@@ -969,6 +984,16 @@ def _changed(rows: Sequence[TaskRow], known: Known, config: LabelConfig, stratif
         if known.get(r.task) != tuple(told[name] for name in TOLD):
             changed.append({"task": r.task, **told})
     return changed
+
+
+def _learnt(model: Mapping[str, Any], seen: Seen) -> set[int | str]:
+    """Tasks that a model has learnt from, and the patients and volumes they are of."""
+    held_out = {one["task"] for one in model["details"].get("held_out", [])}
+    annotations = {key.partition("@")[0] for key in model["trained_on"]}
+    tasks = {label.task for label in seen.labels if str(label.annotation) in annotations} - held_out
+    if not held_out:  # of an older version, which did not write them down
+        tasks = set() if model["details"].get("validation") else tasks
+    return {*tasks, *(s.group for s in seen.scans if s.task in tasks and s.group)}
 
 
 def _all_in_one_stratum(seen: Seen, settings: ProjectSettings) -> bool:

@@ -17,12 +17,14 @@ import pytest
 import timm
 import torch
 from open_clip.model import CLIP
+from PIL import Image
 from safetensors.torch import save_file
 from weight_files import NORMALISATION, timm_folder
 
 from backend import embedders, hub
 from backend.embedders import BIOMEDCLIP, OpenEmbedder, open_embedder
 from backend.errors import BadSetting, WeightsMissing
+from backend.preprocessing import Preprocessing
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
 TINY_CLIP = {
@@ -400,3 +402,39 @@ def test_importing_embedders_does_not_import_torch() -> None:
     code = "import sys, backend.embedders; print({'torch', 'timm', 'open_clip', 'huggingface_hub'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert found.stdout.strip() == "set()", found.stderr
+
+
+@pytest.mark.parametrize("shape", [(50, 70), (50, 70, 3)])
+def test_a_gray_image_resized_once_is_what_three_equal_channels_are(shape: tuple[int, ...]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    wanted = Preprocessing((33, 44), (0.5,) * 3, (0.5,) * 3)
+    expected = np.asarray(Image.fromarray(image).convert("RGB").resize((44, 33), Image.Resampling.BICUBIC))
+    got = wanted.resized(image)
+    np.testing.assert_array_equal(got if got.ndim == 3 else np.stack([got] * 3, axis=2), expected)
+
+
+def test_a_network_of_one_channel_sees_colour_as_luminance() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    one = Preprocessing((20, 20), (0.5,), (1 / 2048,))
+    np.testing.assert_array_equal(one.resized(image), np.asarray(Image.fromarray(image).convert("L")))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu_a_vector_depends_on_nothing_but_its_image_and_is_nearly_the_cpus(tmp_path: Path) -> None:
+    name = f"timm:local-dir:{timm_folder(tmp_path / 'tiny')}"
+    gpu = open_embedder(name, weights_dir=None, device="cuda").embedder
+    images = pictures(40)
+    vectors = gpu.embed(images)
+    np.testing.assert_array_equal(gpu.embed(images), vectors)
+    np.testing.assert_array_equal(np.concatenate([gpu.embed([image]) for image in images]), vectors)
+    cpu = open_embedder(name, weights_dir=None, device="cpu").embedder.embed(images)
+    cosine = (vectors * cpu).sum(axis=1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(cpu, axis=1)
+    assert cosine.min() > 0.99  # bfloat16
+
+
+def test_an_image_that_got_no_numbers_is_named(tmp_path: Path) -> None:
+    found = tiny_timm(tmp_path).embedder
+    for parameter in found._model.parameters():
+        parameter.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"image 0 got NaN or infinity from the network. Use other weights"):
+        found.embed(pictures(3))

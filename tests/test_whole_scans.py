@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -203,6 +204,35 @@ def test_another_unit_lays_the_map_out_anew_and_opens_a_round_and_so_does_the_wa
     assert again is not None
     assert again.xy.tolist() == slices.xy.tolist()
     assert (world.status()["round"], world.order()) == (3, before)
+
+
+def test_models_are_judged_on_patients_of_whom_neither_has_learnt(tmp_path: Path) -> None:
+    """One patient after the other is labelled; the first is held out as soon as that leaves as much to learn from."""
+    names = sorted((f"P-{i}" for i in range(200)), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    low, *high = names[0], names[-1], names[-2]
+    world = World(tmp_path / "data")
+    tasks = world.add_scans(0, 21)
+    for patient, (start, end) in zip((low, *high), ((0, 8), (8, 16), (16, 21)), strict=True):
+        tell(world, tasks[start:end], group=patient)
+    world.run()
+    patient = {s["task"]: s["patient"] for s in world.store.scans(PROJECT)}
+    held, said, against = [], [], []
+    for start, end in ((0, 6), (6, 9), (9, 12), (12, 15), (15, 18)):
+        for task in tasks[start:end]:
+            world.submit(task)
+        world.run()
+        model = world.store.models(PROJECT)[-1]
+        held.append({patient[one["task"]] for one in model["details"]["held_out"]})
+        said.append(model["remark"])
+        against.append(model["details"].get("champion", {}).get("version"))
+    assert len(world.store.models(PROJECT)) == 5
+    assert held == [set(), {high[0]}, {high[0]}, {high[0]}, {low}]
+    assert said[0].startswith("All 6 labelled scans are of one patient or volume, so none could be held out")
+    assert against[1] == "scanqueue-r1"
+    assert against[4] is None
+    assert "which had learnt from every scan, or patient, that is held out now" in said[4]
+    assert world.status()["model"] == "scanqueue-r5"
+    assert world.status()["validation"]["n"] == 8
 
 
 def test_slices_that_come_late_follow_what_is_published_of_their_volume(world: World) -> None:

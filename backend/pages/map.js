@@ -212,11 +212,17 @@
   const kind = (row) => (atlas.kind[row] < 0 ? "" : atlas.kinds[atlas.kind[row]]);
   const pickSymbol = (row) => PICKS[kind(row)] || OTHER_PICK;
 
-  // The first rows of the order, in order.
+  // The first rows of the order, in order; of slices that share the place of their volume the first.
   function heads() {
-    const found = [];
-    atlas.rank.forEach((rank, i) => { if (rank > 0 && atlas.state[i] !== 1) found.push(i); }); // the labelled ones are done
-    return found.sort((a, b) => atlas.rank[a] - atlas.rank[b]).slice(0, NUMBERED);
+    const order = [], found = [], places = new Set();
+    atlas.rank.forEach((rank, i) => { if (rank > 0 && atlas.state[i] !== 1) order.push(i); }); // the labelled ones are done
+    order.sort((a, b) => atlas.rank[a] - atlas.rank[b]);
+    for (let n = 0; n < order.length && found.length < NUMBERED; n++) {
+      const place = `${atlas.x[order[n]]},${atlas.y[order[n]]}`;
+      if (!places.has(place)) found.push(order[n]);
+      places.add(place);
+    }
+    return found;
   }
 
   function layout(look, by) {
