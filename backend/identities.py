@@ -291,7 +291,7 @@ def _record(row: tuple[Any, ...]) -> ScanRecord:
 def _make(file: Path) -> None:
     """The file and its folder, for its owner only."""
     if not file.parent.exists():
-        file.parent.mkdir(parents=True, mode=0o700)
+        file.parent.mkdir(parents=True, mode=0o700, exist_ok=True)  # another process may be faster
     try:
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:

@@ -42,13 +42,25 @@ ALLOWED: dict[str, set[str]] = {
     "formats.segmentation": {f"formats.{part}" for part in ("dicom", "frames", "labels", "reading", "source")},
     "evaluation": set(),
     "identities": {"formats"},
+    "intake.files": set(),
+    "intake.pool": set(),  # names intake.work as a text
+    "intake.burnt_in": set(),
+    "intake.work": {"formats", "intake.burnt_in"},
+    "intake.holdings": {"studio"},
+    "intake.plan": {"formats", "identities", "intake.holdings", "intake.work"},
+    "intake.deliver": {"intake.holdings", "studio"},
+    "intake.run": {
+        *(f"intake.{part}" for part in ("deliver", "files", "holdings", "plan", "pool", "work")),
+        *("formats", "identities", "locks", "project", "studio"),
+    },
+    "intake.command": {"intake.pool", "intake.run", "settings", "studio"},
     "export": {"export.run"},
     "export.manifest": set(),
     "export.target": set(),
     "export.collect": {"formats", "project", "studio"},
     "export.pictures": {"export.collect", "export.manifest"},
     "export.predicted": {"bulk", "export.collect", "pixels", "project", "studio"},
-    "export.sources": {"formats", "identities", "intake", "intake.work"},
+    "export.sources": {"formats", "identities", "intake.work"},
     "export.volumes": {"export.manifest", "formats", "identities"},
     "export.run": {
         *(
@@ -188,7 +200,7 @@ WALLS: dict[str, set[str]] = {
 SAMPLING_MAY = {"numpy", "scipy", "sklearn", "openTSNE", "threadpoolctl", "sampling"}
 
 
-PACKAGES = {"export", "formats", "simulate"}  # whose modules have their own places
+PACKAGES = {"export", "formats", "intake", "simulate"}  # whose modules have their own places
 
 
 def imports(path: Path) -> set[str]:
@@ -272,3 +284,10 @@ def test_a_server_is_there_before_torch_is() -> None:
         "Learner(Settings(), at_once=False)\nsys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", server], cwd=ROOT, check=False).returncode == 0
+
+
+def test_processes_that_read_scans_start_without_networks_label_studio_and_torch() -> None:
+    heavy = ("torch", "label_studio_sdk", "sklearn", "highdicom", "typer", "fastapi", "sqlalchemy")
+    program = f"import sys, backend.intake.work; print([name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]", found.stdout + found.stderr
