@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ Thing = TypeVar("Thing")
 
 FILES = 32  # looked at by a process at once
 SLICES = 24  # made by a process at once, where scans are small
+LOT = 200  # tasks made at once, at least; in large imports a quarter of the files, at most what the delivery takes
 CRASHED = "its decoder crashed the process that read it."
 
 
@@ -123,18 +125,12 @@ def run(request: Request, studio: Studio, workers: Workers, show: Show) -> Tally
             raise ProjectBusy(f"Another import into project {request.project} is running. Wait until it has ended.")
         files = walk(request.paths, spare=[request.spool, *([request.local] if request.local is not None else [])])
         first = next(files, None)  # a path that does not exist is said before anything else is done
-        page = studio.project(request.project)
-        config = LabelConfig.from_parsed(page.parsed_config, request.project)
         held = Holdings(studio, request.project)
-        held.look()
         file = request.identities
         if request.dry_run and not file.exists():
             file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / file.name
         identities = stack.enter_context(Identities(file))
-        _same_file(identities, held, request)
-        intake = _Intake(request, workers, identities, held, show)
-        if not request.dry_run:
-            intake.deliver_to(_delivery(request, studio, held), config.image_key)
+        intake = _Intake(request, studio, workers, identities, held, show)
         began = time.monotonic()
         try:
             intake.run(path for path in (first, *files) if path is not None)
@@ -166,8 +162,17 @@ def _delivery(request: Request, studio: Studio, held: Holdings) -> Delivery:
 
 
 class _Intake:
-    def __init__(self, request: Request, workers: Workers, identities: Identities, held: Holdings, show: Show) -> None:
+    def __init__(
+        self,
+        request: Request,
+        studio: Studio,
+        workers: Workers,
+        identities: Identities,
+        held: Holdings,
+        show: Show,
+    ) -> None:
         self.request = request
+        self.studio = studio
         self.workers = workers
         self.identities = identities
         self.held = held
@@ -176,18 +181,28 @@ class _Intake:
         self._delivery: Delivery | None = None
         self._image_key = ""
         self._ready: list[tuple[Path, dict[str, Any]]] = []
-        self._bytes = 0
+        self._lot = LOT
         self._seen: set[str] = set()
 
-    def deliver_to(self, delivery: Delivery, image_key: str) -> None:
-        self._delivery, self._image_key = delivery, image_key
+    def _prepare(self) -> None:
+        """All that Label Studio is asked before the first scan."""
+        page = self.studio.project(self.request.project)
+        self._image_key = LabelConfig.from_parsed(page.parsed_config, self.request.project).image_key
+        self.held.look()
+        _same_file(self.identities, self.held, self.request)
+        if not self.request.dry_run:
+            self._delivery = _delivery(self.request, self.studio, self.held)
 
     def close(self) -> None:
         if self._delivery is not None:
             self._delivery.close()
 
     def run(self, files: Iterable[Path]) -> None:
-        sources = deque(self._sources(files))
+        with ThreadPoolExecutor(1) as beside:  # while files are looked at
+            prepared = beside.submit(self._prepare)
+            sources = deque(self._sources(files, prepared))
+            prepared.result()
+        self._lot = max(LOT, self.tally.files // 4)
         self.show.begin(sum(len(asked.source.files) for asked in sources))
         if self._delivery is None:
             for scan in self._scans(sources):
@@ -202,7 +217,7 @@ class _Intake:
 
     # -- what there is ----------------------------------------------------------------------
 
-    def _sources(self, files: Iterable[Path]) -> list[Asked]:
+    def _sources(self, files: Iterable[Path], prepared: Future[None]) -> list[Asked]:
         facts: list[FileFacts] = []
         shared: dict[Any, Any] = {}
         for paths, found in self.workers.each(look, _in_lots(files, FILES), list, ahead=4 * self.workers.jobs):
@@ -215,6 +230,8 @@ class _Intake:
                     self.tally.others += 1
                 else:
                     facts.append(_slim(one, shared))
+            if prepared.done():
+                prepared.result()  # what is wrong is said now
             self.tally.files += len(paths)
             self.show.looked(self.tally.files)
         known = {one.path: one for one in facts}
@@ -355,10 +372,11 @@ class _Intake:
     def _send(self, *, all: bool) -> None:
         assert self._delivery is not None
         batch = self._delivery.batch
-        while self._ready and (all or len(self._ready) >= batch.files):
+        number = min(batch.files, self._lot)
+        while self._ready and (all or len(self._ready) >= number):
             lot: list[tuple[Path, dict[str, Any]]] = []
             size = 0
-            for file, row in self._ready[: batch.files]:
+            for file, row in self._ready[:number]:
                 size += file.stat().st_size
                 if lot and size > batch.size:
                     break
