@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,7 +128,7 @@ def open_embedder(name: str, *, weights_dir: Path | None, device: str, download:
     return OPENERS[kind](model, place)
 
 
-class _Batched:
+class _Batched(ABC):
     """`embed` for whoever can prepare and embed_prepared."""
 
     name: str
@@ -137,11 +138,11 @@ class _Batched:
     def batch(self) -> int:
         return BATCH
 
-    def prepare(self, image: Uint8Image) -> Prepared:
-        raise NotImplementedError
+    @abstractmethod
+    def prepare(self, image: Uint8Image) -> Prepared: ...
 
-    def embed_prepared(self, prepared: Sequence[Prepared]) -> NDArray[np.float32]:
-        raise NotImplementedError
+    @abstractmethod
+    def embed_prepared(self, prepared: Sequence[Prepared]) -> NDArray[np.float32]: ...
 
     def embed(self, images: Sequence[Uint8Image]) -> NDArray[np.float32]:
         for number, image in enumerate(images):

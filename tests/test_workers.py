@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -105,5 +106,10 @@ def worker_of(keeper: int) -> int:
     children = [
         pid for task in Path(f"/proc/{keeper}/task").iterdir() for pid in (task / "children").read_text().split()
     ]
-    assert len(children) == 1
-    return int(children[0])
+    workers = []
+    for pid in children:  # among helpers of a moment, such as the ldconfig that a library asks while it is loaded
+        with contextlib.suppress(OSError):
+            if b"\0worker\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                workers.append(pid)
+    assert len(workers) == 1
+    return int(workers[0])
