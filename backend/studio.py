@@ -559,6 +559,10 @@ class Studio:
 
     # -- importing --------------------------------------------------------------------------
 
+    def task_count(self, project: int) -> int:
+        """How many tasks the project has; the cheapest question of all."""
+        return int(self._call("GET", f"/api/projects/{project}/", params={"include": "id,task_number"})["task_number"])
+
     def task_data(self, project: int, after: int = 0) -> Iterator[tuple[int, Mapping[str, Any], int]]:
         """Task number, data and how many annotations and skips, of every task numbered above `after`; ascending."""
         query = _filters(("id", "greater", "Number", after)) if after else {}

@@ -54,7 +54,7 @@ def read(source: Source, *, time: int | None = None) -> Volume:
 
 def _load(path: Path) -> tuple[Dataset, FileFacts]:
     header = dicom.load(path, pixels=True)
-    facts = dicom.facts(path, header, marks=False)
+    facts = dicom.facts(path, header, placed_only=True)
     if facts is None:
         raise UnreadableFile(path, dicom.REPLACED)
     return header, facts

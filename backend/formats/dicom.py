@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -164,9 +165,11 @@ def sniff(path: Path, *, certain: bool) -> FileFacts | None:
         return None
 
 
-def facts(path: Path, header: Dataset, *, marks: bool = True) -> FileFacts | None:
-    """What `header` says, `marks` only where wanted; None where it holds no picture. Raises UnreadableFile on sizes
-    that cannot be."""
+def facts(path: Path, header: Dataset, *, placed_only: bool = False) -> FileFacts | None:
+    """What `header` says; None where it holds no picture. Raises UnreadableFile on sizes that cannot be.
+
+    placed_only  just size and geometry, for a file whose other facts are known
+    """
     kind = text(header, "SOPClassUID") or text(getattr(header, "file_meta", Dataset()), "MediaStorageSOPClassUID")
     if kind in _NO_PICTURE:
         return None
@@ -178,19 +181,10 @@ def facts(path: Path, header: Dataset, *, marks: bool = True) -> FileFacts | Non
     if rows < 1 or columns < 1:
         raise UnreadableFile(path, f"says that it has {rows} rows and {columns} columns; export it again")
     orientation, position = directions(header), numbers(header, "ImagePositionPatient", 3)
-    placed = bool(orientation and position)
-    modality = text(header, "Modality").upper()
-    stackable = placed or (modality not in _NEVER_STACKED and modality != "")
-    number = whole(header, "InstanceNumber")
-    return FileFacts(
+    geometry = FileFacts(
         path,
         "dicom",
-        series=text(header, "SeriesInstanceUID"),
-        instance=text(header, "SOPInstanceUID"),
-        place=float(np.dot(normal(orientation), position)) if placed else float(number),
         frames=max(1, whole(header, "NumberOfFrames")),
-        placed=placed,
-        stackable=stackable,
         rows=rows,
         columns=columns,
         colour=whole(header, "SamplesPerPixel") > 1 or text(header, "PhotometricInterpretation") == "PALETTE COLOR",
@@ -198,9 +192,23 @@ def facts(path: Path, header: Dataset, *, marks: bool = True) -> FileFacts | Non
         position=position,
         spacing=spacing(header),
         thickness=thickness(header),
+    )
+    if placed_only:
+        return geometry
+    placed = bool(orientation and position)
+    modality = text(header, "Modality").upper()
+    stackable = placed or (modality not in _NEVER_STACKED and modality != "")
+    number = whole(header, "InstanceNumber")
+    return replace(
+        geometry,
+        series=text(header, "SeriesInstanceUID"),
+        instance=text(header, "SOPInstanceUID"),
+        place=float(np.dot(normal(orientation), position)) if placed else float(number),
+        placed=placed,
+        stackable=stackable,
         frame=text(header, "FrameOfReferenceUID"),
         number=number,
-        marks=tuple(text(header, keyword) for keyword in _MARKS) if marks else (),
+        marks=tuple(text(header, keyword) for keyword in _MARKS),
         burnt_in=yes_or_no(header),
         size=path.stat().st_size,
     )
@@ -310,16 +318,16 @@ def directions(header: Dataset) -> tuple[float, ...]:
     found = numbers(header, "ImageOrientationPatient", 6)
     if not found:
         return ()
-    along_row, along_column = np.array(found[:3]), np.array(found[3:])
-    lengths = np.linalg.norm(along_row), np.linalg.norm(along_column)
-    skew = abs(float(np.dot(along_row, along_column)))
+    along_row, along_column = found[:3], found[3:]
+    lengths = math.hypot(*along_row), math.hypot(*along_column)
+    skew = abs(sum(a * b for a, b in zip(along_row, along_column, strict=True)))
     return found if all(abs(length - 1) < 0.01 for length in lengths) and skew < 0.01 else ()
 
 
 def normal(orientation: tuple[float, ...]) -> tuple[float, float, float]:
     """Of a slice: the direction in which later slices lie, LPS."""
-    x, y, z = np.cross(orientation[:3], orientation[3:])
-    return float(x), float(y), float(z)
+    (a, b, c), (d, e, f) = orientation[:3], orientation[3:]
+    return b * f - c * e, c * d - a * f, a * e - b * d
 
 
 def spacing(header: Dataset) -> tuple[float, ...]:

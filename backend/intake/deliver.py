@@ -166,10 +166,8 @@ class LocalFiles:
         return self._own / scan
 
     def addresses(self, files: Sequence[Path]) -> list[str]:
-        found = []
-        for file in files:
-            relative = (self._relative / file.relative_to(self._own).as_posix()).as_posix()
-            found.append(self._studio.local_address(quote(relative)))
+        base = quote(self._relative.as_posix())
+        found = [self._studio.local_address(f"{base}/{file.parent.name}/{file.name}") for file in files]
         if files and not self._proven:
             self._prove(files[0], found[0])
         return found

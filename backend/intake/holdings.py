@@ -45,7 +45,7 @@ class Holdings:
 
     def look(self) -> None:
         """Ask for the tasks that are not known yet. Of a slice that we have just added, a second one is removed."""
-        self._tasks = self._studio.project(self._project).tasks
+        self._tasks = self._studio.task_count(self._project)
         last, superfluous = self._last, []
         for task, data, touched in self._studio.task_data(self._project, after=self._last):
             last = max(last, task)
@@ -71,7 +71,7 @@ class Holdings:
 
     def look_again(self) -> None:
         """Look, unless the number of tasks is the one we know."""
-        if self._studio.project(self._project).tasks != self._tasks:
+        if self._studio.task_count(self._project) != self._tasks:
             self.look()
 
     def scans(self) -> Iterator[str]:
@@ -131,7 +131,7 @@ class Holdings:
         while same < SETTLED:
             time.sleep(PAUSE)
             try:
-                now = self._studio.project(self._project).tasks
+                now = self._studio.task_count(self._project)
             except StudioUnavailable as silent:
                 if time.monotonic() > until:
                     raise silent from error
