@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +183,11 @@ def geometry(rows: int, columns: int, frames: Sequence[Frame]) -> Geometry:
     return Geometry(shape, affine, spacing, regular, 2, codes(affine), as_stored=True)
 
 
+def _neighbours(values: Sequence[tuple[float, ...]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    found = np.array(values)
+    return found[:-1], found[1:]
+
+
 def _step(
     frames: Sequence[Frame], positions: NDArray[np.float64], towards: NDArray[np.float64]
 ) -> tuple[bool, NDArray[np.float64]]:
@@ -198,8 +202,8 @@ def _step(
         length > APART
         and float(np.abs(off).max()) <= UNEVEN * length
         and float(np.linalg.norm(np.cross(towards, step))) <= TILT * length
-        and all(np.allclose(a.orientation, b.orientation, rtol=0, atol=PARALLEL) for a, b in pairwise(frames))
-        and all(len(f.spacing) == len(frames[0].spacing) for f in frames)
-        and all(np.allclose(f.spacing, frames[0].spacing, rtol=1e-3, atol=0) for f in frames)
+        and bool(np.allclose(*_neighbours([frame.orientation for frame in frames]), rtol=0, atol=PARALLEL))
+        and all(len(frame.spacing) == len(frames[0].spacing) for frame in frames)
+        and bool(np.allclose([frame.spacing for frame in frames], frames[0].spacing, rtol=1e-3, atol=0))
     )
     return regular, step

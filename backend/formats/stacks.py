@@ -60,7 +60,7 @@ def _parallel(files: Sequence[FileFacts]) -> list[list[FileFacts]]:
     for fact in files:
         for part in parts:
             ours, theirs = part[0].orientation, fact.orientation
-            if len(ours) == len(theirs) and np.allclose(ours, theirs, rtol=0, atol=ALIKE):
+            if ours == theirs or (len(ours) == len(theirs) and np.allclose(ours, theirs, rtol=0, atol=ALIKE)):
                 part.append(fact)
                 break
         else:

@@ -37,12 +37,17 @@ def _below(path: Path, seen: set[tuple[int, int]], avoided: set[tuple[int, int]]
         yield path
         return
     try:
-        names = sorted(entry.name for entry in os.scandir(path) if not entry.name.startswith("."))
+        entries = sorted((e for e in os.scandir(path) if not e.name.startswith(".")), key=lambda entry: entry.name)
     except OSError:
         yield path
         return
-    for name in names:
-        yield from _below(path / name, seen, avoided)
+    for entry in entries:
+        if not entry.is_file(follow_symlinks=False):
+            yield from _below(path / entry.name, seen, avoided)
+            continue
+        if (place[0], entry.inode()) not in seen:
+            seen.add((place[0], entry.inode()))
+            yield path / entry.name
 
 
 def _place(path: Path) -> tuple[int, int] | None:

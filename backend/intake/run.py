@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -219,7 +219,6 @@ class _Intake:
 
     def _sources(self, files: Iterable[Path], prepared: Future[None]) -> list[Asked]:
         facts: list[FileFacts] = []
-        shared: dict[Any, Any] = {}
         for paths, found in self.workers.each(look, _in_lots(files, FILES), list, ahead=4 * self.workers.jobs):
             if isinstance(found, Crashed):
                 found = [self._alone(look, path, path) for path in paths]
@@ -229,7 +228,7 @@ class _Intake:
                 elif one is None:
                     self.tally.others += 1
                 else:
-                    facts.append(_slim(one, shared))
+                    facts.append(one)
             if prepared.done():
                 prepared.result()  # what is wrong is said now
             self.tally.files += len(paths)
@@ -390,12 +389,6 @@ class _Intake:
             self.tally.there += len(rows) - made
             del self._ready[: len(lot)]
             self.show.advance(0, self.tally.made)
-
-
-def _slim(facts: FileFacts, shared: dict[Any, Any]) -> FileFacts:
-    """The same; what the files of a series have in common is held once."""
-    common = ("series", "frame", "orientation", "spacing", "marks")
-    return replace(facts, **{name: shared.setdefault(v, v) for name in common for v in [getattr(facts, name)]})
 
 
 def _each_once(things: deque[Thing]) -> Iterator[Thing]:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -134,7 +135,14 @@ class Made:
 
 def look(paths: Sequence[Path]) -> list[FileFacts | Trouble | None]:
     """For each file its facts, None when it is no picture, or what is wrong with it."""
-    return [_look(path) for path in paths]
+    shared: dict[Any, Any] = {}
+    return [_slim(one, shared) if isinstance(one, FileFacts) else one for one in map(_look, paths)]
+
+
+def _slim(facts: FileFacts, shared: dict[Any, Any]) -> FileFacts:
+    """The same; what files have in common is one object, which is sent to the main process, and held there, once."""
+    common = ("kind", "series", "frame", "orientation", "spacing", "marks")
+    return replace(facts, **{name: shared.setdefault(v, v) for name in common for v in [getattr(facts, name)]})
 
 
 def _look(path: Path) -> FileFacts | Trouble | None:
