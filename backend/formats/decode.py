@@ -164,7 +164,8 @@ def _limit(path: Path, facts: FileFacts, count: int) -> None:
 def _decode(path: Path, header: Dataset, index: int | None) -> NDArray[Any]:
     """One frame (rows, columns[, 3]), or with None all of a multi-frame file. May be read-only."""
     syntax = header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
-    pixels = next((k for k in _PIXELS if k in header and header[k].value), None)
+    with dicom.reported(path):
+        pixels = next((k for k in _PIXELS if k in header and header[k].value), None)
     if pixels is None:
         raise UnreadableFile(path, "has a header and no pixels; export it again, with them")
     with dicom.reported(path):
