@@ -20,7 +20,7 @@ from service import Lab, Service
 
 from backend.demo.annotator import Annotator, from_result
 from backend.demo.label_studio import LabelStudio
-from backend.project import fingerprint
+from backend.project import fingerprint, round_of
 from backend.store import Store
 
 pytestmark = [pytest.mark.label_studio, pytest.mark.browser]
@@ -211,13 +211,19 @@ def _lasso(visitor: Visitor, lab: Lab, service: Service, found: dict[str, Any]) 
 
 
 def _with_models(visitor: Visitor, lab: Lab, service: Service, found: dict[str, Any]) -> None:
+    def published(models: int) -> Callable[[dict[str, Any]], bool]:
+        """Whether so many were trained, and the round of the last one is open."""
+
+        def is_so(status: dict[str, Any]) -> bool:
+            trained = found["store"].models(lab.project)
+            return len(trained) >= models and status["round"] >= (round_of(trained[-1]["version"]) or 0)
+
+        return is_so
+
     lab.label(COLD)
-    _settled(lab, service, lambda s: s["model"] is not None)
+    _settled(lab, service, published(1))
     lab.label(ROUND)
-    active = service.status(lab.project)["model"]
-    status = _settled(lab, service, lambda s: s["model"] not in (None, active) or s["labelled"] < COLD + ROUND)
-    found["status"] = _settled(lab, service, lambda s: s["shown"] is not None and s["labelled"] == COLD + ROUND)
-    assert status["model"]
+    found["status"] = _settled(lab, service, published(2))
     page = visitor.open("queue")
     pictures = page.locator("ol.cards img")
     pictures.first.wait_for()
