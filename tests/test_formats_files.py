@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backend.formats import Source, UnreadableFile, Volume, Window, cut, group, read, read_geometry, read_header, sniff
+from backend.formats import Source, UnreadableFile, Volume, Window, cut, group, read, read_geometry, sniff
 
 RNG = np.random.default_rng(4)
 AFFINE = np.diag([-1.0, -1.5, 3.0, 1.0])
@@ -145,15 +145,6 @@ def test_complex_numbers_are_refused(tmp_path: Path) -> None:
         sniff(tmp_path / "a.nii")
 
 
-def test_texts_of_a_nifti_header_are_told(tmp_path: Path) -> None:
-    image = nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), AFFINE)
-    image.header["descrip"] = b"Potter Harry"
-    image.header["db_name"] = b"4711"
-    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Granger Hermione"))
-    nib.save(image, tmp_path / "a.nii.gz")
-    assert set(read_header(source(tmp_path / "a.nii.gz")).texts) == {"Potter Harry", "4711", "Granger Hermione"}
-
-
 def test_the_real_volumes_are_what_nibabel_says(shared: Path) -> None:
     for path in sorted((shared / "data" / "msd_hippocampus" / "images").glob("*.nii.gz"))[:5]:
         image = nib.load(path)
@@ -231,18 +222,3 @@ def test_transparency_palette_and_one_bit(tmp_path: Path) -> None:
     assert picture(one(tmp_path / "b.png")).shape[:2] == (4, 5)
     Image.new("1", (5, 4), 1).save(tmp_path / "c.png")
     assert (picture(one(tmp_path / "c.png")) == 255).all()
-
-
-def test_texts_of_pictures_are_told(tmp_path: Path) -> None:
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    info.add_text("Author", "Potter Harry")
-    Image.new("L", (5, 4)).save(tmp_path / "a.png", pnginfo=info)
-    assert "Potter Harry" in read_header(source(tmp_path / "a.png")).texts
-    exif = Image.Exif()
-    exif[0x010E] = "Granger Hermione"
-    Image.new("L", (5, 4)).save(tmp_path / "a.jpg", exif=exif)
-    assert "Granger Hermione" in read_header(source(tmp_path / "a.jpg")).texts
-    Image.new("L", (5, 4)).save(tmp_path / "a.tif", tiffinfo={270: "Weasley Ron"})
-    assert "Weasley Ron" in read_header(source(tmp_path / "a.tif")).texts

@@ -56,7 +56,13 @@ _TAGS: list[BaseTag | int] = [
         *("SpacingBetweenSlices", "EstimatedRadiographicMagnificationFactor", *_MARKS),
     )
 ]
-_LAST = max(_TAGS)
+_WHO: list[BaseTag | int] = [
+    Tag(keyword)
+    for keyword in (
+        *("SpecificCharacterSet", "Modality", "PatientID", "InstitutionName", "StudyInstanceUID"),
+        "BurnedInAnnotation",
+    )
+]
 # Have pixels but are no pictures of a patient: segmentations, doses, maps of real-world values are results.
 _NO_PICTURE = {
     "1.2.840.10008.1.3.10",  # Media Storage Directory
@@ -66,30 +72,9 @@ _NO_PICTURE = {
     "1.2.840.10008.5.1.4.1.1.481.2",  # RT Dose
 }
 _NEVER_STACKED = {
-    *(
-        "CR",
-        "DX",
-        "MG",
-        "US",
-        "XA",
-        "RF",
-        "SC",
-        "OT",
-        "ES",
-        "XC",
-        "IO",
-        "PX",
-        "OP",
-        "GM",
-        "SM",
-        "IVUS",
-        "RG",
-        "RTIMAGE",
-    ),
-    *("DG", "TG", "HD", "ECG", "OPT", "OCT"),
+    *("CR", "DX", "MG", "US", "XA", "RF", "SC", "OT", "ES", "XC", "IO", "PX", "OP", "GM", "SM", "IVUS", "RG"),
+    *("RTIMAGE", "DG", "TG", "HD", "ECG", "OPT", "OCT"),
 }
-_TEXT = {"PN", "LO", "SH", "LT", "ST", "UT", "UC", "DA", "DT", "TM", "AE", "UI", "UR", "AS", "IS", "UN", "OB"}
-_NAMELESS = "1.2.840.10008."  # UIDs that DICOM itself gives out name nobody
 
 
 @contextmanager
@@ -116,12 +101,13 @@ def load(path: Path, *, pixels: bool = False) -> Dataset:
         return pydicom.dcmread(file, force=True, stop_before_pixels=not pixels)
 
 
-def _load_facts(path: Path) -> Dataset:
-    """Only the elements of _TAGS. Raises UnreadableFile."""
+def _load_some(path: Path, tags: list[BaseTag | int]) -> Dataset:
+    """Only these elements. Raises UnreadableFile."""
+    last = max(tags)
     with reported(path), path.open("rb") as file:
         _refuse_bombs(path, file)
         # Vendors put hundreds of private elements between the last of ours and the pixels.
-        return read_partial(file, lambda tag, vr, length: tag > _LAST, force=True, specific_tags=_TAGS)
+        return read_partial(file, lambda tag, vr, length: tag > last, force=True, specific_tags=tags)
 
 
 def _refuse_bombs(path: Path, file: BinaryIO) -> None:
@@ -158,7 +144,7 @@ def sniff(path: Path, *, certain: bool) -> FileFacts | None:
     certain  the file says that it is DICOM; else nothing but its first bytes do, and None when they mean nothing
     """
     try:
-        return facts(path, _load_facts(path))
+        return facts(path, _load_some(path, _TAGS))
     except UnreadableFile:
         if certain:
             raise
@@ -215,42 +201,16 @@ def facts(path: Path, header: Dataset, *, placed_only: bool = False) -> FileFact
 
 
 def read_header(path: Path) -> Header:
-    """Everything a header says about patient and place. Private."""
-    header = load(path)
+    """Who and where, and no more than an import needs. Private."""
+    header = _load_some(path, _WHO)
     with reported(path):
         return Header(
             modality=text(header, "Modality"),
             patient_id=text(header, "PatientID"),
-            patient_name=text(header, "PatientName"),
-            birth_date=text(header, "PatientBirthDate"),
-            accession=text(header, "AccessionNumber"),
             institution=text(header, "InstitutionName"),
-            station=text(header, "StationName"),
             study=text(header, "StudyInstanceUID"),
-            series_description=text(header, "SeriesDescription"),
             burnt_in=yes_or_no(header),
-            texts=tuple(dict.fromkeys(found for found in _texts(header) if found)),
         )
-
-
-def _texts(header: Dataset) -> Iterator[str]:
-    for element in header:
-        if element.VR == "SQ":
-            for item in element.value:
-                yield from _texts(item)
-        elif element.VR in _TEXT and element.value is not None:
-            values = (
-                element.value
-                if isinstance(element.value, (list, tuple, pydicom.multival.MultiValue))
-                else [element.value]
-            )
-            for value in values:
-                if isinstance(value, bytes):
-                    found = value[:4096].decode("utf-8", "ignore").strip("\0 ")
-                    if found.isprintable():
-                        yield found
-                elif not (element.VR == "UI" and str(value).startswith(_NAMELESS)):
-                    yield str(value).strip("\0 ")
 
 
 _tag = cache(Tag)

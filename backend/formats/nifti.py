@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from backend.errors import UnreadableFile
 from backend.formats import frames
 from backend.formats.geometry import Geometry, codes
-from backend.formats.source import FileFacts, Header, Source
+from backend.formats.source import FileFacts, Source
 from backend.formats.volume import MAX_VOXELS, Volume
 from backend.formats.window import Window
 
@@ -128,21 +128,6 @@ def sniff(path: Path) -> FileFacts:
     image = load(path)
     shape = (*_shape(image), 1)
     return FileFacts(path, "nifti", frames=times(image.shape), rows=shape[1], columns=shape[0])
-
-
-def read_header(path: Path) -> Header:
-    image = load(path)
-    found: list[str] = []
-    with reported(path):
-        header = image.header
-        for name in ("db_name", "descrip", "aux_file", "intent_name"):
-            if name in header:
-                found.append(bytes(header[name]).decode("latin-1").strip("\0 "))
-        for extension in getattr(header, "extensions", ()):
-            content = extension.get_content()
-            raw = content if isinstance(content, bytes) else str(content).encode()
-            found += [piece.strip("\0 ") for piece in raw[:1_000_000].decode("utf-8", "ignore").split("\n")]
-    return Header(texts=tuple(dict.fromkeys(text for text in found if text)))
 
 
 def read_geometry(source: Source, *, time: int | None = None) -> Geometry:

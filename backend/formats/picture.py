@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from backend.errors import ScanqueueError, UnreadableFile
 from backend.formats.frames import Frame, choose_volume, geometry
 from backend.formats.geometry import Geometry
-from backend.formats.source import FileFacts, Header, Source
+from backend.formats.source import FileFacts, Source
 from backend.formats.volume import MAX_VOXELS, Volume
 from backend.pixels import decode_image
 
@@ -117,23 +117,6 @@ def sniff(path: Path) -> FileFacts:
         rows, columns = _size(path, image, pages)
         colour = image.mode not in ("1", "L") and image.mode not in _DEEP
         return FileFacts(path, "image", frames=len(pages), rows=rows, columns=columns, colour=colour)
-
-
-def read_header(path: Path) -> Header:
-    found: list[str] = []
-    with _opened(path) as image:
-        values: list[Any] = [value for key, value in image.info.items() if key not in ("icc_profile", "exif")]
-        if image.format == "TIFF":
-            values += list(image.tag_v2.values())  # type: ignore[attr-defined]
-        exif = image.getexif()
-        for tags in (exif, exif.get_ifd(0x8769), exif.get_ifd(0x8825)):
-            values += list(tags.values())
-        for value in values:
-            if isinstance(value, bytes):
-                value = value[:4096].decode("utf-8", "ignore")
-            if isinstance(value, str) and value.strip("\0 ") and value.strip("\0 ").isprintable():
-                found.append(value.strip("\0 "))
-    return Header(texts=tuple(dict.fromkeys(found)))
 
 
 def read_geometry(source: Source, *, time: int | None = None) -> Geometry:

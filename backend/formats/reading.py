@@ -66,12 +66,10 @@ def group(facts: Iterable[FileFacts]) -> list[Source]:
 
 def read_header(source: Source) -> Header:
     """What the source says about itself and its patient. Raises UnreadableFile."""
-    if source.kind == "dicom":
-        header = dicom.read_header(source.files[0])
-        return replace(header, burnt_in=source.burnt_in or header.burnt_in)
-    if source.kind == "nifti":
-        return nifti.read_header(source.files[0])
-    return picture.read_header(source.files[0])
+    if source.kind != "dicom":
+        return Header()
+    header = dicom.read_header(source.files[0])
+    return replace(header, burnt_in=source.burnt_in or header.burnt_in)
 
 
 def read_geometry(source: Source, *, time: int | None = None) -> Geometry:

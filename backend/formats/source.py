@@ -92,27 +92,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Header:
-    """What a source says about itself. PRIVATE: never logged, never sent anywhere.
+    """What a source says about itself that an import needs. PRIVATE: never logged, never sent anywhere.
 
-    Of a series, the header of its first file. Texts are "" where there are none (all of NIfTI and plain pictures
-    except `texts`).
+    Of a series, the header of its first file. "" where it says nothing, as NIfTI and plain pictures do.
 
-    modality    "CT", "MR", ...
-    birth_date  as DICOM writes it, YYYYMMDD
-    study       StudyInstanceUID
-    burnt_in    BurnedInAnnotation: "YES", "NO" or ""
-    texts       every name, text, date and identifier of the header, nested and private ones too, stripped, each
-                once: what a test that hunts for leaks looks for
+    modality  "CT", "MR", ...
+    study     StudyInstanceUID
+    burnt_in  BurnedInAnnotation: "YES", "NO" or ""
     """
 
     modality: str = ""
     patient_id: str = ""
-    patient_name: str = ""
-    birth_date: str = ""
-    accession: str = ""
     institution: str = ""
-    station: str = ""
     study: str = ""
-    series_description: str = ""
     burnt_in: str = ""
-    texts: tuple[str, ...] = ()

@@ -164,15 +164,7 @@ def _identify(asked: Asked) -> Found | Trouble:
     try:
         geometry, time = (asked.geometry, None) if asked.geometry is not None else _geometry(source, asked.time)
         cut(geometry, asked.axis)
-        held = read_header(source)
-        header = Header(
-            modality=held.modality,
-            patient_id=held.patient_id,
-            institution=held.institution,
-            study=held.study,
-            burnt_in=source.burnt_in or held.burnt_in,
-        )
-        return Found(source, digest(source), geometry, header, time)
+        return Found(source, digest(source), geometry, read_header(source), time)
     except Exception as error:
         return _trouble(source.files[0], error)
 
