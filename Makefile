@@ -5,6 +5,9 @@ LABELS ?=
 PORT ?=
 LABEL ?=
 
+# where this is set, each of the many processes of a test would compile torch anew: 15 s instead of 5
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo lint test test-all check audit clean
 
 help:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("scanqueue")
 
 NICE = 10  # how far the worker steps back behind the server and Label Studio
-LOOK_FOR_MODELS = 15.0  # seconds between looks whether there is a model to draw with
+LOOK_FOR_LABELS = 15.0  # seconds between looks whether there will soon be a model to draw with
 SHUTDOWN = 10  # seconds that requests under way are given when the server ends
 
 
@@ -162,13 +162,13 @@ def run_server(settings: Settings, *, worker: bool) -> None:
 
 
 def _load_ahead(learner: Learner, store: Store, stopping: threading.Event) -> None:
-    """As soon as there is a model, load what draws with it: before somebody waits for a mask."""
+    """As soon as somebody labels, load what will draw masks: before the first model is there and somebody waits."""
     while not stopping.is_set():
         with suppress(ScanqueueError):  # the records cannot be read just now
-            if store.checkpoints():
+            if store.has_labels() or store.checkpoints():
                 learner.load()
                 return
-        stopping.wait(LOOK_FOR_MODELS)
+        stopping.wait(LOOK_FOR_LABELS)
 
 
 def _keep_worker(settings: Settings, stopping: threading.Event, alive: Path | None = None) -> None:

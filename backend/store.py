@@ -646,6 +646,10 @@ class Store:
         (row,) = self.rows(select(func.count().label("scans"), *named).where(scan_table.c.project == project))
         return {name: int(row[name]) for name in ("scans", *has)}
 
+    def has_labels(self) -> bool:
+        """Whether a scan of any project has an annotation."""
+        return bool(self.rows(select(scan_table.c.task).where(scan_table.c.annotated > 0).limit(1)))
+
     def problems(self, project: int) -> list[tuple[int, str]]:
         """(task, what is wrong) of the scans that cannot be read."""
         here = (scan_table.c.project == project, scan_table.c.problem != "")
