@@ -54,8 +54,8 @@ def main() -> None:
     gpu = given.device != "cpu" and torch.cuda.is_available()
     many = 20 if gpu else 1
     plan = {
-        "mobilenetv2_100": (many * (64 if given.quick else 512), 3 if given.quick else 7),
-        "vit_base_patch16_224": (many * (16 if given.quick else 96), 2 if given.quick else 5),
+        "mobilenetv2_100": (many * (64 if given.quick else 256), 3 if given.quick else 7),
+        "vit_base_patch16_224": (many * (16 if given.quick else 48), 2 if given.quick else 5),
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
