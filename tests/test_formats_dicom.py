@@ -24,6 +24,7 @@ from backend.formats import (
     Window,
     choose_window,
     cut,
+    dicom,
     group,
     read,
     read_geometry,
@@ -389,6 +390,25 @@ def test_pydicoms_own_files_are_read_as_pydicom_reads_them(name: str) -> None:
     if header.SamplesPerPixel == 1:
         expected = apply_modality_lut(expected[..., 0], header)
     assert (picture(volume) == expected[0]).all()
+
+
+def test_fields_have_the_values_that_pydicom_gives_them() -> None:
+    asked = 0
+    for path in sorted(Path(str(get_testdata_file("MR_small.dcm"))).parent.glob("*.dcm")):
+        try:
+            ours, theirs = dicom.load(path), dicom.load(path)
+        except UnreadableFile:
+            continue
+        for field in [field for field in theirs if field.VR in ("UI", "CS", "TM", "US", "DS") and field.keyword]:
+            parts = [] if field.is_empty else list(field.value) if field.VM > 1 else [field.value]
+            keyword, asked = field.keyword, asked + 1
+            assert dicom.text(ours, keyword) == "\\".join(map(str, parts)).strip("\0 "), (path.name, keyword)
+            if field.VR in ("US", "DS"):
+                assert dicom.numbers(ours, keyword, len(parts)) == tuple(map(float, parts)), (
+                    path.name,
+                    keyword,
+                )
+    assert asked > 500
 
 
 def test_jpeg_of_12_bits_is_read() -> None:

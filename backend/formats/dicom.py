@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pydicom
 from pydicom import Dataset, config
+from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
@@ -103,11 +104,11 @@ def load(path: Path, *, pixels: bool = False) -> Dataset:
 
 def _load_some(path: Path, tags: list[BaseTag | int]) -> Dataset:
     """Only these elements. Raises UnreadableFile."""
-    last = max(tags)
+    before = int(max(tags)).__lt__  # of int: that of BaseTag is not as fast, and asked of every element
     with reported(path), path.open("rb") as file:
         _refuse_bombs(path, file)
         # Vendors put hundreds of private elements between the last of ours and the pixels.
-        return read_partial(file, lambda tag, vr, length: tag > last, force=True, specific_tags=tags)
+        return read_partial(file, lambda tag, vr, length: before(tag), force=True, specific_tags=tags)
 
 
 def _refuse_bombs(path: Path, file: BinaryIO) -> None:
@@ -214,14 +215,36 @@ def read_header(path: Path) -> Header:
 
 
 _tag = cache(Tag)
+_ASCII = ("UI", "CS", "DS", "TM")  # whatever the character set; not IS: pydicom refuses those with a fraction
 
 
 def _value(header: Dataset, keyword: str) -> Any:
-    """The value of a field, None where there is none: `header.get(keyword)`, which takes three times as long."""
+    """The value of a field, None where there is none: `header.get(keyword)`, which takes many times as long.
+
+    A number that is written as text may come as that text.
+    """
+    tag = _tag(keyword)
     try:
-        return header[_tag(keyword)].value
+        raw = header.get_item(tag)
     except KeyError:
         return None
+    plain = _plain(raw) if isinstance(raw, RawDataElement) else None
+    return header[tag].value if plain is None else plain
+
+
+def _plain(raw: RawDataElement) -> Any:
+    """Of an element as it lies in the file what is easily read, else None: it is left to pydicom."""
+    value = raw.value
+    if not value:
+        return None
+    if raw.VR == "US" and len(value) == 2:
+        return int.from_bytes(value, "little" if raw.is_little_endian else "big")
+    if raw.VR in _ASCII and value.isascii():
+        if b"\\" not in value:
+            return value.decode("ascii").strip("\0 ")
+        if raw.VR == "DS":
+            return value.decode("ascii").strip("\0 ").split("\\")
+    return None
 
 
 def text(header: Dataset, keyword: str) -> str:
