@@ -382,6 +382,8 @@ def weights_verify(
     from backend.weights import WEIGHTS, verify, weights_called
 
     folder = _weights_dir(weights_dir)
+    if not folder.is_dir():
+        raise BadSetting(f"There is no folder {folder} for weights. Make it, or correct SCANQUEUE_WEIGHTS_DIR.")
     found = [v for row in ([weights_called(name)] if name else WEIGHTS) for v in verify(row, folder)]
     verdicts = found if name else [v for v in found if v.state != "missing" or v.path.parent.is_dir()]
     if as_json:
@@ -393,7 +395,7 @@ def weights_verify(
             _say(v.what)
         if not verdicts:
             _say(f"No known weights are in {folder}. `scanqueue weights list` says which file goes where.")
-    if any(v.bad or (name and v.state == "missing") for v in verdicts):
+    if any(v.bad or v.state == "missing" for v in verdicts):
         raise typer.Exit(1)
 
 
@@ -560,10 +562,9 @@ def _tell_export(project: int, done: Exported, *, paths: bool) -> None:
         _say("Which files these are is shown at a terminal, or with --show-paths.")
     if done.problem_count:
         more = done.problem_count - len(done.problems)
-        end = f", {more} more than shown here;" if more else ";"
-        _say(
-            f"{done.problem_count} problems{end} are listed in {done.folder / 'manifest.json'}; the rest was exported."
-        )
+        end = f" ({more} more than shown here)" if more else ""
+        count = "One problem is" if done.problem_count == 1 else f"{done.problem_count} problems{end} are"
+        _say(f"{count} listed in {done.folder / 'manifest.json'}; the rest was exported.")
 
 
 @app.command()

@@ -511,8 +511,11 @@ def test_the_command_lists_fetches_and_verifies(monkeypatch: pytest.MonkeyPatch,
     assert run(monkeypatch, tmp_path / "w", "verify", "resnet34")[0] == 1  # asked for by name, and not there
 
 
-def test_without_a_weights_folder_the_command_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_weights_folder_the_command_says_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "SCANQUEUE_WEIGHTS_DIR is not set" in run(monkeypatch, None, "verify")[1]
+    code, text = run(monkeypatch, tmp_path / "none", "verify")
+    assert code == 1
+    assert "There is no folder" in text
     assert "it is not set" in run(monkeypatch, None, "list")[1]
     assert "no weights are called 'x'" in run(monkeypatch, None, "fetch", "x")[1]
 

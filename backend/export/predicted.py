@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class ModelMasks:
             "fingerprint": self.fingerprint,
             "labels": list(self.labels),
             "trained_on": len(row["trained_on"]),
-            "created_at": row["created_at"],
+            "created_at": datetime.fromtimestamp(row["created_at"], UTC).isoformat(timespec="seconds"),
             "validation": row["validation"],
         }
 

@@ -104,7 +104,7 @@ def _segmentation(
         highdicom.seg.SegmentDescription(
             segment_number=n,
             segment_label=_short(name) or str(n),
-            segmented_property_category=codes.SCT.AnatomicalStructure,
+            segmented_property_category=codes.SCT.SpatialAndRelationalConcept,  # a label may be an organ or a lesion
             segmented_property_type=highdicom.sr.CodedConcept(
                 hashlib.sha256(name.encode()).hexdigest()[:16].upper(), SCHEME, _short(name) or str(n)
             ),

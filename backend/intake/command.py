@@ -121,7 +121,7 @@ def _list(console: Console, tally: Tally, *, paths: bool) -> None:
         warnings += [(trouble.path, trouble.what) for trouble in tally.troubles]
     else:
         counted = Counter(trouble.what for trouble in tally.troubles)
-        warnings = [(None, f"{number} files: {what}") for what, number in counted.items()]
+        warnings = [(None, f"{number} file{'s' if number > 1 else ''}: {what}") for what, number in counted.items()]
     for path, what in warnings[:MOST]:
         console.print(escape(f"{path}: {what}" if path is not None else what), soft_wrap=True)
     if len(warnings) > MOST:
