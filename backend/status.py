@@ -17,8 +17,8 @@ from sampling import Point, stopping_hint
 
 WHY = {
     "paper": "the model is unsure of it, and it is unlike what was chosen before it; S(i) weighs the two",
-    "medoid": "typical of its group on the map",
-    "farthest": "unlike the scans of its group chosen before it",
+    "medoid": "typical of its cluster on the map",
+    "farthest": "unlike the scans of its cluster chosen before it",
     "random": "drawn at random",
     "control": "drawn at random, as a control",
     "wished": "somebody asked for it to be labelled next",
@@ -28,7 +28,7 @@ WHY = {
     "representative": "stands for scans that nothing stood for yet",
     "typical": "typical of a part of the pool that has no label yet",
     "covering": "has many others close by that nothing covers yet",
-    "central": "near the centre of its group",
+    "central": "near the centre of its cluster",
     "entropy": "the model is unsure of it",
     "power-entropy": "drawn with a chance that grows with how unsure the model is",
     "clasp": "the model is unsure of one of its labels, and the labels take turns",
@@ -164,8 +164,8 @@ def explained(pick: Pick, place: int, alpha: float) -> dict[str, Any]:
 def sentence(pick: Pick) -> str:
     """The reason of a pick for somebody who knows no names of methods."""
     text = WHY.get(pick.reason, pick.reason)
-    group = f", group {pick.cluster + 1} on the map" if pick.cluster is not None else ""
-    return f"{text[:1].upper()}{text[1:]}{group}."
+    where = f", cluster {pick.cluster + 1} on the map" if pick.cluster is not None else ""
+    return f"{text[:1].upper()}{text[1:]}{where}."
 
 
 def why(pick: Pick, alpha: float) -> str:

@@ -209,7 +209,7 @@ const scanqueue = (() => {
     words.textContent = "Checking …";
     try {
       const { checks } = await ask(document.body.dataset.doctor);
-      const names = { ok: "Fine", warning: "Look at", error: "Mend" };
+      const names = { ok: "Fine", warning: "Look at this", error: "Mend" };
       list.replaceChildren(...checks.map((check) => {
         const item = document.createElement("li");
         item.className = `check ${check.level}`;
