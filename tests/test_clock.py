@@ -39,6 +39,7 @@ class Clock:
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "DONT_FAKE_MONOTONIC": "1",  # its name in older versions
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # else timed waits end at once, and threads spin for the GIL
             "NO_FAKE_STAT": "1",
         }
         self.jump_to(offset)
