@@ -78,7 +78,8 @@ def test_placing_in_blocks_is_placing_at_once(fitted, monkeypatch: pytest.Monkey
     later, _ = blobs(20, seed=3)
     at_once = found.place(later)
     monkeypatch.setattr("sampling.projection.BLOCK", 200)
-    np.testing.assert_array_equal(found.place(later), at_once)
+    # sums of other lengths may be rounded otherwise
+    np.testing.assert_allclose(found.place(later), at_once, rtol=1e-12)
 
 
 def test_a_map_read_back_from_a_file_places_scans_exactly_as_the_original(fitted) -> None:
