@@ -227,7 +227,7 @@ def _with_models(visitor: Visitor, lab: Lab, service: Service, found: dict[str, 
     page = visitor.open("queue")
     pictures = page.locator("ol.cards img")
     pictures.first.wait_for()
-    found["cards"] = [int(text.split()[1]) for text in page.locator("ol.cards h2").all_inner_texts()]
+    found["cards"] = [int(text.split()[-1]) for text in page.locator("ol.cards h2").all_inner_texts()]
     found["outlined"] = pictures.evaluate_all("images => images.filter(i => i.src.includes('model=')).length")
     found["loaded"] = len(visitor.widths("ol.cards img"))
     expect(page.locator("[data-fill] table").first).to_be_visible()
