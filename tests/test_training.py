@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -311,6 +312,21 @@ def test_default_on_a_cpu_reports_every_couple_of_seconds() -> None:
 def test_settings_that_cannot_be_trained_with_say_why(change: dict[str, object], words: str) -> None:
     with pytest.raises(BadSetting, match=words):
         TrainingSettings.for_device("cpu", **change)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu_it_learns_the_same_and_the_model_runs_on_a_cpu(tmp_path: Path) -> None:
+    settings = replace(TINY, device="cuda", mixed_precision=True, max_steps=150, validate_every=50)
+    trained = train(*phantoms(6, labels=2), phantoms(2, 7, labels=2), ["dim", "bright"], settings)
+    unseen = phantoms(6, 99, labels=2)
+    assert min(dice(trained.segmenter, unseen, k) for k in (1, 2)) > 0.85
+    trained.segmenter.save(tmp_path)
+    on_cpu = Segmenter.load(tmp_path, "cpu")
+    for ours, theirs in zip(trained.segmenter.predict(unseen[0]), on_cpu.predict(unseen[0]), strict=True):
+        assert np.abs(ours - theirs).mean() < 0.01
+    before = torch.cuda.get_rng_state()
+    train(*phantoms(2), NONE, ["a"], replace(settings, max_steps=2))
+    assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
 def test_graphics_card_has_its_own_defaults() -> None:

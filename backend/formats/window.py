@@ -66,7 +66,7 @@ def to_uint8(picture: NDArray[Any], window: Window, *, inverted: bool) -> NDArra
             if picture.dtype.byteorder not in ("=", "|", _NATIVE):
                 picture = picture.astype(picture.dtype.newbyteorder("="))
             table = _table(window, bits, picture.dtype.kind == "i", inverted)
-            return np.take(table, picture.view(f"u{bits // 8}"), mode="clip")  # none to clip: spares a look at each
+            return np.take(table, picture.view(f"u{bits // 8}"), mode="wrap")  # nothing to wrap: spares a look at each
         low, high = (int(picture.min()), int(picture.max())) if picture.size else (0, 0)
         if high - low < 65536:
             values = np.arange(low, high + 1, dtype=np.float64)

@@ -31,7 +31,7 @@ Thing = TypeVar("Thing")
 
 FILES = 32  # looked at by a process at once
 SLICES = 24  # made by a process at once, where scans are small
-LOT = 200  # tasks made at once, at least; in large imports a quarter of the files, at most what the delivery takes
+LOT = 200  # tasks made at once, at least; else a quarter of the files that are left, at most what the delivery takes
 CRASHED = "its decoder crashed the process that read it."
 
 
@@ -181,7 +181,7 @@ class _Intake:
         self._delivery: Delivery | None = None
         self._image_key = ""
         self._ready: list[tuple[Path, dict[str, Any]]] = []
-        self._lot = LOT
+        self._left = 0  # files to be read
         self._seen: set[str] = set()
 
     def _prepare(self) -> None:
@@ -202,8 +202,8 @@ class _Intake:
             prepared = beside.submit(self._prepare)
             sources = deque(self._sources(files, prepared))
             prepared.result()
-        self._lot = max(LOT, self.tally.files // 4)
-        self.show.begin(sum(len(asked.source.files) for asked in sources))
+        self._left = sum(len(asked.source.files) for asked in sources)
+        self.show.begin(self._left)
         if self._delivery is None:
             for scan in self._scans(sources):
                 self._would(scan)
@@ -270,7 +270,7 @@ class _Intake:
             if self.request.wanted.careful:
                 self.tally.scans += 1
                 self.tally.skipped += 1
-                self.show.advance(len(found.source.files), self.tally.made)
+                self._advance(len(found.source.files))
                 return []
         remember = not self.request.dry_run
         scans = []
@@ -280,7 +280,7 @@ class _Intake:
                     self._give_up(scan)
                 elif scan.record.scan in self._seen:
                     self.tally.copies += 1
-                    self.show.advance(len(scan.source.files), self.tally.made)
+                    self._advance(len(scan.source.files))
                 else:
                     self._seen.add(scan.record.scan)
                     scans.append(scan)
@@ -294,7 +294,11 @@ class _Intake:
 
     def _give_up(self, trouble: Trouble) -> None:
         self.tally.troubles.append(trouble)
-        self.show.advance(1, self.tally.made)
+        self._advance(1)
+
+    def _advance(self, files: int) -> None:
+        self._left -= files
+        self.show.advance(files, self.tally.made)
 
     # -- what is to be done -----------------------------------------------------------------
 
@@ -319,7 +323,7 @@ class _Intake:
     def _whole(self, scan: Scan) -> None:
         self.tally.slices += len(scan.chosen)
         self.tally.there += len(scan.chosen)
-        self.show.advance(len(scan.source.files), self.tally.made)
+        self._advance(len(scan.source.files))
 
     def _would(self, scan: Scan) -> None:
         self.tally.scans += 1
@@ -331,7 +335,7 @@ class _Intake:
         self.tally.slices += chosen
         self.tally.made += missing
         self.tally.there += chosen - missing
-        self.show.advance(len(scan.source.files), self.tally.made)
+        self._advance(len(scan.source.files))
 
     def _each_made(self, lot: Sequence[tuple[Scan, Job]], made: list[Made] | Crashed) -> Iterator[tuple[Scan, Made]]:
         for number, (scan, job) in enumerate(lot):
@@ -355,7 +359,7 @@ class _Intake:
             self.tally.burnt_in.append(path)
         if made.text and self.request.wanted.careful:
             self.tally.skipped += 1
-            self.show.advance(len(scan.source.files), self.tally.made)
+            self._advance(len(scan.source.files))
             return
         self.tally.troubles += made.broken
         chosen = made.chosen if scan.best else len(scan.chosen) - len(made.broken)
@@ -366,12 +370,12 @@ class _Intake:
             if made.window is not None:
                 row["window"] = list(made.window)
             self._ready.append((file, row))
-        self.show.advance(len(scan.source.files), self.tally.made)
+        self._advance(len(scan.source.files))
 
     def _send(self, *, all: bool) -> None:
         assert self._delivery is not None
         batch = self._delivery.batch
-        number = min(batch.files, self._lot)
+        number = min(batch.files, max(LOT, self._left // 4))
         while self._ready and (all or len(self._ready) >= number):
             lot: list[tuple[Path, dict[str, Any]]] = []
             size = 0
