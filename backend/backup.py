@@ -30,12 +30,12 @@ from sqlalchemy import BigInteger, Column, Connection, Table, delete, select
 from sqlalchemy.exc import DataError
 
 from backend import __version__
+from backend.artefacts import FULL
 from backend.errors import BadBackup, BadSetting, ProjectBusy, StorageFull
 from backend.locks import Hold
 from backend.migrate import HEAD
 from backend.project import fingerprint
 from backend.store import (
-    FULL,
     VARIABLES,
     Store,
     change_table,

@@ -6,20 +6,23 @@ two workers at once, the second time writes the same.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.ahead import ahead
+from backend.artefacts import Artefacts
 from backend.errors import UnreadableScan
 from backend.learner import Learner
 from backend.pixels import Letterboxed, decode_image, letterbox
+from backend.processes import Crashed, Workers
 from backend.project import Scan, fingerprint
+from backend.reading import Ready, digest_of, make_all_ready, make_ready, put_pixels
 from backend.store import Store, scan_of
 from backend.studio import Studio
 
@@ -27,6 +30,7 @@ log = logging.getLogger("scanqueue.bulk")
 
 CHUNK = 8  # images in memory at once
 FETCHES = 4
+CRASHED = "its decoder crashed on it; the file is damaged. Export the scan again and upload that."
 
 
 def nothing() -> None:
@@ -34,11 +38,12 @@ def nothing() -> None:
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """What is recorded of a scan, and what the embedder takes of it; None: its problem is in the row."""
+class _Fetched:
+    """A scan's file, or why there is none."""
 
-    row: dict[str, Any]
-    prepared: NDArray[Any] | None = None
+    scan: Scan
+    data: bytes | None
+    problem: str = ""
 
 
 @dataclass
@@ -78,48 +83,68 @@ class Bulk:
         The next ones are fetched while the network is at those before.
         """
         embedder = self.learner.embedder()
-        for batch in ahead(self._made_ready, scans, size=embedder.embedder.batch, threads=FETCHES, first=FETCHES):
+        for batch in self._ready(scans, embedder.embedder.batch):
             self.alive()
-            for one in batch:
-                if one.row.get("problem"):
-                    log.warning("project %s, task %s: %s", project, one.row["task"], one.row["problem"])
-            good = [one for one in batch if one.prepared is not None]
+            for scan, ready in batch:
+                if ready.problem:
+                    log.warning("project %s, task %s: %s", project, scan.task, ready.problem)
+            good = [ready for _, ready in batch if ready.prepared is not None]
             if good:
-                vectors = self.learner.embed_prepared([one.prepared for one in good if one.prepared is not None])
-                self.store.put_embeddings(embedder.name, [one.row["digest"] for one in good], vectors)
-            self.store.set_scans(project, [one.row for one in batch])
+                vectors = self.learner.embed_prepared([r.prepared for r in good if r.prepared is not None])
+                self.store.put_embeddings(embedder.name, [ready.digest for ready in good], vectors)
+            self.store.set_scans(project, [_row(scan, ready) for scan, ready in batch])
             self.alive()
 
-    def _made_ready(self, scan: Scan) -> _Ready:
-        """One scan: fetched, in the cache of the working square, and as the embedder wants it. In any thread."""
-        digest, image, problem = self.fetch(scan.image)
-        if image is None:
-            return _Ready({"task": scan.task, "image": scan.image, "problem": problem})
-        self._put_pixels(digest, letterbox(image, self.learner.image_size))
-        height, width = image.shape[:2]
-        row = {
-            "task": scan.task,
-            "digest": digest,
-            "image": scan.image,
-            "height": height,
-            "width": width,
-            "problem": "",
-        }
-        return _Ready(row, self.learner.prepare(image))
+    def _ready(self, scans: Sequence[Scan], size: int) -> Iterator[list[tuple[Scan, Ready]]]:
+        """In batches of `size`: fetched, in the cache of the working square, and as the embedder wants it.
+
+        In threads, as the network is what takes the time on a CPU; on a GPU what must be decoded is decoded by
+        processes beside it.
+        """
+        decoders = self.learner.decoders()
+        if decoders is None:
+            yield from ahead(self._made_ready, scans, size=size, threads=FETCHES, first=FETCHES)
+            return
+        group = max(1, min(size, len(scans) // decoders.jobs))
+        work = partial(
+            make_all_ready,
+            prepare=self.learner.prepare_elsewhere(),
+            size=self.learner.image_size,
+            artefacts=Artefacts(self.store.folder),
+        )
+        fetched = ahead(self._fetched, scans, size=group, threads=FETCHES)
+        batch: list[tuple[Scan, Ready]] = []
+        for files, found in decoders.each(work, fetched, _files, ahead=2 * decoders.jobs):
+            if isinstance(found, Crashed):
+                found = [_alone(decoders, work, data) for data in _files(files)]
+            known = iter(found)
+            batch += [(f.scan, Ready(problem=f.problem) if f.data is None else next(known)) for f in files]
+            while len(batch) >= size:
+                yield batch[:size]
+                del batch[:size]
+        if batch:
+            yield batch
+
+    def _made_ready(self, scan: Scan) -> tuple[Scan, Ready]:
+        """In any thread."""
+        fetched = self._fetched(scan)
+        if fetched.data is None:
+            return scan, Ready(problem=fetched.problem)
+        return scan, make_ready(fetched.data, self.learner.prepare, self.learner.image_size, self.store)
+
+    def _fetched(self, scan: Scan) -> _Fetched:
+        try:
+            return _Fetched(scan, self.studio.image(scan.image))
+        except UnreadableScan as error:
+            return _Fetched(scan, None, str(error))
 
     def fetch(self, image: str) -> tuple[str, NDArray[np.uint8] | None, str]:
         """(digest of the file, its pixels, ""), or ("", None, what is wrong with it)."""
         try:
             data = self.studio.image(image)
-            return hashlib.sha256(data).hexdigest()[:32], decode_image(data), ""
+            return digest_of(data), decode_image(data), ""
         except UnreadableScan as error:
             return "", None, str(error)
-
-    def _put_pixels(self, digest: str, scan: Letterboxed) -> None:
-        box = [scan.top, scan.left, scan.height, scan.width, scan.original_height, scan.original_width]
-        name = fingerprint(digest, scan.pixels.shape[0])
-        if not self.store.has("pixels", name):
-            self.store.put_arrays("pixels", name, pixels=scan.pixels, box=np.array(box))
 
     def pixels(self, scan: Scan, size: int) -> Letterboxed:
         """The scan fitted into the working square: from the cache, else fetched again.
@@ -134,7 +159,7 @@ class Bulk:
         if digest != scan.digest:
             raise UnreadableScan("its image is not the one that was read before; it is read again later.")
         boxed = letterbox(image, size)
-        self._put_pixels(scan.digest, boxed)
+        put_pixels(self.store, scan.digest, boxed)
         return boxed
 
     def boxes(self, project: int, scans: Sequence[Scan], size: int) -> Iterator[tuple[list[Scan], list[Letterboxed]]]:
@@ -182,6 +207,24 @@ class Bulk:
         except FileNotFoundError:
             return None
         return mask
+
+
+def _row(scan: Scan, ready: Ready) -> dict[str, Any]:
+    """What is recorded of it."""
+    row = {"task": scan.task, "image": scan.image, "problem": ready.problem}
+    if not ready.problem:
+        row |= {"digest": ready.digest, "height": ready.height, "width": ready.width}
+    return row
+
+
+def _files(fetched: Sequence[_Fetched]) -> list[bytes]:
+    return [one.data for one in fetched if one.data is not None]
+
+
+def _alone(decoders: Workers, work: Callable[[list[bytes]], list[Ready]], data: bytes) -> Ready:
+    """Of one file of a group whose process died."""
+    found = decoders.alone(work, [data])
+    return Ready(problem=CRASHED) if isinstance(found, Crashed) else found[0]
 
 
 def cached_pixels(store: Store, digest: str, size: int) -> Letterboxed | None:

@@ -7,6 +7,7 @@ that only hands out what is stored need not wait for.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.embedders import OpenEmbedder, open_embedder
+from backend.embedders import Network, OpenEmbedder, open_embedder
 from backend.errors import BadSetting
 from backend.evaluation import Scores, score, summarise
 from backend.pixels import Letterboxed, letterbox_mask, restore
+from backend.processes import Workers
 from backend.settings import Settings
 from sampling import AGGREGATIONS, class_entropy, disagreement
 
@@ -57,6 +59,7 @@ class Learner:
         self._settings = settings
         self._embedder: OpenEmbedder | None = None
         self._models: OrderedDict[Path, Segmenter] = OrderedDict()
+        self._decoders: Workers | None = None
         self._lock = threading.RLock()
         if at_once or settings.encoder != "auto" or settings.device not in ("auto", "cpu"):
             self.load()
@@ -114,6 +117,20 @@ class Learner:
         """(N, D), one row per image (H, W) or (H, W, 3)."""
         vectors: NDArray[np.float32] = self.embedder().embedder.embed(images)
         return vectors
+
+    def decoders(self) -> Workers | None:
+        """Processes that decode scans beside a network on a GPU; None on a CPU, where the network is the slow one."""
+        with self._lock:
+            gpu = not self.device.startswith("cpu") and isinstance(self.embedder().embedder, Network)
+            if gpu and self._decoders is None:
+                self._decoders = Workers(self._settings.threads or os.cpu_count() or 1, "backend.reading")
+            return self._decoders
+
+    def prepare_elsewhere(self) -> Callable[[NDArray[np.uint8]], NDArray[Any]]:
+        """`prepare`, to be sent to another process. Only where there are `decoders`."""
+        network = self.embedder().embedder
+        assert isinstance(network, Network)
+        return network.preprocessing.resized
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
         """What `embed_prepared` takes of one image; for threads beside it."""

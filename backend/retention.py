@@ -15,8 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from backend.artefacts import ASIDE, CACHES, USE_NOTED
 from backend.errors import ScanqueueError
-from backend.store import ASIDE, CACHES, USE_NOTED, Store
+from backend.store import Store
 
 log = logging.getLogger("scanqueue.retention")
 

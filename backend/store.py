@@ -1,25 +1,18 @@
 """What scanqueue remembers: records in a database, arrays and checkpoints as files.
 
 Records are small and say what is true (SQLAlchemy: SQLite by default, PostgreSQL by URL).
-Artefacts are large and are named by a fingerprint of what they were made from; they are written
-beside their place and renamed into it, so that one that exists is whole. Losing the artefacts
-costs time, never labels: those are Label Studio's.
+Artefacts are large and are named by a fingerprint of what they were made from. Losing them costs
+time, never labels: those are Label Studio's.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import secrets
-import shutil
 import sqlite3
-import tempfile
 import time
-import zipfile
-import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,6 +47,7 @@ from sqlalchemy.engine import URL, RowMapping, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from backend.artefacts import Artefacts
 from backend.errors import BadSetting, StorageFull, StoreUnavailable
 from backend.locks import Hold, Locks
 from backend.migrate import migrate
@@ -239,12 +233,8 @@ measure_table = Table(
 
 PROBLEM_RETRY = 600.0  # seconds until a scan that could not be read is tried again
 PROGRESS_STALE = 120.0  # seconds after which a step that reports nothing is taken for dead
-CACHES = ("pixels", "masks")  # artefacts that are made again when they are needed, from Label Studio or by a model
-USE_NOTED = 86400.0  # seconds: the use of a cached file is noted at most once in so long
 DISK_FULL = "53100"  # PostgreSQL's SQLSTATE
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write says when there is no room
 KEY = 5316292  # of the advisory lock in PostgreSQL; migrate has the number before it
-ASIDE = ".new-"  # how the folders begin in which artefacts are written, beside their place
 ROOM = 16 * 2**20  # bytes free in the data folder below which nothing is sure to be written
 SQLITE_AWAY = (  # trouble with the file, its disk or its other users, and not with what was asked
     sqlite3.SQLITE_BUSY,
@@ -294,11 +284,11 @@ class Change:
     undoes: int | None = None
 
 
-class Store:
+class Store(Artefacts):
     """Records in `database_url` (default: SQLite in `folder`), artefacts in `folder`."""
 
     def __init__(self, folder: Path, database_url: str = "", redis_url: str = "") -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.database_url = database_url
         self._locks = Locks(folder / "locks", redis_url)
         folder.mkdir(parents=True, exist_ok=True)
@@ -534,9 +524,6 @@ class Store:
 
     def _note(self, project: int) -> Path:
         return self.folder / "trouble" / str(project)
-
-    def _free(self) -> int:
-        return shutil.disk_usage(self.folder).free
 
     def _short(self) -> bool:
         return self._free() < ROOM
@@ -1032,103 +1019,6 @@ class Store:
         """What was counted under `name`: how often, and the sum, by label."""
         rows = self.rows(select(measure_table).where(measure_table.c.name == name))
         return {r["label"]: (r["count"], r["total"]) for r in rows}
-
-    # -- artefacts ----------------------------------------------------------------------------
-
-    def path(self, kind: str, name: str) -> Path:
-        """Where the artefact `name` of `kind` lies, whether it exists or not."""
-        return self.folder / kind / name[:2] / name
-
-    def has(self, kind: str, name: str) -> bool:
-        path = self.path(kind, name)
-        found = path.exists()
-        if found:
-            self._used(kind, path)
-        return found
-
-    def _used(self, kind: str, path: Path) -> None:
-        """Note that a cached file is still of use: what is not, is removed after a while (`retention`)."""
-        if kind in CACHES:
-            with suppress(OSError):
-                if time.time() - path.stat().st_mtime > USE_NOTED:
-                    os.utime(path)
-
-    def check_room(
-        self, needed: int, work: str = "training", then: str = "nothing was lost, and it is tried again every minute."
-    ) -> None:
-        """Raises StorageFull when fewer than `needed` bytes are free: rather now than after the work."""
-        free = self._free()
-        if free < needed:
-            raise StorageFull(
-                f"Only {free >> 20} MiB are free in {self.folder}, and {work} needs {needed >> 20}. Make room; {then}"
-            )
-
-    def put_arrays(self, kind: str, name: str, **arrays: Any) -> None:
-        """Write named arrays (numbers and text, never objects), whole or not at all."""
-
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-
-        self.put_file(kind, name, write)
-
-    def arrays(self, kind: str, name: str) -> dict[str, NDArray[Any]]:
-        """The arrays of an artefact; FileNotFoundError when there is none, or one that is damaged."""
-        path = self.path(kind, name)
-        self._used(kind, path)
-        try:
-            with np.load(path, allow_pickle=False) as found:
-                return {key: found[key] for key in found.files}
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-            path.unlink(missing_ok=True)  # it is made again from what it was made from
-            raise FileNotFoundError(f"{path} is damaged ({error}) and was removed") from error
-
-    def put_file(self, kind: str, name: str, write: Callable[[Path], None]) -> Path:
-        """Let `write` make a file, then put it in its place in one step."""
-        return self._put(kind, name, write)
-
-    def remove_folder(self, kind: str, name: str) -> bool:
-        """Take an artefact that is a folder away, in one step; False when there is none."""
-        path = self.path(kind, name)
-        aside = path.with_name(f"{ASIDE}{secrets.token_hex(4)}")  # only renamed: that needs no room on a full disk
-        try:
-            os.rename(path, aside)
-        except FileNotFoundError:
-            return False
-        shutil.rmtree(aside, ignore_errors=True)
-        return True
-
-    def put_folder(self, kind: str, name: str, write: Callable[[Path], None]) -> Path:
-        """Let `write` fill an empty folder, then put it in its place in one step."""
-
-        def fill(path: Path) -> None:
-            path.mkdir()
-            write(path)
-
-        return self._put(kind, name, fill)
-
-    def _put(self, kind: str, name: str, write: Callable[[Path], None]) -> Path:
-        target = self.path(kind, name)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=target.parent))
-            try:
-                write(aside / name)
-                if target.is_dir():
-                    shutil.rmtree(target)
-                os.replace(aside / name, target)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-        except OSError as error:
-            if error.errno in FULL:
-                raise StorageFull(
-                    f"No room to write {kind} to {self.folder}: {error.strerror}. Make room; the work "
-                    "that was lost is done again at the next look, nothing else is."
-                ) from error
-            raise
-        return target
 
 
 def _address(url: str) -> URL:

@@ -1,8 +1,9 @@
 """How much of a network's speed is left when it embeds PNG files from disk.
 
 Ours: files are read, decoded, resized and embedded as a worker does it, the next ones while the network is at those
-before. Theirs, in turns with it: the bare forward pass of the same network on tensors that lie ready in memory, in
-the same batches, with its vectors brought to NumPy. The ratio is ours / theirs in images per second.
+before: on a CPU in threads, on a GPU in processes and with the network as a CUDA graph. Theirs, in turns with it: the
+bare forward pass of the same network, called as it is, on tensors that lie ready in memory, in the same batches, with
+its vectors brought to NumPy. The ratio is ours / theirs in images per second.
 
 Two networks: a vision transformer of the size of BiomedCLIP's (ViT-B/16 at 224 pixels), which is the size of the
 foundation models in `scanqueue weights list`, and MobileNetV2, a tenth of the work an image and so the hard case on a
@@ -19,7 +20,8 @@ import argparse
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,9 @@ from backend.bulk import FETCHES, Bulk
 from backend.embedders import Network, open_embedder
 from backend.learner import Learner
 from backend.pixels import decode_image
+from backend.processes import Crashed
 from backend.project import Scan
+from backend.reading import prepare_all
 from backend.settings import Settings
 from backend.store import Store
 from benchmarks.measure import Comparison, alternate, report, summary, timed
@@ -85,16 +89,29 @@ def measure(
     def load(file: Path) -> Any:
         return network.prepare(decode_image(file.read_bytes()))
 
-    batches = list(ahead(load, files, size=network.batch, threads=FETCHES, first=FETCHES))
-    ready = [network.ready(batch) for batch in batches]
-    expected = np.concatenate([network.embed_prepared(batch) for batch in batches])
+    decoders = learner.decoders()
+
+    def batches() -> Iterator[list[Any]]:
+        """As `Bulk.read` makes them."""
+        if decoders is None:
+            yield from ahead(load, files, size=network.batch, threads=FETCHES, first=FETCHES)
+            return
+        read = ahead(Path.read_bytes, files, size=network.batch, threads=FETCHES)
+        work = partial(prepare_all, prepare=network.preprocessing.resized)
+        for _, prepared in decoders.each(work, read, list, ahead=2 * decoders.jobs):
+            assert not isinstance(prepared, Crashed)
+            yield prepared
+
+    every = list(batches())
+    ready = [network.ready(batch) for batch in every]
+    expected = np.concatenate([network.embed_prepared(batch) for batch in every])
     got: list[Any] = []
 
     def ours() -> float:
         got.clear()
 
         def run() -> None:
-            for batch in ahead(load, files, size=network.batch, threads=FETCHES, first=FETCHES):
+            for batch in batches():
                 got.append(network.embed_prepared(batch))
 
         return timed(run)

@@ -31,9 +31,9 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from backend.demo.label_studio import LabelStudio
 from backend.intake.plan import Wanted
-from backend.intake.pool import Workers
 from backend.intake.run import Request, run
 from backend.intake.work import PNG
+from backend.processes import Workers
 from backend.studio import Studio
 from benchmarks.measure import alternate, report, rounded, summary, timed
 from benchmarks.servers import CONFIG

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from weight_files import NORMALISATION, timm_folder
 
 from backend import embedders, hub
-from backend.embedders import BIOMEDCLIP, OpenEmbedder, open_embedder
+from backend.embedders import BIOMEDCLIP, Network, OpenEmbedder, open_embedder
 from backend.errors import BadSetting, WeightsMissing
 from backend.preprocessing import Preprocessing
 
@@ -427,6 +427,12 @@ def test_on_a_gpu_a_vector_depends_on_nothing_but_its_image_and_is_nearly_the_cp
     vectors = gpu.embed(images)
     np.testing.assert_array_equal(gpu.embed(images), vectors)
     np.testing.assert_array_equal(np.concatenate([gpu.embed([image]) for image in images]), vectors)
+    grays = [image for image in images if image.ndim == 2]  # sent as one channel where all of a batch are
+    np.testing.assert_array_equal(gpu.embed(grays), vectors[[image.ndim == 2 for image in images]])
+    assert isinstance(gpu, Network)
+    assert gpu._recorded is not None
+    eager = gpu.forward(gpu.ready([gpu.prepare(image) for image in images[: gpu.batch]])).float().cpu().numpy()
+    np.testing.assert_allclose(vectors[: gpu.batch], eager, rtol=1e-2, atol=1e-2)
     cpu = open_embedder(name, weights_dir=None, device="cpu").embedder.embed(images)
     cosine = (vectors * cpu).sum(axis=1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(cpu, axis=1)
     assert cosine.min() > 0.99  # bfloat16

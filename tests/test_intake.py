@@ -30,9 +30,9 @@ from backend.formats import Window, to_uint8
 from backend.identities import Identities
 from backend.intake.holdings import Holdings
 from backend.intake.plan import Wanted
-from backend.intake.pool import Workers
 from backend.intake.run import Request, Tally, run
 from backend.locks import Locks
+from backend.processes import Workers
 from backend.studio import Studio
 
 pytestmark = pytest.mark.label_studio

@@ -21,8 +21,8 @@ from backend.formats import Window
 from backend.intake.burnt_in import has_text, text_lines
 from backend.intake.files import walk
 from backend.intake.plan import MODALITIES, Wanted
-from backend.intake.pool import Crashed, Workers
 from backend.intake.work import write_png
+from backend.processes import Crashed, Workers
 
 # -- walking ----------------------------------------------------------------------------------
 

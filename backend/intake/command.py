@@ -28,8 +28,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from backend.intake.pool import Workers
 from backend.intake.run import Request, Tally, run
+from backend.processes import Workers
 from backend.settings import Settings
 from backend.studio import Studio
 

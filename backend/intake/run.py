@@ -20,9 +20,9 @@ from backend.intake.deliver import Delivery, LocalFiles, Uploads
 from backend.intake.files import walk
 from backend.intake.holdings import Holdings
 from backend.intake.plan import Scan, Wanted, plan
-from backend.intake.pool import Crashed, Workers
 from backend.intake.work import Asked, Found, Job, Made, Trouble, identify, look, make
 from backend.locks import Locks
+from backend.processes import Crashed, Workers
 from backend.project import LabelConfig
 from backend.studio import Studio
 

@@ -23,7 +23,7 @@ Sent = TypeVar("Sent")
 Result = TypeVar("Result")
 
 LOOK = 0.2  # seconds between looks whether to stop
-PRELOAD = "backend.intake.work"  # with all that reading a scan needs, and nothing else: no torch
+NICE = 5  # whoever waits for the work is not to wait for a core too
 
 
 class Crashed(Exception):
@@ -31,13 +31,18 @@ class Crashed(Exception):
 
 
 class Workers:
-    """`jobs` processes. After `stop()` nothing more is begun or given out."""
+    """`jobs` processes. After `stop()` nothing more is begun or given out. Several threads may use them.
 
-    def __init__(self, jobs: int) -> None:
+    preload  a module that the processes have imported when they begin: what the work needs, and no torch
+    """
+
+    def __init__(self, jobs: int, preload: str = "backend.intake.work") -> None:
         self.jobs = jobs
+        self._preload = preload
+        self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([PRELOAD])
+        self._context.set_forkserver_preload([preload])
         self._pool: ProcessPoolExecutor | None = None
 
     def each(
@@ -79,7 +84,7 @@ class Workers:
 
     def alone(self, work: Callable[[Sent], Result], sent: Sent) -> Result | Crashed:
         """`work` done in a process of its own."""
-        alone = Workers(1)
+        alone = Workers(1, self._preload)
         try:
             return alone._begin(work, sent, lambda same: same)[1].result()
         except BrokenProcessPool:
@@ -91,19 +96,22 @@ class Workers:
         self, work: Callable[[Sent], Result], item: Item, send: Callable[[Item], Sent]
     ) -> tuple[Item, Future[Result], ProcessPoolExecutor]:
         while True:
-            if self._pool is None:
-                self._pool = ProcessPoolExecutor(self.jobs, mp_context=self._context, initializer=_begun)
-            pool = self._pool
-            try:
-                with _no_main():
-                    return item, pool.submit(work, send(item)), pool
-            except BrokenProcessPool:
-                self._renew(pool)
+            with self._lock:
+                if self._pool is None:
+                    self._pool = ProcessPoolExecutor(self.jobs, mp_context=self._context, initializer=_begun)
+                pool = self._pool
+                try:
+                    with _no_main():
+                        return item, pool.submit(work, send(item)), pool
+                except BrokenProcessPool:
+                    pass
+            self._renew(pool)
 
     def _renew(self, broken: ProcessPoolExecutor) -> None:
-        if self._pool is broken:
-            broken.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        with self._lock:
+            if self._pool is broken:
+                broken.shutdown(wait=False, cancel_futures=True)
+                self._pool = None
 
     def stop(self) -> None:
         self._stopping.set()
@@ -149,7 +157,7 @@ def _no_main() -> Iterator[None]:
 
 
 def _begun() -> None:
-    """In a new worker process: silent, ends with its parent, leaves Ctrl-C to it.
+    """In a new worker process: silent, behind its parent, ends with it, leaves Ctrl-C to it.
 
     Libraries that read scans write values of headers into warnings, logs and, past Python, into stderr.
     """
@@ -161,6 +169,7 @@ def _begun() -> None:
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     os.close(nowhere)
+    os.nice(NICE)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,0 +1,131 @@
+"""Arrays, masks and checkpoints as files, each whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.errors import StorageFull
+
+CACHES = ("pixels", "masks")  # artefacts that are made again when they are needed, from Label Studio or by a model
+USE_NOTED = 86400.0  # seconds: the use of a cached file is noted at most once in so long
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write says when there is no room
+ASIDE = ".new-"  # how the folders begin in which artefacts are written, beside their place
+
+
+class Artefacts:
+    """Files in `folder` by kind and name; written beside their place and renamed into it. Picklable."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, kind: str, name: str) -> Path:
+        """Where the artefact `name` of `kind` lies, whether it exists or not."""
+        return self.folder / kind / name[:2] / name
+
+    def has(self, kind: str, name: str) -> bool:
+        path = self.path(kind, name)
+        found = path.exists()
+        if found:
+            self._used(kind, path)
+        return found
+
+    def _used(self, kind: str, path: Path) -> None:
+        """Note that a cached file is still of use: what is not, is removed after a while (`retention`)."""
+        if kind in CACHES:
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > USE_NOTED:
+                    os.utime(path)
+
+    def check_room(
+        self, needed: int, work: str = "training", then: str = "nothing was lost, and it is tried again every minute."
+    ) -> None:
+        """Raises StorageFull when fewer than `needed` bytes are free: rather now than after the work."""
+        free = self._free()
+        if free < needed:
+            raise StorageFull(
+                f"Only {free >> 20} MiB are free in {self.folder}, and {work} needs {needed >> 20}. Make room; {then}"
+            )
+
+    def put_arrays(self, kind: str, name: str, **arrays: Any) -> None:
+        """Write named arrays (numbers and text, never objects), whole or not at all."""
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+
+        self.put_file(kind, name, write)
+
+    def arrays(self, kind: str, name: str) -> dict[str, NDArray[Any]]:
+        """The arrays of an artefact; FileNotFoundError when there is none, or one that is damaged."""
+        path = self.path(kind, name)
+        self._used(kind, path)
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                return {key: found[key] for key in found.files}
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+            path.unlink(missing_ok=True)  # it is made again from what it was made from
+            raise FileNotFoundError(f"{path} is damaged ({error}) and was removed") from error
+
+    def put_file(self, kind: str, name: str, write: Callable[[Path], None]) -> Path:
+        """Let `write` make a file, then put it in its place in one step."""
+        return self._put(kind, name, write)
+
+    def remove_folder(self, kind: str, name: str) -> bool:
+        """Take an artefact that is a folder away, in one step; False when there is none."""
+        path = self.path(kind, name)
+        aside = path.with_name(f"{ASIDE}{secrets.token_hex(4)}")  # only renamed: that needs no room on a full disk
+        try:
+            os.rename(path, aside)
+        except FileNotFoundError:
+            return False
+        shutil.rmtree(aside, ignore_errors=True)
+        return True
+
+    def put_folder(self, kind: str, name: str, write: Callable[[Path], None]) -> Path:
+        """Let `write` fill an empty folder, then put it in its place in one step."""
+
+        def fill(path: Path) -> None:
+            path.mkdir()
+            write(path)
+
+        return self._put(kind, name, fill)
+
+    def _put(self, kind: str, name: str, write: Callable[[Path], None]) -> Path:
+        target = self.path(kind, name)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=target.parent))
+            try:
+                write(aside / name)
+                if target.is_dir():
+                    shutil.rmtree(target)
+                os.replace(aside / name, target)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        except OSError as error:
+            if error.errno in FULL:
+                raise StorageFull(
+                    f"No room to write {kind} to {self.folder}: {error.strerror}. Make room; the work "
+                    "that was lost is done again at the next look, nothing else is."
+                ) from error
+            raise
+        return target
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self.folder).free
