@@ -590,7 +590,7 @@ def test_a_full_disk_is_explained_and_the_records_stay(
 ) -> None:
     store = Store(tmp_path / "data")
     with monkeypatch.context() as patch:
-        patch.setattr("backend.store.shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+        patch.setattr("backend.artefacts.shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
         with pytest.raises(StorageFull, match=r"Only 1 MiB are free in .*, and restoring needs .*Run the same command"):
             restored(made, store)
     replace = os.replace
@@ -601,7 +601,7 @@ def test_a_full_disk_is_explained_and_the_records_stay(
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("backend.store.os.replace", full)
+        patch.setattr("backend.artefacts.os.replace", full)
         with pytest.raises(
             StorageFull, match=r"There is no room in .*: project 1 was not restored, its records are as"
         ):

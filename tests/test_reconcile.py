@@ -480,7 +480,7 @@ def test_a_full_disk_leaves_the_project_as_it_was(when: str, world: World, monke
     world.cold_started().label(COLD)
     with monkeypatch.context() as full:
         if when == "before":
-            full.setattr("backend.store.shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+            full.setattr("backend.artefacts.shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
         else:
             full.setattr(Segmenter, "save", _no_space)
             TRAINED.clear()
