@@ -42,12 +42,12 @@ ALONE = tests/test_browser.py tests/test_page_browser.py tests/test_page_loop.py
 
 test: lint
 	.venv/bin/python -m pytest --doctest-modules sampling
-	$(PYTEST) -m "not long" $(ALONE:%=--ignore=%) --numprocesses=2 --dist=loadfile
+	$(PYTEST) -m "not long" $(ALONE:%=--ignore=%) --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 	$(PYTEST) -m "not long" $(ALONE)
 
 test-all: lint
 	.venv/bin/python -m pytest --doctest-modules sampling
-	$(PYTEST) $(ALONE:%=--ignore=%) --numprocesses=2 --dist=loadfile
+	$(PYTEST) $(ALONE:%=--ignore=%) --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 	$(PYTEST) $(ALONE)
 
 check: test

@@ -264,6 +264,7 @@ def _assert_same(state: dict[str, Any], undisturbed: dict[str, Any]) -> None:
         assert state[part] == undisturbed[part], part
 
 
+@pytest.mark.long
 def test_killed_three_times_it_ends_in_the_same_state(
     run: dict[str, Any], label_studio: LabelStudio, scans60: Scans, tmp_path: Path
 ) -> None:

@@ -257,12 +257,12 @@ def _same_end(undisturbed: SimpleNamespace, folder: Path, at: int, *, midway: bo
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("ninth", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 9))])
+@pytest.mark.parametrize("first", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 18))])
 def test_killed_before_any_write_it_ends_in_the_same_state(
-    ninth: int, undisturbed: SimpleNamespace, tmp_path: Path
+    first: int, undisturbed: SimpleNamespace, tmp_path: Path
 ) -> None:
     """Dying after a write is dying before the next: nothing lasting lies between them."""
-    for at in range(1 + ninth, len(undisturbed.names) + 1, 9):
+    for at in range(1 + first, len(undisturbed.names) + 1, 18):
         _same_end(undisturbed, tmp_path / "data", at)
 
 
