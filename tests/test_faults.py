@@ -46,6 +46,7 @@ def down(server: RedisServer | PostgresServer) -> Iterator[None]:
         server.start()
 
 
+@pytest.mark.long  # test_stack has a shorter one
 def test_killed_one_after_the_other_the_parts_of_the_stack_recover_by_themselves(
     label_studio: LabelStudio, scans60: Scans, tmp_path: Path
 ) -> None:
