@@ -30,7 +30,7 @@ log = logging.getLogger("scanqueue.bulk")
 
 CHUNK = 8  # images in memory at once
 FETCHES = 4
-CRASHED = "its decoder crashed on it; the file is damaged. Export the scan again and upload that."
+CRASHED = "its decoder crashed: the file is damaged, or too large for the memory. Export it again and upload that."
 
 
 def nothing() -> None:
