@@ -35,25 +35,19 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-# No test can reach anything but this machine (where we are root; else as it is). Those that wait for servers most of the
-# time go three at a time, the others two; the browser alone, as people are, and the stack, as it counts every packet that
-# would leave.
-PYTEST = scripts/offline .venv/bin/python -m pytest --durations=15
-AT_ONCE = --dist=loadfile --no-loadscope-reorder --numprocesses
-WAITING = $(patsubst %,tests/test_%.py,disk workers loop clock faults simulate_runs reconcile intake round_trip proxy \
-	patients studio plugin doctor openapi)
+# No test can reach anything but this machine (where we are root; else as it is). Two files at a time, most of them wait
+# for servers; the browser alone, as people are, and the stack, as it counts every packet that would leave.
+PYTEST = scripts/offline .venv/bin/python -m pytest --durations=25
 ALONE = tests/test_browser.py tests/test_page_browser.py tests/test_page_loop.py tests/test_stack.py
 
 test: lint
 	.venv/bin/python -m pytest --doctest-modules sampling
-	$(PYTEST) -m "not long" $(WAITING) $(AT_ONCE)=3
-	$(PYTEST) -m "not long" $(patsubst %,--ignore=%,$(WAITING) $(ALONE)) $(AT_ONCE)=2
+	$(PYTEST) -m "not long" $(ALONE:%=--ignore=%) --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 	$(PYTEST) -m "not long" $(ALONE)
 
 test-all: lint
 	.venv/bin/python -m pytest --doctest-modules sampling
-	$(PYTEST) $(WAITING) $(AT_ONCE)=3
-	$(PYTEST) $(patsubst %,--ignore=%,$(WAITING) $(ALONE)) $(AT_ONCE)=2
+	$(PYTEST) $(ALONE:%=--ignore=%) --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 	$(PYTEST) $(ALONE)
 
 check: test

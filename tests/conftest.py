@@ -23,6 +23,17 @@ from backend.demo.phantoms import write_phantoms
 
 ScanPairs = list[tuple[Path, Path]]
 
+SLOW = (  # wait for servers, minutes each: begun first, or one process would work off the last of them alone
+    *("test_faults", "test_disk", "test_workers", "test_loop", "test_simulate_runs", "test_clock", "test_reconcile"),
+    *("test_studio", "test_intake", "test_round_trip", "test_proxy", "test_patients", "test_openapi", "test_doctor"),
+    *("test_plugin", "test_benchmarks", "test_export_volumes", "test_backup"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(SLOW)))
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _closed() -> Iterator[None]:
