@@ -226,7 +226,7 @@ class Reading:
                 return found
 
 
-@pytest.mark.parametrize("total", [60, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.parametrize("total", [40, pytest.param(300, marks=pytest.mark.long)])
 def test_twenty_annotators_at_once(stack: Stack, many: Scans, total: int) -> None:
     before = packets_without_a_way_out()
     size = 20

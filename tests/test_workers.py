@@ -33,6 +33,7 @@ def published_once(lab: Lab) -> None:
     assert set(counts.values()) == {1}
 
 
+@pytest.mark.long  # two share it in test_stack, too
 def test_two_workers_share_the_reading_and_do_every_scan(
     label_studio: LabelStudio, many: Scans, tmp_path: Path
 ) -> None:
