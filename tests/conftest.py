@@ -14,12 +14,17 @@ from pathlib import Path
 import cv2
 import pytest
 from chromium import find_chromium
+from hypothesis import HealthCheck, settings
 from servers import PostgresServer, RedisServer
 
 from backend import reconcile, shards
 from backend.demo import child
 from backend.demo.label_studio import LabelStudio, default_executable
 from backend.demo.phantoms import write_phantoms
+
+if "CI" not in os.environ:  # there Hypothesis does so itself: how fast an example is found or run is never a failure
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
 
 ScanPairs = list[tuple[Path, Path]]
 
