@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-NICE = 5
+NICE = 5  # whoever waits for the work is not to wait for a core too
 
 T = TypeVar("T")
 R = TypeVar("R")

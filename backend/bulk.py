@@ -20,7 +20,7 @@ from backend.artefacts import Artefacts
 from backend.errors import UnreadableScan
 from backend.learner import Learner
 from backend.pixels import Letterboxed, decode_image, letterbox
-from backend.processes import Crashed, Workers
+from backend.processes import Crashed
 from backend.project import Scan, fingerprint
 from backend.reading import Ready, digest_of, make_all_ready, make_ready, put_pixels
 from backend.store import Store, scan_of
@@ -35,15 +35,6 @@ CRASHED = "its decoder crashed: the file is damaged, or too large for the memory
 
 def nothing() -> None:
     pass
-
-
-@dataclass(frozen=True)
-class _Fetched:
-    """A scan's file, or why there is none."""
-
-    scan: Scan
-    data: bytes | None
-    problem: str = ""
 
 
 @dataclass
@@ -114,11 +105,9 @@ class Bulk:
         )
         fetched = ahead(self._fetched, scans, size=group, threads=FETCHES)
         batch: list[tuple[Scan, Ready]] = []
-        for files, found in decoders.each(work, fetched, _files, ahead=2 * decoders.jobs):
-            if isinstance(found, Crashed):
-                found = [_alone(decoders, work, data) for data in _files(files)]
-            known = iter(found)
-            batch += [(f.scan, Ready(problem=f.problem) if f.data is None else next(known)) for f in files]
+        for files, found in decoders.each_lot(work, fetched, lambda file: file[1], ahead=2 * decoders.jobs):
+            for (scan, _), one in zip(files, found, strict=True):
+                batch.append((scan, Ready(problem=CRASHED) if isinstance(one, Crashed) else one))
             while len(batch) >= size:
                 yield batch[:size]
                 del batch[:size]
@@ -127,16 +116,15 @@ class Bulk:
 
     def _made_ready(self, scan: Scan) -> tuple[Scan, Ready]:
         """In any thread."""
-        fetched = self._fetched(scan)
-        if fetched.data is None:
-            return scan, Ready(problem=fetched.problem)
-        return scan, make_ready(fetched.data, self.learner.prepare, self.learner.image_size, self.store)
+        file = self._fetched(scan)[1]
+        return scan, make_ready(file, self.learner.prepare, self.learner.image_size, self.store)
 
-    def _fetched(self, scan: Scan) -> _Fetched:
+    def _fetched(self, scan: Scan) -> tuple[Scan, bytes | UnreadableScan]:
+        """With its file, or why there is none."""
         try:
-            return _Fetched(scan, self.studio.image(scan.image))
+            return scan, self.studio.image(scan.image)
         except UnreadableScan as error:
-            return _Fetched(scan, None, str(error))
+            return scan, error
 
     def fetch(self, image: str) -> tuple[str, NDArray[np.uint8] | None, str]:
         """(digest of the file, its pixels, ""), or ("", None, what is wrong with it)."""
@@ -215,16 +203,6 @@ def _row(scan: Scan, ready: Ready) -> dict[str, Any]:
     if not ready.problem:
         row |= {"digest": ready.digest, "height": ready.height, "width": ready.width}
     return row
-
-
-def _files(fetched: Sequence[_Fetched]) -> list[bytes]:
-    return [one.data for one in fetched if one.data is not None]
-
-
-def _alone(decoders: Workers, work: Callable[[list[bytes]], list[Ready]], data: bytes) -> Ready:
-    """Of one file of a group whose process died."""
-    found = decoders.alone(work, [data])
-    return Ready(problem=CRASHED) if isinstance(found, Crashed) else found[0]
 
 
 def cached_pixels(store: Store, digest: str, size: int) -> Letterboxed | None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as Waiting
 from concurrent.futures.process import BrokenProcessPool
@@ -18,12 +18,13 @@ from contextlib import contextmanager
 from types import ModuleType, TracebackType
 from typing import Self, TypeVar
 
+from backend.ahead import NICE
+
 Item = TypeVar("Item")
 Sent = TypeVar("Sent")
 Result = TypeVar("Result")
 
 LOOK = 0.2  # seconds between looks whether to stop
-NICE = 5  # whoever waits for the work is not to wait for a core too
 
 
 class Crashed(Exception):
@@ -73,7 +74,7 @@ class Workers:
             except BrokenProcessPool:
                 waiting.popleft()
                 self._renew(pool)
-                yield item, self.alone(work, send(item))
+                yield item, self._alone(work, send(item))
                 # those beside it may have been given up with it
                 waiting = deque(
                     self._begin(work, i, send) if p is pool and _failed(f) else (i, f, p) for i, f, p in waiting
@@ -82,7 +83,23 @@ class Workers:
             waiting.popleft()
             yield item, result
 
-    def alone(self, work: Callable[[Sent], Result], sent: Sent) -> Result | Crashed:
+    def each_lot(
+        self,
+        work: Callable[[list[Sent]], list[Result]],
+        lots: Iterable[Sequence[Item]],
+        send: Callable[[Item], Sent],
+        *,
+        ahead: int,
+    ) -> Iterator[tuple[Sequence[Item], Sequence[Result | Crashed]]]:
+        """The same with several items at a time; when the process of a lot dies, each of its items is done alone."""
+        for lot, found in self.each(work, lots, lambda lot: [send(item) for item in lot], ahead=ahead):
+            if isinstance(found, Crashed):
+                singly = [self._alone(work, [send(item)]) for item in lot]
+                yield lot, [one if isinstance(one, Crashed) else one[0] for one in singly]
+            else:
+                yield lot, found
+
+    def _alone(self, work: Callable[[Sent], Result], sent: Sent) -> Result | Crashed:
         """`work` done in a process of its own."""
         alone = Workers(1, self._preload)
         try:

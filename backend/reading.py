@@ -35,12 +35,16 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def make_ready(data: bytes, prepare: Prepare, size: int, artefacts: Artefacts) -> Ready:
+def make_ready(data: bytes | UnreadableScan, prepare: Prepare, size: int, artefacts: Artefacts) -> Ready:
     """Decode a scan, put it into the cache of the working square of `size` pixels, and prepare it for the embedder.
+
+    data  its file, or why there is none
 
     Raises StorageFull.
     """
     try:
+        if isinstance(data, UnreadableScan):
+            raise data
         image = decode_image(data)
     except UnreadableScan as error:
         return Ready(problem=str(error))
@@ -49,7 +53,9 @@ def make_ready(data: bytes, prepare: Prepare, size: int, artefacts: Artefacts) -
     return Ready(digest, image.shape[0], image.shape[1], prepare(image))
 
 
-def make_all_ready(data: Sequence[bytes], prepare: Prepare, size: int, artefacts: Artefacts) -> list[Ready]:
+def make_all_ready(
+    data: Sequence[bytes | UnreadableScan], prepare: Prepare, size: int, artefacts: Artefacts
+) -> list[Ready]:
     """The same of several, in a process of its own."""
     cv2.setNumThreads(1)  # there is a process for each core
     return [make_ready(one, prepare, size, artefacts) for one in data]

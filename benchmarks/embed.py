@@ -31,7 +31,7 @@ import torch
 
 from backend.ahead import ahead
 from backend.bulk import FETCHES, Bulk
-from backend.embedders import Network, open_embedder
+from backend.embedders import Network
 from backend.learner import Learner
 from backend.pixels import decode_image
 from backend.processes import Crashed
@@ -83,11 +83,11 @@ def measure(
         data_dir=data, embedder=f"timm:local-dir:{weights.name}", weights_dir=weights.parent, device=device
     )
     learner = Learner(settings)
-    network = open_embedder(settings.embedder, weights_dir=settings.weights_dir, device=device).embedder
+    network = learner.embedder().embedder
     assert isinstance(network, Network)
 
     def load(file: Path) -> Any:
-        return network.prepare(decode_image(file.read_bytes()))
+        return prepare_all([file.read_bytes()], network.prepare)[0]
 
     decoders = learner.decoders()
 
@@ -127,7 +127,6 @@ def measure(
 
 def _worker(learner: Learner, data: Path, files: Sequence[Path]) -> float:
     """Seconds of `Bulk.read` on an empty data folder."""
-    learner.embedder()
     store = Store(data)
     store.add_project(1)
     scans = [Scan(task, str(file)) for task, file in enumerate(files, start=1)]

@@ -90,7 +90,7 @@ ALLOWED: dict[str, set[str]] = {
     "worker": {"settings"},
     "ahead": set(),
     "artefacts": set(),
-    "processes": set(),
+    "processes": {"ahead"},
     "reading": {"artefacts", "pixels", "project"},
     "hub": set(),
     "preprocessing": set(),

@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -209,9 +209,9 @@ class _Intake:
                 self._would(scan)
             return
         ahead = 2 * self.workers.jobs
-        for lot, made in self.workers.each(make, self._jobs(sources), lambda lot: [job for _, job in lot], ahead=ahead):
-            for scan, one in self._each_made(lot, made):
-                self._take(scan, one)
+        for lot, made in self.workers.each_lot(make, self._jobs(sources), lambda one: one[1], ahead=ahead):
+            for (scan, job), one in zip(lot, made, strict=True):
+                self._take(scan, Made(trouble=_crashed(job.source)) if isinstance(one, Crashed) else one)
             self._send(all=False)
         self._send(all=True)
 
@@ -219,11 +219,12 @@ class _Intake:
 
     def _sources(self, files: Iterable[Path], prepared: Future[None]) -> list[Asked]:
         facts: list[FileFacts] = []
-        for paths, found in self.workers.each(look, _in_lots(files, FILES), list, ahead=4 * self.workers.jobs):
-            if isinstance(found, Crashed):
-                found = [self._alone(look, path, path) for path in paths]
-            for one in found:
-                if isinstance(one, Trouble):
+        lots = _in_lots(files, FILES)
+        for paths, found in self.workers.each_lot(look, lots, lambda path: path, ahead=4 * self.workers.jobs):
+            for path, one in zip(paths, found, strict=True):
+                if isinstance(one, Crashed):
+                    self.tally.troubles.append(Trouble(path, CRASHED))
+                elif isinstance(one, Trouble):
                     self.tally.troubles.append(one)
                 elif one is None:
                     self.tally.others += 1
@@ -237,19 +238,13 @@ class _Intake:
         wanted = self.request.wanted
         return [Asked(source, wanted.time, wanted.axis, _geometry(source, known)) for source in group(facts)]
 
-    def _alone(self, work: Any, item: Any, path: Path) -> Any:
-        """What `work` makes of one item of a lot whose process died."""
-        done = self.workers.alone(work, [item])
-        return Trouble(path, CRASHED) if isinstance(done, Crashed) else done[0]
-
     def _scans(self, sources: deque[Asked]) -> Iterator[Scan]:
         """Every scan, remembered; what cannot be had is counted."""
         size = max(1, min(FILES, len(sources) // (4 * self.workers.jobs)))
-        for lot, found in self.workers.each(
-            identify, _in_lots(_each_once(sources), size), list, ahead=2 * self.workers.jobs
-        ):
-            if isinstance(found, Crashed):
-                found = [self._alone(identify, one, one.source.files[0]) for one in lot]
+        lots = _in_lots(_each_once(sources), size)
+        for lot, answers in self.workers.each_lot(identify, lots, lambda asked: asked, ahead=2 * self.workers.jobs):
+            pairs = zip(lot, answers, strict=True)
+            found = [_crashed(asked.source) if isinstance(one, Crashed) else one for asked, one in pairs]
             scans: list[Scan] = []
             if self.request.dry_run:
                 for one in found:
@@ -337,15 +332,6 @@ class _Intake:
         self.tally.there += chosen - missing
         self._advance(len(scan.source.files))
 
-    def _each_made(self, lot: Sequence[tuple[Scan, Job]], made: list[Made] | Crashed) -> Iterator[tuple[Scan, Made]]:
-        for number, (scan, job) in enumerate(lot):
-            if not isinstance(made, Crashed):
-                yield scan, made[number]
-                continue
-            done = self.workers.alone(make, [job])
-            crashed = Made(trouble=Trouble(job.source.files[0], CRASHED))
-            yield scan, crashed if isinstance(done, Crashed) else done[0]
-
     # -- what was done ----------------------------------------------------------------------
 
     def _take(self, scan: Scan, made: Made) -> None:
@@ -406,6 +392,10 @@ def _geometry(source: Source, known: Mapping[Path, FileFacts]) -> Geometry | Non
     files = [known[path] for path in source.files]
     single = source.kind == "dicom" and source.volumes == 1 and all(facts.frames == 1 for facts in files)
     return geometry_of(files) if single else None
+
+
+def _crashed(source: Source) -> Trouble:
+    return Trouble(source.files[0], CRASHED)
 
 
 def _in_lots(things: Iterable[Thing], size: int) -> Iterator[list[Thing]]:
