@@ -36,9 +36,9 @@ lint: setup
 	.venv/bin/mypy
 
 # No test can reach anything but this machine (where we are root; else as it is). Two files at a time, most of them wait
-# for servers; the browser alone, as people are, and the stack, as it counts every packet that would leave.
+# for servers; alone the stack, as twenty annotators are timed in it and every packet that would leave is counted.
 PYTEST = scripts/offline .venv/bin/python -m pytest --durations=25
-ALONE = tests/test_browser.py tests/test_page_browser.py tests/test_page_loop.py tests/test_stack.py
+ALONE = tests/test_stack.py
 
 test: lint
 	.venv/bin/python -m pytest --doctest-modules sampling

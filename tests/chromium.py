@@ -5,6 +5,10 @@ from __future__ import annotations
 import shutil
 from urllib.parse import urlsplit
 
+from playwright.sync_api import expect
+
+expect.set_options(timeout=60_000)  # as with everything else that a page is asked for: other tests run beside it
+
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",

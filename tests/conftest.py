@@ -31,7 +31,8 @@ ScanPairs = list[tuple[Path, Path]]
 SLOW = (  # wait for servers, minutes each: begun first, or one process would work off the last of them alone
     *("test_faults", "test_disk", "test_workers", "test_loop", "test_simulate_runs", "test_clock", "test_reconcile"),
     *("test_studio", "test_intake", "test_round_trip", "test_proxy", "test_patients", "test_openapi", "test_doctor"),
-    *("test_plugin", "test_benchmarks", "test_export_volumes", "test_backup"),
+    *("test_page_loop", "test_browser", "test_page_browser", "test_plugin", "test_benchmarks"),
+    *("test_export_volumes", "test_backup"),
 )
 
 

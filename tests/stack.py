@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -62,8 +62,10 @@ def _seconds(text: str) -> float:
 class Stack(Remote):
     """Everything that `docker compose up -d --scale worker=2` starts; `set_up` is what the engineer does then."""
 
-    def __init__(self, image: Image, *, workers: int = 2, settings: Mapping[str, str] | None = None) -> None:
-        """image: ours; settings: what .env says besides, for short trainings."""
+    def __init__(
+        self, image: Callable[[], Image], *, workers: int = 2, settings: Mapping[str, str] | None = None
+    ) -> None:
+        """image: gives ours, asked when it is needed; settings: what .env says besides, for short trainings."""
         self.folder = scratch("stack")
         project = self.folder / "project"
         project.mkdir()
@@ -78,15 +80,11 @@ class Stack(Remote):
         self.file = read_compose(project, self.values)
         for name in [n for n, one in self.file["services"].items() if one.get("profiles")]:
             del self.file["services"][name]  # not started unless asked for
-        self._images = {"scanqueue:latest": image, **self._foreign()}
+        self._image, self._images = image, self._foreign()
         self._hosts = self.folder / "hosts"
         self._hosts.write_text(f"127.0.0.1 localhost {' '.join(self._names())}\n::1 localhost\n")
         self._volumes: dict[str, Path] = {}
         self.containers: dict[str, Container] = {}
-        for name in self.file["services"]:
-            for number in range(1, self.file["services"][name].get("deploy", {}).get("replicas", 1) + 1):
-                title = name if name != "worker" else f"worker-{number}"
-                self.containers[title] = self._container(title, self.file["services"][name])
         environment = self.file["services"]["scanqueue"]["environment"]
         self.public_url = environment["SCANQUEUE_PUBLIC_URL"]
         self.credentials = (environment["SCANQUEUE_USER"], environment["SCANQUEUE_PASSWORD"])
@@ -140,7 +138,7 @@ class Stack(Remote):
         }
 
     def _container(self, title: str, service: dict[str, Any]) -> Container:
-        image = self._images[service["image"]]
+        image = self._image() if service["image"] == "scanqueue:latest" else self._images[service["image"]]
         user = service.get("user", image.user)
         mounts: dict[str, tuple[Path, bool]] = {"/etc/hosts": (self._hosts, False)}
         for text in service.get("volumes", []):
@@ -173,15 +171,19 @@ class Stack(Remote):
 
     def up(self) -> None:
         """Start all, each when those are healthy that it waits for; return when all are."""
-        waiting = dict(self.containers)
+        waiting = dict(self.file["services"])
         while waiting:
-            for title in list(waiting):
-                service = self.file["services"]["worker" if title.startswith("worker") else title]
+            for name, service in list(waiting.items()):
                 needed = service.get("depends_on", {})
-                if not set(needed) & set(waiting):
-                    for name in needed:
-                        self.containers[name].wait_healthy()
-                    waiting.pop(title).start()
+                if set(needed) & set(waiting):
+                    continue
+                for other in needed:
+                    self.containers[other].wait_healthy()
+                for number in range(1, service.get("deploy", {}).get("replicas", 1) + 1):
+                    title = name if name != "worker" else f"worker-{number}"
+                    self.containers[title] = self._container(title, service)
+                    self.containers[title].start()
+                del waiting[name]
         for container in self.containers.values():
             container.wait_healthy(seconds=600)
 
@@ -209,7 +211,7 @@ class Stack(Remote):
         self.http.close()
         for titles in (("scanqueue", *self.workers, "label-studio"), ("redis", "postgres")):
             with ThreadPoolExecutor() as pool:
-                list(pool.map(lambda title: self.containers[title].stop(), titles))
+                list(pool.map(lambda title: self.containers[title].stop(), set(titles) & set(self.containers)))
 
     def __enter__(self) -> Self:
         try:

@@ -58,7 +58,7 @@ class Visit:
         page.on("request", lambda request: self.asked.append(request.url))
         page.on("console", self._heard)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
 
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type == "error":

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -46,18 +47,25 @@ def packets_without_a_way_out() -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def built() -> Iterator[Built]:
+def building() -> Iterator[Future[Built]]:
+    """While Label Studio makes its tables."""
     need_isolation()
     folder = scratch("image")
     try:
-        yield build_image(folder)
+        with ThreadPoolExecutor(1) as pool:
+            yield pool.submit(build_image, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
-def stack(built: Built) -> Iterator[Stack]:
-    with Stack(built[0], workers=2, settings=QUICK) as running:
+def built(building: Future[Built]) -> Built:
+    return building.result()
+
+
+@pytest.fixture(scope="module")
+def stack(building: Future[Built]) -> Iterator[Stack]:
+    with Stack(lambda: building.result()[0], workers=2, settings=QUICK) as running:
         yield running
 
 
