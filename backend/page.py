@@ -157,6 +157,11 @@ def create_page(data: Data, openapi: Callable[[], Json]) -> APIRouter:
             more=PROBLEMS,
         )
 
+    @router.get("/projects/{project}/")
+    @router.get("/projects/{project}/{view}/")
+    def slash(project: Project, view: str = "") -> Response:
+        return RedirectResponse(f"../{view or project}", 308)
+
     @router.get("/projects/{project}/map")
     def on_map(request: Request, project: Project) -> Response:
         return _html(request, "map.html", known(project), evaluates=True)  # plotly makes its shaders with `Function`

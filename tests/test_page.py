@@ -190,6 +190,11 @@ def test_one_project_is_opened_at_once(lab: Lab) -> None:
     assert (response.status_code, response.headers["location"]) == (307, "projects/4")
 
 
+@pytest.mark.parametrize("address", ["/projects/4", "/projects/4/queue"])
+def test_a_slash_too_many_does_no_harm(lab: Lab, address: str) -> None:
+    assert client(lab).get(address + "/").url.path == address
+
+
 def test_several_projects_are_listed_with_what_they_are_at(lab: Lab) -> None:
     lab.others = [{**lab.one, "project": 9, "title": "Brains", "phase": "blocked", "problems": []}]
     seen = view(lab, "/")
