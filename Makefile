@@ -35,20 +35,28 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-# No test can reach anything but this machine (where we are root; else as it is). Two files at a time, most of them wait
-# for servers; alone the stack, as twenty annotators are timed in it and every packet that would leave is counted.
+# No test can reach anything but this machine (where we are root; else as it is). Two files at a time, each with a thread;
+# alone the stack, as twenty annotators are timed in it and every packet that would leave is counted.
 PYTEST = scripts/offline .venv/bin/python -m pytest --durations=25
 ALONE = tests/test_stack.py
+SHORT = -m "not long"
 
-test: lint
-	.venv/bin/python -m pytest --doctest-modules sampling
-	$(PYTEST) -m "not long" $(ALONE:%=--ignore=%) --numprocesses=2 --dist=loadfile --no-loadscope-reorder
-	$(PYTEST) -m "not long" $(ALONE)
+test: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	$(MAKE) --no-print-directory --jobs=2 types most
+	$(PYTEST) $(SHORT) $(ALONE)
 
-test-all: lint
+test-all:
+	$(MAKE) --no-print-directory test SHORT=
+
+.PHONY: types most
+types:
+	.venv/bin/mypy
+
+most:
 	.venv/bin/python -m pytest --doctest-modules sampling
-	$(PYTEST) $(ALONE:%=--ignore=%) --numprocesses=2 --dist=loadfile --no-loadscope-reorder
-	$(PYTEST) $(ALONE)
+	OMP_NUM_THREADS=1 $(PYTEST) $(SHORT) $(ALONE:%=--ignore=%) --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 check: test
 
