@@ -20,7 +20,7 @@ from label_studio_sdk.converter import brush
 from backend.studio import decode_brush, encode_brush
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORT, LONG = 8.0, 300.0  # seconds
+SHORT, LONG = 4.0, 300.0  # seconds
 SLOWEST = 20.0  # seconds for one input; 5 on an idle machine
 MEMORY = {"images": 1200, "regions": 500}  # MiB; 64 million pixels of 16 bits need 900
 

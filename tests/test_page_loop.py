@@ -23,7 +23,7 @@ from backend.demo.label_studio import LabelStudio
 from backend.project import fingerprint, round_of
 from backend.store import Store
 
-pytestmark = [pytest.mark.label_studio, pytest.mark.browser]
+pytestmark = [pytest.mark.label_studio, pytest.mark.browser, pytest.mark.long]
 
 PICTURES = Path(__file__).resolve().parents[1] / "test-output" / "page-loop"
 COLD, ROUND = 8, 4

@@ -74,6 +74,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.label_studio
 def test_label_studio_connects_and_works_through_the_proxy(scans60: list[tuple[Path, Path]], folder: Path) -> None:
     """Settings > Model with https://.../scanqueue: set-up, webhook with its secret, masks."""

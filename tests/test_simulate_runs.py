@@ -207,6 +207,13 @@ def test_rows_are_paired_complete_and_made_with_the_strategies_of_the_service(fo
     whole = COLD_START["random"](pool, 6, seed=0).rows
     assert chosen("random", 6) == [bench.scans.names[part.pool[r]] for r in whole]
 
+    # what a kill would have left out is made again, and nothing else becomes of it
+    for lost in sorted((tmp_path / "out" / "cells").glob("*.json"))[::2]:
+        lost.unlink()
+    (tmp_path / "out" / "results.csv").unlink()
+    assert run(asked, tmp_path / "out", processes=1, progress=lambda *_: None) == rows
+    assert table(tmp_path / "out" / "picks.csv") == picks
+
 
 def test_what_two_strategies_both_choose_is_trained_once(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -297,6 +304,7 @@ def command(folder: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "backend.cli", "simulate", *images, *given.split(), *small.split(), *more]
 
 
+@pytest.mark.long
 def test_killed_and_started_again_it_ends_with_the_same_table_and_report(folder: Path, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SCANQUEUE_")}
     subprocess.run(command(folder, tmp_path / "whole"), check=True, env=environment, cwd=ROOT, capture_output=True)

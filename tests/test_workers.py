@@ -56,6 +56,7 @@ def test_two_workers_share_the_reading_and_do_every_scan(
     lab.close()
 
 
+@pytest.mark.long  # the stack's workers are killed in the short run, too
 def test_what_a_killed_or_frozen_worker_was_at_is_done_by_another(
     label_studio: LabelStudio, many: Scans, tmp_path: Path
 ) -> None:
