@@ -62,7 +62,7 @@ def main() -> None:
         service = Service(studio, data, settings)
         environment = dict(service.environment)
         try:
-            service.connect(studio, project, cold_start_size=LABELLED, round_size=5, queue_depth=5)
+            service.connect(studio, project, strategy="paper", cold_start_size=LABELLED, round_size=5, queue_depth=5)
             service.wait(project, lambda s: s["model"] and s["round"] == 1 and not s["job"], seconds=1800)
         finally:
             service.stop()
