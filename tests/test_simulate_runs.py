@@ -298,8 +298,8 @@ def test_a_folder_of_another_comparison_is_not_mixed_up(folder: Path, tmp_path: 
 
 
 def command(folder: Path, out: Path, *more: str) -> list[str]:
-    given = f"--strategies default,random --budgets 3,6 --seeds 1 --embedder pixels --out {out}"
-    small = "--image-size 32 --training-steps 6 --jobs 2"
+    given = f"--strategies default,random --budgets 3,6 --seeds 2 --embedder pixels --out {out}"
+    small = "--image-size 32 --training-steps 10 --jobs 2"
     images = [str(folder / "images"), str(folder / "masks")]
     return [sys.executable, "-m", "backend.cli", "simulate", *images, *given.split(), *small.split(), *more]
 
@@ -322,7 +322,7 @@ def test_killed_and_started_again_it_ends_with_the_same_table_and_report(folder:
     done = subprocess.run(command(folder, out), check=True, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert (out / "results.csv").read_text() == (tmp_path / "whole" / "results.csv").read_text()
     assert (out / "picks.csv").read_text() == (tmp_path / "whole" / "picks.csv").read_text()
-    assert len(table(out / "results.csv")) == 1 + 2 * 2
+    assert len(table(out / "results.csv")) == 2 * (1 + 2 * 2)
     assert "report:" in done.stdout
     page = (out / "report.html").read_text()
     assert "power-entropy" in page
