@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +16,29 @@ from sklearn.manifold import trustworthiness as trustworthiness_of_all
 
 from benchmarks.measure import Comparison, alternate, report, rounded, spread, summary
 from benchmarks.pools import covering_radius, embeddings, power_law, trustworthiness, unit
+
+ROOT = Path(__file__).resolve().parents[1]
+LASTS = 900  # seconds that none of them may need with --quick, whatever else runs
+BENCHMARKS = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if '"--quick"' in p.read_text())
+
+
+@pytest.mark.long
+@pytest.mark.label_studio
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_still_runs_to_its_end(name: str, tmp_path: Path) -> None:
+    """What it measures is not looked at: nothing may depend on how fast the machine is."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, **pipes) as running:
+        try:
+            said, errors = running.communicate(timeout=LASTS)
+        finally:
+            if running.poll() is None:
+                running.send_signal(signal.SIGINT)  # it ends the servers that it started
+    assert running.returncode in (0, 1), errors  # 1: a limit was not met
+    assert said.strip(), errors
+    assert json.loads(said.splitlines()[-1])["ratio"] > 0
 
 
 def test_the_ratio_is_the_median_of_the_pairs_not_the_ratio_of_the_medians() -> None:
