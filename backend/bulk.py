@@ -201,7 +201,7 @@ def _row(scan: Scan, ready: Ready) -> dict[str, Any]:
     """What is recorded of it."""
     row = {"task": scan.task, "image": scan.image, "problem": ready.problem}
     if not ready.problem:
-        row |= {"digest": ready.digest, "height": ready.height, "width": ready.width}
+        row |= {"digest": ready.digest, "height": ready.height, "width": ready.width, "blank": int(ready.blank)}
     return row
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from backend.errors import BadSetting
 
-HEAD = "0006"  # the newest revision in migrations/versions
+HEAD = "0007"  # the newest revision in migrations/versions
 FIRST = "0001"  # what databases without a revision have
 KEY = 5316291  # of the advisory lock in PostgreSQL; any number that nobody else uses
 

@@ -56,11 +56,14 @@ def order(ground: Ground, scans: Sequence[Scan], first: Sequence[int] = (), rank
     other. Those of which a slice is labelled or in `first` are begun, and come to their end before another begins.
 
     What somebody wished for comes first, scans that somebody skipped come last: whoever is left may still want them.
-    Both are of single slices. The places of the controls are counted from the first of `first`, volume by volume.
+    Behind them come scans whose pixels are all alike, unless they are slices of a volume that is chosen as a whole.
+    All these are of single slices. The places of the controls are counted from the first of `first`, volume by volume.
     """
     settings = ground.settings
     taken = set(first)
     scans = [s for s in scans if s.wish >= 0 or s.annotated or s.task in taken]
+    blank = {s.task for s in scans if _is_last(s, settings.unit) and not s.annotated and s.task not in taken}
+    scans = [s for s in scans if s.task not in blank]
     picks = _with_model(ground, scans, taken, ranked) if ground.model else _cold(ground, scans, taken)
     by_task = {s.task: s for s in scans}
     wishes = {s.task for s in scans if s.wish == NEXT}
@@ -72,13 +75,21 @@ def order(ground: Ground, scans: Sequence[Scan], first: Sequence[int] = (), rank
     given = [*first, *(p.task for p in wished), *(p.task for p in begun)]
     start = len(_blocks(given, by_task, settings.unit))
     fresh = _with_controls(fresh, by_task, settings, start)
-    return wished + begun + fresh + [p for p in rest if p.task in put_off]
+    rest = [p for p in rest if p.task in put_off]
+    return wished + begun + fresh + rest + [Pick(task, "blank") for task in sorted(blank)]
+
+
+def _is_last(scan: Scan, unit: str) -> bool:
+    """Whether there is nothing to see on it, and neither somebody wishes for it nor its volume comes as a whole."""
+    return scan.blank and scan.wish != NEXT and not (unit == "scan" and scan.volume)
 
 
 def _cold(ground: Ground, scans: Sequence[Scan], taken: set[int]) -> list[Pick]:
     settings = ground.settings
     strategy = settings.moments[0]
     rows = units(scans, settings.unit)
+    if not rows:
+        return []
     xy = _positions(ground, rows)
     clusters = choose_clusters(xy, seed=settings.seed)
     strata = np.unique([row[0].stratum for row in rows], return_inverse=True)[1]
@@ -107,7 +118,10 @@ def _with_model(ground: Ground, scans: Sequence[Scan], taken: set[int], ranked: 
     scans = [s for s in scans if s.annotated or s.task in taken or s.digest in known]
     skipped = [s for s in scans if s.skipped and not s.annotated and s.task not in taken]
     last = {s.task for s in skipped}
+    at_end = [Pick(s.task, "skipped", entropy=_round(known[s.digest][settings.uncertainty])) for s in skipped]
     rows = units([s for s in scans if s.task not in last], settings.unit)
+    if not rows:
+        return at_end
     xy = _positions(ground, rows)
     entropy = _column(rows, known, settings.uncertainty)
     columns = {"entropy": entropy}
@@ -143,7 +157,7 @@ def _with_model(ground: Ground, scans: Sequence[Scan], taken: set[int], ranked: 
     placed = {*ranking.rows.tolist(), *chosen}
     behind = sorted((i for i in range(len(rows)) if i not in placed), key=lambda i: (-entropy[i], rows[i][0].task))
     picks += [Pick(s.task, "entropy", entropy=_round(entropy[i])) for i in behind for s in rows[i]]
-    return picks + [Pick(s.task, "skipped", entropy=_round(known[s.digest][settings.uncertainty])) for s in skipped]
+    return picks + at_end
 
 
 def signals(ground: Ground) -> dict[str, dict[str, Any]]:

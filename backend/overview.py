@@ -160,6 +160,8 @@ class Overview:
         waiting = any(not s.annotated for s in scans)
         lacking = "The model has not been asked for what this needs yet; save it, and the order follows."
         notes = [lacking] if waiting and not picks else []
+        if "alpha" in given and (model is None or wanted.moments[1] != "paper"):
+            notes.append("Alpha changes nothing now: only the strategy paper asks for it, and only with a model.")
         if found and found.unit != wanted.unit and any(s.volume for s in scans):
             notes.append("The map is laid out anew for another unit once it is saved, so this is about how it will be.")
         then = [explained(p, place, wanted.alpha) for place, p in enumerate(picks[:HEAD], start=1)]
@@ -169,10 +171,11 @@ class Overview:
         """Those on the map that have no problem."""
         there = set(found.digests) if found else set()
         names = ("task", "image", "digest", "annotated", "skipped", "problem", "stratum", "wish")
-        rows = (Scan(*row) for row in self._store.columns(project, *names, "volume", "slice", "patient"))
+        rows = self._store.columns(project, *names, "volume", "slice", "patient", "blank")
+        scans = (replace(Scan(*row), blank=bool(blank)) for *row, blank in rows)
         return [
             replace(s, annotated=bool(s.annotated), skipped=bool(s.skipped))
-            for s in rows
+            for s in scans
             if s.digest in there and not s.problem
         ]
 

@@ -124,6 +124,7 @@ class Scan:
     slice    its number along the cut of the volume
     patient  whose it is; "": not known
     spacing  millimetres between its rows and between its columns; None: not known
+    blank    all of its pixels are alike, so there is nothing to see on it
     """
 
     task: int
@@ -138,6 +139,7 @@ class Scan:
     slice: int = 0
     patient: str = ""
     spacing: tuple[float, float] | None = None
+    blank: bool = False
 
     @property
     def group(self) -> str:

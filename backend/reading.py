@@ -27,6 +27,7 @@ class Ready:
     height: int = 0
     width: int = 0
     prepared: NDArray[Any] | None = None
+    blank: bool = False
     problem: str = ""
 
 
@@ -50,7 +51,8 @@ def make_ready(data: bytes | UnreadableScan, prepare: Prepare, size: int, artefa
         return Ready(problem=str(error))
     digest = digest_of(data)
     put_pixels(artefacts, digest, letterbox(image, size))
-    return Ready(digest, image.shape[0], image.shape[1], prepare(image))
+    blank = bool((image == image[0, 0]).all())
+    return Ready(digest, image.shape[0], image.shape[1], prepare(image), blank)
 
 
 def make_all_ready(

@@ -24,6 +24,7 @@ WHY = {
     "wished": "somebody asked for it to be labelled next",
     "begun": "the rest of a scan that was begun, which comes to its end first",
     "skipped": "skipped by an annotator, so it comes last",
+    "blank": "all of its pixels are alike, so it comes last",
     "stratum": "the next of its group, so that every group has its share",
     "representative": "stands for scans that nothing stood for yet",
     "typical": "typical of a part of the pool that has no label yet",

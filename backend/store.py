@@ -101,6 +101,7 @@ scan_table = Table(
     Column("patient", Text, nullable=False, default=""),
     Column("row_mm", Float, nullable=False, default=0.0),
     Column("column_mm", Float, nullable=False, default=0.0),
+    Column("blank", Integer, nullable=False, default=0),  # 1: all of its pixels are alike
 )
 label_table = Table(
     "label",
@@ -574,6 +575,7 @@ class Store(Artefacts):
                         "digest": before["digest"] if before and same else "",
                         "height": before["height"] if before and same else 0,
                         "width": before["width"] if before and same else 0,
+                        "blank": before["blank"] if before and same else 0,
                         "problem": before["problem"] if before and same and not moved else "",
                         "problem_at": before["problem_at"] if before and same and not moved else 0.0,
                     }
@@ -682,7 +684,7 @@ class Store(Artefacts):
         return (*told, *found, *self._tuples(scored))
 
     def set_scans(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write {task, digest, height, width, problem} of scans that were read.
+        """Write {task, digest, height, width, blank, problem} of scans that were read.
 
         With `image`, the value that was fetched, nothing is written of a task whose image is another by now.
         """
@@ -1081,6 +1083,7 @@ def scan_of(row: RowMapping) -> Scan:
         slice=row["slice"],
         patient=row["patient"],
         spacing=spacing if all(spacing) else None,
+        blank=bool(row["blank"]),
     )
 
 

@@ -151,6 +151,17 @@ def test_with_all_others_labelled_the_project_is_done_and_says_what_was_left_out
     assert found["reason"] == "Every scan is labelled but the 2 that somebody left out of the order."
 
 
+def test_with_all_scans_left_out_before_any_label_there_is_an_empty_queue_and_the_way_back(world: World) -> None:
+    everything = world.cold_started().order()
+    changes.set_wishes(world.store, PROJECT, "anna", everything, "out")
+    world.run()
+    assert (world.order(), world.status()["trouble"]) == ([], "")
+    assert queue(world) == []
+    changes.set_wishes(world.store, PROJECT, "anna", everything, "none")
+    world.run()
+    assert world.order() == everything
+
+
 def test_new_scans_come_into_an_order_that_leaves_some_out(world: World) -> None:
     out = queue(world.cold_started())[:1]
     changes.set_wishes(world.store, PROJECT, "anna", out, "out")

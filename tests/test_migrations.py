@@ -54,7 +54,7 @@ def make_as_before(engine: Engine) -> None:
         for table, column in (
             *(("entropy", "more"), ("scan", "stratum"), ("project", "stratify_by"), ("scan", "wish")),
             *(("project", "levers"), ("project", "studio_url"), ("round", "settings")),
-            *(("scan", name) for name in ("volume", "slice", "patient", "row_mm", "column_mm")),
+            *(("scan", name) for name in ("volume", "slice", "patient", "row_mm", "column_mm", "blank")),
             ("project", "taken"),
         ):
             connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
@@ -83,7 +83,8 @@ def test_a_database_from_before_there_were_migrations_is_adopted_with_its_rows(u
     assert store.signals("m") == {"d": {"image": 0.25}}
     (scan,) = store.scans(7)
     assert (scan["digest"], scan["stratum"]) == ("d", "")
-    assert [scan[name] for name in ("volume", "slice", "patient", "row_mm", "column_mm")] == ["", 0, "", 0, 0]
+    assert [scan[name] for name in ("volume", "slice", "patient")] == ["", 0, ""]
+    assert [scan[name] for name in ("row_mm", "column_mm", "blank")] == [0, 0, 0]
     assert store.project(7)["taken"] == 0
     store.put_signals("m", {"d": {"image": 0.25, "top": 0.5}})
     assert store.signals("m") == {"d": {"image": 0.25, "top": 0.5}}

@@ -24,7 +24,7 @@ from backend.store import Store, scan_of
 
 PROJECT = 1
 COUNT = 45  # some batches, and a part of one
-GONE, BROKEN, COLOUR = 7, 20, 33
+GONE, BROKEN, COLOUR, BLANK, NEARLY = 7, 20, 33, 40, 41
 
 
 class Files:
@@ -34,6 +34,9 @@ class Files:
         generator = np.random.default_rng(0)
         self.pictures = [generator.integers(0, 250, (40 + n, 60), dtype=np.uint8) for n in range(COUNT)]
         self.pictures[COLOUR] = generator.integers(0, 250, (50, 40, 3), dtype=np.uint8)
+        self.pictures[BLANK] = np.full((30, 40, 3), (200, 20, 20), np.uint8)
+        self.pictures[NEARLY] = np.zeros((30, 40), np.uint8)
+        self.pictures[NEARLY][-1, -1] = 1
 
     def image(self, reference: str) -> bytes:
         number = int(reference)
@@ -66,7 +69,7 @@ class Lab:
     def read(self) -> list[dict[str, Any]]:
         self.bulk.read(PROJECT, self.bulk.scans(PROJECT, range(1, COUNT + 1)))
         rows = [self.store.scan(PROJECT, n + 1) for n in range(COUNT)]
-        return [{k: row[k] for k in ("task", "digest", "height", "width", "problem")} for row in rows if row]
+        return [{k: row[k] for k in ("task", "digest", "height", "width", "blank", "problem")} for row in rows if row]
 
     def vectors(self, rows: list[dict[str, Any]]) -> NDArray[np.float32]:
         name = self.learner.embedder().name
@@ -91,6 +94,7 @@ def test_processes_read_what_threads_read(threads: Lab, processes: Lab) -> None:
     rows, others = threads.read(), processes.read()
     assert rows == others
     assert [row["task"] - 1 for row in rows if row["problem"]] == [GONE, BROKEN]
+    assert [row["task"] - 1 for row in rows if row["blank"]] == [BLANK]
     assert "no such file" in rows[GONE]["problem"]
     assert "truncated or damaged" in rows[BROKEN]["problem"]
     assert (rows[COLOUR]["height"], rows[COLOUR]["width"]) == (50, 40)

@@ -29,6 +29,7 @@ from world import (
     PARAMS,
     PROJECT,
     ROUND,
+    SIZE,
     TRAINED,
     KeptLearner,
     World,
@@ -544,6 +545,23 @@ def test_a_skipped_scan_comes_last_and_is_not_counted_as_left(world: World) -> N
     assert {p.reason for p in latest["picks"][-2:]} == {"skipped"}
     fresh = [t for t in world.order() if t not in skipped]
     assert world.label(len(fresh)) == fresh
+
+
+def test_a_black_scan_is_served_when_nothing_else_is_left(world: World) -> None:
+    black = world.studio.add_scans([png(np.zeros((SIZE, SIZE), np.uint8))])
+    world.masks[black[0]] = {"Lung": np.zeros((SIZE, SIZE), bool)}
+    world.cold_started()
+    assert (world.picks()[-1].task, world.picks()[-1].reason) == (black[0], "blank")
+    assert "comes last" in status.sentence(world.picks()[-1])
+    served = world.label(COLD)
+    world.run()
+    assert world.studio.model_version == "scanqueue-r1"
+    assert (world.picks()[-1].task, world.picks()[-1].reason) == (black[0], "blank")
+    while task := world.studio.next_task():
+        world.submit(task)
+        served.append(task)
+        world.run()
+    assert (len(served), served[-1]) == (13, black[0])
 
 
 def test_new_scans_do_not_move_what_is_published(world: World) -> None:

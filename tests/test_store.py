@@ -55,14 +55,14 @@ def test_a_project_is_added_once_and_keeps_its_secret(store: Store) -> None:
 
 def test_a_task_keeps_what_was_read_of_it_until_its_image_changes(store: Store) -> None:
     store.put_tasks(1, [task(1), task(2)], "t1")
-    read = {"digest": "d", "height": 5, "width": 6, "problem": ""}
+    read = {"digest": "d", "height": 5, "width": 6, "blank": 1, "problem": ""}
     store.set_scans(1, [{"task": 1, **read}, {"task": 2, **read}])
     assert not store.has_labels()
     store.put_tasks(1, [task(1, updated_at="t2", annotated=1), task(2, image="/data/other.png")], "t2")
     assert store.has_labels()
     one, two = store.scans(1)
-    assert (one["digest"], one["height"], one["annotated"]) == ("d", 5, 1)
-    assert (two["digest"], two["height"]) == ("", 0)
+    assert (one["digest"], one["height"], one["blank"], one["annotated"]) == ("d", 5, 1, 1)
+    assert (two["digest"], two["height"], two["blank"]) == ("", 0, 0)
     assert store.project(1)["cursor"] == "t2"
 
 

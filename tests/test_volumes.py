@@ -293,6 +293,60 @@ def test_an_order_can_be_tried_out_on_the_map_of_the_other_unit(store: Store, un
         whole(picks, scans)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4])
+@pytest.mark.parametrize("model", ["", MODEL])
+def test_scans_with_nothing_to_see_come_last_unless_somebody_wishes_for_them(
+    store: Store, model: str, share: float
+) -> None:
+    blank, skipped, wished, labelled, given = {3, 9, 17, 24, 30, 40}, {9, 12}, {17}, {24}, {30}
+    scans = [
+        replace(
+            s,
+            blank=s.task in blank,
+            skipped=s.task in skipped,
+            wish=NEXT if s.task in wished else 0,
+            annotated=s.task in labelled,
+        )
+        for s in stack(8)
+    ]
+    embed(store, scans)
+    said(store, scans)
+    mapped(store, scans, "slice")
+    settings = replace(SETTINGS, unit="slice", control_share=share)
+    picks = order(ground(store, settings, model), scans, sorted(given))
+    assert sorted(p.task for p in picks) == [s.task for s in scans if s.task not in labelled | given]
+    assert [p.task for p in picks if p.reason == "blank"] == [p.task for p in picks[-3:]] == [3, 9, 40]
+    assert (picks[0].task, picks[-4].task) == (17, 12)
+
+
+@pytest.mark.parametrize("model", ["", MODEL])
+def test_with_whole_scans_a_volume_keeps_its_slices_with_nothing_to_see(store: Store, model: str) -> None:
+    scans = [replace(s, blank=s.slice in (0, SLICES - 1)) for s in stack(8)]
+    scans.append(Scan(41, "", "alone", blank=True))
+    embed(store, scans)
+    said(store, scans)
+    mapped(store, scans)
+    picks = order(ground(store, SETTINGS, model), scans)
+    whole(picks, scans)
+    assert sorted(p.task for p in picks) == list(range(1, 42))
+    assert [(p.task, p.reason) for p in picks if p.reason == "blank"] == [(41, "blank")]
+    assert picks[-1].task == 41
+
+
+@pytest.mark.parametrize("model", ["", MODEL])
+def test_where_nothing_is_left_but_what_comes_last_it_is_offered(store: Store, model: str) -> None:
+    scans = stack(2)
+    embed(store, scans)
+    said(store, scans)
+    mapped(store, scans, "slice")
+    asked = ground(store, replace(SETTINGS, unit="slice"), model)
+    tasks = [s.task for s in scans]
+    picks = order(asked, [replace(s, blank=True) for s in scans])
+    assert [(p.task, p.reason) for p in picks] == [(task, "blank") for task in tasks]
+    assert sorted(p.task for p in order(asked, [replace(s, skipped=True) for s in scans])) == tasks
+    assert order(asked, [replace(s, wish=OUT) for s in scans]) == []
+
+
 def test_units_are_single_scans_or_whole_volumes() -> None:
     scans = [*stack(2, 3), Scan(7, "", "same"), Scan(8, "", "same")]
     assert units(scans, "slice") == [[s] for s in scans]
