@@ -95,7 +95,8 @@ def test_killed_one_after_the_other_the_parts_of_the_stack_recover_by_themselves
     lab.close()
 
 
-@pytest.mark.parametrize("frozen", [pytest.param("queue", marks=pytest.mark.long), "database"])
+@pytest.mark.long  # test_api has a database that hangs, in one process
+@pytest.mark.parametrize("frozen", ["queue", "database"])
 def test_no_webhook_waits_for_a_queue_or_a_database_that_hangs(
     frozen: str, label_studio: LabelStudio, scans60: Scans, tmp_path: Path
 ) -> None:
