@@ -38,6 +38,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # in boxes the names of options are cut off at 80 columns
 )
 models_app = typer.Typer(help="List the models of a project, or make one of them active.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
@@ -71,7 +72,7 @@ def serve(
     data_dir: DataDir = None,
     worker: Annotated[bool, typer.Option(help="Also run a worker process beside the server.")] = True,
 ) -> None:
-    """Answer Label Studio over HTTP, and do the work in a process beside it."""
+    """Answer Label Studio; a process beside it does the work."""
     settings = _settings(host=host, port=port, data_dir=data_dir)
     log_to(settings)
     from backend.app import run_server
@@ -110,7 +111,7 @@ def status(
     panel: Annotated[Panel, typer.Option("--panel", help="What --plot draws.")] = Panel.both,
     data_dir: DataDir = None,
 ) -> None:
-    """Show where projects stand: phase, labels, quality, queue, problems."""
+    """Show where projects stand: labels, quality, queue, problems."""
     kind = _plottable(plot, project) if plot is not None else ""
     store = _store(data_dir)
     if watch and plot is None:
@@ -251,7 +252,7 @@ def models_activate(
     project: ProjectId,
     data_dir: DataDir = None,
 ) -> None:
-    """Let a model draw the masks again; a new round is published with it."""
+    """Let a model draw the masks again. A new round is published with it."""
     from backend import changes
     from backend.worker import Queue
 
@@ -335,7 +336,7 @@ WeightsDir = Annotated[
 def weights_list(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, weights_dir: WeightsDir = None
 ) -> None:
-    """List the weights that are known: what to set, which file goes where, licence, size."""
+    """List what is known: setting, file, licence, size."""
     from backend.weights import WEIGHTS, found_file, to_dict
 
     folder = weights_dir or _settings().weights_dir
@@ -358,7 +359,7 @@ def weights_fetch(
     source: Annotated[Path | None, typer.Option("--from", help="File or folder that was carried here.")] = None,
     weights_dir: WeightsDir = None,
 ) -> None:
-    """Put weights in place: from a carried file or folder, which is checked first, else from the hub."""
+    """Put weights in place, carried here or from the hub. A file is checked first."""
     from backend import hub
     from backend.weights import fetch, weights_called
 
@@ -378,7 +379,7 @@ def weights_verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     weights_dir: WeightsDir = None,
 ) -> None:
-    """Check files of weights: whole, under the right name, and the right ones. Exits with 1 when one is not."""
+    """Check files: whole, named right, the right ones. Exits with 1 when one is not."""
     from backend.weights import WEIGHTS, verify, weights_called
 
     folder = _weights_dir(weights_dir)
@@ -429,7 +430,7 @@ def restore(
     wait: Wait = 600.0,
     data_dir: DataDir = None,
 ) -> None:
-    """Put a project in place again, here or on another machine; the file is checked first."""
+    """Put a project in place again, here or on another machine. The file is checked first."""
     from backend import backup as backups
     from backend.app import open_store
     from backend.worker import Queue
@@ -488,7 +489,7 @@ def export(
     ] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Write annotations, and a model's masks, in the geometry of the files that the scans came from.
+    """Write annotations and masks in the geometry of the sources.
 
     Exit code 1 when something could not be exported; the rest was.
     """
@@ -573,7 +574,7 @@ def doctor(
     as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Check the connection with Label Studio, and say how to mend what is wrong."""
+    """Check the connection with Label Studio, and say what to mend."""
     from backend.doctor import examine
 
     findings = examine(_settings(data_dir=data_dir), project)
@@ -613,7 +614,7 @@ def simulate(
     uncertainty: Annotated[str, typer.Option(help="image, foreground, boundary or top.")] = "image",
     jobs: Annotated[int, typer.Option(min=1, help="Trainings at once, one thread each.")] = os.cpu_count() or 1,
 ) -> None:
-    """Compare strategies on scans whose masks are known, before spending annotation hours.
+    """Compare strategies on scans whose masks are known.
 
     Interrupted, it goes on where it was when the same command is given again.
     """
@@ -666,7 +667,7 @@ def demo(
     port: Annotated[int | None, typer.Option(help="Port of Label Studio; 8080, or a free one.")] = None,
     service_port: Annotated[int | None, typer.Option(help="Port of scanqueue; 9090, or a free one.")] = None,
 ) -> None:
-    """Start a real Label Studio and scanqueue, connect them, and stay up."""
+    """Start a real Label Studio with scanqueue connected to it."""
     log_to(level="WARNING")
     from backend.demo.run import run_demo
 
