@@ -248,7 +248,7 @@ def _local(settings: Settings) -> str:
 def _ask(url: str, **more: Any) -> tuple[httpx.Response | None, str]:
     """Our own server's answer, or why there is none."""
     try:
-        with httpx.Client(timeout=5, trust_env=False) as client:
+        with httpx.Client(timeout=5, trust_env=False, verify=httpx.create_ssl_context()) as client:  # SSL_CERT_FILE
             return client.request(more.pop("method", "GET"), url, **more), ""
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):

@@ -94,6 +94,11 @@ class Settings:
             url = getattr(self, name)
             if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc):
                 raise BadSetting(f"{PREFIX}{name.upper()}={url!r} is not an http:// or https:// address.")
+        if self.redis_url and not _is_redis(self.redis_url):
+            raise BadSetting(
+                f"{PREFIX}REDIS_URL is not an address such as redis://:PASSWORD@redis:6379/0. "
+                "In a password write / as %2F, # as %23, ? as %3F and @ as %40."
+            )
         if not 0 < self.port < 65536:
             raise BadSetting(f"{PREFIX}PORT={self.port} is not a port; use 1 to 65535.")
         if self.image_size and (self.image_size % 32 or not 32 <= self.image_size <= 2048):
@@ -141,6 +146,16 @@ def _parse(name: str, text: str) -> Any:
     if name in ("label_studio_url", "public_url"):
         return text.rstrip("/")
     return text
+
+
+def _is_redis(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # a ValueError when there is another thing than a number in its place
+    except ValueError:
+        return False
+    known = url.startswith(("redis://", "rediss://", "unix://"))
+    return known and (bool(parts.hostname) or not parts.netloc)
 
 
 def is_loopback(host: str) -> bool:

@@ -24,6 +24,7 @@ daemon off; user root; pid {folder}/pid; error_log {folder}/error.log;
 events {{ worker_connections 64; }}
 http {{ access_log off; {temporary} include {folder}/lab.conf; }}
 """
+AT_ONCE = 700  # requests, more than may come at once where they are counted
 KINDS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
@@ -66,6 +67,25 @@ def sign_in(browser: httpx.Client, studio: LabelStudio, origin: str) -> int:
     return browser.post("/user/login/", data=form, headers=headers).status_code
 
 
+def sign_up(browser: httpx.Client) -> int:
+    """The status of the form of somebody whom nobody invited."""
+    browser.cookies.clear()
+    page = browser.get("/user/signup/")
+    token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
+    assert token is not None
+    form = {"csrfmiddlewaretoken": token[1], "email": "nobody@example.com", "password": "not-invited-1"}
+    headers = {"Origin": str(browser.base_url).rstrip("/"), "Referer": f"{browser.base_url}user/signup/"}
+    return browser.post("/user/signup/", data=form, headers=headers).status_code
+
+
+def guessed(people: httpx.Client, request: httpx.Request) -> set[int]:
+    """The answers to many passwords, one after the other as fast as they are answered."""
+    answers = set()
+    for n in range(AT_ONCE):
+        answers.add(people.send(request, auth=(AUTH[0], f"guess-{n}")).status_code)
+    return answers
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     if shutil.which("nginx") is None and not Path("/usr/sbin/nginx").exists():
@@ -81,7 +101,7 @@ def test_label_studio_connects_and_works_through_the_proxy(scans60: list[tuple[P
     port = free_port()
     # the first as docker-compose.yml sets it from LABEL_STUDIO_HOST
     trust = {"CSRF_TRUSTED_ORIGINS": f"https://localhost:{port}"}
-    trust |= {"REQUESTS_CA_BUNDLE": str(folder / "lab.crt")}
+    trust |= {"REQUESTS_CA_BUNDLE": str(folder / "lab.crt"), "DISABLE_SIGNUP_WITHOUT_LINK": "1"}
     with LabelStudio.start(folder / "studio", extra_env=trust) as studio:
         base = f"https://localhost:{port}/scanqueue"
         service = Service(studio, folder / "data", env={**CREDENTIALS, "SCANQUEUE_PUBLIC_URL": base})
@@ -100,6 +120,7 @@ def test_label_studio_connects_and_works_through_the_proxy(scans60: list[tuple[P
                     403,
                     302,
                 ]
+                assert sign_up(people) == 403
                 lab = Lab(studio, scans60[:12], extra_params={"cold_start_size": 4, "round_size": 4})
                 lab.connect(service)
                 lab.wait_for_round(0, seconds=300)
@@ -116,6 +137,10 @@ def test_label_studio_connects_and_works_through_the_proxy(scans60: list[tuple[P
                 asked = people.post(f"{base}/api/projects/{lab.project}/train", auth=AUTH, **order)
                 assert asked.status_code == 403
                 lab.wait_for_round(1, seconds=600)
+
+                hook = people.build_request("POST", f"{base}/webhook", json={})
+                assert {people.send(hook).status_code for _ in range(AT_ONCE)} == {401}
+                assert guessed(people, hook) == {401, 503}
                 lab.close()
                 people.close()
         finally:

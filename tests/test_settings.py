@@ -146,15 +146,29 @@ def test_loopback_needs_no_credentials(host: str) -> None:
 @pytest.mark.parametrize("name", SECRETS)
 def test_a_secret_is_read_from_a_file_and_never_shown(name: str, tmp_path: Path) -> None:
     path = tmp_path / "secret"
-    path.write_text("correct horse\n")
+    value = "redis://:correct-horse@redis:6379/0" if name == "REDIS_URL" else "correct-horse"
+    path.write_text(f"{value}\n")
     given = {f"SCANQUEUE_{name}_FILE": str(path)}
     if name == "PASSWORD":
         given["SCANQUEUE_USER"] = "lab"
     settings = Settings.from_env(given)
-    assert getattr(settings, name.lower()) == "correct horse"
+    assert getattr(settings, name.lower()) == value
     for text in (repr(settings), str(settings), f"{settings}"):
-        assert "correct horse" not in text
+        assert "correct-horse" not in text
         assert name.lower() not in text
+
+
+@pytest.mark.parametrize("url", ["redis://:secret/part@redis:6379/0", "redis://:123#part@redis:6379/0", "redis:6379"])
+def test_an_address_of_redis_that_cannot_be_read_is_refused_without_its_password(url: str) -> None:
+    assert refusal(REDIS_URL=url) == (
+        "SCANQUEUE_REDIS_URL is not an address such as redis://:PASSWORD@redis:6379/0. "
+        "In a password write / as %2F, # as %23, ? as %3F and @ as %40."
+    )
+
+
+@pytest.mark.parametrize("url", ["redis://localhost", "rediss://:a%2Fb@redis:6379/0", "unix:///run/redis.sock?db=1"])
+def test_addresses_of_redis_are_taken(url: str) -> None:
+    assert Settings.from_env({"SCANQUEUE_REDIS_URL": url}).redis_url == url
 
 
 def test_a_secret_given_twice_is_refused_and_not_repeated(tmp_path: Path) -> None:

@@ -349,11 +349,16 @@ def test_dumps_of_the_databases_are_put_back_as_the_deployment_page_says(stack: 
     for name, file in (("scanqueue", "scanqueue.dump"), ("labelstudio", "label-studio.dump")):
         for command in (
             f"pg_dump -U labelstudio -Fc {name} > {file}",
-            f"pg_restore -U labelstudio --clean --if-exists -d {name} < {file}",
+            f"pg_restore -U labelstudio --clean --create -e -d postgres < {file}",
         ):
             assert command in page
+            if command.startswith("pg_restore"):  # as a newer version would have made it
+                newer = "CREATE TABLE newer (project bigint REFERENCES project)"
+                assert postgres.execute("psql", "-U", "labelstudio", "-d", name, "-c", newer).returncode == 0
             done = postgres.execute("sh", "-c", f"cd /tmp && {command}")
             assert done.returncode == 0, done.stderr
+        gone = postgres.execute("psql", "-U", "labelstudio", "-d", name, "-c", "SELECT * FROM newer")
+        assert "does not exist" in gone.stderr
     for container in (stack.containers["label-studio"], *ours):
         container.start()
     for container in stack.containers.values():
