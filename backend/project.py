@@ -17,6 +17,7 @@ from backend.settings import ProjectSettings
 
 SAMPLING = "Uncertainty sampling"
 VALIDATION_SHARE = 0.2
+MOST_LABELS = 253  # a mask is of bytes, and some of their values mean something else
 ARM = 5  # labels of either kind below which choosing and chance are not compared
 RECENT = 100  # newest annotations whose authors count as annotators of today
 DRAWING_TAGS = {"BrushLabels": "brush", "PolygonLabels": "polygon"}
@@ -111,7 +112,13 @@ class LabelConfig:
         image_key, first = found[0]
         tags = [tag for key, tag in found if key == image_key and tag.to_name == first.to_name]
         tags.sort(key=lambda tag: tag.kind != "brush")  # stable: brushes first
-        return cls(image_key, tuple(tags))
+        config = cls(image_key, tuple(tags))
+        if len(config.labels) > MOST_LABELS:
+            raise NotSegmentable(
+                f"project {project}: the label config has {len(config.labels)} labels for masks; a model can learn "
+                f"{MOST_LABELS} at most. Take some out {where}."
+            )
+        return config
 
 
 @dataclass(frozen=True)
@@ -388,9 +395,9 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         steps.append(ReadMasks(unread_masks))
     unmapped = tuple(s.task for s in ready if s.digest not in done.mapped)
     if unmapped:
-        early = not done.models and not known
-        grown = (len({s.whole for s in ready}) if done.settings.unit == "scan" else len(ready)) > 1.25 * done.fitted
-        steps.append(FitMap() if not done.fitted or (early and grown) else MapScans(unmapped))
+        size = len({s.whole for s in ready}) if done.settings.unit == "scan" else len(ready)
+        most = 1.25 if not done.models and not known else 4  # a map of the few that somebody tried shows nothing
+        steps.append(FitMap() if size > most * done.fitted else MapScans(unmapped))
         if not done.rounds:
             return Plan("embedding", steps=tuple(steps))
 
@@ -531,32 +538,29 @@ def validation_rows(digests: Sequence[str], groups: Sequence[str] | None = None)
 
     groups  of every row what it may not be parted from, such as the patient; "": it stands for itself. None: all do
 
-    A row that stands for itself is drawn by the hash of its digest, all rows of a group by that of the group's name.
-    Below five rows none is held out; from five on at least one, that with the lowest hash. Where there are groups it is
-    never more than half of the rows: what is of the highest hash goes back, groups before single rows, and when that
+    A row that stands for itself is drawn by the hash of its digest, with all that have the same; all rows of a group by
+    that of the group's name. Below five rows none is held out; from five on at least one, that with the lowest hash. It
+    is never more than half of the rows: what is of the highest hash goes back, groups before single rows, and when that
     leaves nothing, or nothing is drawn, what has the lowest hash and is not too large is held out. Nothing is when all
-    rows are of one group. Rows with the same digest in different groups (an empty slice looks alike in everybody)
-    follow each its own.
+    rows are of one group, or of one picture. Rows with the same digest in different groups (an empty slice looks alike
+    in everybody) follow each its own.
     """
     if len(digests) < 5:
         return set()
-    names = groups if groups is not None and any(groups) else [""] * len(digests)
-    draw = [_share(name or digest) for digest, name in zip(digests, names, strict=True)]
-    rows = {i for i, x in enumerate(draw) if x < VALIDATION_SHARE}
-    if not any(names):
-        return rows or {min(range(len(draw)), key=lambda i: draw[i])}
-    units: dict[tuple[bool, str | int], list[int]] = {}  # (whether it is a group, what it is)
-    for i, name in enumerate(names):
-        units.setdefault((bool(name), name or i), []).append(i)
+    names = groups if groups is not None else [""] * len(digests)
+    units: dict[tuple[bool, str], list[int]] = {}  # (whether it is a group, what it is)
+    for i, (digest, name) in enumerate(zip(digests, names, strict=True)):
+        units.setdefault((bool(name), name or digest), []).append(i)
     if len(units) == 1:
         return set()
-    ranked = sorted(units, key=lambda one: (one[0], draw[units[one][0]], str(one[1])))  # groups last, highest last
-    held = [one for one in ranked if units[one][0] in rows]
+    draw = {one: _share(one[1]) for one in units}
+    ranked = sorted(units, key=lambda one: (one[0], draw[one], one[1]))  # groups last, highest last
+    held = [one for one in ranked if draw[one] < VALIDATION_SHARE]
     while 2 * sum(len(units[one]) for one in held) > len(digests):
         held.pop()
     if not held:
         small = [one for one in ranked if 2 * len(units[one]) <= len(digests)]
-        held = [min(small, key=lambda one: (draw[units[one][0]], one[0]))]
+        held = [min(small, key=lambda one: (draw[one], one[0]))]
     return {i for one in held for i in units[one]}
 
 
@@ -635,8 +639,8 @@ def publication(latest: Round, seen: Seen, settings: ProjectSettings) -> Publish
     unlabelled = {s.task for s in open_ if s.wish >= 0}  # left out while a training keeps the next round away
     length = published_length(latest, seen, settings)
     wanted = [t for t in latest.order[:length] if t in unlabelled]
-    ahead = set(wanted)
-    wanted += [t for t in latest.carried if t in unlabelled and t not in ahead]
+    behind = set(latest.order[length:])
+    wanted += [t for t in latest.carried if t in unlabelled and t in behind]
     tasks = tuple(t for t in wanted if not live.published.get(t))
     shown = bool(tasks) or bool(live.published)
     differs = shown and (

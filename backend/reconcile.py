@@ -343,7 +343,8 @@ class Reconciler:
         scans = []
         for s in rows:
             lately = 0 <= now - s["problem_at"] < PROBLEM_RETRY  # not in a clock's future
-            scans.append(scan_of(s) if lately or not s["problem"] else replace(scan_of(s), problem=""))
+            again = s["problem"] and not lately  # from the start: the file may be another one by now
+            scans.append(replace(scan_of(s), problem="", digest="") if again else scan_of(s))
         fresh = {s["task"]: s["updated_at"] for s in rows if s["annotated"]}
         read = self.store.labels(project)
         labels = tuple(

@@ -489,10 +489,11 @@ class Store(Artefacts):
         """Have the scan read again at the next look, and its annotation, if either has a problem."""
         with self.write() as connection:
             scan = (scan_table.c.project == project, scan_table.c.task == task, scan_table.c.problem != "")
-            connection.execute(update(scan_table).where(*scan).values(problem="", problem_at=0.0, digest=""))
-            label = (label_table.c.project == project, label_table.c.task == task)
-            troubled = (label_table.c.problem != "") | (label_table.c.remark != "")
-            connection.execute(delete(label_table).where(*label, troubled))
+            anew = connection.execute(update(scan_table).where(*scan).values(problem="", problem_at=0.0, digest=""))
+            label = [label_table.c.project == project, label_table.c.task == task]
+            if not anew.rowcount:  # else its image may be another one, on which the mask has to fit
+                label.append((label_table.c.problem != "") | (label_table.c.remark != ""))
+            connection.execute(delete(label_table).where(*label))
 
     def set_trouble(self, project: int, text: str, **values: Any) -> None:
         """Write down what went wrong in a look, "" when nothing did, and `values` of the project with it.
@@ -687,8 +688,15 @@ class Store(Artefacts):
         """Write {task, digest, height, width, blank, problem} of scans that were read.
 
         With `image`, the value that was fetched, nothing is written of a task whose image is another by now.
+        What was read of an annotation is forgotten when the scan under it has another digest than before.
         """
+        read = {row["task"]: row["digest"] for row in rows if row.get("digest")}
         with self.write() as connection:
+            known = (scan_table.c.project == project, scan_table.c.task.in_(read), scan_table.c.digest != "")
+            before = connection.execute(select(scan_table.c.task, scan_table.c.digest).where(*known)) if read else ()
+            replaced = [task for task, digest in before if digest != read[task]]
+            labels = (label_table.c.project == project, label_table.c.task.in_(replaced))
+            connection.execute(delete(label_table).where(*labels))
             for row in rows:
                 at = time.time() if row.get("problem") else 0.0
                 here = [scan_table.c.project == project, scan_table.c.task == row["task"]]

@@ -432,6 +432,32 @@ def test_a_brush_without_labels_says_so() -> None:
         LabelConfig.from_parsed(parsed(tag=("BrushLabels", [])), 12)
 
 
+def test_more_labels_than_a_model_can_learn_are_refused_in_words() -> None:
+    names = [f"L{n}" for n in range(300)]
+    assert len(LabelConfig.from_parsed(parsed(tag=("BrushLabels", names[:253])), 12).labels) == 253
+    with pytest.raises(NotSegmentable, match=r"has 300 labels for masks; a model can learn 253 at most"):
+        LabelConfig.from_parsed(parsed(tag=("BrushLabels", names)), 12)
+
+
+@pytest.mark.parametrize(
+    ("fitted", "labelled", "step"),
+    [(3, (), FitMap), (8, (), MapScans), (8, (1,), MapScans), (2, (1,), FitMap), (3, (1,), MapScans)],
+)
+def test_a_map_of_a_few_that_somebody_tried_is_laid_out_anew_whatever_is_labelled(
+    fitted: int, labelled: tuple[int, ...], step: type
+) -> None:
+    done = replace(COLD, mapped=ALL - {"d10"}, fitted=fitted)
+    found = decide(seen(scans(*labelled), live(0, 1, 2, 3, 4), label(*labelled)), done)
+    assert [type(s) for s in found.steps if type(s) in (FitMap, MapScans)] == [step]
+
+
+def test_what_is_carried_over_but_in_no_order_any_more_is_not_published_for_ever() -> None:
+    latest = Round(1, round_key(SCORED, CONFIG), "scanqueue-r1", (5, 4, 6, 8, 9, 10), carried=(7, 10))
+    given = seen(scans(1, 2, 3), live(1, 5, 4, 6, 8), label(1, 2, 3))
+    steps = decide(given, replace(SCORED, rounds=(*COLD.rounds, latest))).steps
+    assert steps == (Publish((10,)), ExtendRound((7,)))
+
+
 def test_the_round_of_a_new_model_comes_before_another_training() -> None:
     """Ten labels during a training must not train again and again, under the same version."""
     given = seen(scans(*range(1, 9)), live(0, 9), label(*range(1, 9)))
@@ -488,18 +514,25 @@ def share(name: str) -> float:
     return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
 
 
-def as_ever(digests: list[str]) -> set[int]:
-    """What is held out where nothing is known of groups, written down once more."""
-    if len(digests) < 5:
-        return set()
-    lowest = min(range(len(digests)), key=lambda i: share(digests[i]))
-    return {i for i, d in enumerate(digests) if share(d) < 0.2} or {lowest}
-
-
 @drawn(st.lists(DIGESTS, max_size=40))
-def test_without_groups_the_same_scans_are_held_out_as_ever(digests: list[str]) -> None:
-    for groups in (None, [""] * len(digests)):
-        assert validation_rows(digests, groups) == as_ever(digests)
+def test_without_groups_those_with_the_lowest_hashes_are_held_out(digests: list[str]) -> None:
+    held = validation_rows(digests)
+    assert validation_rows(digests, [""] * len(digests)) == held
+    low = {i for i, d in enumerate(digests) if share(d) < 0.2}
+    if len(digests) < 5:
+        assert held == set()
+    elif 0 < 2 * len(low) <= len(digests):
+        assert held == low
+    elif not low and len(set(digests)) == len(digests):
+        assert held == {min(range(len(digests)), key=lambda i: share(digests[i]))}
+
+
+def test_too_many_with_low_hashes_leave_half_to_learn_from() -> None:
+    low = [name for name in map(str, range(99)) if share(name) < 0.2]
+    low.sort(key=share)
+    assert validation_rows(low[:5]) == {0, 1}
+    assert validation_rows([low[0]] * 12) == set()  # one picture, a dozen times
+    assert validation_rows([low[0]] * 4 + [low[1]] * 2) == {4, 5}
 
 
 @drawn(ROWS)
@@ -509,9 +542,9 @@ def test_a_group_is_held_out_whole_or_not_at_all_and_something_is_left_to_learn_
     digests, groups = [d for d, _ in rows], [g for _, g in rows]
     held = validation_rows(digests, groups)
     assert {groups[i] for i in held} & {g for i, g in enumerate(groups) if g and i not in held} <= {""}
-    if len(rows) < 5 or not any(groups):
+    if len(rows) < 5:
         return
-    units = {g or i for i, g in enumerate(groups)}
+    units = {(g, "" if g else d) for d, g in rows}
     assert bool(held) == (len(units) > 1)
     assert 2 * len(held) <= len(rows)
 

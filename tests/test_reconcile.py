@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import inspect
 import json
 import os
@@ -38,8 +39,9 @@ from world import (
 
 from backend import cli, reconcile, status
 from backend.demo.phantoms import phantom
-from backend.errors import ScanqueueError, StorageFull, StudioRefused, StudioUnavailable
+from backend.errors import ScanqueueError, StorageFull, StudioRefused, StudioUnavailable, UnreadableScan
 from backend.project import SAMPLING, Scan, control_draw
+from backend.reading import digest_of
 from backend.reconcile import Reconciler, validation_rows
 from backend.segmenters import Segmenter
 from backend.store import Store, activate_model, entropy_table, map_name
@@ -1064,6 +1066,95 @@ def test_an_unreadable_image_is_listed_and_read_once_it_is_mended(
     world.run()
     assert world.status()["problems"] == []
     assert sorted(world.order()) == sorted(tasks)
+
+
+def lose_pixels(world: World) -> None:
+    """The cache is emptied, as it is of what was not used for long; the next model is taken whatever it is worth."""
+    world.set(tolerance=1.0)
+    shutil.rmtree(world.folder / "pixels")
+
+
+def test_an_image_that_was_replaced_under_its_address_is_read_anew_and_served(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.in_round_1()
+    task = world.order()[-1]
+    world.studio.images[world.studio.reference(task)] = png(phantom(99, (SIZE, SIZE))[0])
+    lose_pixels(world)
+    world.label(ROUND)
+    world.run()
+    assert [p["task"] for p in world.status()["problems"]] == [task]
+    assert task not in world.order()
+    monkeypatch.setattr(reconcile, "PROBLEM_RETRY", 0.0)
+    world.run()
+    assert world.status()["problems"] == []
+    assert task in world.order()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_mask_on_an_image_that_was_replaced_by_another_size_is_a_problem_and_training_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    world.in_round_1()
+    labelled = list(world.annotations)
+    digests = {s["task"]: s["digest"] for s in world.store.scans(PROJECT)}
+    (first, *_) = validation_rows([digests[t] for t in labelled])
+    task = labelled[first]
+    world.studio.images[world.studio.reference(task)] = png(phantom(99, (SIZE + 32, SIZE + 32))[0])
+    lose_pixels(world)
+    world.label(ROUND)
+    world.run()
+    assert [p["task"] for p in world.status()["problems"]] == [task]
+    if asked:
+        world.store.retry(PROJECT, task)
+    else:
+        monkeypatch.setattr(reconcile, "PROBLEM_RETRY", 0.0)
+    world.run()
+    (problem,) = world.status()["problems"]
+    assert (problem["task"], "was drawn on 64 x 64 pixels" in problem["what"]) == (task, True)
+    world.label(ROUND)
+    world.run()
+    assert world.status()["model"] == "scanqueue-r3"
+    assert world.status()["trouble"] == ""
+
+
+def test_scans_that_could_not_be_fetched_for_a_while_are_no_problems_once_they_can(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.in_round_1()
+    lose_pixels(world)
+    world.label(ROUND)
+    open_ = [t for t in world.masks if t not in world.annotations]
+    real = world.studio.image
+
+    def away(reference: str) -> bytes:
+        if reference in {world.studio.reference(t) for t in open_}:
+            raise UnreadableScan("its server does not answer; it is asked again later.")
+        return real(reference)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(world.studio, "image", away)
+        world.run()
+        assert {p["task"] for p in world.status()["problems"]} == set(open_)
+    monkeypatch.setattr(reconcile, "PROBLEM_RETRY", 0.0)
+    world.run()
+    assert world.status()["problems"] == []
+    assert sorted(world.order()) == sorted(open_)
+
+
+def test_a_dozen_of_the_same_picture_is_learnt_from(world: World) -> None:
+    image, masks = next((i, m) for n in range(99) for i, m in [phantom(n, (SIZE, SIZE))] if held_out(png(i)))
+    for _ in range(12):
+        (task,) = world.studio.add_scans([png(image)])
+        world.masks[task] = masks
+    world.run()
+    world.label(COLD)
+    world.run()
+    assert world.status()["model"] == "scanqueue-r1"
+
+
+def held_out(data: bytes) -> bool:
+    return int(hashlib.sha256(digest_of(data).encode()).hexdigest()[:8], 16) / 2**32 < 0.2
 
 
 def test_an_image_whose_task_changed_is_read_at_once(world: World) -> None:

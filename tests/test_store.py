@@ -66,6 +66,21 @@ def test_a_task_keeps_what_was_read_of_it_until_its_image_changes(store: Store) 
     assert store.project(1)["cursor"] == "t2"
 
 
+def test_what_was_read_of_an_annotation_is_forgotten_with_the_scan_under_it(store: Store) -> None:
+    tasks = [1, 2, 3, 4]
+    store.put_tasks(1, [task(n, annotated=1) for n in tasks], "t1")
+    read = {"height": 5, "width": 6, "problem": ""}
+    store.set_scans(1, [{"task": n, "digest": "d", **read} for n in tasks])
+    for n in tasks:
+        store.put_label(1, {"task": n, "annotation": n, "key": str(n), "mask": "m", "read_at": "t1", "config": "c"})
+    store.set_scans(1, [{"task": 1, "digest": "d", **read}, {"task": 2, "digest": "other", **read}])
+    store.set_scans(1, [{"task": 3, "problem": "gone"}, {"task": 4, "problem": "gone"}])
+    assert [r["task"] for r in store.labels(1)] == [1, 3, 4]
+    store.retry(1, 1)  # has no problem
+    store.retry(1, 3)
+    assert [r["task"] for r in store.labels(1)] == [1, 4]
+
+
 def test_a_problem_is_forgotten_when_its_task_changes(store: Store) -> None:
     store.put_tasks(1, [task(1)], "t1")
     store.set_scans(1, [{"task": 1, "problem": "truncated"}])
