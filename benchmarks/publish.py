@@ -108,6 +108,7 @@ class Pool:
             "validation": {"dice": None, "hd95": None, "hd": None, "unit": None, "n": 0},
             "details": {},
         }
+        store.path("models", name).mkdir(parents=True)  # a model without its checkpoint would count as lost
         store.put_model(self.project, row, active=version, asked=0)
         return version
 

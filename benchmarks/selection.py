@@ -237,7 +237,7 @@ def main() -> None:
         global BUDGETS, STEPS, EMBEDDERS
         BUDGETS, STEPS, EMBEDDERS = (5, 10), 10, {"pixels": "pixels"}
         seeds, moments, data_sets, out = (
-            2,
+            seeds[:2],
             (Moment("Cold start", True, ("random", "default")),),
             data_sets[:1],
             out / "quick",
