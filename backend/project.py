@@ -17,7 +17,7 @@ from backend.settings import ProjectSettings
 
 SAMPLING = "Uncertainty sampling"
 VALIDATION_SHARE = 0.2
-MOST_LABELS = 253  # a mask is of bytes, and some of their values mean something else
+MOST_LABELS = 253  # of a segmenter: a mask is of bytes, and some of their values mean something else
 ARM = 5  # labels of either kind below which choosing and chance are not compared
 RECENT = 100  # newest annotations whose authors count as annotators of today
 DRAWING_TAGS = {"BrushLabels": "brush", "PolygonLabels": "polygon"}

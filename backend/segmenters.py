@@ -29,7 +29,6 @@ from backend.checkpoints import read_tensors
 from backend.errors import BadSetting, BrokenWeights, StorageFull, WeightsMissing
 from backend.networks import from_radimagenet, misfits
 from backend.pixels import Letterboxed
-from backend.project import MOST_LABELS
 from backend.weights import encoder_weights_at, how_to_get
 
 log = logging.getLogger(__name__)
@@ -68,8 +67,8 @@ class SegmenterSpec:
         if self.channels not in (1, 3):
             raise BadSetting(f"channels must be 1 (gray) or 3 (colour), got {self.channels}")
         check_image_size(self.image_size)
-        if not 0 < len(self.labels) <= MOST_LABELS:
-            raise BadSetting(f"a segmenter needs 1 to {MOST_LABELS} labels, got {len(self.labels)}")
+        if not self.labels or len(self.labels) > 253:
+            raise BadSetting(f"a segmenter needs 1 to 253 labels, got {len(self.labels)}")
         if len(self.decoder_channels) != 5 or min(self.decoder_channels) < 1:
             raise BadSetting(f"decoder_channels must be five positive widths, got {self.decoder_channels}")
 

@@ -23,7 +23,6 @@ from backend.errors import (
     CannotCut,
     CannotExport,
     LostSource,
-    NotSegmentable,
     UnreadableFile,
     UnreadableMask,
     UnreadableScan,
@@ -36,7 +35,7 @@ from backend.export.target import MADE_BY, MANIFEST, Target
 from backend.export.volumes import NIFTI, SEG, Place, Volume
 from backend.formats import cut
 from backend.identities import Identities
-from backend.pixels import IGNORE, decode_image
+from backend.pixels import decode_image
 from backend.project import LabelConfig
 from backend.store import Store
 from backend.studio import Annotation, Other, Studio, plain_url, read_mask
@@ -133,11 +132,6 @@ class _Run:
         self.asked = asked
         self.page = asked.studio.project(asked.project)
         self.config = LabelConfig.from_parsed(self.page.parsed_config, asked.project)
-        if len(self.config.labels) >= IGNORE:
-            raise NotSegmentable(
-                f"project {asked.project}: the label config has {len(self.config.labels)} labels; masks hold at most "
-                f"{IGNORE - 1}. Take some out in Settings > Labeling Interface."
-            )
         self.model: ModelMasks | None = None
         if asked.model:
             from backend.export.predicted import ModelMasks  # brings torch, which nothing else here needs
