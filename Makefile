@@ -38,7 +38,7 @@ lint: setup
 # No test can reach anything but this machine (where we are root; else as it is). Two files at a time, each with a thread;
 # alone the stack, as twenty annotators are timed in it and every packet that would leave is counted.
 PYTEST = scripts/offline .venv/bin/python -m pytest --durations=25
-ALONE = tests/test_stack.py
+ALONE = tests/service/test_stack.py
 SHORT = -m "not long"
 
 test: setup

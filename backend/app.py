@@ -13,20 +13,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backend import page
-from backend.api import create_api
 from backend.errors import ScanqueueError
-from backend.measures import Measures, Note, nowhere
-from backend.pulse import Pulse, Stopping
+from backend.records.store import Store
 from backend.settings import PREFIX, Settings
-from backend.store import Store
-from backend.supervisor import SILENCE, beat, keep_worker
-from backend.worker import Queue, Relay
+from backend.web import page
+from backend.web.api import create_api
+from backend.workers.counters import Measures, Note, nowhere
+from backend.workers.supervisor import SILENCE, beat, keep_worker
+from backend.workers.watchdog import Pulse, Stopping
+from backend.workers.worker import Queue, Relay
 
 if TYPE_CHECKING:
-    from backend.learner import Learner
-    from backend.reconcile import Reconciler
-    from backend.studio import Studio
+    from backend.label_studio.studio import Studio
+    from backend.learning.learner import Learner
+    from backend.loop.driver import Reconciler
 
 log = logging.getLogger("scanqueue")
 
@@ -46,15 +46,15 @@ def make_reconciler(
     pulse: Pulse | None = None,
     note: Note = nowhere,
 ) -> Reconciler:
-    from backend.learner import Learner
-    from backend.reconcile import Reconciler
+    from backend.learning.learner import Learner
+    from backend.loop.driver import Reconciler
 
     studio = make_studio(settings, note)
     return Reconciler(studio, store, Learner(settings), settings, stopping.is_set, pulse or Pulse(), note)
 
 
 def make_studio(settings: Settings, note: Note = nowhere) -> Studio:
-    from backend.studio import Studio
+    from backend.label_studio.studio import Studio
 
     return Studio(settings.label_studio_url, settings.label_studio_api_key, image_hosts=settings.image_hosts, note=note)
 
@@ -64,10 +64,10 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
 
     heartbeat  a file descriptor that is written to for as long as the work gets on
     """
-    from backend.helper import Helper
-    from backend.presence import Presence
-    from backend.reconcile import Busy
-    from backend.retention import Retention
+    from backend.loop.driver import Busy
+    from backend.loop.shard_worker import Helper
+    from backend.records.retention import Retention
+    from backend.workers.roster import Presence
 
     os.nice(NICE)
     stopping = threading.Event()
@@ -119,12 +119,12 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     """Serve HTTP; with `worker`, also keep one worker process running beside it."""
     import uvicorn
 
-    from backend.bulk import Bulk
     from backend.doctor import examine
-    from backend.learner import Learner
-    from backend.overview import Overview
-    from backend.pictures import Pictures
-    from backend.predictor import Predictor
+    from backend.learning.learner import Learner
+    from backend.loop.batch import Bulk
+    from backend.loop.predictor import Predictor
+    from backend.web.overview import Overview
+    from backend.web.pictures import Pictures
 
     store = open_store(settings)
     queue = Queue(settings)

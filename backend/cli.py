@@ -19,14 +19,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from typer.core import TyperCommand
 
-from backend import status as project_status
 from backend.errors import BadSetting, ScanqueueError
 from backend.logs import log_to
 from backend.settings import Settings
+from backend.web import status as project_status
 
 if TYPE_CHECKING:
-    from backend.backup import Summary
     from backend.export import Summary as Exported
+    from backend.records.backup import Summary
 
 # Threads that wait must sleep, not spin: beside a busy Label Studio a training step would take ten times as
 # long. It is read when torch is loaded, which happens after this line, and by the worker that serve starts.
@@ -145,7 +145,9 @@ def _plottable(file: Path, project: int | None) -> str:
 
 
 def _plot(store: Any, project: int, file: Path, kind: str, panel: Panel) -> None:
-    from backend import atlas, curve, plots
+    from backend.web import learning_curve as curve
+    from backend.web import map_view as atlas
+    from backend.web import plots
 
     if panel is Panel.map:
         drawn = plots.map_plot(atlas.atlas(store, project), kind=kind)
@@ -253,8 +255,8 @@ def models_activate(
     data_dir: DataDir = None,
 ) -> None:
     """Let a model draw the masks again. A new round is published with it."""
-    from backend import changes
-    from backend.worker import Queue
+    from backend.loop import audit as changes
+    from backend.workers.worker import Queue
 
     settings = _settings(data_dir=data_dir)
     changes.activate(_store(data_dir), project, "command line", version)
@@ -301,8 +303,8 @@ def import_(
 
     Given again, it goes on where it was interrupted; what is there already is not made twice.
     """
-    from backend.identities import NAME
     from backend.intake.command import import_scans
+    from backend.intake.identities import NAME
     from backend.intake.plan import Wanted
     from backend.intake.run import Request
 
@@ -337,7 +339,7 @@ def weights_list(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, weights_dir: WeightsDir = None
 ) -> None:
     """List what is known: setting, file, licence, size."""
-    from backend.weights import WEIGHTS, found_file, to_dict
+    from backend.learning.weights import WEIGHTS, found_file, to_dict
 
     folder = weights_dir or _settings().weights_dir
     rows = [to_dict(row) | {"there": bool(folder and found_file(row, folder))} for row in WEIGHTS]
@@ -360,8 +362,8 @@ def weights_fetch(
     weights_dir: WeightsDir = None,
 ) -> None:
     """Put weights in place, carried here or from the hub. A file is checked first."""
-    from backend import hub
-    from backend.weights import fetch, weights_called
+    from backend.learning import model_hub as hub
+    from backend.learning.weights import fetch, weights_called
 
     row = weights_called(name)
     for verdict in fetch(row, _weights_dir(weights_dir), source, why_not=hub.unreachable):
@@ -380,7 +382,7 @@ def weights_verify(
     weights_dir: WeightsDir = None,
 ) -> None:
     """Check files: whole, named right, the right ones. Exits with 1 when one is not."""
-    from backend.weights import WEIGHTS, verify, weights_called
+    from backend.learning.weights import WEIGHTS, verify, weights_called
 
     folder = _weights_dir(weights_dir)
     if not folder.is_dir():
@@ -416,7 +418,7 @@ def backup(
     data_dir: DataDir = None,
 ) -> None:
     """Write one project, its records and its models, into one file."""
-    from backend import backup as backups
+    from backend.records import backup as backups
 
     made = backups.backup(_locking_store(data_dir), project, file, force=force, wait=wait, say=_say)
     _say(f"{_backed_up(made)} is in {file}, {file.stat().st_size / 2**20:.1f} MiB.")
@@ -431,9 +433,9 @@ def restore(
     data_dir: DataDir = None,
 ) -> None:
     """Put a project in place again, here or on another machine. The file is checked first."""
-    from backend import backup as backups
     from backend.app import open_store
-    from backend.worker import Queue
+    from backend.records import backup as backups
+    from backend.workers.worker import Queue
 
     settings = _settings(data_dir=data_dir)
     made = backups.restore(lambda: open_store(settings), file, replace=replace, wait=wait, say=_say)
@@ -497,8 +499,8 @@ def export(
     from backend.export import Export
     from backend.export.sources import Sources
     from backend.formats import AXES
-    from backend.identities import NAME, Identities
-    from backend.studio import Studio  # by itself: putting everything together takes seconds
+    from backend.intake.identities import NAME, Identities
+    from backend.label_studio.studio import Studio  # by itself: putting everything together takes seconds
 
     settings = _settings(data_dir=data_dir)
     if axis and axis not in AXES:
@@ -508,8 +510,8 @@ def export(
     studio = Studio(settings.label_studio_url, settings.label_studio_api_key, image_hosts=settings.image_hosts)
     bulk = None
     if model and store is not None:
-        from backend.bulk import Bulk
-        from backend.learner import Learner
+        from backend.learning.learner import Learner
+        from backend.loop.batch import Bulk
 
         bulk = Bulk(studio, store, Learner(settings))
     file = identities or settings.data_dir / NAME
@@ -619,7 +621,7 @@ def simulate(
     Interrupted, it goes on where it was when the same command is given again.
     """
     log_to(level="WARNING")
-    from backend.learner import Learner
+    from backend.learning.learner import Learner
     from backend.simulate.compare import simulate as compare
     from backend.simulate.runs import Comparison
 
@@ -675,7 +677,7 @@ def demo(
 
 
 def _store(data_dir: Path | None) -> Any:
-    from backend.store import Store
+    from backend.records.store import Store
 
     settings = _recorded(data_dir)
     return Store(settings.data_dir, settings.database_url)

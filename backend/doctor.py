@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from backend.choices import project_settings
 from backend.errors import BadSetting, NotSegmentable, ScanqueueError, WeightsMissing
-from backend.project import SAMPLING, SECRET_HEADER, LabelConfig, version_name
+from backend.facts import SAMPLING, SECRET_HEADER, LabelConfig, version_name
+from backend.label_studio.studio import ProjectPage, Studio, plain_url, read_token, webhook_cure
+from backend.loop.project_settings import project_settings
+from backend.records.store import Store
 from backend.settings import Settings, is_loopback
-from backend.store import Store
-from backend.studio import ProjectPage, Studio, plain_url, read_token, webhook_cure
 
 TESTED = "1.23.2"
 FREE_BYTES = 2 * 10**9
@@ -198,7 +198,7 @@ def _data_folder(settings: Settings) -> Iterator[Finding]:
 def _job_queue(settings: Settings) -> Iterator[Finding]:
     if not settings.redis_url:
         return
-    from backend.worker import Queue
+    from backend.workers.worker import Queue
 
     where = urlsplit(settings.redis_url)
     name = f"Redis at {where.hostname}:{where.port or 6379}"
@@ -311,7 +311,7 @@ def _server(settings: Settings, address: str) -> Iterator[Finding]:
 
 
 def _embedder(settings: Settings, row: Any) -> Iterator[Finding]:
-    from backend.embedders import BIOMEDCLIP_FOLDER, CLIP_CONFIG, CLIP_WEIGHTS, open_embedder
+    from backend.learning.embedders import BIOMEDCLIP_FOLDER, CLIP_CONFIG, CLIP_WEIGHTS, open_embedder
 
     name, why = (row["embedder"], row["embedder_why"]) if row else ("", "")
     if not name or settings.embedder not in ("auto", name):
@@ -349,7 +349,7 @@ def _embedder(settings: Settings, row: Any) -> Iterator[Finding]:
 
 def _wrong_file(settings: Settings, name: str) -> Finding | None:
     """What is wrong with the embedder's file in the weights folder, if one is there; its checksum is left out."""
-    from backend.weights import found_file, verify, weights_of
+    from backend.learning.weights import found_file, verify, weights_of
 
     row = weights_of(name)
     if row is None or settings.weights_dir is None or found_file(row, settings.weights_dir) is None:
@@ -368,8 +368,8 @@ def _ask_outside(url: str) -> httpx.Response | None:
 
 
 def _encoder(settings: Settings) -> Iterator[Finding]:
-    from backend.learner import Learner
-    from backend.segmenters import Segmenter, SegmenterSpec
+    from backend.learning.learner import Learner
+    from backend.learning.segmenters import Segmenter, SegmenterSpec
 
     training = Learner(settings).training
     weights = training.encoder_weights
@@ -722,7 +722,7 @@ def _at_work(store: Store, project: int) -> bool:
 
 
 def _turns_to(settings: Settings, store: Store, project: int) -> bool:
-    from backend.worker import Queue
+    from backend.workers.worker import Queue
 
     queue = Queue(settings)
     queue.touch(project)

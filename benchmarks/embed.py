@@ -29,16 +29,16 @@ import cv2
 import numpy as np
 import torch
 
-from backend.ahead import ahead
-from backend.bulk import FETCHES, Bulk
-from backend.embedders import Network
-from backend.learner import Learner
-from backend.pixels import decode_image
-from backend.processes import Crashed
-from backend.project import Scan
-from backend.reading import prepare_all
+from backend.facts import Scan
+from backend.formats.pixels import decode_image
+from backend.learning.embedders import Network
+from backend.learning.learner import Learner
+from backend.loop.batch import FETCHES, Bulk
+from backend.loop.decoding import prepare_all
+from backend.records.store import Store
 from backend.settings import Settings
-from backend.store import Store
+from backend.workers.prefetch import ahead
+from backend.workers.process_pool import Crashed
 from benchmarks.measure import Comparison, alternate, report, summary, timed
 from benchmarks.servers import write_scans
 from benchmarks.workers import write_weights

@@ -33,8 +33,8 @@ from backend.demo.label_studio import LabelStudio
 from backend.intake.plan import Wanted
 from backend.intake.run import Request, run
 from backend.intake.work import PNG
-from backend.processes import Workers
-from backend.studio import Studio
+from backend.label_studio.studio import Studio
+from backend.workers.process_pool import Workers
 from benchmarks.measure import alternate, report, rounded, summary, timed
 from benchmarks.servers import CONFIG
 

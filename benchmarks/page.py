@@ -37,7 +37,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from backend.demo.child import Child, free_port
-from backend.store import Pick, Store, label_table, map_name, scan_table
+from backend.records.store import Pick, Store, label_table, map_name, scan_table
 from benchmarks.measure import Comparison, alternate, report, rounded, summary
 
 MANY, FEW = 100_000, 500

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from label_studio_sdk.converter import brush
 
-from backend.pixels import decode_image, letterbox
-from backend.segmenters import Segmenter, as_tensor, content_mask, standardised
-from backend.store import Store
+from backend.formats.pixels import decode_image, letterbox
+from backend.learning.segmenters import Segmenter, as_tensor, content_mask, standardised
+from backend.records.store import Store
 from benchmarks.measure import Comparison, alternate, report, rounded, spread, summary, timed
 from benchmarks.servers import CONFIG, Service, annotate, servers, write_scans
 

@@ -25,12 +25,13 @@ from label_studio_sdk import LabelStudio as Sdk
 
 from backend.demo.label_studio import LabelStudio
 from backend.demo.phantoms import phantom
-from backend.learner import Learner
-from backend.project import LabelConfig, fingerprint
-from backend.reconcile import Reconciler
+from backend.facts import LabelConfig
+from backend.fingerprints import fingerprint
+from backend.label_studio.studio import Studio, draw_mask
+from backend.learning.learner import Learner
+from backend.loop.driver import Reconciler
+from backend.records.store import Store, map_name
 from backend.settings import Settings
-from backend.store import Store, map_name
-from backend.studio import Studio, draw_mask
 from benchmarks.measure import alternate, report, rounded, summary, timed
 from benchmarks.servers import CONFIG, label_studio
 

@@ -27,10 +27,10 @@ from safetensors.torch import save_file
 from sqlalchemy import delete, func, select
 
 from backend.demo.child import Child
+from backend.records.store import Store, embedding_table, entropy_table
 from backend.settings import Settings
-from backend.shards import SHARD
-from backend.store import Store, embedding_table, entropy_table
-from backend.worker import Queue
+from backend.workers.shards import SHARD
+from backend.workers.worker import Queue
 from benchmarks.measure import Comparison, alternate, report, summary
 from benchmarks.servers import CONFIG, Service, annotate, label_studio, write_scans
 

@@ -17,10 +17,11 @@ from chromium import find_chromium
 from hypothesis import HealthCheck, settings
 from servers import PostgresServer, RedisServer
 
-from backend import reconcile, shards
 from backend.demo import child
 from backend.demo.label_studio import LabelStudio, default_executable
 from backend.demo.phantoms import write_phantoms
+from backend.loop import driver as reconcile
+from backend.workers import shards
 
 if "CI" not in os.environ:  # there Hypothesis does so itself: how fast an example is found or run is never a failure
     settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -29,7 +30,7 @@ if "CI" not in os.environ:  # there Hypothesis does so itself: how fast an examp
 ScanPairs = list[tuple[Path, Path]]
 
 SLOW = (  # wait for servers, minutes each: begun first, or one process would work off the last of them alone
-    *("test_faults", "test_disk", "test_workers", "test_loop", "test_simulate_runs", "test_clock", "test_reconcile"),
+    *("test_faults", "test_disk", "test_many_workers", "test_loop", "test_simulate_runs", "test_clock", "test_driver"),
     *("test_studio", "test_intake", "test_round_trip", "test_proxy", "test_patients", "test_openapi", "test_doctor"),
     *("test_page_loop", "test_browser", "test_page_browser", "test_plugin", "test_benchmarks"),
     *("test_export_volumes", "test_backup"),

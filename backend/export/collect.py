@@ -8,9 +8,9 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from backend.errors import BadSetting
+from backend.facts import LabelConfig
 from backend.formats import AXES
-from backend.project import LabelConfig
-from backend.studio import Annotation, TaskRow
+from backend.label_studio.studio import Annotation, TaskRow
 
 BATCH = 25  # plain pictures in one unit
 NAMED = 5  # scans in a message

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.bulk import CHUNK, Bulk
 from backend.errors import NotKnown, UnreadableMask
 from backend.export.collect import Slice
-from backend.pixels import translate
-from backend.project import LabelConfig, Scan, version_name
-from backend.studio import read_mask
+from backend.facts import LabelConfig, Scan, version_name
+from backend.formats.pixels import translate
+from backend.label_studio.studio import read_mask
+from backend.loop.batch import CHUNK, Bulk
 
 ACTIVE = "active"
 Found = tuple[Slice, NDArray[np.uint8] | None, str]

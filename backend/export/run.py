@@ -33,16 +33,16 @@ from backend.export.pictures import COCO, PNG, Pictures
 from backend.export.sources import Sources
 from backend.export.target import MADE_BY, MANIFEST, Target
 from backend.export.volumes import NIFTI, SEG, Place, Volume
+from backend.facts import LabelConfig
 from backend.formats import cut
-from backend.identities import Identities
-from backend.pixels import decode_image
-from backend.project import LabelConfig
-from backend.store import Store
-from backend.studio import Annotation, Other, Studio, plain_url, read_mask
+from backend.formats.pixels import decode_image
+from backend.intake.identities import Identities
+from backend.label_studio.studio import Annotation, Other, Studio, plain_url, read_mask
+from backend.records.store import Store
 
 if TYPE_CHECKING:
-    from backend.bulk import Bulk
     from backend.export.predicted import ModelMasks
+    from backend.loop.batch import Bulk
 
 FORMATS = (NIFTI, SEG, PNG, COCO)
 VOLUMES = {NIFTI: "NIfTI", SEG: "DICOM SEG"}

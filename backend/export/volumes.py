@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from backend.export.manifest import Files
 from backend.formats import Cut, Source, write_dicom_seg, write_nifti_labels
-from backend.identities import ScanRecord
+from backend.intake.identities import ScanRecord
 
 NIFTI, SEG = "nifti", "seg"
 

@@ -15,9 +15,9 @@ from PIL import Image, ImageOps
 from backend.errors import ScanqueueError, UnreadableFile
 from backend.formats.frames import Frame, choose_volume, geometry
 from backend.formats.geometry import Geometry
+from backend.formats.pixels import decode_image
 from backend.formats.source import FileFacts, Source
 from backend.formats.volume import MAX_VOXELS, Volume
-from backend.pixels import decode_image
 
 MAX_PIXELS = 2**28  # of one page
 MAX_BYTES = 2**32  # of one file

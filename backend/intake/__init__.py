@@ -7,5 +7,5 @@
     deliver upload or local files, then tasks, each (scan, axis, slice) once
 
 What leaves this machine are pictures and what `plan.task_data` lists. Names, ids, dates, paths and instance UIDs stay
-in the file of identities (backend/identities.py) and in the memory of these processes.
+in the file of identities (backend/intake/identities.py) and in the memory of these processes.
 """

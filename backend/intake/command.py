@@ -29,9 +29,9 @@ from rich.progress import (
 from rich.table import Table
 
 from backend.intake.run import Request, Tally, run
-from backend.processes import Workers
+from backend.label_studio.studio import Studio
 from backend.settings import Settings
-from backend.studio import Studio
+from backend.workers.process_pool import Workers
 
 MOST = 50  # problems and warnings that are listed
 

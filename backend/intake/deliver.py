@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from backend.errors import CannotDeliver, ScanqueueError, StudioUnavailable
 from backend.intake.holdings import PATIENCE, PAUSE, Holdings
-from backend.studio import UPLOAD_BYTES, UPLOAD_FILES, Studio, Upload
+from backend.label_studio.studio import UPLOAD_BYTES, UPLOAD_FILES, Studio, Upload
 
 log = logging.getLogger("scanqueue.intake")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from backend.errors import StudioUnavailable
-from backend.studio import Studio
+from backend.label_studio.studio import Studio
 
 log = logging.getLogger("scanqueue.intake")
 

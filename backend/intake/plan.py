@@ -19,8 +19,8 @@ from typing import Any
 
 from backend.errors import BadSetting, CannotCut
 from backend.formats import AXES, Cut, Geometry, Source, Window, cut, read_geometry
-from backend.identities import Identities, ScanRecord
 from backend.intake.holdings import Holdings
+from backend.intake.identities import Identities, ScanRecord
 from backend.intake.work import Found, Job, Trouble, digest, some
 
 # DICOM PS3.3 C.7.3.1.1.1; anything else that stands in that field may be a name

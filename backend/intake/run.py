@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from backend.errors import BadIdentities, ProjectBusy, ScanqueueError, StorageFull
+from backend.facts import LabelConfig
 from backend.formats import FileFacts, Geometry, Source, geometry_of, group
-from backend.identities import Identities
 from backend.intake.deliver import Delivery, LocalFiles, Uploads
 from backend.intake.files import walk
 from backend.intake.holdings import Holdings
+from backend.intake.identities import Identities
 from backend.intake.plan import Scan, Wanted, plan
 from backend.intake.work import Asked, Found, Job, Made, Trouble, identify, look, make
-from backend.locks import Locks
-from backend.processes import Crashed, Workers
-from backend.project import LabelConfig
-from backend.studio import Studio
+from backend.label_studio.studio import Studio
+from backend.records.locks import Locks
+from backend.workers.process_pool import Crashed, Workers
 
 log = logging.getLogger("scanqueue.intake")
 Thing = TypeVar("Thing")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from backend import __version__
-from backend.project import VALIDATION_SHARE
+from backend.facts import VALIDATION_SHARE
 from backend.simulate.labelled import read_labelled
 from backend.simulate.report import write_report
 from backend.simulate.results import read_rows

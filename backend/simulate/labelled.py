@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend.errors import ScanqueueError, UnreadableScan
-from backend.learner import Case
-from backend.pixels import decode_image, letterbox
+from backend.formats.pixels import decode_image, letterbox
+from backend.learning.learner import Case
 
 MOST_CLASSES = 32
 

@@ -28,8 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import BadSetting, ScanqueueError
-from backend.learner import Learner
-from backend.project import fingerprint, validation_rows
+from backend.facts import validation_rows
+from backend.fingerprints import fingerprint
+from backend.learning.learner import Learner
 from backend.settings import Settings
 from backend.simulate.labelled import Labelled, read_groups, read_labelled, read_spacing, read_strata
 from backend.simulate.results import ALL_LABELS, COLUMNS

@@ -1,0 +1,259 @@
+"""Everything that learns, behind one door: embed, train, predict, score. Arrays in, arrays out.
+
+Heavy libraries are opened on first use and kept: torch and what builds on it take seconds to import, which a server
+that only hands out what is stored need not wait for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.errors import BadSetting
+from backend.formats.pixels import Letterboxed, letterbox_mask, restore
+from backend.learning.embedders import Network, OpenEmbedder, open_embedder
+from backend.learning.evaluation import Scores, score, summarise
+from backend.settings import Settings
+from backend.workers.process_pool import Workers
+from sampling import AGGREGATIONS, class_entropy, disagreement
+
+if TYPE_CHECKING:
+    from backend.learning.segmenters import Segmenter
+    from backend.learning.training import TrainingSettings
+
+log = logging.getLogger("scanqueue.learner")
+
+Signals = dict[str, Any]  # name: number in 0..1, or one number per label
+
+VIEWS = ((0.7, 0.0), (1.4, 0.0), (1.0, 0.06))  # gamma, shift: how a scan is changed to see whether its mask stays
+LOADED = 2  # models kept in memory: the active one, and one that is compared with it
+
+
+@dataclass(frozen=True)
+class Case:
+    """One labelled scan: fitted into the working square, and its label map (H, W) at original size."""
+
+    scan: Letterboxed
+    mask: NDArray[np.uint8]
+
+
+class Learner:
+    """Embedder and segmentation models as the settings want them.
+
+    at_once  False = with settings that fit every machine, torch is only loaded when something is computed
+
+    Raises BadSetting at once when they cannot be had on this machine.
+    """
+
+    def __init__(self, settings: Settings, *, at_once: bool = True) -> None:
+        self._settings = settings
+        self._embedder: OpenEmbedder | None = None
+        self._models: OrderedDict[Path, Segmenter] = OrderedDict()
+        self._decoders: Workers | None = None
+        self._lock = threading.RLock()
+        if at_once or settings.encoder != "auto" or settings.device not in ("auto", "cpu"):
+            self.load()
+
+    def load(self) -> None:
+        """Load what computes, so that nobody waits for it later."""
+        _ = self.training
+
+    @cached_property
+    def training(self) -> TrainingSettings:
+        """How models are trained here."""
+        import torch
+
+        from backend.learning.training import TrainingSettings
+
+        settings = self._settings
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise BadSetting(f"SCANQUEUE_DEVICE={settings.device!r}, but no GPU can be used here; take cpu or auto.")
+        overrides: dict[str, Any] = {}
+        if settings.image_size:
+            overrides["image_size"] = settings.image_size
+        if settings.training_steps:
+            overrides["max_steps"] = settings.training_steps
+        if settings.encoder != "auto":
+            name, _, weights = settings.encoder.partition("@")
+            overrides["encoder"] = name
+            if weights:
+                overrides["encoder_weights"] = _place_of(weights, settings.weights_dir)
+        return TrainingSettings.for_device(device, **overrides)
+
+    @property
+    def device(self) -> str:
+        return self.training.device
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square that scans are fitted into, in pixels."""
+        return self.training.image_size
+
+    def embedder(self) -> OpenEmbedder:
+        """The embedder in use, its name, and why it is that one."""
+        with self._lock:
+            if self._embedder is None:
+                name, folder = self._settings.embedder, self._settings.weights_dir
+                self._embedder = open_embedder(name, weights_dir=folder, device=self.device)
+                log.info("embedder %s: %s", self._embedder.name, self._embedder.why)
+            return self._embedder
+
+    def embed(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """(N, D), one row per image (H, W) or (H, W, 3)."""
+        vectors: NDArray[np.float32] = self.embedder().embedder.embed(images)
+        return vectors
+
+    def decoders(self) -> Workers | None:
+        """Processes that decode scans beside a network on a GPU; None on a CPU, where the network is the slow one."""
+        with self._lock:
+            gpu = not self.device.startswith("cpu") and isinstance(self.embedder().embedder, Network)
+            if gpu and self._decoders is None:
+                self._decoders = Workers(self._settings.threads or os.cpu_count() or 1, "backend.loop.decoding")
+            return self._decoders
+
+    def prepare_elsewhere(self) -> Callable[[NDArray[np.uint8]], NDArray[Any]]:
+        """`prepare`, to be sent to another process. Only where there are `decoders`."""
+        network = self.embedder().embedder
+        assert isinstance(network, Network)
+        return network.preprocessing.resized
+
+    def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
+        """What `embed_prepared` takes of one image; for threads beside it."""
+        return self.embedder().embedder.prepare(image)
+
+    def embed_prepared(self, prepared: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """(N, D), one row per prepared image."""
+        return self.embedder().embedder.embed_prepared(prepared)
+
+    def describe_training(self, seed: int) -> dict[str, Any]:
+        """Everything a model depends on besides its scans and labels, as JSON values."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.training).items()} | {"seed": seed}
+
+    def train(
+        self,
+        cases: Sequence[Case],
+        validation: Sequence[Case],
+        labels: Sequence[str],
+        *,
+        seed: int,
+        on_step: Callable[[int, int], None],
+    ) -> tuple[Callable[[Path], None], dict[str, Any]]:
+        """Fit a model; returns what writes it into a folder, and how the training went."""
+        from backend.learning.training import train
+
+        size = self.image_size
+        trained = train(
+            [c.scan for c in cases],
+            [letterbox_mask(c.mask, size) for c in cases],
+            ([c.scan for c in validation], [letterbox_mask(c.mask, size) for c in validation]),
+            labels,
+            replace(self.training, seed=seed),
+            on_step=on_step,
+        )
+        details = {
+            "history": trained.history,
+            "best_step": trained.best_step,
+            "seconds": round(trained.seconds, 1),
+            "warning": trained.segmenter.warning,
+            "settings": self.describe_training(seed),
+        }
+        return trained.segmenter.save, details
+
+    def _model(self, folder: Path) -> Segmenter:
+        from backend.learning.segmenters import Segmenter
+
+        with self._lock:
+            if folder not in self._models:
+                self._models[folder] = Segmenter.load(folder, self.device)
+                while len(self._models) > LOADED:
+                    self._models.popitem(last=False)
+            self._models.move_to_end(folder)
+            return self._models[folder]
+
+    def image_size_of(self, folder: Path) -> int:
+        """The working square of a stored model; scans must be fitted into just that."""
+        return self._model(folder).spec.image_size
+
+    def probabilities(self, folder: Path, scans: Sequence[Letterboxed]) -> list[NDArray[np.float32]]:
+        """Softmax probabilities (C, h, w) of each scan's own pixels, padding cut off."""
+        return self._model(folder).predict(scans)
+
+    def signals(self, folder: Path, scans: Sequence[Letterboxed], extra: str = "") -> list[Signals]:
+        """How unsure the model is of each scan, 0..1, high = unsure: every aggregation of the pixels' entropy.
+
+        extra  "classes" adds the entropy of each label's own pixels, "disagreement" how much the mask changes when
+               the scan is made brighter, darker and moved: three more predictions
+        """
+        found = self.probabilities(folder, scans)
+        signals: list[Signals] = [{name: float(of(p)[()]) for name, of in AGGREGATIONS.items()} for p in found]
+        if extra == "classes":
+            for one, p in zip(signals, found, strict=True):
+                one["classes"] = class_entropy(p).tolist()
+        elif extra == "disagreement":
+            views = [found, *(self._as_seen(folder, scans, *view) for view in VIEWS)]
+            for one, *maps in zip(signals, *views, strict=True):
+                one["disagreement"] = disagreement(np.stack([m.argmax(axis=0) for m in maps]), len(maps[0]))
+        return signals
+
+    def _as_seen(
+        self, folder: Path, scans: Sequence[Letterboxed], gamma: float, shift: float
+    ) -> list[NDArray[np.float32]]:
+        """Probabilities of the scans with other intensities, or moved by a share of their sides (and back)."""
+        changed = []
+        for scan in scans:
+            inner = (255 * (scan.pixels[scan.content] / 255.0) ** gamma).round().astype(np.uint8)
+            pixels = np.zeros_like(scan.pixels)
+            pixels[scan.content] = np.roll(inner, _steps(scan, shift), axis=(0, 1))
+            changed.append(replace(scan, pixels=pixels))
+        moved = self.probabilities(folder, changed)
+        return [np.roll(p, tuple(-n for n in _steps(s, shift)), axis=(1, 2)) for p, s in zip(moved, scans, strict=True)]
+
+    def masks(self, folder: Path, scans: Sequence[Letterboxed]) -> list[NDArray[np.uint8]]:
+        """The predicted label map (H, W) of each scan at its original size."""
+        found = self.probabilities(folder, scans)
+        return [restore(p, s.original_height, s.original_width) for p, s in zip(found, scans, strict=True)]
+
+    def compare(
+        self,
+        predicted: NDArray[np.uint8],
+        truth: NDArray[np.uint8],
+        classes: int,
+        spacing: tuple[float, float] | None = None,
+    ) -> Scores:
+        return score(predicted, truth, classes, spacing=spacing)
+
+    def summarise(self, scores: Sequence[Scores]) -> dict[str, Any]:
+        return summarise(scores)
+
+    def forget(self, folder: Path) -> None:
+        """Drop a model from memory."""
+        with self._lock:
+            self._models.pop(folder, None)
+
+
+def _place_of(weights: str, weights_dir: Path | None) -> Path | str:
+    """ "imagenet", or a file or folder: in the weights folder, else as given. Nowhere: where it should be."""
+    if weights == "imagenet":
+        return weights
+    given = Path(weights).expanduser()
+    inside = weights_dir / given if weights_dir is not None else given
+    return given if given.exists() and not inside.exists() else inside
+
+
+def _steps(scan: Letterboxed, shift: float) -> tuple[int, int]:
+    return round(shift * scan.height), round(shift * scan.width)

@@ -1,0 +1,217 @@
+"""The bulk works that any worker may do a part of: reading scans, scoring them, drawing their masks.
+
+Each is told a few tasks and stores what it finds, named by what it was made from. Done twice, or by
+two workers at once, the second time writes the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.errors import UnreadableScan
+from backend.facts import Scan
+from backend.fingerprints import fingerprint
+from backend.formats.pixels import Letterboxed, decode_image, letterbox
+from backend.label_studio.studio import Studio
+from backend.learning.learner import Learner
+from backend.loop.decoding import Ready, digest_of, make_all_ready, make_ready, put_pixels
+from backend.records.artefacts import Artefacts
+from backend.records.store import Store, scan_of
+from backend.workers.prefetch import ahead
+from backend.workers.process_pool import Crashed
+
+log = logging.getLogger("scanqueue.bulk")
+
+CHUNK = 8  # images in memory at once
+FETCHES = 4
+CRASHED = "its decoder crashed: the file is damaged, or too large for the memory. Export it again and upload that."
+
+
+def nothing() -> None:
+    pass
+
+
+@dataclass
+class Bulk:
+    """What the works need. `alive` is called whenever something was done, and may raise to stop the work."""
+
+    studio: Studio
+    store: Store
+    learner: Learner
+    alive: Callable[[], None] = nothing
+
+    def needs_to_read(self) -> str:
+        """What reading depends on besides the scans: workers that say the same do the same."""
+        return f"{self.learner.embedder().name}|{self.learner.image_size}"
+
+    def scans(self, project: int, tasks: Sequence[int]) -> list[Scan]:
+        """The scans of these tasks as they are recorded now; those that have gone are left out."""
+        rows = [self.store.scan(project, task) for task in tasks]
+        return [scan_of(r) for r in rows if r is not None]
+
+    def do(self, kind: str, project: int, needs: str, tasks: Sequence[int]) -> None:
+        """A part of the work `kind`: "read", or "score" or "draw" with the model that `needs` names."""
+        scans = self.scans(project, tasks)
+        if kind == "read":
+            self.read(project, scans)
+        elif kind == "score":
+            model, _, extra = needs.partition("|")
+            self.score(project, model, scans, extra)
+        else:
+            self.draw(project, needs, scans)
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def read(self, project: int, scans: Sequence[Scan]) -> None:
+        """Fetch, decode and embed these scans; what cannot be read becomes a problem of that scan.
+
+        The next ones are fetched while the network is at those before.
+        """
+        embedder = self.learner.embedder()
+        for batch in self._ready(scans, embedder.embedder.batch):
+            self.alive()
+            for scan, ready in batch:
+                if ready.problem:
+                    log.warning("project %s, task %s: %s", project, scan.task, ready.problem)
+            good = [ready for _, ready in batch if ready.prepared is not None]
+            if good:
+                vectors = self.learner.embed_prepared([r.prepared for r in good if r.prepared is not None])
+                self.store.put_embeddings(embedder.name, [ready.digest for ready in good], vectors)
+            self.store.set_scans(project, [_row(scan, ready) for scan, ready in batch])
+            self.alive()
+
+    def _ready(self, scans: Sequence[Scan], size: int) -> Iterator[list[tuple[Scan, Ready]]]:
+        """In batches of `size`: fetched, in the cache of the working square, and as the embedder wants it.
+
+        In threads, as the network is what takes the time on a CPU; on a GPU what must be decoded is decoded by
+        processes beside it.
+        """
+        decoders = self.learner.decoders()
+        if decoders is None:
+            yield from ahead(self._made_ready, scans, size=size, threads=FETCHES, first=FETCHES)
+            return
+        group = max(1, min(size, len(scans) // decoders.jobs))
+        work = partial(
+            make_all_ready,
+            prepare=self.learner.prepare_elsewhere(),
+            size=self.learner.image_size,
+            artefacts=Artefacts(self.store.folder),
+        )
+        fetched = ahead(self._fetched, scans, size=group, threads=FETCHES)
+        batch: list[tuple[Scan, Ready]] = []
+        for files, found in decoders.each_lot(work, fetched, lambda file: file[1], ahead=2 * decoders.jobs):
+            for (scan, _), one in zip(files, found, strict=True):
+                batch.append((scan, Ready(problem=CRASHED) if isinstance(one, Crashed) else one))
+            while len(batch) >= size:
+                yield batch[:size]
+                del batch[:size]
+        if batch:
+            yield batch
+
+    def _made_ready(self, scan: Scan) -> tuple[Scan, Ready]:
+        """In any thread."""
+        file = self._fetched(scan)[1]
+        return scan, make_ready(file, self.learner.prepare, self.learner.image_size, self.store)
+
+    def _fetched(self, scan: Scan) -> tuple[Scan, bytes | UnreadableScan]:
+        """With its file, or why there is none."""
+        try:
+            return scan, self.studio.image(scan.image)
+        except UnreadableScan as error:
+            return scan, error
+
+    def fetch(self, image: str) -> tuple[str, NDArray[np.uint8] | None, str]:
+        """(digest of the file, its pixels, ""), or ("", None, what is wrong with it)."""
+        try:
+            data = self.studio.image(image)
+            return digest_of(data), decode_image(data), ""
+        except UnreadableScan as error:
+            return "", None, str(error)
+
+    def pixels(self, scan: Scan, size: int) -> Letterboxed:
+        """The scan fitted into the working square: from the cache, else fetched again.
+
+        Raises UnreadableScan when it has gone meanwhile.
+        """
+        if found := cached_pixels(self.store, scan.digest, size):
+            return found
+        digest, image, problem = self.fetch(scan.image)
+        if image is None:
+            raise UnreadableScan(problem)
+        if digest != scan.digest:
+            raise UnreadableScan("its image is not the one that was read before; it is read again later.")
+        boxed = letterbox(image, size)
+        put_pixels(self.store, scan.digest, boxed)
+        return boxed
+
+    def boxes(self, project: int, scans: Sequence[Scan], size: int) -> Iterator[tuple[list[Scan], list[Letterboxed]]]:
+        """Chunks of scans in the working square; unreadable ones become problems."""
+        for start in range(0, len(scans), CHUNK):
+            good, boxes = [], []
+            for scan in scans[start : start + CHUNK]:
+                try:
+                    boxes.append(self.pixels(scan, size))
+                    good.append(scan)
+                except UnreadableScan as error:
+                    self.store.set_scans(project, [{"task": scan.task, "problem": str(error)}])
+            yield good, boxes
+            self.alive()
+
+    # -- with a model -------------------------------------------------------------------------
+
+    @staticmethod
+    def needs_to_score(model: str, extra: str) -> str:
+        """What scoring depends on besides the scans: a model's fingerprint, and a signal that takes extra work."""
+        return f"{model}|{extra}" if extra else model
+
+    def score(self, project: int, model: str, scans: Sequence[Scan], extra: str = "") -> None:
+        """Store how unsure the model with this fingerprint is of these scans; `extra` as in `Learner.signals`."""
+        folder = self.store.path("models", model)
+        for good, boxes in self.boxes(project, scans, self.learner.image_size_of(folder)):
+            if boxes:
+                values = self.learner.signals(folder, boxes, extra)
+                self.store.put_signals(model, {s.digest: v for s, v in zip(good, values, strict=True)})
+
+    def draw(self, project: int, model: str, scans: Sequence[Scan]) -> None:
+        """Store the model's mask of these scans at original size, where there is none yet."""
+        todo = [s for s in scans if not self.store.has("masks", fingerprint(model, s.digest))]
+        if not todo:
+            return  # and the model need not be loaded
+        folder = self.store.path("models", model)
+        for good, boxes in self.boxes(project, todo, self.learner.image_size_of(folder)):
+            for scan, mask in zip(good, self.learner.masks(folder, boxes) if boxes else [], strict=True):
+                self.store.put_arrays("masks", fingerprint(model, scan.digest), mask=mask)
+
+    def mask(self, model: str, scan: Scan) -> NDArray[np.uint8] | None:
+        """A mask that `draw` stored; None when there is none."""
+        try:
+            mask: NDArray[np.uint8] = self.store.arrays("masks", fingerprint(model, scan.digest))["mask"]
+        except FileNotFoundError:
+            return None
+        return mask
+
+
+def _row(scan: Scan, ready: Ready) -> dict[str, Any]:
+    """What is recorded of it."""
+    row = {"task": scan.task, "image": scan.image, "problem": ready.problem}
+    if not ready.problem:
+        row |= {"digest": ready.digest, "height": ready.height, "width": ready.width, "blank": int(ready.blank)}
+    return row
+
+
+def cached_pixels(store: Store, digest: str, size: int) -> Letterboxed | None:
+    """The scan with this digest in the working square, if it lies in the cache."""
+    if not digest:
+        return None
+    try:
+        found = store.arrays("pixels", fingerprint(digest, size))
+    except OSError:
+        return None
+    return Letterboxed(found["pixels"], *(int(n) for n in found["box"]))

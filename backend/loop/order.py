@@ -1,0 +1,245 @@
+"""The order in which scans are offered, made from what is stored: for a round, or to try settings out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.facts import Scan, control_draw
+from backend.loop.project_settings import extra_signal
+from backend.loop.selection_units import Slices, mean_embeddings, places, units
+from backend.records.store import NEXT, Pick, Store, read_map
+from backend.settings import ProjectSettings
+from sampling import (
+    EMBEDDED,
+    Clustering,
+    Pool,
+    choose_clusters,
+    control_places,
+    long_ranking,
+    whole_order,
+    with_controls,
+)
+
+BEGUN = "begun"  # why the rest of a volume comes before anything else
+RANKED = 2000  # places ranked one by one; what lies behind them is ordered by entropy alone
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What an order is made on.
+
+    embedder  whose embeddings, and whose map
+    model     fingerprint of the model that is unsure of scans; "" before there is one
+    """
+
+    store: Store
+    project: int
+    embedder: str
+    model: str
+    settings: ProjectSettings
+
+
+def order(ground: Ground, scans: Sequence[Scan], first: Sequence[int] = (), ranked: int = RANKED) -> list[Pick]:
+    """The order of all unlabelled `scans` but those in `first`, which count as chosen already.
+
+    scans   on the map, without problems; those that somebody left out of the order are not in it
+    first   tasks
+    ranked  places that are ranked one by one with a model
+
+    With the unit "scan" volumes are chosen, each by what its slices are on average, and all slices of it follow each
+    other. Those of which a slice is labelled or in `first` are begun, and come to their end before another begins.
+
+    What somebody wished for comes first, scans that somebody skipped come last: whoever is left may still want them.
+    Behind them come scans whose pixels are all alike, unless they are slices of a volume that is chosen as a whole.
+    All these are of single slices. The places of the controls are counted from the first of `first`, volume by volume.
+    """
+    settings = ground.settings
+    taken = set(first)
+    scans = [s for s in scans if s.wish >= 0 or s.annotated or s.task in taken]
+    blank = {s.task for s in scans if _is_last(s, settings.unit) and not s.annotated and s.task not in taken}
+    scans = [s for s in scans if s.task not in blank]
+    picks = _with_model(ground, scans, taken, ranked) if ground.model else _cold(ground, scans, taken)
+    by_task = {s.task: s for s in scans}
+    wishes = {s.task for s in scans if s.wish == NEXT}
+    put_off = {s.task for s in scans if s.skipped} - wishes
+    wished = [replace(p, reason="wished", score=None, distance=None) for p in picks if p.task in wishes]
+    rest = [p for p in picks if p.task not in wishes]
+    begun = [p for p in rest if p.reason == BEGUN and p.task not in put_off]
+    fresh = [p for p in rest if p.reason != BEGUN and p.task not in put_off]
+    given = [*first, *(p.task for p in wished), *(p.task for p in begun)]
+    start = len(_blocks(given, by_task, settings.unit))
+    fresh = _with_controls(fresh, by_task, settings, start)
+    rest = [p for p in rest if p.task in put_off]
+    return wished + begun + fresh + rest + [Pick(task, "blank") for task in sorted(blank)]
+
+
+def _is_last(scan: Scan, unit: str) -> bool:
+    """Whether there is nothing to see on it, and neither somebody wishes for it nor its volume comes as a whole."""
+    return scan.blank and scan.wish != NEXT and not (unit == "scan" and scan.volume)
+
+
+def _cold(ground: Ground, scans: Sequence[Scan], taken: set[int]) -> list[Pick]:
+    settings = ground.settings
+    strategy = settings.moments[0]
+    rows = units(scans, settings.unit)
+    if not rows:
+        return []
+    xy = _positions(ground, rows)
+    clusters = choose_clusters(xy, seed=settings.seed)
+    strata = np.unique([row[0].stratum for row in rows], return_inverse=True)[1]
+    size = min(_in_units(settings.cold_start_size, rows), len(rows))
+    drawn = int(control_places(size, settings.control_share).sum())
+    chosen = [i for i, row in enumerate(rows) if len(_open(row, taken)) < len(row)]
+    found = whole_order(
+        strategy,
+        Pool(xy, clusters, _vectors(ground, rows, strategy), strata),
+        size - drawn,
+        chosen=chosen,
+        seed=settings.seed,
+    )
+    picks = [
+        Pick(s.task, BEGUN, cluster=int(clusters.labels[i]))
+        for i in sorted(chosen, key=lambda i: _nearly_done(rows[i], taken))
+        for s in _open(rows[i], taken)
+    ]
+    places = zip(found.rows, found.reasons, found.cluster, strict=True)
+    return picks + [Pick(s.task, str(reason), cluster=int(c)) for r, reason, c in places for s in rows[r]]
+
+
+def _with_model(ground: Ground, scans: Sequence[Scan], taken: set[int], ranked: int) -> list[Pick]:
+    settings = ground.settings
+    known = signals(ground)
+    scans = [s for s in scans if s.annotated or s.task in taken or s.digest in known]
+    skipped = [s for s in scans if s.skipped and not s.annotated and s.task not in taken]
+    last = {s.task for s in skipped}
+    at_end = [Pick(s.task, "skipped", entropy=_round(known[s.digest][settings.uncertainty])) for s in skipped]
+    rows = units([s for s in scans if s.task not in last], settings.unit)
+    if not rows:
+        return at_end
+    xy = _positions(ground, rows)
+    entropy = _column(rows, known, settings.uncertainty)
+    columns = {"entropy": entropy}
+    if extra := extra_signal(settings):
+        columns[extra] = _column(rows, known, extra)
+    chosen = [i for i, row in enumerate(rows) if len(_open(row, taken)) < len(row)]
+    strategy = settings.moments[1]
+    pool = Pool(
+        xy,
+        Clustering(np.zeros(len(rows), dtype=np.intp), np.zeros(1, dtype=np.intp), {}, 0),  # not looked at
+        _vectors(ground, rows, strategy),
+        signals=columns,
+    )
+    ranking = long_ranking(
+        strategy,
+        pool,
+        min(ranked, len(rows) - len(chosen)),
+        _in_units(settings.depth, rows),
+        chosen=chosen,
+        alpha=settings.alpha,
+        seed=settings.seed,
+    )
+    picks = [
+        Pick(s.task, BEGUN, entropy=_round(entropy[i]))
+        for i in sorted(chosen, key=lambda i: _nearly_done(rows[i], taken))
+        for s in _open(rows[i], taken)
+    ]
+    picks += [
+        Pick(slice_.task, strategy, _round(s), _round(h), _round(d))
+        for r, s, h, d in zip(ranking.rows, ranking.score, ranking.entropy, ranking.diversity, strict=True)
+        for slice_ in rows[r]
+    ]
+    placed = {*ranking.rows.tolist(), *chosen}
+    behind = sorted((i for i in range(len(rows)) if i not in placed), key=lambda i: (-entropy[i], rows[i][0].task))
+    picks += [Pick(s.task, "entropy", entropy=_round(entropy[i])) for i in behind for s in rows[i]]
+    return picks + at_end
+
+
+def signals(ground: Ground) -> dict[str, dict[str, Any]]:
+    """What the model said of scans, by digest: of those of which it said all that the strategy wants to know."""
+    wanted = {ground.settings.uncertainty, extra_signal(ground.settings)} - {""}
+    if wanted == {"image"}:
+        return {digest: {"image": value} for digest, value in ground.store.entropies(ground.model).items()}
+    return {digest: said for digest, said in ground.store.signals(ground.model).items() if wanted <= said.keys()}
+
+
+def _open(row: Slices, taken: set[int]) -> Slices:
+    """The slices that may still be chosen; all of them unless the volume is begun."""
+    return [s for s in row if not s.annotated and s.task not in taken]
+
+
+def _nearly_done(row: Slices, taken: set[int]) -> tuple[int, int]:
+    """What begun volumes are sorted by: those with the fewest slices left first."""
+    return len(_open(row, taken)), row[0].task
+
+
+def _in_units(tasks: int, rows: Sequence[Slices]) -> int:
+    """About how many of these rows have so many slices; at least one."""
+    return max(1, round(tasks * len(rows) / max(1, sum(map(len, rows)))))
+
+
+def _positions(ground: Ground, rows: Sequence[Slices]) -> NDArray[np.float64]:
+    found = read_map(ground.store, ground.project, ground.embedder)
+    assert found is not None
+    return places(found, rows)
+
+
+def _vectors(ground: Ground, rows: Sequence[Slices], strategy: str) -> NDArray[np.float32] | None:
+    """The embeddings of these rows, if the strategy looks at them."""
+    if strategy not in EMBEDDED:
+        return None
+    return mean_embeddings(ground.store, ground.embedder, rows)
+
+
+def _blocks(tasks: Iterable[int], by_task: Mapping[int, Scan], unit: str) -> list[list[int]]:
+    """Tasks cut into places: each by itself, or with the unit "scan" what follows each other of one volume together."""
+
+    def volume(task: int) -> str | int:
+        scan = by_task.get(task)
+        return scan.volume or task if scan is not None and unit == "scan" else task
+
+    return [list(group) for _, group in groupby(tasks, volume)]
+
+
+def _with_controls(
+    picks: Sequence[Pick], by_task: Mapping[int, Scan], settings: ProjectSettings, start: int
+) -> list[Pick]:
+    """An order from its place `start` on, with scans drawn at random in the places of the controls."""
+    if not settings.control_share:
+        return list(picks)
+    pick_of = {p.task: p for p in picks}
+    blocks = _blocks(pick_of, by_task, settings.unit)
+
+    def draw(row: int) -> tuple[str, int]:
+        return control_draw(by_task[blocks[row][0]], settings.seed, settings.unit)
+
+    drawn = sorted(range(len(blocks)), key=draw)
+    rows, control = with_controls(np.arange(len(blocks)), np.array(drawn, np.intp), settings.control_share, start=start)
+    return [
+        replace(pick_of[task], reason="control", score=None, distance=None) if chance else pick_of[task]
+        for row, chance in zip(rows.tolist(), control.tolist(), strict=True)
+        for task in blocks[row]
+    ]
+
+
+def _column(rows: Sequence[Slices], known: Mapping[str, Mapping[str, Any]], name: str) -> NDArray[np.float64]:
+    """(N,), or (N, labels), one signal of all rows: the mean over the slices of which it is known, NaN without any."""
+    said = [(at, one[name]) for at, row in enumerate(rows) for s in row if name in (one := known.get(s.digest, {}))]
+    width = np.shape(said[0][1]) if said else ()
+    values = np.array([value for _, value in said], dtype=np.float64).reshape(len(said), *width)
+    where = np.array([at for at, _ in said], dtype=np.intp)
+    sums = np.zeros((len(rows), *width))
+    np.add.at(sums, where, values)
+    count = np.bincount(where, minlength=len(rows)).astype(np.float64)
+    count[count == 0] = np.nan
+    found: NDArray[np.float64] = (sums.T / count).T
+    return found
+
+
+def _round(value: Any) -> float:
+    return round(float(value), 6)

@@ -1,0 +1,99 @@
+"""What Label Studio gets when it asks for one task's prediction: the stored one, else a fresh one."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from backend.errors import ScanqueueError
+from backend.facts import PENDING, LabelConfig, score_of, version_name
+from backend.fingerprints import fingerprint
+from backend.formats.pixels import decode_image, letterbox
+from backend.label_studio.studio import Studio, draw_mask
+from backend.learning.learner import Learner
+from backend.loop.batch import cached_pixels
+from backend.records.store import Pick, Store
+
+log = logging.getLogger("scanqueue.predictor")
+
+SECONDS = 60.0  # Label Studio waits 100 for a whole request; what is not drawn by then stays undrawn
+UNRANKED = 1.0  # the score of a task that is not in the order: served last
+
+
+class Predictor:
+    """Answers /predict from the store, and with the active model where the store has nothing."""
+
+    def __init__(self, store: Store, studio: Studio, learner: Learner) -> None:
+        self._store = store
+        self._studio = studio
+        self._learner = learner
+        self._orders: dict[int, tuple[Sequence[Pick], int, dict[int, float]]] = {}
+
+    def predict(self, project: int, tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """One item {model_version, score, result} per task, in their order, whatever goes wrong.
+
+        The score is the task's place in the current order, 0..1, low is served first. An answer without a mask
+        that should have one bears no round's version: Label Studio stores it, and the round must not take it
+        for published.
+        """
+        row = self._store.project(project)
+        latest = self._store.latest_round(project) if row else None
+        if row is None or latest is None:
+            return [{"model_version": PENDING, "score": UNRANKED, "result": []} for _ in tasks]
+        version = version_name(latest["n"])
+        places = self._places(project, latest)
+        config = LabelConfig.from_json(row["config"])
+        model = self._store.model(project, latest["model"]) if latest["model"] else None
+        until = time.monotonic() + SECONDS
+        items = []
+        for task in tasks:
+            result: list[dict[str, Any]] = []
+            number = task.get("id")
+            place = places.get(number) if isinstance(number, int) else None
+            whole = place is not None and not latest["model"]
+            if model is not None and config is not None and time.monotonic() < until:
+                try:
+                    result = self._draw(project, task, model, config, version)
+                    whole = place is not None
+                except ScanqueueError as error:
+                    log.warning("project %s, task %s: %s", project, task.get("id"), error)
+                except Exception:
+                    # The annotator must get an empty task rather than an error page.
+                    log.exception("project %s, task %s: prediction failed", project, task.get("id"))
+            score = UNRANKED if place is None else place
+            items.append({"model_version": version if whole else PENDING, "score": score, "result": result})
+        return items
+
+    def _places(self, project: int, latest: Mapping[str, Any]) -> dict[int, float]:
+        picks, size = latest["picks"], latest["size"]
+        cached = self._orders.get(project)
+        if cached is None or cached[0] is not picks or cached[1] != size:
+            places = {p.task: score_of(i, size) for i, p in enumerate(picks, start=1)}
+            self._orders[project] = cached = (picks, size, places)
+        return cached[2]
+
+    def _draw(
+        self,
+        project: int,
+        task: Mapping[str, Any],
+        model: Mapping[str, Any],
+        config: LabelConfig,
+        version: str,
+    ) -> list[dict[str, Any]]:
+        image = str((task.get("data") or {}).get(config.image_key) or "")
+        number = task.get("id")
+        scan = self._store.scan(project, number) if isinstance(number, int) else None
+        digest = scan["digest"] if scan is not None and scan["image"] == image else ""
+        if digest:
+            try:
+                stored = self._store.arrays("masks", fingerprint(model["fingerprint"], digest))
+                return draw_mask(stored["mask"], model["labels"], config, version)
+            except FileNotFoundError:
+                pass
+        folder = self._store.path("models", model["fingerprint"])
+        size = self._learner.image_size_of(folder)
+        boxed = cached_pixels(self._store, digest, size) or letterbox(decode_image(self._studio.image(image)), size)
+        mask = self._learner.masks(folder, [boxed])[0]
+        return draw_mask(mask, model["labels"], config, version)

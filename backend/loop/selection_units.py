@@ -1,0 +1,127 @@
+"""The slices of a volume taken for one scan: together, on the map, and as one embedding."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.facts import Scan
+from backend.records.store import Store, StoredMap
+from sampling import EmbeddingMap, fit_map
+
+AT_ONCE = 4096  # embeddings in memory, besides the means
+
+Slices = list[Scan]
+
+
+def together(scans: Sequence[Scan]) -> list[Slices]:
+    """The scans by what they share a place with (`Scan.whole`), in the order of the first of each; slices in order."""
+    found: dict[str, Slices] = {}
+    for scan in scans:
+        found.setdefault(scan.whole, []).append(scan)
+    return [in_order(slices) for slices in found.values()]
+
+
+def units(scans: Sequence[Scan], unit: str) -> list[Slices]:
+    """What is chosen, in the order of the first scan of each: with "scan" whole volumes, with "slice" single scans.
+
+    Unlike on the map, scans that belong to no volume are always single ones, however alike.
+    """
+    if unit != "scan":
+        return [[scan] for scan in scans]
+    found: dict[str | int, Slices] = {}
+    for scan in scans:
+        found.setdefault(scan.volume or scan.task, []).append(scan)
+    return [in_order(slices) for slices in found.values()]
+
+
+def in_order(slices: Sequence[Scan]) -> Slices:
+    return sorted(slices, key=lambda s: (s.slice, s.task))
+
+
+def mean_embeddings(store: Store, embedder: str, volumes: Sequence[Slices]) -> NDArray[np.float32]:
+    """(V, D), the mean of the embeddings of the slices of each; V >= 1. KeyError names a digest without one."""
+    if all(len(slices) == 1 for slices in volumes):
+        return store.embeddings(embedder, [slices[0].digest for slices in volumes])
+    parts: list[NDArray[np.float32]] = []
+    chunk: list[Slices] = []
+    size = 0
+    for at, slices in enumerate(volumes, start=1):
+        chunk.append(slices)
+        size += len(slices)
+        if size >= AT_ONCE or at == len(volumes):
+            vectors = store.embeddings(embedder, [s.digest for one in chunk for s in one]).astype(np.float64)
+            lengths = np.array([len(one) for one in chunk])
+            sums = np.add.reduceat(vectors, np.cumsum(lengths) - lengths, axis=0)
+            parts.append((sums / lengths[:, None]).astype(np.float32))
+            chunk, size = [], 0
+    return np.concatenate(parts)
+
+
+def lay_out(store: Store, embedder: str, scans: Sequence[Scan], unit: str, seed: int) -> StoredMap:
+    """A new map of scans that are embedded, at least one; with the unit "scan" slices stand where their volume does."""
+    if unit != "scan":
+        digests = list(dict.fromkeys(s.digest for s in scans))
+        fitted = fit_map(store.embeddings(embedder, digests), seed=seed)
+        return StoredMap(digests, fitted.xy, fitted.state(), "slice", {})
+    volumes = together(scans)
+    fitted = fit_map(mean_embeddings(store, embedder, volumes), seed=seed)
+    bare = StoredMap([], np.zeros((0, 2)), fitted.state(), "scan", {})
+    return _with(bare, volumes, fitted.xy)
+
+
+def add(found: StoredMap, store: Store, embedder: str, scans: Sequence[Scan]) -> StoredMap:
+    """The map with these scans on it too; nothing that is on it moves.
+
+    Slices of a volume that is on the map stand where it does; a new volume is put where the mean of its slices belongs.
+    """
+    there = set(found.digests)
+    if found.unit != "scan":
+        later = [d for d in dict.fromkeys(s.digest for s in scans) if d not in there]
+        if not later:
+            return found
+        xy = EmbeddingMap.from_state(found.state).place(store.embeddings(embedder, later))
+        return found._replace(digests=found.digests + later, xy=np.concatenate([found.xy, xy]))
+    volumes = [slices for slices in together(scans) if any(s.digest not in there for s in slices)]
+    new = [slices for slices in volumes if slices[0].whole not in found.volumes]
+    if new:
+        xy = EmbeddingMap.from_state(found.state).place(mean_embeddings(store, embedder, new))
+        found = _with(found, new, xy)
+    known = [slices for slices in volumes if slices[0].whole in found.volumes]
+    return _with(found, known, np.array([found.volumes[slices[0].whole] for slices in known]).reshape(-1, 2))
+
+
+def _with(found: StoredMap, volumes: Sequence[Slices], xy: NDArray[np.float64]) -> StoredMap:
+    """The map with these volumes at these places (V, 2), and their slices where none with the same pixels is yet."""
+    there = set(found.digests)
+    more: dict[str, NDArray[np.float64]] = {}
+    for slices, place in zip(volumes, xy, strict=True):
+        for scan in slices:
+            if scan.digest not in there:
+                more.setdefault(scan.digest, place)
+    places = {slices[0].whole: place for slices, place in zip(volumes, xy, strict=True)}
+    return found._replace(
+        digests=found.digests + list(more),
+        xy=np.concatenate([found.xy, np.array(list(more.values()), dtype=np.float64).reshape(-1, 2)]),
+        volumes=found.volumes | places,
+    )
+
+
+def places(found: StoredMap, volumes: Sequence[Slices]) -> NDArray[np.float64]:
+    """(V, 2), where each stands. All slices are on the map, which may be one of the other unit: as near as can be."""
+    where = {digest: i for i, digest in enumerate(found.digests)}
+    xy = np.zeros((len(volumes), 2))
+    for at, slices in enumerate(volumes):
+        known = found.volumes.get(slices[0].whole)
+        if known is None and len(slices) == 1:
+            known = found.xy[where[slices[0].digest]]
+        elif known is None and found.unit == "scan":  # all of its pixels are on the map as those of others
+            rows = Counter(tuple(found.xy[where[s.digest]].tolist()) for s in slices)
+            known = np.array(rows.most_common(1)[0][0])
+        elif known is None:
+            known = found.xy[[where[s.digest] for s in slices]].mean(axis=0)
+        xy[at] = known
+    return xy

@@ -1,7 +1,0 @@
-"""What Alembic runs; the connection comes from backend/migrate.py."""
-
-from alembic import context
-
-context.configure(connection=context.config.attributes["connection"])
-with context.begin_transaction():
-    context.run_migrations()

@@ -1,0 +1,114 @@
+"""The learning curve of a project: how good its models are, label by label, and what annotators were spared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from backend.facts import round_of, version_name
+from backend.records.store import Store
+from backend.web.status import describe
+
+RESAMPLES = 2000
+SEED = 0
+MANY = 1000  # values above which an interval is computed instead of resampled
+
+
+def curve(store: Store, project: int) -> dict[str, Any]:
+    """What the page's learning curve shows, oldest first.
+
+    unit       of all distances; "mixed" when they are not in one: see that of each row, which have no common curve
+    models     on the scans held out of their training: `dice` and `hd95` with 95 % intervals, also per label
+    shown      per round, the masks that were shown against those that were submitted
+    control    comparisons of our order with chance
+    lead_time  median seconds per scan, for scans that opened with a mask and for those that opened empty
+    stopping   as in status
+
+    Intervals are bootstrap percentiles over scans (Efron 1979), None for fewer than two scans.
+    """
+    status = describe(store, project)
+    models = store.models(project)
+    rounds = store.rounds(project, picks=False)
+    labels = {version_name(r["n"]): r["labels"] for r in rounds}
+    masked = {version_name(r["n"]) for r in rounds if r["model"]}
+    shown: dict[str, list[Mapping[str, Any]]] = {}
+    for row in store.shown(project):
+        shown.setdefault(row["version"], []).append(dict(row))
+    read = store.labels(project)
+    units = {m["validation"].get("unit") for m in models} | {r["unit"] for rows in shown.values() for r in rows}
+    units.discard(None)
+    return {
+        "unit": units.pop() if len(units) == 1 else "mixed" if units else None,
+        "labels": list(models[-1]["labels"]) if models else [],
+        "models": [_of_model(m) for m in models],
+        "shown": [
+            {"round": round_of(v), "model_version": v, "labels": labels.get(v), **_both(rows)}
+            for v, rows in sorted(shown.items(), key=lambda item: round_of(item[0]) or 0)
+        ],
+        "control": [{"version": m["version"], **m["details"]["arms"]} for m in models if "arms" in m["details"]],
+        "lead_time": {
+            "with": _median([r["lead_time"] for r in read if r["shown_version"] in masked]),
+            "without": _median([r["lead_time"] for r in read if r["shown_version"] not in masked]),
+        },
+        "stopping": status["stopping"] if status else None,
+    }
+
+
+def _of_model(model: Mapping[str, Any]) -> dict[str, Any]:
+    held_out = model["details"].get("held_out", [])
+    one = {
+        "version": model["version"],
+        "labels": len(model["trained_on"]),
+        "accepted": bool(model["accepted"]),
+        **_both(held_out),
+        **{key: model["validation"].get(key) for key in ("dice", "hd95", "unit", "n")},
+    }
+    names = [label for label in model["labels"] if any(label in scan["classes"] for scan in held_out)]
+    found = {label: [s["classes"][label] for s in held_out if label in s["classes"]] for label in names}
+    classes = {}
+    for label, values in found.items():
+        dice, low, high = _mean(values)
+        classes[label] = {"dice": dice, "low": low, "high": high, "n": len(values)}
+    return one | {"classes": classes}
+
+
+def _both(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means and intervals of Dice and HD95 over scans; no distance where their units differ."""
+    units = {row.get("unit") or "px" for row in rows}  # models of older versions were measured in pixels
+    alike = len(units) <= 1
+    found: dict[str, Any] = {"n": len(rows), "unit": (units.pop() if alike else "mixed") if units else None}
+    for name, values in (("dice", [r["dice"] for r in rows]), ("hd95", [r["hd95"] for r in rows] if alike else [])):
+        found[name], found[f"{name}_low"], found[f"{name}_high"] = _mean(values)
+    return found
+
+
+def _mean(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """The mean and its interval."""
+    return (round(float(np.mean(values)), 6) if values else None, *_interval(values, np.mean))
+
+
+def _median(times: Sequence[float | None]) -> dict[str, Any]:
+    known = [t for t in times if t is not None]
+    low, high = _interval(known, np.median)
+    median = round(float(np.median(known)), 2) if known else None
+    return {"median": median, "low": low, "high": high, "n": len(known)}
+
+
+def _interval(values: Sequence[float], statistic: Any) -> tuple[float | None, float | None]:
+    """A 95 % interval of the statistic; (None, None) for fewer than two values."""
+    found = np.asarray(values, dtype=np.float64)
+    if len(found) < 2:
+        return None, None
+    if len(found) > MANY:  # what resampling comes to there, without its cost
+        half = 1.96 * float(found.std(ddof=1)) / len(found) ** 0.5
+        shift = 0.98 / len(found) ** 0.5  # of the rank of the median (David & Nagaraja 2003)
+        middle = float(found.mean())
+        low, high = (
+            (middle - half, middle + half) if statistic is np.mean else np.quantile(found, [0.5 - shift, 0.5 + shift])
+        )
+        return round(float(low), 6), round(float(high), 6)
+    rows = np.random.default_rng(SEED).integers(len(found), size=(RESAMPLES, len(found)))
+    low, high = np.percentile(statistic(found[rows], axis=1), [2.5, 97.5])
+    return round(float(low), 6), round(float(high), 6)

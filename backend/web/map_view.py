@@ -1,0 +1,85 @@
+"""The map of a project as columns: compact, so that a hundred thousand scans reach a browser in a second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
+
+from backend.facts import round_of
+from backend.records.store import Pick, Store, read_map
+from backend.web.status import sentence, served, settings_of
+
+OPEN, LABELLED, PROBLEM, SKIPPED = range(4)
+
+
+def atlas(store: Store, project: int) -> dict[str, Any]:
+    """Every scan on the map, in lists of one length.
+
+    task, x, y  number in Label Studio, and where on the map
+    cluster     of the cold start, from 0; that of the nearest scan for those that came later; -1 when there is none
+    state       OPEN, LABELLED, PROBLEM or SKIPPED
+    round       the round whose turn it was labelled in, -1 when unknown or not labelled
+    entropy     of the active model, 0..1, high is unsure; None when it was not asked
+    score, distance, rank, kind
+                S(i), distance term, place and reason in the current order; None, None, 0 and -1 without a place;
+                orders other than the paper's have no S(i)
+    served      1 when annotators are served it now
+    wish        1: asked to be labelled next, -1: left out of the order, else 0
+
+    and `kinds` (names of the reasons), `why` (each in a sentence), `clusters` (how many) and `alpha`.
+    """
+    row = store.project(project)
+    found = read_map(store, project, row["embedder"]) if row else None
+    names = ("task", "digest", "annotated", "skipped", "problem", "wish")
+    scans = store.columns(project, *names) if found is not None else []
+    where = {digest: i for i, digest in enumerate(found[0])} if found is not None else {}
+    scans = [s for s in scans if s[1] in where]
+    rows = np.array([where[s[1]] for s in scans], dtype=np.intp)
+    xy = found[1][rows] if found is not None else np.zeros((0, 2))
+    tasks = [s[0] for s in scans]
+    model = store.model(project, row["active"]) if row and row["active"] else None
+    entropies = store.entropies(model["fingerprint"]) if model else {}
+    latest = store.latest_round(project)
+    picks = {p.task: (place, p) for place, p in enumerate(latest["picks"], start=1)} if latest else {}
+    kinds = sorted({p.reason for _, p in picks.values()})
+    number = {kind: i for i, kind in enumerate(kinds)}
+    now = {pick.task for pick, _ in served(store, project)}
+    turn = {r["task"]: round_of(r["shown_version"]) for r in store.labels(project)}
+    clusters = _clusters(store.clusters(project), tasks, xy)
+    places = [picks.get(t, (0, None)) for t in tasks]
+    return {
+        "task": tasks,
+        "x": np.round(xy[:, 0], 3).tolist(),
+        "y": np.round(xy[:, 1], 3).tolist(),
+        "cluster": clusters.tolist(),
+        "state": [LABELLED if s[2] else PROBLEM if s[4] else SKIPPED if s[3] else OPEN for s in scans],
+        "round": [n if s[2] and (n := turn.get(s[0])) is not None else -1 for s in scans],
+        "entropy": [None if (e := entropies.get(s[1])) is None else round(e, 4) for s in scans],
+        "score": [_short(p.score) if p and p.reason == "paper" else None for _, p in places],
+        "distance": [_short(p.distance) if p else None for _, p in places],
+        "rank": [place for place, _ in places],
+        "served": [int(t in now) for t in tasks],
+        "kind": [number[p.reason] if p else -1 for _, p in places],
+        "kinds": kinds,
+        "why": {kind: sentence(Pick(0, kind)) for kind in kinds},
+        "wish": [s[5] for s in scans],
+        "clusters": int(clusters.max(initial=-1)) + 1,
+        "alpha": settings_of(store, project).alpha,
+    }
+
+
+def _clusters(known: dict[int, int], tasks: list[int], xy: NDArray[np.float64]) -> NDArray[np.intp]:
+    """(N,) the cluster of each scan: its own, else that of the nearest scan on the map that has one, else -1."""
+    found = np.array([known.get(t, -1) for t in tasks], dtype=np.intp)
+    lacking = found < 0
+    if lacking.any() and not lacking.all():
+        _, rows = KDTree(xy[~lacking]).query(xy[lacking])
+        found[lacking] = found[~lacking][rows]
+    return found
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

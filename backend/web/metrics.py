@@ -1,0 +1,155 @@
+"""What `GET /metrics` answers: the state of every project, for Prometheus.
+
+Everything is computed from the records and the job queue when it is asked for, so any number of servers and
+workers agree. The names are documented in docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
+
+from backend import __version__
+from backend.errors import StorageFull, StoreUnavailable
+from backend.records.store import Store, progress_table, shard_table
+from backend.web import status
+
+log = logging.getLogger("scanqueue.metrics")
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+STEPS = (
+    "training",
+    "comparing",
+    "ranking",
+    "laying out the map",
+    "reading annotations",
+)  # the rest reads or embeds scans
+OTHER = "scans"
+
+# name, what it says, and its value in `status.describe`; None is left out
+PROJECT: tuple[tuple[str, str, Callable[[dict[str, Any]], float | None]], ...] = (
+    ("scans", "Tasks of the project.", lambda s: s["scans"]),
+    ("scans_embedded", "Tasks whose image was read and embedded.", lambda s: s["embedded"]),
+    ("labels", "Tasks that are labelled.", lambda s: s["labelled"]),
+    ("round", "Number of the latest round; absent before the first.", lambda s: s["round"]),
+    ("queue_left", "Tasks that annotators are served now and have not labelled.", lambda s: len(s["queue"])),
+    ("problems", "Scans and annotations that need somebody's hand.", lambda s: len(s["problems"])),
+    ("trouble", "1 when the last look at the project failed.", lambda s: bool(s["trouble"])),
+    ("validation_dice", "Mean Dice of the active model on the held-out scans.", lambda s: s["validation"]["dice"]),
+    (
+        "shown_dice",
+        "Mean Dice of the masks shown in the latest round with what was submitted.",
+        lambda s: s["shown"]["dice"],
+    ),
+)
+
+
+def render(store: Store, waiting: Callable[[], int] | None = None) -> bytes:
+    """All metrics in Prometheus' text format. Never raises: what cannot be had is left out.
+
+    waiting  how many jobs wait for a worker; None leaves that out
+    """
+    registry = CollectorRegistry()
+    registry.register(_Records(store, waiting))
+    return generate_latest(registry)
+
+
+class _Records(Collector):
+    def __init__(self, store: Store, waiting: Callable[[], int] | None) -> None:
+        self._store = store
+        self._waiting = waiting
+
+    def describe(self) -> list[Metric]:
+        return []  # else registering asks the database for all of it once more
+
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily("scanqueue", "The version that answers.", {"version": __version__})
+        found: list[Metric] = []
+        try:
+            found = [*_projects(self._store), *_measures(self._store)]
+        except (StoreUnavailable, StorageFull) as error:
+            log.warning("metrics: %s", error)
+        except Exception:
+            log.exception("metrics: the records cannot be read")
+        yield GaugeMetricFamily("scanqueue_store_up", "1 when the records could be read.", value=bool(found))
+        yield from found
+        if self._waiting is not None:
+            jobs: int | None = None
+            try:
+                jobs = self._waiting()
+            except Exception as error:  # whatever the broker's client raises
+                log.warning("metrics: the job queue does not answer (%s)", type(error).__name__)
+            yield GaugeMetricFamily("scanqueue_queue_up", "1 when the job queue answers.", value=jobs is not None)
+            if jobs is not None:
+                yield GaugeMetricFamily(
+                    "scanqueue_jobs_waiting", "Looks at projects that wait for a worker.", value=jobs
+                )
+
+
+def _projects(store: Store) -> list[Metric]:
+    names = store.projects()
+    shards = Counter(r["project"] for r in store.rows(shard_table.select()) if r["state"] == "open")
+    steps = {r["project"]: r for r in store.rows(progress_table.select())}
+    families = {name: _gauge(name, text, "project") for name, text, _ in PROJECT}
+    phase = _gauge("phase", "1 for the phase that the project is in.", "project", "phase")
+    waiting = _gauge("shards_open", "Parts of bulk work that no worker has taken.", "project")
+    progress = _gauge("job_progress_ratio", "How far the step under way is, 0 to 1.", "project", "step")
+    age = _gauge("job_age_seconds", "Since the step under way began.", "project", "step")
+    silence = _gauge("job_silence_seconds", "Since the step under way last got on.", "project", "step")
+    now = time.time()
+    for project in names:
+        said = status.describe(store, project)
+        if said is None:
+            continue
+        number = str(project)
+        for name, _, value in PROJECT:
+            amount = value(said)
+            if amount is not None:
+                families[name].add_metric([number], float(amount))
+        phase.add_metric([number, said["phase"]], 1)
+        waiting.add_metric([number], shards[project])
+        if said["job"] is not None and project in steps:
+            row, labels = steps[project], [number, _step(said["job"]["step"])]
+            progress.add_metric(labels, row["done"] / max(row["total"], 1))
+            age.add_metric(labels, max(now - row["started_at"], 0.0))
+            silence.add_metric(labels, max(now - row["at"], 0.0))
+    count = GaugeMetricFamily("scanqueue_projects", "Projects that were connected.", value=len(names))
+    return [count, *families.values(), phase, waiting, progress, age, silence]
+
+
+def _measures(store: Store) -> Iterator[Metric]:
+    steps = SummaryMetricFamily("scanqueue_step_seconds", "Steps of the loop that were done.", labels=["step"])
+    studio = SummaryMetricFamily(
+        "scanqueue_label_studio_seconds", "Requests to Label Studio that were answered.", labels=["request"]
+    )
+    http = SummaryMetricFamily("scanqueue_http_seconds", "Requests that the servers answered.", labels=["path", "code"])
+    for family, name in ((steps, "step"), (studio, "studio")):
+        for label, (count, total) in sorted(store.measures(name).items()):
+            family.add_metric([label], count, total)
+    for label, (count, total) in sorted(store.measures("http").items()):
+        path, _, code = label.rpartition(" ")
+        http.add_metric([path, code], count, total)
+    errors = CounterMetricFamily(
+        "scanqueue_label_studio_errors", "Requests to Label Studio that failed.", labels=["kind"]
+    )
+    slow = CounterMetricFamily("scanqueue_http_slow", "Requests answered after more than a second.", labels=["path"])
+    for counter, name in ((errors, "studio_error"), (slow, "http_slow")):
+        for label, (count, _) in sorted(store.measures(name).items()):
+            counter.add_metric([label], count)
+    return iter((steps, studio, errors, http, slow))
+
+
+def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"scanqueue_{name}", text, labels=labels)
+
+
+def _step(text: str) -> str:
+    """One of a few words: a label with a version or a count in it would never stop growing."""
+    return next((step for step in STEPS if text.startswith(step)), OTHER)

@@ -1,0 +1,239 @@
+"""All that people see of a project, one method a question: what the page shows and what the JSON answers."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+from backend.errors import BadSetting, NotKnown, Overloaded, ScanqueueError
+from backend.facts import Scan
+from backend.label_studio.studio import Studio
+from backend.loop import audit as changes
+from backend.loop.order import Ground, order
+from backend.loop.project_settings import project_settings, row_settings
+from backend.records.store import Store, StoredMap, read_map
+from backend.settings import UNITS, ProjectSettings
+from backend.web import status
+from backend.web.learning_curve import curve
+from backend.web.map_view import atlas
+from backend.web.pictures import Pictures
+from backend.web.plots import curve_plot, map_plot
+from backend.web.status import describe, explained, served
+from sampling import AGGREGATIONS, COLD_START, WITH_MODEL
+
+log = logging.getLogger("scanqueue.overview")
+
+HEAD = 30  # places of an order that a preview shows
+LARGE = 20_000  # scans of which the first order is not made for a preview: it takes half a minute
+LATELY = 20  # labels that count as done lately
+FRESH = 60.0  # seconds that the names of people are good for
+SLOW, PICTURES = 2, 6  # plots, previews and the like, and pictures, that are made at once
+PATIENCE = 5.0  # seconds that one more waits
+AWAY = 60.0  # seconds of silence after which a worker is not shown any more
+UNTOLD = (
+    "Label Studio tells who submitted, and which scans have a draft that is not submitted yet, but not whose it is, "
+    "nor who has a scan open."
+)
+
+
+class Overview:
+    """Changes nothing that people decide. `examine` is the doctor: checks of the service, or of a project too."""
+
+    def __init__(
+        self, store: Store, studio: Studio, pictures: Pictures, examine: Callable[[int | None], list[dict[str, str]]]
+    ) -> None:
+        self._store, self._studio, self._pictures, self._examine = store, studio, pictures, examine
+        self._names: tuple[float, dict[int, str]] = (float("-inf"), {})
+        self._slow = threading.BoundedSemaphore(SLOW)
+        self._drawing = threading.BoundedSemaphore(PICTURES)
+        self._packing = threading.Lock()
+        self._atlases: dict[int, tuple[Any, bytes]] = {}  # of each project the last one, and of when
+
+    @contextmanager
+    def _one_of(self, few: threading.BoundedSemaphore) -> Iterator[None]:
+        """So that Label Studio need not wait for what people look at. Raises Overloaded after a while."""
+        if not few.acquire(timeout=PATIENCE):
+            raise Overloaded("Too much is asked for at once just now. Try again in a few seconds.")
+        try:
+            yield
+        finally:
+            few.release()
+
+    def projects(self) -> list[dict[str, Any]]:
+        return [one for p in self._store.projects() if (one := describe(self._store, p)) is not None]
+
+    def status(self, project: int) -> dict[str, Any] | None:
+        """`status.describe`; None when the project is not known here."""
+        return describe(self._store, project)
+
+    def brief(self, project: int) -> dict[str, Any] | None:
+        """The head of every page, soon had of any pool: {project, title, phase, studio_url, model, scans, ...}."""
+        row = self._store.project(project)
+        if row is None:
+            return None
+        named = {"project": project, "title": row["title"], "phase": row["phase"], "reason": row["reason"]}
+        return named | {"studio_url": row["studio_url"], "model": row["active"] or None} | self._store.counts(project)
+
+    def atlas(self, project: int) -> dict[str, Any]:
+        return atlas(self._store, project)
+
+    def packed_atlas(self, project: int) -> bytes:
+        """`atlas` as gzip-compressed JSON, made anew only when something changed."""
+        with self._packing:  # not by all who wait for it
+            stamp = self._store.stamp(project)
+            kept = self._atlases.get(project)
+            if kept is None or kept[0] != stamp:
+                text = json.dumps(self.atlas(project), separators=(",", ":"))
+                kept = (stamp, gzip.compress(text.encode(), 4))  # a quarter of the time of 6, for 4 % more bytes
+                self._atlases[project] = kept
+            return kept[1]
+
+    def curve(self, project: int) -> dict[str, Any]:
+        with self._one_of(self._slow):
+            return curve(self._store, project)
+
+    def queue(self, project: int) -> dict[str, Any]:
+        """{queue, model}: the scans that are served, and the version that draws their masks, None in the cold start."""
+        latest = self._store.latest_round(project)
+        return {"queue": status.queue(self._store, project), "model": latest["model"] or None if latest else None}
+
+    def rounds(self, project: int) -> dict[str, Any]:
+        return {"rounds": status.round_list(self._store, project), "models": status.model_list(self._store, project)}
+
+    def changes(self, project: int) -> dict[str, Any]:
+        return {"changes": changes.listed(self._store, project)}
+
+    def workers(self, project: int) -> dict[str, Any]:
+        """Workers that gave signs of life lately; any of them may work for any project."""
+        return {"workers": [w for w in self._store.workers() if w["seconds"] < AWAY]}
+
+    def settings(self, project: int) -> dict[str, Any]:
+        """{settings in force, given by Label Studio, changed on the page, default, and what there is to choose from}.
+
+        problem  why what was given cannot be used; the defaults are shown then
+        """
+        row = self._store.project(project)
+        text = row["extra_params"] if row else ""
+        problem, given = "", {}
+        try:
+            found = row_settings(dict(row)) if row else project_settings("")
+            given = json.loads(text or "{}")
+        except BadSetting as error:
+            found, problem = project_settings(""), str(error)
+        return {
+            "settings": asdict(found),
+            "given": given,
+            "changed": json.loads((row["levers"] if row else "") or "{}"),
+            "default": asdict(ProjectSettings()),
+            "strategies": ["default", *dict.fromkeys([*COLD_START, *WITH_MODEL])],
+            "uncertainties": list(AGGREGATIONS),
+            "units": list(UNITS),
+            "problem": problem,
+        }
+
+    def preview(self, project: int, given: Mapping[str, str]) -> dict[str, Any]:
+        """The head of the queue as it is and as it would be with other settings: {now, then, note}; nothing is saved.
+
+        Raises BadSetting for settings that cannot be used.
+        """
+        row = self._store.project(project)
+        if row is None:
+            raise NotKnown(f"Project {project} is not known here.")
+        levers = json.loads(row["levers"] or "{}") | {name: _typed(text) for name, text in given.items()}
+        wanted = project_settings(row["extra_params"], levers)
+        now = [explained(p, place, row_settings(dict(row)).alpha) for p, place in served(self._store, project)]
+        found = read_map(self._store, project, row["embedder"])
+        scans = self._scans(project, found)
+        latest = self._store.latest_round(project)
+        model = self._store.model(project, latest["model"]) if latest and latest["model"] else None
+        if model is None and len(scans) > LARGE:
+            return {"now": now[:HEAD], "then": [], "note": "There are too many scans to try a first order out."}
+        ground = Ground(self._store, project, row["embedder"], model["fingerprint"] if model else "", wanted)
+        with self._one_of(self._slow):
+            picks = order(ground, scans, ranked=max(HEAD, wanted.depth)) if scans else []
+        waiting = any(not s.annotated for s in scans)
+        lacking = "The model has not been asked for what this needs yet; save it, and the order follows."
+        notes = [lacking] if waiting and not picks else []
+        if "alpha" in given and (model is None or wanted.moments[1] != "paper"):
+            notes.append("Alpha changes nothing now: only the strategy paper asks for it, and only with a model.")
+        if found and found.unit != wanted.unit and any(s.volume for s in scans):
+            notes.append("The map is laid out anew for another unit once it is saved, so this is about how it will be.")
+        then = [explained(p, place, wanted.alpha) for place, p in enumerate(picks[:HEAD], start=1)]
+        return {"now": now[:HEAD], "then": then, "note": " ".join(notes)}
+
+    def _scans(self, project: int, found: StoredMap | None) -> list[Scan]:
+        """Those on the map that have no problem."""
+        there = set(found.digests) if found else set()
+        names = ("task", "image", "digest", "annotated", "skipped", "problem", "stratum", "wish")
+        rows = self._store.columns(project, *names, "volume", "slice", "patient", "blank")
+        scans = (replace(Scan(*row), blank=bool(blank)) for *row, blank in rows)
+        return [
+            replace(s, annotated=bool(s.annotated), skipped=bool(s.skipped))
+            for s in scans
+            if s.digest in there and not s.problem
+        ]
+
+    def activity(self, project: int) -> dict[str, Any]:
+        """Who labelled what lately, and what was begun, as far as Label Studio tells; `note` says what it does not."""
+        rows = sorted(self._store.labels(project), key=lambda r: r["read_at"], reverse=True)[:LATELY]
+        note, begun = UNTOLD, []
+        try:
+            begun = [{"task": task, "by": None} for task in self._studio.begun(project)]
+            if time.monotonic() - self._names[0] > FRESH:
+                self._names = (time.monotonic(), self._studio.people())
+        except ScanqueueError as error:
+            note = str(error)
+        names = self._names[1]
+        lately = [
+            {
+                "task": r["task"],
+                "at": r["read_at"],
+                "by": None if r["completed_by"] is None else names.get(r["completed_by"], f"user {r['completed_by']}"),
+                "seconds": r["lead_time"],
+            }
+            for r in rows
+        ]
+        return {"lately": lately, "now": begun, "note": note}
+
+    def doctor(self, project: int | None) -> dict[str, Any]:
+        with self._one_of(self._slow):
+            return {"checks": self._examine(project)}
+
+    # -- pictures -------------------------------------------------------------------------------
+
+    def scan_picture(self, project: int, task: int, side: int, model: str) -> bytes:
+        with self._one_of(self._drawing):
+            return self._pictures.scan(project, task, side=side, model=model)
+
+    def held_out(self, project: int) -> list[int]:
+        return self._pictures.held_out(project)
+
+    def compare(self, project: int, first: str, second: str) -> list[Any]:
+        with self._one_of(self._slow):
+            return self._pictures.compare(project, first, second)
+
+    def difference(self, project: int, task: int, first: str, second: str, part: str) -> bytes:
+        with self._one_of(self._drawing):
+            return self._pictures.difference(project, task, first, second, part)
+
+    def plot(self, project: int, what: str, kind: str) -> bytes:
+        """`what`: "map" or "curve"; `kind`: "svg" or "png"."""
+        with self._one_of(self._slow):
+            if what == "map":
+                return map_plot(self.atlas(project), kind=kind)
+            return curve_plot(curve(self._store, project), kind=kind)
+
+
+def _typed(text: str) -> Any:
+    """A number where it is one, else the text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

@@ -1,0 +1,47 @@
+"""Which workers there are and what they are at, for people to see. Nothing is decided by it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from backend.errors import ScanqueueError
+from backend.records.store import Store
+
+log = logging.getLogger("scanqueue.presence")
+
+EVERY = 10  # seconds between signs of life
+
+
+class Presence:
+    """The signs of life of one worker, under its `name`."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store, self._name = store, name
+        self._at: list[str] = []
+        self._told = threading.Event()
+
+    @contextmanager
+    def at(self, work: str) -> Iterator[None]:
+        """Say what is being done, for as long as it is."""
+        self._at.append(work)
+        self._told.set()
+        try:
+            yield
+        finally:
+            self._at.remove(work)
+            self._told.set()
+
+    def run(self, stopping: threading.Event) -> None:
+        """Give signs of life until told to stop; records that take nothing are no reason to."""
+        while not stopping.is_set():
+            with suppress(ScanqueueError):
+                self._store.present(self._name, ", ".join(dict.fromkeys(self._at)))
+            self._told.clear()
+            for _ in range(EVERY):  # what changes fast is told once a second
+                if stopping.wait(1.0) or self._told.is_set():
+                    break
+        with suppress(ScanqueueError):
+            self._store.absent(self._name)

@@ -1,0 +1,562 @@
+"""`scanqueue import` into a real Label Studio: every slice once, as it is in the source, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import cv2
+import httpx
+import nibabel
+import numpy as np
+import pytest
+from made_scans import pixels, series_uid, write_nifti, write_series
+
+from backend.demo.label_studio import LabelStudio, default_executable
+from backend.errors import BadIdentities, CannotDeliver, ProjectBusy, StudioUnavailable
+from backend.formats import Window, to_uint8
+from backend.intake.holdings import Holdings
+from backend.intake.identities import Identities
+from backend.intake.plan import Wanted
+from backend.intake.run import Request, Tally, run
+from backend.label_studio.studio import Studio
+from backend.records.locks import Locks
+from backend.workers.process_pool import Workers
+
+pytestmark = pytest.mark.label_studio
+
+CONFIG = (
+    '<View><Image name="image" value="$image"/>'
+    '<BrushLabels name="tag" toName="image"><Label value="Lung"/></BrushLabels></View>'
+)
+
+
+class Silent:
+    def looked(self, files: int) -> None: ...
+
+    def begin(self, total: int) -> None: ...
+
+    def advance(self, files: int, made: int) -> None: ...
+
+
+class Lab:
+    """A Label Studio that serves local files, and a folder for each project's identities and spool."""
+
+    def __init__(self, studio: LabelStudio, folder: Path, root: Path) -> None:
+        self.studio = studio
+        self.root = root
+        self.data = folder / "scanqueue"
+        self.client = Studio(studio.url, studio.personal_access_token())
+        self.project = studio.create_project("import", CONFIG)
+
+    def request(self, *paths: Path, **more: Any) -> Request:
+        wanted = {k: more.pop(k) for k in list(more) if k in Wanted.__dataclass_fields__}
+        given: dict[str, Any] = {
+            "project": self.project,
+            "paths": paths,
+            "wanted": Wanted(**wanted),
+            "identities": self.data / "identities.sqlite",
+            "spool": self.data / "spool" / "import",
+            "locks": self.data / "locks",
+            "jobs": 2,
+        }
+        return Request(**given | more)
+
+    def run(self, *paths: Path, client: Studio | None = None, **more: Any) -> Tally:
+        request = self.request(*paths, **more)
+        with Workers(request.jobs) as workers:
+            return run(request, client or self.client, workers, Silent())
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """The data of every task, in the order they were made."""
+        rows = self.studio.get("/api/tasks", project=self.project, page_size=10_000)["tasks"]
+        return [row["data"] for row in sorted(rows, key=lambda row: int(row["id"]))]
+
+    def keys(self) -> Counter[tuple[str, str, int]]:
+        return Counter((data["scan"], data["axis"], data["slice"]) for data in self.tasks())
+
+    def picture(self, data: dict[str, Any]) -> np.ndarray[Any, Any]:
+        pixels = cv2.imdecode(np.frombuffer(self.png(data), np.uint8), cv2.IMREAD_UNCHANGED)
+        assert pixels is not None
+        return pixels
+
+    def png(self, data: dict[str, Any]) -> bytes:
+        return bytes(self.studio.browser.get(data["image"]).raise_for_status().content)
+
+    def uploads(self) -> list[str]:
+        """Names of all uploads, without Label Studio's prefix."""
+        rows = self.studio.get(f"/api/projects/{self.project}/file-uploads", all="true")
+        return [row["file"].rsplit("/", 1)[-1].partition("-")[2] for row in rows]
+
+    def environment(self, url: str = "") -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("SCANQUEUE_")}
+        return {
+            **kept,
+            "SCANQUEUE_LABEL_STUDIO_URL": url or self.studio.url,
+            "SCANQUEUE_LABEL_STUDIO_API_KEY": self.studio.personal_access_token(),
+            "SCANQUEUE_DATA_DIR": str(self.data),
+        }
+
+    def command(self, *arguments: object) -> subprocess.Popen[str]:
+        """The command line in a process of its own."""
+        line = [sys.executable, "-m", "backend.cli", "import", "--project", str(self.project), *map(str, arguments)]
+        return subprocess.Popen(
+            line,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LabelStudio, Path]]:
+    """A Label Studio of this file that serves local files below a folder."""
+    if not default_executable().exists():
+        pytest.skip(f"Label Studio is not installed at {default_executable()}; run `make setup`")
+    root = tmp_path_factory.mktemp("served")
+    with LabelStudio.start(tmp_path_factory.mktemp("label-studio-intake"), local_files=root) as studio:
+        yield studio, root
+
+
+@pytest.fixture
+def lab(serving: tuple[LabelStudio, Path], tmp_path: Path) -> Lab:
+    studio, root = serving
+    return Lab(studio, tmp_path, root / tmp_path.name)
+
+
+# -- what arrives -----------------------------------------------------------------------------
+
+
+def test_a_series_arrives_slice_for_slice_with_its_spacing_window_and_names_of_nobody(lab: Lab, tmp_path: Path) -> None:
+    named = {"PatientID": "4711", "PatientName": "Roe^Jane", "InstitutionName": "St. Elsewhere"}
+    write_series(tmp_path / "in" / "Roe, Jane", "one", range(5), **named)
+    tally = lab.run(tmp_path / "in")
+    assert (tally.files, tally.scans, tally.slices, tally.made, tally.there) == (5, 1, 5, 5, 0)
+    with Identities(lab.data / "identities.sqlite", must_exist=True) as identities:
+        scan, patient = identities.pseudonym("scan", ""), identities.pseudonym("patient", "id 4711")
+        (record,) = identities.scans()
+        assert scan != record.scan
+        assert identities.value(record.patient) == "id 4711"
+        assert record.patient == patient
+        assert [path.name for path in record.source.files] == [f"{n:04d}.dcm" for n in range(5)]
+        site = identities.pseudonym("site", "St. Elsewhere")
+    for number, data in enumerate(lab.tasks()):
+        image = data.pop("image")
+        assert re.fullmatch(rf"/data/upload/{lab.project}/\w{{8}}-{record.scan}\.acquisition\.{number:04d}\.png", image)
+        assert data == {
+            "scan": record.scan,
+            "axis": "acquisition",
+            "slice": number,
+            "slices": 5,
+            "spacing_mm": [0.75, 0.5],
+            "thickness_mm": 3.0,
+            "modality": "MR",
+            "site": site,
+            "group": patient,
+            "window": [500.0, 1000.0],
+        }
+        stored = pixels(sum(b"one") * 1000 + number, 40, 32)
+        shown = to_uint8(stored, Window(500, 1000), inverted=False)
+        assert np.array_equal(lab.picture({"image": image}), shown)
+        kinds = re.findall(rb"IHDR|PLTE|IDAT|IEND|tEXt|zTXt|iTXt|eXIf|tIME|pHYs", lab.png({"image": image}))
+        assert set(kinds) == {b"IHDR", b"IDAT", b"IEND"}
+    assert not (lab.data / "spool" / "import").exists()
+
+
+def test_a_nifti_volume_is_cut_as_asked_and_plain_pictures_come_along(lab: Lab, tmp_path: Path) -> None:
+    values = write_nifti(tmp_path / "in" / "v.nii.gz", 3)
+    color = np.dstack([np.full((30, 20), n, np.uint8) for n in (10, 120, 250)])
+    assert cv2.imwrite(str(tmp_path / "in" / "c.png"), color)
+    wanted = {"axis": "coronal", "every": 2, "window": "400,800", "site": "Ward 3", "modality": "CT"}
+    tally = lab.run(tmp_path / "in" / "v.nii.gz", **wanted)
+    assert (tally.made, tally.there, len(tally.troubles)) == (12, 0, 0)
+    tasks = lab.tasks()
+    assert [data["slice"] for data in tasks] == list(range(0, 24, 2))
+    assert {data["slices"] for data in tasks} == {24}
+    assert all(data["spacing_mm"] == pytest.approx([2.5, 0.8]) for data in tasks)
+    assert {(data["site"], data["modality"]) for data in tasks} == {("Ward 3", "CT")}
+    # head up, the patient's right on the left
+    shown = to_uint8(values[::-1, 4, ::-1].T, Window(400, 800), inverted=False)
+    assert np.array_equal(lab.picture(tasks[2]), shown)
+    tally = lab.run(tmp_path / "in" / "c.png", group_by="folder")
+    assert (tally.made, len(tally.troubles)) == (1, 0)
+    last = lab.tasks()[-1]
+    assert np.array_equal(lab.picture(last), color)
+    assert "window" not in last
+    assert last["group"].startswith("P-")
+
+
+def test_the_most_informative_slices_are_chosen_once(lab: Lab, tmp_path: Path) -> None:
+    write_nifti(tmp_path / "in" / "v.nii.gz", 3)
+    assert lab.run(tmp_path / "in", best=3).made == 3
+    assert lab.run(tmp_path / "in", best=3).made == 0
+    again = lab.run(tmp_path / "in")
+    assert (again.made, again.there) == (3, 3)
+
+
+def test_what_cannot_be_read_is_counted_and_the_rest_arrives(lab: Lab, tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "in", "two", range(5))
+    whole = paths[3].read_bytes()
+    paths[3].write_bytes(whole[:-900])
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    (tmp_path / "in" / "empty.png").write_bytes(b"")
+    paths[1].unlink()  # a gap
+    done = lab.command(tmp_path / "in", "--json")
+    out, err = done.communicate(timeout=120)
+    assert done.returncode == 1, err
+    found = json.loads(out)
+    assert (found["files"], found["others"], found["scans"], found["made"]) == (6, 1, 1, 3)
+    assert len(found["problems"]) == 2, found
+    assert "0003.dcm" not in out + err
+    assert "empty.png" not in out + err
+    assert [data["slice"] for data in lab.tasks()] == [0, 1, 3]
+    paths[3].write_bytes(whole)
+    assert lab.run(tmp_path / "in").made == 1
+    assert lab.tasks()[-1]["slice"] == 2
+    stored = pixels(sum(b"two") * 1000 + 3, 40, 32)
+    assert np.array_equal(lab.picture(lab.tasks()[-1]), to_uint8(stored, Window(500, 1000), inverted=False))
+
+
+# -- once -------------------------------------------------------------------------------------
+
+
+def test_moved_renamed_and_read_by_another_number_of_processes_it_is_the_same_scan(lab: Lab, tmp_path: Path) -> None:
+    write_series(tmp_path / "in", "three", range(6))
+    write_nifti(tmp_path / "in" / "v.nii.gz", 5)
+    assert cv2.imwrite(str(tmp_path / "in" / "p.png"), pixels(1, 50, 40).astype(np.uint8))
+    first = lab.run(tmp_path / "in")
+    assert first.made == 6 + 6 + 1
+    before = lab.keys()
+    moved = tmp_path / "elsewhere" / "deep"
+    moved.mkdir(parents=True)
+    for number, path in enumerate(sorted((tmp_path / "in").iterdir(), reverse=True)):
+        path.rename(moved / f"file{number}{''.join(path.suffixes)}")
+    shutil.copy(moved / "file0.nii.gz", moved / "copy.nii.gz")
+    again = lab.run(tmp_path / "elsewhere", jobs=1)
+    assert (again.made, again.there, again.copies, again.scans) == (0, 13, 1, 3)
+    assert lab.keys() == before
+    with Identities(lab.data / "identities.sqlite") as identities:
+        files = {path for record in identities.scans() for path in record.source.files}
+    assert all(path.exists() for path in files)  # where they lie now
+
+
+def test_a_dry_run_says_what_would_be_made_and_writes_nothing(lab: Lab, tmp_path: Path) -> None:
+    write_series(tmp_path / "in", "four", range(4))
+    tally = lab.run(tmp_path / "in", dry_run=True)
+    assert (tally.scans, tally.slices, tally.made, tally.there) == (1, 4, 4, 0)
+    assert lab.tasks() == []
+    assert not (lab.data / "identities.sqlite").exists()
+    lab.run(tmp_path / "in", every=2)
+    held = (lab.data / "identities.sqlite").read_bytes()
+    tally = lab.run(tmp_path / "in", dry_run=True)
+    assert (tally.made, tally.there) == (2, 2)
+    assert (lab.data / "identities.sqlite").read_bytes() == held
+
+
+def test_a_series_that_grows_at_its_end_goes_on_counting(lab: Lab, tmp_path: Path) -> None:
+    write_series(tmp_path / "in", "five", range(4))
+    lab.run(tmp_path / "in")
+    write_series(tmp_path / "in", "five", range(4, 7))
+    tally = lab.run(tmp_path / "in")
+    assert (tally.scans, tally.made, tally.there) == (1, 3, 4)
+    assert sorted((data["slice"], data["slices"]) for data in lab.tasks()) == [
+        *((n, 4) for n in range(4)),
+        *((n, 7) for n in range(4, 7)),
+    ]
+    for data in lab.tasks():
+        stored = pixels(sum(b"five") * 1000 + data["slice"], 40, 32)
+        assert np.array_equal(lab.picture(data), to_uint8(stored, Window(500, 1000), inverted=False))
+    with Identities(lab.data / "identities.sqlite") as identities:
+        (record,) = identities.scans()
+        assert record.geometry.shape == (32, 40, 7)
+
+
+def test_slices_that_come_in_between_are_a_scan_of_their_own_and_renumber_nothing(lab: Lab, tmp_path: Path) -> None:
+    write_series(tmp_path / "in", "six", [0, 2, 4], PatientID="1")
+    lab.run(tmp_path / "in")
+    before = lab.tasks()
+    write_series(tmp_path / "in", "six", [1, 3], PatientID="1")
+    tally = lab.run(tmp_path / "in")
+    assert (tally.scans, tally.made, tally.there) == (2, 2, 3)
+    assert lab.tasks()[:3] == before
+    new = lab.tasks()[3:]
+    assert [data["slice"] for data in new] == [0, 1]
+    assert {data["scan"] for data in new}.isdisjoint({data["scan"] for data in before})
+    assert {data["group"] for data in new} == {data["group"] for data in before}
+    for number, data in zip((1, 3), new, strict=True):
+        stored = pixels(sum(b"six") * 1000 + number, 40, 32)
+        assert np.array_equal(lab.picture(data), to_uint8(stored, Window(500, 1000), inverted=False))
+    again = lab.run(tmp_path / "in")
+    assert (again.made, again.there) == (0, 5)
+    # some of the files alone are what they are in the whole
+    some = lab.run(tmp_path / "in" / "0002.dcm", tmp_path / "in" / "0003.dcm")
+    assert (some.made, some.there) == (0, 2)
+
+
+def test_a_grown_series_is_not_cut_across_again(lab: Lab, tmp_path: Path) -> None:
+    write_series(tmp_path / "in", "seven", range(4))
+    assert lab.run(tmp_path / "in", axis="coronal", every=10).made == 4
+    write_series(tmp_path / "in", "seven", range(4, 6))
+    tally = lab.run(tmp_path / "in", axis="coronal", every=10)
+    assert (tally.made, tally.there) == (0, 4)
+    assert "grown by 2 slices" in tally.troubles[0].what
+
+
+def test_a_task_that_was_deleted_is_made_again_alone(lab: Lab, tmp_path: Path) -> None:
+    write_series(tmp_path / "in", "eight", range(4))
+    lab.run(tmp_path / "in")
+    task = lab.studio.task_ids(lab.project)[1]
+    lab.studio.delete(f"/api/tasks/{task}/")
+    tally = lab.run(tmp_path / "in")
+    assert (tally.made, tally.there) == (1, 3)
+    assert set(lab.keys().values()) == {1}
+    last = lab.tasks()[-1]
+    assert last["slice"] == 1
+    stored = pixels(sum(b"eight") * 1000 + 1, 40, 32)
+    assert np.array_equal(lab.picture(last), to_uint8(stored, Window(500, 1000), inverted=False))
+
+
+def test_another_file_of_identities_is_noticed(lab: Lab, tmp_path: Path) -> None:
+    write_series(tmp_path / "in", "nine", range(2))
+    lab.run(tmp_path / "in")
+    with pytest.raises(BadIdentities, match="with another file of identities"):
+        lab.run(tmp_path / "in", identities=tmp_path / "new.sqlite")
+    assert lab.run(tmp_path / "in", identities=tmp_path / "new.sqlite", foreign=True).made == 2
+
+
+def test_two_imports_into_one_project_do_not_run_at_once(lab: Lab, tmp_path: Path) -> None:
+    write_series(tmp_path / "in", "ten", range(2))
+    with Locks(lab.data / "locks").held(f"import-{lab.project}") as mine:
+        assert mine
+        with pytest.raises(ProjectBusy):
+            lab.run(tmp_path / "in")
+
+
+# -- killed, interrupted, unanswered ----------------------------------------------------------
+
+
+def _wait(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 90) -> None:
+    until = time.monotonic() + seconds
+    while not ready() and process.poll() is None:
+        assert time.monotonic() < until, "it did not get so far"
+        time.sleep(0.02)
+
+
+def test_killed_anywhere_and_run_again_every_slice_is_there_once(lab: Lab, tmp_path: Path) -> None:
+    for name in "abcdefg":
+        write_series(tmp_path / "in" / name, name, range(48), size=(32, 32))
+    stops: list[Callable[[], bool]] = [
+        lambda: (lab.data / "identities.sqlite").exists() and any((lab.data / "spool").rglob("*.png")),
+        lambda: len(lab.uploads()) > 0,
+        lambda: len(lab.studio.task_ids(lab.project)) > 0,
+    ]
+    left = []
+    for stop in stops:
+        process = lab.command(tmp_path / "in")
+        _wait(stop, process)
+        assert process.poll() is None, process.communicate()
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        until = time.monotonic() + 10
+        while _group(process.pid) and time.monotonic() < until:
+            time.sleep(0.1)
+        left += _group(process.pid)
+    assert left == []  # no worker outlives the command
+    done = lab.command(tmp_path / "in")
+    out, err = done.communicate(timeout=180)
+    assert done.returncode == 0, out + err
+    keys = lab.keys()
+    assert set(keys.values()) == {1}
+    assert len(keys) == 7 * 48
+    assert Counter(Counter(scan for scan, _, _ in keys).values()) == {48: 7}
+    assert max(Counter(lab.uploads()).values()) == 1  # what was uploaded before a kill was used
+
+
+def _group(number: int) -> list[int]:
+    """The processes of a group that still run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[2]) == number and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def test_ctrl_c_ends_in_order_and_the_same_command_goes_on(lab: Lab, tmp_path: Path) -> None:
+    for name in "hijk":
+        write_series(tmp_path / "in" / name, name, range(60), size=(32, 32))
+    process = lab.command(tmp_path / "in", "--json")
+    _wait(lambda: len(lab.uploads()) > 0, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert "Traceback" not in err
+    assert "The same command goes on from here" in err
+    found = json.loads(out)
+    assert found["interrupted"]
+    assert found["made"] == len(lab.studio.task_ids(lab.project)) < 240
+    rest = lab.run(tmp_path / "in")
+    assert rest.made == 240 - found["made"]
+    assert set(lab.keys().values()) == {1}
+
+
+class Deaf(ThreadingHTTPServer):
+    """Before Label Studio: passes everything on, and hangs up instead of answering the first `deaf` writes."""
+
+    daemon_threads = True
+
+    def __init__(self, url: str, deaf: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Ear)
+        self.upstream = httpx.Client(base_url=url, trust_env=False, timeout=60)
+        self.deaf = deaf
+        self.guard = threading.Lock()
+
+
+class _Ear(BaseHTTPRequestHandler):
+    server: Deaf
+
+    def _pass(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "content-length")}
+        answer = self.server.upstream.request(self.command, self.path, content=body, headers=headers)
+        with self.server.guard:
+            drop = self.command == "POST" and "/import" in self.path and self.server.deaf > 0
+            self.server.deaf -= drop
+        if drop:
+            self.connection.close()
+            return
+        self.send_response(answer.status_code)
+        self.send_header("Content-Type", answer.headers.get("content-type", ""))
+        self.send_header("Content-Length", str(len(answer.content)))
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    do_GET = do_POST = do_DELETE = _pass
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("deaf", [1, 2])
+def test_answers_that_never_come_double_nothing(lab: Lab, tmp_path: Path, deaf: int) -> None:
+    write_series(tmp_path / "in", "eleven", range(30))
+    proxy = Deaf(lab.studio.url, deaf)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    try:
+        client = Studio(f"http://127.0.0.1:{proxy.server_port}", lab.studio.personal_access_token())
+        tally = lab.run(tmp_path / "in", client=client)
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+    assert proxy.deaf == 0
+    assert (tally.made, tally.slices) == (30, 30)
+    assert set(lab.keys().values()) == {1}
+    assert len(lab.keys()) == 30
+    assert len(lab.uploads()) == 30
+
+
+def test_tasks_that_a_killed_import_had_on_its_way_are_not_made_again(lab: Lab) -> None:
+    rows = [{"image": "/data/x.png", "scan": "S-A", "axis": "axial", "slice": n, "slices": 5} for n in range(5)]
+    held = Holdings(lab.client, lab.project)
+    held.look()
+    lab.studio.import_tasks(lab.project, rows[:3])  # arrives only now
+    assert held.add(rows) == 2
+    assert sorted(data["slice"] for data in lab.tasks()) == [0, 1, 2, 3, 4]
+    # even when it arrives at the same moment, the second one of a pair is removed again, unless somebody drew on it
+    lab.studio.import_tasks(lab.project, rows[3:])
+    late = lab.studio.task_ids(lab.project)[-1]
+    lab.studio.post(f"/api/tasks/{late}/annotations/", {"result": [], "lead_time": 1.0})
+    held.look_again()
+    assert sorted(data["slice"] for data in lab.tasks()) == [0, 1, 2, 3, 4, 4]
+    assert held.doubles == 1
+
+
+def test_a_silent_label_studio_is_waited_for_and_then_given_up(lab: Lab) -> None:
+    held = Holdings(lab.client, lab.project)
+    held.look()
+    held = Holdings(Studio("http://127.0.0.1:9", "0" * 40), lab.project, patience=0.0)
+    with pytest.raises(StudioUnavailable):
+        held.look()
+
+
+# -- local files ------------------------------------------------------------------------------
+
+
+def test_pictures_in_a_folder_that_label_studio_serves_are_not_uploaded(lab: Lab, tmp_path: Path) -> None:
+    write_series(tmp_path / "in", "twelve", range(4))
+    tally = lab.run(tmp_path / "in", local=lab.root)
+    assert tally.made == 4
+    assert lab.uploads() == []
+    (scan,) = {data["scan"] for data in lab.tasks()}
+    for data in lab.tasks():
+        relative = f"{lab.root.name}/project-{lab.project}/{scan}/{scan}.acquisition.{data['slice']:04d}.png"
+        assert data["image"] == f"/data/local-files/?d={relative}"
+        stored = pixels(sum(b"twelve") * 1000 + data["slice"], 40, 32)
+        assert np.array_equal(lab.picture(data), to_uint8(stored, Window(500, 1000), inverted=False))
+    (storage,) = lab.studio.get("/api/storages/localfiles/", project=lab.project)
+    assert storage["path"] == str(lab.root)
+    # "Sync" in Label Studio makes no tasks of the same pictures
+    lab.studio.post(f"/api/storages/localfiles/{storage['id']}/sync")
+    assert len(lab.tasks()) == 4
+    write_series(tmp_path / "in", "thirteen", range(2))
+    assert lab.run(tmp_path / "in", local=lab.root).made == 2
+    assert len(lab.studio.get("/api/storages/localfiles/", project=lab.project)) == 1
+    # what we wrote is no scan to be imported
+    assert lab.run(lab.root, tmp_path / "in", local=lab.root).made == 0
+
+
+def test_a_folder_that_label_studio_cannot_serve_is_refused_with_the_cure(
+    lab: Lab, label_studio: LabelStudio, tmp_path: Path
+) -> None:
+    write_series(tmp_path / "in", "fourteen", range(2))
+    with pytest.raises(CannotDeliver, match=r"is not below .*--local-root"):
+        lab.run(tmp_path / "in", local=tmp_path / "nowhere")
+    mounted = tmp_path / "mounted"
+    with pytest.raises(CannotDeliver, match=r"Label Studio sees no folder .*/set"):
+        lab.run(tmp_path / "in", local=mounted / "set", root=mounted)
+    deaf = Lab(label_studio, tmp_path, label_studio.folder)
+    with pytest.raises(CannotDeliver, match="LOCAL_FILES_SERVING_ENABLED=true"):
+        deaf.run(tmp_path / "in", local=label_studio.folder / "pictures")
+    assert lab.tasks() == []
+
+
+def test_another_folder_under_the_same_name_is_noticed_before_tasks_are_made(lab: Lab, tmp_path: Path) -> None:
+    write_series(tmp_path / "in", "fifteen", range(2))
+    mounted = tmp_path / "mounted"
+    (lab.root / f"project-{lab.project}").mkdir(parents=True)
+    with pytest.raises(CannotDeliver, match="does not serve what was written"):
+        lab.run(tmp_path / "in", local=mounted / lab.root.name, root=mounted)
+    assert lab.tasks() == []
+
+
+# -- real scans -------------------------------------------------------------------------------
+
+
+def test_real_series_and_volumes_arrive(lab: Lab, shared: Path) -> None:
+    data = shared / "data"
+    volume = next((data / "brain_mri_volumes").rglob("*.nii*"))
+    tally = lab.run(data / "brain_mri_volumes" / "PGBM-002_T1post", volume)
+    assert not tally.troubles
+    tasks = lab.tasks()
+    assert len(tasks) == tally.slices == 22 + np.asanyarray(nibabel.load(volume).dataobj).shape[2]
+    assert set(lab.keys().values()) == {1}
+    assert all(len(data["spacing_mm"]) == 2 for data in tasks)
+    assert series_uid("x") != series_uid("y")

@@ -1,0 +1,150 @@
+"""Label Studio's regions to label maps and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from label_studio_sdk.converter import brush
+
+from backend.errors import UnreadableMask
+from backend.facts import LabelConfig, Tag
+from backend.label_studio.studio import draw_mask, encode_brush, read_mask
+
+ODD = 'Lung "left" <b>&amp;</b> 肺'
+BRUSH = Tag("brush tag", "brush", "img", ("Lung", ODD))
+POLYGON = Tag("pol", "polygon", "img", ("Heart",))
+CONFIG = LabelConfig("image", (BRUSH, POLYGON))
+H, W = 60, 80
+
+
+def disc(y: float, x: float, radius: float) -> np.ndarray:
+    rows, columns = np.mgrid[:H, :W]
+    return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+
+
+def labelmap() -> np.ndarray:
+    mask = np.zeros((H, W), np.uint8)
+    mask[disc(20, 20, 12)] = 1
+    mask[disc(30, 60, 10)] = 2
+    mask[disc(48, 25, 9)] = 3
+    return mask
+
+
+def region(**changes: Any) -> dict[str, Any]:
+    value = {"format": "rle", "rle": encode_brush(disc(20, 20, 12)), "brushlabels": ["Lung"]}
+    base = {"type": "brushlabels", "original_width": W, "original_height": H, "value": value}
+    return base | changes
+
+
+def test_brush_labels_come_back_pixel_by_pixel_and_polygons_nearly() -> None:
+    mask = labelmap()
+    result = draw_mask(mask, CONFIG.labels, CONFIG, "scanqueue-r3")
+    assert [r["type"] for r in result] == ["brushlabels", "brushlabels", "polygonlabels"]
+    assert [r["from_name"] for r in result] == ["brush tag", "brush tag", "pol"]
+    assert result[1]["value"]["brushlabels"] == [ODD]
+    back, remarks = read_mask(result, CONFIG, H, W)
+    assert remarks == []
+    assert np.array_equal(back == 1, mask == 1)
+    assert np.array_equal(back == 2, mask == 2)
+    union = ((back == 3) | (mask == 3)).sum()
+    assert ((back == 3) & (mask == 3)).sum() / union > 0.9
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_a_brush_mask_of_any_size_decodes_to_itself(height: int, width: int, seed: int) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < 0.4
+    decoded = np.reshape(brush.decode_rle(encode_brush(mask)), (height, width, 4))[:, :, 3]
+    assert np.array_equal(decoded, mask * 255)
+
+
+def test_the_same_mask_is_drawn_with_the_same_region_ids() -> None:
+    first, second = (draw_mask(labelmap(), CONFIG.labels, CONFIG, "scanqueue-r3") for _ in range(2))
+    assert first == second
+
+
+def test_labels_that_the_config_lost_are_not_drawn() -> None:
+    config = LabelConfig("image", (Tag("brush tag", "brush", "img", ("Lung",)),))
+    assert [r["value"]["brushlabels"] for r in draw_mask(labelmap(), CONFIG.labels, config, "v")] == [["Lung"]]
+
+
+def test_an_annotation_without_regions_is_all_background() -> None:
+    mask, remarks = read_mask([], CONFIG, H, W)
+    assert mask.shape == (H, W)
+    assert not mask.any()
+    assert remarks == []
+
+
+def test_a_region_of_a_label_that_is_gone_is_left_out_and_remarked_upon() -> None:
+    gone = region(value={"format": "rle", "rle": encode_brush(disc(30, 60, 9)), "brushlabels": ["Spleen"]})
+    mask, remarks = read_mask([region(), gone], CONFIG, H, W)
+    assert np.array_equal(mask == 1, disc(20, 20, 12))
+    assert remarks == [
+        "region 2 is labelled 'Spleen', which the label config does not have; it was left out. "
+        "Add the label again, or relabel the region."
+    ]
+
+
+def test_tags_that_draw_no_masks_are_ignored() -> None:
+    box = {"type": "rectanglelabels", "value": {"x": 1, "y": 1, "width": 5, "height": 5, "rectanglelabels": ["Lung"]}}
+    mask, remarks = read_mask([box, {"type": "choices", "value": {"choices": ["ok"]}}], CONFIG, H, W)
+    assert not mask.any()
+    assert remarks == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"original_width": 999, "original_height": 7},
+        {"original_width": str(W)},
+        {"original_width": None},
+    ],
+)
+def test_a_region_drawn_on_another_size_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(UnreadableMask, match=r"region 1 \('Lung'\) was drawn on .* but the image has 80 x 60"):
+        read_mask([region(**changes)], CONFIG, H, W)
+
+
+GOOD = encode_brush(disc(20, 20, 12))
+
+
+@pytest.mark.parametrize(
+    "rle",
+    [
+        None,
+        "abc",
+        [],
+        [0, 0, 0, 8, 11, 0, 0, 0, 0],
+        [255, 255, 255, 255, *GOOD[4:]],  # claims four thousand million values
+        GOOD[: len(GOOD) // 2],
+        [-1, *GOOD[1:]],
+        [1.5, *GOOD[1:]],
+        encode_brush(np.ones((H, W + 1), bool)),
+    ],
+    ids=["none", "text", "empty", "tiny", "bomb", "cut", "negative", "float", "other size"],
+)
+def test_run_lengths_that_do_not_fit_are_refused_with_the_cure(rle: Any) -> None:
+    value = {"format": "rle", "rle": rle, "brushlabels": ["Lung"]}
+    with pytest.raises(UnreadableMask) as error:
+        read_mask([region(value=value)], CONFIG, H, W)
+    assert str(error.value) == (
+        "region 1 ('Lung') holds a brush mask that does not fit its 80 x 60 pixels. "
+        "Delete the region and draw it again."
+    )
+
+
+def test_a_polygon_with_two_points_is_refused() -> None:
+    value = {"points": [[1, 1], [5, 5]], "closed": True, "polygonlabels": ["Heart"]}
+    with pytest.raises(UnreadableMask, match=r"region 2 \('Heart'\): .*"):
+        read_mask([region(), region(type="polygonlabels", value=value)], CONFIG, H, W)
+
+
+def test_where_regions_overlap_the_later_one_wins() -> None:
+    over = region(value={"format": "rle", "rle": encode_brush(disc(20, 24, 12)), "brushlabels": [ODD]})
+    mask, _ = read_mask([region(), over], CONFIG, H, W)
+    assert np.array_equal(mask == 2, disc(20, 24, 12))
+    assert np.array_equal(mask == 1, disc(20, 20, 12) & ~disc(20, 24, 12))

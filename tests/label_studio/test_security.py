@@ -1,0 +1,172 @@
+"""What a hostile task, host or file can make of us: nothing. Real servers on the loopback address."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import socket
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from PIL import Image
+
+from backend.errors import UnreadableScan
+from backend.formats.pixels import decode_image
+from backend.label_studio import studio
+from backend.label_studio.studio import Studio, _is_public
+
+
+class Hostile:
+    """Answers `/bomb`, `/zstd`, `/large`, `/drip`, `/away`, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, dict[str, str]]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.seen.append((self.path, dict(self.headers)))
+                if self.path == "/away":
+                    self.send_response(302)
+                    self.send_header("Location", f"http://localhost:{outer.port}/inside")
+                    self.end_headers()
+                    return
+                self.send_response(200)
+                if self.path in ("/bomb", "/zstd"):
+                    self.send_header("Content-Encoding", "gzip" if self.path == "/bomb" else "zstd")
+                self.end_headers()
+                try:
+                    if self.path == "/bomb":
+                        self.wfile.write(gzip.compress(bytes(2**24)))
+                    elif self.path == "/large":
+                        self.wfile.write(bytes(2**22))
+                    elif self.path == "/drip":
+                        for _ in range(100):
+                            self.wfile.write(b"x")
+                            time.sleep(0.1)
+                    else:
+                        self.wfile.write(b"pixels")
+                except OSError:
+                    pass  # we hung up, as we should
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = int(self._server.server_address[1])
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def hostile() -> Iterator[Hostile]:
+    server = Hostile()
+    yield server
+    server.close()
+
+
+def ours(*hosts: str) -> Studio:
+    return Studio("http://label-studio.invalid", "0" * 40, image_hosts=hosts)
+
+
+def test_a_listed_name_that_leads_to_the_local_network_is_not_asked(hostile: Hostile) -> None:
+    with pytest.raises(UnreadableScan, match=r"local network.*localhost!"):
+        ours("localhost").image(f"http://localhost:{hostile.port}/scan.png")
+    assert hostile.seen == []
+
+
+@pytest.mark.parametrize("entry", ["localhost!", "localhost:{}!"])
+def test_a_marked_name_is_asked_without_our_token(hostile: Hostile, entry: str) -> None:
+    host = entry.format(hostile.port)
+    assert ours(host).image(f"http://localhost:{hostile.port}/scan.png") == b"pixels"
+    assert "Authorization" not in hostile.seen[0][1]
+
+
+def test_every_hop_of_a_redirect_is_looked_at(hostile: Hostile) -> None:
+    with pytest.raises(UnreadableScan, match="local network"):
+        ours("127.0.0.1", "localhost").image(f"http://127.0.0.1:{hostile.port}/away")
+    assert [path for path, _ in hostile.seen] == ["/away"]
+
+
+def test_we_connect_to_the_address_that_was_looked_at(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the judgement is changed, so that a loopback server may stand for one on the internet."""
+    monkeypatch.setattr(studio, "_is_public", lambda _: True)
+    asked: list[str] = []
+    real = socket.getaddrinfo
+
+    def once(host: str, *args: object, **kwargs: object) -> object:
+        asked.append(str(host))
+        return real("127.0.0.1" if host == "images.invalid" else host, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", once)
+    assert ours("images.invalid").image(f"http://images.invalid:{hostile.port}/scan.png") == b"pixels"
+    assert asked.count("images.invalid") == 1
+    assert hostile.seen[0][1]["Host"] == f"images.invalid:{hostile.port}"
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "u:p@127.0.0.1", "label-studio.invalid@127.0.0.1"])
+def test_an_address_with_a_user_name_is_not_asked(hostile: Hostile, name: str) -> None:
+    address = f"http://{name}:{hostile.port}/scan.png"
+    if "@" not in name:
+        assert ours("127.0.0.1").image(address) == b"pixels"
+        return
+    with pytest.raises(UnreadableScan):
+        ours("127.0.0.1").image(address)
+    assert hostile.seen == []
+
+
+def test_what_is_packed_or_too_large_or_comes_too_slowly_is_given_up(
+    hostile: Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studio, "IMAGE_BYTES", 2**20)
+    monkeypatch.setattr(studio, "IMAGE_SECONDS", 0.5)
+    faults = {"/bomb": "not asked for", "/zstd": "not asked for", "/large": "larger than 1 MiB", "/drip": "too slowly"}
+    for path, words in faults.items():
+        began = time.monotonic()
+        with pytest.raises(UnreadableScan, match=words):
+            ours("127.0.0.1").image(f"http://127.0.0.1:{hostile.port}{path}")
+        assert time.monotonic() - began < 5
+
+
+def test_an_image_lies_in_memory_once_and_the_largest_that_is_decoded_still_fits(
+    hostile: Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 128 * 2**20 < studio.IMAGE_BYTES <= 160 * 2**20  # 64 million pixels of 16 bits are 122 MiB
+    tracemalloc.start()
+    try:
+        assert len(ours("127.0.0.1").image(f"http://127.0.0.1:{hostile.port}/large")) == 2**22
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * 2**22  # what the server sends, what was read, and a buffer that grows by an eighth
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "::1", "::"),
+        *("fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "ff02::1"),
+    ],
+)
+def test_addresses_that_are_not_of_the_internet_are_known(address: str) -> None:
+    assert not _is_public(address)
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1"])
+def test_addresses_of_the_internet_are_known(address: str) -> None:
+    assert _is_public(address)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "PCX", "TGA", "ICO", "SGI"])
+def test_formats_that_no_browser_shows_are_not_interpreted(kind: str) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(file, kind)
+    with pytest.raises(UnreadableScan, match="not an image"):
+        decode_image(file.getvalue())

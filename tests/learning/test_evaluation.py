@@ -1,0 +1,154 @@
+"""Evaluation: Dice and surface distances against brute force and by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from backend.learning.evaluation import score, summarise
+
+small_maps = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
+    lambda shape: st.tuples(
+        arrays(np.uint8, shape, elements=st.integers(0, 2)),
+        arrays(np.uint8, shape, elements=st.integers(0, 2)),
+    )
+)
+
+
+def surface(mask: np.ndarray, spacing: tuple[float, float]) -> list[tuple[float, float]]:
+    height, width = mask.shape
+    points = []
+    for y in range(height):
+        for x in range(width):
+            around = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+            inner = all(0 <= a < height and 0 <= b < width and mask[a, b] for a, b in around)
+            if mask[y, x] and not inner:
+                points.append((y * spacing[0], x * spacing[1]))
+    return points
+
+
+def by_hand(ours: np.ndarray, theirs: np.ndarray, spacing: tuple[float, float]) -> tuple[float, float]:
+    here, there = surface(ours, spacing), surface(theirs, spacing)
+    forth = [min(math.dist(a, b) for b in there) for a in here]
+    back = [min(math.dist(a, b) for a in here) for b in there]
+    return max(*forth, *back), max(np.percentile(forth, 95), np.percentile(back, 95))
+
+
+@settings(max_examples=150, deadline=None)
+@given(small_maps, st.sampled_from([None, (1.0, 1.0), (0.5, 2.0)]))
+def test_scores_equal_brute_force(maps: tuple[np.ndarray, np.ndarray], spacing: tuple[float, float] | None) -> None:
+    predicted, truth = maps
+    got = score(predicted, truth, 3, spacing=spacing)
+    step = spacing or (1.0, 1.0)
+    dices, hds, hd95s = {}, [], []
+    for number in (1, 2):
+        ours, theirs = predicted == number, truth == number
+        if not ours.any() and not theirs.any():
+            continue
+        dices[number] = 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum())
+        if ours.any() and theirs.any():
+            hd, hd95 = by_hand(ours, theirs, step)
+        else:
+            hd = hd95 = math.hypot(truth.shape[0] * step[0], truth.shape[1] * step[1])
+        hds.append(hd)
+        hd95s.append(hd95)
+    assert got.per_class == pytest.approx(dices)
+    assert got.dice == pytest.approx(np.mean(list(dices.values())) if dices else 1.0)
+    assert got.hd == pytest.approx(np.mean(hds) if hds else 0.0)
+    assert got.hd95 == pytest.approx(np.mean(hd95s) if hd95s else 0.0)
+
+
+def square(top: int, left: int, side: int = 10) -> np.ndarray:
+    labels = np.zeros((40, 60), np.uint8)
+    labels[top : top + side, left : left + side] = 1
+    return labels
+
+
+def test_identical_maps_score_perfectly() -> None:
+    got = score(square(5, 5), square(5, 5), 2)
+    assert (got.dice, got.hd, got.hd95, got.unit) == (1.0, 0.0, 0.0, "px")
+
+
+def test_shift_by_three_pixels_is_a_distance_of_three() -> None:
+    got = score(square(5, 5), square(5, 8), 2)
+    assert got.dice == pytest.approx(0.7)
+    assert (got.hd, got.hd95) == (3.0, 3.0)
+
+
+def test_spacing_turns_pixels_into_millimetres_along_each_axis() -> None:
+    assert score(square(5, 5), square(5, 8), 2, spacing=(9.0, 0.5)).hd == pytest.approx(1.5)
+    got = score(square(5, 5), square(8, 5), 2, spacing=(9.0, 0.5))
+    assert got.unit == "mm"
+    assert got.hd95 <= got.hd
+    assert score(square(5, 5), square(8, 5), 2, spacing=(0.5, 9.0)).hd == pytest.approx(1.5)
+
+
+def test_both_empty_is_perfect() -> None:
+    empty = np.zeros((40, 60), np.uint8)
+    got = score(empty, empty, 2)
+    assert (got.dice, got.hd, got.hd95, got.per_class) == (1.0, 0.0, 0.0, {})
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_one_empty_is_zero_dice_and_the_diagonal(swapped: bool) -> None:
+    pair = (np.zeros((40, 60), np.uint8), square(5, 5))
+    got = score(*(pair[::-1] if swapped else pair), 2, spacing=(2.0, 1.0))
+    assert got.dice == 0.0
+    assert got.hd == got.hd95 == pytest.approx(math.hypot(80, 60))
+
+
+def test_label_that_neither_map_has_does_not_count() -> None:
+    assert score(square(5, 5), square(5, 5), 4).per_class == {1: 1.0}
+
+
+def test_one_stray_pixel_moves_hd_but_not_hd95() -> None:
+    stray = square(5, 5)
+    stray[35, 55] = 1
+    got = score(stray, square(5, 5), 2)
+    assert got.hd > 40
+    assert got.hd95 == 0.0
+
+
+def test_512_square_scan_is_scored_in_well_under_50_milliseconds() -> None:
+    y, x = np.ogrid[:512, :512]
+    truth = ((y - 250) ** 2 + (x - 250) ** 2 < 200**2).astype(np.uint8)
+    predicted = ((y - 260) ** 2 + (x - 245) ** 2 < 205**2).astype(np.uint8)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        score(predicted, truth, 2)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.05
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(ValueError, match=r"two label maps of one \(H, W\), got \(2, 2\) and \(3, 3\)"):
+        score(np.zeros((2, 2), np.uint8), np.zeros((3, 3), np.uint8), 2)
+
+
+@pytest.mark.parametrize("spacing", [(0.0, 1.0), (1.0, -1.0), (float("nan"), 1.0), (1.0, float("inf"))])
+def test_spacing_must_be_positive(spacing: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="two positive sizes in mm"):
+        score(square(1, 1), square(1, 1), 2, spacing=spacing)
+
+
+def test_summary_is_the_mean_over_scans_and_fits_json() -> None:
+    summary = summarise([score(square(5, 5), square(5, 5), 2), score(square(5, 5), square(5, 8), 2)])
+    assert summary == {"dice": pytest.approx(0.85), "hd95": 1.5, "hd": 1.5, "unit": "px", "n": 2}
+    assert json.loads(json.dumps(summary))["n"] == 2
+
+
+def test_summary_of_nothing_has_no_means() -> None:
+    assert summarise([]) == {"dice": None, "hd95": None, "hd": None, "unit": None, "n": 0}
+
+
+def test_summary_never_averages_pixels_with_millimetres() -> None:
+    mixed = [score(square(5, 5), square(5, 8), 2), score(square(5, 5), square(5, 8), 2, spacing=(1.0, 1.0))]
+    assert summarise(mixed) == {"dice": pytest.approx(0.7), "hd95": None, "hd": None, "unit": "mixed", "n": 2}

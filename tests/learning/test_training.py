@@ -1,0 +1,347 @@
+"""Training: it learns, it repeats itself, it leaves the rest of the process alone, and odd pools do not break it."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from backend.errors import BadSetting
+from backend.formats.pixels import IGNORE, Letterboxed, letterbox, letterbox_mask
+from backend.learning.segmenters import Segmenter, standardised
+from backend.learning.training import Trained, TrainingSettings, _Loss, train
+
+TINY = TrainingSettings.for_device(
+    "cpu",
+    encoder="mobilenet_v2",
+    encoder_weights=None,
+    image_size=64,
+    batch_size=4,
+    max_steps=6,
+    decoder_channels=(16, 16, 16, 8, 8),
+    validate_every=3,
+)
+Pool = tuple[list[Letterboxed], list[np.ndarray]]
+
+
+def phantoms(n: int, seed: int = 0, *, shape: tuple[int, ...] = (60, 80), labels: int = 1, size: int = 64) -> Pool:
+    """Bright ellipses on a dark, uneven, noisy ground; label k is the k-th ellipse, brighter with k."""
+    generator = np.random.default_rng(seed)
+    height, width = shape[:2]
+    y, x = np.ogrid[:height, :width]
+    scans, masks = [], []
+    for _ in range(n):
+        image = 40 + 30 * (x / width) + generator.normal(0, 8, (height, width))
+        mask = np.zeros((height, width), np.uint8)
+        for label in range(1, labels + 1):
+            cy, cx = (
+                generator.uniform(0.3, 0.7) * height,
+                (label - generator.uniform(0.4, 0.6)) * width / labels,
+            )
+            ry, rx = generator.uniform(0.15, 0.28) * height, generator.uniform(0.12, 0.22) * width
+            inside = ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 <= 1
+            mask[inside] = label
+            image[inside] += 60 * label
+        pixels = np.clip(image, 0, 255).astype(np.uint8)
+        if len(shape) == 3:
+            pixels = np.dstack([pixels, pixels // 2, 255 - pixels])
+        scans.append(letterbox(pixels, size))
+        masks.append(letterbox_mask(mask, size))
+    return scans, masks
+
+
+NONE: Pool = ([], [])
+
+
+def weights(trained: Trained) -> dict[str, torch.Tensor]:
+    return trained.segmenter.network.state_dict()
+
+
+def dice(segmenter: Segmenter, pool: Pool, label: int = 1) -> float:
+    got = [p.argmax(axis=0) == label for p in segmenter.predict(pool[0])]
+    want = [mask[scan.content] == label for scan, mask in zip(*pool, strict=True)]
+    each = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in zip(got, want, strict=True)]
+    return float(np.mean(each))
+
+
+def test_learns_a_handful_of_phantoms_and_finds_others() -> None:
+    settings = replace(TINY, max_steps=150, validate_every=50)
+    trained = train(*phantoms(6, labels=2), phantoms(2, 7, labels=2), ["dim", "bright"], settings)
+    seen, unseen = phantoms(6, labels=2), phantoms(6, 99, labels=2)
+    assert min(dice(trained.segmenter, seen, k) for k in (1, 2)) > 0.9
+    assert min(dice(trained.segmenter, unseen, k) for k in (1, 2)) > 0.85
+    losses = [float(entry["loss"] or 0) for entry in trained.history]
+    assert losses[-1] < losses[0] / 2
+
+
+# --- determinism and good manners
+
+
+def test_same_seed_gives_the_same_weights_bit_for_bit() -> None:
+    first = train(*phantoms(5), phantoms(2, 1), ["a"], TINY)
+    torch.manual_seed(123)
+    torch.rand(7)
+    again = train(*phantoms(5), phantoms(2, 1), ["a"], TINY)
+    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(again).values(), strict=True))
+    assert [e["loss"] for e in first.history] == [e["loss"] for e in again.history]
+
+
+def test_another_seed_gives_other_weights() -> None:
+    first = train(*phantoms(5), NONE, ["a"], TINY)
+    other = train(*phantoms(5), NONE, ["a"], replace(TINY, seed=1))
+    assert not all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(other).values(), strict=True))
+
+
+def test_global_random_state_and_settings_are_left_as_they_were_even_by_an_abort() -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise Stop
+
+    def state() -> tuple[object, ...]:
+        return (
+            torch.get_rng_state().numpy().tobytes(),
+            np.random.get_state()[1].tobytes(),  # type: ignore[union-attr,index]
+            random.getstate(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+            torch.get_num_threads(),
+            torch.is_grad_enabled(),
+        )
+
+    before = state()
+    train(*phantoms(3), phantoms(1, 1), ["a"], replace(TINY, max_steps=2))
+    assert state() == before
+    with pytest.raises(Stop):
+        train(*phantoms(3), NONE, ["a"], TINY, on_step=stop)
+    assert state() == before
+
+
+def test_random_numbers_drawn_while_on_step_runs_change_nothing() -> None:
+    quiet = train(*phantoms(3), NONE, ["a"], replace(TINY, max_steps=3))
+    noisy = train(*phantoms(3), NONE, ["a"], replace(TINY, max_steps=3), on_step=lambda *_: torch.rand(5))  # type: ignore[arg-type,return-value]
+    assert all(torch.equal(a, b) for a, b in zip(weights(quiet).values(), weights(noisy).values(), strict=True))
+
+
+def test_scans_and_masks_are_not_modified() -> None:
+    scans, masks = phantoms(3)
+    before = [scan.pixels.tobytes() for scan in scans], [mask.tobytes() for mask in masks]
+    train(scans, masks, (scans, masks), ["a"], TINY)
+    assert ([scan.pixels.tobytes() for scan in scans], [mask.tobytes() for mask in masks]) == before
+
+
+# --- padding
+
+
+def test_loss_ignores_padding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 16, 16, generator=generator)
+    target = torch.randint(0, 3, (2, 16, 16), generator=generator)
+    target[:, :5] = IGNORE
+    other = logits.clone()
+    other[:, :, :5] = 50 * torch.randn(2, 3, 5, 16, generator=generator)
+    loss = _Loss()
+    assert torch.equal(loss(logits, target), loss(other, target))
+    assert torch.isclose(loss(logits, target), loss(logits[:, :, 5:], target[:, 5:]), atol=1e-6)
+
+
+def test_loss_of_nothing_but_padding_is_finite() -> None:
+    loss = _Loss()(torch.randn(1, 2, 8, 8), torch.full((1, 8, 8), IGNORE))
+    assert torch.isfinite(loss)
+
+
+def test_training_does_not_depend_on_pixels_in_the_padding_of_validation_scans() -> None:
+    watched, truths = phantoms(2, 1)
+    noise = np.random.default_rng(3)
+    dirty = []
+    for scan in watched:
+        pixels = noise.integers(0, 256, scan.pixels.shape, dtype=np.uint8)
+        pixels[scan.content] = scan.pixels[scan.content]
+        dirty.append(replace(scan, pixels=pixels))
+    clean = train(*phantoms(3), (watched, truths), ["a"], TINY)
+    same = train(*phantoms(3), (dirty, truths), ["a"], TINY)
+    assert [e["dice"] for e in clean.history] == [e["dice"] for e in same.history]
+
+
+def test_augmentation_moves_the_mask_with_its_scan() -> None:
+    """The network must learn where the mask really is: a mask left behind by rotation is a wrong lesson."""
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    class Spy(_Loss):
+        def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            seen.append((inputs_seen[-1][:, 0].numpy(), target.numpy()))
+            return super().forward(logits, target)
+
+    inputs_seen: list[torch.Tensor] = []
+
+    def spied(pixels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        inputs_seen.append(standardised(pixels, valid))
+        return inputs_seen[-1]
+
+    scans, masks = phantoms(4)
+    scans = [
+        replace(scan, pixels=np.where(mask == 1, 250, np.where(mask == IGNORE, 0, 30)).astype(np.uint8))
+        for scan, mask in zip(scans, masks, strict=True)
+    ]
+    settings = replace(TINY, max_steps=5, noise=0.0, rotate=30.0, shift=0.2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("backend.learning.training._Loss", Spy)
+        patch.setattr("backend.learning.training.standardised", spied)
+        train(scans, masks, NONE, ["a"], settings)
+    moved = 0
+    for inputs, targets in seen:
+        for image, target in zip(inputs, targets, strict=True):
+            bright = image > (image.max() + image.min()) / 2
+            assert 2 * (bright & (target == 1)).sum() / (bright.sum() + (target == 1).sum()) > 0.9
+            moved += not any(np.array_equal(target, mask) for mask in masks)
+    assert moved > 10
+
+
+# --- odd pools
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_any_number_of_scans_trains(n: int) -> None:
+    trained = train(*phantoms(n), NONE, ["a"], replace(TINY, max_steps=3))
+    assert all(torch.isfinite(value).all() for value in weights(trained).values())
+
+
+def test_smallest_image_size_trains() -> None:
+    settings = replace(TINY, image_size=32, batch_size=2, max_steps=2)
+    train(*phantoms(1, size=32), NONE, ["a"], settings)
+
+
+def test_all_background_masks_train_to_background() -> None:
+    scans, masks = phantoms(3)
+    empty = [np.where(mask == IGNORE, IGNORE, 0).astype(np.uint8) for mask in masks]
+    trained = train(scans, empty, (scans, empty), ["a"], replace(TINY, max_steps=80, validate_every=20))
+    assert all((p[1] > 0.5).mean() < 0.05 for p in trained.segmenter.predict(scans))
+
+
+def test_label_that_nobody_has_drawn_yet_trains() -> None:
+    trained = train(*phantoms(3, labels=2), NONE, ["a", "b", "never drawn"], TINY)
+    assert trained.segmenter.spec.classes == 4
+    assert np.isfinite([entry["loss"] for entry in trained.history]).all()  # type: ignore[arg-type]
+
+
+def test_one_colour_scan_makes_a_colour_network() -> None:
+    gray, colour = phantoms(2), phantoms(1, shape=(60, 80, 3))
+    assert train(*gray, NONE, ["a"], replace(TINY, max_steps=1)).segmenter.spec.channels == 1
+    mixed = train(gray[0] + colour[0], gray[1] + colour[1], NONE, ["a"], replace(TINY, max_steps=2))
+    assert mixed.segmenter.spec.channels == 3
+
+
+def test_empty_validation_gives_the_last_weights() -> None:
+    trained = train(*phantoms(3), NONE, ["a"], TINY)
+    assert trained.best_step == 6
+    assert [entry["dice"] for entry in trained.history] == [None, None]
+
+
+def test_best_step_is_the_one_with_the_best_validation_dice_and_its_weights_are_returned() -> None:
+    watched = phantoms(3, 1)
+    trained = train(*phantoms(4), watched, ["a"], replace(TINY, max_steps=30, validate_every=5))
+    dices = {entry["step"]: entry["dice"] for entry in trained.history}
+    assert dices[trained.best_step] == max(value for value in dices.values() if value is not None)
+    assert dice(trained.segmenter, watched) == pytest.approx(dices[trained.best_step], abs=1e-6)
+
+
+def test_among_equal_dice_the_longest_trained_weights_are_returned() -> None:
+    scans, masks = phantoms(2)
+    nowhere = [np.where(mask == IGNORE, IGNORE, 2).astype(np.uint8) for mask in masks]
+    trained = train(scans, masks, (scans[:1], nowhere[:1]), ["a", "b"], replace(TINY, learning_rate=1e-12))
+    dices = {entry["step"]: entry["dice"] for entry in trained.history}
+    assert trained.best_step == max(step for step, value in dices.items() if value == max(dices.values()))
+
+
+def test_patience_stops_early() -> None:
+    scans, masks = phantoms(2)
+    empty = [np.where(mask == IGNORE, IGNORE, 0).astype(np.uint8) for mask in masks]
+    settings = replace(TINY, max_steps=400, validate_every=2, patience=2, learning_rate=1e-12)
+    trained = train(scans, masks, (scans, empty), ["a"], settings)
+    assert trained.history[-1]["step"] <= 20  # type: ignore[operator]
+    assert len(trained.history) >= 3
+
+
+# --- reporting
+
+
+def test_on_step_hears_the_start_every_step_and_every_validation_batch() -> None:
+    heard: list[tuple[int, int]] = []
+    train(*phantoms(3), phantoms(9, 1), ["a"], TINY, on_step=lambda done, total: heard.append((done, total)))
+    assert heard[0] == (0, 6)
+    assert [done for done, _ in heard] == [0, 1, 2, 3, 3, 3, 4, 5, 6, 6, 6]
+    assert {total for _, total in heard} == {6}
+
+
+def test_default_on_a_cpu_reports_every_couple_of_seconds() -> None:
+    times = [time.monotonic()]
+    settings = TrainingSettings.for_device("cpu", max_steps=2)
+    size = settings.image_size
+    train(
+        *phantoms(2, size=size),
+        phantoms(8, size=size),
+        ["a"],
+        settings,
+        on_step=lambda *_: times.append(time.monotonic()),
+    )
+    assert max(np.diff(times)) < 5  # a busy machine; 2 s and less on an idle one
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch_size": 1}, "batch_size must be 2 or more, got 1"),
+        ({"max_steps": 0}, "max_steps must be 1 or more, got 0"),
+        ({"image_size": 65}, "image_size must be a multiple of 32, got 65; use 64 or 96"),
+        ({"encoder": "nope"}, "no encoder is called 'nope'"),
+        ({"ema": 1.0}, "ema must be at least 0 and below 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"epochs": 3}, "no training setting is called epochs; there are encoder, image_size"),
+    ],
+)
+def test_settings_that_cannot_be_trained_with_say_why(change: dict[str, object], words: str) -> None:
+    with pytest.raises(BadSetting, match=words):
+        TrainingSettings.for_device("cpu", **change)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu_it_learns_the_same_and_the_model_runs_on_a_cpu(tmp_path: Path) -> None:
+    settings = replace(TINY, device="cuda", mixed_precision=True, max_steps=150, validate_every=50)
+    trained = train(*phantoms(6, labels=2), phantoms(2, 7, labels=2), ["dim", "bright"], settings)
+    unseen = phantoms(6, 99, labels=2)
+    assert min(dice(trained.segmenter, unseen, k) for k in (1, 2)) > 0.85
+    trained.segmenter.save(tmp_path)
+    on_cpu = Segmenter.load(tmp_path, "cpu")
+    for ours, theirs in zip(trained.segmenter.predict(unseen[0]), on_cpu.predict(unseen[0]), strict=True):
+        assert np.abs(ours - theirs).mean() < 0.01
+    before = torch.cuda.get_rng_state()
+    train(*phantoms(2), NONE, ["a"], replace(settings, max_steps=2))
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_graphics_card_has_its_own_defaults() -> None:
+    card = TrainingSettings.for_device("cuda:1")
+    assert (card.device, card.mixed_precision) == ("cuda:1", True)
+    assert card.image_size > TrainingSettings.for_device("cpu").image_size
+
+
+def test_scans_and_masks_that_do_not_fit_are_refused() -> None:
+    scans, masks = phantoms(2)
+    with pytest.raises(ValueError, match="training: 2 scans but 1 masks"):
+        train(scans, masks[:1], NONE, ["a"], TINY)
+    with pytest.raises(ValueError, match="at least one labelled scan"):
+        train([], [], NONE, ["a"], TINY)
+    with pytest.raises(ValueError, match=r"validation scan 1: .* must both be 64 x 64"):
+        train(scans, masks, (scans, [masks[0], masks[1][:32]]), ["a"], TINY)
+    with pytest.raises(ValueError, match="its mask has class 2, but there are 1 labels"):
+        train(scans, [masks[0], np.full_like(masks[1], 2)], NONE, ["a"], TINY)

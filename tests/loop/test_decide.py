@@ -1,0 +1,671 @@
+"""`decide` as a table: no fakes, only facts in and steps out."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given as drawn
+from hypothesis import strategies as st
+
+from backend.errors import NotSegmentable
+from backend.facts import (
+    RECENT,
+    Label,
+    LabelConfig,
+    Live,
+    Model,
+    Round,
+    Scan,
+    Tag,
+    annotators,
+    round_of,
+    score_of,
+    validation_rows,
+    version_name,
+)
+from backend.fingerprints import fingerprint
+from backend.loop.decide import (
+    CompareArms,
+    Done,
+    ExtendRound,
+    FitMap,
+    Listen,
+    MapScans,
+    OpenRound,
+    Publish,
+    ReadMasks,
+    ReadScans,
+    Score,
+    Seen,
+    Train,
+    decide,
+    prefix_length,
+    round_key,
+)
+from backend.settings import ProjectSettings
+
+DIGESTS = st.text("0123456789abcdef", min_size=1, max_size=8)
+GROUPS = st.sampled_from(["", "", "A", "B", "C", "D", "E"])
+ROWS = st.lists(st.tuples(DIGESTS, GROUPS), max_size=40)
+
+CONFIG = LabelConfig("image", (Tag("tag", "brush", "image", ("Lung",)),))
+SETTINGS = ProjectSettings(cold_start_size=3, round_size=2, queue_depth=4)
+N = 10
+
+
+def scans(*labelled: int, n: int = N) -> tuple[Scan, ...]:
+    return tuple(Scan(t, f"/data/{t}.png", f"d{t}", annotated=t in labelled) for t in range(1, n + 1))
+
+
+def label(*tasks: int) -> tuple[Label, ...]:
+    return tuple(Label(t, f"{t}@now") for t in tasks)
+
+
+def live(n: int, *published: int) -> Live:
+    return Live(version_name(n), "Uncertainty sampling", True, dict.fromkeys(published, 1), True, True)
+
+
+ALL = frozenset(f"d{t}" for t in range(1, N + 1))
+START = Done(SETTINGS, "pixels", embedded=ALL, mapped=ALL, fitted=N)
+ORDER = tuple(range(1, N + 1))
+COLD = replace(START, rounds=(Round(0, round_key(START, CONFIG), "", ORDER),))
+R1 = Model("scanqueue-r1", ("Lung",), frozenset(f"{t}@now" for t in (1, 2, 3)), "f1", True)
+TRAINED = replace(COLD, models=(R1,), active="scanqueue-r1")
+SCORED = replace(TRAINED, scored=ALL)
+FIRST = replace(
+    SCORED, rounds=(*COLD.rounds, Round(1, round_key(SCORED, CONFIG), "scanqueue-r1", (7, 5, 4, 6, 8, 9, 10)))
+)
+
+
+QUIET = Live(webhook=True)
+
+
+def seen(scans_: tuple[Scan, ...], live_: Live = QUIET, labels: tuple[Label, ...] = ()) -> Seen:
+    return Seen(1, CONFIG, scans_, labels, live_)
+
+
+@pytest.mark.parametrize(
+    ("what", "given", "done", "phase", "steps"),
+    [
+        ("a project without scans is empty", seen(()), START, "empty", ()),
+        (
+            "scans are read and embedded before anything else",
+            seen((*scans(n=1), Scan(2, "/data/2.png"))),
+            START,
+            "embedding",
+            (ReadScans((2,)),),
+        ),
+        ("then laid out", seen(scans()), replace(START, mapped=frozenset(), fitted=0), "embedding", (FitMap(),)),
+        (
+            "the cold-start order comes first, even when labels enough are there already",
+            seen(scans(1, 2, 3), labels=label(1, 2, 3)),
+            START,
+            "embedding",
+            (OpenRound(0, round_key(START, CONFIG), ""),),
+        ),
+        (
+            "the first `queue_depth` tasks are published",
+            seen(scans()),
+            COLD,
+            "cold_start",
+            (Publish((1, 2, 3, 4), True),),
+        ),
+        ("nothing is left to do once they are", seen(scans(), live(0, 1, 2, 3, 4)), COLD, "cold_start", ()),
+        (
+            "a new annotation is read",
+            seen(scans(1), live(0, 1, 2, 3, 4)),
+            COLD,
+            "cold_start",
+            (ReadMasks((1,)),),
+        ),
+        (
+            "one label short of the cold start nothing is trained",
+            seen(scans(1, 2), live(0, 1, 2, 3, 4), label(1, 2)),
+            COLD,
+            "cold_start",
+            (),
+        ),
+        (
+            "with the cold-start labels in, the queue is filled up and a model trained",
+            seen(scans(1, 2, 3), live(0, 1, 2, 3, 4), label(1, 2, 3)),
+            COLD,
+            "training",
+            (Publish((5, 6), False), Train("scanqueue-r1", (1, 2, 3))),
+        ),
+        (
+            "an unreadable annotation does not count as a label",
+            seen(scans(1, 2, 3), live(0, 4, 5, 6), (*label(1, 2), Label(3, "3@now", "broken"))),
+            COLD,
+            "cold_start",
+            (),
+        ),
+        (
+            "a new model scores the pool, then opens its round",
+            seen(scans(1, 2, 3), live(0, 4, 5, 6), label(1, 2, 3)),
+            TRAINED,
+            "active",
+            (
+                Score((4, 5, 6, 7, 8, 9, 10)),
+                OpenRound(1, round_key(TRAINED, CONFIG), "scanqueue-r1", (4, 5, 6)),
+            ),
+        ),
+        (
+            "changed labels of a full round train again",
+            seen(scans(1, 2, 3), live(1, 7, 5, 4, 6), (Label(1, "1@later"), Label(2, "2@later"), Label(3, "3@now"))),
+            FIRST,
+            "training",
+            (Train("scanqueue-r2", (1, 2, 3)),),
+        ),
+        (
+            "scans that arrive later are mapped, scored, and added to the order",
+            seen((*scans(1, 2, 3), Scan(11, "/data/11.png", "d11")), live(1, 7, 5, 4, 6), label(1, 2, 3)),
+            replace(FIRST, embedded=ALL | {"d11"}),
+            "active",
+            (MapScans((11,)),),
+        ),
+        (
+            "with the map done the late scan is scored and ordered",
+            seen((*scans(1, 2, 3), Scan(11, "/data/11.png", "d11")), live(1, 7, 5, 4, 6), label(1, 2, 3)),
+            replace(FIRST, embedded=ALL | {"d11"}, mapped=ALL | {"d11"}),
+            "active",
+            (Score((11,)), ExtendRound((11,))),
+        ),
+        (
+            "a doubled prediction is removed",
+            seen(scans(1, 2, 3), replace(live(1, 7, 5, 4, 6), published={7: 2, 5: 1, 4: 1, 6: 1}), label(1, 2, 3)),
+            FIRST,
+            "active",
+            (Publish((), False, True),),
+        ),
+        (
+            "a queue that somebody switched off is switched on again",
+            seen(scans(1, 2, 3), replace(live(1, 7, 5, 4, 6), sampling="Sequential sampling"), label(1, 2, 3)),
+            FIRST,
+            "active",
+            (Publish((), True),),
+        ),
+        (
+            "a missing webhook is set",
+            seen(scans(1, 2, 3), replace(live(1, 7, 5, 4, 6), webhook=False), label(1, 2, 3)),
+            FIRST,
+            "active",
+            (Listen(),),
+        ),
+        (
+            "even before there are scans",
+            seen((), Live()),
+            START,
+            "empty",
+            (Listen(),),
+        ),
+        (
+            "when everything is labelled and trained the project is done",
+            seen(scans(*range(1, 11)), live(1), label(*range(1, 11))),
+            replace(
+                FIRST,
+                models=(replace(R1, trained_on=frozenset(f"{t}@now" for t in range(1, 11))),),
+            ),
+            "done",
+            (),
+        ),
+    ],
+)
+def test_decide(what: str, given: Seen, done: Done, phase: str, steps: tuple[object, ...]) -> None:
+    plan = decide(given, done)
+    assert (plan.phase, plan.steps) == (phase, steps), what
+
+
+WRITTEN_OUT = ProjectSettings(strategy="paper+paper")
+
+
+@pytest.mark.parametrize(
+    ("changes", "cold", "later"),
+    [
+        ({}, False, False),
+        ({"strategy": "paper+entropy"}, False, True),
+        ({"strategy": "typiclust+paper"}, True, False),
+        ({"uncertainty": "top"}, False, True),
+        ({"control_share": 0.2}, True, True),
+        ({"alpha": 1.0}, False, True),
+        ({"stratify_by": "site"}, False, False),
+    ],
+)
+def test_a_round_is_opened_by_what_its_order_depends_on_and_nothing_else(
+    changes: dict[str, Any], cold: bool, later: bool
+) -> None:
+    for done, differs in ((COLD, cold), (FIRST, later)):
+        was = round_key(replace(done, settings=WRITTEN_OUT), CONFIG)
+        now = round_key(replace(done, settings=replace(WRITTEN_OUT, **changes)), CONFIG)
+        assert (was != now) == differs
+
+
+def test_rounds_of_before_there_were_such_settings_are_not_opened_again() -> None:
+    settings = replace(WRITTEN_OUT, alpha=0.5)
+    assert round_key(replace(COLD, settings=settings), CONFIG) == fingerprint("paper")
+    old = fingerprint("scanqueue-r1", "scanqueue-r1", CONFIG.key, 0.5, "paper")
+    assert round_key(replace(FIRST, settings=settings), CONFIG) == old
+
+
+def test_other_strata_open_another_stratified_cold_start() -> None:
+    keys = {
+        round_key(replace(COLD, settings=ProjectSettings(strategy="stratified+paper", stratify_by=key)), CONFIG)
+        for key in ("site", "scanner")
+    }
+    assert len(keys) == 2
+
+
+# -- our order and chance --------------------------------------------------------------------------
+
+MANY = tuple(range(1, 31))
+DRAWN = (2, 4, 6, 8, 10, 12, 14, 16)  # tasks that were drawn at random; 1..20 are labelled
+
+
+def with_controls(**changes: Any) -> tuple[Seen, Done]:
+    """A project in its first round, with nothing else to do."""
+    known = tuple(Label(t, f"{100 - t}@now", annotation=100 - t) for t in range(1, 21))  # labelled from 20 to 1
+    digests = frozenset(f"d{t}" for t in MANY)
+    settings = ProjectSettings(strategy="paper+paper", cold_start_size=20, round_size=5, control_share=0.4)
+    model = replace(R1, trained_on=frozenset(label.key for label in known))
+    done = Done(settings, "pixels", embedded=digests, mapped=digests, fitted=30, models=(model,), scored=digests)
+    done = replace(done, active="scanqueue-r1", served={t: t in DRAWN for t in range(1, 21)})
+    cold = Round(0, "k", "", MANY)
+    done = replace(done, rounds=(cold, Round(1, round_key(done, CONFIG), "scanqueue-r1", MANY[20:])))
+    return seen(scans(*range(1, 21), n=30), live(1, *MANY[20:]), known), replace(done, **changes)
+
+
+HELD = {t for i, t in enumerate(range(1, 21)) if i in validation_rows([f"d{t}" for t in range(1, 21)])}
+
+
+def test_our_order_is_compared_with_chance_when_nobody_waits_for_anything() -> None:
+    given, done = with_controls()
+    (step,) = decide(given, done).steps
+    assert isinstance(step, CompareArms)
+    assert step.version == "scanqueue-r1"
+    assert set(step.validation) == HELD
+    assert step.control == tuple(t for t in DRAWN[::-1] if t not in HELD)
+    ours = [t for t in range(20, 0, -1) if t not in HELD and t not in DRAWN]
+    assert step.ours == tuple(ours[: len(step.control)])  # the first that were labelled, as many as there are controls
+    assert decide(given, done).phase == "active"
+
+
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [
+        ("once for each model", {"compared": frozenset({"scanqueue-r1"})}),
+        ("not without controls", {"served": dict.fromkeys(range(1, 21), False)}),
+        ("nor with four of them", {"served": {t: t in [c for c in DRAWN if c not in HELD][:4] for t in range(1, 21)}}),
+        ("nor with too few of ours", {"served": dict.fromkeys(range(1, 21), True)}),
+        ("scans that were never in an order are neither", {"served": {}}),
+    ],
+)
+def test_our_order_is_compared_with_chance(what: str, changes: dict[str, Any]) -> None:
+    assert decide(*with_controls(**changes)).steps == (), what
+
+
+def test_everything_else_comes_before_the_comparison() -> None:
+    given, done = with_controls()
+    unread = (*given.scans[:20], replace(given.scans[20], annotated=True), *given.scans[21:])
+    more = tuple(Label(t, f"{t}@now", annotation=200 + t) for t in range(21, 26))
+    for other, kind in (
+        (replace(given, live=live(1, *MANY[20:25])), Publish),
+        (replace(given, scans=unread), ReadMasks),
+        (replace(given, scans=scans(*range(1, 26), n=30), labels=(*given.labels, *more)), Train),
+        (replace(given, scans=(*given.scans, Scan(31, "/data/31.png"))), ReadScans),
+    ):
+        steps = decide(other, done).steps
+        assert not [s for s in steps if isinstance(s, CompareArms)]
+        assert [s for s in steps if isinstance(s, kind)]
+    quiet = replace(done, settings=replace(done.settings, control_share=0.0))
+    assert not [s for s in decide(given, quiet).steps if isinstance(s, CompareArms)]
+
+
+def test_labels_that_the_model_did_not_have_are_not_compared() -> None:
+    given, done = with_controls()
+    edited = tuple(replace(label, key="9@later") if label.task in DRAWN[:4] else label for label in given.labels)
+    assert not [s for s in decide(replace(given, labels=edited), done).steps if isinstance(s, CompareArms)]
+
+
+def test_a_blocked_project_asks_for_nothing_and_says_why() -> None:
+    plan = decide(replace(seen(scans()), config=None, blocked="no masks"), START)
+    assert (plan.phase, plan.reason, plan.steps) == ("blocked", "no masks", ())
+
+
+def test_one_broken_scan_does_not_stop_the_others() -> None:
+    broken = Scan(11, "/data/11.png", problem="truncated")
+    plan = decide(seen((*scans(), broken)), COLD)
+    assert plan.steps == (Publish((1, 2, 3, 4), True),)
+
+
+def test_with_the_button_nothing_is_trained_until_somebody_asks() -> None:
+    waiting = replace(COLD, settings=replace(SETTINGS, retrain="button"))
+    given = seen(scans(1, 2, 3, 4), live(0, 5, 6, 7), label(1, 2, 3, 4))
+    assert decide(given, waiting).steps == ()
+    assert decide(given, replace(waiting, asked=1)).steps == (Train("scanqueue-r1", (1, 2, 3, 4)),)
+
+
+def test_asking_again_with_the_same_labels_trains_nothing() -> None:
+    given = seen(scans(1, 2, 3), live(1, 7, 5, 4, 6), label(1, 2, 3))
+    assert decide(given, replace(FIRST, asked=1)).steps == ()
+
+
+def test_activating_another_model_opens_a_round_with_it() -> None:
+    r2 = replace(R1, version="scanqueue-r2", fingerprint="f2")
+    done = replace(FIRST, models=(R1, r2), rounds=(*FIRST.rounds, Round(2, "old key", "scanqueue-r2", (4, 5))))
+    steps = decide(seen(scans(1, 2, 3), live(2, 4, 5), label(1, 2, 3)), done).steps
+    opened = [s for s in steps if isinstance(s, OpenRound)]
+    assert [(s.n, s.model) for s in opened] == [(3, "scanqueue-r1")]
+
+
+def test_a_new_label_in_the_config_trains_as_soon_as_there_are_labels_enough() -> None:
+    config = LabelConfig("image", (Tag("tag", "brush", "image", ("Lung", "Heart")),))
+    given = replace(seen(scans(1, 2, 3), live(1, 7, 5, 4, 6), label(1, 2, 3)), config=config)
+    assert Train("scanqueue-r2", (1, 2, 3)) in decide(given, FIRST).steps
+
+
+def test_more_is_published_when_fewer_than_a_round_are_left() -> None:
+    order = tuple(range(1, 21))
+    lengths = [prefix_length(order, frozenset(order[n:]), SETTINGS) for n in range(9)]
+    assert lengths == [4, 4, 4, 6, 6, 8, 8, 10, 10]
+    assert prefix_length(order, frozenset(), SETTINGS) == 20
+
+
+def test_more_is_published_for_more_annotators_than_a_round_has_scans() -> None:
+    """Each holds one: with as many open as there are annotators, the next who asks would be sent home."""
+    order = tuple(range(1, 41))
+    lengths = [prefix_length(order, frozenset(order[n:]), SETTINGS, people=5) for n in range(4)]
+    assert [length - n for n, length in enumerate(lengths)] == [10, 11, 10, 11]
+    assert prefix_length(order, frozenset(order[2:]), SETTINGS, people=1) == 4
+
+
+def test_annotators_of_today_are_the_authors_of_the_newest_annotations() -> None:
+    assert annotators([]) == 0
+    assert annotators([(3, 7), (2, 7), (1, 8), (4, None)]) == 2
+    assert annotators([(n, 1 if n > RECENT else n + 1) for n in range(1, 2 * RECENT + 1)]) == 1
+
+
+def test_scores_ascend_with_the_place_and_stay_below_one_for_late_scans() -> None:
+    scores = [score_of(place, 5) for place in range(1, 5000)]
+    assert all(a < b for a, b in itertools.pairwise(scores))
+    assert scores[0] > 0
+    assert scores[-1] < 1
+    assert score_of(2, 5) == pytest.approx(2 / 6)
+
+
+def test_versions_name_their_round() -> None:
+    assert version_name(12) == "scanqueue-r12"
+    assert round_of("scanqueue-r12") == 12
+    assert round_of("my model") is None
+    assert round_of("scanqueue-rx") is None
+
+
+def parsed(**tags: tuple[str, list[str]]) -> dict[str, object]:
+    image = [{"type": "Image", "valueType": None, "value": "scan"}]
+    return {n: {"type": k, "to_name": ["img"], "inputs": image, "labels": ls} for n, (k, ls) in tags.items()}
+
+
+def test_a_config_is_read_with_brushes_first_and_every_label_once() -> None:
+    config = LabelConfig.from_parsed(
+        parsed(pol=("PolygonLabels", ["Rib", "Lung"]), choice=("Choices", ["ok"]), tag=("BrushLabels", ["Lung"])), 7
+    )
+    assert config.image_key == "scan"
+    assert config.labels == ("Lung", "Rib")
+    assert config.tag_of("Lung").name == "tag"
+    assert config.tag_of("Rib").kind == "polygon"
+    assert LabelConfig.from_json(config.to_json()) == config
+
+
+def test_a_config_without_masks_says_what_to_add_where() -> None:
+    with pytest.raises(NotSegmentable) as error:
+        LabelConfig.from_parsed(parsed(choice=("Choices", ["ok"])), 12)
+    assert str(error.value) == (
+        "project 12: the label config has no BrushLabels or PolygonLabels; segmentation needs one. "
+        'Add <BrushLabels name="tag" toName="image"><Label value="Lung"/></BrushLabels> beside '
+        '<Image name="image" value="$image"/> in Settings > Labeling Interface > Code.'
+    )
+
+
+def test_a_brush_without_labels_says_so() -> None:
+    with pytest.raises(NotSegmentable, match="'tag' of the label config has no labels"):
+        LabelConfig.from_parsed(parsed(tag=("BrushLabels", [])), 12)
+
+
+def test_more_labels_than_a_model_can_learn_are_refused_in_words() -> None:
+    names = [f"L{n}" for n in range(300)]
+    assert len(LabelConfig.from_parsed(parsed(tag=("BrushLabels", names[:253])), 12).labels) == 253
+    with pytest.raises(NotSegmentable, match=r"has 300 labels for masks; a model can learn 253 at most"):
+        LabelConfig.from_parsed(parsed(tag=("BrushLabels", names)), 12)
+
+
+@pytest.mark.parametrize(
+    ("fitted", "labelled", "step"),
+    [(3, (), FitMap), (8, (), MapScans), (8, (1,), MapScans), (2, (1,), FitMap), (3, (1,), MapScans)],
+)
+def test_a_map_of_a_few_that_somebody_tried_is_laid_out_anew_whatever_is_labelled(
+    fitted: int, labelled: tuple[int, ...], step: type
+) -> None:
+    done = replace(COLD, mapped=ALL - {"d10"}, fitted=fitted)
+    found = decide(seen(scans(*labelled), live(0, 1, 2, 3, 4), label(*labelled)), done)
+    assert [type(s) for s in found.steps if type(s) in (FitMap, MapScans)] == [step]
+
+
+def test_what_is_carried_over_but_in_no_order_any_more_is_not_published_for_ever() -> None:
+    latest = Round(1, round_key(SCORED, CONFIG), "scanqueue-r1", (5, 4, 6, 8, 9, 10), carried=(7, 10))
+    given = seen(scans(1, 2, 3), live(1, 5, 4, 6, 8), label(1, 2, 3))
+    steps = decide(given, replace(SCORED, rounds=(*COLD.rounds, latest))).steps
+    assert steps == (Publish((10,)), ExtendRound((7,)))
+
+
+def test_the_round_of_a_new_model_comes_before_another_training() -> None:
+    """Ten labels during a training must not train again and again, under the same version."""
+    given = seen(scans(*range(1, 9)), live(0, 9), label(*range(1, 9)))
+    steps = decide(given, replace(SCORED, rounds=COLD.rounds)).steps
+    assert [type(s) for s in steps if not isinstance(s, Publish)] == [OpenRound]
+
+
+def test_a_scan_whose_image_was_exchanged_is_not_published_before_it_is_read() -> None:
+    exchanged = tuple(replace(s, digest="") if s.task in (1, 2) else s for s in scans())
+    assert decide(seen(exchanged), COLD).steps == (Publish((3, 4), True), ReadScans((1, 2)))
+
+
+def test_late_scans_wait_while_a_round_with_another_model_is_due() -> None:
+    r2 = replace(R1, version="scanqueue-r2", fingerprint="f2")
+    done = replace(FIRST, models=(R1, r2), active="scanqueue-r1", mapped=ALL | {"d11"}, embedded=ALL | {"d11"})
+    given = seen((*scans(1, 2, 3), Scan(11, "/data/11.png", "d11")), live(1, 7, 5, 4, 6), label(1, 2, 3))
+    assert not [s for s in decide(given, done).steps if isinstance(s, ExtendRound)]
+
+
+def test_only_the_part_of_the_order_that_was_ahead_is_carried_over() -> None:
+    order = (4, 5, 6, 7, 8, 9, 10)
+    latest = Round(1, "old key", "scanqueue-r1", order, carried=(10,))
+    given = seen(scans(1, 2, 3), live(1, 4, 5, 6, 7, 10), label(1, 2, 3))
+    (opened,) = (s for s in decide(given, replace(SCORED, rounds=(*COLD.rounds, latest))).steps if type(s) is OpenRound)
+    assert opened.carried == (4, 5, 6, 7)
+
+
+def test_another_embedder_makes_its_own_map_and_then_a_new_round_with_the_same_model() -> None:
+    was = replace(FIRST, rounds=(*FIRST.rounds[:-1], replace(FIRST.rounds[-1], embedder="pixels")))
+    look = seen(scans(1, 2, 3), live(1, 7, 5, 4), label(1, 2, 3))
+    assert OpenRound not in {type(s) for s in decide(look, was).steps}
+
+    changed = replace(was, embedder="timm:other", embedded=frozenset(), mapped=frozenset(), fitted=0)
+    assert any(isinstance(s, ReadScans) for s in decide(look, changed).steps)
+    read = replace(changed, embedded=ALL)
+    assert any(isinstance(s, FitMap) for s in decide(look, read).steps)
+    mapped = replace(read, mapped=ALL, fitted=N)
+    opened = [s for s in decide(look, mapped).steps if isinstance(s, OpenRound)]
+    assert [(s.n, s.model) for s in opened] == [(2, "scanqueue-r1")]
+    assert set(opened[0].carried) == {7, 5, 4}  # somebody may hold them
+
+
+def test_a_round_of_which_nobody_wrote_the_embedder_down_is_not_opened_again() -> None:
+    assert FIRST.rounds[-1].embedder == ""
+    look = seen(scans(1, 2, 3), live(1, 7, 5, 4), label(1, 2, 3))
+    steps = decide(look, replace(FIRST, embedder="timm:other")).steps
+    assert OpenRound not in {type(s) for s in steps}
+
+
+# -- who is held out, and whole scans ---------------------------------------------------------
+
+
+def share(name: str) -> float:
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
+
+
+@drawn(st.lists(DIGESTS, max_size=40))
+def test_without_groups_those_with_the_lowest_hashes_are_held_out(digests: list[str]) -> None:
+    held = validation_rows(digests)
+    assert validation_rows(digests, [""] * len(digests)) == held
+    low = {i for i, d in enumerate(digests) if share(d) < 0.2}
+    if len(digests) < 5:
+        assert held == set()
+    elif 0 < 2 * len(low) <= len(digests):
+        assert held == low
+    elif not low and len(set(digests)) == len(digests):
+        assert held == {min(range(len(digests)), key=lambda i: share(digests[i]))}
+
+
+def test_too_many_with_low_hashes_leave_half_to_learn_from() -> None:
+    low = [name for name in map(str, range(99)) if share(name) < 0.2]
+    low.sort(key=share)
+    assert validation_rows(low[:5]) == {0, 1}
+    assert validation_rows([low[0]] * 12) == set()  # one picture, a dozen times
+    assert validation_rows([low[0]] * 4 + [low[1]] * 2) == {4, 5}
+
+
+@drawn(ROWS)
+def test_a_group_is_held_out_whole_or_not_at_all_and_something_is_left_to_learn_from(
+    rows: list[tuple[str, str]],
+) -> None:
+    digests, groups = [d for d, _ in rows], [g for _, g in rows]
+    held = validation_rows(digests, groups)
+    assert {groups[i] for i in held} & {g for i, g in enumerate(groups) if g and i not in held} <= {""}
+    if len(rows) < 5:
+        return
+    units = {(g, "" if g else d) for d, g in rows}
+    assert bool(held) == (len(units) > 1)
+    assert 2 * len(held) <= len(rows)
+
+
+@drawn(ROWS, st.randoms(use_true_random=False))
+def test_who_is_held_out_does_not_depend_on_the_order_of_the_rows(rows: list[tuple[str, str]], random: Random) -> None:
+    rows = list({d: (d, g) for d, g in rows}.values())
+    other = random.sample(rows, len(rows))
+    one, two = ({r[i] for i in validation_rows([d for d, _ in r], [g for _, g in r])} for r in (rows, other))
+    assert one == two
+
+
+@drawn(ROWS, ROWS)
+def test_who_is_held_out_stays_so_when_rows_are_added(rows: list[tuple[str, str]], more: list[tuple[str, str]]) -> None:
+    """In the usual case: the hashes hold something out, and no more than half, before and after."""
+
+    def usual(all_: list[tuple[str, str]]) -> bool:
+        count = sum(1 for d, g in all_ if share(g or d) < 0.2)
+        return len(all_) >= 5 and 0 < count <= len(all_) / 2
+
+    if usual(rows) and usual(rows + more):
+        before = validation_rows([d for d, _ in rows], [g for _, g in rows])
+        after = validation_rows([d for d, _ in rows + more], [g for _, g in rows + more])
+        assert before == {i for i in after if i < len(rows)}
+
+
+def test_too_many_patients_go_back_those_with_the_highest_hash_first() -> None:
+    names = sorted((f"P{i}" for i in range(200)), key=share)
+    low, next_low, high = names[0], names[1], names[-1]
+    assert share(next_low) < 0.2 < share(high)
+
+    def held(*groups: str) -> set[str]:
+        return {groups[i] for i in validation_rows([str(i) for i in range(len(groups))], groups)}
+
+    assert held(low, low, next_low, *[high] * 5) == {low, next_low}
+    assert held(low, low, next_low, next_low, next_low, high) == {low}
+    assert held(*[low] * 9, high) == {high}  # there is more to learn from the others
+    assert held(*[high] * 3, *[names[-2]] * 3) == {names[-2]}  # no hash is low enough: the lowest
+    assert held(*[high] * 3, *[names[-2]] * 4) == {high}
+    assert held(*[low] * 9) == set()
+    assert held(low, low, low, high) == set()  # fewer than five
+
+
+def test_slices_of_one_volume_belong_together_where_no_patient_is_known() -> None:
+    slices = [Scan(t, "", f"d{t}", volume="V" if t < 6 else "W", patient="P" if t > 8 else "") for t in range(1, 11)]
+    assert [s.group for s in slices] == ["V"] * 5 + ["W"] * 3 + ["P"] * 2
+    assert [s.whole for s in (*slices[:1], Scan(1, "", "d"))] == ["V", "d"]
+
+
+def test_patients_are_not_parted_by_the_comparison_with_chance() -> None:
+    people = [f"P{t % 7}" for t in range(1, 31)]
+    all_ = tuple(Scan(t, "", f"d{t}", annotated=True, patient=people[t - 1]) for t in range(1, 31))
+    digests = frozenset(s.digest for s in all_)
+    model = replace(R1, trained_on=frozenset(f"{t}@now" for t in range(1, 31)))
+    done = replace(
+        START,
+        settings=replace(SETTINGS, control_share=0.5),
+        embedded=digests,
+        mapped=digests,
+        models=(model,),
+        active=model.version,
+        served={t: t % 2 == 0 for t in range(1, 31)},
+    )
+    given = seen(all_, live(1), label(*range(1, 31)))
+    done = replace(done, rounds=(Round(1, round_key(done, CONFIG, all_), model.version, tuple(range(1, 31))),))
+    (step,) = decide(given, done).steps
+    assert isinstance(step, CompareArms)
+    held = {people[t - 1] for t in step.validation}
+    assert held
+    assert not held & {people[t - 1] for t in (*step.ours, *step.control)}
+    assert len(step.validation) == sum(people.count(p) for p in held)
+
+
+SCAN = replace(SETTINGS, unit="scan")
+
+
+def volumes(*sizes: int) -> tuple[Scan, ...]:
+    """Volumes of so many slices; 0: an image that is of none."""
+    whole = [(f"V{v}" if size else "", s) for v, size in enumerate(sizes) for s in range(max(size, 1))]
+    return tuple(Scan(t, f"/{t}.png", f"d{t}", volume=v, slice=s) for t, (v, s) in enumerate(whole, start=1))
+
+
+def test_what_is_published_ends_where_a_volume_ends() -> None:
+    all_ = volumes(3, 5, 0, 4, 7)  # tasks 1-3, 4-8, 9, 10-13, 14-20
+
+    def siblings(task: int) -> set[int]:
+        volume = all_[task - 1].volume
+        return {s.task for s in all_ if s.volume == volume} if volume else {task}
+
+    order = list(range(1, 21))
+    for settings in (SETTINGS, SCAN):
+        found = [prefix_length(order, frozenset(order[n:]), settings, siblings=siblings) for n in range(21)]
+        plain = [prefix_length(order, frozenset(order[n:]), SETTINGS) for n in range(21)]
+        assert found == ([next(e for e in (3, 8, 9, 13, 20) if e >= p) for p in plain] if settings is SCAN else plain)
+        assert found == sorted(found)
+    assert prefix_length([], frozenset(), SCAN, siblings=siblings) == 0
+    given = seen(all_, Live(webhook=True))
+    done = replace(START, settings=SCAN, embedded=ALL | {s.digest for s in all_}, mapped=ALL | {s.digest for s in all_})
+    done = replace(done, rounds=(Round(0, round_key(done, CONFIG, all_), "", tuple(order)),))
+    assert decide(given, done).steps == (Publish(tuple(range(1, 9)), True),)
+    apart = replace(done, rounds=(replace(done.rounds[0], order=(4, 1, 2, 3, *order[4:])),))  # 4 is wished for
+    assert decide(given, apart).steps == (Publish((4, 1, 2, 3), True),)
+
+
+def test_the_unit_opens_a_round_only_where_there_are_volumes() -> None:
+    scan, slice_ = replace(START, settings=SCAN), START
+    assert round_key(scan, CONFIG, scans()) == round_key(slice_, CONFIG, scans())
+    assert round_key(scan, CONFIG, volumes(2, 3)) != round_key(slice_, CONFIG, volumes(2, 3))
+    assert round_key(slice_, CONFIG, volumes(2, 3)) == round_key(slice_, CONFIG, scans())
+    trained = replace(TRAINED, settings=SCAN)
+    assert round_key(trained, CONFIG, volumes(2, 3)) != round_key(TRAINED, CONFIG, volumes(2, 3))
+
+
+@pytest.mark.parametrize(("fitted", "step"), [(4, FitMap), (5, MapScans)])
+def test_a_map_of_volumes_is_laid_out_anew_when_there_are_many_more_volumes_and_not_for_slices(
+    fitted: int, step: type
+) -> None:
+    all_ = volumes(10, 10, 10, 10, 10, 10)
+    digests = frozenset(s.digest for s in all_)
+    done = replace(START, settings=SCAN, embedded=digests, mapped=digests - {"d60"}, fitted=fitted)
+    (found,) = decide(seen(all_), done).steps
+    assert isinstance(found, step)

@@ -1,0 +1,162 @@
+"""The schema of the records: made, adopted, upgraded, and refused when it is newer than the code."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import BigInteger, Engine, Integer, MetaData, create_engine, inspect, text
+
+from backend.errors import BadSetting
+from backend.records.migrate import HEAD
+from backend.records.store import Store, change_table, measure_table, metadata, shard_table, worker_table
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'records.sqlite'}"
+    address = request.getfixturevalue("postgres").new_database(f"migrations-{secrets.token_hex(6)}")
+    return str(address).replace("postgresql://", "postgresql+psycopg://")
+
+
+def revision(url: str) -> str | None:
+    with create_engine(url).connect() as connection:
+        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def differences(url: str) -> list[object]:
+    """Between the database and what the code describes."""
+    with create_engine(url).connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return list(compare_metadata(context, metadata))
+
+
+def make_as_before(engine: Engine) -> None:
+    """The tables as they were before there were migrations: no shards, strata, page, volumes; ids of 32 bits."""
+    before = MetaData()
+    for table in metadata.sorted_tables:
+        if table not in (shard_table, measure_table, change_table, worker_table):
+            for column in table.to_metadata(before).columns:
+                if isinstance(column.type, BigInteger):
+                    column.type = Integer()
+    before.create_all(engine)
+    with engine.begin() as connection:
+        for table, column in (
+            *(("entropy", "more"), ("scan", "stratum"), ("project", "stratify_by"), ("scan", "wish")),
+            *(("project", "levers"), ("project", "studio_url"), ("round", "settings")),
+            *(("scan", name) for name in ("volume", "slice", "patient", "row_mm", "column_mm", "blank")),
+            ("project", "taken"),
+        ):
+            connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
+
+
+def test_a_migrated_database_is_just_what_the_code_describes(url: str, tmp_path: Path) -> None:
+    Store(tmp_path, url)
+    assert differences(url) == []
+    assert revision(url) == HEAD
+
+
+def test_a_database_from_before_there_were_migrations_is_adopted_with_its_rows(url: str, tmp_path: Path) -> None:
+    engine = create_engine(url)
+    make_as_before(engine)
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO project (id, title, extra_params, backend_url, secret, connected, "
+                                "cursor, config, phase, reason, trouble, asked, active, embedder, embedder_why, "
+                                "sending, seen_at) VALUES (7, 'kept', '', '', 'secret', 1, '', '', 'active', '', '', "
+                                "0, '', '', '', 0, 0)"))  # fmt: skip
+        connection.execute(text("INSERT INTO entropy (model, digest, value) VALUES ('m', 'd', 0.25)"))
+        connection.execute(text("INSERT INTO scan (project, task, image, updated_at, annotated, skipped, digest, "
+                                "height, width, problem, problem_at) VALUES (7, 3, 'i', 't', 0, 0, 'd', 9, 9, '', "
+                                "0)"))  # fmt: skip
+    store = Store(tmp_path, url)
+    assert store.entropies("m") == {"d": 0.25}
+    assert store.signals("m") == {"d": {"image": 0.25}}
+    (scan,) = store.scans(7)
+    assert (scan["digest"], scan["stratum"]) == ("d", "")
+    assert [scan[name] for name in ("volume", "slice", "patient")] == ["", 0, ""]
+    assert [scan[name] for name in ("row_mm", "column_mm", "blank")] == [0, 0, 0]
+    assert store.project(7)["taken"] == 0
+    store.put_signals("m", {"d": {"image": 0.25, "top": 0.5}})
+    assert store.signals("m") == {"d": {"image": 0.25, "top": 0.5}}
+    assert store.project(7)["title"] == "kept"
+    assert store.rows(shard_table.select()) == []
+    assert store.add_project(2**40)
+    assert store.projects() == [7, 2**40]
+    assert differences(url) == []
+    assert revision(url) == HEAD
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+def test_a_process_killed_in_the_middle_of_a_migration_leaves_the_database_as_it_was(
+    url: str, tmp_path: Path, adopted: bool
+) -> None:
+    if adopted:
+        make_as_before(create_engine(url))
+    program = f"""
+import os, signal
+from pathlib import Path
+from alembic import op
+from backend.records.store import Store
+create = op.create_table
+def create_until_killed(name, *columns):
+    create(name, *columns)
+    if name == {"shard" if adopted else "project"!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+op.create_table = create_until_killed
+Store(Path({str(tmp_path)!r}), {url!r})
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
+    with create_engine(url).connect() as connection:
+        found = set(inspect(connection).get_table_names())
+    assert found == (set(metadata.tables) - {"shard", "measure", "change", "worker"} if adopted else set())
+    assert Store(tmp_path, url).projects() == []
+    assert differences(url) == []
+
+
+def test_a_database_that_is_newer_than_the_code_is_refused_and_left_alone(url: str, tmp_path: Path) -> None:
+    Store(tmp_path, url).add_project(1)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(BadSetting, match=r"newer scanqueue: their schema is 9999.*Install the newer scanqueue"):
+        Store(tmp_path, url)
+    assert revision(url) == "9999"
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM project")).scalar() == 1
+
+
+def test_six_processes_may_open_an_empty_database_at_once(url: str, tmp_path: Path) -> None:
+    program = f"""
+from pathlib import Path
+from backend.records.store import Store
+store = Store(Path({str(tmp_path)!r}), {url!r})
+store.add_project(1)
+"""
+    running = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(6)]
+    assert [process.wait(120) for process in running] == [0] * 6
+    assert Store(tmp_path, url).projects() == [1]
+
+
+def test_an_installed_scanqueue_has_its_migrations(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("backend", "sampling"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = f"from setuptools.build_meta import build_wheel; build_wheel({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if name.startswith("backend/records/migrations/")}
+    assert packed == {str(path.relative_to(ROOT)) for path in (ROOT / "backend" / "migrations").rglob("*.py")}

@@ -1,0 +1,362 @@
+"""Records and artefacts on a real database and a real folder."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from servers import PostgresServer
+from sqlalchemy import create_engine, text
+
+import backend.records.store
+from backend.errors import BadSetting, StorageFull, StoreUnavailable
+from backend.records import migrate
+from backend.records.store import PATIENCE, Pick, Store, activate_model
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    url = ""
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres").new_database(f"store-{secrets.token_hex(6)}")
+    store = Store(tmp_path / "data", url)
+    store.add_project(1)
+    return store
+
+
+def reopened(store: Store) -> Store:
+    """The same records and files, as another process has them."""
+    return Store(store.folder, store.database_url)
+
+
+def task(number: int, **changes: object) -> dict[str, object]:
+    row = {"task": number, "image": f"/data/{number}.png", "updated_at": "t1", "annotated": 0, "skipped": 0}
+    return row | changes
+
+
+def test_a_project_is_added_once_and_keeps_its_secret(store: Store) -> None:
+    secret = store.project(1)["secret"]
+    assert not store.add_project(1)
+    assert store.project(1)["secret"] == secret
+    assert len(secret) > 30
+    assert store.projects() == [1]
+
+
+def test_a_task_keeps_what_was_read_of_it_until_its_image_changes(store: Store) -> None:
+    store.put_tasks(1, [task(1), task(2)], "t1")
+    read = {"digest": "d", "height": 5, "width": 6, "blank": 1, "problem": ""}
+    store.set_scans(1, [{"task": 1, **read}, {"task": 2, **read}])
+    assert not store.has_labels()
+    store.put_tasks(1, [task(1, updated_at="t2", annotated=1), task(2, image="/data/other.png")], "t2")
+    assert store.has_labels()
+    one, two = store.scans(1)
+    assert (one["digest"], one["height"], one["blank"], one["annotated"]) == ("d", 5, 1, 1)
+    assert (two["digest"], two["height"], two["blank"]) == ("", 0, 0)
+    assert store.project(1)["cursor"] == "t2"
+
+
+def test_what_was_read_of_an_annotation_is_forgotten_with_the_scan_under_it(store: Store) -> None:
+    tasks = [1, 2, 3, 4]
+    store.put_tasks(1, [task(n, annotated=1) for n in tasks], "t1")
+    read = {"height": 5, "width": 6, "problem": ""}
+    store.set_scans(1, [{"task": n, "digest": "d", **read} for n in tasks])
+    for n in tasks:
+        store.put_label(1, {"task": n, "annotation": n, "key": str(n), "mask": "m", "read_at": "t1", "config": "c"})
+    store.set_scans(1, [{"task": 1, "digest": "d", **read}, {"task": 2, "digest": "other", **read}])
+    store.set_scans(1, [{"task": 3, "problem": "gone"}, {"task": 4, "problem": "gone"}])
+    assert [r["task"] for r in store.labels(1)] == [1, 3, 4]
+    store.retry(1, 1)  # has no problem
+    store.retry(1, 3)
+    assert [r["task"] for r in store.labels(1)] == [1, 4]
+
+
+def test_a_problem_is_forgotten_when_its_task_changes(store: Store) -> None:
+    store.put_tasks(1, [task(1)], "t1")
+    store.set_scans(1, [{"task": 1, "problem": "truncated"}])
+    store.put_tasks(1, [task(1, skipped=1)], "t1")
+    assert store.scans(1)[0]["problem"] == "truncated"
+    store.put_tasks(1, [task(1, updated_at="t2")], "t2")
+    assert store.scans(1)[0]["problem"] == ""
+
+
+def test_deleted_tasks_are_forgotten_and_others_kept(store: Store) -> None:
+    store.put_tasks(1, [task(n) for n in range(1, 2001)], "t1")
+    assert store.keep_tasks(1, set(range(2, 1500))) == 502
+    assert [s["task"] for s in store.scans(1)] == list(range(2, 1500))
+
+
+def test_embeddings_come_back_in_the_order_asked_for(store: Store) -> None:
+    vectors = np.arange(12, dtype=np.float32).reshape(3, 4)
+    store.put_embeddings("pixels", ["a", "b", "c"], vectors)
+    assert np.array_equal(store.embeddings("pixels", ["c", "a", "c"]), vectors[[2, 0, 2]])
+    assert store.embedded("pixels") == {"a", "b", "c"}
+    assert store.embedded("other") == set()
+
+
+def test_signals_that_were_not_asked_for_again_stay(store: Store) -> None:
+    """Two projects with one model and other strategies would else score the same scans for ever."""
+    store.put_signals("m", {"d": {"image": 0.5, "top": 0.75, "classes": [0.25, 0.5]}})
+    store.put_signals("m", {"d": {"image": 0.5, "top": 0.75, "disagreement": 0.125}, "e": {"image": 0.25}})
+    assert store.signals("m") == {
+        "d": {"image": 0.5, "top": 0.75, "classes": [0.25, 0.5], "disagreement": 0.125},
+        "e": {"image": 0.25},
+    }
+    assert store.entropies("m") == {"d": 0.5, "e": 0.25}
+    store.put_entropies("m", {"d": 0.625})
+    assert store.signals("m")["d"]["top"] == 0.75
+    assert store.forget_entropies(["m"]) == 2
+    assert store.signals("m") == {}
+
+
+def test_two_that_write_the_same_rows_in_another_order_do_not_block_each_other(store: Store) -> None:
+    names = [f"{n:03d}" for n in range(200)]
+    vectors = np.zeros((200, 4), np.float32)
+    orders = [names, names[::-1]] * 10
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda order: store.put_embeddings("pixels", order, vectors), orders))
+    assert store.embedded("pixels") == set(names)
+
+
+def test_arrays_are_there_whole_or_not_at_all(store: Store) -> None:
+    store.put_arrays("masks", "abcd", mask=np.eye(3, dtype=np.uint8))
+    assert np.array_equal(store.arrays("masks", "abcd")["mask"], np.eye(3))
+
+    def fails(folder: Path) -> None:
+        (folder / "half").write_bytes(b"x")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        store.put_folder("models", "efgh", fails)
+    assert not store.has("models", "efgh")
+    assert list(store.path("models", "efgh").parent.iterdir()) == []
+
+
+def test_a_full_disk_is_explained_and_leaves_nothing_half_written(store: Store, tmp_path: Path) -> None:
+    """A file-size limit makes the write fail for real, in a process of its own."""
+    program = f"""
+import resource, sys
+import numpy as np
+from pathlib import Path
+from backend.errors import StorageFull
+from backend.records.store import Store
+store = Store(Path({str(store.folder)!r}))
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    store.put_arrays("models", "abcd", weights=np.random.default_rng(0).random(100_000))
+except StorageFull as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"No room to write models to {store.folder}: ")
+    assert "Make room" in said
+    assert not store.has("models", "abcd")
+    assert list(store.path("models", "abcd").parent.iterdir()) == []
+
+
+def test_trouble_that_the_records_do_not_take_is_noted_beside_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(project: int, **values: Any) -> None:
+        raise StorageFull("The disk that holds the database is full.")
+
+    store.add_project(1)
+    store.set_trouble(1, "Label Studio does not answer.")
+    assert store.trouble(1) == "Label Studio does not answer."
+    monkeypatch.setattr(store, "set_project", full)
+    with pytest.raises(StorageFull):
+        store.set_trouble(1, "The disk that holds the database is full. Make room.")
+    assert store.trouble(1) == "The disk that holds the database is full. Make room."
+    monkeypatch.undo()
+    store.set_trouble(1, "")
+    assert store.trouble(1) == ""
+
+
+def test_records_that_another_holds_or_that_cannot_be_opened_are_away_and_not_an_unexpected_failure(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path / "data")
+    store.add_project(1)
+    file = store.folder / "records.sqlite"
+    impatient = Store(store.folder)
+    impatient._engine = create_engine(f"sqlite:///{file}", connect_args={"timeout": 0.1})
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreUnavailable, match=rf"{store.folder} cannot be used now: .*locked.* It is tried again"):
+            impatient.set_project(1, title="mine")
+    impatient._engine = create_engine(f"sqlite:///{store.folder / 'gone' / 'records.sqlite'}")
+    with pytest.raises(StoreUnavailable, match="unable to open"):
+        impatient.projects()
+
+
+def test_a_database_that_hangs_holds_some_up_and_is_said_to_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen, with its connections open: no network timeout ends those."""
+    monkeypatch.setattr(backend.records.store, "POOL_WAIT", 0.5)
+    monkeypatch.setattr(backend.records.store, "PATIENCE", PATIENCE | {"connect_timeout": 2})
+    with PostgresServer() as server:
+        store = Store(tmp_path, server.new_database("records"))
+        store.add_project(1)
+        done: list[str] = []
+
+        def ask() -> None:
+            try:
+                done.append(str(store.projects()))
+            except StoreUnavailable as error:
+                done.append(str(error))
+
+        threads = [threading.Thread(target=ask) for _ in range(40)]
+        with ThreadPoolExecutor(5) as pool:
+            list(pool.map(lambda _: store.projects(), range(50)))  # some connections are open
+        with server.frozen():
+            for thread in threads:
+                thread.start()
+            until = time.monotonic() + 20
+            while len(done) < 25:
+                assert time.monotonic() < until, done
+                time.sleep(0.1)
+            assert all("does not answer" in said for said in done)
+            assert all("only-for-tests" not in said for said in done)
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        assert store.projects() == [1]
+
+
+def test_a_statement_without_end_is_given_up_but_a_migration_waits_for_others(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend.records.store, "PATIENCE", PATIENCE | {"options": "-c statement_timeout=500"})
+    url = postgres.new_database(f"patience-{secrets.token_hex(6)}")
+    with psycopg.connect(url) as other:
+        other.execute("SELECT pg_advisory_lock(%s)", (migrate.KEY,))
+        threading.Timer(2.0, other.execute, ("SELECT pg_advisory_unlock_all()",)).start()
+        store = Store(tmp_path, url)
+    with pytest.raises(StoreUnavailable, match="statement timeout"):
+        store.rows(text("SELECT pg_sleep(20)"))
+    unhurried = Store(tmp_path, f"{url}?options=-c%20statement_timeout%3D0&connect_timeout=7")
+    assert len(unhurried.rows(text("SELECT pg_sleep(1)"))) == 1
+
+
+def test_progress_that_a_clock_jumped_over_keeps_its_pace(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1_000_000.0]
+    monkeypatch.setattr("backend.records.store.time.time", lambda: now[0])
+    for done, seconds in enumerate((0.0, 10.0, 3 * 86_400.0, 10.0, -5 * 86_400.0, 10.0)):
+        now[0] += seconds
+        store.report(1, "reading", done, 10)
+    job = store.progress(1)
+    assert job is not None
+    assert job["seconds_left"] == 30.0  # 5 of 10 done in 30 seconds
+
+
+def test_too_little_room_is_said_before_the_work_is_done(store: Store) -> None:
+    with pytest.raises(StorageFull, match="MiB are free"):
+        store.check_room(2**60)
+    store.check_room(1)
+
+
+def test_the_order_of_a_round_comes_back_as_it_was(store: Store) -> None:
+    picks = [Pick(5, "paper", 0.9, 1.0, 0.8), Pick(3, "medoid", cluster=2)]
+    store.put_round(1, n=0, key="k", model="", picks=picks, carried=[7], size=2, labels=0)
+    (found,) = store.rounds(1)
+    assert found["picks"] == picks
+    assert found["carried"] == [7]
+    store.put_round(1, n=1, key="k2", model="m", picks=picks[:1], carried=[], size=1, labels=3)
+    assert [r["picks"] for r in store.rounds(1, picks=False)] == [[], picks[:1]]
+
+
+def test_one_process_at_a_time_works_on_a_project(store: Store) -> None:
+    other = reopened(store)
+    with store.lock(1) as first, other.lock(1) as second, other.lock(2) as elsewhere:
+        assert (bool(first), bool(second), bool(elsewhere)) == (True, False, True)
+    with other.lock(1) as again:
+        assert again
+
+
+def test_the_lock_of_a_killed_process_is_given_back(store: Store) -> None:
+    program = f"""
+import os, signal
+from pathlib import Path
+from backend.records.store import Store
+with Store(Path({str(store.folder)!r}), {store.database_url!r}).lock(1) as mine:
+    assert mine
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
+    with store.lock(1) as mine:
+        assert mine
+
+
+def test_a_wish_that_came_during_a_training_is_kept(store: Store) -> None:
+    store.ask(1)
+    store.ask(1)
+    model = {
+        "version": "scanqueue-r1",
+        "fingerprint": "f",
+        "labels": ["Lung"],
+        "trained_on": [],
+        "accepted": 1,
+        "validation": {},
+        "details": {},
+    }
+    store.put_model(1, model, active="scanqueue-r1", asked=1)
+    assert (store.project(1)["asked"], store.project(1)["active"]) == (1, "scanqueue-r1")
+    with pytest.raises(BadSetting, match="has no model 'nope'; there are: scanqueue-r1"):
+        activate_model(store, 1, "nope")
+
+
+def test_progress_is_forgotten_when_finished_and_tells_the_time_left(store: Store) -> None:
+    assert store.progress(1) is None
+    store.report(1, "training", 0, 10)
+    store.report(1, "training", 5, 10)
+    seen = store.progress(1)
+    assert (seen["step"], seen["done"], seen["total"]) == ("training", 5, 10)
+    assert seen["seconds_left"] >= 0
+    store.finish(1)
+    assert store.progress(1) is None
+
+
+def test_a_database_that_is_away_is_explained_without_its_password_and_then_used_again(tmp_path: Path) -> None:
+    with PostgresServer(password="not-to-be-told") as server:
+        store = Store(tmp_path, server.new_database("records"))
+        store.add_project(1)
+        server.kill()
+        for ask in (lambda: store.project(1), lambda: store.ask(1)):
+            with pytest.raises(StoreUnavailable, match=r"does not answer.*tried again") as raised:
+                ask()
+            assert "not-to-be-told" not in str(raised.value)
+        server.start()
+        store.ask(1)
+        assert store.project(1)["asked"] == 1
+
+
+def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match=r"SCANQUEUE_DATABASE_URL is not an address"):
+        Store(tmp_path, "the database in the cellar")
+
+
+def test_of_an_order_that_another_took_the_place_of_only_the_beginning_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.records.store.KEPT_PICKS", 3)
+    store = Store(tmp_path)
+    store.add_project(1)
+    picks = [Pick(task, "medoid", cluster=task % 2) for task in range(5)]
+    for n, model in enumerate(("", "", "m", "m", "m")):
+        store.put_round(1, n=n, key=f"k{n}", model=model, picks=picks, carried=[], size=5, labels=0)
+    assert [len(r["picks"]) for r in store.rounds(1)] == [3, 5, 3, 3, 5]
+    assert [p.task for p in store.rounds(1)[0]["picks"]] == [0, 1, 2]
+    assert [r["size"] for r in store.rounds(1)] == [5] * 5

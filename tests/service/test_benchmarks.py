@@ -1,0 +1,127 @@
+"""How benchmarks compute and print; nothing here depends on how fast the machine is."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.manifold import trustworthiness as trustworthiness_of_all
+
+from benchmarks.measure import Comparison, alternate, report, rounded, spread, summary
+from benchmarks.pools import covering_radius, embeddings, power_law, trustworthiness, unit
+
+ROOT = Path(__file__).resolve().parents[2]
+LASTS = 900  # seconds that none of them may need with --quick, whatever else runs
+BENCHMARKS = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if '"--quick"' in p.read_text())
+
+
+@pytest.mark.long
+@pytest.mark.label_studio
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_still_runs_to_its_end(name: str, tmp_path: Path) -> None:
+    """What it measures is not looked at: nothing may depend on how fast the machine is."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, **pipes) as running:
+        try:
+            said, errors = running.communicate(timeout=LASTS)
+        finally:
+            if running.poll() is None:
+                running.send_signal(signal.SIGINT)  # it ends the servers that it started
+    assert running.returncode in (0, 1), errors  # 1: a limit was not met
+    assert said.strip(), errors
+    assert math.isfinite(json.loads(said.splitlines()[-1])["ratio"])
+
+
+def test_the_ratio_is_the_median_of_the_pairs_not_the_ratio_of_the_medians() -> None:
+    comparison = Comparison(ours=(1.0, 2.0, 30.0), theirs=(2.0, 4.0, 10.0))
+    assert comparison.ratios == (0.5, 0.5, 3.0)
+    assert comparison.figures() == {"ratio": 0.5, "low": 0.5, "high": 2.5}
+
+
+def test_inverted_says_how_many_times_faster_ours_is() -> None:
+    assert Comparison(ours=(1.0, 1.0), theirs=(20.0, 40.0)).inverted.figures()["ratio"] == 30.0
+
+
+@pytest.mark.parametrize("times", [((), ()), ((1.0,), (1.0, 2.0)), ((0.0,), (1.0,))])
+def test_times_that_cannot_be_compared_are_refused(times: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
+    with pytest.raises(ValueError, match=r"pairs|above 0"):
+        Comparison(*times)
+
+
+def test_the_two_ways_take_turns_in_going_first_and_the_warmup_is_not_counted() -> None:
+    calls: list[str] = []
+
+    def way(name: str, seconds: float) -> float:
+        calls.append(name)
+        return seconds if len(calls) > 2 else 1000.0
+
+    comparison = alternate(lambda: way("ours", 1.0), lambda: way("theirs", 4.0), 3, warmup=1)
+    assert calls == ["ours", "theirs", "theirs", "ours"] * 2
+    assert comparison == Comparison((1.0,) * 3, (4.0,) * 3)
+
+
+def test_spread_is_in_milliseconds() -> None:
+    assert spread([0.001, 0.002, 0.003]) == {"median_ms": 2.0, "p99_ms": 2.98, "max_ms": 3.0}
+
+
+def test_figures_have_four_digits() -> None:
+    assert rounded(1 / 3) == 0.3333
+    assert rounded(123456.0) == 123500.0
+
+
+def test_the_last_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"ratio": 2.0, "low": 1.5, "high": 2.5}
+    found = summary(figures, unit="times", compared="this and that", sizes={"scans": 3}, limit=1.3)
+    report("A title", ["case", "seconds"], [["one", 1.23456], ["two", "-"]], found, note="[not] markup")
+    lines = capsys.readouterr().out.splitlines()
+    printed = json.loads(lines[-1])
+    assert {k: printed[k] for k in ("ratio", "low", "high", "unit", "compared", "sizes", "limit")} == {
+        **figures,
+        "unit": "times",
+        "compared": "this and that",
+        "sizes": {"scans": 3},
+        "limit": 1.3,
+    }
+    assert set(printed["machine"]) == {"cores", "load"}
+    assert lines[-2] == "[not] markup"
+    assert any("1.235" in line for line in lines)
+
+
+def test_a_larger_pool_begins_with_the_smaller_one_and_later_scans_are_others() -> None:
+    small, large = embeddings(50, seed=2), embeddings(60, seed=2)
+    assert (large.shape, large.dtype) == ((60, 512), np.float32)
+    np.testing.assert_array_equal(large[:50], small)
+    assert not np.isclose(embeddings(50, seed=2, later=True), small).all(axis=1).any()
+
+
+def test_trustworthiness_of_all_rows_is_that_of_scikit_learn() -> None:
+    rows = embeddings(80, seed=0)
+    xy = np.random.default_rng(0).normal(size=(80, 2))
+    ours, _ = trustworthiness(rows, xy, range(80), k=7)
+    assert ours == pytest.approx(trustworthiness_of_all(unit(rows), xy, n_neighbors=7), abs=1e-9)
+
+
+def test_a_map_that_keeps_all_neighbours_is_worth_all_trust() -> None:
+    angle = np.random.default_rng(0).uniform(0, 1, 60)
+    rows = np.column_stack([np.cos(angle), np.sin(angle)])
+    assert trustworthiness(rows, rows, range(0, 60, 3), k=5) == (1.0, 1.0)
+
+
+def test_the_covering_radius_is_the_distance_of_the_row_farthest_from_all_picks() -> None:
+    rows = embeddings(70, seed=1)
+    apart = np.linalg.norm(unit(rows)[:, None] - unit(rows)[[4, 9]], axis=2)
+    assert covering_radius(rows, [4, 9]) == pytest.approx(apart.min(axis=1).max(), abs=1e-5)
+
+
+def test_a_power_law_is_found_again() -> None:
+    assert power_law([10, 20, 80], [3 * n**1.5 for n in (10, 20, 80)]) == pytest.approx((1.5, 3.0))

@@ -1,0 +1,274 @@
+"""The disk becomes full under a running project, a real one: nothing lost, nothing doubled, on again by itself."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+from servers import PostgresServer
+from service import Lab, Service
+from test_many_workers import worker_of
+
+from backend.app import open_store
+from backend.demo.child import free_port
+from backend.demo.label_studio import LabelStudio
+from backend.demo.phantoms import write_phantoms
+from backend.records.store import Store
+from backend.settings import Settings
+from backend.workers.worker import Queue
+
+COLD, ROUND, SCANS = 8, 5, 96
+SETTINGS = {"cold_start_size": COLD, "round_size": ROUND}
+SIZE = 900 * 2**20  # more than a training wants to see free
+MINUTE = 75.0  # seconds until the sweep comes, and a step of what it finds to do
+Scans = list[tuple[Path, Path]]
+
+_MS_REMOUNT = 32
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Disk:
+    """A file system of its own, mounted on `folder`, which can be made full at any moment."""
+
+    def __init__(self, folder: Path, size: int = SIZE) -> None:
+        self.folder, self._size = folder, size
+        self._ballast = folder / "ballast"
+        folder.mkdir(exist_ok=True)
+        try:
+            self._mount(size, 0)
+        except OSError as error:
+            reason = f"a tmpfs cannot be mounted here ({error.strerror}): this needs root, or a mount namespace"
+            if os.environ.get("CI"):
+                pytest.fail(reason)
+            pytest.skip(reason)
+
+    def _mount(self, size: int, flags: int) -> None:
+        options = f"size={size},mode=755".encode()
+        if _libc.mount(b"tmpfs", bytes(self.folder), b"tmpfs", flags, options):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    def free(self) -> int:
+        found = os.statvfs(self.folder)
+        return found.f_bfree * found.f_frsize
+
+    @contextmanager
+    def full(self) -> Iterator[None]:
+        """While inside not a byte is free, whatever others delete."""
+        over = threading.Event()
+        self._fill()  # at once, then again and again
+        filler = threading.Thread(target=lambda: [self._fill() for _ in iter(lambda: over.wait(0.01), True)])
+        filler.start()
+        try:
+            yield
+        finally:
+            over.set()
+            filler.join()
+            self._ballast.unlink()
+
+    def _fill(self) -> None:
+        with self._ballast.open("ab") as file:
+            while free := self.free():
+                try:
+                    os.posix_fallocate(file.fileno(), file.tell(), free)
+                except OSError:
+                    continue  # somebody was faster
+                file.seek(0, os.SEEK_END)
+
+    def __enter__(self) -> Disk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _libc.umount2(bytes(self.folder), 2)  # lazily: whoever still has a file open there keeps it
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Scans:
+    folder = tmp_path_factory.mktemp("many")
+    write_phantoms(folder, SCANS, seed=3)
+    return [(image, folder / "masks" / image.name) for image in sorted((folder / "images").glob("*.png"))]
+
+
+def answers_sensibly(service: Service, lab: Lab, version: str) -> None:
+    """What Label Studio asks is answered at once and without an error page, and people are told what to do."""
+    began = time.monotonic()
+    assert service.http.get("/health").status_code == 200
+    setup = {"project": f"{lab.project}.1", "hostname": "", "extra_params": None}
+    setup["extra_params"] = dict(lab.extra_params)  # type: ignore[assignment]
+    answer = service.http.post("/setup", json=setup)
+    assert (answer.status_code, answer.json()) == (200, {"model_version": version})
+    # what cannot be written down is not pretended to be
+    answer = service.http.post("/setup", json=setup | {"project": "987654321.1"})
+    assert answer.status_code == 503
+    assert "Make room" in answer.json()["error"]
+    task = min(lab.names)
+    body = {"project": f"{lab.project}.1", "tasks": [{"id": task, "data": {"image": "/data/upload/1/none.png"}}]}
+    answer = service.http.post("/predict", json=body)
+    assert answer.status_code == 200
+    assert len(answer.json()["results"]) == 1
+    hook = {"action": "ANNOTATION_CREATED", "project": {"id": lab.project}}
+    assert service.http.post("/webhook", json=hook).status_code == 201
+    assert service.http.get("/metrics").status_code == 200
+    assert time.monotonic() - began < 10
+
+
+def says_to_make_room(service: Service, lab: Lab) -> None:
+    said = service.wait(lab.project, lambda s: "Make room" in s["trouble"], seconds=20)
+    assert str(service.folder) in said["trouble"]
+
+
+@contextmanager
+def goes_on(service: Service) -> Iterator[None]:
+    """After what is inside, a step is done soon without anybody's help."""
+    yield
+    before = len(service.log())
+    until = time.monotonic() + MINUTE
+    while "INFO scanqueue.reconcile: project" not in service.log()[before:]:
+        assert time.monotonic() < until, service.log()[-3000:]
+        time.sleep(0.5)
+
+
+@pytest.mark.label_studio
+def test_a_disk_that_is_full_while_it_reads_trains_and_records_is_waited_for(
+    label_studio: LabelStudio, many: Scans, tmp_path: Path
+) -> None:
+    with Disk(tmp_path / "data") as disk:
+        service = Service(label_studio, disk.folder, env={"SCANQUEUE_TRAINING_STEPS": "40"})
+        lab = Lab(label_studio, many, extra_params=SETTINGS)
+        with service:
+            lab.connect(service)
+            service.wait(lab.project, lambda s: s["embedded"] > 0)
+            with goes_on(service), disk.full():
+                says_to_make_room(service, lab)
+                answers_sensibly(service, lab, "scanqueue-pending")
+                lab.label(2)
+                time.sleep(3)
+                assert service.status(lab.project)["embedded"] < SCANS
+            lab.wait_for_round(0, seconds=300)
+
+            # it becomes full while it trains: what is trained cannot be written
+            lab.label(COLD - 2)
+            service.wait(lab.project, lambda s: s["phase"] == "training" and bool(s["job"]) and s["job"]["done"] > 0)
+            with goes_on(service), disk.full():
+                said = service.wait(lab.project, lambda s: "could not be saved" in service.log(), seconds=120)
+                says_to_make_room(service, lab)
+                answers_sensibly(service, lab, "scanqueue-r0")
+                lab.label(1)
+                assert said["round"] == 0
+            lab.wait_for_round(1, seconds=300)
+
+            # at rest, so that the first thing to be written is what the annotators did; the worker dies of it, too
+            service.wait(lab.project, lambda s: s["job"] is None)
+            with goes_on(service), disk.full():
+                lab.label(ROUND)
+                says_to_make_room(service, lab)
+                os.kill(worker_of(service.pid), signal.SIGKILL)
+                answers_sensibly(service, lab, "scanqueue-r1")
+                time.sleep(10)
+            lab.wait_for_round(2, seconds=300)
+            service.wait(lab.project, lambda s: s["job"] is None and s["labelled"] == len(lab.labelled))
+            assert service.status(lab.project)["trouble"] == ""
+            store = Store(service.folder)
+            lab.ended_whole(store, 2)
+            assert "Traceback" not in service.log()
+        lab.close()
+
+
+@pytest.mark.parametrize("command", [["status"], ["serve", "--no-worker"], ["worker", "--parent", "1"]])
+def test_what_is_started_on_a_full_disk_says_so_and_ends(command: list[str], tmp_path: Path) -> None:
+    with Disk(tmp_path / "data", 2**25) as disk:
+        for made in (open_store(Settings(data_dir=disk.folder)), Queue(Settings(data_dir=disk.folder))):
+            del made
+        gc.collect()  # the last that has the records open takes its files beside them with it
+        env = {k: v for k, v in os.environ.items() if not k.startswith("SCANQUEUE_")}
+        with disk.full():
+            ended = subprocess.run(
+                [sys.executable, "-m", "backend.cli", *command, "--data-dir", str(disk.folder)],
+                env=env | {"SCANQUEUE_PORT": str(free_port())},
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+    said = " ".join((ended.stdout + ended.stderr).split())
+    assert ended.returncode == 1
+    assert "Make room" in said
+    assert "Traceback" not in said
+
+
+def kept_running(postgres: PostgresServer, over: threading.Event) -> None:
+    """What a supervisor does: start the server again whenever it has ended. It may end again at once."""
+    while not over.wait(1):
+        if not postgres.child.running:
+            with suppress(Exception):
+                postgres.kill()
+                postgres.start()
+
+
+def use_up(url: str) -> None:
+    """Write until PostgreSQL takes nothing more, neither into its tables nor into its log; it may die of that."""
+    until = time.monotonic() + 60
+    with suppress(psycopg.OperationalError), psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE heap (it text)")
+        while time.monotonic() < until:
+            try:
+                connection.execute("INSERT INTO heap SELECT repeat('x', 1900) FROM generate_series(1, 500)")
+            except psycopg.errors.DiskFull:
+                connection.execute("SELECT pg_logical_emit_message(false, 'x', repeat('x', 4000000))")
+
+
+@pytest.mark.long
+@pytest.mark.label_studio
+def test_a_full_disk_under_postgresql_is_waited_for(label_studio: LabelStudio, many: Scans, tmp_path: Path) -> None:
+    with (
+        Disk(Path(tempfile.mkdtemp(prefix="scanqueue-disk-"))) as disk,
+        PostgresServer(folder=disk.folder) as postgres,
+    ):
+        url = postgres.new_database("scanqueue")
+        service = Service(label_studio, tmp_path / "data", env={"SCANQUEUE_DATABASE_URL": url})
+        lab = Lab(label_studio, many, extra_params=SETTINGS)
+        over = threading.Event()
+        supervisor = threading.Thread(target=kept_running, args=(postgres, over))
+        supervisor.start()
+        try:
+            with service:
+                lab.connect(service)
+                lab.wait_for_round(0, seconds=300)
+                lab.label(COLD - 2)
+                with disk.full():
+                    use_up(url)
+                    lab.label(2)
+                    for _ in range(20):
+                        assert service.http.get("/health").status_code == 200
+                        task = {"id": min(lab.names), "data": {"image": "/data/upload/1/none.png"}}
+                        answer = service.http.post("/predict", json={"project": f"{lab.project}.1", "tasks": [task]})
+                        assert (answer.status_code, len(answer.json()["results"])) == (200, 1)
+                        said = service.http.get(f"/api/projects/{lab.project}")
+                        assert said.status_code in (200, 503)
+                        told = said.json()["trouble"] if said.status_code == 200 else said.json()["error"]
+                        hook = {"action": "ANNOTATION_CREATED", "project": {"id": lab.project}}
+                        assert service.http.post("/webhook", json=hook).status_code in (201, 503)
+                        time.sleep(1)
+                    assert "Make room" in told or "does not answer" in told
+                lab.wait_for_round(1, seconds=300)
+                lab.label(ROUND)
+                lab.wait_for_round(2, seconds=300)
+                service.wait(lab.project, lambda s: s["job"] is None and s["labelled"] == len(lab.labelled))
+                assert service.status(lab.project)["trouble"] == ""
+                lab.ended_whole(Store(service.folder, url), 2)
+                assert "Traceback" not in service.log()
+        finally:
+            over.set()
+            supervisor.join()
+        lab.close()

@@ -1,0 +1,225 @@
+"""Redis, PostgreSQL, server and workers are killed under a running project: nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from servers import PostgresServer, RedisServer
+from service import Forwarder, Lab, Service
+from test_many_workers import worker_of
+
+from backend.demo.label_studio import LabelStudio
+from backend.facts import SECRET_HEADER
+from backend.records.store import Store
+from backend.web.api import LOOKS_APART
+from backend.workers.worker import GAP
+
+pytestmark = pytest.mark.label_studio
+
+COLD, ROUND = 8, 5
+SETTINGS = {"cold_start_size": COLD, "round_size": ROUND}
+CREDENTIALS = {"SCANQUEUE_USER": "lab", "SCANQUEUE_PASSWORD": "reading-room"}
+WELL_UNDER = 0.9  # seconds; Label Studio gives a webhook up after one
+PAGES_PER_LOOK = 1  # how often a look that finds nothing new asks for the project's page
+DOWN = 3.0  # seconds until what was killed is started again
+Scans = list[tuple[Path, Path]]
+
+
+@contextmanager
+def down(server: RedisServer | PostgresServer) -> Iterator[None]:
+    """While inside, the server was killed."""
+    server.kill()
+    try:
+        yield
+    finally:
+        server.start()
+
+
+@pytest.mark.long  # test_stack has a shorter one
+def test_killed_one_after_the_other_the_parts_of_the_stack_recover_by_themselves(
+    label_studio: LabelStudio, scans60: Scans, tmp_path: Path
+) -> None:
+    with PostgresServer() as postgres, RedisServer(tmp_path / "redis", password="only-for-tests") as broker:
+        url = postgres.new_database("scanqueue")
+        env = {"SCANQUEUE_DATABASE_URL": url, "SCANQUEUE_REDIS_URL": broker.url}
+        service = Service(label_studio, tmp_path / "data", workers=2, env=env)
+        lab = Lab(label_studio, scans60, extra_params=SETTINGS)
+        with service:
+            lab.connect(service)
+            service.wait(lab.project, lambda s: s["embedded"] > 0)
+            redis.Redis.from_url(broker.url).flushall()
+            lab.wait_for_round(0, seconds=300)
+
+            # the records and the queue go away while annotators submit
+            lab.label(COLD - 2)
+            with down(postgres):
+                lab.label(1)
+                time.sleep(DOWN)
+            with down(broker):
+                lab.label(1)
+                time.sleep(DOWN)
+            service.wait(lab.project, lambda s: s["phase"] == "training" or s["round"] == 1)
+
+            # while it trains: the database once more, then the process that trains, whichever it is
+            with down(postgres):
+                time.sleep(DOWN)
+            for keeper in service.workers:
+                os.kill(worker_of(keeper.pid), signal.SIGKILL)
+            lab.wait_for_round(1, seconds=600)
+
+            # the server is away while annotators submit
+            service.kill_server()
+            lab.label(ROUND)
+            service.start_server()
+            lab.wait_for_round(2, seconds=600)
+            service.wait(lab.project, lambda s: s["job"] is None and s["labelled"] == COLD + ROUND)
+        store = Store(service.folder, url)
+        assert [m["version"] for m in store.models(lab.project)] == ["scanqueue-r1", "scanqueue-r2"]
+        assert [len(m["trained_on"]) for m in store.models(lab.project)] == [COLD, COLD + ROUND]
+        assert sum(1 for r in store.labels(lab.project) if r["mask"] and not r["problem"]) == COLD + ROUND
+        assert all(s["digest"] and not s["problem"] for s in store.scans(lab.project))
+        counts = Counter((p["task"], p["model_version"]) for p in lab.predictions())
+        assert set(counts.values()) == {1}
+        assert {version for _, version in counts} == {"scanqueue-r0", "scanqueue-r1", "scanqueue-r2"}
+    lab.close()
+
+
+@pytest.mark.long  # test_api has a database that hangs, in one process
+@pytest.mark.parametrize("frozen", ["queue", "database"])
+def test_no_webhook_waits_for_a_queue_or_a_database_that_hangs(
+    frozen: str, label_studio: LabelStudio, scans60: Scans, tmp_path: Path
+) -> None:
+    with PostgresServer() as postgres, RedisServer(tmp_path / "redis") as broker:
+        url = postgres.new_database("scanqueue")
+        env = CREDENTIALS | {"SCANQUEUE_REDIS_URL": broker.url, "SCANQUEUE_DATABASE_URL": url}
+        service = Service(label_studio, tmp_path / "data", workers=1, env=env)
+        lab = Lab(label_studio, scans60[:12], extra_params=SETTINGS)
+        with service:
+            lab.connect(service)
+            lab.wait_for_round(0, seconds=300)
+            row = Store(service.folder, url).project(lab.project)
+            assert row is not None
+            secret = {SECRET_HEADER: row["secret"]}
+            hook = {"action": "PROJECT_UPDATED", "project": {"id": lab.project}}
+            assert httpx.post(f"{service.url}/webhook", json=hook, headers=secret, trust_env=False).status_code == 201
+            time.sleep(LOOKS_APART)  # that one may have had the secrets read, and for so long they count as just read
+            with broker.frozen() if frozen == "queue" else postgres.frozen():
+                for _ in range(10):
+                    assert quickly(service, hook, headers=secret) == 201
+                    assert quickly(service, hook, auth=service.credentials) == 201
+                    unknown = quickly(service, hook, headers={SECRET_HEADER: "unknown"})
+                    assert unknown == (401 if frozen == "queue" else 503)
+                lab.label(2)
+                training = {"action": "START_TRAINING", "project": {"id": lab.project}}
+                assert quickly(service, training, auth=service.credentials) == 201
+                time.sleep(DOWN)
+                began = time.monotonic()
+                assert service.http.get("/health").status_code == 200
+                assert time.monotonic() - began < WELL_UNDER
+            service.wait(lab.project, lambda s: s["labelled"] == 2, seconds=120)
+            lab.wait_for_round(1, seconds=300)  # the training that was asked for
+        assert len(Store(service.folder, url).models(lab.project)) == 1
+    lab.close()
+
+
+def quickly(service: Service, hook: Mapping[str, Any], **given: Any) -> int:
+    """The answer to a webhook, which must come well before Label Studio gives it up after a second."""
+    began = time.monotonic()
+    status = httpx.post(f"{service.url}/webhook", json=hook, trust_env=False, **given).status_code
+    assert time.monotonic() - began < WELL_UNDER
+    return status
+
+
+def test_ten_thousand_webhooks_and_forged_ones_cost_looks_at_a_bounded_rate(
+    label_studio: LabelStudio, scans60: Scans, tmp_path: Path
+) -> None:
+    seen = Forwarder(label_studio.url)  # what Label Studio is asked, by us only
+    service = Service(
+        label_studio,
+        tmp_path / "data",
+        env=CREDENTIALS | {"SCANQUEUE_LABEL_STUDIO_URL": f"http://127.0.0.1:{seen.port}"},
+    )
+    lab = Lab(label_studio, scans60[:12], extra_params=SETTINGS)
+    with service:
+        lab.connect(service)
+        lab.wait_for_round(0, seconds=300)
+        service.wait(lab.project, lambda s: s["job"] is None)
+        store = Store(service.folder)
+        row = store.project(lab.project)
+        assert row is not None
+        before = lab.predictions()
+        hook = {"action": "ANNOTATION_CREATED", "project": {"id": lab.project}, "annotation": {"result": "forged"}}
+        unknown, bare = {"action": "X", "project": {"id": 10**9}}, {"project": {"id": lab.project}}
+        training = {"action": "START_TRAINING", "project": {"id": lab.project}}
+        right: dict[str, Any] = {"headers": {SECRET_HEADER: row["secret"]}}
+        sent: list[tuple[dict[str, Any], dict[str, Any], int]] = [
+            (hook, right, 201),
+            (hook, {"headers": {SECRET_HEADER: "wrong"}}, 401),
+            (hook, {}, 401),
+            (training, right, 201),  # noted, but no training is ordered by it
+            (unknown, right, 403),
+            (unknown, {"auth": service.credentials}, 201),
+            (bare, {"auth": service.credentials}, 201),
+        ]
+        wrong: Counter[tuple[int, int]] = Counter()
+        answers: Counter[int] = Counter()
+        lock = threading.Lock()
+
+        def storm() -> None:
+            with httpx.Client(base_url=service.url, trust_env=False, timeout=30) as http:
+                for number in range(2500):
+                    body, given, code = sent[number % len(sent)]
+                    status = http.post("/webhook", json=body, **given).status_code
+                    with lock:
+                        answers[status] += 1
+                        wrong[(status, code)] += status != code
+
+        page = f"/api/projects/{lab.project}/"
+        looks, began = seen.paths.count(page), time.monotonic()
+        threads = [threading.Thread(target=storm) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        took = time.monotonic() - began
+        looks = seen.paths.count(page) - looks
+        assert wrong.total() == 0, wrong
+        assert answers.total() == 10_000
+        assert 1 <= looks <= PAGES_PER_LOOK * (took / GAP + 3), (looks, took)
+        asked = store.project(lab.project)
+        assert asked is not None
+        assert (asked["asked"], store.models(lab.project)) == (0, [])
+        malformed = [b"", b"[", b"[]", b"\xff", b'{"project": null}', b'{"project": {"id": "1; DROP TABLE scan"}}']
+        assert {service.http.post("/webhook", content=body).status_code for body in malformed} == {400}
+        assert service.http.post("/webhook", content=b" " * (50 * 2**20)).status_code == 413
+        lab.label(2)
+        service.wait(lab.project, lambda s: s["labelled"] == 2, seconds=120)
+        assert lab.predictions() == before
+    lab.close()
+    seen.close()
+
+
+def test_two_servers_on_one_data_folder_do_no_harm(label_studio: LabelStudio, scans60: Scans, tmp_path: Path) -> None:
+    one, two = Service(label_studio, tmp_path / "data"), Service(label_studio, tmp_path / "data")
+    lab = Lab(label_studio, scans60[:24], extra_params=SETTINGS)
+    with one, two:
+        lab.connect(one)
+        lab.wait_for_round(0, seconds=300)
+        lab.label(COLD)
+        lab.wait_for_round(1, seconds=600)
+        assert two.status(lab.project)["labelled"] == one.status(lab.project)["labelled"] == COLD
+        counts = Counter((p["task"], p["model_version"]) for p in lab.predictions())
+        assert set(counts.values()) == {1}
+        assert len(Store(one.folder).models(lab.project)) == 1
+    lab.close()

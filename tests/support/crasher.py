@@ -1,0 +1,26 @@
+"""For other processes: prepares images as the small network of these tests wants them; a white one is trouble."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.errors import StorageFull
+from backend.learning.preprocessing import Preprocessing
+
+WANTED = Preprocessing((64, 96), (0.5,) * 3, (0.5,) * 3)
+
+
+def crash_on_white(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if image.min() == 255:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return WANTED.resized(image)
+
+
+def no_room_for_white(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if image.min() == 255:
+        raise StorageFull("No room to write pixels.")
+    return WANTED.resized(image)

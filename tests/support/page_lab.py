@@ -1,0 +1,500 @@
+"""A lab that is made up: everything the page reads, as the JSON interface answers it, and what the page asks to change.
+
+For the tests of the page that need no Label Studio and no model. Titles, labels and problems hold what a lab may type.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
+
+from backend.errors import BadSetting, ScanqueueError
+from backend.web.page import create_page, refusal
+
+SCRIPT = '<script>alert("1")</script>'
+PROJECT = 4
+SCANS = 60
+AT = 1_795_404_647.0  # 22 Nov 2026
+Json = dict[str, Any]
+
+WHY_NOT = (
+    "The image /data/local-files/?d=<b>scan</b>.png cannot be read: it is truncated. Export it again from the archive, "
+    "and put it in the place of the old file."
+)
+
+
+def quality(dice: float | None = None, n: int = 0) -> Json:
+    return {
+        "dice": dice,
+        "hd95": None if dice is None else 40 * (1 - dice),
+        "hd": None,
+        "unit": "px" if n else None,
+        "n": n,
+    }
+
+
+@dataclass(frozen=True)
+class Compared:
+    task: int
+    first: float
+    second: float
+    agreement: float
+    first_hd95: float = 4.26
+    second_hd95: float = 1.5
+    unit: str = "mm"
+
+
+class Lab:
+    """One project, number 4, in round 2 of 60 scans. Change its parts before asking for a page."""
+
+    def __init__(self, *, title: str = "Chest radiographs, 2026", studio_url: str = "http://127.0.0.1:9") -> None:
+        self.asked: list[tuple[str, Json]] = []  # what the page wanted changed
+        self.looks = 0
+        self.broken: ScanqueueError | None = None
+        self.one: Json = {
+            "project": PROJECT,
+            "title": title,
+            "studio_url": studio_url,
+            "phase": "active",
+            "reason": "4 of 10 labels before the next model is trained.",
+            "trouble": "",
+            "round": 2,
+            "model_version": "scanqueue-r2",
+            "model": "scanqueue-r2",
+            "scans": SCANS,
+            "embedded": SCANS - 2,
+            "labelled": 34,
+            "left_out": 0,
+            "embedder": {"name": "pixels", "why": ""},
+            "validation": quality(0.912, 12),
+            "shown": quality(0.934, 4),
+            "queue": list(range(31, 57)),
+            "job": {"step": "training scanqueue-r3 on 34 labels", "done": 120, "total": 400, "seconds_left": 185.0},
+            "control": None,
+            "stopping": {
+                "advice": "go on",
+                "sentence": "Another round is expected to add 0.012 to the Dice (0.004 to 0.021).",
+                "gain": 0.012,
+                "low": 0.004,
+                "high": 0.021,
+                "labels_worth": 40,
+                "agreement": 0.93,
+                "threshold": 0.005,
+            },
+            "problems": [
+                {"task": 58, "what": WHY_NOT},
+                {"task": 59, "what": "Its mask has another size than the scan."},
+            ],
+        }
+        self.more_held_out = 0
+        self.waiting = [
+            {
+                "task": 30 + rank,
+                "rank": rank,
+                "reason": f"S = {0.9 - rank / 50:.2f}: entropy 0.{40 + rank}, distance 0.{70 - rank} (alpha 0.5)",
+                "sentence": "The model is unsure of it, and it is unlike what was chosen before it.",
+                "kind": "paper",
+                "score": 0.9 - rank / 50,
+                "entropy": 0.4 + rank / 100,
+                "distance": 0.7 - rank / 100,
+                "cluster": rank % 4,
+            }
+            for rank in range(1, 27)
+        ]
+        history = [{"step": s, "loss": 0.8 / (1 + s / 60), "dice": 0.9 - 0.5 / (1 + s / 40)} for s in range(0, 401, 40)]
+        common = {"labels": ["Lung", "Heart"], "remark": "", "history": history, "champion": None, "held_out": []}
+        self.models = [
+            {
+                **common,
+                "version": "scanqueue-r1",
+                "active": False,
+                "kept": True,
+                "accepted": True,
+                "trained_on": 16,
+                "validation": quality(0.871, 12),
+                "created_at": AT,
+            },
+            {
+                **common,
+                "version": "scanqueue-r2",
+                "active": True,
+                "kept": True,
+                "accepted": True,
+                "trained_on": 24,
+                "validation": quality(0.912, 12),
+                "champion": {"version": "scanqueue-r1", "dice": 0.874},
+                "created_at": AT + 7200,
+            },
+        ]
+        settings = {
+            "cold_start_size": 20,
+            "round_size": 10,
+            "queue_depth": 0,
+            "strategy": "proportional+paper",
+            "uncertainty": "image",
+            "control_share": 0.0,
+            "stratify_by": "",
+            "alpha": 0.5,
+            "retrain": "auto",
+            "seed": 0,
+            "tolerance": 0.01,
+            "unit": "slice",
+        }
+        self.levers: Json = {
+            "settings": settings | {"round_size": 12, "alpha": 0.6},
+            "given": {"round_size": 12, "alpha": 0.4},
+            "changed": {"alpha": 0.6},
+            "default": settings | {"strategy": "default"},
+            "strategies": ["default", "paper", "random", "entropy"],
+            "uncertainties": ["image", "foreground", "boundary", "top"],
+            "units": ["slice", "scan"],
+            "problem": "",
+        }
+        self.list = [
+            {
+                "change": 12,
+                "at": AT + 9000,
+                "user": "anna",
+                "kind": "settings",
+                "what": "alpha from 0.4 to 0.6",
+                "undone": False,
+                "undoable": True,
+            },
+            {
+                "change": 11,
+                "at": AT + 8000,
+                "user": "",
+                "kind": "train",
+                "what": "Asked for a training",
+                "undone": False,
+                "undoable": False,
+            },
+            {
+                "change": 10,
+                "at": AT + 7000,
+                "user": "ben",
+                "kind": "wishes",
+                "what": "Leave out 3 scans",
+                "undone": True,
+                "undoable": True,
+            },
+        ]
+        self.people: Json = {
+            "lately": [
+                {"task": t, "at": "2026-11-23T10:15:00Z", "by": "anna@lab.example", "seconds": 65.0 + t}
+                for t in (29, 30)
+            ],
+            "now": [{"task": 31, "by": "ben@lab.example"}],
+            "note": "Label Studio tells of drafts that were saved, not of tasks that are merely open.",
+        }
+        self.working = [{"name": "worker-1", "seconds": 3.0, "doing": "training scanqueue-r3"}]
+        row = {"hd95_low": 2.0, "hd95_high": 5.5, "n": 12, "accepted": True}
+        self.line: Json = {
+            "unit": "px",
+            "labels": ["Lung", "Heart"],
+            "models": [
+                {
+                    **row,
+                    "version": f"scanqueue-r{n}",
+                    "labels": labels,
+                    "dice": dice,
+                    "dice_low": dice - 0.03,
+                    "dice_high": dice + 0.02,
+                    "hd95": 40 * (1 - dice),
+                    "classes": {
+                        name: {"dice": dice - shift, "low": dice - shift - 0.02, "high": dice - shift + 0.02, "n": 12}
+                        for name, shift in (("Lung", 0.0), ("Heart", 0.04))
+                    },
+                }
+                for n, labels, dice in ((1, 20, 0.871), (2, 30, 0.912))
+            ],
+            "shown": [
+                {
+                    "round": n,
+                    "model_version": f"scanqueue-r{n}",
+                    "labels": labels,
+                    "dice": dice,
+                    "dice_low": dice - 0.02,
+                    "dice_high": dice + 0.02,
+                    "hd95": 3.4,
+                    "hd95_low": None,
+                    "hd95_high": None,
+                    "n": count,
+                }
+                for n, labels, dice, count in ((1, 20, 0.905, 10), (2, 30, 0.934, 4))
+            ],
+            "control": [
+                {"version": "scanqueue-r2", "labels": 12, "ours": quality(0.90, 12), "control": quality(0.88, 12)},
+            ],
+            "lead_time": {
+                "with": {"median": 41.0, "low": 36.0, "high": 52.0, "n": 14},
+                "without": {"median": 128.0, "low": 110.0, "high": 150.0, "n": 20},
+            },
+            "stopping": self.one["stopping"],
+        }
+        self.others: list[Json] = []
+
+    # what the page reads
+
+    def projects(self) -> list[Json]:
+        return [self.one, *self.others]
+
+    def status(self, project: int) -> Json | None:
+        self.looks += 1
+        return self.one if project == PROJECT else None
+
+    def brief(self, project: int) -> Json | None:
+        if project != PROJECT:
+            return None
+        names = (
+            "project",
+            "title",
+            "phase",
+            "reason",
+            "studio_url",
+            "model",
+            "scans",
+            "embedded",
+            "labelled",
+            "left_out",
+        )
+        return {name: self.one[name] for name in names} | {"problems": len(self.one["problems"])}
+
+    def queue(self, project: int) -> Json:
+        return {"queue": self.waiting, "model": self.one["model"]}
+
+    def rounds(self, project: int) -> Json:
+        rounds = [
+            {
+                "round": n,
+                "model_version": f"scanqueue-r{n}",
+                "model": self.models[n - 1]["version"] if 0 < n <= len(self.models) else None,
+                "labels": labels,
+                "validation": self.models[n - 1]["validation"] if 0 < n <= len(self.models) else quality(),
+                "shown": quality(0.92, 10) if n else quality(),
+                "accepted": True if n else None,
+                "remark": "",
+                "control": None,
+                "created_at": AT + n * 3600,
+                "published_at": AT + n * 3600 + 60,
+                "settings": {"alpha": 0.5, "round_size": 10},
+                "activated": [{"at": AT + 7300, "user": "anna", "version": "scanqueue-r2"}] if n == 2 else [],
+            }
+            for n, labels in ((0, 0), (1, 20), (2, 30))
+        ]
+        return {"rounds": rounds if self.models else [], "models": self.models}
+
+    def curve(self, project: int) -> Json:
+        return self.line
+
+    def settings(self, project: int) -> Json:
+        return self.levers
+
+    def changes(self, project: int) -> Json:
+        return {"changes": self.list}
+
+    def workers(self, project: int) -> Json:
+        return {"workers": self.working}
+
+    def activity(self, project: int) -> Json:
+        return self.people
+
+    def held_out(self, project: int) -> list[int]:
+        return [7, 3, 9, *range(100, 100 + self.more_held_out)]
+
+    def compare(self, project: int, first: str, second: str) -> list[Compared]:
+        for version in (first, second):
+            if version not in [m["version"] for m in self.models]:
+                raise BadSetting(f"There is no model {version!r}. There are: scanqueue-r1, scanqueue-r2.")
+        found = [(7, 0.612, 0.843), (3, 0.822, 0.801), (9, 0.93, 0.93)]
+        return [Compared(t, a, b, 0.8) for t, a, b in found]
+
+    def scan_picture(self, project: int, task: int, side: int, model: str) -> bytes:
+        if task >= 58:
+            raise BadSetting(f"Task {task} has no pixels.")
+        return drawing(task, side, outline=bool(model))
+
+    def difference(self, project: int, task: int, first: str, second: str, part: str) -> bytes:
+        return drawing(task, 256, outline=part != "image")
+
+    def plot(self, project: int, what: str, kind: str) -> bytes:
+        if kind == "png":
+            return drawing(1, 300, outline=False)
+        return (
+            b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 300"><path fill="#fff" d="M0 0h600v300H0z"/>'
+            b'<path d="M40 250 L200 120 L560 60" fill="none" stroke="#0b5c7a" stroke-width="3"/></svg>'
+        )
+
+    def openapi(self) -> Json:
+        from backend.web.schemas import describe
+
+        app = FastAPI(title="scanqueue", version="0.1.0")
+
+        @app.get("/api/projects/{project}", tags=["projects"])
+        def one(project: int) -> Json:
+            """One project as people and programs see it."""
+            return {}
+
+        @app.post("/api/projects/{project}/activate", tags=["projects"])
+        def activate(project: int) -> Json:
+            """Let another model draw the masks."""
+            return {}
+
+        describe(app)
+        return app.openapi()
+
+    def atlas(self) -> Json:
+        rng = np.random.default_rng(0)
+        cluster = [t % 4 for t in range(SCANS)]
+        centres = np.array([[-8, -3], [6, 5], [9, -6], [-5, 8]])[cluster]
+        places = centres + rng.normal(0, 2, (SCANS, 2))
+        terms = {name: [round(float(v), 3) for v in rng.random(SCANS)] for name in ("entropy", "score", "distance")}
+        rank = [max(0, t - 30) for t in range(1, SCANS + 1)]
+        return {
+            "task": list(range(1, SCANS + 1)),
+            "x": [round(float(x), 3) for x in places[:, 0]],
+            "y": [round(float(y), 3) for y in places[:, 1]],
+            "cluster": cluster,
+            "state": [1 if t < 30 else 2 if t > 57 else 0 for t in range(SCANS)],
+            "round": [0 if t < 20 else 1 if t < 30 else -1 for t in range(SCANS)],
+            **terms,
+            "rank": rank,
+            "served": [int(0 < r <= 26) for r in rank],
+            "kind": [0] * SCANS,
+            "kinds": ["paper"],
+            "wish": [0] * SCANS,
+            "clusters": 4,
+            "alpha": 0.5,
+            "why": {"paper": "the model is unsure of it, and it is unlike the others"},
+        }
+
+    # what the page asks
+
+    def preview(self, query: Json) -> Json:
+        head = self.waiting[:10]
+        moved = [head[4], *head[:4], *head[5:9], {**head[9], "task": 57}]
+        return {"now": head, "then": [{**p, "rank": n} for n, p in enumerate(moved, start=1)], "note": ""}
+
+    def change(self, what: str, body: Json) -> Json:
+        if what == "settings" and body.get("round_size") == 0:
+            raise BadSetting("round_size is 0; it must be a whole number, 1 or more.")
+        self.asked.append((what, body))
+        if what == "undo":
+            for change in self.list:
+                if change["change"] == body["change"]:
+                    change["undone"] = True
+                    if change["kind"] == "settings":
+                        self.levers["changed"] = {}
+                        self.levers["settings"]["alpha"] = 0.4
+        if what in ("settings", "wishes"):
+            number = max(c["change"] for c in self.list) + 1
+            words = ", ".join(f"{k} to {v}" for k, v in body.items())
+            entry = {"change": number, "at": AT + 9999, "user": "anna", "kind": what, "what": words}
+            self.list.insert(0, entry | {"undone": False, "undoable": True})
+            if what == "settings":
+                for name, value in body.items():
+                    given = self.levers["given"].get(name, self.levers["default"][name])
+                    self.levers["changed"] = {**self.levers["changed"], name: value}
+                    if value is None:
+                        del self.levers["changed"][name]
+                    self.levers["settings"][name] = given if value is None else value
+            return {"status": "noted", "change": number}
+        return {"status": "noted"}
+
+
+@lru_cache(maxsize=256)
+def drawing(task: int, side: int, outline: bool) -> bytes:
+    """A scan of a chest, roughly: two dark lungs in a bright body."""
+    rng = np.random.default_rng(task)
+    image = np.full((side, side, 3), 30, np.uint8)
+    c = side / 100
+    cv2.ellipse(image, (int(50 * c), int(55 * c)), (int(42 * c), int(46 * c)), 0, 0, 360, (150, 150, 150), -1)
+    for x, turn in ((32, 8), (68, -8)):
+        centre, axes = (int(x * c), int((50 + task % 5) * c)), (int(13 * c), int((26 + task % 7) * c))
+        cv2.ellipse(image, centre, axes, turn, 0, 360, (55, 55, 55), -1)
+        if outline:
+            cv2.ellipse(image, centre, axes, turn, 0, 360, (0, 190, 240), max(1, int(1.5 * c)))
+    noise = rng.normal(0, 6, image.shape[:2])[..., None]
+    return bytes(cv2.imencode(".png", np.clip(image + noise, 0, 255).astype(np.uint8))[1])
+
+
+def make_app(lab: Lab) -> FastAPI:
+    """The page beside a JSON interface of the same lab, with errors as the real application answers them."""
+    app = FastAPI(title="scanqueue", docs_url=None, redoc_url=None)
+    app.include_router(create_page(lab, lab.openapi))
+
+    @app.get("/api/projects/{project}")
+    def one(project: int) -> Json:
+        if lab.broken is not None:
+            raise lab.broken
+        return lab.status(project) or {}
+
+    @app.get("/api/projects/{project}/preview")
+    def preview(request: Request) -> Json:
+        return lab.preview(dict(request.query_params))
+
+    @app.get("/api/projects/{project}/atlas")
+    def atlas(project: int) -> Json:
+        return lab.atlas()
+
+    @app.get("/api/doctor")
+    def doctor() -> Json:
+        return {
+            "checks": [
+                {"level": "ok", "what": "Label Studio answers.", "cure": ""},
+                {"level": "error", "what": f"The folder {SCRIPT} is not there.", "cure": "Make it."},
+            ]
+        }
+
+    @app.post("/api/projects/{project}/{what}", status_code=202)
+    async def change(what: str, request: Request) -> Json:
+        assert request.headers["content-type"] == "application/json"
+        return lab.change(what, await request.json())
+
+    def answer(request: Request, code: int, sentence: str) -> Response:
+        return refusal(request, code, sentence) or JSONResponse({"error": sentence}, status_code=code)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        return answer(request, error.status_code, str(error.detail))
+
+    @app.exception_handler(ScanqueueError)
+    async def explained(request: Request, error: ScanqueueError) -> Response:
+        return answer(request, 400 if isinstance(error, BadSetting) else 503, str(error))
+
+    app.add_middleware(GZipMiddleware)
+    return app
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """The address of `app`, served by a real server on loopback."""
+    listening = socket.create_server(("127.0.0.1", 0))  # held from now on: nobody else is given this port
+    port = listening.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    until = time.monotonic() + 20
+    while not server.started:
+        assert time.monotonic() < until, "the server does not start"
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+        listening.close()

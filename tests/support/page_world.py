@@ -1,0 +1,39 @@
+"""The page as `scanqueue serve` puts it together, on the records of a loop that ran over a Label Studio in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fastapi import FastAPI
+from world import PROJECT, World
+
+from backend.loop import audit as changes
+from backend.loop import driver as reconcile
+from backend.web.api import create_api
+from backend.web.overview import Overview
+from backend.web.pictures import Pictures
+
+TITLE = "Lungs & <i>hearts</i>"
+
+
+def lived(folder: Path) -> World:
+    """A project in round 1 with a broken scan, and a setting and a wish that somebody changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconcile, "SETTLE", 0.01)
+        world = World(folder)
+        world.in_round_1()
+        changes.set_levers(world.store, PROJECT, "anna", {"alpha": 0.7})
+        changes.set_wishes(world.store, PROJECT, "anna", [world.order()[-1]], "out")
+        world.run()
+        world.store.set_project(PROJECT, title=TITLE, studio_url="http://127.0.0.1:9")
+    return world
+
+
+def application(world: World) -> FastAPI:
+    studio = SimpleNamespace(begun=lambda project: world.order()[:1], people=lambda: {1: "anna@lab.example"})
+    pictures = Pictures(world.store, world.reconciler().bulk)
+    checks = [{"level": "ok", "what": "Label Studio answers.", "cure": ""}]
+    overview = Overview(world.store, studio, pictures, lambda project: checks)  # type: ignore[arg-type]
+    return create_api(world.settings, world.store, lambda *_: None, lambda *_: [], overview=overview)

@@ -1,0 +1,255 @@
+"""The loop in one process: a Label Studio in memory, a real Reconciler, Store and Learner made small, and people."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cv2
+import numpy as np
+from memory_studio import MemoryStudio
+from numpy.typing import NDArray
+
+from backend.demo.annotator import Control, to_result
+from backend.demo.phantoms import phantom
+from backend.fingerprints import fingerprint
+from backend.formats.pixels import Letterboxed
+from backend.learning.learner import Case, Learner
+from backend.learning.segmenters import Segmenter
+from backend.loop.driver import Reconciler
+from backend.records.store import Pick, Store
+from backend.settings import Settings
+from backend.web import status
+
+PROJECT = 1
+CONFIG = (
+    '<View><Image name="image" value="$image"/>'
+    '<BrushLabels name="tag" toName="image"><Label value="Lung"/></BrushLabels></View>'
+)
+LARGER = CONFIG.replace('<Label value="Lung"/>', '<Label value="Lung"/><Label value="Heart"/>')
+NO_MASKS = (
+    '<View><Image name="image" value="$image"/>'
+    '<Choices name="seen" toName="image"><Choice value="yes"/></Choices></View>'
+)
+CONTROL = Control("tag", "image", "brushlabels")
+COLD, ROUND, DEPTH = 6, 3, 4
+PARAMS = {"cold_start_size": COLD, "round_size": ROUND, "queue_depth": DEPTH}
+SIZE = 64
+
+TRAINED: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {}
+LOADED: dict[str, Segmenter] = {}
+PREDICTED: dict[tuple[str, str], NDArray[np.float32]] = {}
+
+
+class KeptLearner(Learner):
+    """A Learner that fits a model, and predicts a scan with it, only once in this process, whatever the folder."""
+
+    def train(
+        self,
+        cases: Sequence[Case],
+        validation: Sequence[Case],
+        labels: Sequence[str],
+        *,
+        seed: int,
+        on_step: Callable[[int, int], None],
+    ) -> tuple[Callable[[Path], None], dict[str, Any]]:
+        content = [digest(c.scan.pixels.tobytes() + c.mask.tobytes()) for c in (*cases, *validation)]
+        key = fingerprint(content, len(cases), list(labels), self.describe_training(seed))
+        on_step(0, 1)
+        if key not in TRAINED:
+            TRAINED[key] = super().train(cases, validation, labels, seed=seed, on_step=lambda *_: None)
+        on_step(1, 1)
+        return TRAINED[key]
+
+    def _model(self, folder: Path) -> Segmenter:
+        assert folder.is_dir(), f"{folder} is not there"
+        if folder.name not in LOADED:
+            LOADED[folder.name] = super()._model(folder)
+        return LOADED[folder.name]
+
+    def probabilities(self, folder: Path, scans: Sequence[Letterboxed]) -> list[NDArray[np.float32]]:
+        self._model(folder)
+        names = [(folder.name, digest(s.pixels.tobytes())) for s in scans]
+        todo = [(n, s) for n, s in zip(names, scans, strict=True) if n not in PREDICTED]
+        found = super().probabilities(folder, [s for _, s in todo]) if todo else []
+        PREDICTED.update({n: p for (n, _), p in zip(todo, found, strict=True)})
+        return [PREDICTED[n] for n in names]
+
+
+class World:
+    """A Label Studio in memory, our data folder, and whoever works with them."""
+
+    def __init__(self, folder: Path, *, steps: int = 3, **params: Any) -> None:
+        self.folder = folder
+        self.studio = MemoryStudio(CONFIG)
+        self.settings = Settings(
+            data_dir=folder,
+            embedder="pixels",
+            image_size=32,
+            training_steps=steps,
+            device="cpu",
+            encoder="resnet18",
+        )
+        self.masks: dict[int, Mapping[str, NDArray[np.bool_]]] = {}
+        self.annotations: dict[int, int] = {}
+        self.store = Store(folder)
+        self.store.add_project(PROJECT)
+        extra = json.dumps(PARAMS | params)
+        self.store.set_project(PROJECT, extra_params=extra, backend_url="http://127.0.0.1:9090")
+
+    def reconciler(self) -> Reconciler:
+        """As a process that has just started has it."""
+        return Reconciler(self.studio, Store(self.folder), KeptLearner(self.settings), self.settings)  # type: ignore[arg-type]
+
+    def run(self) -> None:
+        """One look by a new process; nothing may be left to do after it."""
+        plan = self.reconciler().reconcile(PROJECT)
+        assert plan.steps == ()
+
+    def set(self, **params: Any) -> None:
+        """Somebody changes the project's settings; one look."""
+        self.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | params))
+        self.run()
+
+    def add_scans(self, first: int, count: int) -> list[int]:
+        tasks = []
+        for seed in range(first, first + count):
+            image, masks = phantom(seed, (SIZE, SIZE))
+            tasks += self.studio.add_scans([png(image)])
+            self.masks[tasks[-1]] = masks
+        return tasks
+
+    def truth(self, task: int, *labels: str) -> list[dict[str, Any]]:
+        return list(to_result({label: self.masks[task][label] for label in labels or ("Lung",)}, CONTROL))
+
+    def label(self, count: int) -> list[int]:
+        """Somebody presses "Label All Tasks" and submits the true mask, `count` times; returns the tasks."""
+        served = []
+        for _ in range(count):
+            task = self.studio.next_task()
+            assert task is not None
+            self.submit(task)
+            served.append(task)
+        return served
+
+    def submit(self, task: int, *labels: str) -> None:
+        studio = self.studio
+        shown = studio.prediction_of(task, studio.model_version) if task in self.published() else None
+        self.annotations[task] = studio.annotate(task, self.truth(task, *labels), shown=shown)
+
+    def published(self, version: str = "") -> dict[int, int]:
+        return self.studio.published(PROJECT, version or self.studio.model_version)
+
+    def picks(self) -> list[Pick]:
+        latest = self.store.latest_round(PROJECT)
+        return list(latest["picks"]) if latest else []
+
+    def order(self) -> list[int]:
+        return [p.task for p in self.picks()]
+
+    def status(self) -> dict[str, Any]:
+        found = status.describe(self.store, PROJECT)
+        assert found is not None
+        return found
+
+    def cold_started(self) -> World:
+        self.add_scans(0, 12)
+        self.run()
+        return self
+
+    def in_round_1(self) -> World:
+        self.cold_started().label(COLD)
+        self.run()
+        assert self.studio.model_version == "scanqueue-r1"
+        return self
+
+    def end_state(self) -> dict[str, Any]:
+        """Everything that must be the same whatever happened on the way."""
+        studio, store = self.studio, Store(self.folder)
+        row = store.project(PROJECT)
+        assert row is not None
+        files = [p.relative_to(self.folder) for p in self.folder.rglob("*") if p.is_file()]
+        return {
+            "served": (studio.model_version, studio.sampling, studio.show_predictions),
+            "tabs": studio.views,
+            "webhooks": [hook["url"] for hook in studio.hooks],
+            "predictions": sorted(
+                (p["model_version"], p["task"], p["score"], digest(json.dumps(p["result"]).encode()))
+                for p in studio.predictions
+            ),
+            "project": (row["active"], row["asked"], row["trouble"], row["phase"], row["sending"], row["cursor"]),
+            "rounds": [
+                [r[k] for k in ("n", "key", "model", "picks", "carried", "size", "labels")]
+                for r in store.rounds(PROJECT)
+            ],
+            "shown to annotators": [r["published_at"] is not None for r in store.rounds(PROJECT)],
+            "models": [
+                [m[k] for k in ("version", "fingerprint", "accepted", "remark", "validation", "trained_on")]
+                for m in store.models(PROJECT)
+            ],
+            "scans": [
+                [s[k] for k in ("task", "image", "annotated", "skipped", "digest", "problem")]
+                for s in store.scans(PROJECT)
+            ],
+            "labels": [
+                [r[k] for k in ("task", "key", "mask", "read_at", "shown_version", "problem", "remark")]
+                for r in store.labels(PROJECT)
+            ],
+            "shown": sorted((s["task"], s["version"], s["dice"]) for s in store.shown(PROJECT)),
+            "job": store.progress(PROJECT),
+            "files": sorted(str(f) for f in files if f.parts[0] != "locks" and f.suffix[:7] != ".sqlite"),
+        }
+
+
+class Ready(World):
+    """A world whose first day is a copy of one that was lived through once, as long as nothing else was done in it."""
+
+    def __init__(self, folder: Path, **params: Any) -> None:
+        super().__init__(folder, **params)
+        self._params = params
+
+    def cold_started(self) -> World:
+        return self._copied("cold_started")
+
+    def in_round_1(self) -> World:
+        return self._copied("in_round_1")
+
+    def _copied(self, day: str) -> World:
+        row = self.store.project(PROJECT)
+        assert row is not None
+        if self.studio.task_ids(PROJECT) or row["levers"] or json.loads(row["extra_params"]) != PARAMS | self._params:
+            return World.cold_started(self) if day == "cold_started" else World.in_round_1(self)
+        key = (day, json.dumps(self._params, sort_keys=True))
+        if key not in LIVED:
+            place = TemporaryDirectory(prefix="scanqueue-world-")
+            world = World(Path(place.name) / "data", **self._params)
+            getattr(world, day)()
+            world.store.close()
+            LIVED[key] = place, world
+        lived = LIVED[key][1]
+        self.store.close()
+        shutil.rmtree(self.folder)
+        shutil.copytree(lived.folder, self.folder)
+        self.store = Store(self.folder)
+        self.studio = copy.deepcopy(lived.studio)
+        self.masks, self.annotations = dict(lived.masks), dict(lived.annotations)
+        return self
+
+
+LIVED: dict[tuple[str, str], tuple[TemporaryDirectory[str], World]] = {}
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    done, data = cv2.imencode(".png", image)
+    assert done
+    return data.tobytes()
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

@@ -1,0 +1,198 @@
+"""GET /metrics: read with Prometheus' own parser, and compared with docs/metrics.md."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+from servers import PostgresServer, RedisServer
+
+from backend import __version__
+from backend.errors import StoreUnavailable
+from backend.records.store import Pick, Store
+from backend.settings import Settings
+from backend.web import metrics
+from backend.web.api import PATIENCE, create_api
+from backend.workers.counters import Amounts, Measures
+from backend.workers.shards import Shards
+from backend.workers.worker import Queue
+
+DOC = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+MODEL: dict[str, Any] = {
+    "version": "scanqueue-r1",
+    "fingerprint": "f",
+    "labels": ["Lung"],
+    "trained_on": [1],
+    "accepted": 1,
+    "validation": {"dice": 0.875, "hd95": 2.0, "hd": 3.0, "unit": "px", "n": 1},
+    "details": {},
+}
+
+
+def read(text: bytes) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+    """Values by name and labels; the parser refuses what is not the format."""
+    found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    for family in text_string_to_metric_families(text.decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+def documented() -> dict[str, set[str]]:
+    """The names of the table and the labels of each."""
+    rows = re.findall(r"^\| `(scanqueue_\w+)` \|([^|]*)\|", DOC.read_text(encoding="utf-8"), re.M)
+    return {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
+
+
+@pytest.fixture
+def busy(tmp_path: Path) -> Store:
+    """Project 4 in the midst of everything; project 5 has just been connected."""
+    store = Store(tmp_path)
+    for project in (4, 5):
+        store.add_project(project)
+    row = {"image": "/data/upload/4/a.png", "updated_at": "2026-01-01", "skipped": 0}
+    store.put_tasks(4, [{"task": t, "annotated": int(t == 1), **row} for t in (1, 2, 3)], "2026-01-01")
+    store.put_model(4, MODEL, active="scanqueue-r1", asked=0)
+    picks = [Pick(2, "medoid"), Pick(3, "medoid")]
+    store.put_round(4, n=1, key="k", model="scanqueue-r1", picks=picks, carried=[], size=2, labels=1)
+    shown = {"task": 1, "version": "scanqueue-r1", "label": "l", "dice": 0.5, "hd": 1.0, "hd95": 1.0, "unit": "px"}
+    store.put_shown(4, shown)
+    store.set_project(4, phase="rounds", trouble="Label Studio does not answer.")
+    store.report(4, "training scanqueue-r2 on 1 labels", 3, 12)
+    store.add_measures({("step", "Train"): (1, 60.0), ("studio", "GET /api/tasks"): (3, 0.5)})
+    store.add_measures({("studio", "GET /api/tasks"): (1, 0.25), ("studio_error", "no answer"): (2, 0.0)})
+    store.add_measures({("http", "/webhook 201"): (5, 0.125), ("http_slow", "/predict"): (2, 0.0)})
+    Shards(store, "me").cut(4, "embed", "", list(range(40)))
+    return store
+
+
+def test_the_numbers_are_those_of_the_records_and_of_the_queue(busy: Store) -> None:
+    queue = Queue(Settings(data_dir=busy.folder))
+    queue.touch(4)
+    found = read(metrics.render(busy, queue.waiting))
+    four = (("project", "4"),)
+    assert found["scanqueue_info"] == {(("version", __version__),): 1}
+    expected = {"scans": 3, "scans_embedded": 0, "labels": 1, "round": 1, "queue_left": 2, "problems": 0, "trouble": 1}
+    expected |= {"validation_dice": 0.875, "shown_dice": 0.5, "shards_open": 3}
+    assert {name: found[f"scanqueue_{name}"][four] for name in expected} == expected
+    assert found["scanqueue_job_progress_ratio"] == {(("project", "4"), ("step", "training")): 0.25}
+    assert 0 <= found["scanqueue_job_age_seconds"][("project", "4"), ("step", "training")] < 60
+    assert found["scanqueue_phase"] == {
+        (("phase", "training"), ("project", "4")): 1,
+        (("phase", "empty"), ("project", "5")): 1,
+    }
+    assert found["scanqueue_jobs_waiting"][()] == 1
+    assert (found["scanqueue_store_up"][()], found["scanqueue_queue_up"][()]) == (1, 1)
+    assert found["scanqueue_projects"][()] == 2
+    requests = (("request", "GET /api/tasks"),)
+    assert found["scanqueue_label_studio_seconds_count"][requests] == 4
+    assert found["scanqueue_label_studio_seconds_sum"][requests] == 0.75
+    assert found["scanqueue_label_studio_errors_total"] == {(("kind", "no answer"),): 2}
+    assert found["scanqueue_step_seconds_sum"] == {(("step", "Train"),): 60}
+    assert found["scanqueue_http_seconds_count"] == {(("code", "201"), ("path", "/webhook")): 5}
+    assert found["scanqueue_http_slow_total"] == {(("path", "/predict"),): 2}
+    assert set(found["scanqueue_round"]) == {four}  # project 5 has had none
+
+
+def test_what_is_said_is_what_is_documented(busy: Store) -> None:
+    found = read(metrics.render(busy, lambda: 0))
+    assert {name: {key for labels in rows for key, _ in labels} for name, rows in found.items()} == documented()
+
+
+def test_steps_are_a_few_words_however_many_versions_there_are() -> None:
+    assert metrics._step("training scanqueue-r17 on 93 labels") == "training"
+    assert metrics._step("embedding with timm:vit_small") == "scans"
+
+
+def test_no_scan_and_no_address_is_said(busy: Store) -> None:
+    assert b"upload" not in metrics.render(busy, lambda: 0)
+    assert b"Label Studio does not" not in metrics.render(busy, lambda: 0)
+
+
+def test_a_store_without_projects_is_up(tmp_path: Path) -> None:
+    found = read(metrics.render(Store(tmp_path)))
+    assert found["scanqueue_store_up"][()] == 1
+    assert found["scanqueue_projects"][()] == 0
+    assert "scanqueue_jobs_waiting" not in found
+
+
+def test_with_the_database_and_the_queue_gone_it_still_answers(tmp_path: Path) -> None:
+    with PostgresServer() as server, RedisServer(tmp_path / "redis") as broker:
+        store = Store(tmp_path, server.new_database("records"))
+        store.add_project(4)
+        queue = Queue(Settings(data_dir=tmp_path, redis_url=broker.url))
+        server.kill()
+        broker.kill()
+        found = read(metrics.render(store, queue.waiting))
+    assert found["scanqueue_store_up"][()] == 0
+    assert found["scanqueue_queue_up"][()] == 0
+    assert "scanqueue_scans" not in found
+
+
+def test_it_is_asked_for_with_credentials_only(busy: Store) -> None:
+    settings = Settings(data_dir=busy.folder, user="lab", password="secret")
+    http = TestClient(create_api(settings, busy, lambda *_: None, lambda *_: [], waiting=lambda: 7))
+    assert http.get("/metrics").status_code == 401
+    answer = http.get("/metrics", auth=("lab", "secret"))
+    assert (answer.status_code, answer.headers["content-type"]) == (200, metrics.CONTENT_TYPE)
+    assert read(answer.content)["scanqueue_jobs_waiting"][()] == 7
+
+
+def test_what_processes_count_comes_together_and_survives_a_database_that_is_away(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    away = True
+
+    def add(amounts: Amounts) -> None:
+        if away:
+            raise StoreUnavailable("is away")
+        store.add_measures(amounts)
+
+    one, two = Measures(add), Measures(store.add_measures)
+    for seconds in (1.0, 2.0):
+        one.note("step", "Train", seconds)
+        one.flush()
+    away = False
+    two.note("step", "Train", 4.0)
+    two.flush()
+    one.flush()
+    one.flush()
+    assert store.measures("step") == {"Train": (3, 7.0)}
+
+
+def test_no_sender_can_fill_the_records_with_labels(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    measures = Measures(store.add_measures)
+    for n in range(2000):
+        measures.note("http", f"/{n} 404")
+    measures.flush()
+    assert len(store.measures("http")) == 500
+
+
+def test_requests_are_counted_by_what_they_are_for(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.add_project(4)
+    counted: list[tuple[str, str]] = []
+    settings = Settings(data_dir=tmp_path, user="lab", password="secret")
+    note = lambda name, label, amount=0.0: counted.append((name, label))  # noqa: E731
+    http = TestClient(create_api(settings, store, lambda *_: None, lambda *_: [], note=note))
+    http.post("/webhook", json={})
+    for path in ("/api/projects/4", "/api/projects/9", "/secret-of-mine"):
+        http.get(path, auth=("lab", "secret"))
+    labels = ["/webhook 401", "/api/projects/{project} 200", "/api/projects/{project} 404", "other 404"]
+    assert counted == [("http", label) for label in labels]
+
+
+def test_answers_that_take_longer_than_label_studio_waits_are_counted(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    measures = Measures(store.add_measures)
+    slowly = lambda _, tasks: time.sleep(PATIENCE + 0.05) or [{} for _ in tasks]  # noqa: E731
+    http = TestClient(create_api(Settings(data_dir=tmp_path), store, lambda *_: None, slowly, note=measures.note))
+    assert http.post("/predict", json={"project": "4.1", "tasks": [{"id": 1}]}).status_code == 200
+    assert http.get("/health").status_code == 200
+    measures.flush()
+    assert store.measures("http_slow") == {"/predict": (1, 0.0)}

@@ -1,0 +1,630 @@
+"""The page as HTML: what each view says, that whatever comes from data stays text, and what may be loaded."""
+
+from __future__ import annotations
+
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+import pytest
+from fastapi.testclient import TestClient
+from httpx import Response
+from page_lab import PROJECT, SCRIPT, Lab, make_app, quality
+from page_world import TITLE, application, lived
+from world import PROJECT as LIVED
+from world import World
+
+from backend.errors import StoreUnavailable
+from backend.web import page, reference
+from backend.web import texts as wording
+
+VIEWS = {
+    "index": "/?all",
+    "now": f"/projects/{PROJECT}",
+    "map": f"/projects/{PROJECT}/map",
+    "queue": f"/projects/{PROJECT}/queue",
+    "activity": f"/projects/{PROJECT}/activity",
+    "curve": f"/projects/{PROJECT}/curve",
+    "models": f"/projects/{PROJECT}/models",
+    "compare": f"/projects/{PROJECT}/compare?first=scanqueue-r1&second=scanqueue-r2",
+    "settings": f"/projects/{PROJECT}/settings",
+    "docs": "/docs",
+}
+HTML = {"Accept": "text/html"}
+REAL = ("", "/map", "/queue", "/activity", "/curve", "/models", "/settings")
+
+
+class Read(HTMLParser):
+    """What a browser finds in a page: texts, addresses, identities."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self._silent = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def with_(self, name: str) -> list[str]:
+        return [a[name] for _, a in self.tags if name in a]
+
+
+@pytest.fixture
+def lab() -> Lab:
+    return Lab()
+
+
+def client(lab: Lab) -> TestClient:
+    return TestClient(make_app(lab), base_url="http://127.0.0.1:9090", raise_server_exceptions=False)
+
+
+def view(lab: Lab, name: str, code: int = 200) -> Read:
+    response = client(lab).get(VIEWS.get(name, name), headers=HTML)
+    assert response.status_code == code, response.text[-500:]
+    return Read(response.text)
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_every_view_has_one_heading_one_main_and_a_language(lab: Lab, name: str) -> None:
+    seen = view(lab, name)
+    assert len(seen.all("h1")) == len(seen.all("main")) == 1
+    assert seen.all("html") == [{"lang": "en"}]
+    assert seen.all("a")[0] == {"class": "skip", "href": "#main"}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_no_identity_appears_twice(lab: Lab, name: str) -> None:
+    found = view(lab, name).with_("id")
+    assert sorted(found) == sorted(set(found))
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_what_a_label_or_description_points_at_is_there(lab: Lab, name: str) -> None:
+    seen = view(lab, name)
+    there = set(seen.with_("id"))
+    for attribute in ("aria-labelledby", "aria-describedby", "for"):
+        for value in seen.with_(attribute):
+            assert set(value.split()) <= there
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_all_addresses_are_relative_or_label_studios(lab: Lab, name: str) -> None:
+    seen = view(lab, name)
+    for address in (*seen.with_("href"), *seen.with_("src"), *seen.with_("action")):
+        assert address.startswith("http://127.0.0.1:9/projects/4/") or not address.startswith(("/", "http", "//")), (
+            address
+        )
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_links_of_the_page_lead_somewhere(lab: Lab, name: str) -> None:
+    http = client(lab)
+    seen = view(lab, name)
+    here = "http://127.0.0.1:9090" + VIEWS[name]
+    for address in {*seen.with_("href"), *seen.with_("src")}:
+        if not address.startswith(("http:", "#")):
+            target = urljoin(here, address).partition("#")[0]
+            lost = re.search(r"/scans/5[89]\.png", target)  # of these the lab has no pixels
+            if not target.endswith("/openapi.json"):
+                assert http.get(target, headers=HTML).status_code == (204 if lost else 200), target
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_no_script_stands_in_the_page_itself(lab: Lab, name: str) -> None:
+    seen = view(lab, name)
+    assert all(s["src"] for s in seen.all("script"))
+    assert not [a for _, attributes in seen.tags for a in attributes if a.startswith("on")]
+
+
+def hostile() -> Lab:
+    """A lab in which every text is a script."""
+    lab = Lab(title=SCRIPT)
+    lab.one |= {"reason": SCRIPT, "trouble": SCRIPT, "model": f"m{SCRIPT}", "problems": [{"task": 5, "what": SCRIPT}]}
+    lab.one["job"] |= {"step": SCRIPT}
+    lab.one["stopping"]["sentence"] = SCRIPT
+    for pick in lab.waiting:
+        pick["reason"] = SCRIPT
+    for model in lab.models:
+        model |= {"version": model["version"] + SCRIPT, "remark": SCRIPT, "labels": [SCRIPT]}
+    lab.line["labels"] = [SCRIPT]
+    for row in lab.line["models"]:
+        row["version"] = SCRIPT
+        row["classes"] = {SCRIPT: row["classes"]["Lung"]}
+    for change in lab.list:
+        change |= {"user": SCRIPT, "what": SCRIPT}
+    lab.people |= {"note": SCRIPT, "now": [{"task": 1, "by": SCRIPT}]}
+    for one in lab.people["lately"]:
+        one |= {"by": SCRIPT, "at": SCRIPT}
+    lab.working = [{"name": SCRIPT, "seconds": 5.0, "doing": SCRIPT}]
+    lab.levers["settings"] |= {"stratify_by": SCRIPT, "strategy": SCRIPT}
+    lab.levers["given"] |= {"stratify_by": SCRIPT, "alpha": SCRIPT}
+    lab.levers["problem"] = SCRIPT
+    lab.levers["strategies"] = [SCRIPT + "2"]
+    lab.others = [{**lab.one, "project": 5}]
+    return lab
+
+
+@pytest.mark.parametrize("name", sorted(set(VIEWS) - {"docs", "compare"}))
+def test_a_script_in_a_text_of_the_lab_stays_text(name: str) -> None:
+    seen = view(hostile(), name)
+    assert {s["src"].partition("?")[0].rpartition("/")[2] for s in seen.all("script")} <= {
+        "page.js",
+        "settings.js",
+        "map.js",
+    }
+    assert SCRIPT in seen.text
+
+
+def test_a_script_in_an_address_stays_text(lab: Lab) -> None:
+    seen = view(lab, f"/projects/4/compare?first={SCRIPT}&second=b", 400)
+    assert len(seen.all("script")) == 1
+    assert "There is no model" in seen.text
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_may_load_from_nowhere_else(lab: Lab, name: str) -> None:
+    headers = client(lab).get(VIEWS[name]).headers
+    policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
+    assert policy["connect-src"] == policy["form-action"] == "'self'"
+    assert policy["script-src"] == ("'self' 'unsafe-eval'" if name == "map" else "'self'")  # plotly's WebGL needs it
+    assert headers["cache-control"] == "no-store"
+
+
+def test_one_project_is_opened_at_once(lab: Lab) -> None:
+    response = client(lab).get("/", follow_redirects=False)
+    assert (response.status_code, response.headers["location"]) == (307, "projects/4")
+
+
+@pytest.mark.parametrize("address", ["/projects/4", "/projects/4/queue"])
+def test_a_slash_too_many_does_no_harm(lab: Lab, address: str) -> None:
+    assert client(lab).get(address + "/").url.path == address
+
+
+def test_several_projects_are_listed_with_what_they_are_at(lab: Lab) -> None:
+    lab.others = [{**lab.one, "project": 9, "title": "Brains", "phase": "blocked", "problems": []}]
+    seen = view(lab, "/")
+    assert [a["href"] for a in seen.all("a") if a["href"].startswith("projects/")] == ["projects/4", "projects/9"]
+    words = "Choosing with a model 34 of 60 scans labelled, 2 problems"
+    assert words in seen.text
+    assert "Stopped: something has to be mended" in seen.text
+
+
+def test_without_a_project_the_list_says_how_to_connect_one(lab: Lab) -> None:
+    lab.projects = list  # type: ignore[method-assign]
+    assert "Settings > Model > Connect Model" in view(lab, "/").text
+
+
+def test_now_says_what_is_done_how_far_it_is_and_how_good_the_model_is(lab: Lab) -> None:
+    text = view(lab, "now").text
+    for words in (
+        "Choosing with a model",
+        "4 of 10 labels before the next model is trained.",
+        "Training scanqueue-r3 on 34 labels 120 of 400 · about 3 min left",
+        "Scans 60 Read 58 Labelled 34 57 % Round 2",
+        "Dice 0.912 , HD95 3.5 px on 12 held-out scans",
+        "Dice 0.934 , HD95 2.6 px on 4 scans of this round",
+        "Go on labelling. Another round is expected to add 0.012",
+        "worker-1 training scanqueue-r3 just now",
+        "alpha from 0.4 to 0.6",
+    ):
+        assert words in text
+
+
+def test_the_progress_bar_stands_where_the_step_is(lab: Lab) -> None:
+    (bar,) = view(lab, "now").all("progress")
+    assert (bar["value"], bar["max"]) == ("120", "400")
+
+
+def test_a_step_of_unknown_length_has_a_bar_without_a_value(lab: Lab) -> None:
+    lab.one["job"] = {"step": "ranking", "done": 0, "total": 1, "seconds_left": None}
+    (bar,) = view(lab, "now").all("progress")
+    assert "value" not in bar
+
+
+def test_a_problem_is_listed_with_its_cure_and_a_button_that_tries_again(lab: Lab) -> None:
+    seen = view(lab, "now")
+    assert "it is truncated. Export it again from the archive, and put it in the place of the old file." in seen.text
+    assert '{"task": 58}' in [b.get("data-body") for b in seen.all("button") if b.get("data-send") == "retry"]
+    assert "http://127.0.0.1:9/projects/4/data?task=58" in seen.with_("href")
+
+
+def test_of_many_problems_the_first_are_listed_and_the_others_are_a_press_away(lab: Lab) -> None:
+    lab.one["problems"] = [{"task": t, "what": "Gone. Put it back."} for t in range(1, 1001)]
+    seen = view(lab, "now")
+    assert len([b for b in seen.all("button") if b.get("data-send") == "retry"]) == page.PROBLEMS
+    assert "?problems=100#problems" in seen.with_("href")
+    assert "1 000 scans could not be read or used." in seen.text
+
+
+def test_a_project_of_which_nothing_was_read_yet_has_every_view(tmp_path: Path) -> None:
+    http = TestClient(application(World(tmp_path / "data")), base_url="http://127.0.0.1:9090")
+    for name in REAL:
+        assert http.get(f"/projects/{LIVED}{name}", headers=HTML).status_code == 200, name
+    assert "No scans yet" in Read(http.get(f"/projects/{LIVED}", headers=HTML).text).text
+
+
+def test_without_a_worker_now_says_how_to_start_one(lab: Lab) -> None:
+    lab.working = []
+    assert "Start one with scanqueue worker" in view(lab, "now").text
+
+
+def test_a_change_can_be_undone_once(lab: Lab) -> None:
+    undo = [b["data-body"] for b in view(lab, "now").all("button") if b.get("data-send") == "undo"]
+    assert undo == ['{"change": 12}']  # 11 cannot be, 10 is
+
+
+def test_the_queue_shows_the_first_scans_with_reason_terms_and_outline(lab: Lab) -> None:
+    seen = view(lab, "queue")
+    cards = [a for a in seen.all("li") if a.get("class") == "scan-card"]
+    assert [c["id"] for c in cards] == [f"scan-{t}" for t in range(31, 55)]
+    assert "../../projects/4/scans/31.png?quiet=1&side=320&model=scanqueue-r2" in seen.with_("src")
+    assert "Task 31 The model is unsure of it, and it is unlike what was chosen before it. Entropy 0.41" in seen.text
+    assert "Entropy 0.41 Distance 0.69 S(i) 0.88" in seen.text
+    assert "http://127.0.0.1:9/projects/4/data?task=31" in seen.with_("href")
+    assert "?count=48#scan-55" in seen.with_("href")
+
+
+def test_the_rest_of_the_queue_is_there_when_asked_for(lab: Lab) -> None:
+    seen = view(lab, f"{VIEWS['queue']}?count=48")
+    assert len([a for a in seen.all("li") if a.get("class") == "scan-card"]) == 26
+    assert "Show more" not in seen.text
+
+
+def test_only_an_order_by_s_has_an_s(lab: Lab) -> None:
+    for pick in lab.waiting:
+        pick["kind"] = "power-entropy"
+    seen = view(lab, "queue")
+    assert "Entropy 0.41 Distance 0.69" in seen.text
+    assert "S(i)" not in seen.text
+
+
+def test_in_the_cold_start_scans_are_shown_without_an_outline(lab: Lab) -> None:
+    lab.one["model"] = None
+    for pick in lab.waiting:
+        pick |= {"reason": "medoid (cluster 2): typical of its group", "entropy": None, "distance": None, "score": None}
+    seen = view(lab, "queue")
+    assert "../../projects/4/scans/31.png?quiet=1&side=320" in seen.with_("src")
+    assert "Entropy" not in seen.text
+
+
+def test_an_empty_queue_says_why(lab: Lab) -> None:
+    lab.waiting = []
+    assert "Nothing is laid out to be labelled. 4 of 10 labels" in view(lab, "queue").text
+
+
+def test_activity_says_who_labelled_what_and_how_long_it_took(lab: Lab) -> None:
+    text = view(lab, "activity").text
+    assert "Task 31 ben@lab.example has a draft Label Studio tells of drafts" in text
+    assert "Task 29 anna@lab.example 23 Nov 2026, 10:15 UTC 1 min 34 s" in text
+
+
+def test_the_plot_has_a_sentence_for_those_who_do_not_see_it(lab: Lab) -> None:
+    (plot,) = [i for i in view(lab, "curve").all("img") if "plots" in i["src"]]
+    assert plot["alt"].replace("\N{NO-BREAK SPACE}", " ") == (
+        "Mean Dice on the held-out scans rises to 0.912 with 30 labels, from 0.871 with 20. "
+        "HD95 goes from 5.2 px to 3.5 px."
+    )
+
+
+def test_the_curve_is_also_a_table_with_intervals_units_and_every_label(lab: Lab) -> None:
+    text = view(lab, "curve").text
+    assert (
+        "scanqueue-r2 30 0.912 0.882 to 0.932 3.5 px 2.0 to 5.5 0.912 0.892 to 0.932 0.872 0.852 to 0.892 12 yes"
+        in text
+    )
+    assert "2 scanqueue-r2 30 0.934 0.914 to 0.954 3.4 px 4" in text
+    assert "yes 41 s 36 s to 52 s 14 no 2 min 8 s 1 min 50 s to 2 min 30 s 20" in text
+    assert "scanqueue-r2 12 0.900 4.0 px 0.880 4.8 px" in text
+
+
+def test_without_a_model_the_curve_says_so(lab: Lab) -> None:
+    nothing = {"median": None, "low": None, "high": None, "n": 0}
+    lab.line |= {"models": [], "shown": [], "control": [], "stopping": None, "unit": None, "labels": []}
+    lab.line["lead_time"] = {"with": nothing, "without": nothing}
+    text = view(lab, "curve").text
+    assert "There is no learning curve yet" in text
+    assert "No mask was shown and submitted yet." in text
+
+
+def test_a_curve_that_went_from_pixels_to_millimetres_compares_no_two_of_them(lab: Lab) -> None:
+    lab.line["unit"] = "mixed"
+    for row, unit in zip(lab.line["models"], ("px", "mm"), strict=True):
+        row["unit"] = unit
+    text = view(lab, "curve").text
+    assert "HD95 is 3.5 mm now; it was measured in px before, so the two do not compare." in text
+    assert "0.871 0.841 to 0.891 5.2 px" in text
+    assert "0.912 0.882 to 0.932 3.5 mm" in text
+
+
+def test_distances_in_different_units_are_not_called_either(lab: Lab) -> None:
+    lab.line["unit"] = "mixed"
+    for row in lab.line["models"]:
+        row |= {"hd95": None, "hd95_low": None, "hd95_high": None}
+    assert "mixed units" in view(lab, "curve").text
+
+
+def test_a_model_says_how_good_it_is_who_activated_it_and_what_it_replaced(lab: Lab) -> None:
+    text = view(lab, "models").text
+    newest = text.partition("Models scanqueue-r2")[2]
+    for words in (
+        "draws the masks",
+        "accepted",
+        "scanqueue-r1: Dice 0.874",
+        "24 scans: Lung, Heart",
+        "Activated anna,",
+    ):
+        assert words in newest
+
+
+def test_a_model_whose_checkpoint_is_gone_cannot_be_activated_and_says_why(lab: Lab) -> None:
+    lab.models[0]["kept"] = False
+    seen = view(lab, "models")
+    assert not [b for b in seen.all("button") if b.get("data-send") == "activate"]
+    assert "Its checkpoint was removed" in seen.text
+
+
+def test_a_training_is_drawn_with_its_loss_and_dice() -> None:
+    drawn = wording.training_curve([{"step": 0, "loss": 2.0, "dice": 0.5}, {"step": 10, "loss": 1.0, "dice": 1.0}])
+    assert drawn is not None
+    assert [line["points"] for line in drawn["lines"]] == ["0.0,0.0 280.0,42.0", "0.0,42.0 280.0,0.0"]
+    assert wording.training_curve([]) is None
+
+
+def test_means_over_the_worst_scans_are_not_passed_off_as_means_over_all(lab: Lab) -> None:
+    assert "Means over these 3 scans: A 0.788" in view(lab, "compare").text
+    lab.more_held_out = 37
+    assert "Means over the worst 3 of 40 held-out scans: A 0.788" in view(lab, "compare").text
+
+
+def test_models_are_compared_worst_first_with_pictures_of_both(lab: Lab) -> None:
+    seen = view(lab, "compare")
+    tasks = re.findall(r"compare/(\d+)\.png\S+part=difference", " ".join(seen.with_("src")))
+    assert tasks == ["7", "3", "9"]
+    text = seen.text
+    assert "A 0.612 · B 0.843 · B better by 0.231" in text
+    assert "A 0.930 · B 0.930 · alike" in text
+    assert "HD95: A 4.3 mm · B 1.5 mm" in text
+    assert "A 0.788 , B 0.858" in text
+
+
+def test_each_lever_says_what_it_does_and_where_its_value_comes_from(lab: Lab) -> None:
+    text = view(lab, "settings").text
+    assert set(lab.levers["settings"]) == {lever.name for lever in wording.LEVERS}
+    for lever in wording.LEVERS:
+        assert f"{lever.title} " in text
+        assert lever.sentence in text
+    assert "Changing settings needs scripts. Reading does not." in text
+    assert "set here Label Studio says 0.4 Back to what Label Studio says" in text
+    assert "from Label Studio the default is 10" in text
+
+
+def test_a_lever_set_here_can_go_back(lab: Lab) -> None:
+    back = [b["data-body"] for b in view(lab, "settings").all("button") if b.get("data-send") == "settings"]
+    assert back == ['{"alpha": null}']
+
+
+def test_what_label_studio_said_wrong_is_shown_beside_the_levers(lab: Lab) -> None:
+    lab.levers["problem"] = "alpha is 7; it must be from 0 to 1."
+    assert "alpha is 7; it must be from 0 to 1." in view(lab, "settings").text
+
+
+def test_every_endpoint_is_described_with_its_fields(lab: Lab) -> None:
+    seen = view(lab, "docs")
+    described = lab.openapi()
+    anchors = {reference.anchor(m, p) for p, operations in described["paths"].items() for m in operations}
+    assert anchors <= set(seen.with_("id"))
+    assert "POST /api/projects/{project}/activate" in seen.text
+    assert "validation.dice number or null" in seen.text
+    assert '"version": "scanqueue-r2"' in seen.text
+
+
+def test_a_project_nobody_knows_is_a_page_with_a_way_out(lab: Lab) -> None:
+    seen = view(lab, "/projects/9", 404)
+    assert "Project 9 is not known here. Connect scanqueue in its Settings > Model in Label Studio." in seen.text
+    assert "../?all" in seen.with_("href")
+
+
+@pytest.mark.parametrize("address", ["/nowhere", "/projects/9/queue", "/projects/4/plots/other.svg", "/a/b/c/d"])
+def test_an_address_that_leads_nowhere_is_a_page_for_a_browser(lab: Lab, address: str) -> None:
+    seen = view(lab, address, 404)
+    assert "Not found" in seen.text
+    root = next(a["href"] for a in seen.all("a") if a.get("class") == "brand")
+    assert urljoin(f"http://h{address}", root) == "http://h/?all"
+
+
+def test_a_database_that_is_away_is_a_page_for_a_browser(lab: Lab) -> None:
+    def away(project: int) -> Any:
+        raise StoreUnavailable("The database does not answer. Try again.")
+
+    lab.queue = away  # type: ignore[method-assign]
+    assert "The database does not answer. Try again." in view(lab, "queue", 503).text
+
+
+def test_a_program_is_told_as_json(lab: Lab) -> None:
+    response = client(lab).get("/projects/9", headers={"Accept": "application/json"})
+    assert response.json() == {
+        "error": "Project 9 is not known here. Connect scanqueue in its Settings > Model in Label Studio."
+    }
+
+
+def test_pictures_are_kept_by_no_browser(lab: Lab) -> None:
+    response = client(lab).get("/projects/4/scans/7.png?side=64")
+    assert response.content[:4] == b"\x89PNG"
+    assert (response.headers["content-type"], response.headers["cache-control"]) == ("image/png", "no-store")
+
+
+@pytest.mark.parametrize(("asked", "given"), [(5, 32), (64, 64), (10**9, 1024)])
+def test_a_picture_has_the_size_that_was_asked_for_within_bounds(lab: Lab, asked: int, given: int) -> None:
+    content = client(lab).get(f"/projects/4/scans/7.png?side={asked}").content
+    assert int.from_bytes(content[16:20], "big") == given
+
+
+def test_a_picture_that_cannot_be_had_is_an_error_for_a_program_and_nothing_for_a_view(lab: Lab) -> None:
+    assert client(lab).get("/projects/4/scans/58.png").json() == {"error": "Task 58 has no pixels."}
+    assert client(lab).get("/projects/4/scans/58.png?quiet=1").status_code == 204
+
+
+def test_a_plot_opened_by_itself_runs_nothing(lab: Lab) -> None:
+    response = client(lab).get("/projects/4/plots/curve.svg")
+    assert response.headers["content-type"] == "image/svg+xml"
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert response.headers["content-disposition"] == 'inline; filename="project-4-curve.svg"'
+
+
+def asset(lab: Lab, address: str, **headers: str) -> Response:
+    return client(lab).get(address, headers=headers)
+
+
+def test_an_asset_is_kept_for_ever_at_the_address_of_its_content_only(lab: Lab) -> None:
+    address = next(a for a in view(lab, "now").with_("href") if "page.css" in a)
+    named = urljoin("/projects/4", address)
+    assert asset(lab, named).headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert asset(lab, "/assets/page.css").headers["cache-control"] == "no-cache"
+    assert asset(lab, "/assets/page.css?v=0").headers["cache-control"] == "no-cache"
+
+
+def test_an_asset_comes_compressed_to_those_who_take_it(lab: Lab) -> None:
+    plain = asset(lab, "/assets/page.js", **{"Accept-Encoding": "identity"})
+    packed = asset(lab, "/assets/page.js", **{"Accept-Encoding": "gzip"})
+    assert plain.content == packed.content == (page.PAGES / "page.js").read_bytes()
+    assert "content-encoding" not in plain.headers
+    assert packed.headers["content-encoding"] == "gzip"
+    assert int(packed.headers["content-length"]) < 0.5 * len(plain.content)
+
+
+def test_the_script_of_the_map_comes_from_the_package_and_is_compressed_once(lab: Lab) -> None:
+    http = client(lab)
+    first = http.get("/assets/plotly.js", headers={"Accept-Encoding": "gzip"})
+    assert b"plotly.js v" in first.content[:200]
+    assert int(first.headers["content-length"]) < 1_700_000
+    began = time.perf_counter()
+    http.get("/assets/plotly.js", headers={"Accept-Encoding": "gzip"})
+    assert time.perf_counter() - began < 1
+
+
+@pytest.mark.parametrize("name", ["page.py", "base.html", "../page.py", "..%2fpage.py", "nothing.js"])
+def test_only_assets_are_served(lab: Lab, name: str) -> None:
+    assert client(lab).get(f"/assets/{name}").status_code == 404
+
+
+def test_without_scripts_every_button_that_needs_them_is_off(lab: Lab) -> None:
+    for name in sorted(set(VIEWS) - {"map"}):  # of a map nothing can be read without scripts
+        for button in view(lab, name).all("button"):
+            assert "disabled" in button or button == {"type": "submit"}  # of a form that is a plain address
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (None, wording.NONE),
+        (8.4, "8 s"),
+        (60, "1 min"),
+        (200, "3 min 20 s"),
+        (1234, "20 min"),
+        (3600, "1 h"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_how_long_something_took_is_told_as_people_do(seconds: float | None, words: str) -> None:
+    assert wording.duration(seconds).replace("\N{NO-BREAK SPACE}", " ") == words
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(4, "a few seconds left"), (38, "about 40 seconds left"), (None, "")])
+def test_the_time_left_is_no_more_exact_than_it_is_known(seconds: float | None, words: str) -> None:
+    assert wording.left(seconds) == words
+
+
+@pytest.mark.parametrize("value", ["no time", None, float("nan"), 1e300, ""])
+def test_a_time_that_is_none_is_a_dash(value: Any) -> None:
+    assert wording.when(value) == wording.NONE
+
+
+def test_a_model_without_held_out_scans_is_no_sentence_of_numbers() -> None:
+    assert wording.curve({"models": [], "unit": None}).startswith("There is no learning curve yet")
+    assert quality()["dice"] is None
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return lived(tmp_path_factory.mktemp("page") / "data")
+
+
+@pytest.fixture(scope="module")
+def real(world: World) -> TestClient:
+    return TestClient(application(world), base_url="http://127.0.0.1:9090", raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_every_view_shows_real_records(real: TestClient, name: str) -> None:
+    response = real.get(f"/projects/{LIVED}{name}", headers=HTML)
+    assert response.status_code == 200, response.text
+    assert TITLE in Read(response.text).text
+    assert "script-src 'self'" in response.headers["content-security-policy"]
+    for said in ("None", "Undefined"):
+        assert said not in Read(response.text).text
+
+
+def test_the_pictures_and_plots_of_real_records_are_there(real: TestClient) -> None:
+    for name in ("queue", "curve", "activity"):
+        seen = Read(real.get(f"/projects/{LIVED}/{name}", headers=HTML).text)
+        addresses = [urljoin(f"/projects/{LIVED}/{name}", a) for a in (*seen.with_("src"), *seen.with_("href"))]
+        pictures = [a for a in addresses if "/scans/" in a or "/plots/" in a]
+        assert pictures
+        for address in pictures[:6]:
+            assert real.get(address).headers["content-type"] in ("image/png", "image/svg+xml"), address
+
+
+def test_the_queue_stands_in_the_order_of_the_records(real: TestClient, world: World) -> None:
+    seen = Read(real.get(f"/projects/{LIVED}/queue", headers=HTML).text)
+    cards = [a["id"] for a in seen.all("li") if a.get("class") == "scan-card"]
+    assert cards == [f"scan-{task}" for task in world.status()["queue"]]
+    assert "1 scan is left out of the order." in seen.text
+
+
+def test_what_was_changed_is_shown_with_who_did_it(real: TestClient) -> None:
+    text = Read(real.get(f"/projects/{LIVED}/settings", headers=HTML).text).text
+    assert "alpha: 0.7 anna," in text
+    assert "set here" in text
+
+
+def test_every_endpoint_of_the_application_is_described(real: TestClient) -> None:
+    seen = Read(real.get("/docs", headers=HTML).text)
+    paths = real.get("/openapi.json").json()["paths"]
+    assert len(paths) > 20
+    assert {reference.anchor(m, p) for p, operations in paths.items() for m in operations} <= set(seen.with_("id"))
+    assert "model_class text" in seen.text  # not what FastAPI guesses, but what `contract` says
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "sentence"),
+    [
+        ("/projects/99", 404, "Project 99 is not known here."),
+        ("/nowhere", 404, "There is nothing at this address."),
+        ("/projects/x/map", 400, "project: Input should be a valid integer"),
+        (f"/projects/{LIVED}/compare?first=a&second=b", 404, "'a'"),
+    ],
+)
+def test_the_application_answers_a_browser_with_a_page_and_a_program_with_json(
+    real: TestClient, address: str, code: int, sentence: str
+) -> None:
+    page_, json_ = real.get(address, headers=HTML), real.get(address)
+    assert sentence in Read(page_.text).text
+    assert page_.status_code == json_.status_code == code
+    assert set(json_.json()) == {"error"}
+    assert "default-src 'none'" in page_.headers["content-security-policy"]

@@ -1,0 +1,407 @@
+"""The page in a real browser, on a lab that is made up: what is drawn, pressed and asked of whom.
+
+Pictures of every view at two sizes and in both colour schemes are left in test-output/page/.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chromium import ARGUMENTS, host
+from fastapi import FastAPI
+from page_lab import PROJECT, SCRIPT, Lab, make_app, served
+from page_world import application, lived
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from world import PROJECT as LIVED
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURES = ROOT / "test-output" / "page"
+AXE = ROOT / ".cache" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+SIZES = {"laptop": (1366, 768), "phone": (390, 844)}
+VIEWS = {
+    "index": "/?all",
+    "now": f"/projects/{PROJECT}",
+    "map": f"/projects/{PROJECT}/map",
+    "queue": f"/projects/{PROJECT}/queue",
+    "curve": f"/projects/{PROJECT}/curve",
+    "models": f"/projects/{PROJECT}/models",
+    "compare": f"/projects/{PROJECT}/compare?first=scanqueue-r1&second=scanqueue-r2",
+    "settings": f"/projects/{PROJECT}/settings",
+    "docs": "/docs",
+    "error": "/projects/9",
+}
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=chromium, headless=True, args=ARGUMENTS)
+        yield found
+        found.close()
+
+
+class Visit:
+    """One tab on one lab; nothing goes wrong in it unseen."""
+
+    def __init__(self, page: Page, lab: Lab, url: str) -> None:
+        self.page, self.lab, self.url = page, lab, url
+        self.asked: list[str] = []
+        self.errors: list[str] = []
+        page.on("request", lambda request: self.asked.append(request.url))
+        page.on("console", self._heard)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.set_default_timeout(60_000)
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.errors.append(f"{message.text} {message.location}")
+
+    def open(self, view: str) -> Page:
+        self.page.goto(self.url + VIEWS.get(view, view))
+        self.page.wait_for_load_state("networkidle")
+        return self.page
+
+
+@contextmanager
+def visit(
+    browser: Browser,
+    lab: Lab,
+    *,
+    app: FastAPI | None = None,
+    size: str = "laptop",
+    colours: str = "light",
+    scripts: bool = True,
+) -> Iterator[Visit]:
+    """A tab of its own; at its end nothing was asked of another machine, and the console is empty."""
+    width, height = SIZES[size]
+    with served(app or make_app(lab)) as url:
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if colours == "dark" else "light",
+            reduced_motion="reduce",
+            locale="en-GB",
+            timezone_id="UTC",
+            java_script_enabled=scripts,
+        )
+        try:
+            seen = Visit(context.new_page(), lab, url)
+            yield seen
+            assert {host(url) for url in seen.asked} - {""} == {"127.0.0.1"}
+            assert seen.errors == []
+        finally:
+            context.close()
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    if not AXE.exists():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            "axe-core is not there; install npm and run `make setup`"
+        )
+    return AXE.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures() -> None:
+    shutil.rmtree(PICTURES, ignore_errors=True)
+    PICTURES.mkdir(parents=True)
+
+
+def violations(page: Page, axe: str) -> list[str]:
+    """What axe-core calls serious or critical, each with the elements."""
+    page.evaluate(axe)
+    found: dict[str, Any] = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{v['id']}: {node['target']} {node['failureSummary']}"
+        for v in found["violations"]
+        if v["impact"] in ("serious", "critical")
+        for node in v["nodes"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "colours"),
+    [
+        ("laptop", "light"),
+        ("phone", "dark"),
+        pytest.param("laptop", "dark", marks=pytest.mark.long),
+        pytest.param("phone", "light", marks=pytest.mark.long),
+    ],
+)
+def test_every_view_can_be_used_by_everybody(browser: Browser, axe: str, size: str, colours: str) -> None:
+    with visit(browser, Lab(), size=size, colours=colours) as seen:
+        for name in VIEWS:
+            page = seen.open(name)
+            page.evaluate("scrollTo(0, document.body.scrollHeight)")  # pictures further down are loaded when seen
+            page.wait_for_load_state("networkidle")
+            page.screenshot(path=PICTURES / f"{name}-{size}-{colours}.png", full_page=True)
+            assert violations(page, axe) == [], name
+            wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert wide <= 0, f"{name} is {wide} pixels wider than the window"
+        seen.errors = [e for e in seen.errors if "/projects/9" not in e]  # a browser says so of every 404
+
+
+def test_now_follows_what_happens_without_being_loaded_again(browser: Browser) -> None:
+    lab = Lab()
+    with visit(browser, lab) as seen:
+        page = seen.open("now")
+        page.evaluate("document.body.dataset.mark = 'same page'")
+        lab.one |= {"phase": "blocked", "reason": "The disk is full. Make room.", "job": None, "labelled": 35}
+        expect(page.locator("h1")).to_have_text("Stopped: something has to be mended")
+        expect(page.get_by_text("The disk is full. Make room.")).to_be_visible()
+        expect(page.locator("progress")).to_have_count(0)
+        expect(page.locator(".tiles")).to_contain_text("35")
+        expect(page.locator(".top .phase")).to_have_text("Stopped: something has to be mended")
+        assert page.evaluate("document.body.dataset.mark") == "same page"
+
+
+def test_a_problem_appears_and_goes_and_the_focus_stays(browser: Browser) -> None:
+    lab = Lab()
+    with visit(browser, lab) as seen:
+        page = seen.open("now")
+        page.get_by_role("button", name="Try again with task 59").focus()
+        lab.one["problems"] = [{"task": 57, "what": f"{SCRIPT} is no image. Replace it."}, *lab.one["problems"]]
+        expect(page.get_by_text(f"{SCRIPT} is no image.")).to_be_visible()
+        assert page.evaluate("document.activeElement.dataset.key") == "retry-59"
+        lab.one["problems"] = []
+        expect(page.get_by_text("No scan has a problem.")).to_be_visible()
+
+
+def test_a_hidden_tab_asks_nothing(browser: Browser) -> None:
+    lab = Lab()
+    with visit(browser, lab) as seen:
+        page = seen.open("now")
+        page.evaluate("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+        page.wait_for_timeout(2500)
+        looks = lab.looks
+        page.wait_for_timeout(5000)
+        assert lab.looks == looks
+
+
+def test_when_scanqueue_goes_away_the_page_says_so(browser: Browser) -> None:
+    from backend.errors import StoreUnavailable
+
+    lab = Lab()
+    with visit(browser, lab) as seen:
+        page = seen.open("now")
+        lab.broken = StoreUnavailable("The database does not answer.")
+        expect(page.locator("body.away")).to_have_count(1)
+        lab.broken = None
+        expect(page.locator("body.away")).to_have_count(0)
+        seen.errors.clear()  # the browser noted the failed requests
+
+
+def test_train_now_and_try_again_are_sent(browser: Browser) -> None:
+    lab = Lab()
+    with visit(browser, lab) as seen:
+        page = seen.open("now")
+        page.get_by_role("button", name="Train now").click()
+        expect(page.get_by_role("status").filter(has_text="Asked for.")).to_be_visible()
+        page.get_by_role("button", name="Try again with task 58").click()
+        expect(page.get_by_text("Task 58 is read again.")).to_be_visible()
+        assert lab.asked == [("train", {}), ("retry", {"task": 58})]
+
+
+def test_the_checks_are_run_when_asked_for_and_stay_text(browser: Browser) -> None:
+    with visit(browser, Lab()) as seen:
+        page = seen.open("now")
+        page.get_by_role("button", name="Run the checks").click()
+        expect(page.get_by_text("1 of 2 checks found something.")).to_be_visible()
+        expect(page.locator("#checks .error")).to_have_text(f"Mend The folder {SCRIPT} is not there. Make it.")
+        page.screenshot(path=PICTURES / "now-checks.png", full_page=True)
+
+
+def test_a_scan_is_left_out_and_taken_back_at_once(browser: Browser) -> None:
+    lab = Lab()
+    with visit(browser, lab) as seen:
+        page = seen.open("queue")
+        page.get_by_role("button", name="Leave out task 33").click()
+        expect(page.locator("#scan-33.out")).to_have_count(1)
+        page.screenshot(path=PICTURES / "queue-left-out.png")
+        page.get_by_role("button", name="Undo").click()
+        expect(page.locator("#scan-33.out")).to_have_count(0)
+        assert lab.asked == [("wishes", {"tasks": [33], "wish": "out"}), ("undo", {"change": 13})]
+
+
+def test_the_queue_says_what_is_being_labelled(browser: Browser) -> None:
+    with visit(browser, Lab()) as seen:
+        page = seen.open("queue")
+        expect(page.get_by_text("ben@lab.example has a draft")).to_be_visible()
+        expect(page.get_by_text("23 Nov 2026, 10:15").first).to_be_visible()
+
+
+def test_moving_alpha_shows_how_the_queue_would_change_and_changes_nothing(browser: Browser) -> None:
+    lab = Lab()
+    with visit(browser, lab) as seen:
+        page = seen.open("settings")
+        page.get_by_label("Alpha: unsure or different, slider").focus()
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#preview-said")).to_have_text(
+            "6 of the first 10 places would change, 1 with scans that are not in the queue now."
+        )
+        rows = page.locator("#preview-table tbody tr")
+        expect(rows.nth(0)).to_contain_text("Task 35")
+        expect(rows.nth(0)).to_contain_text("up from 5")
+        expect(rows.nth(1)).to_contain_text("down from 1")
+        expect(rows.nth(9)).to_contain_text("new")
+        assert page.locator("#alpha").input_value() == "0.65"
+        assert lab.asked == []
+        page.screenshot(path=PICTURES / "settings-preview.png")
+        page.get_by_role("button", name="Discard").click()
+        assert page.locator("#alpha").input_value() == "0.6"
+        expect(page.locator("#preview-table")).to_be_hidden()
+
+
+def test_only_what_was_changed_is_saved_and_can_be_undone(browser: Browser) -> None:
+    lab = Lab()
+    with visit(browser, lab) as seen:
+        page = seen.open("settings")
+        page.get_by_label("Round size").fill("15")
+        page.get_by_label("Training", exact=True).select_option("button")
+        page.get_by_role("button", name="Save").click()
+        expect(page.get_by_text("Saved.")).to_be_visible()
+        assert lab.asked == [("settings", {"round_size": 15, "retrain": "button"})]
+        expect(page.get_by_label("Round size")).to_have_value("15")
+        page.get_by_role("button", name="Undo round_size to 15, retrain to button").click()
+        expect(page.get_by_text("Undone.", exact=True)).to_be_visible()
+        assert lab.asked[-1] == ("undo", {"change": 13})
+
+
+def test_a_setting_goes_back_to_what_label_studio_says(browser: Browser) -> None:
+    lab = Lab()
+    with visit(browser, lab) as seen:
+        page = seen.open("settings")
+        page.get_by_role("button", name="Back to what Label Studio says for Alpha").click()
+        expect(page.get_by_text("back to what Label Studio says.")).to_be_visible()
+        assert lab.asked == [("settings", {"alpha": None})]
+
+
+def test_a_value_that_cannot_be_used_is_refused_in_a_sentence_beside_the_form(browser: Browser) -> None:
+    with visit(browser, Lab()) as seen:
+        page = seen.open("settings")
+        page.get_by_label("Round size").fill("0")
+        page.get_by_role("button", name="Save").click()
+        expect(page.get_by_role("alert")).to_have_text("round_size is 0; it must be a whole number, 1 or more.")
+        seen.errors.clear()  # a browser notes every 400
+
+
+def test_another_model_is_activated_after_a_question(browser: Browser) -> None:
+    lab = Lab()
+    with visit(browser, lab) as seen:
+        page = seen.open("models")
+        questions = []
+
+        def answer(dialog: Any) -> None:
+            questions.append(dialog.message)
+            dialog.accept()
+
+        page.on("dialog", answer)
+        page.get_by_role("button", name="Activate scanqueue-r1").click()
+        expect(page.get_by_text("scanqueue-r1 draws the masks as soon as a worker is free.")).to_be_visible()
+        assert lab.asked == [("activate", {"version": "scanqueue-r1"})]
+        assert "Let scanqueue-r1 draw the masks from now on?" in questions[0]
+
+
+def test_two_models_are_chosen_and_compared(browser: Browser) -> None:
+    with visit(browser, Lab()) as seen:
+        page = seen.open("models")
+        page.get_by_label("Model A").select_option("scanqueue-r1")
+        page.get_by_label("Model B").select_option("scanqueue-r2")
+        page.get_by_role("button", name="Compare").click()
+        expect(page.get_by_text("B better by 0.231")).to_be_visible()
+        assert page.url.endswith("/compare?first=scanqueue-r1&second=scanqueue-r2")
+
+
+def test_the_keyboard_reaches_everything_in_the_order_in_which_it_stands(browser: Browser) -> None:
+    with visit(browser, Lab()) as seen:
+        page = seen.open("now")
+        names = []
+        for _ in range(12):
+            page.keyboard.press("Tab")
+            names.append(page.evaluate("document.activeElement.innerText.trim() || document.activeElement.ariaLabel"))
+            assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        assert names == [
+            *("Skip to the content", "scanqueue", "Chest radiographs, 2026", "Label Studio", "JSON"),
+            *("Now", "Map", "Queue", "Curve", "Models", "Settings", "Train now"),
+        ]
+        page.keyboard.press("Shift+Tab")
+        page.locator(".skip").focus()
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "main"
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.innerText") == "Train now"
+
+
+def test_titles_and_labels_that_are_scripts_stay_text_in_every_view(browser: Browser) -> None:
+    from test_page import hostile
+
+    with visit(browser, hostile()) as seen:
+        seen.page.on("dialog", lambda dialog: seen.errors.append(f"a script ran: {dialog.message}"))
+        for name in sorted(set(VIEWS) - {"compare", "docs", "error"}):
+            page = seen.open(name)
+            expect(page.locator("body")).to_contain_text(SCRIPT)
+        page.get_by_label("Alpha: unsure or different, slider").focus()
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#preview-said")).to_contain_text("places would change")
+
+
+def test_without_scripts_everything_can_still_be_read(browser: Browser) -> None:
+    with visit(browser, Lab(), scripts=False) as seen:
+        page = seen.open("now")
+        expect(page.get_by_text("4 of 10 labels before the next model is trained.")).to_be_visible()
+        expect(page.get_by_role("button", name="Train now")).to_be_disabled()
+        page.get_by_role("link", name="Queue", exact=True).click()
+        page.get_by_role("link", name="Ask Label Studio").click()
+        expect(page.get_by_text("ben@lab.example has a draft")).to_be_visible()
+        page.goto(seen.url + VIEWS["settings"])
+        expect(page.get_by_label("Round size")).to_have_value("12")
+        expect(page.get_by_label("Round size")).to_be_disabled()
+
+
+def test_the_queue_weighs_little(browser: Browser) -> None:
+    with visit(browser, Lab()) as seen:
+        sizes: list[int] = []
+        seen.page.on("requestfinished", lambda request: sizes.append(request.sizes()["responseBodySize"]))
+        seen.open("now")
+        seen.open("settings")
+        assert sum(sizes) < 200_000
+
+
+def test_on_real_records_the_order_and_the_levers_are_changed_and_changed_back(
+    browser: Browser, axe: str, tmp_path: Path
+) -> None:
+    world = lived(tmp_path / "data")
+    first = world.status()["queue"][0]
+
+    def wish() -> int:
+        return int(dict(world.store.columns(LIVED, "task", "wish"))[first])
+
+    with visit(browser, Lab(), app=application(world)) as seen:
+        for name in ("", "/map", "/queue", "/activity", "/curve", "/models", "/settings"):
+            page = seen.open(f"/projects/{LIVED}{name}")
+            page.screenshot(path=PICTURES / f"real{name.replace('/', '-')}.png", full_page=True)
+            assert violations(page, axe) == [], name
+        seen.open("/docs").screenshot(path=PICTURES / "real-docs.png")
+        page = seen.open(f"/projects/{LIVED}/queue")
+        page.get_by_role("button", name=f"Leave out task {first}", exact=True).click()
+        expect(page.locator(f"#scan-{first}.out")).to_have_count(1)
+        assert wish() == -1
+        page.get_by_role("button", name="Undo").click()
+        expect(page.locator(f"#scan-{first}.out")).to_have_count(0)
+        assert wish() == 0
+        page = seen.open(f"/projects/{LIVED}/settings")
+        page.get_by_label("Alpha: unsure or different", exact=True).fill("0")
+        expect(page.locator("#preview-said")).to_contain_text("place")
+        page.get_by_role("button", name="Save").click()
+        expect(page.get_by_role("button", name="Undo alpha: 0", exact=True)).to_be_visible()
+        page.get_by_role("button", name="Undo alpha: 0", exact=True).click()
+        expect(page.get_by_text("Undone.", exact=True)).to_be_visible()
+        expect(page.locator("#alpha")).to_have_value("0.7")

@@ -1,0 +1,56 @@
+"""Loading the next while the last is computed: order, limits, errors."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+from backend.workers.prefetch import ahead
+
+
+def test_all_come_in_order_in_batches_of_the_size() -> None:
+    batches = list(ahead(lambda n: n * n, range(11), size=4, threads=3))
+    assert batches == [[0, 1, 4, 9], [16, 25, 36, 49], [64, 81, 100]]
+    assert list(ahead(abs, range(7), size=3, threads=2, first=1)) == [[0], [1, 2, 3], [4, 5, 6]]
+    assert list(ahead(abs, [], size=3, threads=2)) == []
+
+
+def test_the_next_batch_is_loaded_while_the_last_is_computed_and_no_more_than_two_are() -> None:
+    begun: list[int] = []
+
+    def load(n: int) -> int:
+        begun.append(n)
+        return n
+
+    batches = ahead(load, range(100), size=5, threads=2)
+    next(batches)
+    time.sleep(0.2)  # as long as the computing takes
+    assert sorted(begun) == list(range(15))  # the batch at hand, and two more
+
+
+def test_an_error_comes_when_its_batch_is_due_and_ends_the_loading() -> None:
+    begun: list[int] = []
+
+    def load(n: int) -> int:
+        begun.append(n)
+        if n == 5:
+            raise OSError("gone")
+        time.sleep(0.01)
+        return n
+
+    with pytest.raises(OSError, match="gone"):
+        list(ahead(load, range(1000), size=4, threads=1))
+    assert len(begun) < 20
+
+
+def test_the_loading_threads_step_back_and_the_computing_one_does_not() -> None:
+    def niceness(_: int) -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    mine = niceness(0)
+    ((theirs,),) = ahead(niceness, [0], size=1, threads=1)
+    assert theirs == min(mine + 5, 19)
+    assert niceness(0) == mine

@@ -1,0 +1,139 @@
+"""The keeper of the worker process: real processes that end, hang, or are asked to stop."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backend.workers import supervisor
+from backend.workers.supervisor import keep_worker
+
+CHILD = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from backend.workers.supervisor import beat
+
+folder, descriptor = Path(sys.argv[1]), int(sys.argv[3])
+first = not (folder / "starts").exists()
+with (folder / "starts").open("a") as file:
+    file.write(f"{os.getpid()}\\n")
+stopping = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: (stopping.set(), (folder / "asked").touch()))
+well = [True]
+threading.Thread(target=beat, args=(descriptor, lambda: well[0], stopping), daemon=True).start()
+if first:
+    what = (folder / "what").read_text()
+    if what == "die":
+        sys.exit(3)
+    time.sleep(1)  # the first sign of life is given
+    if what == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if what == "hang":
+        well[0] = False
+stopping.wait(120)
+"""
+
+
+@contextmanager
+def kept(folder: Path, what: str, silence: float = 5.0) -> Iterator[threading.Event]:
+    (folder / "what").write_text(what)
+    stopping = threading.Event()
+    command = [sys.executable, "-c", CHILD, str(folder)]
+    given = {"silence": silence, "alive": folder / "alive"}
+    keeper = threading.Thread(target=keep_worker, args=(command, dict(os.environ), stopping), kwargs=given)
+    keeper.start()
+    try:
+        yield stopping
+    finally:
+        stopping.set()
+        keeper.join(30)
+        assert not keeper.is_alive()
+
+
+def starts(folder: Path) -> list[int]:
+    file = folder / "starts"
+    return [int(pid) for pid in file.read_text().split()] if file.exists() else []
+
+
+def wait_for_starts(folder: Path, count: int) -> None:
+    until = time.monotonic() + 60
+    while len(starts(folder)) < count:
+        assert time.monotonic() < until, starts(folder)
+        time.sleep(0.1)
+
+
+def test_a_worker_that_ends_is_started_again(tmp_path: Path) -> None:
+    with kept(tmp_path, "die"):
+        wait_for_starts(tmp_path, 2)
+
+
+def test_a_worker_is_watched_by_a_process_with_thousands_of_open_files(tmp_path: Path) -> None:
+    many = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with kept(tmp_path, "live"):
+            wait_for_starts(tmp_path, 1)
+            until = time.monotonic() + 60
+            while not (tmp_path / "alive").exists():
+                assert time.monotonic() < until
+                time.sleep(0.1)
+    finally:
+        for descriptor in many:
+            os.close(descriptor)
+
+
+def test_a_frozen_worker_is_killed_and_started_again(tmp_path: Path) -> None:
+    with kept(tmp_path, "freeze"):
+        wait_for_starts(tmp_path, 2)
+
+
+def test_a_worker_whose_work_hangs_is_killed_and_started_again(tmp_path: Path) -> None:
+    with kept(tmp_path, "hang"):
+        wait_for_starts(tmp_path, 2)
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again_and_costs_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "RESTART_AFTER", 0.05)
+    real, tries, stopping = subprocess.Popen, [], threading.Event()
+    descriptors: list[int] = []
+
+    def popen(*args: Any, **kwargs: Any) -> Any:
+        tries.append(1)
+        descriptors.append(len(os.listdir("/proc/self/fd")))
+        if len(tries) <= 5:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    (tmp_path / "what").write_text("live")
+    command = [sys.executable, "-c", CHILD, str(tmp_path)]
+    keeper = threading.Thread(target=supervisor.keep_worker, args=(command, dict(os.environ), stopping))
+    keeper.start()
+    try:
+        wait_for_starts(tmp_path, 1)
+    finally:
+        stopping.set()
+        keeper.join(30)
+    assert not keeper.is_alive()
+    assert len(tries) == 6
+    assert len(set(descriptors)) == 1
+
+
+def test_a_worker_that_gets_on_is_left_alone_and_asked_to_stop_at_the_end(tmp_path: Path) -> None:
+    with kept(tmp_path, "live", silence=20.0):
+        wait_for_starts(tmp_path, 1)
+        time.sleep(22)
+        assert len(starts(tmp_path)) == 1
+        assert time.time() - (tmp_path / "alive").stat().st_mtime < 5
+    assert (tmp_path / "asked").exists()

@@ -1,0 +1,184 @@
+"""The queue of looks, on the real storage, with a real consumer."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from backend.errors import StoreUnavailable
+from backend.settings import Settings
+from backend.workers import worker
+from backend.workers.worker import GAP, Queue, Relay
+
+
+def test_a_project_touched_often_waits_once(tmp_path: Path) -> None:
+    queue = Queue(Settings(data_dir=tmp_path))
+    for _ in range(50):
+        queue.touch(1)
+        queue.touch(2)
+    assert queue.waiting() == 2
+
+
+PROGRAM = """
+import sys, threading, time
+from pathlib import Path
+from backend.workers import worker
+import pytest
+
+from backend.workers import worker
+from backend.errors import StoreUnavailable
+from backend.settings import Settings
+from backend.workers.worker import Queue
+
+worker.SWEEP = 3.0
+
+folder = Path(sys.argv[1])
+busy = [True]
+
+def look(project):
+    with (folder / "looks").open("a") as file:
+        file.write(f"{project}\\n")
+    if project == 7:
+        raise RuntimeError("unexpected")
+    if project == 8 and busy:
+        busy.clear()
+        return True
+    time.sleep(0.2)
+    return False
+
+Queue(Settings(data_dir=folder), look, lambda: [1, 7, 8]).run(threading.Event())
+"""
+
+
+def looks(folder: Path) -> list[str]:
+    file = folder / "looks"
+    return file.read_text().split() if file.exists() else []
+
+
+def wait_for(folder: Path, project: str, count: int) -> None:
+    until = time.monotonic() + 60
+    while looks(folder).count(project) < count:
+        assert time.monotonic() < until, looks(folder)
+        time.sleep(0.1)
+
+
+def test_every_project_is_looked_at_on_start_and_a_busy_one_again(tmp_path: Path) -> None:
+    queue = Queue(Settings(data_dir=tmp_path))
+    queue.touch(1)  # of an earlier worker that was killed: the flag must not keep the project waiting for ever
+    child = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
+    try:
+        for project, count in (("1", 1), ("7", 1), ("8", 2)):
+            wait_for(tmp_path, project, count)
+        # a failure in one project keeps nobody from the next job
+        before = looks(tmp_path).count("1")
+        queue.touch(1)
+        wait_for(tmp_path, "1", before + 1)
+    finally:
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) is not None
+
+
+def test_ten_thousand_touches_cost_a_look_a_second_at_most(tmp_path: Path) -> None:
+    queue = Queue(Settings(data_dir=tmp_path))
+    child = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
+    try:
+        wait_for(tmp_path, "1", 1)
+        before, began = looks(tmp_path).count("1"), time.monotonic()
+        for _ in range(10_000):
+            queue.touch(1)
+        wait_for(tmp_path, "1", before + 1)
+        more, took = looks(tmp_path).count("1") - before, time.monotonic() - began
+        assert more <= took / GAP + 1
+        # the last touch is looked at too
+        after = looks(tmp_path).count("1")
+        queue.touch(1)
+        wait_for(tmp_path, "1", after + 1)
+    finally:
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) is not None
+
+
+def test_a_flag_whose_job_was_lost_keeps_nobody_waiting(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
+    try:
+        wait_for(tmp_path, "1", 1)
+        queue = Queue(Settings(data_dir=tmp_path))
+        queue._huey.storage.put_data("touched:1", b"1")  # as if its worker had died with the job in hand
+        wait_for(tmp_path, "1", looks(tmp_path).count("1") + 2)
+    finally:
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) is not None
+
+
+def test_a_queue_that_is_away_costs_a_touch_and_no_error(tmp_path: Path, free_port: int) -> None:
+    queue = Queue(Settings(data_dir=tmp_path, redis_url=f"redis://127.0.0.1:{free_port}/0"))
+    assert queue.touch(1) is False
+
+
+def test_a_relay_returns_at_once_and_passes_every_project_on() -> None:
+    slow, passed = threading.Event(), []
+
+    def touch(project: int) -> None:
+        slow.wait(10)
+        passed.append(project)
+
+    relay = Relay(touch)
+    began = time.monotonic()
+    for _ in range(1000):
+        for project in (1, 2, 3):
+            relay.touch(project)
+    assert time.monotonic() - began < 5
+    slow.set()
+    until = time.monotonic() + 10
+    while set(passed) != {1, 2, 3}:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(passed) <= 4
+
+
+def test_a_wish_outlasts_records_that_are_away_and_a_relay_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "AGAIN", 0.05)
+    away, passed, asked = [True], [], []
+
+    def known(project: int) -> bool:
+        if away[0]:
+            raise StoreUnavailable("The database does not answer.")
+        if project == 7:
+            raise RuntimeError("unexpected")
+        return project != 9
+
+    relay = Relay(passed.append, known, asked.append)
+    for project, wish in ((7, False), (1, True), (1, False), (2, False), (9, True)):
+        relay.touch(project, wish)
+    time.sleep(0.5)
+    assert (passed, asked) == ([], [])
+    away[0] = False
+    until = time.monotonic() + 10
+    while not relay.idle():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert sorted(passed) == [1, 2]
+    assert asked == [1]
+
+
+def test_sweeps_go_on_after_one_that_failed(tmp_path: Path) -> None:
+    failing = "def projects(tries=[]):\n    tries.append(1)\n    return [1] if len(tries) > 1 else 1 // 0\n\nQueue("
+    program = PROGRAM.replace("Queue(Settings", failing + "Settings").replace("lambda: [1, 7, 8]", "projects")
+    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
+    try:
+        wait_for(tmp_path, "1", 1)
+    finally:
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) is not None
+
+
+def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    program = PROGRAM.replace("threading.Event())", "threading.Event(), parent=1)")  # not the one that started it
+    assert subprocess.run([sys.executable, "-c", program, str(tmp_path)], timeout=60, check=False).returncode == 0
