@@ -1,4 +1,4 @@
-"""The facts of one project, frozen: what scans, labels, models and rounds are. Nothing in here touches a disk or a clock."""
+"""The facts of one project, frozen: scans, labels, models and rounds. Nothing here touches a disk or a clock."""
 
 from __future__ import annotations
 
