@@ -28,14 +28,6 @@ FOLDERS: dict[str, set[str]] = {
     "web": {"ground", "sampling", "formats", "records", "workers", "learning", "label_studio", "loop"},
 }
 TOP = {"app", "cli", "commands", "doctor", "demo", "logs", "plugin"}  # may import everything
-    "app",
-    "cli",
-    "commands",
-    "doctor",
-    "demo",
-    "logs",
-    "plugin",
-}  # put the parts together, so they import all of them
 
 # One wall per heavy dependency: the folders or modules that may open it.
 WALLS: dict[str, set[str]] = {
