@@ -2,166 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from backend.facts import (
-    SAMPLING,
     Label,
     LabelConfig,
-    Live,
-    Model,
-    Round,
     Scan,
     round_of,
     validation_rows,
     version_name,
 )
 from backend.fingerprints import fingerprint
+from backend.loop.publication import part_of_round, publication
+from backend.loop.steps import (
+    CompareArms,
+    Done,
+    ExtendRound,
+    FitMap,
+    Listen,
+    MapScans,
+    OpenRound,
+    Plan,
+    ReadMasks,
+    ReadScans,
+    Score,
+    Seen,
+    Step,
+    Train,
+)
 from backend.settings import ProjectSettings
 
 ARM = 5  # labels of either kind below which choosing and chance are not compared
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Label Studio's side of a project, as of the last look. `people`: how many annotate, as `annotators` counts."""
-
-    project: int
-    config: LabelConfig | None
-    scans: tuple[Scan, ...]
-    labels: tuple[Label, ...]
-    live: Live
-    blocked: str = ""
-    people: int = 0
-
-
-@dataclass(frozen=True)
-class Done:
-    """Our side: what has been computed and stored.
-
-    settings  with the strategy written out as COLD+MODEL
-    mapped    digests on the map, which is one of the settings' `unit`
-    fitted    how many it was fitted on: images or volumes
-    scored    digests of which the active model said all that the strategy wants to know
-    compared  versions of models with which choosing and chance were compared
-    served    tasks that were ever in an order, and whether as a control, in the last order that had them; empty
-              while no comparison is due
-    """
-
-    settings: ProjectSettings
-    embedder: str
-    embedded: frozenset[str] = frozenset()
-    mapped: frozenset[str] = frozenset()
-    fitted: int = 0
-    models: tuple[Model, ...] = ()
-    active: str = ""
-    scored: frozenset[str] = frozenset()
-    rounds: tuple[Round, ...] = ()
-    compared: frozenset[str] = frozenset()
-    served: Mapping[int, bool] = field(default_factory=dict)
-    asked: int = 0  # how many times a training was asked for and not yet done
-
-
-@dataclass(frozen=True)
-class Listen:
-    """Have Label Studio tell us when something happens: the project's webhook, with our secret."""
-
-
-@dataclass(frozen=True)
-class ReadScans:
-    """Fetch, decode and embed the images of these tasks."""
-
-    tasks: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ReadMasks:
-    """Fetch and decode the annotations of these tasks."""
-
-    tasks: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class FitMap:
-    """Lay the whole pool out anew; `MapScans` only adds scans to the map there is."""
-
-
-@dataclass(frozen=True)
-class MapScans:
-    tasks: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class OpenRound:
-    """Rank the pool with `model` ("" for the cold start) and write the order down as round n."""
-
-    n: int
-    key: str
-    model: str
-    carried: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class ExtendRound:
-    """Append scans that arrived after the round was opened; what was published keeps its place."""
-
-    tasks: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Score:
-    """Predict these scans with the active model and store how unsure it is of them."""
-
-    tasks: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Train:
-    """Train version `version` on the labels of these tasks, and decide whether it becomes active."""
-
-    version: str
-    tasks: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Publish:
-    """Write to Label Studio what differs: `tasks` of the latest round first, then its settings."""
-
-    tasks: tuple[int, ...] = ()
-    settings: bool = False
-    doubled: bool = False
-
-
-@dataclass(frozen=True)
-class CompareArms:
-    """Train one model on labels of ours and one on as many controls, and judge both on the same scans.
-
-    version     the model whose labels these are; nothing but its details is changed
-    ours        tasks labelled first among those that were chosen
-    control     as many tasks that were drawn at random
-    validation  tasks that are held out of both
-    """
-
-    version: str
-    ours: tuple[int, ...]
-    control: tuple[int, ...]
-    validation: tuple[int, ...]
-
-
-Step = (
-    Listen | ReadScans | ReadMasks | FitMap | MapScans | OpenRound | ExtendRound | Score | Train | Publish | CompareArms
-)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """`phase` and `reason` for people; `steps`: what is missing, most urgent first."""
-
-    phase: str
-    reason: str = ""
-    steps: tuple[Step, ...] = ()
 
 
 def decide(seen: Seen, done: Done) -> Plan:
@@ -234,7 +107,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         if done.active:
             steps += _scoring(pool, done)
         waiting = {s.task for s in pool}
-        ahead = latest.order[: published_length(latest, seen, done.settings)]
+        ahead = latest.order[: part_of_round(latest, seen, done.settings)[0]]
         carried = tuple(t for t in ahead if t in waiting and t in seen.live.published)
         steps.append(OpenRound(next_round(done), key, done.active, carried))
     elif not stale:
@@ -329,78 +202,6 @@ def round_key(done: Done, config: LabelConfig, scans: Sequence[Scan] = ()) -> st
     trained = done.models[-1].version
     alpha = settings.alpha if ranked == "paper" else ProjectSettings.alpha  # the others do not ask for it
     return fingerprint(done.active, trained, config.key, alpha, ranked, *([more] if more else []))
-
-
-def prefix_length(
-    order: Sequence[int],
-    open_tasks: frozenset[int],
-    settings: ProjectSettings,
-    people: int = 0,
-    siblings: Callable[[int], Container[int]] | None = None,
-) -> int:
-    """How much of an order must be published so that annotators do not run out of it.
-
-    The first `depth` tasks; then, whenever fewer than `round_size` of what was published, or
-    than two for each of the `people` who annotate, are still open, the next block: everybody
-    holds one, and Label Studio says "no more tasks" when all others are held. A function of
-    what is labelled alone, not of when we looked, so that a restart publishes what an
-    undisturbed run would have.
-
-    siblings  the tasks of the volume that a task is of. Where whole scans are chosen, the end
-              moves on to that of the volume it would lie in
-    """
-    length = _blocks_length(order, open_tasks, settings, people)
-    if siblings is None or settings.unit != "scan" or not 0 < length < len(order):
-        return length
-    same = siblings(order[length - 1])
-    while length < len(order) and order[length] in same:
-        length += 1
-    return length
-
-
-def _blocks_length(order: Sequence[int], open_tasks: frozenset[int], settings: ProjectSettings, people: int) -> int:
-    enough = max(settings.round_size, 2 * people)
-    block = max(settings.depth - settings.round_size, settings.round_size)
-    length, left, at = settings.depth, 0, 0
-    for at, task in enumerate(order, start=1):
-        if at > length:
-            if left >= enough:
-                return length
-            length += block
-        left += task in open_tasks
-    return at
-
-
-def published_length(latest: Round, seen: Seen, settings: ProjectSettings) -> int:
-    """`prefix_length` of a round as things stand: skipped scans are not counted as still open."""
-    open_ = (s for s in seen.scans if s.digest and not s.annotated and not s.problem and s.wish >= 0)
-    waiting = (s.task for s in open_ if not s.skipped)
-
-    def siblings(task: int) -> Container[int]:
-        volume = next((s.volume for s in seen.scans if s.task == task), "")
-        return {s.task for s in seen.scans if s.volume == volume} if volume else {task}
-
-    return prefix_length(latest.order, frozenset(waiting), settings, seen.people, siblings)
-
-
-def publication(latest: Round, seen: Seen, settings: ProjectSettings) -> Publish | None:
-    """What Label Studio lacks of the latest round; None when it shows just that."""
-    live = seen.live
-    open_ = (s for s in seen.scans if s.digest and not s.annotated and not s.problem)
-    unlabelled = {s.task for s in open_ if s.wish >= 0}  # left out while a training keeps the next round away
-    length = published_length(latest, seen, settings)
-    wanted = [t for t in latest.order[:length] if t in unlabelled]
-    behind = set(latest.order[length:])
-    wanted += [t for t in latest.carried if t in unlabelled and t in behind]
-    tasks = tuple(t for t in wanted if not live.published.get(t))
-    shown = bool(tasks) or bool(live.published)
-    differs = shown and (
-        live.model_version != latest.version or live.sampling != SAMPLING or not live.show_predictions or not live.view
-    )
-    doubled = any(count > 1 for count in live.published.values())
-    if tasks or differs or doubled:
-        return Publish(tasks, differs, doubled)
-    return None
 
 
 def _phase(done: Done, scans: list[Scan], usable: tuple[int, ...], training: bool) -> tuple[str, str]:

@@ -52,7 +52,12 @@ from backend.label_studio.studio import Annotation, ProjectPage, Studio, TaskRow
 from backend.learning.evaluation import Scores
 from backend.learning.learner import Case, Learner
 from backend.loop.batch import Bulk
-from backend.loop.decide import (
+from backend.loop.decide import decide, next_step
+from backend.loop.order import BEGUN, Ground, order, signals
+from backend.loop.project_settings import extra_signal, row_settings
+from backend.loop.publication import part_of_round, publication
+from backend.loop.selection_units import add, lay_out
+from backend.loop.steps import (
     CompareArms,
     Done,
     ExtendRound,
@@ -68,14 +73,7 @@ from backend.loop.decide import (
     Seen,
     Step,
     Train,
-    decide,
-    next_step,
-    publication,
-    published_length,
 )
-from backend.loop.order import BEGUN, Ground, order, signals
-from backend.loop.project_settings import extra_signal, row_settings
-from backend.loop.selection_units import add, lay_out
 from backend.loop.task_data import TAKEN, Origin, origin, storable
 from backend.records.locks import Hold
 from backend.records.store import PROBLEM_RETRY, Pick, Store, StoredMap, put_map, read_map, scan_of
@@ -663,7 +661,7 @@ class Reconciler:
         latest = self.store.rounds(project, picks=False)[-1]
         # What annotators already see keeps its place, and what was deleted leaves its place empty: a place is a
         # score in Label Studio. The rest is ordered anew with the late scans among it.
-        kept = latest["picks"][: published_length(done.rounds[-1], seen, done.settings)]
+        kept = latest["picks"][: part_of_round(done.rounds[-1], seen, done.settings)[0]]
         scans = [s for s in seen.scans if s.digest in done.mapped and not s.problem]
         fresh = self._order(project, done, scans, latest["model"], [p.task for p in kept])
         self.store.extend_round(project, latest["n"], [*kept, *fresh])

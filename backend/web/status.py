@@ -10,8 +10,8 @@ import numpy as np
 
 from backend.errors import BadSetting
 from backend.facts import annotators, round_of, version_name
-from backend.loop.decide import prefix_length
 from backend.loop.project_settings import project_settings, row_settings
+from backend.loop.publication import published_part
 from backend.records.store import Pick, Store, read_map
 from backend.settings import ProjectSettings
 from sampling import Point, stopping_hint
@@ -117,20 +117,14 @@ def served(store: Store, project: int) -> list[tuple[Pick, int]]:
     latest = store.latest_round(project)
     if row is None or latest is None:
         return []
-    settings = settings_of(store, project)
-    open_ = store.waiting(project)
-    waiting = frozenset(t for t, _ in open_)
-    fresh = frozenset(t for t, skipped in open_ if not skipped)
-    picks = latest["picks"]
+    waiting = {task: bool(skipped) for task, skipped in store.waiting(project)}
     people = annotators((r["annotation"], r["completed_by"]) for r in store.labels(project))
-    order = [p.task for p in picks]
-    length = prefix_length(order, fresh, settings, people, lambda task: store.siblings(project, task))
-    carried = set(latest["carried"])
-    return [
-        (pick, place)
-        for place, pick in enumerate(picks, start=1)
-        if pick.task in waiting and (place <= length or pick.task in carried)
-    ]
+    places = {p.task: (p, place) for place, p in enumerate(latest["picks"], start=1)}
+    settings, carried = settings_of(store, project), latest["carried"]
+    _, tasks = published_part(
+        list(places), carried, waiting, settings, people, lambda task: store.siblings(project, task)
+    )
+    return sorted((places[task] for task in tasks), key=lambda found: found[1])
 
 
 def settings_of(store: Store, project: int) -> ProjectSettings:

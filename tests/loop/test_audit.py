@@ -13,8 +13,8 @@ from world import COLD, DEPTH, PROJECT, ROUND, Ready, World
 
 from backend.errors import BadSetting
 from backend.loop import audit as changes
-from backend.loop.decide import publication
 from backend.loop.project_settings import row_settings
+from backend.loop.publication import publication
 from backend.records.store import Store
 
 pytestmark = pytest.mark.usefixtures("miniature")

@@ -29,7 +29,9 @@ from backend.facts import (
     version_name,
 )
 from backend.fingerprints import fingerprint
-from backend.loop.decide import (
+from backend.loop.decide import decide, round_key
+from backend.loop.publication import prefix_length
+from backend.loop.steps import (
     CompareArms,
     Done,
     ExtendRound,
@@ -43,9 +45,6 @@ from backend.loop.decide import (
     Score,
     Seen,
     Train,
-    decide,
-    prefix_length,
-    round_key,
 )
 from backend.settings import ProjectSettings
 

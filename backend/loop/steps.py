@@ -1,0 +1,161 @@
+"""The vocabulary of the loop: what was observed, what is stored, and the steps that lead from one to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from backend.facts import Label, LabelConfig, Live, Model, Round, Scan
+from backend.settings import ProjectSettings
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Label Studio's side of a project at the last observation.
+
+    blocked  why nothing can be done; "" normally
+    people   the number of annotators, see `annotators`
+    """
+
+    project: int
+    config: LabelConfig | None
+    scans: tuple[Scan, ...]
+    labels: tuple[Label, ...]
+    live: Live
+    blocked: str = ""
+    people: int = 0
+
+
+@dataclass(frozen=True)
+class Done:
+    """Our side of a project: what is computed and stored.
+
+    settings  with the strategy written out as COLD+MODEL
+    embedded  digests with an embedding by `embedder`
+    mapped    digests on the map of the current `unit`
+    fitted    number of images or volumes the map was fitted on
+    active    version of the active model; "" before the first
+    scored    digests for which the active model's uncertainties are stored, all that the strategy needs
+    compared  versions of the models whose comparison with the control is stored
+    served    tasks that were ever in an order, and whether as a control in the last order that contained them; empty
+              while no comparison is due
+    asked     number of pending training requests
+    """
+
+    settings: ProjectSettings
+    embedder: str
+    embedded: frozenset[str] = frozenset()
+    mapped: frozenset[str] = frozenset()
+    fitted: int = 0
+    models: tuple[Model, ...] = ()
+    active: str = ""
+    scored: frozenset[str] = frozenset()
+    rounds: tuple[Round, ...] = ()
+    compared: frozenset[str] = frozenset()
+    served: Mapping[int, bool] = field(default_factory=dict)
+    asked: int = 0
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Register the project's webhook, with our secret, so that Label Studio reports events."""
+
+
+@dataclass(frozen=True)
+class ReadScans:
+    """Fetch, decode and embed the images of these tasks."""
+
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ReadMasks:
+    """Fetch and decode the annotations of these tasks."""
+
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FitMap:
+    """Fit a new map on the whole pool."""
+
+
+@dataclass(frozen=True)
+class MapScans:
+    """Add the scans of these tasks to the existing map."""
+
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """Rank the pool with `model` ("" for the cold start) and store the order as round n."""
+
+    n: int
+    key: str
+    model: str
+    carried: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExtendRound:
+    """Add scans that arrived after the round was opened. The published part keeps its places."""
+
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Predict these scans with the active model and store its uncertainties."""
+
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train version `version` on the labels of these tasks, and decide whether it becomes active."""
+
+    version: str
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Write the differences to Label Studio: first `tasks` of the latest round, then the project's settings.
+
+    doubled  some tasks have several predictions of the round, so the surplus must be removed
+    """
+
+    tasks: tuple[int, ...] = ()
+    settings: bool = False
+    doubled: bool = False
+
+
+@dataclass(frozen=True)
+class CompareArms:
+    """Train one model on labels of our order and one on as many controls, and evaluate both on the same scans.
+
+    version     the model the labels belong to; only its details change
+    ours        the first labelled tasks of our order
+    control     as many tasks drawn at random
+    validation  tasks held out of both trainings
+    """
+
+    version: str
+    ours: tuple[int, ...]
+    control: tuple[int, ...]
+    validation: tuple[int, ...]
+
+
+Step = (
+    Listen | ReadScans | ReadMasks | FitMap | MapScans | OpenRound | ExtendRound | Score | Train | Publish | CompareArms
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The `phase` and its `reason` for people, and the missing `steps`, most urgent first."""
+
+    phase: str
+    reason: str = ""
+    steps: tuple[Step, ...] = ()
