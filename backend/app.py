@@ -18,10 +18,10 @@ from backend.records.store import Store
 from backend.settings import PREFIX, Settings
 from backend.web import page
 from backend.web.api import create_api
-from backend.workers.counters import Measures, Note, nowhere
+from backend.workers.counters import CountCallback, Counters, discard
 from backend.workers.supervisor import SILENCE, beat, keep_worker
-from backend.workers.watchdog import Pulse, Stopping
-from backend.workers.worker import Queue, Relay
+from backend.workers.watchdog import Stopping, Watchdog
+from backend.workers.worker import Queue, RequestBuffer
 
 if TYPE_CHECKING:
     from backend.label_studio.studio import Studio
@@ -43,20 +43,22 @@ def make_reconciler(
     settings: Settings,
     store: Store,
     stopping: threading.Event,
-    pulse: Pulse | None = None,
-    note: Note = nowhere,
+    watchdog: Watchdog | None = None,
+    count: CountCallback = discard,
 ) -> Reconciler:
     from backend.learning.learner import Learner
     from backend.loop.driver import Reconciler
 
-    studio = make_studio(settings, note)
-    return Reconciler(studio, store, Learner(settings), settings, stopping.is_set, pulse or Pulse(), note)
+    studio = make_studio(settings, count)
+    return Reconciler(studio, store, Learner(settings), settings, stopping.is_set, watchdog or Watchdog(), count)
 
 
-def make_studio(settings: Settings, note: Note = nowhere) -> Studio:
+def make_studio(settings: Settings, count: CountCallback = discard) -> Studio:
     from backend.label_studio.studio import Studio
 
-    return Studio(settings.label_studio_url, settings.label_studio_api_key, image_hosts=settings.image_hosts, note=note)
+    return Studio(
+        settings.label_studio_url, settings.label_studio_api_key, image_hosts=settings.image_hosts, count=count
+    )
 
 
 def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = None) -> None:
@@ -67,24 +69,24 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
     from backend.loop.driver import Busy
     from backend.loop.shard_worker import Helper
     from backend.records.retention import Retention
-    from backend.workers.roster import Presence
+    from backend.workers.roster import Roster
 
     os.nice(NICE)
     stopping = threading.Event()
-    pulse = Pulse()
+    watchdog = Watchdog()
     store = open_store(settings)
-    measures = Measures(store.add_measures)
-    reconciler = make_reconciler(settings, store, stopping, pulse, measures.note)
+    counters = Counters(store.add_counters)
+    reconciler = make_reconciler(settings, store, stopping, watchdog, counters.count)
     if heartbeat is not None:  # only now: loading the libraries may hold all threads up for long
         threading.Thread(
-            target=beat, args=(heartbeat, lambda: pulse.silence() < settings.hang_seconds, stopping), daemon=True
+            target=beat, args=(heartbeat, lambda: watchdog.silence() < settings.hang_seconds, stopping), daemon=True
         ).start()
 
-    presence = Presence(store, f"{socket.gethostname()}:{os.getpid()}")
+    roster = Roster(store, f"{socket.gethostname()}:{os.getpid()}")
 
     def look(project: int) -> bool:
         try:
-            with pulse.watched(), presence.at(f"project {project}"):
+            with watchdog.watched(), roster.at(f"project {project}"):
                 reconciler.reconcile(project)
         except Busy:
             return True
@@ -92,16 +94,16 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
             log.info("project %s: stopped; it is taken up again at the next start", project)
         return False
 
-    helper = Helper(reconciler.shards, reconciler.bulk, pulse, stopping, presence)
+    helper = Helper(reconciler.shards, reconciler.bulk, watchdog, stopping, roster)
     retention = Retention(store, settings.keep_models, settings.cache_days, stopping)
     for run in (helper.run, retention.run):
         threading.Thread(target=run, daemon=True).start()
-    telling = threading.Thread(target=presence.run, args=(stopping,), daemon=True)
+    telling = threading.Thread(target=roster.run, args=(stopping,), daemon=True)
     telling.start()
-    threading.Thread(target=measures.keep, args=(stopping,), daemon=True).start()
+    threading.Thread(target=counters.keep, args=(stopping,), daemon=True).start()
     Queue(settings, look, store.projects).run(stopping, parent=parent)
     telling.join(timeout=5)
-    measures.flush()
+    counters.flush()
 
 
 def supervise_worker(settings: Settings, *, alive: Path | None = None) -> None:
@@ -128,18 +130,24 @@ def run_server(settings: Settings, *, worker: bool) -> None:
 
     store = open_store(settings)
     queue = Queue(settings)
-    measures = Measures(store.add_measures)
-    studio, learner = make_studio(settings, measures.note), Learner(settings, at_once=False)
+    counters = Counters(store.add_counters)
+    studio, learner = make_studio(settings, counters.count), Learner(settings, at_once=False)
     predictor = Predictor(store, studio, learner)
-    relay = Relay(queue.touch, lambda project: store.project(project) is not None, store.ask)
+    buffer = RequestBuffer(queue.request, lambda project: store.project(project) is not None, store.request_training)
     pictures = Pictures(store, Bulk(studio, store, learner))
     overview = Overview(store, studio, pictures, lambda p: [f.to_dict() for f in examine(settings, p)])
     api = create_api(
-        settings, store, relay.touch, predictor.predict, overview=overview, waiting=queue.waiting, note=measures.note
+        settings,
+        store,
+        buffer.request,
+        predictor.predict,
+        overview=overview,
+        waiting=queue.waiting,
+        count=counters.count,
     )
     stopping = threading.Event()
     keeper = threading.Thread(target=_keep_worker, args=(settings, stopping), daemon=True)
-    threading.Thread(target=measures.keep, args=(stopping,), daemon=True).start()
+    threading.Thread(target=counters.keep, args=(stopping,), daemon=True).start()
     threading.Thread(target=page.warm, daemon=True).start()
     threading.Thread(target=_load_ahead, args=(learner, store, stopping), daemon=True).start()
     if worker:
@@ -156,7 +164,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
         )
     finally:
         stopping.set()
-        measures.flush()
+        counters.flush()
         if worker:
             keeper.join(timeout=30)
 

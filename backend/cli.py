@@ -260,7 +260,7 @@ def models_activate(
 
     settings = _settings(data_dir=data_dir)
     changes.activate(_store(data_dir), project, "command line", version)
-    Queue(settings).touch(project)
+    Queue(settings).request(project)
     console.print(f"{version} is active for project {project}; a new round is published by the worker.")
 
 
@@ -439,7 +439,7 @@ def restore(
 
     settings = _settings(data_dir=data_dir)
     made = backups.restore(lambda: open_store(settings), file, replace=replace, wait=wait, say=_say)
-    Queue(settings).touch(made.project)
+    Queue(settings).request(made.project)
     _say(f"{_backed_up(made)}, as of {made.made_at}, is in {settings.data_dir}; the worker looks at it.")
 
 

@@ -725,7 +725,7 @@ def _turns_to(settings: Settings, store: Store, project: int) -> bool:
     from backend.workers.worker import Queue
 
     queue = Queue(settings)
-    queue.touch(project)
+    queue.request(project)
     until = time.monotonic() + PICKED_UP
     while queue.waits(project) and not _at_work(store, project):
         if time.monotonic() > until:

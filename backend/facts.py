@@ -121,7 +121,7 @@ class Scan:
     """One task. `digest` names its pixels once they were read; `problem` says why they were not.
 
     stratum  what its data says under the key `stratify_by`
-    wish     1: somebody wants it labelled next; -1: left out of the order
+    priority 1: to be labelled next; -1: left out of the order
     volume   of what it is a slice; "": it stands for itself
     slice    its number along the cut of the volume
     patient  whose it is; "": not known
@@ -136,7 +136,7 @@ class Scan:
     skipped: bool = False
     problem: str = ""
     stratum: str = ""
-    wish: int = 0
+    priority: int = 0
     volume: str = ""
     slice: int = 0
     patient: str = ""

@@ -220,8 +220,10 @@ def fill(store: Store, count: int) -> Points:
         store.put_rows(connection, scan_table, scans, keep=False)
         store.put_rows(connection, label_table, labels, keep=False)
     store.put_arrays("maps", map_name(PROJECT, EMBEDDER), digests=np.array(digests), xy=xy, state_xy=xy)
-    store.put_entropies(MODEL, {d: round(float(e), 4) for d, e in zip(digests, points.entropy, strict=True)})
-    store.put_model(PROJECT, _model([s["task"] for s in labels]), active="scanqueue-r1", asked=0)
+    store.put_uncertainty(
+        MODEL, {d: {"image": round(float(e), 4)} for d, e in zip(digests, points.entropy, strict=True)}
+    )
+    store.put_model(PROJECT, _model([s["task"] for s in labels]), active="scanqueue-r1", training_requests=0)
     for n, picks in enumerate((_cold(points, rng), _ranked(points, labelled, rng))):
         model = "scanqueue-r1" if n else ""
         drawn = len(labels) if n else 0

@@ -92,7 +92,7 @@ class Pool:
         store = self.reconciler.store
         # what is left of the round before is not among the first again, so that just MASKS are sent
         unsure = {t: 0.0 if t in left else float(rng.uniform(0.5, 1)) for t in self.digests}
-        store.put_entropies(name, {self.digests[t]: value for t, value in unsure.items()})
+        store.put_uncertainty(name, {self.digests[t]: {"image": value} for t, value in unsure.items()})
         # whichever scans will be first: their masks are drawn already, as the network is not what is measured
         done = {r["key"] for r in store.labels(self.project)}
         for i, digest in enumerate(self.digests.values()):
@@ -110,7 +110,7 @@ class Pool:
             "details": {},
         }
         store.path("models", name).mkdir(parents=True)  # a model without its checkpoint would count as lost
-        store.put_model(self.project, row, active=version, asked=0)
+        store.put_model(self.project, row, active=version, training_requests=0)
         return version
 
     def _mask_file(self, number: int) -> Path:

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from sqlalchemy import delete, func, select
 
 from backend.demo.child import Child
-from backend.records.store import Store, embedding_table, entropy_table
+from backend.records.store import Store, embedding_table, uncertainty_table
 from backend.settings import Settings
 from backend.workers.shards import SHARD
 from backend.workers.worker import Queue
@@ -104,17 +104,17 @@ class Pool:
         model = self.store.models(self.project)[-1]["fingerprint"]
         with self.store.write() as connection:
             connection.execute(delete(embedding_table).where(embedding_table.c.digest.in_(digests)))
-            connection.execute(delete(entropy_table).where(entropy_table.c.digest.in_(digests)))
+            connection.execute(delete(uncertainty_table).where(uncertainty_table.c.digest.in_(digests)))
         if only is None:
             shutil.rmtree(self.folder / "pixels")
         self._alpha += 0.001  # never one that a round was opened with: there would be nothing to score
         extra = json.loads(self.store.project(self.project)["extra_params"]) | {"alpha": self._alpha}
         self.store.set_project(self.project, extra_params=json.dumps(extra))
         began = time.perf_counter()
-        self.queue.touch(self.project)
+        self.queue.request(self.project)
         self._wait(lambda: self._count(embedding_table) == self.scans)
         embedded = time.perf_counter()
-        self._wait(lambda: len(self.store.entropies(model)) >= self.scans - LABELLED)
+        self._wait(lambda: len(self.store.image_entropies(model)) >= self.scans - LABELLED)
         return embedded - began, time.perf_counter() - embedded
 
     def _count(self, table: object) -> int:

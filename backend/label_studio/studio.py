@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from backend.errors import ProjectGone, StudioRefused, StudioUnavailable, UnreadableMask, UnreadableScan
 from backend.facts import SAMPLING, SECRET_HEADER, LabelConfig
 from backend.formats.pixels import mask_to_polygons, merge_labels, polygon_to_mask
-from backend.workers.counters import Note, nowhere
+from backend.workers.counters import CountCallback, discard
 
 log = logging.getLogger("scanqueue.studio")
 
@@ -179,14 +179,20 @@ class Studio:
     """
 
     def __init__(
-        self, url: str, api_key: str, *, image_hosts: Sequence[str] = (), timeout: float = 60.0, note: Note = nowhere
+        self,
+        url: str,
+        api_key: str,
+        *,
+        image_hosts: Sequence[str] = (),
+        timeout: float = 60.0,
+        count: CountCallback = discard,
     ) -> None:
         self.url = url.rstrip("/") + "/"  # the SDK refreshes tokens against the wrong path without it
         self._api_key = api_key
         self._image_hosts = frozenset(host.lower().rstrip("!") for host in image_hosts)
         self._local_hosts = frozenset(host.lower().rstrip("!") for host in image_hosts if host.endswith("!"))
         self._timeout = timeout
-        self._note = note
+        self._count = count
         self._lock = threading.Lock()
         self._certificates = httpx.create_ssl_context()  # reading them takes longer than fetching a scan
         self._sdk: LabelStudio | None = None
@@ -277,14 +283,14 @@ class Studio:
         except ApiError as error:
             raise self._refusal(error.status_code or 0, error.body, path) from error
         except (httpx.HTTPError, ValueError) as error:  # ValueError: a token answer that is not JSON
-            self._note("studio_error", "no answer")
+            self._count("studio_error", "no answer")
             raise StudioUnavailable(
                 f"Label Studio at {self.url} does not answer ({type(error).__name__}). "
                 "It is asked again every minute; check that it runs and that SCANQUEUE_LABEL_STUDIO_URL is right."
             ) from error
-        self._note("studio", f"{method} {_pattern(path)}", time.monotonic() - began)
+        self._count("studio", f"{method} {_pattern(path)}", time.monotonic() - began)
         if response.status_code >= 400:
-            self._note("studio_error", "failed" if response.status_code >= 500 else "refused")
+            self._count("studio_error", "failed" if response.status_code >= 500 else "refused")
         try:
             return response.status_code, response.json() if response.content else None
         except ValueError as error:
@@ -489,11 +495,11 @@ class Studio:
                             raise UnreadableScan(_forbidden(url, reference))
                         body = _body(response, reference)
                         if ours:
-                            self._note("studio", "GET image", time.monotonic() - began)
+                            self._count("studio", "GET image", time.monotonic() - began)
                         return body
                 except (httpx.HTTPError, ValueError) as error:  # ValueError: a token answer that is not JSON
                     if ours:
-                        self._note("studio_error", "no answer")
+                        self._count("studio_error", "no answer")
                         raise StudioUnavailable(
                             f"Label Studio at {self.url} does not answer ({type(error).__name__})."
                         ) from error

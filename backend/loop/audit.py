@@ -8,11 +8,11 @@ from typing import Any
 
 from backend.errors import BadSetting
 from backend.loop.project_settings import project_settings
-from backend.records.store import NEXT, OUT, Change, Store, activate_model
+from backend.records.store import PRIORITY_EXCLUDED, PRIORITY_NEXT, Change, Store, activate_model
 from backend.settings import ProjectSettings
 
-WISHES = {"next": NEXT, "out": OUT, "none": 0}
-SAID = {NEXT: "to be labelled next", OUT: "left out of the order", 0: "back in the usual order"}
+WISHES = {"next": PRIORITY_NEXT, "out": PRIORITY_EXCLUDED, "none": 0}
+SAID = {PRIORITY_NEXT: "to be labelled next", PRIORITY_EXCLUDED: "left out of the order", 0: "back in the usual order"}
 UNDOABLE = ("settings", "wishes", "activate")
 
 
@@ -43,41 +43,43 @@ def _put_levers(store: Store, project: int, user: str, given: Mapping[str, Any],
         raise BadSetting("Nothing was changed: these settings are in force already.")
     what = ", ".join(f"{k}: {_spelled(after.get(k))}" for k in moved)
     old, new = ({k: found.get(k) for k in moved} for found in (before, after))
-    return store.add_change(project, Change(user, "settings", what, old, new, undoes), levers=new)
+    return store.add_change(project, Change(user, "settings", what, old, new, undoes), overrides=new)
 
 
 def _spelled(value: Any) -> str:
     return "back to what Label Studio says" if value is None else str(value)
 
 
-def set_wishes(store: Store, project: int, user: str, tasks: Sequence[int], wish: str) -> int:
+def set_wishes(store: Store, project: int, user: str, tasks: Sequence[int], priority: str) -> int:
     """Have scans labelled "next", left "out", or in the usual order again ("none"). Returns the change's number.
 
     Raises BadSetting when the wish is none of these or a task is not known; nothing is changed then.
     """
-    if wish not in WISHES:
-        raise BadSetting(f"wish is {wish!r}; it must be one of {', '.join(WISHES)}.")
+    if priority not in WISHES:
+        raise BadSetting(f"wish is {priority!r}; it must be one of {', '.join(WISHES)}.")
     if not tasks:
         raise BadSetting("tasks is empty; name at least one scan.")
     known = dict(store.columns(project, "task", "wish"))
     if strange := sorted(set(tasks) - known.keys()):
         raise BadSetting(f"project {project} has no task {strange[0]}.")
-    return _put_wishes(store, project, user, known, dict.fromkeys(tasks, WISHES[wish]), None)
+    return _put_wishes(store, project, user, known, dict.fromkeys(tasks, WISHES[priority]), None)
 
 
 def _put_wishes(
     store: Store, project: int, user: str, known: Mapping[int, int], wanted: Mapping[int, int], undoes: int | None
 ) -> int:
-    moved = {task: wish for task, wish in wanted.items() if task in known and known[task] != wish}
+    moved = {task: priority for task, priority in wanted.items() if task in known and known[task] != priority}
     if not moved:
         raise BadSetting("Nothing was changed: it is so already.")
     many: dict[int, int] = {}
-    for wish in moved.values():
-        many[wish] = many.get(wish, 0) + 1
-    what = ", ".join(f"{n} scan{'s' if n > 1 else ''} {SAID[wish]}" for wish, n in sorted(many.items(), reverse=True))
+    for priority in moved.values():
+        many[priority] = many.get(priority, 0) + 1
+    what = ", ".join(
+        f"{n} scan{'s' if n > 1 else ''} {SAID[priority]}" for priority, n in sorted(many.items(), reverse=True)
+    )
     before = {str(task): known[task] for task in moved}
-    after = {str(task): wish for task, wish in moved.items()}
-    return store.add_change(project, Change(user, "wishes", what, before, after, undoes), wishes=moved)
+    after = {str(task): priority for task, priority in moved.items()}
+    return store.add_change(project, Change(user, "wishes", what, before, after, undoes), priorities=moved)
 
 
 def activate(store: Store, project: int, user: str, version: str) -> int:
@@ -92,7 +94,7 @@ def activate(store: Store, project: int, user: str, version: str) -> int:
 
 def ask(store: Store, project: int, user: str) -> int:
     """Have a model trained now."""
-    store.ask(project)
+    store.request_training(project)
     return store.add_change(project, Change(user, "train", "training asked for"))
 
 
@@ -127,7 +129,7 @@ def undo(store: Store, project: int, user: str, number: int) -> int:
         return _put_levers(store, project, user, back, number)
     if found["kind"] == "wishes":
         known = dict(store.columns(project, "task", "wish"))
-        back = {int(t): wish for t, wish in before.items() if known.get(int(t)) == after[t]}
+        back = {int(t): priority for t, priority in before.items() if known.get(int(t)) == after[t]}
         if not back:
             raise BadSetting(f"What change {number} wished ({found['what']}) was changed again since, and stays.")
         return _put_wishes(store, project, user, known, back, number)

@@ -47,7 +47,7 @@ class Bulk:
     learner: Learner
     alive: Callable[[], None] = nothing
 
-    def needs_to_read(self) -> str:
+    def requirements_to_read(self) -> str:
         """What reading depends on besides the scans: workers that say the same do the same."""
         return f"{self.learner.embedder().name}|{self.learner.image_size}"
 
@@ -56,16 +56,16 @@ class Bulk:
         rows = [self.store.scan(project, task) for task in tasks]
         return [scan_of(r) for r in rows if r is not None]
 
-    def do(self, kind: str, project: int, needs: str, tasks: Sequence[int]) -> None:
+    def do(self, kind: str, project: int, requirements: str, tasks: Sequence[int]) -> None:
         """A part of the work `kind`: "read", or "score" or "draw" with the model that `needs` names."""
         scans = self.scans(project, tasks)
         if kind == "read":
             self.read(project, scans)
         elif kind == "score":
-            model, _, extra = needs.partition("|")
+            model, _, extra = requirements.partition("|")
             self.score(project, model, scans, extra)
         else:
-            self.draw(project, needs, scans)
+            self.draw(project, requirements, scans)
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -167,7 +167,7 @@ class Bulk:
     # -- with a model -------------------------------------------------------------------------
 
     @staticmethod
-    def needs_to_score(model: str, extra: str) -> str:
+    def requirements_to_score(model: str, extra: str) -> str:
         """What scoring depends on besides the scans: a model's fingerprint, and a signal that takes extra work."""
         return f"{model}|{extra}" if extra else model
 
@@ -177,7 +177,7 @@ class Bulk:
         for good, boxes in self.boxes(project, scans, self.learner.image_size_of(folder)):
             if boxes:
                 values = self.learner.signals(folder, boxes, extra)
-                self.store.put_signals(model, {s.digest: v for s, v in zip(good, values, strict=True)})
+                self.store.put_uncertainty(model, {s.digest: v for s, v in zip(good, values, strict=True)})
 
     def draw(self, project: int, model: str, scans: Sequence[Scan]) -> None:
         """Store the model's mask of these scans at original size, where there is none yet."""

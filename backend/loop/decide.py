@@ -94,7 +94,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         train = None  # the round of the last model comes first: labels that arrive meanwhile must not keep it away
     key = round_key(done, config, seen.scans)
     mapped = [s for s in ready if s.digest in done.mapped]
-    pool = [s for s in mapped if not s.annotated and s.wish >= 0]
+    pool = [s for s in mapped if not s.annotated and s.priority >= 0]
 
     if latest is None:
         steps.append(OpenRound(0, key, ""))
@@ -191,7 +191,9 @@ def round_key(done: Done, config: LabelConfig, scans: Sequence[Scan] = ()) -> st
     more: dict[str, Any] = {"control_share": settings.control_share} if settings.control_share else {}
     if settings.unit != "slice" and any(s.volume for s in scans):  # else every scan is a whole one
         more["unit"] = settings.unit
-    if wishes := sorted([s.task, s.wish] for s in scans if s.wish):  # of labelled ones too: a label opens no round
+    if wishes := sorted(
+        [s.task, s.priority] for s in scans if s.priority
+    ):  # of labelled ones too: a label opens no round
         more["wishes"] = wishes
     if not done.models:
         if cold == "stratified":
@@ -209,7 +211,7 @@ def _phase(done: Done, scans: list[Scan], usable: tuple[int, ...], training: boo
         return "training", f"Training on {len(usable)} labelled scans."
     if all(s.annotated for s in scans):
         return "done", "Every scan is labelled."
-    if all(s.annotated or s.wish < 0 for s in scans):
+    if all(s.annotated or s.priority < 0 for s in scans):
         out = sum(1 for s in scans if not s.annotated)
         return "done", f"Every scan is labelled but the {out} that somebody left out of the order."
     if done.active:

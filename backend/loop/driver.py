@@ -74,13 +74,13 @@ from backend.loop.steps import (
     Step,
     Train,
 )
-from backend.loop.task_data import TAKEN, Origin, origin, storable
-from backend.records.locks import Hold
+from backend.loop.task_data import TASK_DATA_VERSION, Origin, origin, storable
+from backend.records.locks import LockHandle
 from backend.records.store import PROBLEM_RETRY, Pick, Store, StoredMap, put_map, read_map, scan_of
 from backend.settings import ProjectSettings, Settings
-from backend.workers.counters import Note, nowhere
+from backend.workers.counters import CountCallback, discard
 from backend.workers.shards import SHARD, Shards
-from backend.workers.watchdog import Pulse, Stopping
+from backend.workers.watchdog import Stopping, Watchdog
 from sampling import agreement, agreement_sample
 
 log = logging.getLogger("scanqueue.reconcile")
@@ -125,9 +125,9 @@ class Reconciler:
     learner: Learner
     settings: Settings
     stopping: Callable[[], bool] = lambda: False
-    pulse: Pulse = field(default_factory=Pulse)
-    note: Note = nowhere
-    _holds: dict[int, Hold] = field(default_factory=dict)
+    watchdog: Watchdog = field(default_factory=Watchdog)
+    count: CountCallback = discard
+    _holds: dict[int, LockHandle] = field(default_factory=dict)
     _tended: dict[int, float] = field(default_factory=dict)
     _tending: set[int] = field(default_factory=set)
     _cursors: dict[int, tuple[str, float, bool]] = field(default_factory=dict)  # newest, first seen, settled
@@ -191,7 +191,7 @@ class Reconciler:
                 if step is not None:
                     troubles.append(f"{type(step).__name__} had to be done again; giving up until the next look.")
                 if done.asked and not plan.steps:
-                    self.store.answered(project, done.asked)
+                    self.store.clear_training_requests(project, done.asked)
                     troubles.append("A training was asked for, but there is nothing new to learn from.")
                 if not done.models and _all_in_one_stratum(seen, done.settings):
                     troubles.append(
@@ -212,7 +212,7 @@ class Reconciler:
             began = time.monotonic()
             try:
                 self._run(project, seen, done, step)
-                self.note("step", type(step).__name__, time.monotonic() - began)
+                self.count("step", type(step).__name__, time.monotonic() - began)
             except Again:
                 last = None
             except Later:
@@ -226,8 +226,8 @@ class Reconciler:
 
     def _run(self, project: int, seen: Seen, done: Done, step: Step) -> None:
         if isinstance(step, ReadScans):
-            needs = self.bulk.needs_to_read()
-            self._shared(project, "read", needs, step.tasks, "reading and embedding scans")
+            requirements = self.bulk.requirements_to_read()
+            self._shared(project, "read", requirements, step.tasks, "reading and embedding scans")
         elif isinstance(step, ReadMasks):
             self._read_masks(project, seen, step)
         elif isinstance(step, FitMap | MapScans):
@@ -235,8 +235,8 @@ class Reconciler:
         elif isinstance(step, Score):
             model = self._model(project, done.active)
             assert model is not None
-            needs = self.bulk.needs_to_score(model["fingerprint"], extra_signal(done.settings))
-            self._shared(project, "score", needs, step.tasks, "scoring the pool")
+            requirements = self.bulk.requirements_to_score(model["fingerprint"], extra_signal(done.settings))
+            self._shared(project, "score", requirements, step.tasks, "scoring the pool")
         elif isinstance(step, OpenRound):
             self._open_round(project, seen, done, step)
         elif isinstance(step, ExtendRound):
@@ -291,7 +291,7 @@ class Reconciler:
 
         Records that cannot be written end no step by it: one that has nothing to store yet may outlast that.
         """
-        self.pulse.beat()
+        self.watchdog.beat()
         if time.monotonic() < self._unheard:
             return
         try:
@@ -309,7 +309,7 @@ class Reconciler:
 
     def _alive(self) -> None:
         """Called wherever work gets on. Raises Stopping when the process is asked to end."""
-        self.pulse.beat()
+        self.watchdog.beat()
         if self.stopping():
             raise Stopping
 
@@ -367,7 +367,7 @@ class Reconciler:
         before = LabelConfig.from_json(row["config"])
         stratify_by = settings.stratify_by if settings.moments[0] == "stratified" else ""
         same = before is not None and before.image_key == config.image_key and row["stratify_by"] == stratify_by
-        same = same and row["taken"] == TAKEN
+        same = same and row["taken"] == TASK_DATA_VERSION
         since = row["cursor"] if same else ""  # else all are listed: what is taken from their data is another
         newest, first, quiet = self._cursors.get(project, ("", 0.0, False))
         if since and not (quiet and since == newest):
@@ -399,8 +399,8 @@ class Reconciler:
         cursor = max(cursor, row["cursor"] if since else "")
         if changed or (cursor and cursor != row["cursor"]):
             self.store.put_tasks(project, changed, cursor)
-        if row["stratify_by"] != stratify_by or row["taken"] != TAKEN:
-            self.store.set_project(project, stratify_by=stratify_by, taken=TAKEN)
+        if row["stratify_by"] != stratify_by or row["taken"] != TASK_DATA_VERSION:
+            self.store.set_project(project, stratify_by=stratify_by, taken=TASK_DATA_VERSION)
         # 5,000 scans that were imported at once would otherwise be listed at every look until somebody labels one
         if cursor != newest:
             self._cursors[project] = (cursor, began, False)
@@ -501,7 +501,7 @@ class Reconciler:
 
     # -- scans and masks ----------------------------------------------------------------------
 
-    def _shared(self, project: int, kind: str, needs: str, tasks: Sequence[int], what: str) -> None:
+    def _shared(self, project: int, kind: str, requirements: str, tasks: Sequence[int], what: str) -> None:
         """Do a bulk work on these tasks together with whatever workers are idle; returns when all is done.
 
         A shard that another worker could not do is done here, so that its error is met here.
@@ -509,16 +509,16 @@ class Reconciler:
         total = len(tasks)
         self._report(project, what, 0, total)
         if total <= SHARD:
-            self.bulk.do(kind, project, needs, tasks)
+            self.bulk.do(kind, project, requirements, tasks)
             self._report(project, what, total, total)
             return
-        run = self.shards.cut(project, kind, needs, tasks)
+        run = self.shards.cut(project, kind, requirements, tasks)
         try:
             while True:
                 self._check(project)
                 shard = self.shards.take(run)
                 if shard is not None:
-                    self.bulk.do(kind, project, needs, shard.tasks)
+                    self.bulk.do(kind, project, requirements, shard.tasks)
                     if not self.shards.finish(shard):
                         raise Busy  # somebody else has cut the work anew
                 shards, left = self.shards.left(run)
@@ -781,7 +781,7 @@ class Reconciler:
             },
             active=step.version if accepted else "",
             instead_of=row["active"],
-            asked=done.asked,
+            training_requests=done.asked,
         )
 
     def _compare_arms(self, project: int, seen: Seen, done: Done, step: CompareArms) -> None:

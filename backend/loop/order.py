@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from backend.facts import Scan, control_draw
 from backend.loop.project_settings import extra_signal
 from backend.loop.selection_units import Slices, mean_embeddings, places, units
-from backend.records.store import NEXT, Pick, Store, read_map
+from backend.records.store import PRIORITY_NEXT, Pick, Store, read_map
 from backend.settings import ProjectSettings
 from sampling import (
     EMBEDDED,
@@ -61,12 +61,12 @@ def order(ground: Ground, scans: Sequence[Scan], first: Sequence[int] = (), rank
     """
     settings = ground.settings
     taken = set(first)
-    scans = [s for s in scans if s.wish >= 0 or s.annotated or s.task in taken]
+    scans = [s for s in scans if s.priority >= 0 or s.annotated or s.task in taken]
     blank = {s.task for s in scans if _is_last(s, settings.unit) and not s.annotated and s.task not in taken}
     scans = [s for s in scans if s.task not in blank]
     picks = _with_model(ground, scans, taken, ranked) if ground.model else _cold(ground, scans, taken)
     by_task = {s.task: s for s in scans}
-    wishes = {s.task for s in scans if s.wish == NEXT}
+    wishes = {s.task for s in scans if s.priority == PRIORITY_NEXT}
     put_off = {s.task for s in scans if s.skipped} - wishes
     wished = [replace(p, reason="wished", score=None, distance=None) for p in picks if p.task in wishes]
     rest = [p for p in picks if p.task not in wishes]
@@ -81,7 +81,7 @@ def order(ground: Ground, scans: Sequence[Scan], first: Sequence[int] = (), rank
 
 def _is_last(scan: Scan, unit: str) -> bool:
     """Whether there is nothing to see on it, and neither somebody wishes for it nor its volume comes as a whole."""
-    return scan.blank and scan.wish != NEXT and not (unit == "scan" and scan.volume)
+    return scan.blank and scan.priority != PRIORITY_NEXT and not (unit == "scan" and scan.volume)
 
 
 def _cold(ground: Ground, scans: Sequence[Scan], taken: set[int]) -> list[Pick]:
@@ -164,8 +164,8 @@ def signals(ground: Ground) -> dict[str, dict[str, Any]]:
     """What the model said of scans, by digest: of those of which it said all that the strategy wants to know."""
     wanted = {ground.settings.uncertainty, extra_signal(ground.settings)} - {""}
     if wanted == {"image"}:
-        return {digest: {"image": value} for digest, value in ground.store.entropies(ground.model).items()}
-    return {digest: said for digest, said in ground.store.signals(ground.model).items() if wanted <= said.keys()}
+        return {digest: {"image": value} for digest, value in ground.store.image_entropies(ground.model).items()}
+    return {digest: said for digest, said in ground.store.uncertainty(ground.model).items() if wanted <= said.keys()}
 
 
 def _open(row: Slices, taken: set[int]) -> Slices:

@@ -17,15 +17,17 @@ def row_settings(row: Mapping[str, Any]) -> ProjectSettings:
     return project_settings(row["extra_params"], json.loads(row["levers"] or "{}"))
 
 
-def project_settings(given: str | Mapping[str, Any] | None, levers: Mapping[str, Any] | None = None) -> ProjectSettings:
+def project_settings(
+    given: str | Mapping[str, Any] | None, overrides: Mapping[str, Any] | None = None
+) -> ProjectSettings:
     """`ProjectSettings.from_json` of `given` and what goes before it, with the strategy written out as COLD+MODEL.
 
     Raises BadSetting also for a strategy or an uncertainty that does not exist, with those that do, and for the
     strategy "stratified" without `stratify_by`.
     """
     settings = ProjectSettings.from_json(given)
-    if levers:
-        settings = replace(settings, **ProjectSettings.checked(levers))
+    if overrides:
+        settings = replace(settings, **ProjectSettings.checked(overrides))
     try:
         cold, ranked = strategy_pair(settings.strategy)
     except ValueError as error:

@@ -67,7 +67,7 @@ def published_part(
 
 def part_of_round(latest: Round, seen: Seen, settings: ProjectSettings) -> tuple[int, list[int]]:
     """`published_part` of the latest round. Excluded scans are left out even before the next round opens."""
-    open_ = (s for s in seen.scans if s.digest and not s.annotated and not s.problem and s.wish >= 0)
+    open_ = (s for s in seen.scans if s.digest and not s.annotated and not s.problem and s.priority >= 0)
 
     def siblings(task: int) -> Container[int]:
         volume = next((s.volume for s in seen.scans if s.task == task), "")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from backend.errors import ScanqueueError
 from backend.loop.batch import Bulk
-from backend.workers.roster import Presence
+from backend.workers.roster import Roster
 from backend.workers.shards import Shard, Shards
-from backend.workers.watchdog import Pulse, Stopping
+from backend.workers.watchdog import Stopping, Watchdog
 
 log = logging.getLogger("scanqueue.helper")
 
@@ -23,9 +23,9 @@ class Helper:
 
     shards: Shards
     bulk: Bulk
-    pulse: Pulse
+    watchdog: Watchdog
     stopping: threading.Event
-    presence: Presence
+    roster: Roster
     _others: set[str] = field(default_factory=set)  # needs that this worker cannot meet; said once each
 
     def run(self) -> None:
@@ -33,7 +33,7 @@ class Helper:
         said = ""  # once, not every second
         while not self.stopping.is_set():
             try:
-                found = not self.pulse.working() and self.help()
+                found = not self.watchdog.working() and self.help()
                 said = ""
             except ScanqueueError as error:
                 if str(error) != said:
@@ -52,10 +52,10 @@ class Helper:
             return False
         done = False
         try:
-            helping = self.presence.at(f"helping with project {shard.project}")
-            with self.pulse.watched(), self.shards.beating(shard), helping:
+            helping = self.roster.at(f"helping with project {shard.project}")
+            with self.watchdog.watched(), self.shards.beating(shard), helping:
                 if self._can(shard):
-                    self.bulk.do(shard.kind, shard.project, shard.needs, shard.tasks)
+                    self.bulk.do(shard.kind, shard.project, shard.requirements, shard.tasks)
                     self.shards.finish(shard)
                     done = True
                     log.info("project %s: did %r of %s scans for another", shard.project, shard.kind, len(shard.tasks))
@@ -69,13 +69,13 @@ class Helper:
         return True
 
     def _can(self, shard: Shard) -> bool:
-        if shard.kind != "read" or shard.needs == (mine := self.bulk.needs_to_read()):
+        if shard.kind != "read" or shard.requirements == (mine := self.bulk.requirements_to_read()):
             return True
-        if shard.needs not in self._others:
-            self._others.add(shard.needs)
+        if shard.requirements not in self._others:
+            self._others.add(shard.requirements)
             log.warning(
                 "project %s: another worker reads with %r and this one would with %r, so this one does not help. "
                 "Give all workers the same weights, device and settings.",
-                *(shard.project, shard.needs, mine),
+                *(shard.project, shard.requirements, mine),
             )
         return False

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-TAKEN = 1  # raised when more, or something else, is taken from the data: then all tasks are listed once
+TASK_DATA_VERSION = 1  # raised when more, or something else, is taken from the data: then all tasks are listed once
 LONGEST = 200  # characters
 LARGEST_MM = 1000.0  # a pixel of a metre is a mistake
 MOST_SLICES = 2**31 - 1

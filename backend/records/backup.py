@@ -33,14 +33,13 @@ from backend import __version__
 from backend.errors import BadBackup, BadSetting, ProjectBusy, StorageFull
 from backend.fingerprints import fingerprint
 from backend.records.artefacts import FULL
-from backend.records.locks import Hold
+from backend.records.locks import LockHandle
 from backend.records.migrate import HEAD
 from backend.records.store import (
     VARIABLES,
     Store,
     change_table,
     embedding_table,
-    entropy_table,
     label_table,
     map_name,
     model_table,
@@ -50,6 +49,7 @@ from backend.records.store import (
     scan_table,
     shard_table,
     shown_table,
+    uncertainty_table,
 )
 
 FORMAT = 1
@@ -58,7 +58,7 @@ MANIFEST = "manifest.json"
 OWN = (  # rows that name the project
     *(project_table, scan_table, label_table, model_table, round_table, shown_table, change_table),
 )
-BY_CONTENT = (embedding_table, entropy_table)  # rows that projects may share
+BY_CONTENT = (embedding_table, uncertainty_table)  # rows that projects may share
 TABLES = (*OWN, *BY_CONTENT)
 LATER = (change_table,)  # tables that backups from before they came do not have
 NAMING = (model_table.c.fingerprint, label_table.c.mask, scan_table.c.digest)  # what artefacts are named by
@@ -138,7 +138,7 @@ def _known(store: Store, project: int) -> Any:
 
 
 @contextmanager
-def _held(store: Store, project: int, wait: float, say: Say) -> Iterator[Hold]:
+def _held(store: Store, project: int, wait: float, say: Say) -> Iterator[LockHandle]:
     """The project's lock, waited for. Raises ProjectBusy when it cannot be had in `wait` seconds."""
     until, told = time.monotonic() + wait, False
     while True:
@@ -159,7 +159,7 @@ def _held(store: Store, project: int, wait: float, say: Say) -> Iterator[Hold]:
         time.sleep(POLL)
 
 
-def _still_ours(hold: Hold, project: int) -> None:
+def _still_ours(hold: LockHandle, project: int) -> None:
     if hold.lost():
         raise ProjectBusy(f"Project {project}: the lock was lost to a worker meanwhile. Run the same command again.")
 
@@ -178,7 +178,7 @@ def _rename(part: Path, file: Path, force: bool) -> None:
         os.replace(part, file)
 
 
-def _write(store: Store, project: int, out: IO[bytes], hold: Hold) -> Summary:
+def _write(store: Store, project: int, out: IO[bytes], hold: LockHandle) -> Summary:
     members: dict[str, dict[str, Any]] = {}
     counts: dict[str, int] = {}
     with zipfile.ZipFile(out, "w", allowZip64=True) as archive:
@@ -217,7 +217,7 @@ def _rows_of(table: Table, project: int, embedder: str) -> Any:
     elif table is embedding_table:
         digests = select(scan_table.c.digest).where(scan_table.c.project == project)
         here = (table.c.embedder == embedder) & table.c.digest.in_(digests)
-    elif table is entropy_table:
+    elif table is uncertainty_table:
         here = table.c.model.in_(select(model_table.c.fingerprint).where(model_table.c.project == project))
     else:
         here = table.c.project == project
@@ -426,7 +426,7 @@ class Archive:
                     seen[columns[table]][row[columns[table]]] = None
                 if table is project_table:
                     self.row = row
-                alien = table is entropy_table and row["model"] not in seen["fingerprint"]
+                alien = table is uncertainty_table and row["model"] not in seen["fingerprint"]
                 alien |= table is embedding_table and row["digest"] not in seen["digest"]
                 if alien:
                     self._bad(f"{_records(table)!r}, line {count} is of none of its models or scans.")

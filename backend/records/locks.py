@@ -28,7 +28,7 @@ RENEW = 5.0
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # what a file system without any says
 
 
-class Hold:
+class LockHandle:
     """What a lock yields: true when it is ours; `lost()` once somebody else has it all the same."""
 
     def __init__(self, mine: bool) -> None:
@@ -53,14 +53,14 @@ class Locks:
         )
 
     @contextmanager
-    def held(self, name: str) -> Iterator[Hold]:
+    def held(self, name: str) -> Iterator[LockHandle]:
         """Try to take the lock, without waiting."""
         with ExitStack() as stack:
             if not stack.enter_context(self._file(name)):
-                yield Hold(False)
+                yield LockHandle(False)
                 return
             if self._redis is None:
-                yield Hold(True)
+                yield LockHandle(True)
                 return
             yield stack.enter_context(self._leased(self._redis, name))
 
@@ -95,14 +95,14 @@ class Locks:
             lock.release()
 
     @contextmanager
-    def _leased(self, client: redis.Redis, name: str) -> Iterator[Hold]:
+    def _leased(self, client: redis.Redis, name: str) -> Iterator[LockHandle]:
         lock = client.lock(f"scanqueue:lock:{name}", timeout=LEASE, blocking=False, thread_local=False)
         try:
             mine = bool(lock.acquire())
         except RedisError as error:
             log.warning("no lock on %s: Redis does not answer (%s); tried again later", name, type(error).__name__)
             mine = False
-        hold = Hold(mine)
+        hold = LockHandle(mine)
         if not mine:
             yield hold
             return
@@ -118,7 +118,7 @@ class Locks:
                 lock.release()
 
 
-def _renew(lock: Lock, name: str, hold: Hold, over: threading.Event) -> None:
+def _renew(lock: Lock, name: str, hold: LockHandle, over: threading.Event) -> None:
     while not over.wait(RENEW):
         try:
             lock.reacquire()

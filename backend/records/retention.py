@@ -79,7 +79,7 @@ class Retention:
                         removed += [name] if self.store.remove_folder("models", name) else []
         spare = self._spare(project)
         there = self._there(spare)
-        scores = self.store.forget_entropies([name for name in spare if name not in there])
+        scores = self.store.forget_uncertainty([name for name in spare if name not in there])
         if removed or scores:
             log.info("project %s: removed %s old checkpoints, and %s scores by them", project, len(removed), scores)
         return removed

@@ -51,7 +51,7 @@ from backend.errors import BadSetting, StorageFull, StoreUnavailable
 from backend.facts import Scan
 from backend.fingerprints import fingerprint
 from backend.records.artefacts import Artefacts
-from backend.records.locks import Hold, Locks
+from backend.records.locks import LockHandle, Locks
 from backend.records.migrate import migrate
 
 metadata = MetaData()
@@ -79,7 +79,9 @@ project_table = Table(
     Column("stratify_by", Text, nullable=False, default=""),  # the key that the strata of the scans were taken from
     Column("levers", Text, nullable=False, default=""),  # JSON of the settings that were changed on the page
     Column("studio_url", Text, nullable=False, default=""),  # where people find Label Studio, as it says itself
-    Column("taken", Integer, nullable=False, default=0),  # what was taken from the tasks' data: the number `TAKEN` then
+    Column(
+        "taken", Integer, nullable=False, default=0
+    ),  # what was taken from the tasks' data: `TASK_DATA_VERSION` then
 )
 scan_table = Table(
     "scan",
@@ -96,7 +98,9 @@ scan_table = Table(
     Column("problem", Text, nullable=False, default=""),
     Column("problem_at", Float, nullable=False, default=0.0),
     Column("stratum", Text, nullable=False, default=""),  # what the task's data says under that key
-    Column("wish", Integer, nullable=False, default=0),  # NEXT, OUT, or 0: as the strategy says
+    Column(
+        "wish", Integer, nullable=False, default=0
+    ),  # PRIORITY_NEXT, PRIORITY_EXCLUDED, or 0: as the strategy ranks it
     Column("volume", Text, nullable=False, default=""),  # this and what follows: see `origin.Origin`
     Column("slice", Integer, nullable=False, default=0),
     Column("patient", Text, nullable=False, default=""),
@@ -156,7 +160,7 @@ round_table = Table(
     Column("published_at", Float),
     Column("settings", Text, nullable=False, default=""),  # JSON of those it was ranked with; "" in older rows
 )
-entropy_table = Table(
+uncertainty_table = Table(
     "entropy",
     metadata,
     Column("model", String(64), primary_key=True),
@@ -224,7 +228,7 @@ worker_table = Table(
     Column("doing", Text, nullable=False),
 )
 
-measure_table = Table(
+counter_table = Table(
     "measure",
     metadata,
     Column("name", String(40), primary_key=True),
@@ -256,7 +260,7 @@ PATIENCE = {  # with PostgreSQL, in libpq's words: what hangs is given up, howev
     "keepalives_count": 3,
     "options": "-c statement_timeout=60000",  # milliseconds; migrations have as long as they need
 }
-NEXT, OUT = 1, -1  # wishes for a scan: to be labelled next, to be left out of the order
+PRIORITY_NEXT, PRIORITY_EXCLUDED = 1, -1  # of a scan: to be labelled next, to be left out of the order
 KEPT_PICKS = 20_000  # of an order that another took the place of
 COLD_ROUNDS = 20  # orders without a model, the newest, in which the cluster of a scan is looked for
 VARIABLES = 500  # of one SQL statement; SQLite allows 32,766 in all
@@ -415,43 +419,48 @@ class Store(Artefacts):
         with self.write() as connection:
             connection.execute(update(project_table).where(project_table.c.id == project).values(**values))
 
-    def ask(self, project: int) -> None:
-        """Note that somebody wants a training now."""
+    def request_training(self, project: int) -> None:
+        """Record that somebody wants a training now."""
         with self.write() as connection:
             values = {"asked": project_table.c.asked + 1}
             connection.execute(update(project_table).where(project_table.c.id == project).values(values))
 
-    def answered(self, project: int, asked: int) -> None:
-        """`asked` wishes are fulfilled; one that came meanwhile is kept."""
+    def clear_training_requests(self, project: int, count: int) -> None:
+        """`count` requests were fulfilled; those that came meanwhile stay."""
         with self.write() as connection:
-            values = {"asked": project_table.c.asked - asked}
+            values = {"asked": project_table.c.asked - count}
             connection.execute(update(project_table).where(project_table.c.id == project).values(values))
 
     # -- what people change -------------------------------------------------------------------
 
     def add_change(
-        self, project: int, change: Change, *, levers: Mapping[str, Any] | None = None, wishes: Mapping[int, int] = {}
+        self,
+        project: int,
+        change: Change,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        priorities: Mapping[int, int] = {},
     ) -> int:
         """Write down what somebody changed, and change it, all or nothing; returns the number of the change.
 
-        levers  settings of the page that are others from now on; None: no longer set there
-        wishes  what is wished of scans from now on, by task
+        overrides   settings of the page that change; None: no longer set there
+        priorities  new priorities of scans, by task
         """
         with self.settled() as connection:  # one after the other: else two have one number, or one is lost
             number = self._record(connection, project, change)
-            if levers:
+            if overrides:
                 here = project_table.c.id == project
                 now = connection.execute(select(project_table.c.levers).where(here)).scalar_one()
-                merged = {k: v for k, v in (json.loads(now or "{}") | dict(levers)).items() if v is not None}
+                merged = {k: v for k, v in (json.loads(now or "{}") | dict(overrides)).items() if v is not None}
                 connection.execute(update(project_table).where(here).values(levers=_json(merged) if merged else ""))
-            by_wish: dict[int, list[int]] = defaultdict(list)
-            for task, wish in wishes.items():
-                by_wish[wish].append(task)
-            for wish, tasks in sorted(by_wish.items()):
+            by_priority: dict[int, list[int]] = defaultdict(list)
+            for task, priority in priorities.items():
+                by_priority[priority].append(task)
+            for priority, tasks in sorted(by_priority.items()):
                 for start in range(0, len(tasks), VARIABLES):
                     chunk = scan_table.c.task.in_(tasks[start : start + VARIABLES])
                     these = update(scan_table).where(scan_table.c.project == project, chunk)
-                    connection.execute(these.values(wish=wish))
+                    connection.execute(these.values(wish=priority))
             return number
 
     def _record(self, connection: Connection, project: int, change: Change) -> int:
@@ -532,19 +541,19 @@ class Store(Artefacts):
         return self._free() < ROOM
 
     @contextmanager
-    def lock(self, project: int) -> Iterator[Hold]:
+    def lock(self, project: int) -> Iterator[LockHandle]:
         """Yields something true when this process may work on the project; given back by the system if it dies."""
         with self._locks.held(f"project-{project}") as hold:
             yield hold
 
     @contextmanager
-    def training_slot(self) -> Iterator[Hold]:
+    def training_slot(self) -> Iterator[LockHandle]:
         """Yields something true when nobody else trains on this data folder; given back by the system if we die."""
         with self._locks.held("training") as hold:
             yield hold
 
     @contextmanager
-    def cache_slot(self) -> Iterator[Hold]:
+    def cache_slot(self) -> Iterator[LockHandle]:
         """Yields something true when nobody else looks through the caches."""
         with self._locks.held("caches") as hold:
             yield hold
@@ -679,7 +688,7 @@ class Store(Artefacts):
         if row is None:
             return tuple(found)
         model = self.model(project, row["active"])
-        scored = select(func.count()).where(entropy_table.c.model == (model["fingerprint"] if model else ""))
+        scored = select(func.count()).where(uncertainty_table.c.model == (model["fingerprint"] if model else ""))
         with suppress(OSError):
             found.append((self.path("maps", map_name(project, row["embedder"])).stat().st_mtime_ns,))
         told = (row[name] for name in ("cursor", "active", "extra_params", "levers", "embedder", "phase"))
@@ -765,14 +774,7 @@ class Store(Artefacts):
             found.update({r["digest"]: r["vector"] for r in self.rows(select(embedding_table).where(*here))})
         return np.stack([np.frombuffer(found[d], dtype="<f4") for d in digests]).astype(np.float32)
 
-    def put_entropies(self, model: str, values: Mapping[str, float]) -> None:
-        """Write the mean entropy of scans under a model, by digest; other signals that are there stay."""
-        rows = [{"model": model, "digest": d, "value": v} for d, v in values.items()]
-        if rows:
-            with self.write() as connection:
-                self._upsert(connection, entropy_table, rows)
-
-    def put_signals(self, model: str, found: Mapping[str, Mapping[str, Any]]) -> None:
+    def put_uncertainty(self, model: str, found: Mapping[str, Mapping[str, Any]]) -> None:
         """Write what a model said of scans, by digest: {"image": number, name: number or numbers, ...}.
 
         Signals that are there and were not asked for this time stay: two projects may share a model.
@@ -780,39 +782,43 @@ class Store(Artefacts):
         with self.write() as connection:
             for start in range(0, len(found), VARIABLES):
                 chunk = sorted(found)[start : start + VARIABLES]
-                here = (entropy_table.c.model == model, entropy_table.c.digest.in_(chunk))
-                old = connection.execute(select(entropy_table.c.digest, entropy_table.c.more).where(*here))
+                here = (uncertainty_table.c.model == model, uncertainty_table.c.digest.in_(chunk))
+                old = connection.execute(select(uncertainty_table.c.digest, uncertainty_table.c.more).where(*here))
                 had = {digest: json.loads(more or "{}") for digest, more in old}
                 rows = []
                 for digest in chunk:
                     more = had.get(digest, {}) | {k: v for k, v in found[digest].items() if k != "image"}
                     row = {"model": model, "digest": digest, "value": found[digest]["image"]}
                     rows.append(row | {"more": _json(more)})
-                self._upsert(connection, entropy_table, rows)
+                self._upsert(connection, uncertainty_table, rows)
 
-    def entropies(self, model: str) -> dict[str, float]:
+    def image_entropies(self, model: str) -> dict[str, float]:
         """The mean entropy of scans under a model, by digest."""
-        columns = (entropy_table.c.digest, entropy_table.c.value)
-        return dict(self._tuples(select(*columns).where(entropy_table.c.model == model)))
+        columns = (uncertainty_table.c.digest, uncertainty_table.c.value)
+        return dict(self._tuples(select(*columns).where(uncertainty_table.c.model == model)))
 
-    def signals(self, model: str) -> dict[str, dict[str, Any]]:
-        """All that a model said of scans, by digest; "image" is what `entropies` gives."""
-        rows = self.rows(select(entropy_table).where(entropy_table.c.model == model))
+    def uncertainty(self, model: str) -> dict[str, dict[str, Any]]:
+        """All that a model said of scans, by digest; "image" is what `image_entropies` gives."""
+        rows = self.rows(select(uncertainty_table).where(uncertainty_table.c.model == model))
         return {r["digest"]: {**json.loads(r["more"] or "{}"), "image": r["value"]} for r in rows}
 
-    def forget_entropies(self, models: Sequence[str]) -> int:
+    def forget_uncertainty(self, models: Sequence[str]) -> int:
         """Drop what these models found, by fingerprint; returns how many values that were."""
         found = 0
         with self.write() as connection:
             for start in range(0, len(models), VARIABLES):
                 chunk = models[start : start + VARIABLES]
-                found += connection.execute(delete(entropy_table).where(entropy_table.c.model.in_(chunk))).rowcount
+                found += connection.execute(
+                    delete(uncertainty_table).where(uncertainty_table.c.model.in_(chunk))
+                ).rowcount
         return found
 
     # -- models and rounds --------------------------------------------------------------------
 
-    def put_model(self, project: int, row: Mapping[str, Any], *, active: str, instead_of: str = "", asked: int) -> None:
-        """Write a trained model down and which wishes it answered; let `active` replace `instead_of`: all or none.
+    def put_model(
+        self, project: int, row: Mapping[str, Any], *, active: str, instead_of: str = "", training_requests: int
+    ) -> None:
+        """Write a trained model and the training requests it fulfilled; let `active` replace `instead_of`: all or none.
 
         "" leaves the active model as it is, and so does somebody who made another one active meanwhile.
         """
@@ -824,7 +830,9 @@ class Store(Artefacts):
             }
             self._upsert(connection, model_table, [values])
             connection.execute(
-                update(project_table).where(project_table.c.id == project).values(asked=project_table.c.asked - asked)
+                update(project_table)
+                .where(project_table.c.id == project)
+                .values(asked=project_table.c.asked - training_requests)
             )
             if active:
                 here = (project_table.c.id == project, project_table.c.active == instead_of)
@@ -1015,20 +1023,20 @@ class Store(Artefacts):
         rows = self.rows(select(worker_table).order_by(worker_table.c.name))
         return [{"name": r["name"], "seconds": max(0.0, now - r["at"]), "doing": r["doing"]} for r in rows]
 
-    # -- measures -----------------------------------------------------------------------------
+    # -- counters -----------------------------------------------------------------------------
 
-    def add_measures(self, amounts: Mapping[tuple[str, str], tuple[int, float]]) -> None:
+    def add_counters(self, amounts: Mapping[tuple[str, str], tuple[int, float]]) -> None:
         """Add counts and sums, by name and label, to what all processes have counted."""
         with self.write() as connection:
             for (name, label), (count, total) in sorted(amounts.items()):
                 row = {"name": name, "label": label, "count": count, "total": total}
-                insert = self._insert(measure_table).values(row)
-                more = {c: measure_table.c[c] + insert.excluded[c] for c in ("count", "total")}
+                insert = self._insert(counter_table).values(row)
+                more = {c: counter_table.c[c] + insert.excluded[c] for c in ("count", "total")}
                 connection.execute(insert.on_conflict_do_update(index_elements=["name", "label"], set_=more))
 
-    def measures(self, name: str) -> dict[str, tuple[int, float]]:
+    def counters(self, name: str) -> dict[str, tuple[int, float]]:
         """What was counted under `name`: how often, and the sum, by label."""
-        rows = self.rows(select(measure_table).where(measure_table.c.name == name))
+        rows = self.rows(select(counter_table).where(counter_table.c.name == name))
         return {r["label"]: (r["count"], r["total"]) for r in rows}
 
 
@@ -1087,7 +1095,7 @@ def scan_of(row: RowMapping) -> Scan:
         skipped=bool(row["skipped"]),
         problem=row["problem"],
         stratum=row["stratum"],
-        wish=row["wish"],
+        priority=row["wish"],
         volume=row["volume"],
         slice=row["slice"],
         patient=row["patient"],

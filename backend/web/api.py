@@ -44,7 +44,7 @@ from backend.web import metrics, status
 from backend.web import schemas as contract
 from backend.web.overview import Overview
 from backend.web.page import create_page, refusal
-from backend.workers.counters import Note, nowhere
+from backend.workers.counters import CountCallback, discard
 
 log = logging.getLogger("scanqueue.api")
 
@@ -93,7 +93,7 @@ def create_api(
     *,
     overview: Overview | None = None,
     waiting: Callable[[], int] | None = None,
-    note: Note = nowhere,
+    count: CountCallback = discard,
 ) -> FastAPI:
     """The HTTP application.
 
@@ -140,9 +140,9 @@ def create_api(
         for name, value in HEADERS.items():
             answer.headers.setdefault(name, value)  # pages say themselves what they may load
         route, took = _route(request), time.monotonic() - began
-        note("http", f"{route} {answer.status_code}", took)
+        count("http", f"{route} {answer.status_code}", took)
         if took > PATIENCE:
-            note("http_slow", route)
+            count("http_slow", route)
         return answer
 
     @app.exception_handler(BadRequest)

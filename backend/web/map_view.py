@@ -41,7 +41,7 @@ def atlas(store: Store, project: int) -> dict[str, Any]:
     xy = found[1][rows] if found is not None else np.zeros((0, 2))
     tasks = [s[0] for s in scans]
     model = store.model(project, row["active"]) if row and row["active"] else None
-    entropies = store.entropies(model["fingerprint"]) if model else {}
+    entropies = store.image_entropies(model["fingerprint"]) if model else {}
     latest = store.latest_round(project)
     picks = {p.task: (place, p) for place, p in enumerate(latest["picks"], start=1)} if latest else {}
     kinds = sorted({p.reason for _, p in picks.values()})

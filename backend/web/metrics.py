@@ -131,9 +131,9 @@ def _measures(store: Store) -> Iterator[Metric]:
     )
     http = SummaryMetricFamily("scanqueue_http_seconds", "Requests that the servers answered.", labels=["path", "code"])
     for family, name in ((steps, "step"), (studio, "studio")):
-        for label, (count, total) in sorted(store.measures(name).items()):
+        for label, (count, total) in sorted(store.counters(name).items()):
             family.add_metric([label], count, total)
-    for label, (count, total) in sorted(store.measures("http").items()):
+    for label, (count, total) in sorted(store.counters("http").items()):
         path, _, code = label.rpartition(" ")
         http.add_metric([path, code], count, total)
     errors = CounterMetricFamily(
@@ -141,7 +141,7 @@ def _measures(store: Store) -> Iterator[Metric]:
     )
     slow = CounterMetricFamily("scanqueue_http_slow", "Requests answered after more than a second.", labels=["path"])
     for counter, name in ((errors, "studio_error"), (slow, "http_slow")):
-        for label, (count, _) in sorted(store.measures(name).items()):
+        for label, (count, _) in sorted(store.counters(name).items()):
             counter.add_metric([label], count)
     return iter((steps, studio, errors, http, slow))
 

@@ -146,8 +146,8 @@ class Overview:
         row = self._store.project(project)
         if row is None:
             raise NotKnown(f"Project {project} is not known here.")
-        levers = json.loads(row["levers"] or "{}") | {name: _typed(text) for name, text in given.items()}
-        wanted = project_settings(row["extra_params"], levers)
+        overrides = json.loads(row["levers"] or "{}") | {name: _typed(text) for name, text in given.items()}
+        wanted = project_settings(row["extra_params"], overrides)
         now = [explained(p, place, row_settings(dict(row)).alpha) for p, place in served(self._store, project)]
         found = read_map(self._store, project, row["embedder"])
         scans = self._scans(project, found)

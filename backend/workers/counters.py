@@ -20,17 +20,17 @@ LABELS = 500  # of one process; beyond them nothing new is counted, so that nobo
 Amounts = Mapping[tuple[str, str], tuple[int, float]]  # (name, label): how often, sum
 
 
-class Note(Protocol):
+class CountCallback(Protocol):
     """Counts something once, and adds `amount` (seconds, mostly) to its sum. Never raises, never waits long."""
 
     def __call__(self, name: str, label: str, amount: float = 0.0) -> None: ...
 
 
-def nowhere(name: str, label: str, amount: float = 0.0) -> None:
+def discard(name: str, label: str, amount: float = 0.0) -> None:
     """For whoever does not count."""
 
 
-class Measures:
+class Counters:
     """`note` may be called by any thread; `add` writes what came together."""
 
     def __init__(self, add: Callable[[Amounts], None]) -> None:
@@ -38,7 +38,7 @@ class Measures:
         self._lock = threading.Lock()
         self._waiting: dict[tuple[str, str], tuple[int, float]] = {}
 
-    def note(self, name: str, label: str, amount: float = 0.0) -> None:
+    def count(self, name: str, label: str, amount: float = 0.0) -> None:
         with self._lock:
             key = (name, label[:100])
             if key in self._waiting or len(self._waiting) < LABELS:

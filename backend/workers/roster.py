@@ -15,7 +15,7 @@ log = logging.getLogger("scanqueue.presence")
 EVERY = 10  # seconds between signs of life
 
 
-class Presence:
+class Roster:
     """The signs of life of one worker, under its `name`."""
 
     def __init__(self, store: Store, name: str) -> None:

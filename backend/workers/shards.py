@@ -42,7 +42,7 @@ class Shard:
     run: str
     n: int
     kind: str
-    needs: str
+    requirements: str
     tasks: tuple[int, ...]
     tries: int
 
@@ -55,7 +55,7 @@ class Shards:
     me: str
     _seen: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)  # (run, n): beat, when it moved
 
-    def cut(self, project: int, kind: str, needs: str, tasks: Sequence[int]) -> str:
+    def cut(self, project: int, kind: str, requirements: str, tasks: Sequence[int]) -> str:
         """Write the shards of a bulk work down; returns the run."""
         run = secrets.token_hex(8)
         rows = [
@@ -64,7 +64,7 @@ class Shards:
                 "run": run,
                 "n": n,
                 "kind": kind,
-                "needs": needs,
+                "needs": requirements,
                 "tasks": json.dumps(list(tasks[at : at + SHARD])),
                 "state": "open",
                 "owner": "",

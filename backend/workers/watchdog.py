@@ -12,7 +12,7 @@ class Stopping(Exception):
     """The process is asked to end; what is under way is done again at the next start."""
 
 
-class Pulse:
+class Watchdog:
     """Signs of life of the threads that are inside `watched`. Seconds are monotonic."""
 
     def __init__(self) -> None:

@@ -29,11 +29,11 @@ AGAIN = 5.0  # seconds until a project that was busy is looked at again
 GAP = 1.0  # seconds between two looks at one project, however often it is touched
 SWEEP = 60.0  # seconds between sweeps
 GRACE = 20  # seconds that looks are given to stop
-WAITING = 10_000  # projects that a relay keeps in mind
+WAITING = 10_000  # maximum number of projects in a RequestBuffer
 BROKER_AWAY = (redis.RedisError, sqlite3.Error)
 
 
-class Look(Protocol):
+class Reconcile(Protocol):
     """Brings a project up to date; True when it was busy and somebody must come again."""
 
     def __call__(self, project: int) -> bool: ...
@@ -42,14 +42,14 @@ class Look(Protocol):
 class Queue:
     """Where touched projects wait. A project waits there once, however often it is touched.
 
-    look      what the worker process does; None in a process that only touches
-    projects  all projects there are, for the sweep
+    reconcile  what the worker process does; None in a process that only requests
+    projects   all projects there are, for the sweep
     """
 
     def __init__(
         self,
         settings: Settings,
-        look: Look | None = None,
+        reconcile: Reconcile | None = None,
         projects: Callable[[], Iterable[int]] | None = None,
     ) -> None:
         if settings.redis_url:
@@ -65,9 +65,9 @@ class Queue:
                     f"The job queue {file} cannot be opened ({error}). Check that its disk has room and that it may be "
                     "written to."
                 ) from error
-        self._look = look
+        self._reconcile = reconcile
         self._projects = projects or (lambda: ())
-        self._looked: dict[int, float] = {}
+        self._last: dict[int, float] = {}
         self._stopping = threading.Event()
 
         @self._huey.task(name="look")  # type: ignore[untyped-decorator]
@@ -76,7 +76,7 @@ class Queue:
 
         self._job = job
 
-    def touch(self, project: int) -> bool:
+    def request(self, project: int) -> bool:
         """Have the project looked at soon; returns at once.
 
         False when the queue does not answer. Nothing is lost then: the sweep comes within a minute.
@@ -108,30 +108,30 @@ class Queue:
         return True
 
     def _taken(self, project: int) -> None:
-        if self._look is None:
+        if self._reconcile is None:
             return
         try:
             # From here on a new touch is a new job: what it is about may come after our look.
             self._huey.storage.pop_data(_flag(project))
-            early = self._looked.get(project, -GAP) + GAP - time.monotonic()
+            early = self._last.get(project, -GAP) + GAP - time.monotonic()
             if early > 0:
                 self._later(project, early)
-            elif self._looked_at(self._look, project):
+            elif self._reconciled(self._reconcile, project):
                 self._later(project, AGAIN)
         except BROKER_AWAY as error:
             log.warning("project %s: the job queue does not answer (%s)", project, type(error).__name__)
 
-    def _looked_at(self, look: Look, project: int) -> bool:
+    def _reconciled(self, reconcile: Reconcile, project: int) -> bool:
         """True when somebody must come again."""
-        self._looked[project] = time.monotonic()  # already now: nobody else need try while we are at it
+        self._last[project] = time.monotonic()  # already now: nobody else need try while we are at it
         try:
-            return look(project)
+            return reconcile(project)
         except ScanqueueError as error:
             log.warning("project %s: %s", project, error)
         except Exception:
             log.exception("project %s: unexpected failure; looked at again within a minute", project)
         finally:
-            self._looked[project] = time.monotonic()
+            self._last[project] = time.monotonic()
         return False
 
     def _later(self, project: int, seconds: float) -> None:
@@ -163,7 +163,7 @@ class Queue:
             log.warning("%s", error)
             return
         for project in projects:
-            self.touch(project)
+            self.request(project)
 
     def run(self, stopping: threading.Event, *, parent: int = 0) -> None:
         """Work until a signal comes, or until the process `parent` is no longer ours."""
@@ -199,33 +199,33 @@ class Queue:
         stopping.set()
 
 
-class Relay:
+class RequestBuffer:
     """Touches and wishes passed on by a thread of its own, so that neither queue nor database keeps a webhook waiting.
 
-    touch  has a project looked at
-    known  whether there is such a project; what is about another is dropped
-    ask    writes down that somebody wants a training now
+    request           requests a look at a project
+    known             whether the project exists; requests for others are dropped
+    request_training  records that somebody wants a training now
 
     What cannot be passed on because the records or the queue are away is kept and tried again.
     """
 
     def __init__(
         self,
-        touch: Callable[[int], object],
+        request: Callable[[int], object],
         known: Callable[[int], bool] = lambda _: True,
-        ask: Callable[[int], object] = lambda _: None,
+        request_training: Callable[[int], object] = lambda _: None,
     ) -> None:
-        self._touch, self._known, self._ask = touch, known, ask
+        self._request, self._known, self._request_training = request, known, request_training
         self._waiting: dict[int, bool] = {}  # project: whether a training is wished for
         self._some = threading.Condition()
         self._passing = False
         threading.Thread(target=self._pass_on, daemon=True).start()
 
-    def touch(self, project: int, wish: bool = False, /) -> None:
+    def request(self, project: int, training: bool = False, /) -> None:
         """Returns at once. A project that waits already is not noted twice."""
         with self._some:
-            if wish or len(self._waiting) < WAITING:  # more are invented, and the sweep finds what is not
-                self._waiting[project] = self._waiting.get(project, False) or wish
+            if training or len(self._waiting) < WAITING:  # more are invented, and the sweep finds what is not
+                self._waiting[project] = self._waiting.get(project, False) or training
             self._some.notify()
 
     def idle(self) -> bool:
@@ -240,17 +240,17 @@ class Relay:
                 while not self._waiting:
                     self._some.wait()
                 project = next(iter(self._waiting))
-                wish = self._waiting.pop(project)
+                training = self._waiting.pop(project)
                 self._passing = True
             try:
                 if self._known(project):
-                    if wish:
-                        self._ask(project)
-                        wish = False  # written down: not once more when the queue is away
-                    self._touch(project)
+                    if training:
+                        self._request_training(project)
+                        training = False  # written down: not once more when the queue is away
+                    self._request(project)
             except ScanqueueError as error:
                 log.warning("project %s: a webhook is not passed on yet: %s", project, error)
-                self.touch(project, wish)
+                self.request(project, training)
                 time.sleep(AGAIN)
             except Exception:
                 log.exception("project %s: a webhook could not be passed on; the next sweep looks", project)

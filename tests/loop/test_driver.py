@@ -45,7 +45,7 @@ from backend.learning.segmenters import Segmenter
 from backend.loop import driver as reconcile
 from backend.loop.decoding import digest_of
 from backend.loop.driver import Reconciler, validation_rows
-from backend.records.store import Store, activate_model, entropy_table, map_name
+from backend.records.store import Store, activate_model, map_name, uncertainty_table
 from backend.web import status
 
 pytestmark = pytest.mark.usefixtures("miniature")
@@ -155,9 +155,9 @@ def test_a_second_process_leaves_a_project_that_is_being_worked_on_alone(world: 
 
 STUDIO_WRITES = {"import_predictions", "show_round", "add_view", "set_webhook", "remove_doubles"}
 STORE_READS = {
-    "arrays", "cache_slot", "check_room", "checkpoints", "drawing", "embedded", "embeddings", "entropies", "has",
-    "labels", "latest_round", "lock", "model", "models", "path", "progress", "project", "projects", "rounds", "rows",
-    "scan", "scans", "secrets", "shown", "signals", "snapshot", "training_slot",
+    "arrays", "cache_slot", "check_room", "checkpoints", "drawing", "embedded", "embeddings", "has",
+    "image_entropies", "labels", "latest_round", "lock", "model", "models", "path", "progress", "project", "projects",
+    "rounds", "rows", "scan", "scans", "secrets", "shown", "snapshot", "training_slot", "uncertainty",
 }  # fmt: skip
 STORE_WRITES = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if name[0] != "_"} - STORE_READS
 
@@ -453,7 +453,7 @@ def test_by_button_it_trains_only_when_asked(tmp_path: Path) -> None:
     world.label(COLD + 1)
     world.run()
     assert (world.status()["phase"], world.status()["model"]) == ("cold_start", None)
-    world.store.ask(PROJECT)
+    world.store.request_training(PROJECT)
     world.run()
     assert (world.status()["model"], world.studio.model_version) == ("scanqueue-r1", "scanqueue-r1")
     row = world.store.project(PROJECT)
@@ -462,14 +462,14 @@ def test_by_button_it_trains_only_when_asked(tmp_path: Path) -> None:
     world.label(ROUND + 1)
     world.run()
     assert len(world.store.models(PROJECT)) == 1
-    world.store.ask(PROJECT)
+    world.store.request_training(PROJECT)
     world.run()
     assert [m["version"] for m in world.store.models(PROJECT)] == ["scanqueue-r1", "scanqueue-r2"]
 
 
 def test_asking_before_anything_is_labelled_trains_nothing_and_is_not_remembered(world: World) -> None:
     world.add_scans(0, 5)
-    world.store.ask(PROJECT)
+    world.store.request_training(PROJECT)
     world.run()
     world.label(1)
     world.run()
@@ -642,7 +642,7 @@ def test_another_measure_of_uncertainty_opens_a_round_and_the_pool_is_not_predic
         once.setattr(KeptLearner, "signals", None)  # all measures were stored when the pool was scored
         world.set(uncertainty=measure, strategy="facility+entropy")
     assert (world.status()["model"], world.studio.model_version) == ("scanqueue-r1", "scanqueue-r2")
-    said = world.store.signals(world.store.models(PROJECT)[0]["fingerprint"])
+    said = world.store.uncertainty(world.store.models(PROJECT)[0]["fingerprint"])
     digests = {s["task"]: s["digest"] for s in world.store.scans(PROJECT)}
     values = [said[digests[t]][measure] for t in world.order()]
     assert values == sorted(values, reverse=True)
@@ -652,12 +652,12 @@ def test_rows_from_before_there_were_measures_count_as_scored_only_for_the_mean(
     world.in_round_1()
     model = world.store.models(PROJECT)[0]["fingerprint"]
     with world.store.write() as connection:
-        connection.execute(entropy_table.update().values(more=""))
+        connection.execute(uncertainty_table.update().values(more=""))
     world.run()
-    assert all(said.keys() == {"image"} for said in world.store.signals(model).values())
+    assert all(said.keys() == {"image"} for said in world.store.uncertainty(model).values())
     world.set(uncertainty="top")
     open_ = {s["digest"] for s in world.store.scans(PROJECT) if not s["annotated"]}
-    assert {d for d, said in world.store.signals(model).items() if "top" in said} == open_
+    assert {d for d, said in world.store.uncertainty(model).items() if "top" in said} == open_
 
 
 @pytest.mark.parametrize(("strategy", "signal"), [("clasp", "classes"), ("pairwise-dice", "disagreement")])
@@ -667,7 +667,7 @@ def test_what_a_strategy_wants_to_know_is_asked_of_the_model_by_whoever_scores(
     world = World(tmp_path / "data", strategy=strategy).in_round_1()
     model = world.store.models(PROJECT)[0]["fingerprint"]
     open_ = {s["digest"] for s in world.store.scans(PROJECT) if not s["annotated"]}
-    assert {d for d, said in world.store.signals(model).items() if signal in said} == open_
+    assert {d for d, said in world.store.uncertainty(model).items() if signal in said} == open_
     latest = world.store.latest_round(PROJECT)
     assert latest is not None
     assert {p.reason for p in latest["picks"]} == {strategy}
@@ -680,8 +680,8 @@ def test_a_change_to_a_strategy_that_wants_more_scores_the_pool_again(world: Wor
     model = world.store.models(PROJECT)[0]["fingerprint"]
     world.set(strategy="paper+clasp")
     assert world.studio.model_version == "scanqueue-r2"
-    assert any("classes" in said for said in world.store.signals(model).values())
-    assert all("top" in said for said in world.store.signals(model).values())
+    assert any("classes" in said for said in world.store.uncertainty(model).values())
+    assert all("top" in said for said in world.store.uncertainty(model).values())
 
 
 def test_another_strategy_for_the_time_with_a_model_leaves_the_cold_start_alone(world: World) -> None:
@@ -1199,7 +1199,7 @@ def test_a_wish_that_comes_after_the_look_began_is_not_answered_by_it(
 
     def while_looking(project: int) -> Any:
         page = real(project)
-        world.store.ask(PROJECT)
+        world.store.request_training(PROJECT)
         return page
 
     monkeypatch.setattr(world.studio, "project", while_looking)

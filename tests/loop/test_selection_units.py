@@ -15,7 +15,7 @@ from backend.facts import Scan, control_draw
 from backend.loop import order as module
 from backend.loop.order import BEGUN, Ground, order
 from backend.loop.selection_units import add, lay_out, mean_embeddings, places, together, units
-from backend.records.store import NEXT, OUT, Pick, Store, StoredMap, put_map, read_map
+from backend.records.store import PRIORITY_EXCLUDED, PRIORITY_NEXT, Pick, Store, StoredMap, put_map, read_map
 from backend.settings import ProjectSettings
 from sampling import COLD_START, EMBEDDED, WITH_MODEL, EmbeddingMap, fit_map
 
@@ -61,7 +61,7 @@ def said(store: Store, scans: Sequence[Scan], seed: int = 1) -> dict[str, float]
     random = np.random.default_rng(seed)
     unsure = {s.digest: float(random.random()) for s in scans}
     more = ("foreground", "boundary", "top", "disagreement")
-    store.put_signals(
+    store.put_uncertainty(
         MODEL,
         {d: {"image": u, **dict.fromkeys(more, u), "classes": [u, 1 - u]} for d, u in unsure.items()},
     )
@@ -224,7 +224,7 @@ def test_wishes_and_skips_are_of_single_slices(store: Store, model: str) -> None
     scans = [
         replace(
             s,
-            wish={of["D", 2]: NEXT, of["E", 0]: OUT}.get(s.task, 0),
+            priority={of["D", 2]: PRIORITY_NEXT, of["E", 0]: PRIORITY_EXCLUDED}.get(s.task, 0),
             skipped=s.task in (of["A", 1], of["D", 4]),
         )
         for s in scans
@@ -304,7 +304,7 @@ def test_scans_with_nothing_to_see_come_last_unless_somebody_wishes_for_them(
             s,
             blank=s.task in blank,
             skipped=s.task in skipped,
-            wish=NEXT if s.task in wished else 0,
+            priority=PRIORITY_NEXT if s.task in wished else 0,
             annotated=s.task in labelled,
         )
         for s in stack(8)
@@ -344,7 +344,7 @@ def test_where_nothing_is_left_but_what_comes_last_it_is_offered(store: Store, m
     picks = order(asked, [replace(s, blank=True) for s in scans])
     assert [(p.task, p.reason) for p in picks] == [(task, "blank") for task in tasks]
     assert sorted(p.task for p in order(asked, [replace(s, skipped=True) for s in scans])) == tasks
-    assert order(asked, [replace(s, wish=OUT) for s in scans]) == []
+    assert order(asked, [replace(s, priority=PRIORITY_EXCLUDED) for s in scans]) == []
 
 
 def test_units_are_single_scans_or_whole_volumes() -> None:

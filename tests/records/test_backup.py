@@ -218,12 +218,14 @@ def neighbour(store: Store, made: Made) -> None:
     store.add_project(OTHER)
     model, label = made.records["model"][0], made.records["label"][0]
     row = {"version": "scanqueue-r1", "fingerprint": model["fingerprint"], "labels": ["Lung"], "trained_on": []}
-    store.put_model(OTHER, row | {"accepted": 1, "validation": {}, "details": {}}, active="scanqueue-r1", asked=0)
+    store.put_model(
+        OTHER, row | {"accepted": 1, "validation": {}, "details": {}}, active="scanqueue-r1", training_requests=0
+    )
     store.put_label(OTHER, {k: v for k, v in label.items() if k != "project"})
     store.put_folder("models", model["fingerprint"], lambda f: (f / "model.json").write_text("theirs") and None)
     store.put_arrays("labels", label["mask"], mask=np.zeros((2, 2), np.uint8))
     digest = made.records["scan"][0]["digest"]
-    store.put_entropies(model["fingerprint"], {digest: 0.125})
+    store.put_uncertainty(model["fingerprint"], {digest: {"image": 0.125}})
 
 
 def test_nothing_of_another_project_is_touched(made: Made, tmp_path: Path) -> None:
@@ -243,7 +245,7 @@ def test_a_backup_holds_one_project_only(made: Made, tmp_path: Path) -> None:
     restored(made, store)
     store.add_project(OTHER)
     store.put_tasks(OTHER, [{"task": 900, "image": "x", "updated_at": "t", "annotated": 0, "skipped": 0}], "t")
-    store.put_entropies("another", {"d": 0.5})
+    store.put_uncertainty("another", {"d": {"image": 0.5}})
     store.put_embeddings("pixels", ["another"], np.zeros((1, 4), np.float32))
     backup(store, PROJECT, tmp_path / "one.zip")
     only = Store(tmp_path / "only")
@@ -360,7 +362,7 @@ def test_records_are_of_one_moment(made: Made, tmp_path: Path, monkeypatch: pyte
     def meanwhile(archive: Any, name: str, *rest: Any) -> Any:
         found = add(archive, name, *rest)
         if name == "records/project.jsonl":
-            Store(store.folder).put_entropies(made.records["model"][0]["fingerprint"], {"late": 0.5})
+            Store(store.folder).put_uncertainty(made.records["model"][0]["fingerprint"], {"late": {"image": 0.5}})
         return found
 
     monkeypatch.setattr(backups, "_add", meanwhile)

@@ -16,7 +16,7 @@ from sqlalchemy import BigInteger, Engine, Integer, MetaData, create_engine, ins
 
 from backend.errors import BadSetting
 from backend.records.migrate import HEAD
-from backend.records.store import Store, change_table, measure_table, metadata, shard_table, worker_table
+from backend.records.store import Store, change_table, counter_table, metadata, shard_table, worker_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +45,7 @@ def make_as_before(engine: Engine) -> None:
     """The tables as they were before there were migrations: no shards, strata, page, volumes; ids of 32 bits."""
     before = MetaData()
     for table in metadata.sorted_tables:
-        if table not in (shard_table, measure_table, change_table, worker_table):
+        if table not in (shard_table, counter_table, change_table, worker_table):
             for column in table.to_metadata(before).columns:
                 if isinstance(column.type, BigInteger):
                     column.type = Integer()
@@ -79,15 +79,15 @@ def test_a_database_from_before_there_were_migrations_is_adopted_with_its_rows(u
                                 "height, width, problem, problem_at) VALUES (7, 3, 'i', 't', 0, 0, 'd', 9, 9, '', "
                                 "0)"))  # fmt: skip
     store = Store(tmp_path, url)
-    assert store.entropies("m") == {"d": 0.25}
-    assert store.signals("m") == {"d": {"image": 0.25}}
+    assert store.image_entropies("m") == {"d": 0.25}
+    assert store.uncertainty("m") == {"d": {"image": 0.25}}
     (scan,) = store.scans(7)
     assert (scan["digest"], scan["stratum"]) == ("d", "")
     assert [scan[name] for name in ("volume", "slice", "patient")] == ["", 0, ""]
     assert [scan[name] for name in ("row_mm", "column_mm", "blank")] == [0, 0, 0]
     assert store.project(7)["taken"] == 0
-    store.put_signals("m", {"d": {"image": 0.25, "top": 0.5}})
-    assert store.signals("m") == {"d": {"image": 0.25, "top": 0.5}}
+    store.put_uncertainty("m", {"d": {"image": 0.25, "top": 0.5}})
+    assert store.uncertainty("m") == {"d": {"image": 0.25, "top": 0.5}}
     assert store.project(7)["title"] == "kept"
     assert store.rows(shard_table.select()) == []
     assert store.add_project(2**40)

@@ -40,7 +40,7 @@ def retention(store: Store, keep: int = 2, days: int = 90) -> Retention:
 def model(store: Store, project: int, n: int, name: str, *, active: bool = False) -> None:
     store.add_project(project)
     store.put_folder("models", name, lambda folder: (folder / "model.json").write_text("{}") and None)
-    store.put_signals(name, {"digest": {"image": 0.5, "top": 0.75}})
+    store.put_uncertainty(name, {"digest": {"image": 0.5, "top": 0.75}})
     version = f"scanqueue-r{n}"
     row = {"version": version, "fingerprint": name, "labels": ["Lung"], "trained_on": [], "accepted": 1}
     before = store.project(project)
@@ -50,7 +50,7 @@ def model(store: Store, project: int, n: int, name: str, *, active: bool = False
         row | {"validation": {}, "details": {}},
         active=version if active else "",
         instead_of=before["active"],
-        asked=0,
+        training_requests=0,
     )
 
 
@@ -89,7 +89,7 @@ def test_the_newest_the_active_one_and_that_of_the_latest_round_are_kept(store: 
     assert retention(store).remove_checkpoints(1) == ["m1", "m4", "m5"]
     assert kept(store, 1) == [f"scanqueue-r{n}" for n in (2, 3, 6, 7)]
     assert len(store.models(1)) == 7  # the records stay
-    for said in (store.entropies, store.signals):
+    for said in (store.image_entropies, store.uncertainty):
         assert [bool(said(f"m{n}")) for n in range(1, 8)] == [False, True, True, False, False, True, True]
     assert retention(store).remove_checkpoints(1) == []
     assert not list(store.folder.rglob(".new-*"))
@@ -108,7 +108,7 @@ def test_a_checkpoint_that_another_project_keeps_is_not_removed(store: Store) ->
     model(store, 2, 1, "m1", active=True)
     assert retention(store, keep=1).remove_checkpoints(1) == ["m2"]
     assert kept(store, 2) == ["scanqueue-r1"]
-    assert store.entropies("m1")
+    assert store.image_entropies("m1")
 
 
 def test_a_project_that_is_being_worked_on_is_left_for_the_next_time(store: Store) -> None:
@@ -116,7 +116,7 @@ def test_a_project_that_is_being_worked_on_is_left_for_the_next_time(store: Stor
         model(store, 1, n, f"m{n}")
     with Store(store.folder, store.database_url).lock(1):
         assert retention(store, keep=1).remove_checkpoints(1) == []
-        assert store.entropies("m1")
+        assert store.image_entropies("m1")
     assert retention(store, keep=1).remove_checkpoints(1) == ["m1", "m2"]
 
 
@@ -125,7 +125,7 @@ def test_scores_that_a_killed_worker_left_behind_are_removed_too(store: Store) -
         model(store, 1, n, f"m{n}")
     store.remove_folder("models", "m1")
     retention(store, keep=2).remove_checkpoints(1)
-    assert not store.entropies("m1")
+    assert not store.image_entropies("m1")
 
 
 def test_a_model_whose_checkpoint_is_gone_cannot_be_made_active(store: Store) -> None:

@@ -106,17 +106,17 @@ def test_embeddings_come_back_in_the_order_asked_for(store: Store) -> None:
 
 def test_signals_that_were_not_asked_for_again_stay(store: Store) -> None:
     """Two projects with one model and other strategies would else score the same scans for ever."""
-    store.put_signals("m", {"d": {"image": 0.5, "top": 0.75, "classes": [0.25, 0.5]}})
-    store.put_signals("m", {"d": {"image": 0.5, "top": 0.75, "disagreement": 0.125}, "e": {"image": 0.25}})
-    assert store.signals("m") == {
+    store.put_uncertainty("m", {"d": {"image": 0.5, "top": 0.75, "classes": [0.25, 0.5]}})
+    store.put_uncertainty("m", {"d": {"image": 0.5, "top": 0.75, "disagreement": 0.125}, "e": {"image": 0.25}})
+    assert store.uncertainty("m") == {
         "d": {"image": 0.5, "top": 0.75, "classes": [0.25, 0.5], "disagreement": 0.125},
         "e": {"image": 0.25},
     }
-    assert store.entropies("m") == {"d": 0.5, "e": 0.25}
-    store.put_entropies("m", {"d": 0.625})
-    assert store.signals("m")["d"]["top"] == 0.75
-    assert store.forget_entropies(["m"]) == 2
-    assert store.signals("m") == {}
+    assert store.image_entropies("m") == {"d": 0.5, "e": 0.25}
+    store.put_uncertainty("m", {"d": {"image": 0.625}})
+    assert store.uncertainty("m")["d"]["top"] == 0.75
+    assert store.forget_uncertainty(["m"]) == 2
+    assert store.uncertainty("m") == {}
 
 
 def test_two_that_write_the_same_rows_in_another_order_do_not_block_each_other(store: Store) -> None:
@@ -301,8 +301,8 @@ with Store(Path({str(store.folder)!r}), {store.database_url!r}).lock(1) as mine:
 
 
 def test_a_wish_that_came_during_a_training_is_kept(store: Store) -> None:
-    store.ask(1)
-    store.ask(1)
+    store.request_training(1)
+    store.request_training(1)
     model = {
         "version": "scanqueue-r1",
         "fingerprint": "f",
@@ -312,7 +312,7 @@ def test_a_wish_that_came_during_a_training_is_kept(store: Store) -> None:
         "validation": {},
         "details": {},
     }
-    store.put_model(1, model, active="scanqueue-r1", asked=1)
+    store.put_model(1, model, active="scanqueue-r1", training_requests=1)
     assert (store.project(1)["asked"], store.project(1)["active"]) == (1, "scanqueue-r1")
     with pytest.raises(BadSetting, match="has no model 'nope'; there are: scanqueue-r1"):
         activate_model(store, 1, "nope")
@@ -334,12 +334,12 @@ def test_a_database_that_is_away_is_explained_without_its_password_and_then_used
         store = Store(tmp_path, server.new_database("records"))
         store.add_project(1)
         server.kill()
-        for ask in (lambda: store.project(1), lambda: store.ask(1)):
+        for ask in (lambda: store.project(1), lambda: store.request_training(1)):
             with pytest.raises(StoreUnavailable, match=r"does not answer.*tried again") as raised:
                 ask()
             assert "not-to-be-told" not in str(raised.value)
         server.start()
-        store.ask(1)
+        store.request_training(1)
         assert store.project(1)["asked"] == 1
 
 

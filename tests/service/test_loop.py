@@ -136,7 +136,7 @@ def test_the_order_after_the_first_training_is_s_of_i(run: dict[str, Any]) -> No
     assert found is not None
     where = dict(zip(found[0], found[1], strict=True))
     xy = np.array([where[s["digest"]] for s in scans])
-    entropies = store.entropies(model["fingerprint"])
+    entropies = store.image_entropies(model["fingerprint"])
     entropy = np.array([entropies.get(s["digest"], np.nan) for s in scans])
     row = {s["task"]: i for i, s in enumerate(scans)}
     labelled = [row[task["id"]] for task in run["cold served"]]

@@ -52,7 +52,7 @@ def test_two_workers_share_the_reading_and_do_every_scan(
         store = Store(service.folder)
         assert len(store.models(lab.project)) == 1  # training runs once
         scans = {s["digest"] for s in store.scans(lab.project) if not s["annotated"]}
-        assert scans <= set(store.entropies(store.models(lab.project)[0]["fingerprint"]))
+        assert scans <= set(store.image_entropies(store.models(lab.project)[0]["fingerprint"]))
     lab.close()
 
 

@@ -154,7 +154,7 @@ class Lab:
             "tolerance": 0.01,
             "unit": "slice",
         }
-        self.levers: Json = {
+        self.overrides: Json = {
             "settings": settings | {"round_size": 12, "alpha": 0.6},
             "given": {"round_size": 12, "alpha": 0.4},
             "changed": {"alpha": 0.6},
@@ -302,7 +302,7 @@ class Lab:
         return self.line
 
     def settings(self, project: int) -> Json:
-        return self.levers
+        return self.overrides
 
     def changes(self, project: int) -> Json:
         return {"changes": self.list}
@@ -398,8 +398,8 @@ class Lab:
                 if change["change"] == body["change"]:
                     change["undone"] = True
                     if change["kind"] == "settings":
-                        self.levers["changed"] = {}
-                        self.levers["settings"]["alpha"] = 0.4
+                        self.overrides["changed"] = {}
+                        self.overrides["settings"]["alpha"] = 0.4
         if what in ("settings", "wishes"):
             number = max(c["change"] for c in self.list) + 1
             words = ", ".join(f"{k} to {v}" for k, v in body.items())
@@ -407,11 +407,11 @@ class Lab:
             self.list.insert(0, entry | {"undone": False, "undoable": True})
             if what == "settings":
                 for name, value in body.items():
-                    given = self.levers["given"].get(name, self.levers["default"][name])
-                    self.levers["changed"] = {**self.levers["changed"], name: value}
+                    given = self.overrides["given"].get(name, self.overrides["default"][name])
+                    self.overrides["changed"] = {**self.overrides["changed"], name: value}
                     if value is None:
-                        del self.levers["changed"][name]
-                    self.levers["settings"][name] = given if value is None else value
+                        del self.overrides["changed"][name]
+                    self.overrides["settings"][name] = given if value is None else value
             return {"status": "noted", "change": number}
         return {"status": "noted"}
 

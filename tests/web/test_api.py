@@ -21,7 +21,7 @@ from backend.records.store import Pick, Store
 from backend.settings import Settings
 from backend.web import api
 from backend.web.overview import Overview
-from backend.workers.worker import Relay
+from backend.workers.worker import RequestBuffer
 
 CONFIG = (
     '<View><Image name="image" value="$image"/><BrushLabels name="tag" toName="image">'
@@ -89,10 +89,10 @@ class Edge:
         self.predicted: list[tuple[int, list[int]]] = []
         self.fails: Exception | None = None
         known = lambda project: self.store.project(project) is not None  # noqa: E731
-        self.relay = Relay(self._touched.append, known, self.store.ask)
+        self.buffer = RequestBuffer(self._touched.append, known, self.store.request_training)
         overview = Overview(self.store, Away(), None, lambda project: [dict(CHECK, what=str(project))])  # type: ignore[arg-type]
         app = api.create_api(
-            Settings(data_dir=folder, **settings), self.store, self.relay.touch, self.predict, overview=overview
+            Settings(data_dir=folder, **settings), self.store, self.buffer.request, self.predict, overview=overview
         )
         self.http = TestClient(app, base_url="http://127.0.0.1:9090", raise_server_exceptions=False)
 
@@ -100,7 +100,7 @@ class Edge:
     def touched(self) -> list[int]:
         """What was passed on, once everything was."""
         until = time.monotonic() + 10
-        while not self.relay.idle():
+        while not self.buffer.idle():
             assert time.monotonic() < until
             time.sleep(0.005)
         return self._touched
@@ -289,7 +289,7 @@ def test_a_webhook_of_an_unknown_project_is_ignored(edge: Edge, action: str) -> 
     edge.connect()
     assert edge.http.post("/webhook", json=hook_body(action, project=9)).status_code == 201
     assert edge.touched == []
-    assert edge.relay.idle()
+    assert edge.buffer.idle()
     assert edge.store.projects() == [4]
 
 
@@ -356,7 +356,7 @@ def test_known_secrets_wait_for_no_database_and_unknown_ones_not_long(
             began = time.monotonic()
             assert guarded.http.post("/webhook", json=hook_body("X"), headers=headers).status_code == code
             assert time.monotonic() - began < api.PATIENCE
-        assert len(looks) <= 2  # the relay's, and one at the secrets
+        assert len(looks) <= 2  # the buffer's, and one at the secrets
     finally:
         thaw.set()
     assert guarded.touched[1:] in ([4], [4, 4])
@@ -553,7 +553,7 @@ def test_a_model_is_made_active(edge: Edge) -> None:
         "validation": {},
         "details": {},
     }
-    edge.store.put_model(4, model, active="", asked=0)
+    edge.store.put_model(4, model, active="", training_requests=0)
     response = edge.http.post("/api/projects/4/activate", json={"version": "scanqueue-r1"})
     assert "SCANQUEUE_KEEP_MODELS" in refused(response, 400)
     assert [m["kept"] for m in edge.http.get("/api/projects/4/rounds").json()["models"]] == [False]

@@ -18,7 +18,7 @@ from backend.records.store import Pick, Store
 from backend.settings import Settings
 from backend.web import metrics
 from backend.web.api import PATIENCE, create_api
-from backend.workers.counters import Amounts, Measures
+from backend.workers.counters import Amounts, Counters
 from backend.workers.shards import Shards
 from backend.workers.worker import Queue
 
@@ -57,23 +57,23 @@ def busy(tmp_path: Path) -> Store:
         store.add_project(project)
     row = {"image": "/data/upload/4/a.png", "updated_at": "2026-01-01", "skipped": 0}
     store.put_tasks(4, [{"task": t, "annotated": int(t == 1), **row} for t in (1, 2, 3)], "2026-01-01")
-    store.put_model(4, MODEL, active="scanqueue-r1", asked=0)
+    store.put_model(4, MODEL, active="scanqueue-r1", training_requests=0)
     picks = [Pick(2, "medoid"), Pick(3, "medoid")]
     store.put_round(4, n=1, key="k", model="scanqueue-r1", picks=picks, carried=[], size=2, labels=1)
     shown = {"task": 1, "version": "scanqueue-r1", "label": "l", "dice": 0.5, "hd": 1.0, "hd95": 1.0, "unit": "px"}
     store.put_shown(4, shown)
     store.set_project(4, phase="rounds", trouble="Label Studio does not answer.")
     store.report(4, "training scanqueue-r2 on 1 labels", 3, 12)
-    store.add_measures({("step", "Train"): (1, 60.0), ("studio", "GET /api/tasks"): (3, 0.5)})
-    store.add_measures({("studio", "GET /api/tasks"): (1, 0.25), ("studio_error", "no answer"): (2, 0.0)})
-    store.add_measures({("http", "/webhook 201"): (5, 0.125), ("http_slow", "/predict"): (2, 0.0)})
+    store.add_counters({("step", "Train"): (1, 60.0), ("studio", "GET /api/tasks"): (3, 0.5)})
+    store.add_counters({("studio", "GET /api/tasks"): (1, 0.25), ("studio_error", "no answer"): (2, 0.0)})
+    store.add_counters({("http", "/webhook 201"): (5, 0.125), ("http_slow", "/predict"): (2, 0.0)})
     Shards(store, "me").cut(4, "embed", "", list(range(40)))
     return store
 
 
 def test_the_numbers_are_those_of_the_records_and_of_the_queue(busy: Store) -> None:
     queue = Queue(Settings(data_dir=busy.folder))
-    queue.touch(4)
+    queue.request(4)
     found = read(metrics.render(busy, queue.waiting))
     four = (("project", "4"),)
     assert found["scanqueue_info"] == {(("version", __version__),): 1}
@@ -150,27 +150,27 @@ def test_what_processes_count_comes_together_and_survives_a_database_that_is_awa
     def add(amounts: Amounts) -> None:
         if away:
             raise StoreUnavailable("is away")
-        store.add_measures(amounts)
+        store.add_counters(amounts)
 
-    one, two = Measures(add), Measures(store.add_measures)
+    one, two = Counters(add), Counters(store.add_counters)
     for seconds in (1.0, 2.0):
-        one.note("step", "Train", seconds)
+        one.count("step", "Train", seconds)
         one.flush()
     away = False
-    two.note("step", "Train", 4.0)
+    two.count("step", "Train", 4.0)
     two.flush()
     one.flush()
     one.flush()
-    assert store.measures("step") == {"Train": (3, 7.0)}
+    assert store.counters("step") == {"Train": (3, 7.0)}
 
 
 def test_no_sender_can_fill_the_records_with_labels(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    measures = Measures(store.add_measures)
+    counters = Counters(store.add_counters)
     for n in range(2000):
-        measures.note("http", f"/{n} 404")
-    measures.flush()
-    assert len(store.measures("http")) == 500
+        counters.count("http", f"/{n} 404")
+    counters.flush()
+    assert len(store.counters("http")) == 500
 
 
 def test_requests_are_counted_by_what_they_are_for(tmp_path: Path) -> None:
@@ -178,8 +178,8 @@ def test_requests_are_counted_by_what_they_are_for(tmp_path: Path) -> None:
     store.add_project(4)
     counted: list[tuple[str, str]] = []
     settings = Settings(data_dir=tmp_path, user="lab", password="secret")
-    note = lambda name, label, amount=0.0: counted.append((name, label))  # noqa: E731
-    http = TestClient(create_api(settings, store, lambda *_: None, lambda *_: [], note=note))
+    count = lambda name, label, amount=0.0: counted.append((name, label))  # noqa: E731
+    http = TestClient(create_api(settings, store, lambda *_: None, lambda *_: [], count=count))
     http.post("/webhook", json={})
     for path in ("/api/projects/4", "/api/projects/9", "/secret-of-mine"):
         http.get(path, auth=("lab", "secret"))
@@ -189,10 +189,10 @@ def test_requests_are_counted_by_what_they_are_for(tmp_path: Path) -> None:
 
 def test_answers_that_take_longer_than_label_studio_waits_are_counted(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    measures = Measures(store.add_measures)
+    counters = Counters(store.add_counters)
     slowly = lambda _, tasks: time.sleep(PATIENCE + 0.05) or [{} for _ in tasks]  # noqa: E731
-    http = TestClient(create_api(Settings(data_dir=tmp_path), store, lambda *_: None, slowly, note=measures.note))
+    http = TestClient(create_api(Settings(data_dir=tmp_path), store, lambda *_: None, slowly, count=counters.count))
     assert http.post("/predict", json={"project": "4.1", "tasks": [{"id": 1}]}).status_code == 200
     assert http.get("/health").status_code == 200
-    measures.flush()
-    assert store.measures("http_slow") == {"/predict": (1, 0.0)}
+    counters.flush()
+    assert store.counters("http_slow") == {"/predict": (1, 0.0)}

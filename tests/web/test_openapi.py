@@ -66,7 +66,9 @@ def fill(store: Store) -> None:
     row = {"image": "/data/upload/4/a.png", "updated_at": "2026-01-01", "skipped": 0}
     store.put_tasks(4, [{"task": t, "annotated": int(t == 1), **row} for t in (1, 2, 3)], "2026-01-01")
     for n in (1, 2, 3):
-        store.put_model(4, MODEL | {"version": f"scanqueue-r{n}", "trained_on": list(range(n))}, active="", asked=0)
+        store.put_model(
+            4, MODEL | {"version": f"scanqueue-r{n}", "trained_on": list(range(n))}, active="", training_requests=0
+        )
     store.set_project(4, active="scanqueue-r1")
     picks = [Pick(2, "paper", 0.5, 0.25, 0.75, 1), Pick(3, "medoid", cluster=0)]
     store.put_round(4, n=1, key="k", model="scanqueue-r1", picks=picks, carried=[], size=2, labels=1)

@@ -21,7 +21,7 @@ from backend.web import status
 from backend.web.learning_curve import _interval, curve
 from backend.web.map_view import LABELLED, OPEN, PROBLEM, atlas
 from backend.web.overview import SLOW, Overview
-from backend.workers.roster import Presence
+from backend.workers.roster import Roster
 
 pytestmark = pytest.mark.usefixtures("miniature")
 
@@ -289,9 +289,9 @@ def test_activity_says_who_labelled_what_last_and_what_is_begun(world: World) ->
 
 def test_a_worker_is_seen_at_its_work_and_gone_when_it_ends(tmp_path: Path) -> None:
     store, stopping = Store(tmp_path), threading.Event()
-    presence = Presence(store, "host:7")
-    thread = threading.Thread(target=presence.run, args=(stopping,))
-    with presence.at("project 4"):
+    roster = Roster(store, "host:7")
+    thread = threading.Thread(target=roster.run, args=(stopping,))
+    with roster.at("project 4"):
         thread.start()
         until = time.monotonic() + 10
         while not (found := store.workers()):

@@ -151,10 +151,10 @@ def hostile() -> Lab:
     for one in lab.people["lately"]:
         one |= {"by": SCRIPT, "at": SCRIPT}
     lab.working = [{"name": SCRIPT, "seconds": 5.0, "doing": SCRIPT}]
-    lab.levers["settings"] |= {"stratify_by": SCRIPT, "strategy": SCRIPT}
-    lab.levers["given"] |= {"stratify_by": SCRIPT, "alpha": SCRIPT}
-    lab.levers["problem"] = SCRIPT
-    lab.levers["strategies"] = [SCRIPT + "2"]
+    lab.overrides["settings"] |= {"stratify_by": SCRIPT, "strategy": SCRIPT}
+    lab.overrides["given"] |= {"stratify_by": SCRIPT, "alpha": SCRIPT}
+    lab.overrides["problem"] = SCRIPT
+    lab.overrides["strategies"] = [SCRIPT + "2"]
     lab.others = [{**lab.one, "project": 5}]
     return lab
 
@@ -405,7 +405,7 @@ def test_models_are_compared_worst_first_with_pictures_of_both(lab: Lab) -> None
 
 def test_each_lever_says_what_it_does_and_where_its_value_comes_from(lab: Lab) -> None:
     text = view(lab, "settings").text
-    assert set(lab.levers["settings"]) == {lever.name for lever in wording.LEVERS}
+    assert set(lab.overrides["settings"]) == {lever.name for lever in wording.LEVERS}
     for lever in wording.LEVERS:
         assert f"{lever.title} " in text
         assert lever.sentence in text
@@ -420,7 +420,7 @@ def test_a_lever_set_here_can_go_back(lab: Lab) -> None:
 
 
 def test_what_label_studio_said_wrong_is_shown_beside_the_levers(lab: Lab) -> None:
-    lab.levers["problem"] = "alpha is 7; it must be from 0 to 1."
+    lab.overrides["problem"] = "alpha is 7; it must be from 0 to 1."
     assert "alpha is 7; it must be from 0 to 1." in view(lab, "settings").text
 
 

@@ -115,7 +115,11 @@ class Lab:
                 self.store.put_folder("models", name, Segmenter.create(SPEC).save)
         row = {"version": version, "fingerprint": name, "labels": list(labels), "trained_on": [], "accepted": 1}
         self.store.put_model(
-            PROJECT, row | {"remark": "", "validation": {}, "details": {}}, active="", instead_of="", asked=0
+            PROJECT,
+            row | {"remark": "", "validation": {}, "details": {}},
+            active="",
+            instead_of="",
+            training_requests=0,
         )
         return name
 

@@ -37,7 +37,7 @@ def test_shards_hold_every_task_once_and_nobody_takes_one_twice(store: Store) ->
             taken.append(other)
     assert sorted(t for shard in taken for t in shard.tasks) == TASKS
     assert len({shard.n for shard in taken}) == len(taken) == 4
-    assert {(s.project, s.kind, s.needs) for s in taken} == {(1, "read", "pixels|64")}
+    assert {(s.project, s.kind, s.requirements) for s in taken} == {(1, "read", "pixels|64")}
 
 
 def test_the_work_is_over_when_every_shard_is_done(store: Store) -> None:

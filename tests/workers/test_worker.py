@@ -14,14 +14,14 @@ import pytest
 from backend.errors import StoreUnavailable
 from backend.settings import Settings
 from backend.workers import worker
-from backend.workers.worker import GAP, Queue, Relay
+from backend.workers.worker import GAP, Queue, RequestBuffer
 
 
 def test_a_project_touched_often_waits_once(tmp_path: Path) -> None:
     queue = Queue(Settings(data_dir=tmp_path))
     for _ in range(50):
-        queue.touch(1)
-        queue.touch(2)
+        queue.request(1)
+        queue.request(2)
     assert queue.waiting() == 2
 
 
@@ -70,14 +70,14 @@ def wait_for(folder: Path, project: str, count: int) -> None:
 
 def test_every_project_is_looked_at_on_start_and_a_busy_one_again(tmp_path: Path) -> None:
     queue = Queue(Settings(data_dir=tmp_path))
-    queue.touch(1)  # of an earlier worker that was killed: the flag must not keep the project waiting for ever
+    queue.request(1)  # of an earlier worker that was killed: the flag must not keep the project waiting for ever
     child = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
     try:
         for project, count in (("1", 1), ("7", 1), ("8", 2)):
             wait_for(tmp_path, project, count)
         # a failure in one project keeps nobody from the next job
         before = looks(tmp_path).count("1")
-        queue.touch(1)
+        queue.request(1)
         wait_for(tmp_path, "1", before + 1)
     finally:
         child.send_signal(signal.SIGTERM)
@@ -91,13 +91,13 @@ def test_ten_thousand_touches_cost_a_look_a_second_at_most(tmp_path: Path) -> No
         wait_for(tmp_path, "1", 1)
         before, began = looks(tmp_path).count("1"), time.monotonic()
         for _ in range(10_000):
-            queue.touch(1)
+            queue.request(1)
         wait_for(tmp_path, "1", before + 1)
         more, took = looks(tmp_path).count("1") - before, time.monotonic() - began
         assert more <= took / GAP + 1
         # the last touch is looked at too
         after = looks(tmp_path).count("1")
-        queue.touch(1)
+        queue.request(1)
         wait_for(tmp_path, "1", after + 1)
     finally:
         child.send_signal(signal.SIGTERM)
@@ -118,7 +118,7 @@ def test_a_flag_whose_job_was_lost_keeps_nobody_waiting(tmp_path: Path) -> None:
 
 def test_a_queue_that_is_away_costs_a_touch_and_no_error(tmp_path: Path, free_port: int) -> None:
     queue = Queue(Settings(data_dir=tmp_path, redis_url=f"redis://127.0.0.1:{free_port}/0"))
-    assert queue.touch(1) is False
+    assert queue.request(1) is False
 
 
 def test_a_relay_returns_at_once_and_passes_every_project_on() -> None:
@@ -128,11 +128,11 @@ def test_a_relay_returns_at_once_and_passes_every_project_on() -> None:
         slow.wait(10)
         passed.append(project)
 
-    relay = Relay(touch)
+    buffer = RequestBuffer(touch)
     began = time.monotonic()
     for _ in range(1000):
         for project in (1, 2, 3):
-            relay.touch(project)
+            buffer.request(project)
     assert time.monotonic() - began < 5
     slow.set()
     until = time.monotonic() + 10
@@ -154,14 +154,14 @@ def test_a_wish_outlasts_records_that_are_away_and_a_relay_every_failure(monkeyp
             raise RuntimeError("unexpected")
         return project != 9
 
-    relay = Relay(passed.append, known, asked.append)
+    buffer = RequestBuffer(passed.append, known, asked.append)
     for project, wish in ((7, False), (1, True), (1, False), (2, False), (9, True)):
-        relay.touch(project, wish)
+        buffer.request(project, wish)
     time.sleep(0.5)
     assert (passed, asked) == ([], [])
     away[0] = False
     until = time.monotonic() + 10
-    while not relay.idle():
+    while not buffer.idle():
         assert time.monotonic() < until
         time.sleep(0.01)
     assert sorted(passed) == [1, 2]
