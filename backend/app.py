@@ -67,7 +67,7 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
     heartbeat  a file descriptor that is written to for as long as the work gets on
     """
     from backend.loop.driver import Busy
-    from backend.loop.shard_worker import Helper
+    from backend.loop.shard_worker import ShardWorker
     from backend.records.retention import Retention
     from backend.workers.roster import Roster
 
@@ -94,9 +94,9 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
             log.info("project %s: stopped; it is taken up again at the next start", project)
         return False
 
-    helper = Helper(reconciler.shards, reconciler.bulk, watchdog, stopping, roster)
+    shard_worker = ShardWorker(reconciler.shards, reconciler.processor, watchdog, stopping, roster)
     retention = Retention(store, settings.keep_models, settings.cache_days, stopping)
-    for run in (helper.run, retention.run):
+    for run in (shard_worker.run, retention.run):
         threading.Thread(target=run, daemon=True).start()
     telling = threading.Thread(target=roster.run, args=(stopping,), daemon=True)
     telling.start()
@@ -123,7 +123,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
 
     from backend.doctor import examine
     from backend.learning.learner import Learner
-    from backend.loop.batch import Bulk
+    from backend.loop.batch import BatchProcessor
     from backend.loop.predictor import Predictor
     from backend.web.overview import Overview
     from backend.web.pictures import Pictures
@@ -134,7 +134,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     studio, learner = make_studio(settings, counters.count), Learner(settings, at_once=False)
     predictor = Predictor(store, studio, learner)
     buffer = RequestBuffer(queue.request, lambda project: store.project(project) is not None, store.request_training)
-    pictures = Pictures(store, Bulk(studio, store, learner))
+    pictures = Pictures(store, BatchProcessor(studio, store, learner))
     overview = Overview(store, studio, pictures, lambda p: [f.to_dict() for f in examine(settings, p)])
     api = create_api(
         settings,

@@ -508,12 +508,12 @@ def export(
     recorded = bool(settings.database_url) or (settings.data_dir / "records.sqlite").exists()
     store = _store(data_dir) if recorded or model else None
     studio = Studio(settings.label_studio_url, settings.label_studio_api_key, image_hosts=settings.image_hosts)
-    bulk = None
+    processor = None
     if model and store is not None:
         from backend.learning.learner import Learner
-        from backend.loop.batch import Bulk
+        from backend.loop.batch import BatchProcessor
 
-        bulk = Bulk(studio, store, Learner(settings))
+        processor = BatchProcessor(studio, store, Learner(settings))
     file = identities or settings.data_dir / NAME
     with contextlib.ExitStack() as opened:
         known = None
@@ -530,7 +530,7 @@ def export(
             sources=Sources(tuple(source or ())),
             store=store,
             model=model,
-            bulk=bulk,
+            processor=processor,
         )
         columns = (TextColumn("exporting"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} slices"))
         with Progress(*columns, console=console, transient=True) as progress:

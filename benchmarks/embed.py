@@ -33,7 +33,7 @@ from backend.facts import Scan
 from backend.formats.pixels import decode_image
 from backend.learning.embedders import Network
 from backend.learning.learner import Learner
-from backend.loop.batch import FETCHES, Bulk
+from backend.loop.batch import FETCHES, BatchProcessor
 from backend.loop.decoding import prepare_all
 from backend.records.store import Store
 from backend.settings import Settings
@@ -92,7 +92,7 @@ def measure(
     decoders = learner.decoders()
 
     def batches() -> Iterator[list[Any]]:
-        """As `Bulk.read` makes them."""
+        """As `BatchProcessor.read` makes them."""
         if decoders is None:
             yield from ahead(load, files, size=network.batch, threads=FETCHES, first=FETCHES)
             return
@@ -126,13 +126,13 @@ def measure(
 
 
 def _worker(learner: Learner, data: Path, files: Sequence[Path]) -> float:
-    """Seconds of `Bulk.read` on an empty data folder."""
+    """Seconds of `BatchProcessor.read` on an empty data folder."""
     store = Store(data)
     store.add_project(1)
     scans = [Scan(task, str(file)) for task, file in enumerate(files, start=1)]
     store.put_tasks(1, [{"task": s.task, "image": s.image, **LISTED} for s in scans], "")
-    bulk = Bulk(_Disk(), store, learner)  # type: ignore[arg-type]
-    seconds = timed(lambda: bulk.read(1, scans))
+    processor = BatchProcessor(_Disk(), store, learner)  # type: ignore[arg-type]
+    seconds = timed(lambda: processor.read(1, scans))
     assert len(store.embedded(learner.embedder().name)) == len({f.read_bytes() for f in files})
     store.close()
     shutil.rmtree(data)

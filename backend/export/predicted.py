@@ -14,7 +14,7 @@ from backend.export.collect import Slice
 from backend.facts import LabelConfig, Scan, version_name
 from backend.formats.pixels import translate
 from backend.label_studio.studio import read_mask
-from backend.loop.batch import CHUNK, Bulk
+from backend.loop.batch import CHUNK, BatchProcessor
 
 ACTIVE = "active"
 Found = tuple[Slice, NDArray[np.uint8] | None, str]
@@ -28,8 +28,8 @@ class ModelMasks:
     Raises NotKnown when there is no such model.
     """
 
-    def __init__(self, bulk: Bulk, project: int, config: LabelConfig, version: str) -> None:
-        store = bulk.store
+    def __init__(self, processor: BatchProcessor, project: int, config: LabelConfig, version: str) -> None:
+        store = processor.store
         row = store.project(project)
         if row is None:
             raise NotKnown(
@@ -46,7 +46,7 @@ class ModelMasks:
         self.fingerprint: str = model["fingerprint"]
         self.labels: Sequence[str] = model["labels"]
         self.row = model
-        self._bulk, self._store = bulk, store
+        self._processor, self._store = processor, store
         self._project, self._config = project, config
         self._rounds = [version_name(r["n"]) for r in store.rounds(project, picks=False) if r["model"] == self.version]
 
@@ -82,7 +82,7 @@ class ModelMasks:
                 found[task] = mask, "stored"
         lacking = [task for task in scans if task not in found]
         if lacking and self._rounds:
-            for task, regions in self._bulk.studio.drawn(self._project, lacking, self._rounds):
+            for task, regions in self._processor.studio.drawn(self._project, lacking, self._rounds):
                 if regions is not None:
                     size = rows[task]["height"], rows[task]["width"]  # type: ignore[index]
                     try:
@@ -91,7 +91,7 @@ class ModelMasks:
                         continue
         lacking = [task for task in scans if task not in found]
         if lacking and self._store.has("models", self.fingerprint):
-            self._bulk.draw(self._project, self.fingerprint, [scans[task] for task in lacking])
+            self._processor.draw(self._project, self.fingerprint, [scans[task] for task in lacking])
             for task in lacking:
                 if (mask := self._stored(scans[task])) is not None:
                     found[task] = mask, "drawn"
@@ -110,5 +110,5 @@ class ModelMasks:
                 yield s, None, f"{self.version} has no mask of it: {why}"
 
     def _stored(self, scan: Scan) -> NDArray[np.uint8] | None:
-        mask = self._bulk.mask(self.fingerprint, scan)
+        mask = self._processor.mask(self.fingerprint, scan)
         return None if mask is None else translate(mask, self.labels, self._config.labels)

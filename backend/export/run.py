@@ -42,7 +42,7 @@ from backend.records.store import Store
 
 if TYPE_CHECKING:
     from backend.export.predicted import ModelMasks
-    from backend.loop.batch import Bulk
+    from backend.loop.batch import BatchProcessor
 
 FORMATS = (NIFTI, SEG, PNG, COCO)
 VOLUMES = {NIFTI: "NIfTI", SEG: "DICOM SEG"}
@@ -87,7 +87,7 @@ class Export:
     identities  of the scans; None: pictures only
     sources     where the scans' files may lie besides where they were
     store       our records, which know the sizes of pictures; None: pictures are asked for
-    model       a version, "active", or "" for no model masks; needs `bulk`
+    model       a version, "active", or "" for no model masks; needs `processor`
     """
 
     studio: Studio
@@ -100,7 +100,7 @@ class Export:
     sources: Sources = field(default_factory=Sources)
     store: Store | None = None
     model: str = ""
-    bulk: Bulk | None = None
+    processor: BatchProcessor | None = None
 
     def run(self, out: Path, *, force: bool = False, progress: Progress = lambda done, total: None) -> Summary:
         """Write the folder `out`.
@@ -136,8 +136,8 @@ class _Run:
         if asked.model:
             from backend.export.predicted import ModelMasks  # brings torch, which nothing else here needs
 
-            assert asked.bulk is not None
-            self.model = ModelMasks(asked.bulk, asked.project, self.config, asked.model)
+            assert asked.processor is not None
+            self.model = ModelMasks(asked.processor, asked.project, self.config, asked.model)
         self.people = asked.studio.people() if asked.names else {}
         self.formats = frozenset(asked.formats or FORMATS)
         self.manifest = Sections(folder / MANIFEST, SECTIONS)

@@ -11,31 +11,35 @@ from backend.loop.project_settings import project_settings
 from backend.records.store import PRIORITY_EXCLUDED, PRIORITY_NEXT, Change, Store, activate_model
 from backend.settings import ProjectSettings
 
-WISHES = {"next": PRIORITY_NEXT, "out": PRIORITY_EXCLUDED, "none": 0}
-SAID = {PRIORITY_NEXT: "to be labelled next", PRIORITY_EXCLUDED: "left out of the order", 0: "back in the usual order"}
+PRIORITIES = {"next": PRIORITY_NEXT, "out": PRIORITY_EXCLUDED, "none": 0}
+PRIORITY_TEXTS = {
+    PRIORITY_NEXT: "to be labelled next",
+    PRIORITY_EXCLUDED: "left out of the order",
+    0: "back in the usual order",
+}
 UNDOABLE = ("settings", "wishes", "activate")
 
 
-def set_levers(store: Store, project: int, user: str, given: Mapping[str, Any]) -> int:
+def set_overrides(store: Store, project: int, user: str, given: Mapping[str, Any]) -> int:
     """Set settings of a project; None takes one back to what Label Studio says. Returns the number of the change.
 
     Raises BadSetting for a name or a value that cannot be used, and then changes nothing.
     """
-    return _put_levers(store, project, user, given, None)
+    return _put_overrides(store, project, user, given, None)
 
 
-def _levers(store: Store, project: int) -> dict[str, Any]:
+def _overrides(store: Store, project: int) -> dict[str, Any]:
     row = store.project(project)
     found: dict[str, Any] = json.loads(row["levers"] or "{}") if row else {}
     return found
 
 
-def _put_levers(store: Store, project: int, user: str, given: Mapping[str, Any], undoes: int | None) -> int:
+def _put_overrides(store: Store, project: int, user: str, given: Mapping[str, Any], undoes: int | None) -> int:
     """Set these, and None takes one away."""
     if unknown := given.keys() - set(ProjectSettings.__dataclass_fields__):
         ProjectSettings.checked(dict.fromkeys(unknown))  # says so
     row = store.project(project)
-    before = _levers(store, project)
+    before = _overrides(store, project)
     after = {k: v for k, v in {**before, **given}.items() if v is not None}
     project_settings(row["extra_params"] if row else "", after)
     moved = sorted(k for k in given if before.get(k) != after.get(k))
@@ -50,22 +54,22 @@ def _spelled(value: Any) -> str:
     return "back to what Label Studio says" if value is None else str(value)
 
 
-def set_wishes(store: Store, project: int, user: str, tasks: Sequence[int], priority: str) -> int:
+def set_priorities(store: Store, project: int, user: str, tasks: Sequence[int], priority: str) -> int:
     """Have scans labelled "next", left "out", or in the usual order again ("none"). Returns the change's number.
 
     Raises BadSetting when the wish is none of these or a task is not known; nothing is changed then.
     """
-    if priority not in WISHES:
-        raise BadSetting(f"wish is {priority!r}; it must be one of {', '.join(WISHES)}.")
+    if priority not in PRIORITIES:
+        raise BadSetting(f"wish is {priority!r}; it must be one of {', '.join(PRIORITIES)}.")
     if not tasks:
         raise BadSetting("tasks is empty; name at least one scan.")
     known = dict(store.columns(project, "task", "wish"))
     if strange := sorted(set(tasks) - known.keys()):
         raise BadSetting(f"project {project} has no task {strange[0]}.")
-    return _put_wishes(store, project, user, known, dict.fromkeys(tasks, WISHES[priority]), None)
+    return _put_priorities(store, project, user, known, dict.fromkeys(tasks, PRIORITIES[priority]), None)
 
 
-def _put_wishes(
+def _put_priorities(
     store: Store, project: int, user: str, known: Mapping[int, int], wanted: Mapping[int, int], undoes: int | None
 ) -> int:
     moved = {task: priority for task, priority in wanted.items() if task in known and known[task] != priority}
@@ -75,7 +79,8 @@ def _put_wishes(
     for priority in moved.values():
         many[priority] = many.get(priority, 0) + 1
     what = ", ".join(
-        f"{n} scan{'s' if n > 1 else ''} {SAID[priority]}" for priority, n in sorted(many.items(), reverse=True)
+        f"{n} scan{'s' if n > 1 else ''} {PRIORITY_TEXTS[priority]}"
+        for priority, n in sorted(many.items(), reverse=True)
     )
     before = {str(task): known[task] for task in moved}
     after = {str(task): priority for task, priority in moved.items()}
@@ -122,17 +127,17 @@ def undo(store: Store, project: int, user: str, number: int) -> int:
         raise BadSetting(f"Change {number} ({found['what']}) was taken back already.")
     before, after = found["before"], found["after"]
     if found["kind"] == "settings":
-        now = _levers(store, project)
+        now = _overrides(store, project)
         back = {k: before[k] for k in before if now.get(k) == after[k]}
         if not back:
             raise BadSetting(f"What change {number} set ({found['what']}) was changed again since, and stays.")
-        return _put_levers(store, project, user, back, number)
+        return _put_overrides(store, project, user, back, number)
     if found["kind"] == "wishes":
         known = dict(store.columns(project, "task", "wish"))
         back = {int(t): priority for t, priority in before.items() if known.get(int(t)) == after[t]}
         if not back:
             raise BadSetting(f"What change {number} wished ({found['what']}) was changed again since, and stays.")
-        return _put_wishes(store, project, user, known, back, number)
+        return _put_priorities(store, project, user, known, back, number)
     if found["kind"] == "activate" and before:
         row = store.project(project)
         if row is None or row["active"] != after:

@@ -21,7 +21,7 @@ from backend.fingerprints import fingerprint
 from backend.formats.pixels import Letterboxed, decode_image, letterbox
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
-from backend.loop.decoding import Ready, digest_of, make_all_ready, make_ready, put_pixels
+from backend.loop.decoding import Ready, digest_of, prepare_scan, prepare_scans, put_pixels
 from backend.records.artefacts import Artefacts
 from backend.records.store import Store, scan_of
 from backend.workers.prefetch import ahead
@@ -39,7 +39,7 @@ def nothing() -> None:
 
 
 @dataclass
-class Bulk:
+class BatchProcessor:
     """What the works need. `alive` is called whenever something was done, and may raise to stop the work."""
 
     studio: Studio
@@ -99,7 +99,7 @@ class Bulk:
             return
         group = max(1, min(size, len(scans) // decoders.jobs))
         work = partial(
-            make_all_ready,
+            prepare_scans,
             prepare=self.learner.prepare_elsewhere(),
             size=self.learner.image_size,
             artefacts=Artefacts(self.store.folder),
@@ -118,7 +118,7 @@ class Bulk:
     def _made_ready(self, scan: Scan) -> tuple[Scan, Ready]:
         """In any thread."""
         file = self._fetched(scan)[1]
-        return scan, make_ready(file, self.learner.prepare, self.learner.image_size, self.store)
+        return scan, prepare_scan(file, self.learner.prepare, self.learner.image_size, self.store)
 
     def _fetched(self, scan: Scan) -> tuple[Scan, bytes | UnreadableScan]:
         """With its file, or why there is none."""

@@ -17,7 +17,7 @@ from backend.facts import (
 from backend.fingerprints import fingerprint
 from backend.loop.publication import part_of_round, publication
 from backend.loop.steps import (
-    CompareArms,
+    CompareWithControl,
     Done,
     ExtendRound,
     FitMap,
@@ -34,7 +34,7 @@ from backend.loop.steps import (
 )
 from backend.settings import ProjectSettings
 
-ARM = 5  # labels of either kind below which choosing and chance are not compared
+MIN_CONTROL_LABELS = 5  # labels of either kind below which choosing and chance are not compared
 
 
 def decide(seen: Seen, done: Done) -> Plan:
@@ -120,7 +120,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     if train is not None:
         steps.append(train)
     if not steps:  # nobody waits for it
-        arms = _arms(done, config, ready, known)
+        arms = _control_comparison(done, config, ready, known)
         steps += [arms] if arms else []
     training = train is not None and not any(isinstance(s, OpenRound) for s in steps)
     return Plan(*_phase(done, scans, usable, training), steps=tuple(steps))
@@ -145,7 +145,9 @@ def _training(done: Done, config: LabelConfig, known: Mapping[int, Label], usabl
     return Train(version_name(next_round(done)), usable) if due else None
 
 
-def _arms(done: Done, config: LabelConfig, ready: Sequence[Scan], known: Mapping[int, Label]) -> CompareArms | None:
+def _control_comparison(
+    done: Done, config: LabelConfig, ready: Sequence[Scan], known: Mapping[int, Label]
+) -> CompareWithControl | None:
     """The comparison of our order with chance that is due for the newest model, if any."""
     if not done.settings.control_share or not done.models:
         return None
@@ -159,10 +161,10 @@ def _arms(done: Done, config: LabelConfig, ready: Sequence[Scan], known: Mapping
     ours = [task for task in learn if done.served.get(task) is False]
     control = [task for task in learn if done.served.get(task)]
     count = min(len(ours), len(control))
-    if not held or count < ARM:
+    if not held or count < MIN_CONTROL_LABELS:
         return None
     validation = tuple(s.task for i, s in enumerate(used) if i in held)
-    return CompareArms(last.version, tuple(ours[:count]), tuple(control[:count]), validation)
+    return CompareWithControl(last.version, tuple(ours[:count]), tuple(control[:count]), validation)
 
 
 def _scoring(scans: list[Scan], done: Done) -> list[Step]:

@@ -36,7 +36,7 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def make_ready(data: bytes | UnreadableScan, prepare: Prepare, size: int, artefacts: Artefacts) -> Ready:
+def prepare_scan(data: bytes | UnreadableScan, prepare: Prepare, size: int, artefacts: Artefacts) -> Ready:
     """Decode a scan, put it into the cache of the working square of `size` pixels, and prepare it for the embedder.
 
     data  its file, or why there is none
@@ -55,12 +55,12 @@ def make_ready(data: bytes | UnreadableScan, prepare: Prepare, size: int, artefa
     return Ready(digest, image.shape[0], image.shape[1], prepare(image), blank)
 
 
-def make_all_ready(
+def prepare_scans(
     data: Sequence[bytes | UnreadableScan], prepare: Prepare, size: int, artefacts: Artefacts
 ) -> list[Ready]:
     """The same of several, in a process of its own."""
     cv2.setNumThreads(1)  # there is a process for each core
-    return [make_ready(one, prepare, size, artefacts) for one in data]
+    return [prepare_scan(one, prepare, size, artefacts) for one in data]
 
 
 def put_pixels(artefacts: Artefacts, digest: str, scan: Letterboxed) -> None:

@@ -51,14 +51,14 @@ from backend.formats.pixels import translate
 from backend.label_studio.studio import Annotation, ProjectPage, Studio, TaskRow, draw_mask, read_mask
 from backend.learning.evaluation import Scores
 from backend.learning.learner import Case, Learner
-from backend.loop.batch import Bulk
+from backend.loop.batch import BatchProcessor
 from backend.loop.decide import decide, next_step
-from backend.loop.order import BEGUN, Ground, order, signals
+from backend.loop.order import STARTED, RankingInputs, order, uncertainties
 from backend.loop.project_settings import extra_signal, row_settings
 from backend.loop.publication import part_of_round, publication
 from backend.loop.selection_units import add, lay_out
 from backend.loop.steps import (
-    CompareArms,
+    CompareWithControl,
     Done,
     ExtendRound,
     FitMap,
@@ -74,7 +74,7 @@ from backend.loop.steps import (
     Step,
     Train,
 )
-from backend.loop.task_data import TASK_DATA_VERSION, Origin, origin, storable
+from backend.loop.task_data import TASK_DATA_VERSION, TaskData, read_task_data, storable
 from backend.records.locks import LockHandle
 from backend.records.store import PROBLEM_RETRY, Pick, Store, StoredMap, put_map, read_map, scan_of
 from backend.settings import ProjectSettings, Settings
@@ -98,7 +98,14 @@ LOG_EVERY = 15.0  # seconds between progress lines
 UNHEARD = 30.0  # seconds without reports of progress after one that could not be written
 TEND_EVERY = 10.0  # seconds between looks at the queue during long steps
 STRATUM = 200  # characters of what tells scans apart
-TOLD = ("updated_at", "annotated", "skipped", "image", "stratum", *(f.name for f in fields(Origin)))  # by Label Studio
+LISTED_FIELDS = (
+    "updated_at",
+    "annotated",
+    "skipped",
+    "image",
+    "stratum",
+    *(f.name for f in fields(TaskData)),
+)  # by Label Studio
 
 Beyond = tuple[int, int]  # annotations and skips that Label Studio counts and the tasks that we know do not have
 Known = Mapping[int, tuple[Any, ...]]  # what it said of a task last, see TOLD
@@ -108,11 +115,11 @@ class Busy(Exception):
     """Another process works on this project, or another project is trained: come again in a few seconds."""
 
 
-class Again(Exception):
+class Replan(Exception):
     """What the step was planned on has changed under its hands; the next look plans anew."""
 
 
-class Later(Exception):
+class Postponed(Exception):
     """Somebody else trains just now; a training that nobody waits for is left to a later look."""
 
 
@@ -137,7 +144,7 @@ class Reconciler:
     _neighbours: dict[int, tuple[float, list[str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.bulk = Bulk(self.studio, self.store, self.learner, self._alive)
+        self.processor = BatchProcessor(self.studio, self.store, self.learner, self._alive)
         self.shards = Shards(self.store, f"{socket.gethostname()}:{os.getpid()}")
 
     def reconcile(self, project: int) -> Plan:
@@ -213,9 +220,9 @@ class Reconciler:
             try:
                 self._run(project, seen, done, step)
                 self.count("step", type(step).__name__, time.monotonic() - began)
-            except Again:
+            except Replan:
                 last = None
-            except Later:
+            except Postponed:
                 refused.add(type(step))
             except StudioRefused as error:
                 if not isinstance(step, Publish | Listen) or isinstance(error, ProjectGone):
@@ -226,7 +233,7 @@ class Reconciler:
 
     def _run(self, project: int, seen: Seen, done: Done, step: Step) -> None:
         if isinstance(step, ReadScans):
-            requirements = self.bulk.requirements_to_read()
+            requirements = self.processor.requirements_to_read()
             self._shared(project, "read", requirements, step.tasks, "reading and embedding scans")
         elif isinstance(step, ReadMasks):
             self._read_masks(project, seen, step)
@@ -235,7 +242,7 @@ class Reconciler:
         elif isinstance(step, Score):
             model = self._model(project, done.active)
             assert model is not None
-            requirements = self.bulk.requirements_to_score(model["fingerprint"], extra_signal(done.settings))
+            requirements = self.processor.requirements_to_score(model["fingerprint"], extra_signal(done.settings))
             self._shared(project, "score", requirements, step.tasks, "scoring the pool")
         elif isinstance(step, OpenRound):
             self._open_round(project, seen, done, step)
@@ -243,8 +250,8 @@ class Reconciler:
             self._extend_round(project, seen, done, step)
         elif isinstance(step, Train):
             self._train(project, seen, done, step)
-        elif isinstance(step, CompareArms):
-            self._compare_arms(project, seen, done, step)
+        elif isinstance(step, CompareWithControl):
+            self._compare_with_control(project, seen, done, step)
         elif isinstance(step, Listen):
             row = self._row(project)
             self.studio.set_webhook(project, webhook_url(self.settings, row["backend_url"]), row["secret"])
@@ -372,7 +379,7 @@ class Reconciler:
         newest, first, quiet = self._cursors.get(project, ("", 0.0, False))
         if since and not (quiet and since == newest):
             since = (_moment(since) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        known = {row[0]: tuple(row[1:]) for row in self.store.columns(project, "task", *TOLD)}
+        known = {row[0]: tuple(row[1:]) for row in self.store.columns(project, "task", *LISTED_FIELDS)}
         began = time.monotonic()
         usual, listed = self._listed.get(project, ((0, 0), float("-inf")))
         if began - listed > FULL_EVERY:
@@ -486,7 +493,7 @@ class Reconciler:
     def _scored(self, project: int, embedder: str, active: Model | None, settings: ProjectSettings) -> frozenset[str]:
         if active is None:
             return frozenset()
-        return frozenset(signals(Ground(self.store, project, embedder, active.fingerprint, settings)))
+        return frozenset(uncertainties(RankingInputs(self.store, project, embedder, active.fingerprint, settings)))
 
     def _served(self, project: int) -> dict[int, bool]:
         """Tasks that were chosen by an order, and whether as a control, in the last one that had them.
@@ -496,8 +503,8 @@ class Reconciler:
         every: dict[int, str] = {}
         for r in self.store.rounds(project):
             for p in r["picks"]:
-                every[p.task] = every.get(p.task, BEGUN) if p.reason == BEGUN else p.reason
-        return {task: reason == "control" for task, reason in every.items() if reason not in ("wished", BEGUN)}
+                every[p.task] = every.get(p.task, STARTED) if p.reason == STARTED else p.reason
+        return {task: reason == "control" for task, reason in every.items() if reason not in ("wished", STARTED)}
 
     # -- scans and masks ----------------------------------------------------------------------
 
@@ -509,7 +516,7 @@ class Reconciler:
         total = len(tasks)
         self._report(project, what, 0, total)
         if total <= SHARD:
-            self.bulk.do(kind, project, requirements, tasks)
+            self.processor.do(kind, project, requirements, tasks)
             self._report(project, what, total, total)
             return
         run = self.shards.cut(project, kind, requirements, tasks)
@@ -518,7 +525,7 @@ class Reconciler:
                 self._check(project)
                 shard = self.shards.take(run)
                 if shard is not None:
-                    self.bulk.do(kind, project, requirements, shard.tasks)
+                    self.processor.do(kind, project, requirements, shard.tasks)
                     if not self.shards.finish(shard):
                         raise Busy  # somebody else has cut the work anew
                 shards, left = self.shards.left(run)
@@ -598,8 +605,8 @@ class Reconciler:
             "models", model["fingerprint"]
         ):
             return
-        self.bulk.draw(project, model["fingerprint"], [here])
-        shown = self.bulk.mask(model["fingerprint"], here)
+        self.processor.draw(project, model["fingerprint"], [here])
+        shown = self.processor.mask(model["fingerprint"], here)
         if shown is None or shown.shape != mask.shape:
             return
         shown = translate(shown, model["labels"], config.labels)
@@ -655,7 +662,7 @@ class Reconciler:
     ) -> list[Pick]:
         """`order.order` with the model of that version, "" for none."""
         found = next((m.fingerprint for m in done.models if m.version == model), "")
-        return order(Ground(self.store, project, done.embedder, found, done.settings), scans, first)
+        return order(RankingInputs(self.store, project, done.embedder, found, done.settings), scans, first)
 
     def _extend_round(self, project: int, seen: Seen, done: Done, step: ExtendRound) -> None:
         latest = self.store.rounds(project, picks=False)[-1]
@@ -676,16 +683,16 @@ class Reconciler:
         for task in tasks:
             scan = by_task[task]
             if task not in masks:  # somebody has it read again
-                raise Again
+                raise Replan
             try:
                 mask = self.store.arrays("labels", masks[task])["mask"]
-                boxed = self.bulk.pixels(scan, self.learner.image_size)
+                boxed = self.processor.pixels(scan, self.learner.image_size)
             except FileNotFoundError:
                 self.store.forget_label(project, task)  # its artefact was lost: it is read again
-                raise Again from None
+                raise Replan from None
             except UnreadableScan as error:
                 self.store.set_scans(project, [{"task": task, "problem": str(error)}])
-                raise Again from None
+                raise Replan from None
             cases.append((scan, masks[task], Case(boxed, mask)))
         return sorted(cases, key=lambda c: (c[0].digest, c[1]))
 
@@ -765,7 +772,7 @@ class Reconciler:
         if champion is not None and champion["labels"] == list(labels):
             details |= self._agreement(project, seen, champion, name, len(labels) + 1)
         if not self.store.has("models", name):  # another project's checkpoint, which that one needs no more
-            raise Again
+            raise Replan
         known = {label.task: label.key for label in seen.labels}
         self.store.put_model(
             project,
@@ -784,7 +791,7 @@ class Reconciler:
             training_requests=done.asked,
         )
 
-    def _compare_arms(self, project: int, seen: Seen, done: Done, step: CompareArms) -> None:
+    def _compare_with_control(self, project: int, seen: Seen, done: Done, step: CompareWithControl) -> None:
         """Train on ours and on the controls, and write down how good either is. Both models are thrown away then.
 
         What people wait for goes before: the training is given up for it, and begun again when it is done.
@@ -816,7 +823,7 @@ class Reconciler:
                 self.store.check_room(TRAINING_ROOM)
                 with self.store.training_slot() as mine:
                     if not mine:
-                        raise Later
+                        raise Postponed
                     log.info("project %s: %s", project, what)
                     validation = [c for _, c in watched]
                     seed, every = done.settings.seed, _every(0.5, on_step)
@@ -836,7 +843,7 @@ class Reconciler:
         for step in decide(seen, done).steps:
             many = isinstance(step, ReadMasks) and len(step.tasks) >= done.settings.round_size
             if many or isinstance(step, Train | OpenRound):
-                raise Again
+                raise Replan
 
     def _agreement(
         self, project: int, seen: Seen, champion: Mapping[str, Any], name: str, classes: int
@@ -851,7 +858,9 @@ class Reconciler:
             for start in range(0, len(sample), PREDICT_CHUNK):
                 self._check(project)
                 try:
-                    scans = [self.bulk.pixels(open_[digest], size) for digest in sample[start : start + PREDICT_CHUNK]]
+                    scans = [
+                        self.processor.pixels(open_[digest], size) for digest in sample[start : start + PREDICT_CHUNK]
+                    ]
                 except UnreadableScan:
                     return {}  # it is a problem of that scan as soon as somebody needs it
                 drawn += [p.argmax(axis=0).astype(np.uint8) for p in self.learner.probabilities(folder, scans)]
@@ -881,7 +890,7 @@ class Reconciler:
         for start in range(0, len(cases), PREDICT_CHUNK):
             chunk = cases[start : start + PREDICT_CHUNK]
             same = size == self.learner.image_size
-            found = self.learner.masks(folder, [c.scan if same else self.bulk.pixels(s, size) for s, c in chunk])
+            found = self.learner.masks(folder, [c.scan if same else self.processor.pixels(s, size) for s, c in chunk])
             if kind == "models":
                 for (scan, _), mask in zip(chunk, found, strict=True):
                     if not self.store.has("masks", fingerprint(model, scan.digest)):
@@ -955,7 +964,7 @@ class Reconciler:
         if model is not None:
             self._shared(project, "draw", model["fingerprint"], tasks, "drawing masks")
             for task in tasks:
-                mask = self.bulk.mask(model["fingerprint"], by_task[task])
+                mask = self.processor.mask(model["fingerprint"], by_task[task])
                 if mask is not None:
                     results[task] = draw_mask(mask, model["labels"], seen.config, version)
         return [
@@ -981,8 +990,8 @@ def _changed(rows: Sequence[TaskRow], known: Known, config: LabelConfig, stratif
         value = r.data.get(stratify_by) if stratify_by else None
         stratum = "" if value is None else storable(str(value), STRATUM)
         counts = {"updated_at": r.updated_at, "annotated": r.annotated, "skipped": r.skipped}
-        told = counts | {"image": image, "stratum": stratum} | asdict(origin(r.data))
-        if known.get(r.task) != tuple(told[name] for name in TOLD):
+        told = counts | {"image": image, "stratum": stratum} | asdict(read_task_data(r.data))
+        if known.get(r.task) != tuple(told[name] for name in LISTED_FIELDS):
             changed.append({"task": r.task, **told})
     return changed
 

@@ -26,12 +26,12 @@ from sampling import (
     with_controls,
 )
 
-BEGUN = "begun"  # why the rest of a volume comes before anything else
+STARTED = "begun"  # why the rest of a volume comes before anything else
 RANKED = 2000  # places ranked one by one; what lies behind them is ordered by entropy alone
 
 
 @dataclass(frozen=True)
-class Ground:
+class RankingInputs:
     """What an order is made on.
 
     embedder  whose embeddings, and whose map
@@ -45,7 +45,7 @@ class Ground:
     settings: ProjectSettings
 
 
-def order(ground: Ground, scans: Sequence[Scan], first: Sequence[int] = (), ranked: int = RANKED) -> list[Pick]:
+def order(inputs: RankingInputs, scans: Sequence[Scan], first: Sequence[int] = (), ranked: int = RANKED) -> list[Pick]:
     """The order of all unlabelled `scans` but those in `first`, which count as chosen already.
 
     scans   on the map, without problems; those that somebody left out of the order are not in it
@@ -59,19 +59,19 @@ def order(ground: Ground, scans: Sequence[Scan], first: Sequence[int] = (), rank
     Behind them come scans whose pixels are all alike, unless they are slices of a volume that is chosen as a whole.
     All these are of single slices. The places of the controls are counted from the first of `first`, volume by volume.
     """
-    settings = ground.settings
+    settings = inputs.settings
     taken = set(first)
     scans = [s for s in scans if s.priority >= 0 or s.annotated or s.task in taken]
     blank = {s.task for s in scans if _is_last(s, settings.unit) and not s.annotated and s.task not in taken}
     scans = [s for s in scans if s.task not in blank]
-    picks = _with_model(ground, scans, taken, ranked) if ground.model else _cold(ground, scans, taken)
+    picks = _with_model(inputs, scans, taken, ranked) if inputs.model else _cold(inputs, scans, taken)
     by_task = {s.task: s for s in scans}
     wishes = {s.task for s in scans if s.priority == PRIORITY_NEXT}
     put_off = {s.task for s in scans if s.skipped} - wishes
     wished = [replace(p, reason="wished", score=None, distance=None) for p in picks if p.task in wishes]
     rest = [p for p in picks if p.task not in wishes]
-    begun = [p for p in rest if p.reason == BEGUN and p.task not in put_off]
-    fresh = [p for p in rest if p.reason != BEGUN and p.task not in put_off]
+    begun = [p for p in rest if p.reason == STARTED and p.task not in put_off]
+    fresh = [p for p in rest if p.reason != STARTED and p.task not in put_off]
     given = [*first, *(p.task for p in wished), *(p.task for p in begun)]
     start = len(_blocks(given, by_task, settings.unit))
     fresh = _with_controls(fresh, by_task, settings, start)
@@ -84,13 +84,13 @@ def _is_last(scan: Scan, unit: str) -> bool:
     return scan.blank and scan.priority != PRIORITY_NEXT and not (unit == "scan" and scan.volume)
 
 
-def _cold(ground: Ground, scans: Sequence[Scan], taken: set[int]) -> list[Pick]:
-    settings = ground.settings
+def _cold(inputs: RankingInputs, scans: Sequence[Scan], taken: set[int]) -> list[Pick]:
+    settings = inputs.settings
     strategy = settings.moments[0]
     rows = units(scans, settings.unit)
     if not rows:
         return []
-    xy = _positions(ground, rows)
+    xy = _positions(inputs, rows)
     clusters = choose_clusters(xy, seed=settings.seed)
     strata = np.unique([row[0].stratum for row in rows], return_inverse=True)[1]
     size = min(_in_units(settings.cold_start_size, rows), len(rows))
@@ -98,13 +98,13 @@ def _cold(ground: Ground, scans: Sequence[Scan], taken: set[int]) -> list[Pick]:
     chosen = [i for i, row in enumerate(rows) if len(_open(row, taken)) < len(row)]
     found = whole_order(
         strategy,
-        Pool(xy, clusters, _vectors(ground, rows, strategy), strata),
+        Pool(xy, clusters, _vectors(inputs, rows, strategy), strata),
         size - drawn,
         chosen=chosen,
         seed=settings.seed,
     )
     picks = [
-        Pick(s.task, BEGUN, cluster=int(clusters.labels[i]))
+        Pick(s.task, STARTED, cluster=int(clusters.labels[i]))
         for i in sorted(chosen, key=lambda i: _nearly_done(rows[i], taken))
         for s in _open(rows[i], taken)
     ]
@@ -112,9 +112,9 @@ def _cold(ground: Ground, scans: Sequence[Scan], taken: set[int]) -> list[Pick]:
     return picks + [Pick(s.task, str(reason), cluster=int(c)) for r, reason, c in places for s in rows[r]]
 
 
-def _with_model(ground: Ground, scans: Sequence[Scan], taken: set[int], ranked: int) -> list[Pick]:
-    settings = ground.settings
-    known = signals(ground)
+def _with_model(inputs: RankingInputs, scans: Sequence[Scan], taken: set[int], ranked: int) -> list[Pick]:
+    settings = inputs.settings
+    known = uncertainties(inputs)
     scans = [s for s in scans if s.annotated or s.task in taken or s.digest in known]
     skipped = [s for s in scans if s.skipped and not s.annotated and s.task not in taken]
     last = {s.task for s in skipped}
@@ -122,7 +122,7 @@ def _with_model(ground: Ground, scans: Sequence[Scan], taken: set[int], ranked: 
     rows = units([s for s in scans if s.task not in last], settings.unit)
     if not rows:
         return at_end
-    xy = _positions(ground, rows)
+    xy = _positions(inputs, rows)
     entropy = _column(rows, known, settings.uncertainty)
     columns = {"entropy": entropy}
     if extra := extra_signal(settings):
@@ -132,7 +132,7 @@ def _with_model(ground: Ground, scans: Sequence[Scan], taken: set[int], ranked: 
     pool = Pool(
         xy,
         Clustering(np.zeros(len(rows), dtype=np.intp), np.zeros(1, dtype=np.intp), {}, 0),  # not looked at
-        _vectors(ground, rows, strategy),
+        _vectors(inputs, rows, strategy),
         signals=columns,
     )
     ranking = long_ranking(
@@ -145,7 +145,7 @@ def _with_model(ground: Ground, scans: Sequence[Scan], taken: set[int], ranked: 
         seed=settings.seed,
     )
     picks = [
-        Pick(s.task, BEGUN, entropy=_round(entropy[i]))
+        Pick(s.task, STARTED, entropy=_round(entropy[i]))
         for i in sorted(chosen, key=lambda i: _nearly_done(rows[i], taken))
         for s in _open(rows[i], taken)
     ]
@@ -160,12 +160,12 @@ def _with_model(ground: Ground, scans: Sequence[Scan], taken: set[int], ranked: 
     return picks + at_end
 
 
-def signals(ground: Ground) -> dict[str, dict[str, Any]]:
+def uncertainties(inputs: RankingInputs) -> dict[str, dict[str, Any]]:
     """What the model said of scans, by digest: of those of which it said all that the strategy wants to know."""
-    wanted = {ground.settings.uncertainty, extra_signal(ground.settings)} - {""}
+    wanted = {inputs.settings.uncertainty, extra_signal(inputs.settings)} - {""}
     if wanted == {"image"}:
-        return {digest: {"image": value} for digest, value in ground.store.image_entropies(ground.model).items()}
-    return {digest: said for digest, said in ground.store.uncertainty(ground.model).items() if wanted <= said.keys()}
+        return {digest: {"image": value} for digest, value in inputs.store.image_entropies(inputs.model).items()}
+    return {digest: said for digest, said in inputs.store.uncertainty(inputs.model).items() if wanted <= said.keys()}
 
 
 def _open(row: Slices, taken: set[int]) -> Slices:
@@ -183,17 +183,17 @@ def _in_units(tasks: int, rows: Sequence[Slices]) -> int:
     return max(1, round(tasks * len(rows) / max(1, sum(map(len, rows)))))
 
 
-def _positions(ground: Ground, rows: Sequence[Slices]) -> NDArray[np.float64]:
-    found = read_map(ground.store, ground.project, ground.embedder)
+def _positions(inputs: RankingInputs, rows: Sequence[Slices]) -> NDArray[np.float64]:
+    found = read_map(inputs.store, inputs.project, inputs.embedder)
     assert found is not None
     return places(found, rows)
 
 
-def _vectors(ground: Ground, rows: Sequence[Slices], strategy: str) -> NDArray[np.float32] | None:
+def _vectors(inputs: RankingInputs, rows: Sequence[Slices], strategy: str) -> NDArray[np.float32] | None:
     """The embeddings of these rows, if the strategy looks at them."""
     if strategy not in EMBEDDED:
         return None
-    return mean_embeddings(ground.store, ground.embedder, rows)
+    return mean_embeddings(inputs.store, inputs.embedder, rows)
 
 
 def _blocks(tasks: Iterable[int], by_task: Mapping[int, Scan], unit: str) -> list[list[int]]:

@@ -17,7 +17,7 @@ AT_ONCE = 4096  # embeddings in memory, besides the means
 Slices = list[Scan]
 
 
-def together(scans: Sequence[Scan]) -> list[Slices]:
+def group_by_place(scans: Sequence[Scan]) -> list[Slices]:
     """The scans by what they share a place with (`Scan.whole`), in the order of the first of each; slices in order."""
     found: dict[str, Slices] = {}
     for scan in scans:
@@ -67,7 +67,7 @@ def lay_out(store: Store, embedder: str, scans: Sequence[Scan], unit: str, seed:
         digests = list(dict.fromkeys(s.digest for s in scans))
         fitted = fit_map(store.embeddings(embedder, digests), seed=seed)
         return StoredMap(digests, fitted.xy, fitted.state(), "slice", {})
-    volumes = together(scans)
+    volumes = group_by_place(scans)
     fitted = fit_map(mean_embeddings(store, embedder, volumes), seed=seed)
     bare = StoredMap([], np.zeros((0, 2)), fitted.state(), "scan", {})
     return _with(bare, volumes, fitted.xy)
@@ -85,7 +85,7 @@ def add(found: StoredMap, store: Store, embedder: str, scans: Sequence[Scan]) ->
             return found
         xy = EmbeddingMap.from_state(found.state).place(store.embeddings(embedder, later))
         return found._replace(digests=found.digests + later, xy=np.concatenate([found.xy, xy]))
-    volumes = [slices for slices in together(scans) if any(s.digest not in there for s in slices)]
+    volumes = [slices for slices in group_by_place(scans) if any(s.digest not in there for s in slices)]
     new = [slices for slices in volumes if slices[0].whole not in found.volumes]
     if new:
         xy = EmbeddingMap.from_state(found.state).place(mean_embeddings(store, embedder, new))

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 
 from backend.errors import ScanqueueError
-from backend.loop.batch import Bulk
+from backend.loop.batch import BatchProcessor
 from backend.workers.roster import Roster
 from backend.workers.shards import Shard, Shards
 from backend.workers.watchdog import Stopping, Watchdog
@@ -18,11 +18,11 @@ IDLE = 1.0  # seconds between looks for open shards
 
 
 @dataclass
-class Helper:
+class ShardWorker:
     """Takes shards whenever no thread of this process is at work."""
 
     shards: Shards
-    bulk: Bulk
+    processor: BatchProcessor
     watchdog: Watchdog
     stopping: threading.Event
     roster: Roster
@@ -55,7 +55,7 @@ class Helper:
             helping = self.roster.at(f"helping with project {shard.project}")
             with self.watchdog.watched(), self.shards.beating(shard), helping:
                 if self._can(shard):
-                    self.bulk.do(shard.kind, shard.project, shard.requirements, shard.tasks)
+                    self.processor.do(shard.kind, shard.project, shard.requirements, shard.tasks)
                     self.shards.finish(shard)
                     done = True
                     log.info("project %s: did %r of %s scans for another", shard.project, shard.kind, len(shard.tasks))
@@ -69,7 +69,7 @@ class Helper:
         return True
 
     def _can(self, shard: Shard) -> bool:
-        if shard.kind != "read" or shard.requirements == (mine := self.bulk.requirements_to_read()):
+        if shard.kind != "read" or shard.requirements == (mine := self.processor.requirements_to_read()):
             return True
         if shard.requirements not in self._others:
             self._others.add(shard.requirements)

@@ -132,7 +132,7 @@ class Publish:
 
 
 @dataclass(frozen=True)
-class CompareArms:
+class CompareWithControl:
     """Train one model on labels of our order and one on as many controls, and evaluate both on the same scans.
 
     version     the model the labels belong to; only its details change
@@ -148,7 +148,17 @@ class CompareArms:
 
 
 Step = (
-    Listen | ReadScans | ReadMasks | FitMap | MapScans | OpenRound | ExtendRound | Score | Train | Publish | CompareArms
+    Listen
+    | ReadScans
+    | ReadMasks
+    | FitMap
+    | MapScans
+    | OpenRound
+    | ExtendRound
+    | Score
+    | Train
+    | Publish
+    | CompareWithControl
 )
 
 

@@ -16,7 +16,7 @@ MOST_SLICES = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Origin:
+class TaskData:
     """One image's place in the world. The defaults mean: unknown.
 
     volume             data key `scan`: of what the image is a slice
@@ -32,20 +32,20 @@ class Origin:
     column_mm: float = 0.0
 
 
-def origin(data: Mapping[str, Any]) -> Origin:
+def read_task_data(data: Mapping[str, Any]) -> TaskData:
     """Read the data of a task, whatever it holds.
 
-    >>> origin({"scan": "S-1", "slice": 3, "group": "P-1", "spacing_mm": [0.5, 2]})
-    Origin(volume='S-1', slice=3, patient='P-1', row_mm=0.5, column_mm=2.0)
-    >>> origin({"scan": None, "slice": -1, "group": [], "spacing_mm": [0.5, "wide"]})
-    Origin(volume='', slice=0, patient='', row_mm=0.0, column_mm=0.0)
+    >>> read_task_data({"scan": "S-1", "slice": 3, "group": "P-1", "spacing_mm": [0.5, 2]})
+    TaskData(volume='S-1', slice=3, patient='P-1', row_mm=0.5, column_mm=2.0)
+    >>> read_task_data({"scan": None, "slice": -1, "group": [], "spacing_mm": [0.5, "wide"]})
+    TaskData(volume='', slice=0, patient='', row_mm=0.0, column_mm=0.0)
     """
     number: Any = data.get("slice")
     whole = _number(number) and 0 <= number <= MOST_SLICES and number == int(number)
     sizes: Any = data.get("spacing_mm")
     pair = isinstance(sizes, list | tuple) and len(sizes) == 2 and all(_number(n) and 0 < n < LARGEST_MM for n in sizes)
     row, column = (float(n) for n in sizes) if pair else (0.0, 0.0)
-    return Origin(_name(data.get("scan")), int(number) if whole else 0, _name(data.get("group")), row, column)
+    return TaskData(_name(data.get("scan")), int(number) if whole else 0, _name(data.get("group")), row, column)
 
 
 def storable(text: str, longest: int | None = None) -> str:

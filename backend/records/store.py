@@ -101,7 +101,7 @@ scan_table = Table(
     Column(
         "wish", Integer, nullable=False, default=0
     ),  # PRIORITY_NEXT, PRIORITY_EXCLUDED, or 0: as the strategy ranks it
-    Column("volume", Text, nullable=False, default=""),  # this and what follows: see `origin.Origin`
+    Column("volume", Text, nullable=False, default=""),  # this and what follows: see `task_data.TaskData`
     Column("slice", Integer, nullable=False, default=0),
     Column("patient", Text, nullable=False, default=""),
     Column("row_mm", Float, nullable=False, default=0.0),

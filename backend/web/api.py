@@ -461,19 +461,19 @@ def _for_people(store: Store, touch: Touch, account: str) -> APIRouter:
         return await change(project, lambda: changes.activate(store, project, user, version))
 
     @router.post("/{project}/settings", status_code=202)
-    async def set_levers(project: Number, request: Request) -> dict[str, Any]:
+    async def set_overrides(project: Number, request: Request) -> dict[str, Any]:
         """Set settings of the project, {"alpha": 0.7}; null takes one back to what Label Studio says."""
         body = await given(request)
-        return await change(project, lambda: changes.set_levers(store, project, user, body))
+        return await change(project, lambda: changes.set_overrides(store, project, user, body))
 
     @router.post("/{project}/wishes", status_code=202)
-    async def set_wishes(project: Number, request: Request) -> dict[str, Any]:
+    async def set_priorities(project: Number, request: Request) -> dict[str, Any]:
         """Have scans labelled "next", left "out", or in the usual order again: {"tasks": [1, 2], "wish": "next"}."""
         body = await given(request)
         tasks, wish = body.get("tasks"), body.get("wish")
         if not isinstance(tasks, list) or not all(type(t) is int and 0 <= t < 10**15 for t in tasks):
             raise BadRequest('"tasks" must be a list of numbers of tasks.')
-        return await change(project, lambda: changes.set_wishes(store, project, user, tasks, str(wish)))
+        return await change(project, lambda: changes.set_priorities(store, project, user, tasks, str(wish)))
 
     @router.post("/{project}/undo", status_code=202)
     async def undo(project: Number, request: Request) -> dict[str, Any]:

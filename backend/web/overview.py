@@ -16,7 +16,7 @@ from backend.errors import BadSetting, NotKnown, Overloaded, ScanqueueError
 from backend.facts import Scan
 from backend.label_studio.studio import Studio
 from backend.loop import audit as changes
-from backend.loop.order import Ground, order
+from backend.loop.order import RankingInputs, order
 from backend.loop.project_settings import project_settings, row_settings
 from backend.records.store import Store, StoredMap, read_map
 from backend.settings import UNITS, ProjectSettings
@@ -155,9 +155,9 @@ class Overview:
         model = self._store.model(project, latest["model"]) if latest and latest["model"] else None
         if model is None and len(scans) > LARGE:
             return {"now": now[:HEAD], "then": [], "note": "There are too many scans to try a first order out."}
-        ground = Ground(self._store, project, row["embedder"], model["fingerprint"] if model else "", wanted)
+        inputs = RankingInputs(self._store, project, row["embedder"], model["fingerprint"] if model else "", wanted)
         with self._one_of(self._slow):
-            picks = order(ground, scans, ranked=max(HEAD, wanted.depth)) if scans else []
+            picks = order(inputs, scans, ranked=max(HEAD, wanted.depth)) if scans else []
         waiting = any(not s.annotated for s in scans)
         lacking = "The model has not been asked for what this needs yet; save it, and the order follows."
         notes = [lacking] if waiting and not picks else []

@@ -31,7 +31,7 @@ from backend.errors import (
 from backend.facts import LabelConfig, Scan, validation_rows
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import Letterboxed, letterbox, translate
-from backend.loop.batch import CHUNK, Bulk
+from backend.loop.batch import CHUNK, BatchProcessor
 from backend.records.store import Store, scan_of
 
 log = logging.getLogger("scanqueue.pictures")
@@ -73,15 +73,15 @@ class Compared:
 
 
 class Pictures:
-    """Draws from what lies in `store`; what is missing is fetched and drawn by `bulk`, and then lies there.
+    """Draws from what lies in `store`; what is missing is fetched and drawn by `processor`, and then lies there.
 
     Raises ScanqueueError, and nothing else, for whatever may be wrong with a scan, a mask or a model: NotKnown when
     there is none of that number or version, BadSetting when the picture that is asked for makes no sense.
     """
 
-    def __init__(self, store: Store, bulk: Bulk) -> None:
+    def __init__(self, store: Store, processor: BatchProcessor) -> None:
         self.store = store
-        self.bulk = bulk
+        self.processor = processor
         self._measured: OrderedDict[tuple[Any, ...], tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -218,12 +218,12 @@ class Pictures:
     # -- pixels and masks ---------------------------------------------------------------------
 
     def _box(self, scan: Scan) -> Letterboxed:
-        size = self.bulk.learner.image_size
+        size = self.processor.learner.image_size
         if scan.digest:
-            return self.bulk.pixels(scan, size)
+            return self.processor.pixels(scan, size)
         if scan.problem:  # asking for it again is the worker's, now and then: whoever has it may not answer
             raise UnreadableScan(scan.problem)
-        _, image, problem = self.bulk.fetch(scan.image)  # not read yet, or never: nothing is kept of it
+        _, image, problem = self.processor.fetch(scan.image)  # not read yet, or never: nothing is kept of it
         if image is None:
             raise UnreadableScan(problem)
         return letterbox(image, size)
@@ -247,10 +247,10 @@ class Pictures:
 
     def _drawn(self, project: int, scan: Scan, model: Mapping[str, Any]) -> Map:
         """The mask of a model at original size, in the model's own classes."""
-        found = self.bulk.mask(model["fingerprint"], scan)
+        found = self.processor.mask(model["fingerprint"], scan)
         if found is None:
             self._draw(project, model, [scan])
-            found = self.bulk.mask(model["fingerprint"], scan)
+            found = self.processor.mask(model["fingerprint"], scan)
         if found is not None:
             return _label_map(found, scan.task)
         if self.store.has("models", model["fingerprint"]):
@@ -266,7 +266,7 @@ class Pictures:
         """Have the masks of these scans drawn that are missing, if the model's checkpoint is there."""
         read = [scan for scan in scans if scan.digest]
         if read and self.store.has("models", model["fingerprint"]):
-            self.bulk.draw(project, model["fingerprint"], read)
+            self.processor.draw(project, model["fingerprint"], read)
 
     # -- measuring ----------------------------------------------------------------------------
 
@@ -284,13 +284,13 @@ class Pictures:
         if len(known) < len(keys):
             maps = {label: _label_map(self.store.arrays("labels", label)["mask"], scan.task)}
             for model in models:
-                mask = self.bulk.mask(model["fingerprint"], scan)
+                mask = self.processor.mask(model["fingerprint"], scan)
                 if mask is None:
                     return []
                 maps[model["fingerprint"]] = translate(_label_map(mask, scan.task), model["labels"], names)
             if len({m.shape for m in maps.values()}) > 1:
                 raise UnreadableMask(f"task {scan.task}: its masks differ in size: they are of different images.")
-            found = [self.bulk.learner.compare(maps[a], maps[b], len(names) + 1, scan.spacing) for a, b in pairs]
+            found = [self.processor.learner.compare(maps[a], maps[b], len(names) + 1, scan.spacing) for a, b in pairs]
             known = [(one.dice, one.hd95) for one in found]
             with self._lock:
                 self._measured.update(zip(keys, known, strict=True))

@@ -24,7 +24,7 @@ from backend.errors import BadSetting, NotKnown, NotSegmentable, StudioUnavailab
 from backend.export import Export, Summary
 from backend.export.manifest import Sections
 from backend.fingerprints import fingerprint
-from backend.loop.batch import Bulk
+from backend.loop.batch import BatchProcessor
 
 pytestmark = pytest.mark.usefixtures("miniature")
 
@@ -389,8 +389,8 @@ def world(tmp_path: Path) -> World:
 
 
 def with_model(world: World, out: Path, model: str = "active", **asked: Any) -> Summary:
-    bulk = Bulk(world.studio, world.store, KeptLearner(world.settings))  # type: ignore[arg-type]
-    asked = {"formats": ("png", "coco"), "store": world.store, "model": model, "bulk": bulk} | asked
+    processor = BatchProcessor(world.studio, world.store, KeptLearner(world.settings))  # type: ignore[arg-type]
+    asked = {"formats": ("png", "coco"), "store": world.store, "model": model, "processor": processor} | asked
     return Export(world.studio, PROJECT, **asked).run(out)  # type: ignore[arg-type]
 
 

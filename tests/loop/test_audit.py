@@ -32,7 +32,7 @@ def queue(world: World) -> list[int]:
 def test_scans_that_are_wished_for_are_served_next_and_the_wish_can_be_taken_back(world: World) -> None:
     before = queue(world.cold_started())
     wished = [before[-1], next(t for t in world.order() if t not in before)]
-    number = changes.set_wishes(world.store, PROJECT, "anna", wished, "next")
+    number = changes.set_priorities(world.store, PROJECT, "anna", wished, "next")
     world.run()
     assert set(queue(world)[:2]) == set(wished)
     assert world.studio.next_task() in wished
@@ -44,13 +44,13 @@ def test_scans_that_are_wished_for_are_served_next_and_the_wish_can_be_taken_bac
 
 def test_scans_that_are_left_out_are_published_no_more_until_they_are_back(world: World) -> None:
     before = queue(world.cold_started())
-    changes.set_wishes(world.store, PROJECT, "anna", before[:2], "out")
+    changes.set_priorities(world.store, PROJECT, "anna", before[:2], "out")
     world.run()
     assert not set(before[:2]) & (set(world.order()) | set(world.published()))
     assert len(queue(world)) >= DEPTH
     assert world.studio.next_task() == queue(world)[0]
     assert world.status()["left_out"] == 2
-    changes.set_wishes(world.store, PROJECT, "anna", before[:2], "none")
+    changes.set_priorities(world.store, PROJECT, "anna", before[:2], "none")
     world.run()
     assert queue(world)[:DEPTH] == before[:DEPTH]
 
@@ -59,7 +59,7 @@ def test_what_is_left_out_while_a_training_is_due_is_not_published_again_meanwhi
     world.cold_started()
     first = queue(world)[0]
     world.studio.predictions = [p for p in world.studio.predictions if p["task"] != first]  # somebody removed it there
-    changes.set_wishes(world.store, PROJECT, "anna", [first], "out")
+    changes.set_priorities(world.store, PROJECT, "anna", [first], "out")
     reconciler = world.reconciler()
     seen = reconciler.observe(PROJECT)
     latest = reconciler.done(PROJECT, seen).rounds[-1]
@@ -72,7 +72,7 @@ def test_what_is_left_out_while_a_training_is_due_is_not_published_again_meanwhi
 def test_a_wish_for_a_scan_that_breaks_opens_no_round_and_none_when_it_is_mended(world: World) -> None:
     world.cold_started()
     task = queue(world)[-1]
-    changes.set_wishes(world.store, PROJECT, "anna", [task], "next")
+    changes.set_priorities(world.store, PROJECT, "anna", [task], "next")
     world.run()
     rounds = len(world.store.rounds(PROJECT))
     world.store.set_scans(PROJECT, [{"task": task, "problem": "gone"}])
@@ -84,15 +84,15 @@ def test_a_wish_for_a_scan_that_breaks_opens_no_round_and_none_when_it_is_mended
 
 def test_alpha_opens_a_round_only_where_the_strategy_asks_for_it(world: World) -> None:
     version = world.in_round_1().studio.model_version
-    changes.set_levers(world.store, PROJECT, "anna", {"alpha": 0.9})
+    changes.set_overrides(world.store, PROJECT, "anna", {"alpha": 0.9})
     world.run()
     assert world.studio.model_version == version
 
 
 def test_a_cold_start_larger_than_any_pool_is_refused_and_one_larger_than_this_pool_is_not(world: World) -> None:
     with pytest.raises(BadSetting, match="it must be at most 1000000"):
-        changes.set_levers(world.store, PROJECT, "anna", {"cold_start_size": 10**30})
-    changes.set_levers(world.store, PROJECT, "anna", {"cold_start_size": 1_000_000, "control_share": 0.5})
+        changes.set_overrides(world.store, PROJECT, "anna", {"cold_start_size": 10**30})
+    changes.set_overrides(world.store, PROJECT, "anna", {"cold_start_size": 1_000_000, "control_share": 0.5})
     world.cold_started()
     assert sorted(world.order()) == sorted(s["task"] for s in world.store.scans(PROJECT))
 
@@ -103,7 +103,7 @@ def test_changes_of_many_at_once_are_all_kept(world: World, postgres: PostgresSe
         names = ("alpha", "tolerance", "control_share", "seed")
         with ThreadPoolExecutor(4) as people:
             made = [
-                people.submit(changes.set_levers, store, PROJECT, n, {n: 0 if n == "seed" else 0.25}) for n in names
+                people.submit(changes.set_overrides, store, PROJECT, n, {n: 0 if n == "seed" else 0.25}) for n in names
             ]
             made += [people.submit(changes.ask, store, PROJECT, str(n)) for n in range(12)]
             numbers = [one.result() for one in made]
@@ -116,7 +116,7 @@ def test_changes_of_many_at_once_are_all_kept(world: World, postgres: PostgresSe
 def test_labelling_what_was_wished_for_opens_no_round(world: World) -> None:
     world.in_round_1()
     wished = world.order()[-1]
-    changes.set_wishes(world.store, PROJECT, "anna", [wished], "next")
+    changes.set_priorities(world.store, PROJECT, "anna", [wished], "next")
     world.run()
     version = world.studio.model_version
     assert queue(world)[0] == wished
@@ -132,7 +132,7 @@ def test_a_wish_goes_before_having_been_skipped(world: World) -> None:
     world.studio.skip(first)
     world.set(alpha=0.75, strategy="paper")  # another order, in which skipped scans come last
     assert world.order()[-1] == first
-    changes.set_wishes(world.store, PROJECT, "anna", [first], "next")
+    changes.set_priorities(world.store, PROJECT, "anna", [first], "next")
     world.run()
     assert world.order()[0] == first
 
@@ -140,7 +140,7 @@ def test_a_wish_goes_before_having_been_skipped(world: World) -> None:
 def test_with_all_others_labelled_the_project_is_done_and_says_what_was_left_out(world: World) -> None:
     world.in_round_1()
     out = world.order()[-2:]
-    changes.set_wishes(world.store, PROJECT, "anna", out, "out")
+    changes.set_priorities(world.store, PROJECT, "anna", out, "out")
     world.run()
     while left := [t for t in world.status()["queue"] if t not in out]:
         for task in left:
@@ -153,18 +153,18 @@ def test_with_all_others_labelled_the_project_is_done_and_says_what_was_left_out
 
 def test_with_all_scans_left_out_before_any_label_there_is_an_empty_queue_and_the_way_back(world: World) -> None:
     everything = world.cold_started().order()
-    changes.set_wishes(world.store, PROJECT, "anna", everything, "out")
+    changes.set_priorities(world.store, PROJECT, "anna", everything, "out")
     world.run()
     assert (world.order(), world.status()["trouble"]) == ([], "")
     assert queue(world) == []
-    changes.set_wishes(world.store, PROJECT, "anna", everything, "none")
+    changes.set_priorities(world.store, PROJECT, "anna", everything, "none")
     world.run()
     assert world.order() == everything
 
 
 def test_new_scans_come_into_an_order_that_leaves_some_out(world: World) -> None:
     out = queue(world.cold_started())[:1]
-    changes.set_wishes(world.store, PROJECT, "anna", out, "out")
+    changes.set_priorities(world.store, PROJECT, "anna", out, "out")
     world.run()
     late = world.add_scans(50, 2)
     world.run()
@@ -174,7 +174,7 @@ def test_new_scans_come_into_an_order_that_leaves_some_out(world: World) -> None
 
 def test_a_setting_of_the_page_goes_before_what_label_studio_says_and_can_be_taken_back(world: World) -> None:
     world.in_round_1()
-    number = changes.set_levers(world.store, PROJECT, "anna", {"round_size": 2, "strategy": "paper"})
+    number = changes.set_overrides(world.store, PROJECT, "anna", {"round_size": 2, "strategy": "paper"})
     world.set(round_size=5)
     latest = world.store.latest_round(PROJECT)
     assert latest is not None
@@ -188,8 +188,8 @@ def test_a_setting_of_the_page_goes_before_what_label_studio_says_and_can_be_tak
 
 
 def test_null_takes_one_setting_back_to_what_label_studio_says(world: World) -> None:
-    changes.set_levers(world.store, PROJECT, "anna", {"round_size": 2, "alpha": 0.25})
-    changes.set_levers(world.store, PROJECT, "anna", {"round_size": None})
+    changes.set_overrides(world.store, PROJECT, "anna", {"round_size": 2, "alpha": 0.25})
+    changes.set_overrides(world.store, PROJECT, "anna", {"round_size": None})
     row = world.store.project(PROJECT)
     assert row is not None
     assert json.loads(row["levers"]) == {"alpha": 0.25}
@@ -210,7 +210,7 @@ def test_a_setting_that_cannot_be_used_is_refused_and_nothing_is_changed(
     given: dict[str, object], words: str, world: World
 ) -> None:
     with pytest.raises(BadSetting, match=words):
-        changes.set_levers(world.store, PROJECT, "anna", given)
+        changes.set_overrides(world.store, PROJECT, "anna", given)
     row = world.store.project(PROJECT)
     assert row is not None
     assert row["levers"] == ""
@@ -220,8 +220,8 @@ def test_a_setting_that_cannot_be_used_is_refused_and_nothing_is_changed(
 def test_what_somebody_changed_again_stays_when_the_first_change_is_taken_back(world: World) -> None:
     world.cold_started()
     one, two, three = queue(world)[:3]
-    first = changes.set_wishes(world.store, PROJECT, "anna", [one, two], "next")
-    changes.set_wishes(world.store, PROJECT, "ben", [two, three], "out")
+    first = changes.set_priorities(world.store, PROJECT, "anna", [one, two], "next")
+    changes.set_priorities(world.store, PROJECT, "ben", [two, three], "out")
     changes.undo(world.store, PROJECT, "anna", first)
     assert dict(world.store.columns(PROJECT, "task", "wish")) | {one: 0, two: -1, three: -1} == dict(
         world.store.columns(PROJECT, "task", "wish")
@@ -230,7 +230,7 @@ def test_what_somebody_changed_again_stays_when_the_first_change_is_taken_back(w
 
 def test_changes_say_who_did_what_and_what_was_taken_back(world: World) -> None:
     world.cold_started()
-    number = changes.set_wishes(world.store, PROJECT, "anna", queue(world)[:2], "next")
+    number = changes.set_priorities(world.store, PROJECT, "anna", queue(world)[:2], "next")
     changes.undo(world.store, PROJECT, "ben", number)
     undo, made = changes.listed(world.store, PROJECT)
     assert (made["user"], made["what"], made["undone"], made["undoable"]) == (
@@ -279,16 +279,16 @@ def test_a_broken_scan_is_read_again_at_once_when_somebody_asks(world: World) ->
 def test_a_task_or_a_wish_that_does_not_exist_is_refused(world: World) -> None:
     world.cold_started()
     with pytest.raises(BadSetting, match="has no task 999"):
-        changes.set_wishes(world.store, PROJECT, "anna", [999], "next")
+        changes.set_priorities(world.store, PROJECT, "anna", [999], "next")
     with pytest.raises(BadSetting, match="must be one of next, out, none"):
-        changes.set_wishes(world.store, PROJECT, "anna", queue(world)[:1], "soon")
+        changes.set_priorities(world.store, PROJECT, "anna", queue(world)[:1], "soon")
     with pytest.raises(BadSetting, match="has no change 7"):
         changes.undo(world.store, PROJECT, "anna", 7)
 
 
 def test_taking_back_what_was_changed_again_says_so(world: World) -> None:
-    number = changes.set_levers(world.store, PROJECT, "anna", {"alpha": 0.25})
-    changes.set_levers(world.store, PROJECT, "ben", {"alpha": 0.75})
+    number = changes.set_overrides(world.store, PROJECT, "anna", {"alpha": 0.25})
+    changes.set_overrides(world.store, PROJECT, "ben", {"alpha": 0.75})
     with pytest.raises(BadSetting, match=r"\(alpha: 0.25\) was changed again since, and stays"):
         changes.undo(world.store, PROJECT, "anna", number)
 

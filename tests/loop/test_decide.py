@@ -32,7 +32,7 @@ from backend.fingerprints import fingerprint
 from backend.loop.decide import decide, round_key
 from backend.loop.publication import prefix_length
 from backend.loop.steps import (
-    CompareArms,
+    CompareWithControl,
     Done,
     ExtendRound,
     FitMap,
@@ -283,7 +283,7 @@ HELD = {t for i, t in enumerate(range(1, 21)) if i in validation_rows([f"d{t}" f
 def test_our_order_is_compared_with_chance_when_nobody_waits_for_anything() -> None:
     given, done = with_controls()
     (step,) = decide(given, done).steps
-    assert isinstance(step, CompareArms)
+    assert isinstance(step, CompareWithControl)
     assert step.version == "scanqueue-r1"
     assert set(step.validation) == HELD
     assert step.control == tuple(t for t in DRAWN[::-1] if t not in HELD)
@@ -317,16 +317,16 @@ def test_everything_else_comes_before_the_comparison() -> None:
         (replace(given, scans=(*given.scans, Scan(31, "/data/31.png"))), ReadScans),
     ):
         steps = decide(other, done).steps
-        assert not [s for s in steps if isinstance(s, CompareArms)]
+        assert not [s for s in steps if isinstance(s, CompareWithControl)]
         assert [s for s in steps if isinstance(s, kind)]
     quiet = replace(done, settings=replace(done.settings, control_share=0.0))
-    assert not [s for s in decide(given, quiet).steps if isinstance(s, CompareArms)]
+    assert not [s for s in decide(given, quiet).steps if isinstance(s, CompareWithControl)]
 
 
 def test_labels_that_the_model_did_not_have_are_not_compared() -> None:
     given, done = with_controls()
     edited = tuple(replace(label, key="9@later") if label.task in DRAWN[:4] else label for label in given.labels)
-    assert not [s for s in decide(replace(given, labels=edited), done).steps if isinstance(s, CompareArms)]
+    assert not [s for s in decide(replace(given, labels=edited), done).steps if isinstance(s, CompareWithControl)]
 
 
 def test_a_blocked_project_asks_for_nothing_and_says_why() -> None:
@@ -612,7 +612,7 @@ def test_patients_are_not_parted_by_the_comparison_with_chance() -> None:
     given = seen(all_, live(1), label(*range(1, 31)))
     done = replace(done, rounds=(Round(1, round_key(done, CONFIG, all_), model.version, tuple(range(1, 31))),))
     (step,) = decide(given, done).steps
-    assert isinstance(step, CompareArms)
+    assert isinstance(step, CompareWithControl)
     held = {people[t - 1] for t in step.validation}
     assert held
     assert not held & {people[t - 1] for t in (*step.ours, *step.control)}

@@ -17,7 +17,7 @@ from weight_files import timm_folder
 from backend.errors import StorageFull, UnreadableScan
 from backend.learning.embedders import Network
 from backend.learning.learner import Learner
-from backend.loop.batch import CRASHED, Bulk, cached_pixels
+from backend.loop.batch import CRASHED, BatchProcessor, cached_pixels
 from backend.records.store import Store, scan_of
 from backend.settings import Settings
 from backend.workers.process_pool import Workers
@@ -64,10 +64,10 @@ class Lab:
         listed = {"updated_at": "", "annotated": 0, "skipped": 0}
         self.store.put_tasks(PROJECT, [{"task": n + 1, "image": str(n), **listed} for n in range(COUNT)], "")
         self.learner = Learner(settings)
-        self.bulk = Bulk(self.files, self.store, self.learner)  # type: ignore[arg-type]
+        self.processor = BatchProcessor(self.files, self.store, self.learner)  # type: ignore[arg-type]
 
     def read(self) -> list[dict[str, Any]]:
-        self.bulk.read(PROJECT, self.bulk.scans(PROJECT, range(1, COUNT + 1)))
+        self.processor.read(PROJECT, self.processor.scans(PROJECT, range(1, COUNT + 1)))
         rows = [self.store.scan(PROJECT, n + 1) for n in range(COUNT)]
         return [{k: row[k] for k in ("task", "digest", "height", "width", "blank", "problem")} for row in rows if row]
 

@@ -862,7 +862,7 @@ def test_a_comparison_waits_while_another_project_is_trained_and_keeps_nothing_u
     world.add_scans(0, 24)
     world.run()
     world.label(18)
-    real = Reconciler._compare_arms
+    real = Reconciler._compare_with_control
 
     def beside_another(self: Reconciler, *args: Any) -> None:
         with Store(world.folder).training_slot() as mine:
@@ -872,7 +872,7 @@ def test_a_comparison_waits_while_another_project_is_trained_and_keeps_nothing_u
     with monkeypatch.context() as busy:
         busy.setattr(Reconciler, "_compare_arms", beside_another)
         plan = world.reconciler().reconcile(PROJECT)
-    assert [type(s).__name__ for s in plan.steps] == ["CompareArms"]
+    assert [type(s).__name__ for s in plan.steps] == ["CompareWithControl"]
     assert world.status()["control"] is None
     assert world.studio.model_version == "scanqueue-r1"
     assert world.status()["trouble"] == ""

@@ -13,8 +13,8 @@ import pytest
 
 from backend.facts import Scan, control_draw
 from backend.loop import order as module
-from backend.loop.order import BEGUN, Ground, order
-from backend.loop.selection_units import add, lay_out, mean_embeddings, places, together, units
+from backend.loop.order import STARTED, RankingInputs, order
+from backend.loop.selection_units import add, group_by_place, lay_out, mean_embeddings, places, units
 from backend.records.store import PRIORITY_EXCLUDED, PRIORITY_NEXT, Pick, Store, StoredMap, put_map, read_map
 from backend.settings import ProjectSettings
 from sampling import COLD_START, EMBEDDED, WITH_MODEL, EmbeddingMap, fit_map
@@ -47,8 +47,8 @@ def embed(store: Store, scans: Sequence[Scan], seed: int = 0) -> dict[str, np.nd
     return vectors
 
 
-def ground(store: Store, settings: ProjectSettings = SETTINGS, model: str = "") -> Ground:
-    return Ground(store, PROJECT, EMBEDDER, model, settings)
+def inputs(store: Store, settings: ProjectSettings = SETTINGS, model: str = "") -> RankingInputs:
+    return RankingInputs(store, PROJECT, EMBEDDER, model, settings)
 
 
 def mapped(store: Store, scans: Sequence[Scan], unit: str = "scan") -> StoredMap:
@@ -93,7 +93,7 @@ def test_a_map_of_whole_scans_is_fitted_on_their_means_and_all_slices_stand_wher
     vectors = embed(store, scans)
     found = mapped(store, scans)
     means = np.stack([np.mean([vectors[s.digest] for s in scans if s.volume == v], axis=0) for v in "ABCDEFG"])
-    assert mean_embeddings(store, EMBEDDER, together(scans)) == pytest.approx(means, abs=1e-6)
+    assert mean_embeddings(store, EMBEDDER, group_by_place(scans)) == pytest.approx(means, abs=1e-6)
     expected = fit_map(means.astype(np.float32), seed=0).xy
     where = dict(zip(found.digests, found.xy, strict=True))
     for s in scans:
@@ -118,9 +118,9 @@ def test_means_are_the_same_whether_they_are_taken_at_once_or_in_parts(
 ) -> None:
     scans = stack(9)
     embed(store, scans)
-    at_once = mean_embeddings(store, EMBEDDER, together(scans))
+    at_once = mean_embeddings(store, EMBEDDER, group_by_place(scans))
     monkeypatch.setattr("backend.loop.selection_units.AT_ONCE", 7)
-    assert mean_embeddings(store, EMBEDDER, together(scans)).tolist() == at_once.tolist()
+    assert mean_embeddings(store, EMBEDDER, group_by_place(scans)).tolist() == at_once.tolist()
 
 
 def test_later_slices_stand_with_their_volume_and_a_new_volume_where_its_mean_belongs(store: Store) -> None:
@@ -164,7 +164,7 @@ def test_a_first_order_has_every_volume_whole(store: Store, strategy: str) -> No
     embed(store, scans)
     mapped(store, scans)
     settings = replace(SETTINGS, strategy=f"{strategy}+paper")
-    picks = order(ground(store, settings), scans)
+    picks = order(inputs(store, settings), scans)
     assert sorted(p.task for p in picks) == [s.task for s in scans]
     whole(picks, scans)
 
@@ -176,7 +176,7 @@ def test_an_order_with_a_model_has_every_volume_whole(store: Store, strategy: st
     mapped(store, scans)
     said(store, scans)
     settings = replace(SETTINGS, strategy=f"paper+{strategy}")
-    picks = order(ground(store, settings, MODEL), scans, ranked=4)
+    picks = order(inputs(store, settings, MODEL), scans, ranked=4)
     assert sorted(p.task for p in picks) == [s.task for s in scans]
     whole(picks, scans)
     assert {p.reason for p in picks[: 4 * SLICES]} == {strategy}
@@ -189,7 +189,7 @@ def test_a_volume_is_as_unsure_as_its_slices_are_on_average(store: Store) -> Non
     unsure = said(store, scans)
     means = {v: np.mean([unsure[s.digest] for s in scans if s.volume == v]) for v in "ABCDEFGH"}
     for ranked in (2000, 3):
-        picks = order(ground(store, replace(SETTINGS, strategy="paper+entropy"), MODEL), scans, ranked=ranked)
+        picks = order(inputs(store, replace(SETTINGS, strategy="paper+entropy"), MODEL), scans, ranked=ranked)
         assert volumes_of(picks, scans) == sorted(means, key=lambda v: -means[v])
     assert picks[-1].entropy == pytest.approx(min(means.values()), abs=1e-6)
 
@@ -204,13 +204,13 @@ def test_what_is_begun_comes_to_its_end_first(store: Store, model: str) -> None:
     labelled = {of["C", 1], of["F", 0], of["F", 1], of["F", 3], *(of["H", i] for i in range(SLICES))}
     scans = [replace(s, annotated=s.task in labelled) for s in scans]
     first = [of["B", 2], of["B", 3]]  # laid out, but not labelled
-    picks = order(ground(store, model=model), scans, first)
+    picks = order(inputs(store, model=model), scans, first)
     assert sorted(p.task for p in picks) == sorted({s.task for s in scans} - labelled - set(first))
     whole(picks, scans)
     assert volumes_of(picks, scans)[:3] == ["F", "B", "C"]  # the fewest slices left first
     reasons = {v: {p.reason for p in picks if p.task in {of[v, i] for i in range(SLICES)}} for v in "ABCDEFG"}
-    assert [v for v, why in reasons.items() if why == {BEGUN}] == ["B", "C", "F"]
-    assert all(BEGUN not in why for v, why in reasons.items() if v in "ADEG")
+    assert [v for v, why in reasons.items() if why == {STARTED}] == ["B", "C", "F"]
+    assert all(STARTED not in why for v, why in reasons.items() if v in "ADEG")
     assert all(p.cluster is not None for p in picks) == (not model)
 
 
@@ -229,7 +229,7 @@ def test_wishes_and_skips_are_of_single_slices(store: Store, model: str) -> None
         )
         for s in scans
     ]
-    picks = order(ground(store, model=model), scans)
+    picks = order(inputs(store, model=model), scans)
     tasks = [p.task for p in picks]
     assert (tasks[0], picks[0].reason) == (of["D", 2], "wished")
     assert of["E", 0] not in tasks
@@ -248,7 +248,7 @@ def test_controls_are_whole_volumes_and_stay_what_they_are_when_the_order_is_con
     said(store, scans)
     scans[7] = replace(scans[7], annotated=True)  # B is begun
     settings = replace(SETTINGS, control_share=0.4)
-    picks = order(ground(store, settings, model), scans)
+    picks = order(inputs(store, settings, model), scans)
     whole(picks, scans)
     found = volumes_of(picks, scans)
     by_task = {s.task: s for s in scans}
@@ -259,7 +259,7 @@ def test_controls_are_whole_volumes_and_stay_what_they_are_when_the_order_is_con
     placed = found[: found.index(next(v for v in found if v in control))]
     assert next(v for v in found if v in control) == next(v for v in drawn if v not in placed)
     end = 1 + next(i for i, p in enumerate(picks) if by_task[p.task].volume == found[3] and by_task[p.task].slice == 4)
-    more = order(ground(store, settings, model), scans, [p.task for p in picks[:end]])
+    more = order(inputs(store, settings, model), scans, [p.task for p in picks[:end]])
     places_ = [i for i, v in enumerate(volumes_of(more, scans), start=4) if v in {
         by_task[p.task].volume for p in more if p.reason == "control"
     }]  # fmt: skip
@@ -276,7 +276,7 @@ def test_scans_of_no_volume_are_ordered_as_slices_are(store: Store, model: str, 
     for unit in ("slice", "scan"):
         put_map(store, PROJECT, EMBEDDER, lay_out(store, EMBEDDER, scans, unit, 0))
         settings = replace(SETTINGS, unit=unit, control_share=share, strategy="facility+paper")
-        found[unit] = order(ground(store, settings, model), scans, [5, 6], ranked=9)
+        found[unit] = order(inputs(store, settings, model), scans, [5, 6], ranked=9)
     assert found["scan"] == found["slice"]
 
 
@@ -287,7 +287,7 @@ def test_an_order_can_be_tried_out_on_the_map_of_the_other_unit(store: Store, un
     embed(store, scans)
     said(store, scans)
     mapped(store, scans, "slice" if unit == "scan" else "scan")
-    picks = order(ground(store, replace(SETTINGS, unit=unit), model), scans)
+    picks = order(inputs(store, replace(SETTINGS, unit=unit), model), scans)
     assert sorted(p.task for p in picks) == [s.task for s in scans]
     if unit == "scan":
         whole(picks, scans)
@@ -313,7 +313,7 @@ def test_scans_with_nothing_to_see_come_last_unless_somebody_wishes_for_them(
     said(store, scans)
     mapped(store, scans, "slice")
     settings = replace(SETTINGS, unit="slice", control_share=share)
-    picks = order(ground(store, settings, model), scans, sorted(given))
+    picks = order(inputs(store, settings, model), scans, sorted(given))
     assert sorted(p.task for p in picks) == [s.task for s in scans if s.task not in labelled | given]
     assert [p.task for p in picks if p.reason == "blank"] == [p.task for p in picks[-3:]] == [3, 9, 40]
     assert (picks[0].task, picks[-4].task) == (17, 12)
@@ -326,7 +326,7 @@ def test_with_whole_scans_a_volume_keeps_its_slices_with_nothing_to_see(store: S
     embed(store, scans)
     said(store, scans)
     mapped(store, scans)
-    picks = order(ground(store, SETTINGS, model), scans)
+    picks = order(inputs(store, SETTINGS, model), scans)
     whole(picks, scans)
     assert sorted(p.task for p in picks) == list(range(1, 42))
     assert [(p.task, p.reason) for p in picks if p.reason == "blank"] == [(41, "blank")]
@@ -339,7 +339,7 @@ def test_where_nothing_is_left_but_what_comes_last_it_is_offered(store: Store, m
     embed(store, scans)
     said(store, scans)
     mapped(store, scans, "slice")
-    asked = ground(store, replace(SETTINGS, unit="slice"), model)
+    asked = inputs(store, replace(SETTINGS, unit="slice"), model)
     tasks = [s.task for s in scans]
     picks = order(asked, [replace(s, blank=True) for s in scans])
     assert [(p.task, p.reason) for p in picks] == [(task, "blank") for task in tasks]
@@ -352,7 +352,7 @@ def test_units_are_single_scans_or_whole_volumes() -> None:
     assert units(scans, "slice") == [[s] for s in scans]
     tasks = [[s.task for s in one] for one in units(scans, "scan")]
     assert tasks == [[3, 2, 1], [6, 5, 4], [7], [8]]
-    assert [[s.task for s in one] for one in together(scans)] == [[3, 2, 1], [6, 5, 4], [7, 8]]
+    assert [[s.task for s in one] for one in group_by_place(scans)] == [[3, 2, 1], [6, 5, 4], [7, 8]]
 
 
 def test_strategies_that_look_at_embeddings_look_at_means(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,5 +369,5 @@ def test_strategies_that_look_at_embeddings_look_at_means(store: Store, monkeypa
         return ranking(name, pool, *rest, **more)
 
     monkeypatch.setattr(module, "long_ranking", watched)
-    order(ground(store, replace(SETTINGS, strategy="paper+badge"), MODEL), scans)
-    assert seen[0].embeddings.tolist() == mean_embeddings(store, EMBEDDER, together(scans)).tolist()
+    order(inputs(store, replace(SETTINGS, strategy="paper+badge"), MODEL), scans)
+    assert seen[0].embeddings.tolist() == mean_embeddings(store, EMBEDDER, group_by_place(scans)).tolist()

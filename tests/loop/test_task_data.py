@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.loop.task_data import LARGEST_MM, LONGEST, Origin, origin, storable
+from backend.loop.task_data import LARGEST_MM, LONGEST, TaskData, read_task_data, storable
 
 KEYS = ("scan", "slice", "group", "spacing_mm")
 ANYTHING = st.recursive(
@@ -22,33 +22,39 @@ SIZES = st.lists(st.floats() | st.integers() | st.just("1"), min_size=1, max_siz
 
 def test_what_an_import_writes_is_taken_over() -> None:
     data = {"image": "x.png", "scan": "S-1", "axis": "axial", "slice": 17, "spacing_mm": [0.6875, 2], "group": "P-1"}
-    assert origin(data) == Origin("S-1", 17, "P-1", 0.6875, 2.0)
-    assert origin({}) == origin({"image": "x.png"}) == Origin()
+    assert read_task_data(data) == TaskData("S-1", 17, "P-1", 0.6875, 2.0)
+    assert read_task_data({}) == read_task_data({"image": "x.png"}) == TaskData()
 
 
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ({"scan": 12, "group": "  P 1 "}, Origin("12", 0, "P 1")),
-        ({"scan": "x" * 300}, Origin("x" * LONGEST)),
-        *(({"scan": bad, "group": bad}, Origin()) for bad in ("", "  ", "a\0b", "\ud800", ["S"], {"a": 1}, True, 1.5)),
-        *(({"slice": bad}, Origin()) for bad in (-1, 2**31, 1.5, "3", True, math.nan, math.inf, None, [3])),
-        ({"slice": 3.0}, Origin(slice=3)),
-        ({"slice": 2**31 - 1}, Origin(slice=2**31 - 1)),
+        ({"scan": 12, "group": "  P 1 "}, TaskData("12", 0, "P 1")),
+        ({"scan": "x" * 300}, TaskData("x" * LONGEST)),
         *(
-            ({"spacing_mm": bad}, Origin())
+            ({"scan": bad, "group": bad}, TaskData())
+            for bad in ("", "  ", "a\0b", "\ud800", ["S"], {"a": 1}, True, 1.5)
+        ),
+        *(({"slice": bad}, TaskData()) for bad in (-1, 2**31, 1.5, "3", True, math.nan, math.inf, None, [3])),
+        ({"slice": 3.0}, TaskData(slice=3)),
+        ({"slice": 2**31 - 1}, TaskData(slice=2**31 - 1)),
+        *(
+            ({"spacing_mm": bad}, TaskData())
             for bad in (1.0, "1, 1", [], [1.0], [1, 1, 1], [0, 1], [1, -1], [1, math.nan], [math.inf, 1], [1, "1"])
         ),
-        *(({"spacing_mm": bad}, Origin()) for bad in ([1, 1000], [1, 10**400], [True, 1], {"0": 1, "1": 1}, [1, None])),
+        *(
+            ({"spacing_mm": bad}, TaskData())
+            for bad in ([1, 1000], [1, 10**400], [True, 1], {"0": 1, "1": 1}, [1, None])
+        ),
     ],
 )
-def test_what_makes_no_sense_is_unknown(data: dict[str, Any], expected: Origin) -> None:
-    assert origin(data) == expected
+def test_what_makes_no_sense_is_unknown(data: dict[str, Any], expected: TaskData) -> None:
+    assert read_task_data(data) == expected
 
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, ANYTHING | SIZES)))
 def test_whatever_is_in_the_data_comes_out_as_every_database_takes_it(data: dict[str, Any]) -> None:
-    found = origin(data)
+    found = read_task_data(data)
     for text in (found.volume, found.patient):
         assert len(text) <= LONGEST
         assert "\0" not in text

@@ -114,10 +114,10 @@ def test_what_a_mask_missed_is_measured_in_the_millimetres_of_its_scan(tmp_path:
     tools = world.reconciler()
     model = world.store.model(PROJECT, "scanqueue-r1")
     assert model is not None
-    scans = {s.task: s for s in tools.bulk.scans(PROJECT, [r["task"] for r in rows])}
+    scans = {s.task: s for s in tools.processor.scans(PROJECT, [r["task"] for r in rows])}
     masks = {r["task"]: r["mask"] for r in world.store.labels(PROJECT)}
     for r in rows:
-        drawn = tools.bulk.mask(model["fingerprint"], scans[r["task"]])
+        drawn = tools.processor.mask(model["fingerprint"], scans[r["task"]])
         truth = world.store.arrays("labels", masks[r["task"]])["mask"]
         assert drawn is not None
         spacing = (3.0, 0.5) if r["task"] % 2 else None
@@ -187,7 +187,7 @@ def test_another_unit_lays_the_map_out_anew_and_opens_a_round_and_so_does_the_wa
     seen = Overview(world.store, world.studio, None, lambda _: [])  # type: ignore[arg-type]
     tried = seen.preview(PROJECT, {"unit": "scan"})
     assert "The map is laid out anew" in tried["note"]
-    changes.set_levers(world.store, PROJECT, "anna", {"unit": "scan"})
+    changes.set_overrides(world.store, PROJECT, "anna", {"unit": "scan"})
     world.run()
     volumes = read_map(world.store, PROJECT, "pixels")
     assert slices is not None
@@ -199,7 +199,7 @@ def test_another_unit_lays_the_map_out_anew_and_opens_a_round_and_so_does_the_wa
     assert seen.preview(PROJECT, {"unit": "scan"})["note"] == ""
     assert [p["task"] for p in seen.preview(PROJECT, {})["then"]] == world.order()[:30]
     assert seen.settings(PROJECT)["units"] == ["slice", "scan"]
-    changes.set_levers(world.store, PROJECT, "anna", {"unit": None})
+    changes.set_overrides(world.store, PROJECT, "anna", {"unit": None})
     world.run()
     again = read_map(world.store, PROJECT, "pixels")
     assert again is not None

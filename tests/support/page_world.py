@@ -24,8 +24,8 @@ def lived(folder: Path) -> World:
         patch.setattr(reconcile, "SETTLE", 0.01)
         world = World(folder)
         world.in_round_1()
-        changes.set_levers(world.store, PROJECT, "anna", {"alpha": 0.7})
-        changes.set_wishes(world.store, PROJECT, "anna", [world.order()[-1]], "out")
+        changes.set_overrides(world.store, PROJECT, "anna", {"alpha": 0.7})
+        changes.set_priorities(world.store, PROJECT, "anna", [world.order()[-1]], "out")
         world.run()
         world.store.set_project(PROJECT, title=TITLE, studio_url="http://127.0.0.1:9")
     return world
@@ -33,7 +33,7 @@ def lived(folder: Path) -> World:
 
 def application(world: World) -> FastAPI:
     studio = SimpleNamespace(begun=lambda project: world.order()[:1], people=lambda: {1: "anna@lab.example"})
-    pictures = Pictures(world.store, world.reconciler().bulk)
+    pictures = Pictures(world.store, world.reconciler().processor)
     checks = [{"level": "ok", "what": "Label Studio answers.", "cure": ""}]
     overview = Overview(world.store, studio, pictures, lambda project: checks)  # type: ignore[arg-type]
     return create_api(world.settings, world.store, lambda *_: None, lambda *_: [], overview=overview)

@@ -30,7 +30,7 @@ from backend.facts import LabelConfig, Tag, validation_rows
 from backend.fingerprints import fingerprint
 from backend.learning.learner import Learner
 from backend.learning.segmenters import Segmenter, SegmenterSpec
-from backend.loop.batch import Bulk
+from backend.loop.batch import BatchProcessor
 from backend.records.store import Store
 from backend.settings import Settings
 from backend.web import pictures
@@ -81,8 +81,8 @@ class Lab:
         self.store.add_project(PROJECT)
         self.store.set_project(PROJECT, config=CONFIG.to_json())
         self.learner = Learner(Settings(data_dir=folder, device="cpu", encoder="resnet18", image_size=SIZE))
-        self.bulk = Bulk(self.files, self.store, self.learner)  # type: ignore[arg-type]
-        self.pictures = Pictures(self.store, self.bulk)
+        self.processor = BatchProcessor(self.files, self.store, self.learner)  # type: ignore[arg-type]
+        self.pictures = Pictures(self.store, self.processor)
 
     def add(self, task: int, image: Image, mask: Image | None = None) -> str:
         """A scan that was read, and the mask that was submitted for it; returns its digest."""
@@ -293,8 +293,8 @@ def test_a_mask_that_is_missing_is_drawn_by_its_model_and_kept(lab: Lab) -> None
     lab.add(7, np.random.default_rng(0).integers(0, 256, (50, SIZE), dtype=np.uint8))
     name = lab.model(R1, checkpoint=True)
     picture = lab.pictures.scan(PROJECT, 7, side=SIZE, model=R1)
-    (scan,) = lab.bulk.scans(PROJECT, [7])
-    (mask,) = lab.learner.masks(lab.store.path("models", name), [lab.bulk.pixels(scan, SIZE)])
+    (scan,) = lab.processor.scans(PROJECT, [7])
+    (mask,) = lab.learner.masks(lab.store.path("models", name), [lab.processor.pixels(scan, SIZE)])
     stored = lab.store.arrays("masks", lab.mask_name(R1, 7))["mask"]
     assert np.array_equal(stored, mask)
     for label in np.unique(mask[mask > 0]):
@@ -571,14 +571,14 @@ def test_a_comparison_says_what_training_measured(tmp_path: Path) -> None:
     world.run()
     models = {m["version"]: m for m in world.store.models(PROJECT)}
     assert list(models) == [R1, R2]
-    bulk = Bulk(world.studio, world.store, KeptLearner(world.settings))  # type: ignore[arg-type]
-    found = Pictures(world.store, bulk).compare(PROJECT, R1, R2)
+    processor = BatchProcessor(world.studio, world.store, KeptLearner(world.settings))  # type: ignore[arg-type]
+    found = Pictures(world.store, processor).compare(PROJECT, R1, R2)
     assert len(found) == models[R2]["validation"]["n"] > 0
     assert np.mean([c.second for c in found]) == pytest.approx(models[R2]["validation"]["dice"], abs=1e-6)
     assert np.mean([c.first for c in found]) == pytest.approx(models[R2]["details"]["champion"]["dice"], abs=1e-6)
     task = found[0].task
     for part in PARTS:
-        assert read(Pictures(world.store, bulk).difference(PROJECT, task, R1, R2, part)).shape[:2] == (256, 256)
+        assert read(Pictures(world.store, processor).difference(PROJECT, task, R1, R2, part)).shape[:2] == (256, 256)
 
 
 def test_a_project_without_a_label_config_is_compared_in_the_labels_of_its_models(lab: Lab) -> None:

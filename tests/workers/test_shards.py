@@ -27,13 +27,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 def test_shards_hold_every_task_once_and_nobody_takes_one_twice(store: Store) -> None:
-    driver, helper = Shards(store, "driver"), Shards(store, "helper")
+    driver, shard_worker = Shards(store, "driver"), Shards(store, "helper")
     run = driver.cut(1, "read", "pixels|64", TASKS)
     assert driver.left(run) == (4, len(TASKS))
     taken = []
     while (one := driver.take(run)) is not None:
         taken.append(one)
-        if (other := helper.take()) is not None:
+        if (other := shard_worker.take()) is not None:
             taken.append(other)
     assert sorted(t for shard in taken for t in shard.tasks) == TASKS
     assert len({shard.n for shard in taken}) == len(taken) == 4
@@ -41,14 +41,14 @@ def test_shards_hold_every_task_once_and_nobody_takes_one_twice(store: Store) ->
 
 
 def test_the_work_is_over_when_every_shard_is_done(store: Store) -> None:
-    driver, helper = Shards(store, "driver"), Shards(store, "helper")
+    driver, shard_worker = Shards(store, "driver"), Shards(store, "helper")
     run = driver.cut(1, "read", "", TASKS)
-    first, last = driver.take(run), helper.take()
+    first, last = driver.take(run), shard_worker.take()
     assert first is not None
     assert last is not None
     assert driver.finish(first)
     assert driver.left(run) == (3, len(TASKS) - SHARD)
-    assert helper.finish(last)
+    assert shard_worker.finish(last)
     assert driver.left(run) == (2, 2 * SHARD)
 
 
@@ -84,24 +84,24 @@ def test_a_shard_whose_worker_gives_signs_of_life_is_left_to_it(store: Store, mo
 
 
 def test_a_shard_that_a_helper_failed_on_is_left_to_its_driver(store: Store) -> None:
-    driver, helper = Shards(store, "driver"), Shards(store, "helper")
+    driver, shard_worker = Shards(store, "driver"), Shards(store, "helper")
     run = driver.cut(1, "read", "", TASKS[:SHARD])
-    shard = helper.take()
+    shard = shard_worker.take()
     assert shard is not None
-    helper.give_back(shard, failed=True)
-    assert helper.take() is None
+    shard_worker.give_back(shard, failed=True)
+    assert shard_worker.take() is None
     again = driver.take(run)
     assert again is not None
     assert again.tries == 1
 
 
 def test_a_helper_that_stops_leaves_its_shard_to_everybody(store: Store) -> None:
-    driver, helper = Shards(store, "driver"), Shards(store, "helper")
+    driver, shard_worker = Shards(store, "driver"), Shards(store, "helper")
     driver.cut(1, "read", "", TASKS[:SHARD])
-    shard = helper.take()
+    shard = shard_worker.take()
     assert shard is not None
-    helper.give_back(shard, failed=False)
-    assert helper.take() == shard
+    shard_worker.give_back(shard, failed=False)
+    assert shard_worker.take() == shard
 
 
 def test_a_late_worker_is_told_that_its_driver_has_gone(store: Store) -> None:
