@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from backend.errors import ScanqueueError
 from backend.records.store import Store
 from backend.settings import PREFIX, Settings
-from backend.web import page
+from backend.web import rendering
 from backend.web.api import create_api
 from backend.workers.counters import CountCallback, Counters, discard
 from backend.workers.supervisor import SILENCE, beat, keep_worker
@@ -148,7 +148,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     stopping = threading.Event()
     keeper = threading.Thread(target=_keep_worker, args=(settings, stopping), daemon=True)
     threading.Thread(target=counters.keep, args=(stopping,), daemon=True).start()
-    threading.Thread(target=page.warm, daemon=True).start()
+    threading.Thread(target=rendering.warm, daemon=True).start()
     threading.Thread(target=_load_ahead, args=(learner, store, stopping), daemon=True).start()
     if worker:
         keeper.start()

@@ -15,7 +15,7 @@ from typing import Any
 from backend.errors import BadSetting, NotKnown, Overloaded, ScanqueueError
 from backend.facts import Scan
 from backend.label_studio.studio import Studio
-from backend.loop import audit as changes
+from backend.loop import audit
 from backend.loop.order import RankingInputs, order
 from backend.loop.project_settings import project_settings, row_settings
 from backend.records.store import Store, StoredMap, read_map
@@ -108,7 +108,7 @@ class Overview:
         return {"rounds": status.round_list(self._store, project), "models": status.model_list(self._store, project)}
 
     def changes(self, project: int) -> dict[str, Any]:
-        return {"changes": changes.listed(self._store, project)}
+        return {"changes": audit.listed(self._store, project)}
 
     def workers(self, project: int) -> dict[str, Any]:
         """Workers that gave signs of life lately; any of them may work for any project."""

@@ -22,7 +22,7 @@ from test_many_workers import worker_of
 from backend.demo.label_studio import LabelStudio
 from backend.facts import SECRET_HEADER
 from backend.records.store import Store
-from backend.web.api import LOOKS_APART
+from backend.web.access import LOOKUP_INTERVAL
 from backend.workers.worker import GAP
 
 pytestmark = pytest.mark.label_studio
@@ -113,7 +113,7 @@ def test_no_webhook_waits_for_a_queue_or_a_database_that_hangs(
             secret = {SECRET_HEADER: row["secret"]}
             hook = {"action": "PROJECT_UPDATED", "project": {"id": lab.project}}
             assert httpx.post(f"{service.url}/webhook", json=hook, headers=secret, trust_env=False).status_code == 201
-            time.sleep(LOOKS_APART)  # that one may have had the secrets read, and for so long they count as just read
+            time.sleep(LOOKUP_INTERVAL)  # for so long, that webhook counts as a recent read
             with broker.frozen() if frozen == "queue" else postgres.frozen():
                 for _ in range(10):
                     assert quickly(service, hook, headers=secret) == 201

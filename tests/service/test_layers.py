@@ -54,7 +54,7 @@ WALLS: dict[str, set[str]] = {
     "prometheus_client": {"web.metrics"},
     "pythonjsonlogger": {"logs"},
     "matplotlib": {"web.plots", "simulate.figures", "demo"},
-    "jinja2": {"web.page"},
+    "jinja2": {"web.rendering"},
     "typer": {"cli", "commands"},
     "pycocotools": {"export.pictures"},
     "httpx": {"label_studio", "learning", "doctor", "demo"},  # learning asks the model hub, doctor our own server

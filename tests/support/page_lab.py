@@ -23,7 +23,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
 from backend.errors import BadSetting, ScanqueueError
-from backend.web.page import create_page, refusal
+from backend.web.page import create_page
+from backend.web.rendering import error_page
 
 SCRIPT = '<script>alert("1")</script>'
 PROJECT = 4
@@ -466,7 +467,7 @@ def make_app(lab: Lab) -> FastAPI:
         return lab.change(what, await request.json())
 
     def answer(request: Request, code: int, sentence: str) -> Response:
-        return refusal(request, code, sentence) or JSONResponse({"error": sentence}, status_code=code)
+        return error_page(request, code, sentence) or JSONResponse({"error": sentence}, status_code=code)
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:

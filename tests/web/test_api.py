@@ -19,7 +19,7 @@ from backend.errors import BadSetting, StudioUnavailable, UnreadableScan
 from backend.facts import SECRET_HEADER
 from backend.records.store import Pick, Store
 from backend.settings import Settings
-from backend.web import api
+from backend.web import access, api, bodies
 from backend.web.overview import Overview
 from backend.workers.worker import RequestBuffer
 
@@ -245,13 +245,13 @@ def test_a_project_that_is_none_is_refused(edge: Edge, path: str, project: Any) 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"{", "The request is not JSON."),
-        (b"\xff\xfe", "The request is not JSON."),
-        (b"tasks=1", "The request is not JSON."),
-        (b"[" * 100_000, "The request is not JSON."),
-        (b"[]", "The request must be a JSON object."),
-        (b'"text"', "The request must be a JSON object."),
-        (b"null", "The request must be a JSON object."),
+        (b"{", "The request body is not valid JSON."),
+        (b"\xff\xfe", "The request body is not valid JSON."),
+        (b"tasks=1", "The request body is not valid JSON."),
+        (b"[" * 100_000, "The request body is not valid JSON."),
+        (b"[]", "The request body must be a JSON object."),
+        (b'"text"', "The request body must be a JSON object."),
+        (b"null", "The request body must be a JSON object."),
     ],
 )
 def test_a_body_that_is_no_json_object_is_refused(edge: Edge, path: str, content: bytes, words: str) -> None:
@@ -318,7 +318,7 @@ def test_a_secret_counts_for_its_own_project_and_cannot_ask_for_a_training(guard
     secret = {"X-Scanqueue-Secret": secret_of(guarded)}
     guarded.store.add_project(5)
     words = refused(guarded.http.post("/webhook", json=hook_body("PROJECT_UPDATED", 5), headers=secret), 403)
-    assert "not that of project 5" in words
+    assert "does not belong to project 5" in words
     assert guarded.touched == []
     training = hook_body("START_TRAINING")
 
@@ -350,7 +350,7 @@ def test_known_secrets_wait_for_no_database_and_unknown_ones_not_long(
         return real(statement)
 
     monkeypatch.setattr(guarded.store, "rows", hang)
-    time.sleep(api.LOOKS_APART)
+    time.sleep(access.LOOKUP_INTERVAL)
     try:
         for headers, code in [(secret, 201)] * 20 + [({"X-Scanqueue-Secret": "no"}, 503)] * 3:
             began = time.monotonic()
@@ -433,13 +433,13 @@ def test_without_a_user_no_credentials_are_asked_for(edge: Edge) -> None:
 
 
 def test_too_large_a_body_is_refused_by_its_announced_length(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "BODY_BYTES", 2**20)
+    monkeypatch.setattr(bodies, "BODY_BYTES", 2**20)
     response = edge.http.post("/predict", content=b" " * (2**20 + 1))
     assert refused(response, 413) == "The request is larger than 1 MiB."
 
 
 def test_too_large_a_body_is_refused_as_it_comes(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "BODY_BYTES", 2**20)
+    monkeypatch.setattr(bodies, "BODY_BYTES", 2**20)
     sent = []
 
     def parts() -> Any:
@@ -455,7 +455,7 @@ def test_too_large_a_body_is_refused_as_it_comes(edge: Edge, monkeypatch: pytest
 def test_an_unexpected_failure_says_nothing_of_the_inside(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
     edge.fails = RuntimeError("the password is 1234")
     response = edge.http.post("/predict", json=predict_body(task(1)))
-    assert refused(response, 500) == "Unexpected failure; the log of scanqueue has the details."
+    assert refused(response, 500) == "Unexpected error; see the scanqueue log for details."
     assert "1234" not in response.text
     assert "the password is 1234" in caplog.text
 
@@ -575,7 +575,7 @@ def test_a_content_length_that_is_none_is_refused(edge: Edge, length: str) -> No
 
 
 def test_only_predict_may_be_large(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "SMALL_BODY_BYTES", 2**20)
+    monkeypatch.setattr(bodies, "SMALL_BODY_BYTES", 2**20)
     edge.connect()
     large = predict_body(task(1)) | {"padding": "x" * 2**20}
     assert edge.http.post("/predict", json=large).status_code == 200
@@ -668,7 +668,7 @@ def test_a_change_bears_the_name_of_who_signed_in(tmp_path: Path) -> None:
     ("path", "body", "words"),
     [
         ("settings", {"alpha": 3}, "alpha is 3; it must be from 0 to 1."),
-        ("wishes", {"tasks": [1, "2"], "wish": "next"}, '"tasks" must be a list of numbers of tasks.'),
+        ("wishes", {"tasks": [1, "2"], "wish": "next"}, '"tasks" must be a list of task numbers.'),
         ("wishes", {"tasks": [7], "wish": "next"}, "project 4 has no task 7."),
         ("wishes", {"tasks": [], "wish": "next"}, "tasks is empty; name at least one scan."),
         ("undo", {"change": "1"}, '"change" must be a whole number.'),

@@ -18,8 +18,7 @@ from world import PROJECT as LIVED
 from world import World
 
 from backend.errors import StoreUnavailable
-from backend.web import page, reference
-from backend.web import texts as wording
+from backend.web import formatting, page, reference, rendering
 
 VIEWS = {
     "index": "/?all",
@@ -380,10 +379,10 @@ def test_a_model_whose_checkpoint_is_gone_cannot_be_activated_and_says_why(lab: 
 
 
 def test_a_training_is_drawn_with_its_loss_and_dice() -> None:
-    drawn = wording.training_curve([{"step": 0, "loss": 2.0, "dice": 0.5}, {"step": 10, "loss": 1.0, "dice": 1.0}])
+    drawn = formatting.training_curve([{"step": 0, "loss": 2.0, "dice": 0.5}, {"step": 10, "loss": 1.0, "dice": 1.0}])
     assert drawn is not None
     assert [line["points"] for line in drawn["lines"]] == ["0.0,0.0 280.0,42.0", "0.0,42.0 280.0,0.0"]
-    assert wording.training_curve([]) is None
+    assert formatting.training_curve([]) is None
 
 
 def test_means_over_the_worst_scans_are_not_passed_off_as_means_over_all(lab: Lab) -> None:
@@ -405,10 +404,10 @@ def test_models_are_compared_worst_first_with_pictures_of_both(lab: Lab) -> None
 
 def test_each_lever_says_what_it_does_and_where_its_value_comes_from(lab: Lab) -> None:
     text = view(lab, "settings").text
-    assert set(lab.overrides["settings"]) == {lever.name for lever in wording.LEVERS}
-    for lever in wording.LEVERS:
-        assert f"{lever.title} " in text
-        assert lever.sentence in text
+    assert set(lab.overrides["settings"]) == {control.name for control in formatting.CONTROLS}
+    for control in formatting.CONTROLS:
+        assert f"{control.title} " in text
+        assert control.sentence in text
     assert "Changing settings needs scripts. Reading does not." in text
     assert "set here Label Studio says 0.4 Back to what Label Studio says" in text
     assert "from Label Studio the default is 10" in text
@@ -502,7 +501,7 @@ def test_an_asset_is_kept_for_ever_at_the_address_of_its_content_only(lab: Lab) 
 def test_an_asset_comes_compressed_to_those_who_take_it(lab: Lab) -> None:
     plain = asset(lab, "/assets/page.js", **{"Accept-Encoding": "identity"})
     packed = asset(lab, "/assets/page.js", **{"Accept-Encoding": "gzip"})
-    assert plain.content == packed.content == (page.PAGES / "page.js").read_bytes()
+    assert plain.content == packed.content == (rendering.PAGES / "page.js").read_bytes()
     assert "content-encoding" not in plain.headers
     assert packed.headers["content-encoding"] == "gzip"
     assert int(packed.headers["content-length"]) < 0.5 * len(plain.content)
@@ -532,7 +531,7 @@ def test_without_scripts_every_button_that_needs_them_is_off(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (None, wording.NONE),
+        (None, formatting.NONE),
         (8.4, "8 s"),
         (60, "1 min"),
         (200, "3 min 20 s"),
@@ -542,21 +541,21 @@ def test_without_scripts_every_button_that_needs_them_is_off(lab: Lab) -> None:
     ],
 )
 def test_how_long_something_took_is_told_as_people_do(seconds: float | None, words: str) -> None:
-    assert wording.duration(seconds).replace("\N{NO-BREAK SPACE}", " ") == words
+    assert formatting.duration(seconds).replace("\N{NO-BREAK SPACE}", " ") == words
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(4, "a few seconds left"), (38, "about 40 seconds left"), (None, "")])
 def test_the_time_left_is_no_more_exact_than_it_is_known(seconds: float | None, words: str) -> None:
-    assert wording.left(seconds) == words
+    assert formatting.left(seconds) == words
 
 
 @pytest.mark.parametrize("value", ["no time", None, float("nan"), 1e300, ""])
 def test_a_time_that_is_none_is_a_dash(value: Any) -> None:
-    assert wording.when(value) == wording.NONE
+    assert formatting.when(value) == formatting.NONE
 
 
 def test_a_model_without_held_out_scans_is_no_sentence_of_numbers() -> None:
-    assert wording.curve({"models": [], "unit": None}).startswith("There is no learning curve yet")
+    assert formatting.curve({"models": [], "unit": None}).startswith("There is no learning curve yet")
     assert quality()["dice"] is None
 
 

@@ -1,0 +1,164 @@
+"""Label Studio's contract with an ML backend: /health, /setup, /predict, /webhook and /versions."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+
+from backend.errors import StorageFull, StoreUnavailable
+from backend.facts import PENDING, version_name
+from backend.records.store import Store
+from backend.web.bodies import BadRequest, WrongSecret, project_number, read_json
+
+log = logging.getLogger("scanqueue.api")
+
+OWN_THREADS = 16  # threads reserved for Label Studio, so that it never waits for the page
+
+
+class RequestReconcile(Protocol):
+    """Requests that a project, if it is known, is reconciled soon. Returns at once.
+
+    train  also ask for a training now
+    """
+
+    def __call__(self, project: int, train: bool = False, /) -> None: ...
+
+
+class Predict(Protocol):
+    """One item {model_version, score, result} per task; never raises."""
+
+    def __call__(self, project: int, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What a call of /setup says about a project."""
+
+    project: int
+    backend_url: str
+    extra_params: str
+    studio_url: str
+
+
+def create_ml_backend(
+    store: Store, request_reconcile: RequestReconcile, predict: Predict, *, studio_url: str
+) -> APIRouter:
+    """studio_url  Label Studio's address in our settings, for people when /setup brings no better one"""
+    router = APIRouter(tags=["Label Studio"])
+    own = CapacityLimiter(OWN_THREADS)
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "UP", "model_class": "scanqueue"}
+
+    @router.post("/setup")
+    async def setup(request: Request) -> dict[str, str]:
+        """Register the project. Label Studio calls this again and again, so it does no work."""
+        body = await read_json(request)
+        given = _Setup(
+            project_number(body),
+            str(request.base_url).rstrip("/"),
+            _extra_params(body),
+            _address_for_people(body.get("hostname"), studio_url),
+        )
+        try:
+            version = await to_thread.run_sync(_register, store, request_reconcile, given, limiter=own)
+        except StoreUnavailable as error:  # Label Studio calls again
+            log.warning("project %s: %s", given.project, error)
+            version = PENDING
+        return {"model_version": version}
+
+    @router.post("/predict")
+    async def predictions(request: Request) -> dict[str, Any]:
+        """A first mask for each task, and how much the model would learn from its label."""
+        body = await read_json(request)
+        tasks = body.get("tasks")
+        if not isinstance(tasks, list) or not all(isinstance(t, dict) for t in tasks):
+            raise BadRequest('"tasks" must be a list of tasks.')
+        project = project_number(body)
+        try:
+            return {"results": await to_thread.run_sync(predict, project, tasks, limiter=own)}
+        except (StoreUnavailable, StorageFull) as error:  # the annotator gets an empty task instead of an error
+            log.warning("project %s: %s", project, error)
+            return {"results": [{"model_version": PENDING, "score": 1.0, "result": []} for _ in tasks]}
+
+    @router.post("/webhook", status_code=201)
+    async def webhook(request: Request) -> dict[str, str]:
+        """Something changed in a project: check it soon. The content of the message is not trusted."""
+        body = await read_json(request)
+        project = project_number(body)
+        only: set[int] | None = getattr(request.state, "only", None)
+        if only is not None and project not in only:
+            raise WrongSecret(project)
+        # members of Label Studio can read a webhook's headers, so its secret does not start a training
+        request_reconcile(project, only is None and body.get("action") == "START_TRAINING")
+        return {"status": "noted"}
+
+    @router.get("/versions")
+    async def versions() -> dict[str, list[str]]:
+        """The model versions of all projects, newest first."""
+
+        def collect() -> list[str]:
+            rounds = {r["n"] for p in store.projects() for r in store.rounds(p, picks=False)}
+            return [version_name(n) for n in sorted(rounds, reverse=True)] or [version_name(0)]
+
+        return {"versions": await run_in_threadpool(collect)}
+
+    return router
+
+
+def _register(store: Store, request_reconcile: RequestReconcile, given: _Setup) -> str:
+    """Store what changed since the last call; returns the version that Label Studio shows."""
+    row = store.project(given.project)
+    if row is None:
+        store.add_project(given.project)
+    fields = {"backend_url": given.backend_url, "extra_params": given.extra_params, "studio_url": given.studio_url}
+    changed = {k: v for k, v in fields.items() if row is None or row[k] != v}
+    try:
+        if changed:
+            store.set_project(given.project, **changed)
+            request_reconcile(given.project)
+    except StorageFull as error:
+        if row is None:  # a known project can wait: Label Studio calls again
+            raise
+        log.warning("project %s: %s", given.project, error)
+    latest = store.latest_round(given.project)
+    return version_name(latest["n"]) if latest else PENDING
+
+
+def _extra_params(body: dict[str, Any]) -> str:
+    extra = body.get("extra_params")
+    text = extra if isinstance(extra, str) else json.dumps(extra) if extra else ""
+    if "\0" in text or not _encodable(text):  # databases store neither
+        raise BadRequest('"extra_params" contains invalid characters.')
+    return text
+
+
+def _encodable(text: str) -> bool:
+    """False for a lone half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _address_for_people(reported: Any, ours: str) -> str:
+    """Where people find Label Studio: what it reports, unless only its own machine can reach that address."""
+    try:
+        parts = urlsplit(reported if isinstance(reported, str) else "")
+    except ValueError:
+        return ours
+    name = urlsplit(ours).hostname or ""
+    inner = "." not in name and ":" not in name and name != "localhost"  # a compose service, unknown to browsers
+    local = (parts.hostname or "localhost") in ("localhost", "127.0.0.1", "0.0.0.0", "::1")
+    written = (parts.netloc + parts.path).isascii() and (parts.netloc + parts.path).isprintable()
+    good = parts.scheme in ("http", "https") and bool(parts.hostname) and written and (inner or not local)
+    return f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/") if good else ours
