@@ -8,7 +8,7 @@ LABEL ?=
 # where this is set, each of the many processes of a test would compile torch anew: 15 s instead of 5
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo lint test test-all check audit clean
+.PHONY: help setup demo lint test test-all check docs audit clean
 
 help:
 	@echo "make setup      create the virtual environments (done by the others too)"
@@ -17,6 +17,7 @@ help:
 	@echo "                LABELS=40 how many they label     LABEL=name of the mask   PORT=of Label Studio"
 	@echo "make test       checks and tests, as CI runs them (make check is the same)"
 	@echo "make test-all   the long tests too"
+	@echo "make docs       the documentation site, in build/docs"
 	@echo "make audit      known vulnerabilities of the installed packages (asks the internet)"
 
 setup:
@@ -59,6 +60,9 @@ most:
 	OMP_NUM_THREADS=1 $(PYTEST) $(SHORT) $(ALONE:%=--ignore=%) --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 check: test
+
+docs: setup
+	.venv/bin/mkdocs build --strict
 
 audit: setup
 	.venv/bin/pip-audit --strict --skip-editable --progress-spinner off

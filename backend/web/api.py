@@ -86,7 +86,7 @@ def create_api(
 
     @app.get("/metrics", tags=["monitoring"], response_class=PlainTextResponse)
     def measured() -> Response:
-        """The state of every project for Prometheus; described in docs/metrics.md."""
+        """The state of every project for Prometheus; described in docs/reference/metrics.md."""
         return Response(metrics.render(store, waiting), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     schemas.describe(app)

@@ -1,7 +1,7 @@
 """What `GET /metrics` answers: the state of every project, for Prometheus.
 
 Everything is computed from the records and the job queue when it is asked for, so any number of servers and
-workers agree. The names are documented in docs/metrics.md.
+workers agree. The names are documented in docs/reference/metrics.md.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def test_an_encoder_is_one_that_a_segmenter_can_be_built_on(row: Weights) -> Non
 
 
 def test_the_document_lists_every_row() -> None:
-    text = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "weights.md").read_text(encoding="utf-8")
     for row in WEIGHTS:
         cells = next(line for line in text.splitlines() if line.startswith(f"| `{row.key}`"))
         for value in (row.embedder, row.encoder, f"{row.folder}/", row.licence, f"{row.megabytes} MB"):

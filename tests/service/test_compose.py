@@ -18,7 +18,7 @@ from backend.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
-PAGE = (ROOT / "docs" / "deployment.md").read_text()
+PAGE = (ROOT / "docs" / "how-to" / "deployment.md").read_text()
 
 
 @pytest.fixture(scope="module")

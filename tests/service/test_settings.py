@@ -15,6 +15,7 @@ from backend.loop.project_settings import extra_signal, project_settings
 from backend.settings import PREFIX, SECRETS, ProjectSettings, Settings, is_loopback
 from sampling import strategy_pair
 
+REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "settings.md"
 NAMES = sorted(f.name.upper() for f in fields(Settings))
 URL = "is not an http:// or https:// address."
 SIZE = "cannot be used; take a multiple of 32 from 32 to 2048, or 0 for the default of the device."
@@ -310,12 +311,12 @@ def test_extra_params_that_are_not_json_say_where_it_breaks() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_setting_is_in_the_readme(name: str) -> None:
-    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+def test_every_setting_is_in_the_reference(name: str) -> None:
+    text = REFERENCE.read_text(encoding="utf-8")
     assert re.search(rf"\bSCANQUEUE_{name}\b", text)
 
 
 @pytest.mark.parametrize("name", [f.name for f in fields(ProjectSettings)])
-def test_every_project_setting_is_in_the_readme(name: str) -> None:
-    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+def test_every_project_setting_is_in_the_reference(name: str) -> None:
+    text = REFERENCE.read_text(encoding="utf-8")
     assert f"`{name}`" in text

@@ -335,7 +335,7 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(stack: Stack, many:
 
 @pytest.mark.long
 def test_dumps_of_the_databases_are_put_back_as_the_deployment_page_says(stack: Stack, scans60: Scans) -> None:
-    page = (ROOT / "docs" / "deployment.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "deployment.md").read_text()
     lab = Lab(stack.studio, scans60[:24], extra_params={"cold_start_size": 8, "round_size": 5})
     lab.connect(stack)
     lab.wait_for_round(0, seconds=300)

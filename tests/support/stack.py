@@ -188,7 +188,7 @@ class Stack(Remote):
             container.wait_healthy(seconds=600)
 
     def set_up(self) -> None:
-        """Sign up, make a token, put it into the secret, and start again what reads it (docs/deployment.md)."""
+        """Sign up, make a token, put it into the secret, and start again what reads it (docs/how-to/deployment.md)."""
         studio = self.studio
         sign_up(studio.url, "/user/signup/", studio.email, studio.password).close()
         self.token.write_text(studio.personal_access_token())

@@ -1,4 +1,4 @@
-"""GET /metrics: read with Prometheus' own parser, and compared with docs/metrics.md."""
+"""GET /metrics: read with Prometheus' own parser, and compared with docs/reference/metrics.md."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from backend.workers.counters import Amounts, Counters
 from backend.workers.shards import Shards
 from backend.workers.worker import Queue
 
-DOC = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+DOC = Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.md"
 MODEL: dict[str, Any] = {
     "version": "scanqueue-r1",
     "fingerprint": "f",
