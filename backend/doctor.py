@@ -23,7 +23,10 @@ import httpx
 
 from backend.errors import BadSetting, NotSegmentable, ScanqueueError, WeightsMissing
 from backend.facts import SAMPLING, SECRET_HEADER, LabelConfig, version_name
-from backend.label_studio.studio import ProjectPage, Studio, plain_url, read_token, webhook_cure
+from backend.label_studio.client import plain_url, read_token
+from backend.label_studio.listing import ProjectPage
+from backend.label_studio.studio import Studio
+from backend.label_studio.webhooks import webhook_cure
 from backend.loop.project_settings import project_settings
 from backend.records.store import Store
 from backend.settings import Settings, is_loopback

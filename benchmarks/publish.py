@@ -27,7 +27,8 @@ from backend.demo.label_studio import LabelStudio
 from backend.demo.phantoms import phantom
 from backend.facts import LabelConfig
 from backend.fingerprints import fingerprint
-from backend.label_studio.studio import Studio, draw_mask
+from backend.label_studio.masks import draw_mask
+from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.loop.driver import Reconciler
 from backend.records.store import Store, map_name

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from backend.errors import BadSetting
 from backend.facts import LabelConfig
 from backend.formats import AXES
-from backend.label_studio.studio import Annotation, TaskRow
+from backend.label_studio.listing import Annotation, TaskRow
 
 BATCH = 25  # plain pictures in one unit
 NAMED = 5  # scans in a message

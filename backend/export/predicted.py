@@ -13,7 +13,7 @@ from backend.errors import NotKnown, UnreadableMask
 from backend.export.collect import Slice
 from backend.facts import LabelConfig, Scan, version_name
 from backend.formats.pixels import translate
-from backend.label_studio.studio import read_mask
+from backend.label_studio.masks import read_mask
 from backend.loop.batch import CHUNK, BatchProcessor
 
 ACTIVE = "active"

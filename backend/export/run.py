@@ -37,7 +37,10 @@ from backend.facts import LabelConfig
 from backend.formats import cut
 from backend.formats.pixels import decode_image
 from backend.intake.identities import Identities
-from backend.label_studio.studio import Annotation, Other, Studio, plain_url, read_mask
+from backend.label_studio.client import plain_url
+from backend.label_studio.listing import Annotation, Other
+from backend.label_studio.masks import read_mask
+from backend.label_studio.studio import Studio
 from backend.records.store import Store
 
 if TYPE_CHECKING:

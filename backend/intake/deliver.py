@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from backend.errors import CannotDeliver, ScanqueueError, StudioUnavailable
 from backend.intake.holdings import PATIENCE, PAUSE, Holdings
-from backend.label_studio.studio import UPLOAD_BYTES, UPLOAD_FILES, Studio, Upload
+from backend.label_studio.importing import UPLOAD_BYTES, UPLOAD_FILES, Upload
+from backend.label_studio.studio import Studio
 
 log = logging.getLogger("scanqueue.intake")
 

@@ -48,7 +48,9 @@ from backend.facts import (
 )
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import translate
-from backend.label_studio.studio import Annotation, ProjectPage, Studio, TaskRow, draw_mask, read_mask
+from backend.label_studio.listing import Annotation, ProjectPage, TaskRow
+from backend.label_studio.masks import draw_mask, read_mask
+from backend.label_studio.studio import Studio
 from backend.learning.evaluation import Scores
 from backend.learning.learner import Case, Learner
 from backend.loop.batch import BatchProcessor

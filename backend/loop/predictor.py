@@ -11,7 +11,8 @@ from backend.errors import ScanqueueError
 from backend.facts import PENDING, LabelConfig, score_of, version_name
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import decode_image, letterbox
-from backend.label_studio.studio import Studio, draw_mask
+from backend.label_studio.masks import draw_mask
+from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.loop.batch import cached_pixels
 from backend.records.store import Pick, Store

@@ -12,7 +12,7 @@ from label_studio_sdk.converter import brush
 
 from backend.errors import UnreadableMask
 from backend.facts import LabelConfig, Tag
-from backend.label_studio.studio import draw_mask, encode_brush, read_mask
+from backend.label_studio.masks import draw_mask, encode_brush, read_mask
 
 ODD = 'Lung "left" <b>&amp;</b> 肺'
 BRUSH = Tag("brush tag", "brush", "img", ("Lung", ODD))

@@ -16,8 +16,9 @@ from PIL import Image
 
 from backend.errors import UnreadableScan
 from backend.formats.pixels import decode_image
-from backend.label_studio import studio
-from backend.label_studio.studio import Studio, _is_public
+from backend.label_studio import scan_source
+from backend.label_studio.scan_source import _is_public
+from backend.label_studio.studio import Studio
 
 
 class Hostile:
@@ -97,7 +98,7 @@ def test_every_hop_of_a_redirect_is_looked_at(hostile: Hostile) -> None:
 
 def test_we_connect_to_the_address_that_was_looked_at(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the judgement is changed, so that a loopback server may stand for one on the internet."""
-    monkeypatch.setattr(studio, "_is_public", lambda _: True)
+    monkeypatch.setattr(scan_source, "_is_public", lambda _: True)
     asked: list[str] = []
     real = socket.getaddrinfo
 
@@ -125,8 +126,8 @@ def test_an_address_with_a_user_name_is_not_asked(hostile: Hostile, name: str) -
 def test_what_is_packed_or_too_large_or_comes_too_slowly_is_given_up(
     hostile: Hostile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(studio, "IMAGE_BYTES", 2**20)
-    monkeypatch.setattr(studio, "IMAGE_SECONDS", 0.5)
+    monkeypatch.setattr(scan_source, "IMAGE_BYTES", 2**20)
+    monkeypatch.setattr(scan_source, "IMAGE_SECONDS", 0.5)
     faults = {"/bomb": "not asked for", "/zstd": "not asked for", "/large": "larger than 1 MiB", "/drip": "too slowly"}
     for path, words in faults.items():
         began = time.monotonic()
@@ -138,7 +139,7 @@ def test_what_is_packed_or_too_large_or_comes_too_slowly_is_given_up(
 def test_an_image_lies_in_memory_once_and_the_largest_that_is_decoded_still_fits(
     hostile: Hostile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert 128 * 2**20 < studio.IMAGE_BYTES <= 160 * 2**20  # 64 million pixels of 16 bits are 122 MiB
+    assert 128 * 2**20 < scan_source.IMAGE_BYTES <= 160 * 2**20  # 64 million pixels of 16 bits are 122 MiB
     tracemalloc.start()
     try:
         assert len(ours("127.0.0.1").image(f"http://127.0.0.1:{hostile.port}/large")) == 2**22

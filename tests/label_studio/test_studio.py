@@ -19,13 +19,15 @@ import pytest
 from memory_studio import MemoryStudio
 from service import Forwarder
 
-import backend.loop.driver
+import backend.loop
 from backend.demo.annotator import Annotator
 from backend.demo.label_studio import LabelStudio
 from backend.errors import ProjectGone, StudioRefused, StudioUnavailable, UnreadableScan
 from backend.facts import SAMPLING, SECRET_HEADER, LabelConfig
-from backend.label_studio import studio
-from backend.label_studio.studio import Annotation, Studio, draw_mask, encode_brush, read_mask
+from backend.label_studio import listing, queue
+from backend.label_studio.listing import Annotation
+from backend.label_studio.masks import draw_mask, encode_brush, read_mask
+from backend.label_studio.studio import Studio
 
 CONFIG = (
     '<View><Image name="image" value="$image"/>'
@@ -144,10 +146,10 @@ def sides(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any,
 
 
 def test_the_one_in_memory_has_every_method_the_loop_calls() -> None:
-    tree = ast.parse(inspect.getsource(backend.loop.driver))
     called = {
         node.attr
-        for node in ast.walk(tree)
+        for path in Path(backend.loop.__path__[0]).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == "studio"
     }
     assert {"published", "import_predictions", "show_round"} <= called
@@ -454,9 +456,9 @@ def test_an_access_token_that_label_studio_no_longer_takes_is_replaced(
 def test_listings_and_imports_in_pieces_lose_and_double_nothing(
     label_studio: LabelStudio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(studio, "PAGE", 2)
-    monkeypatch.setattr(studio, "ANNOTATION_CHUNK", 2)
-    monkeypatch.setattr(studio, "IMPORT_BYTES", 300)
+    monkeypatch.setattr(listing, "PAGE", 2)
+    monkeypatch.setattr(listing, "ANNOTATION_CHUNK", 2)
+    monkeypatch.setattr(queue, "IMPORT_BYTES", 300)
     people = RealPeople(label_studio, tmp_path)
     tasks = people.add_scans([png(i) for i in range(5)])
     ours = Studio(label_studio.url, label_studio.personal_access_token())

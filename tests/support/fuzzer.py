@@ -27,7 +27,7 @@ from PIL import Image
 from backend.errors import UnreadableMask, UnreadableScan
 from backend.facts import LabelConfig, Tag
 from backend.formats.pixels import decode_image
-from backend.label_studio.studio import encode_brush, read_mask
+from backend.label_studio.masks import encode_brush, read_mask
 
 SIDE = 96  # of the images that are damaged
 SIZE = {"original_width": SIDE, "original_height": SIDE}

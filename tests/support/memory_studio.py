@@ -20,7 +20,8 @@ from label_studio_sdk._extensions.label_studio_tools.core.label_config import pa
 
 from backend.errors import ProjectGone, StudioRefused, UnreadableScan
 from backend.facts import SAMPLING, SECRET_HEADER
-from backend.label_studio.studio import Annotation, Other, ProjectPage, TaskRow, webhook_cure
+from backend.label_studio.listing import Annotation, Other, ProjectPage, TaskRow
+from backend.label_studio.webhooks import webhook_cure
 
 DRAWN = {"BrushLabels": "brushlabels", "PolygonLabels": "polygonlabels"}
 SECOND = timedelta(seconds=1)

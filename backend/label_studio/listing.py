@@ -1,0 +1,225 @@
+"""TODO: what this module promises."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from backend.label_studio.client import Client
+
+PAGE = 5000
+ANNOTATION_CHUNK = 25
+# Label Studio applies `include` to the annotations inside a task as well
+ANNOTATION_FIELDS = (
+    "id,annotations,predictions,result,created_at,updated_at,was_cancelled,ground_truth,lead_time,completed_by,"
+    "parent_prediction"
+)
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One task as the listing has it; `updated_at` is Label Studio's own text.
+
+    annotated  how many annotations it has that count
+    skipped    how often somebody skipped it
+    """
+
+    task: int
+    data: Mapping[str, Any]
+    updated_at: str
+    annotated: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Other:
+    """An annotation of a task beside the one that counts; `skipped`: somebody pressed Skip."""
+
+    id: int
+    created_at: str
+    completed_by: int | None
+    ground_truth: bool
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The annotation that counts for a task: ground truth first, else the latest not cancelled.
+
+    created_at  when it was submitted first, as `updated_at` in Label Studio's own text
+    others      the task's other annotations, oldest first
+    """
+
+    task: int
+    id: int
+    updated_at: str
+    result: Sequence[Mapping[str, Any]]
+    lead_time: float | None
+    completed_by: int | None
+    shown_version: str  # of the prediction it was made from; "" when it was made from none
+    created_at: str = ""
+    ground_truth: bool = False
+    others: tuple[Other, ...] = ()
+
+
+@dataclass(frozen=True)
+class ProjectPage:
+    """What `GET /api/projects/P` says, as far as it concerns us; `annotations` and `skips` are those of all tasks."""
+
+    title: str
+    parsed_config: Mapping[str, Any]
+    model_version: str
+    sampling: str
+    show_predictions: bool
+    tasks: int
+    maximum_annotations: int = 1
+    annotations: int = 0
+    skips: int = 0
+
+
+def _counting(annotations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    valid = [a for a in annotations if not a.get("was_cancelled")]
+    return max(valid, key=lambda a: (bool(a.get("ground_truth")), a["updated_at"], a["id"]), default=None)
+
+
+def _user(annotation: Mapping[str, Any]) -> int | None:
+    user = annotation.get("completed_by")
+    number = user.get("id") if isinstance(user, Mapping) else user
+    return None if number is None else int(number)
+
+
+def _filters(*items: tuple[str, str, str, Any]) -> dict[str, Any]:
+    names = ("filter", "operator", "type", "value")
+    rows = [dict(zip(names, (f"filter:tasks:{i[0]}", *i[1:]), strict=True)) for i in items]
+    return {"filters": {"conjunction": "and", "items": rows}}
+
+
+class Listing(Client):
+    """TODO"""
+
+    def project(self, project: int) -> ProjectPage:
+        page = self._call("GET", f"/api/projects/{project}/")
+        return ProjectPage(
+            title=page.get("title") or "",
+            parsed_config=page.get("parsed_label_config") or {},
+            model_version=page.get("model_version") or "",
+            sampling=page.get("sampling") or "",
+            show_predictions=bool(page.get("show_collab_predictions")),
+            tasks=int(page.get("task_number") or 0),
+            maximum_annotations=int(page.get("maximum_annotations") or 1),
+            annotations=int(page.get("total_annotations_number") or 0),
+            skips=int(page.get("skipped_annotations_number") or 0),
+        )
+
+    def _tasks(self, project: int, include: str, query: Mapping[str, Any], **more: Any) -> Iterator[Any]:
+        page, received = 1, 0
+        while True:
+            params = {
+                "project": project,
+                "page": page,
+                "page_size": PAGE,
+                "include": include,
+                "query": json.dumps(query),
+                **more,
+            }
+            answer = self._call("GET", "/api/tasks", params=params)
+            yield from answer["tasks"]
+            received += len(answer["tasks"])  # Label Studio may be set to give fewer than were asked for
+            if received >= answer["total"] or not answer["tasks"]:
+                return
+            page += 1
+
+    def tasks(self, project: int, since: str = "") -> list[TaskRow]:
+        """Tasks changed after `since` (an `updated_at` of Label Studio), or all of them."""
+        return list(self.each_task(project, since))
+
+    def each_task(self, project: int, since: str = "") -> Iterator[TaskRow]:
+        """As `tasks`, holding one page of the listing at a time."""
+        query = _filters(("updated_at", "greater", "Datetime", since)) if since else {}
+        for row in self._tasks(project, "id,data,updated_at,total_annotations,cancelled_annotations", query):
+            yield TaskRow(
+                task=row["id"],
+                data=row.get("data") or {},
+                updated_at=row["updated_at"],
+                annotated=int(row.get("total_annotations") or 0),
+                skipped=int(row.get("cancelled_annotations") or 0),
+            )
+
+    def task_ids(self, project: int) -> set[int]:
+        return {row["id"] for row in self._tasks(project, "id", {})}
+
+    def annotations(self, project: int, tasks: Sequence[int]) -> Iterator[Annotation | int]:
+        """For each of `tasks` the annotation that counts, or the bare task id when there is none left."""
+        for start in range(0, len(tasks), ANNOTATION_CHUNK):
+            chunk = list(tasks[start : start + ANNOTATION_CHUNK])
+            query = _filters(("id", "in_list", "List", chunk))
+            rows = self._tasks(project, ANNOTATION_FIELDS, query, fields="all")
+            found = {row["id"]: row for row in rows}
+            for task in chunk:
+                row = found.get(task, {})
+                best = _counting(row.get("annotations") or ())
+                if best is None:
+                    yield task
+                    continue
+                versions = {p["id"]: p.get("model_version") or "" for p in row.get("predictions") or ()}
+                rest = sorted((a for a in row["annotations"] if a is not best), key=lambda a: int(a["id"]))
+                yield Annotation(
+                    task=task,
+                    id=best["id"],
+                    updated_at=best["updated_at"],
+                    result=best.get("result") or (),
+                    lead_time=best.get("lead_time"),
+                    completed_by=_user(best),
+                    shown_version=versions.get(best.get("parent_prediction") or 0, ""),
+                    created_at=best.get("created_at") or "",
+                    ground_truth=bool(best.get("ground_truth")),
+                    others=tuple(
+                        Other(
+                            id=a["id"],
+                            created_at=a.get("created_at") or "",
+                            completed_by=_user(a),
+                            ground_truth=bool(a.get("ground_truth")),
+                            skipped=bool(a.get("was_cancelled")),
+                        )
+                        for a in rest
+                    ),
+                )
+
+    def drawn(
+        self, project: int, tasks: Sequence[int], versions: Sequence[str]
+    ) -> Iterator[tuple[int, Sequence[Mapping[str, Any]] | None]]:
+        """For each of `tasks` the regions of its newest prediction with one of `versions`; None when it has none."""
+        for start in range(0, len(tasks), ANNOTATION_CHUNK):
+            chunk = list(tasks[start : start + ANNOTATION_CHUNK])
+            query = _filters(("id", "in_list", "List", chunk))
+            found = {row["id"]: row for row in self._tasks(project, "id,predictions", query, fields="all")}
+            for task in chunk:
+                shown = [p for p in found.get(task, {}).get("predictions") or () if p.get("model_version") in versions]
+                newest = max(shown, key=lambda p: int(p["id"]), default=None)
+                yield task, None if newest is None else newest.get("result") or ()
+
+    def people(self) -> dict[int, str]:
+        """The name, or else the e-mail address, of every user that this token may see, by number."""
+        rows = self._call("GET", "/api/users/")
+        rows = rows.get("results", []) if isinstance(rows, Mapping) else rows
+        named = {u["id"]: f"{u.get('first_name') or ''} {u.get('last_name') or ''}".strip() for u in rows}
+        return {u["id"]: named[u["id"]] or str(u.get("email") or u["id"]) for u in rows}
+
+    def begun(self, project: int) -> list[int]:
+        """Tasks of which somebody has a draft that was not submitted. Label Studio does not say who."""
+        query = _filters(("draft_exists", "equal", "Boolean", True))
+        return [row["id"] for row in self._tasks(project, "id", query)]
+
+    def task_count(self, project: int) -> int:
+        """How many tasks the project has; the cheapest question of all."""
+        return int(self._call("GET", f"/api/projects/{project}/", params={"include": "id,task_number"})["task_number"])
+
+    def task_data(self, project: int, after: int = 0) -> Iterator[tuple[int, Mapping[str, Any], int]]:
+        """Task number, data and how many annotations and skips, of every task numbered above `after`; ascending."""
+        query = _filters(("id", "greater", "Number", after)) if after else {}
+        include = "id,data,total_annotations,cancelled_annotations"
+        for row in self._tasks(project, include, {**query, "ordering": ["tasks:id"]}):
+            touched = int(row.get("total_annotations") or 0) + int(row.get("cancelled_annotations") or 0)
+            yield int(row["id"]), row.get("data") or {}, touched

@@ -1,0 +1,129 @@
+"""TODO: what this module promises."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from backend.errors import StudioRefused
+from backend.facts import SAMPLING
+from backend.label_studio.listing import Listing, _filters
+
+IMPORT_BYTES = 32 * 2**20  # well below Label Studio's DATA_UPLOAD_MAX_MEMORY_SIZE of 250 MiB
+VIEW_TITLE = "scanqueue"
+HIDDEN_COLUMNS = [  # by the "Default" tab that Label Studio's web page makes
+    f"tasks:{name}"
+    for name in (
+        "inner_id",
+        "annotations_results",
+        "annotations_ids",
+        "predictions_score",
+        "predictions_model_versions",
+        "predictions_results",
+        "file_upload",
+        "storage_filename",
+        "created_at",
+        "updated_at",
+        "updated_by",
+        "avg_lead_time",
+        "draft_exists",
+    )
+]
+
+
+def _chunks(rows: Sequence[bytes], limit: int) -> Iterator[list[bytes]]:
+    chunk: list[bytes] = []
+    size = 0
+    for row in rows:
+        if chunk and size + len(row) > limit:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(row)
+        size += len(row)
+    if chunk:
+        yield chunk
+
+
+class Queue(Listing):
+    """TODO"""
+
+    def published(self, project: int, version: str) -> dict[int, int]:
+        """How many predictions of exactly `version` each task holds; tasks with none are absent."""
+        counts = self._call("GET", f"/api/projects/{project}/model-versions/") or {}
+        if version not in counts:
+            return {}
+        query = _filters(("predictions_model_versions", "contains", "List", [version]))
+        rows = self._tasks(project, "id,predictions_model_versions", query)
+        tasks = [r["id"] for r in rows if version in str(r["predictions_model_versions"]).split(",")]
+        if counts[version] <= len(tasks):
+            return dict.fromkeys(tasks, 1)
+        return Counter(task for task, _ in self._prediction_ids(project, version))
+
+    def _prediction_ids(self, project: int, version: str) -> list[tuple[int, int]]:
+        query = _filters(("predictions_model_versions", "contains", "List", [version]))
+        rows = self._tasks(project, "id,predictions", query, fields="all")
+        return [
+            (row["id"], p["id"])
+            for row in rows
+            for p in row.get("predictions") or ()
+            if p.get("model_version") == version
+        ]
+
+    def remove_doubles(self, project: int, version: str) -> int:
+        """Keep the oldest prediction of `version` per task; returns how many were removed."""
+        seen: set[int] = set()
+        removed = 0
+        for task, prediction in sorted(self._prediction_ids(project, version)):
+            if task in seen:
+                self._call("DELETE", f"/api/predictions/{prediction}/")
+                removed += 1
+            seen.add(task)
+        return removed
+
+    def import_predictions(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add prediction rows {task, score, model_version, result}, cut by size into few requests.
+
+        Raises StudioRefused when Label Studio stored fewer than were sent: it drops what it
+        does not like without a word.
+        """
+        for chunk in _chunks([json.dumps(row, allow_nan=False).encode() for row in rows], IMPORT_BYTES):
+            content = b"[" + b",".join(chunk) + b"]"
+            answer = self._call("POST", f"/api/projects/{project}/import/predictions", content=content)
+            created = int((answer or {}).get("created", 0))
+            if created != len(chunk):
+                raise StudioRefused(
+                    f"Label Studio stored {created} of {len(chunk)} predictions and gave no reason. "
+                    "The label config has probably just changed; it is read again and published anew."
+                )
+
+    def show_round(self, project: int, version: str) -> None:
+        """Let annotators be served `version` by ascending score. Its predictions must exist already."""
+        body = {"sampling": SAMPLING, "model_version": version, "show_collab_predictions": True}
+        self._call("PATCH", f"/api/projects/{project}/", body=body)
+
+    def has_view(self, project: int) -> bool:
+        views = self._call("GET", "/api/dm/views/", params={"project": project})
+        return any((v.get("data") or {}).get("title") == VIEW_TITLE for v in views)
+
+    def add_view(self, project: int) -> None:
+        """Add the Data Manager tab that shows the queue: unlabelled tasks by ascending score.
+
+        The web page makes its "Default" tab only in a project that has no tab yet, and ours hides what is
+        labelled: where nobody has opened the Data Manager so far, "Default" is made first.
+        """
+        if not self._call("GET", "/api/dm/views/", params={"project": project}):
+            self._add_tab(project, {"title": "Default", "hiddenColumns": {"explore": HIDDEN_COLUMNS, "labeling": []}})
+        score = ("tasks:predictions_score", "tasks:predictions_model_versions")
+        shown = {
+            "title": VIEW_TITLE,
+            "ordering": ["tasks:predictions_score"],
+            **_filters(("total_annotations", "equal", "Number", 0)),
+            "hiddenColumns": {"explore": [c for c in HIDDEN_COLUMNS if c not in score], "labeling": []},
+        }
+        self._add_tab(project, shown)
+
+    def _add_tab(self, project: int, shown: Mapping[str, Any]) -> None:
+        same = {"type": "list", "target": "tasks", "columnsDisplayType": {}, "columnsWidth": {}, "gridWidth": 4}
+        self._call("POST", "/api/dm/views/", body={"project": project, "data": {**same, **shown}})

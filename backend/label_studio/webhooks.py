@@ -1,0 +1,97 @@
+"""TODO: what this module promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from backend.errors import StudioRefused
+from backend.facts import SECRET_HEADER
+from backend.label_studio.client import Client, _detail
+
+
+def webhook_cure(url: str) -> str:
+    """What to do when Label Studio will not deliver to `url`."""
+    host = urlsplit(url).hostname or ""
+    if "." not in host and host != "localhost" and ":" not in host:
+        return (
+            f"Label Studio takes no webhook address whose host has no dot: give {host!r} an alias with one "
+            f"(for example {host}.internal) and set SCANQUEUE_PUBLIC_URL to it."
+        )
+    return (
+        "Label Studio blocks private addresses by default: start it with USE_DEFAULT_BANNED_SUBNETS=false and "
+        "USER_ADDITIONAL_BANNED_SUBNETS=169.254.0.0/16 (or SSRF_PROTECTION_ENABLED=false)."
+    )
+
+
+def _hook_is_right(hook: Mapping[str, Any], url: str, secret: str) -> bool:
+    return (
+        hook.get("url") == url
+        and bool(hook.get("is_active"))
+        and bool(hook.get("send_for_all_actions"))
+        and bool(hook.get("send_payload"))  # without it Label Studio does not even say which project it is about
+        and (hook.get("headers") or {}).get(SECRET_HEADER) == secret
+    )
+
+
+class Webhooks(Client):
+    """TODO"""
+
+    def webhooks(self, project: int) -> list[dict[str, Any]]:
+        hooks = self._call("GET", "/api/webhooks/", params={"project": project})
+        return [hook for hook in hooks if hook.get("project") == project]
+
+    def has_webhook(self, project: int, url: str, secret: str) -> bool:
+        return any(_hook_is_right(hook, url, secret) for hook in self.webhooks(project))
+
+    def set_webhook(self, project: int, url: str, secret: str) -> None:
+        """Make the project's webhook to `url` exist, active, for every action, with our secret header.
+
+        Label Studio creates one without credentials when a backend is connected; it is mended
+        in place. Raises StudioRefused with the cure when Label Studio will not have the address.
+        """
+        body: dict[str, Any] = {
+            "send_payload": True,
+            "send_for_all_actions": True,
+            "is_active": True,
+            "actions": [],
+        }
+        same = [hook for hook in self.webhooks(project) if hook.get("url") == url]
+        try:
+            if not same:
+                headers = {SECRET_HEADER: secret}
+                more = {"project": project, "url": url, "headers": headers}
+                self._call("POST", "/api/webhooks/", body=body | more)
+                return
+            headers = {**(same[0].get("headers") or {}), SECRET_HEADER: secret}
+            self._call("PATCH", f"/api/webhooks/{same[0]['id']}/", body=body | {"url": url, "headers": headers})
+        except StudioRefused as error:
+            raise StudioRefused(f"The webhook to {url} could not be set: {error} {webhook_cure(url)}") from error
+
+    def backends(self, project: int) -> list[dict[str, Any]]:
+        """The ML backends connected to the project. Asking makes Label Studio call each of them."""
+        return list(self._call("GET", "/api/ml", params={"project": project}) or ())
+
+    def webhook_objection(self, url: str) -> str:
+        """Why Label Studio would not have a webhook to `url`, in its own words; "" when it would.
+
+        Nothing is created: the request also names an action that does not exist, so it is refused either way.
+        """
+        return self._objection("/api/webhooks/", {"url": url, "actions": ["SCANQUEUE_DOCTOR"]}, "actions")
+
+    def backend_objection(self, url: str) -> str:
+        """Why Label Studio would not have an ML backend at `url`; "" when it would. Nothing is created or called."""
+        return self._objection("/api/ml", {"url": url, "timeout": "none"}, "timeout")
+
+    def _objection(self, path: str, body: Mapping[str, Any], wrong: str) -> str:
+        status, answer = self._exchange("POST", path, body=body)
+        faults = answer.get("validation_errors") if isinstance(answer, Mapping) else None
+        if status == 401:
+            raise self._refusal(status, answer, path)
+        if not isinstance(faults, Mapping):
+            return _detail(answer)  # a blocked address, or a name that cannot be looked up
+        if wrong not in faults:
+            raise StudioRefused(f"Label Studio took an impossible request to {path}; this version is not known.")
+        about = faults.get("url") or ()
+        return str(about[0] if isinstance(about, list) and about else about or "")
