@@ -37,7 +37,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from backend.demo.child import Child, free_port
-from backend.records.store import Pick, Store, label_table, map_name, scan_table
+from backend.records.maps import map_name
+from backend.records.rounds import Pick
+from backend.records.store import Store
+from backend.records.tables import label_table, scan_table
 from benchmarks.measure import Comparison, alternate, report, rounded, summary
 
 MANY, FEW = 100_000, 500

@@ -31,7 +31,8 @@ from backend.label_studio.masks import draw_mask
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.loop.driver import Reconciler
-from backend.records.store import Store, map_name
+from backend.records.maps import map_name
+from backend.records.store import Store
 from backend.settings import Settings
 from benchmarks.measure import alternate, report, rounded, summary, timed
 from benchmarks.servers import CONFIG, label_studio

@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 from sqlalchemy import delete, func, select
 
 from backend.demo.child import Child
-from backend.records.store import Store, embedding_table, uncertainty_table
+from backend.records.store import Store
+from backend.records.tables import embedding_table, uncertainty_table
 from backend.settings import Settings
 from backend.workers.shards import SHARD
 from backend.workers.worker import Queue

@@ -8,7 +8,9 @@ from typing import Any
 
 from backend.errors import BadSetting
 from backend.loop.project_settings import project_settings
-from backend.records.store import PRIORITY_EXCLUDED, PRIORITY_NEXT, Change, Store, activate_model
+from backend.records.audit import Change
+from backend.records.scans import PRIORITY_EXCLUDED, PRIORITY_NEXT
+from backend.records.store import Store, activate_model
 from backend.settings import ProjectSettings
 
 PRIORITIES = {"next": PRIORITY_NEXT, "out": PRIORITY_EXCLUDED, "none": 0}

@@ -23,7 +23,8 @@ from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.loop.decoding import Ready, digest_of, prepare_scan, prepare_scans, put_pixels
 from backend.records.artefacts import Artefacts
-from backend.records.store import Store, scan_of
+from backend.records.scans import scan_of
+from backend.records.store import Store
 from backend.workers.prefetch import ahead
 from backend.workers.process_pool import Crashed
 

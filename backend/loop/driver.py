@@ -78,7 +78,10 @@ from backend.loop.steps import (
 )
 from backend.loop.task_data import TASK_DATA_VERSION, TaskData, read_task_data, storable
 from backend.records.locks import LockHandle
-from backend.records.store import PROBLEM_RETRY, Pick, Store, StoredMap, put_map, read_map, scan_of
+from backend.records.maps import StoredMap, put_map, read_map
+from backend.records.rounds import Pick
+from backend.records.scans import PROBLEM_RETRY, scan_of
+from backend.records.store import Store
 from backend.settings import ProjectSettings, Settings
 from backend.workers.counters import CountCallback, discard
 from backend.workers.shards import SHARD, Shards

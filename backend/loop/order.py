@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from backend.facts import Scan, control_draw
 from backend.loop.project_settings import extra_signal
 from backend.loop.selection_units import Slices, mean_embeddings, places, units
-from backend.records.store import PRIORITY_NEXT, Pick, Store, read_map
+from backend.records.maps import read_map
+from backend.records.rounds import Pick
+from backend.records.scans import PRIORITY_NEXT
+from backend.records.store import Store
 from backend.settings import ProjectSettings
 from sampling import (
     EMBEDDED,

@@ -15,7 +15,8 @@ from backend.label_studio.masks import draw_mask
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.loop.batch import cached_pixels
-from backend.records.store import Pick, Store
+from backend.records.rounds import Pick
+from backend.records.store import Store
 
 log = logging.getLogger("scanqueue.predictor")
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.facts import Scan
-from backend.records.store import Store, StoredMap
+from backend.records.maps import StoredMap
+from backend.records.store import Store
 from sampling import EmbeddingMap, fit_map
 
 AT_ONCE = 4096  # embeddings in memory, besides the means

@@ -33,15 +33,15 @@ from backend import __version__
 from backend.errors import BadBackup, BadSetting, ProjectBusy, StorageFull
 from backend.fingerprints import fingerprint
 from backend.records.artefacts import FULL
+from backend.records.database import VARIABLES
 from backend.records.locks import LockHandle
+from backend.records.maps import map_name
 from backend.records.migrate import HEAD
-from backend.records.store import (
-    VARIABLES,
-    Store,
+from backend.records.store import Store
+from backend.records.tables import (
     change_table,
     embedding_table,
     label_table,
-    map_name,
     model_table,
     progress_table,
     project_table,

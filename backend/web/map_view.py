@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from backend.facts import round_of
-from backend.records.store import Pick, Store, read_map
+from backend.records.maps import read_map
+from backend.records.rounds import Pick
+from backend.records.store import Store
 from backend.web.status import sentence, served, settings_of
 
 OPEN, LABELLED, PROBLEM, SKIPPED = range(4)

@@ -18,7 +18,8 @@ from prometheus_client.registry import Collector
 
 from backend import __version__
 from backend.errors import StorageFull, StoreUnavailable
-from backend.records.store import Store, progress_table, shard_table
+from backend.records.store import Store
+from backend.records.tables import progress_table, shard_table
 from backend.web import status
 
 log = logging.getLogger("scanqueue.metrics")

@@ -18,7 +18,8 @@ from backend.label_studio.studio import Studio
 from backend.loop import audit
 from backend.loop.order import RankingInputs, order
 from backend.loop.project_settings import project_settings, row_settings
-from backend.records.store import Store, StoredMap, read_map
+from backend.records.maps import StoredMap, read_map
+from backend.records.store import Store
 from backend.settings import UNITS, ProjectSettings
 from backend.web import status
 from backend.web.learning_curve import curve

@@ -32,7 +32,8 @@ from backend.facts import LabelConfig, Scan, validation_rows
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import Letterboxed, letterbox, translate
 from backend.loop.batch import CHUNK, BatchProcessor
-from backend.records.store import Store, scan_of
+from backend.records.scans import scan_of
+from backend.records.store import Store
 
 log = logging.getLogger("scanqueue.pictures")
 

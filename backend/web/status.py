@@ -12,7 +12,9 @@ from backend.errors import BadSetting
 from backend.facts import annotators, round_of, version_name
 from backend.loop.project_settings import project_settings, row_settings
 from backend.loop.publication import published_part
-from backend.records.store import Pick, Store, read_map
+from backend.records.maps import read_map
+from backend.records.rounds import Pick
+from backend.records.store import Store
 from backend.settings import ProjectSettings
 from sampling import Point, stopping_hint
 

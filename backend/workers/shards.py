@@ -20,7 +20,8 @@ from threading import Event, Thread
 from sqlalchemy import delete, func, select, update
 
 from backend.errors import ScanqueueError
-from backend.records.store import Store, shard_table
+from backend.records.store import Store
+from backend.records.tables import shard_table
 
 SHARD = 16  # tasks of one shard
 BEAT = 3.0  # seconds

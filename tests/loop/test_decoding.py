@@ -18,7 +18,8 @@ from backend.errors import StorageFull, UnreadableScan
 from backend.learning.embedders import Network
 from backend.learning.learner import Learner
 from backend.loop.batch import CRASHED, BatchProcessor, cached_pixels
-from backend.records.store import Store, scan_of
+from backend.records.scans import scan_of
+from backend.records.store import Store
 from backend.settings import Settings
 from backend.workers.process_pool import Workers
 

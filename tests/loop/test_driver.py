@@ -45,7 +45,9 @@ from backend.learning.segmenters import Segmenter
 from backend.loop import driver as reconcile
 from backend.loop.decoding import digest_of
 from backend.loop.driver import Reconciler, validation_rows
-from backend.records.store import Store, activate_model, map_name, uncertainty_table
+from backend.records.maps import map_name
+from backend.records.store import Store, activate_model
+from backend.records.tables import uncertainty_table
 from backend.web import status
 
 pytestmark = pytest.mark.usefixtures("miniature")

@@ -15,7 +15,10 @@ from backend.facts import Scan, control_draw
 from backend.loop import order as module
 from backend.loop.order import STARTED, RankingInputs, order
 from backend.loop.selection_units import add, group_by_place, lay_out, mean_embeddings, places, units
-from backend.records.store import PRIORITY_EXCLUDED, PRIORITY_NEXT, Pick, Store, StoredMap, put_map, read_map
+from backend.records.maps import StoredMap, put_map, read_map
+from backend.records.rounds import Pick
+from backend.records.scans import PRIORITY_EXCLUDED, PRIORITY_NEXT
+from backend.records.store import Store
 from backend.settings import ProjectSettings
 from sampling import COLD_START, EMBEDDED, WITH_MODEL, EmbeddingMap, fit_map
 

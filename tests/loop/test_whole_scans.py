@@ -14,7 +14,8 @@ from world import COLD, DEPTH, PROJECT, ROUND, KeptLearner, World
 
 from backend.facts import validation_rows
 from backend.loop import audit as changes
-from backend.records.store import read_map, scan_table
+from backend.records.maps import read_map
+from backend.records.tables import scan_table
 from backend.web import status
 from backend.web.overview import Overview
 

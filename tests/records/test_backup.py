@@ -29,9 +29,11 @@ from backend.errors import BadBackup, BadSetting, ProjectBusy, StorageFull
 from backend.fingerprints import fingerprint
 from backend.loop.driver import Reconciler
 from backend.records import backup as backups
+from backend.records.audit import Change
 from backend.records.backup import BY_CONTENT, MANIFEST, OWN, TABLES, Archive, backup, restore
 from backend.records.migrate import HEAD
-from backend.records.store import Change, Store, change_table
+from backend.records.store import Store
+from backend.records.tables import change_table
 from backend.web import status
 from backend.workers.worker import Queue
 

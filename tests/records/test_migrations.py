@@ -16,7 +16,8 @@ from sqlalchemy import BigInteger, Engine, Integer, MetaData, create_engine, ins
 
 from backend.errors import BadSetting
 from backend.records.migrate import HEAD
-from backend.records.store import Store, change_table, counter_table, metadata, shard_table, worker_table
+from backend.records.store import Store
+from backend.records.tables import change_table, counter_table, metadata, shard_table, worker_table
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -22,7 +22,9 @@ from sqlalchemy import create_engine, text
 import backend.records.store
 from backend.errors import BadSetting, StorageFull, StoreUnavailable
 from backend.records import migrate
-from backend.records.store import PATIENCE, Pick, Store, activate_model
+from backend.records.database import PATIENCE
+from backend.records.rounds import Pick
+from backend.records.store import Store, activate_model
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -205,8 +207,8 @@ def test_a_database_that_hangs_holds_some_up_and_is_said_to_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Frozen, with its connections open: no network timeout ends those."""
-    monkeypatch.setattr(backend.records.store, "POOL_WAIT", 0.5)
-    monkeypatch.setattr(backend.records.store, "PATIENCE", PATIENCE | {"connect_timeout": 2})
+    monkeypatch.setattr(backend.records.database, "POOL_WAIT", 0.5)
+    monkeypatch.setattr(backend.records.database, "PATIENCE", PATIENCE | {"connect_timeout": 2})
     with PostgresServer() as server:
         store = Store(tmp_path, server.new_database("records"))
         store.add_project(1)
@@ -239,7 +241,7 @@ def test_a_database_that_hangs_holds_some_up_and_is_said_to_the_others(
 def test_a_statement_without_end_is_given_up_but_a_migration_waits_for_others(
     postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend.records.store, "PATIENCE", PATIENCE | {"options": "-c statement_timeout=500"})
+    monkeypatch.setattr(backend.records.database, "PATIENCE", PATIENCE | {"options": "-c statement_timeout=500"})
     url = postgres.new_database(f"patience-{secrets.token_hex(6)}")
     with psycopg.connect(url) as other:
         other.execute("SELECT pg_advisory_lock(%s)", (migrate.KEY,))
@@ -253,7 +255,7 @@ def test_a_statement_without_end_is_given_up_but_a_migration_waits_for_others(
 
 def test_progress_that_a_clock_jumped_over_keeps_its_pace(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1_000_000.0]
-    monkeypatch.setattr("backend.records.store.time.time", lambda: now[0])
+    monkeypatch.setattr("backend.records.progress.time.time", lambda: now[0])
     for done, seconds in enumerate((0.0, 10.0, 3 * 86_400.0, 10.0, -5 * 86_400.0, 10.0)):
         now[0] += seconds
         store.report(1, "reading", done, 10)
@@ -351,7 +353,7 @@ def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_of_an_order_that_another_took_the_place_of_only_the_beginning_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backend.records.store.KEPT_PICKS", 3)
+    monkeypatch.setattr("backend.records.rounds.KEPT_PICKS", 3)
     store = Store(tmp_path)
     store.add_project(1)
     picks = [Pick(task, "medoid", cluster=task % 2) for task in range(5)]

@@ -19,7 +19,8 @@ import pytest
 from service import Forwarder, Lab, Service
 
 from backend.demo.label_studio import LabelStudio
-from backend.records.store import Store, read_map
+from backend.records.maps import read_map
+from backend.records.store import Store
 
 pytestmark = pytest.mark.label_studio
 

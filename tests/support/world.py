@@ -23,7 +23,8 @@ from backend.formats.pixels import Letterboxed
 from backend.learning.learner import Case, Learner
 from backend.learning.segmenters import Segmenter
 from backend.loop.driver import Reconciler
-from backend.records.store import Pick, Store
+from backend.records.rounds import Pick
+from backend.records.store import Store
 from backend.settings import Settings
 from backend.web import status
 

@@ -17,7 +17,8 @@ from servers import PostgresServer
 
 from backend.errors import BadSetting, StudioUnavailable, UnreadableScan
 from backend.facts import SECRET_HEADER
-from backend.records.store import Pick, Store
+from backend.records.rounds import Pick
+from backend.records.store import Store
 from backend.settings import Settings
 from backend.web import access, api, bodies
 from backend.web.overview import Overview

@@ -14,7 +14,8 @@ from servers import PostgresServer, RedisServer
 
 from backend import __version__
 from backend.errors import StoreUnavailable
-from backend.records.store import Pick, Store
+from backend.records.rounds import Pick
+from backend.records.store import Store
 from backend.settings import Settings
 from backend.web import metrics
 from backend.web.api import PATIENCE, create_api

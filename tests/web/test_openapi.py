@@ -24,7 +24,8 @@ from schemathesis.specs.openapi.checks import (
 from test_metrics import MODEL
 
 from backend.demo.child import Child, free_port
-from backend.records.store import Pick, Store
+from backend.records.rounds import Pick
+from backend.records.store import Store
 from backend.settings import PREFIX
 from backend.web.schemas import BODIES
 

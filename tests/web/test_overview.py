@@ -16,7 +16,8 @@ from world import COLD, PROJECT, ROUND, Ready, World
 
 from backend.errors import BadSetting, Overloaded, StudioUnavailable
 from backend.loop import audit as changes
-from backend.records.store import Store, read_map
+from backend.records.maps import read_map
+from backend.records.store import Store
 from backend.web import status
 from backend.web.learning_curve import _interval, curve
 from backend.web.map_view import LABELLED, OPEN, PROBLEM, atlas

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from backend import cli
 from backend.errors import BadSetting
-from backend.records.store import Store, map_name
+from backend.records.maps import map_name
+from backend.records.store import Store
 from backend.web import plots
 from backend.web.plots import COLOURINGS, PALETTE, both, curve_plot, map_plot
 

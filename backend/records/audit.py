@@ -1,0 +1,94 @@
+"""The audit log: every change that a person makes, with the change itself in one transaction."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, select, update
+from sqlalchemy.engine import RowMapping
+
+from backend.records.database import VARIABLES, Database, to_json
+from backend.records.tables import change_table, project_table, scan_table
+
+
+@dataclass(frozen=True)
+class Change:
+    """What somebody changed. `before` and `after` are what it was and is, JSON; `undoes`: the change taken back."""
+
+    user: str
+    kind: str
+    what: str
+    before: Any = None
+    after: Any = None
+    undoes: int | None = None
+
+
+class AuditRecords(Database):
+    """Reads and writes the table `change`."""
+
+    def add_change(
+        self,
+        project: int,
+        change: Change,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        priorities: Mapping[int, int] = {},
+    ) -> int:
+        """Write down what somebody changed, and change it, all or nothing; returns the number of the change.
+
+        overrides   settings of the page that change; None: no longer set there
+        priorities  new priorities of scans, by task
+        """
+        with self.settled() as connection:  # one after the other: else two have one number, or one is lost
+            number = self._record(connection, project, change)
+            if overrides:
+                here = project_table.c.id == project
+                now = connection.execute(select(project_table.c.levers).where(here)).scalar_one()
+                merged = {k: v for k, v in (json.loads(now or "{}") | dict(overrides)).items() if v is not None}
+                connection.execute(update(project_table).where(here).values(levers=to_json(merged) if merged else ""))
+            by_priority: dict[int, list[int]] = defaultdict(list)
+            for task, priority in priorities.items():
+                by_priority[priority].append(task)
+            for priority, tasks in sorted(by_priority.items()):
+                for start in range(0, len(tasks), VARIABLES):
+                    chunk = scan_table.c.task.in_(tasks[start : start + VARIABLES])
+                    these = update(scan_table).where(scan_table.c.project == project, chunk)
+                    connection.execute(these.values(wish=priority))
+            return number
+
+    def _record(self, connection: Connection, project: int, change: Change) -> int:
+        """Write down what somebody changed, in a transaction of `settled`; returns the number of the change."""
+        here = change_table.c.project == project
+        last = connection.execute(select(func.max(change_table.c.n)).where(here)).scalar_one()
+        row = {"project": project, "n": (last or 0) + 1, "at": time.time(), "undone": 0}
+        told = {"before": to_json(change.before), "after": to_json(change.after)}
+        said = {"user": change.user, "kind": change.kind, "what": change.what}
+        connection.execute(change_table.insert().values(**row, **said, **told))
+        if change.undoes is not None:
+            connection.execute(update(change_table).where(here, change_table.c.n == change.undoes).values(undone=1))
+        return int(row["n"])
+
+    def changes(self, project: int, limit: int = 200) -> list[RowMapping]:
+        """What people changed, newest first: {n, at, user, kind, what, undone}."""
+        columns = [c for c in change_table.c if c.name not in ("before", "after")]  # of a wish they may be large
+        statement = select(*columns).where(change_table.c.project == project).order_by(change_table.c.n.desc())
+        return self.rows(statement.limit(limit))
+
+    def activations(self, project: int) -> list[dict[str, Any]]:
+        """Who made which model active instead of which, oldest first: {change, version, before, at, user}."""
+        here = (change_table.c.project == project, change_table.c.kind == "activate")
+        rows = self.rows(select(change_table).where(*here).order_by(change_table.c.n))
+        told = ((r, json.loads(r["before"]), json.loads(r["after"])) for r in rows)
+        return [
+            {"change": r["n"], "version": after, "before": before, "at": r["at"], "user": r["user"]}
+            for r, before, after in told
+        ]
+
+    def change(self, project: int, n: int) -> dict[str, Any] | None:
+        rows = self.rows(select(change_table).where(change_table.c.project == project, change_table.c.n == n))
+        return dict(rows[0]) | {k: json.loads(rows[0][k]) for k in ("before", "after")} if rows else None

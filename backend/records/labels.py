@@ -1,0 +1,48 @@
+"""What was read of annotations, and how each compares with the mask that the annotator was shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.engine import RowMapping
+
+from backend.records.database import Database
+from backend.records.tables import label_table, scan_table, shown_table
+
+
+class LabelRecords(Database):
+    """Reads and writes the tables `label` and `shown`."""
+
+    def put_label(self, project: int, row: Mapping[str, Any]) -> None:
+        with self.write() as connection:
+            self._upsert(connection, label_table, [{"project": project, **row}])
+
+    def drop_label(self, project: int, task: int, updated_at: str) -> None:
+        """The task has no annotation any more, whatever the listing said."""
+        self.forget_label(project, task)
+        with self.write() as connection:
+            connection.execute(
+                update(scan_table)
+                .where(
+                    scan_table.c.project == project, scan_table.c.task == task, scan_table.c.updated_at == updated_at
+                )
+                .values(annotated=0)
+            )
+
+    def forget_label(self, project: int, task: int) -> None:
+        """What was read of the task's annotation was lost; it is read again."""
+        with self.write() as connection:
+            here = (label_table.c.project == project, label_table.c.task == task)
+            connection.execute(delete(label_table).where(*here))
+
+    def labels(self, project: int) -> list[RowMapping]:
+        return self.rows(select(label_table).where(label_table.c.project == project).order_by(label_table.c.task))
+
+    def put_shown(self, project: int, row: Mapping[str, Any]) -> None:
+        with self.write() as connection:
+            self._upsert(connection, shown_table, [{"project": project, **row}])
+
+    def shown(self, project: int) -> list[RowMapping]:
+        return self.rows(select(shown_table).where(shown_table.c.project == project))

@@ -1,0 +1,89 @@
+"""Trained models; their checkpoints are artefacts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.engine import RowMapping
+
+from backend.records.database import Database, to_json
+from backend.records.tables import model_table, project_table, round_table
+
+_MODEL_JSON = ("labels", "trained_on", "validation", "details")
+
+
+def _model(row: RowMapping) -> dict[str, Any]:
+    return {k: json.loads(v) if k in _MODEL_JSON else v for k, v in row.items()}
+
+
+def _number(version: str) -> int:
+    return int(version.rpartition("-r")[2])
+
+
+class ModelRecords(Database):
+    """Reads and writes the table `model`."""
+
+    def put_model(
+        self, project: int, row: Mapping[str, Any], *, active: str, instead_of: str = "", training_requests: int
+    ) -> None:
+        """Write a trained model and the training requests it fulfilled; let `active` replace `instead_of`: all or none.
+
+        "" leaves the active model as it is, and so does somebody who made another one active meanwhile.
+        """
+        with self.write() as connection:
+            values = {
+                "project": project,
+                "created_at": time.time(),
+                **{k: to_json(v) if k in _MODEL_JSON else v for k, v in row.items()},
+            }
+            self._upsert(connection, model_table, [values])
+            connection.execute(
+                update(project_table)
+                .where(project_table.c.id == project)
+                .values(asked=project_table.c.asked - training_requests)
+            )
+            if active:
+                here = (project_table.c.id == project, project_table.c.active == instead_of)
+                connection.execute(update(project_table).where(*here).values(active=active))
+
+    def add_details(self, project: int, version: str, more: Mapping[str, Any]) -> None:
+        """Add to the details of a trained model; what else is recorded of it stays."""
+        with self.write() as connection:
+            here = (model_table.c.project == project, model_table.c.version == version)
+            found = connection.execute(select(model_table.c.details).where(*here)).scalar_one()
+            values = {"details": to_json(json.loads(found) | dict(more))}
+            connection.execute(update(model_table).where(*here).values(**values))
+
+    def models(self, project: int) -> list[dict[str, Any]]:
+        """Oldest first."""
+        statement = select(model_table).where(model_table.c.project == project)
+        rows = [_model(r) for r in self.rows(statement)]
+        return sorted(rows, key=lambda r: _number(r["version"]))
+
+    def model(self, project: int, version: str) -> dict[str, Any] | None:
+        """One model, without reading the others."""
+        here = (model_table.c.project == project, model_table.c.version == version)
+        rows = self.rows(select(model_table).where(*here))
+        return _model(rows[0]) if rows else None
+
+    def checkpoints(self) -> dict[int, list[tuple[str, str]]]:
+        """(version, fingerprint) of the models of every project, oldest first."""
+        columns = (model_table.c.project, model_table.c.version, model_table.c.fingerprint)
+        found: dict[int, list[tuple[str, str]]] = defaultdict(list)
+        for row in sorted(self.rows(select(*columns)), key=lambda r: _number(r["version"])):
+            found[row["project"]].append((row["version"], row["fingerprint"]))
+        return dict(found)
+
+    def drawing(self) -> dict[int, set[str]]:
+        """Of every project, the versions that draw masks now: the active one, and that of the latest round."""
+        found = {r["id"]: {r["active"]} - {""} for r in self.rows(select(project_table.c.id, project_table.c.active))}
+        columns = (round_table.c.project, round_table.c.model)
+        latest = {r["project"]: r["model"] for r in self.rows(select(*columns).order_by(round_table.c.n))}
+        for project, version in latest.items():
+            found.setdefault(project, set()).update({version} - {""})
+        return found

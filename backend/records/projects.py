@@ -1,0 +1,85 @@
+"""One row per project: its settings, phase, problem and training requests."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.engine import RowMapping
+
+from backend.errors import StorageFull, StoreUnavailable
+from backend.records.database import Database
+from backend.records.tables import project_table
+
+
+class ProjectRecords(Database):
+    """Reads and writes the table `project`."""
+
+    def add_project(self, project: int) -> bool:
+        """Remember a project; True when it was not known before."""
+        with self.write() as connection:
+            row = {"id": project, "secret": secrets.token_urlsafe(32)}
+            insert = self._insert(project_table).values(row).on_conflict_do_nothing()
+            return connection.execute(insert.returning(project_table.c.id)).first() is not None
+
+    def projects(self) -> list[int]:
+        return [r["id"] for r in self.rows(select(project_table.c.id).order_by(project_table.c.id))]
+
+    def project(self, project: int) -> RowMapping | None:
+        rows = self.rows(select(project_table).where(project_table.c.id == project))
+        return rows[0] if rows else None
+
+    def secrets(self) -> dict[int, str]:
+        """The webhook secrets of all projects."""
+        return {r["id"]: r["secret"] for r in self.rows(select(project_table.c.id, project_table.c.secret))}
+
+    def set_project(self, project: int, **values: Any) -> None:
+        with self.write() as connection:
+            connection.execute(update(project_table).where(project_table.c.id == project).values(**values))
+
+    def request_training(self, project: int) -> None:
+        """Record that somebody wants a training now."""
+        with self.write() as connection:
+            values = {"asked": project_table.c.asked + 1}
+            connection.execute(update(project_table).where(project_table.c.id == project).values(values))
+
+    def clear_training_requests(self, project: int, count: int) -> None:
+        """`count` requests were fulfilled; those that came meanwhile stay."""
+        with self.write() as connection:
+            values = {"asked": project_table.c.asked - count}
+            connection.execute(update(project_table).where(project_table.c.id == project).values(values))
+
+    def set_trouble(self, project: int, text: str, **values: Any) -> None:
+        """Write down what went wrong in a look, "" when nothing did, and `values` of the project with it.
+
+        Records that take nothing cannot say so: then it is noted in a file beside them, and StorageFull or
+        StoreUnavailable raised.
+        """
+        note = self._note(project)
+        try:
+            self.set_project(project, trouble=text, **values)
+        except (StorageFull, StoreUnavailable):
+            with suppress(OSError):
+                note.parent.mkdir(exist_ok=True)
+                note.write_text(text, encoding="utf-8")
+            raise
+        note.unlink(missing_ok=True)
+
+    def trouble(self, project: int) -> str:
+        """What stands in the way now, else what went wrong in the last look; "" when nothing did."""
+        if self._short():
+            return (
+                f"The disk that holds {self.folder} is full: only {self._free() >> 20} MiB are free. Make room; "
+                "nothing was lost, and it goes on by itself within a minute."
+            )
+        with suppress(OSError):
+            if text := self._note(project).read_text(encoding="utf-8"):
+                return text
+        row = self.project(project)
+        return row["trouble"] if row else ""
+
+    def _note(self, project: int) -> Path:
+        return self.folder / "trouble" / str(project)

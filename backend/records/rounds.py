@@ -1,0 +1,141 @@
+"""Rounds: the published orders of scans."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import Connection, func, select, update
+
+from backend.records.database import Database, to_json
+from backend.records.tables import round_table, scan_table
+
+KEPT_PICKS = 20_000  # of an order that another took the place of
+COLD_ROUNDS = 20  # orders without a model, the newest, in which the cluster of a scan is looked for
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One place of a round's order: the task, why it stands there, and the terms of its score."""
+
+    task: int
+    reason: str
+    score: float | None = None
+    entropy: float | None = None
+    distance: float | None = None
+    cluster: int | None = None
+
+
+_PICK = ("task", "reason", "score", "entropy", "distance", "cluster")
+
+
+def _pack(picks: Iterable[Pick]) -> str:
+    return to_json([[getattr(p, name) for name in _PICK] for p in picks])
+
+
+@lru_cache(maxsize=4)
+def _unpack(text: str) -> tuple[Pick, ...]:
+    return tuple(Pick(*row) for row in json.loads(text))
+
+
+class RoundRecords(Database):
+    """Reads and writes the table `round`."""
+
+    def put_round(
+        self,
+        project: int,
+        *,
+        n: int,
+        key: str,
+        model: str,
+        picks: Sequence[Pick],
+        carried: Sequence[int],
+        size: int,
+        labels: int,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        with self.write() as connection:
+            row = {
+                "project": project,
+                "n": n,
+                "key": key,
+                "model": model,
+                "picks": _pack(picks),
+                "carried": json.dumps(list(carried)),
+                "size": size,
+                "labels": labels,
+                "created_at": time.time(),
+                "settings": to_json(settings) if settings else "",
+            }
+            self._upsert(connection, round_table, [row])
+            self._shorten(connection, project, n, cold=not model)
+
+    def _shorten(self, connection: Connection, project: int, n: int, *, cold: bool) -> None:
+        """Cut the order that round n takes the place of: people came to its beginning at most.
+
+        The last one without a model stays whole: it knows the clusters.
+        """
+        before = (round_table.c.project == project, round_table.c.n < n)
+        of_its_kind = (*before, (round_table.c.model == "") if cold else (round_table.c.model != ""))
+        statement = select(round_table.c.n, round_table.c.picks).where(*of_its_kind).order_by(round_table.c.n.desc())
+        found = connection.execute(statement.limit(1)).first()
+        if found is None:
+            return
+        picks = json.loads(found.picks)
+        if len(picks) > KEPT_PICKS:
+            here = (round_table.c.project == project, round_table.c.n == found.n)
+            connection.execute(update(round_table).where(*here).values(picks=to_json(picks[:KEPT_PICKS])))
+
+    def extend_round(self, project: int, n: int, picks: Sequence[Pick]) -> None:
+        with self.write() as connection:
+            here = (round_table.c.project == project, round_table.c.n == n)
+            connection.execute(update(round_table).where(*here).values(picks=_pack(picks)))
+
+    def mark_published(self, project: int, n: int) -> None:
+        with self.write() as connection:
+            here = (round_table.c.project == project, round_table.c.n == n, round_table.c.published_at.is_(None))
+            connection.execute(update(round_table).where(*here).values(published_at=time.time()))
+
+    def rounds(self, project: int, *, picks: bool = True) -> list[dict[str, Any]]:
+        """Oldest first; `picks=False` leaves out all orders but the latest, which are large."""
+        columns = [c for c in round_table.c if c.name != "picks"]
+        statement = select(*columns).where(round_table.c.project == project).order_by(round_table.c.n)
+        rows = [dict(r) for r in self.rows(statement)]
+        wanted = [r["n"] for r in rows] if picks else [r["n"] for r in rows[-1:]]
+        here = (round_table.c.project == project, round_table.c.n.in_(wanted))
+        orders = {r["n"]: r["picks"] for r in self.rows(select(round_table.c.n, round_table.c.picks).where(*here))}
+        for row in rows:
+            row["carried"] = json.loads(row["carried"])
+            row["settings"] = json.loads(row["settings"] or "{}")
+            row["picks"] = list(_unpack(orders[row["n"]])) if row["n"] in orders else []
+        return rows
+
+    def clusters(self, project: int) -> dict[int, int]:
+        """The cluster of the scans that were in one of the last orders without a model, by task: in the newest."""
+        here = (round_table.c.project == project, round_table.c.model == "")
+        numbers = [n for (n,) in self._tuples(select(round_table.c.n).where(*here).order_by(round_table.c.n.desc()))]
+        ((wanted,),) = self._tuples(select(func.count()).where(scan_table.c.project == project))
+        found: dict[int, int] = {}
+        for n in numbers[:COLD_ROUNDS]:
+            ((text_,),) = self._tuples(select(round_table.c.picks).where(*here, round_table.c.n == n))
+            for task, *_, cluster in json.loads(text_):
+                if cluster is not None:
+                    found.setdefault(task, cluster)
+            if len(found) >= wanted:
+                break
+        return found
+
+    def latest_round(self, project: int) -> dict[str, Any] | None:
+        """The round that annotators are served, without reading the others; None before the first.
+
+        While its order stays the same, `picks` is the very same tuple at every call.
+        """
+        statement = select(round_table).where(round_table.c.project == project).order_by(round_table.c.n.desc())
+        rows = self.rows(statement.limit(1))
+        if not rows:
+            return None
+        return dict(rows[0]) | {"carried": json.loads(rows[0]["carried"]), "picks": _unpack(rows[0]["picks"])}

@@ -1,0 +1,175 @@
+"""Scans: what the task listing says about them, and what was read from their pixels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import case, delete, func, select, update
+from sqlalchemy.engine import RowMapping
+
+from backend.facts import Scan
+from backend.records.database import VARIABLES, Database
+from backend.records.tables import label_table, project_table, scan_table
+
+PROBLEM_RETRY = 600.0  # seconds until a scan that could not be read is tried again
+PRIORITY_NEXT, PRIORITY_EXCLUDED = 1, -1  # of a scan: to be labelled next, to be left out of the order
+
+
+def scan_of(row: RowMapping) -> Scan:
+    """What is recorded of a scan, its problem as it was when it was met."""
+    spacing = (row["row_mm"], row["column_mm"])
+    return Scan(
+        task=row["task"],
+        image=row["image"],
+        digest=row["digest"],
+        annotated=bool(row["annotated"]),
+        skipped=bool(row["skipped"]),
+        problem=row["problem"],
+        stratum=row["stratum"],
+        priority=row["wish"],
+        volume=row["volume"],
+        slice=row["slice"],
+        patient=row["patient"],
+        spacing=spacing if all(spacing) else None,
+        blank=bool(row["blank"]),
+    )
+
+
+class ScanRecords(Database):
+    """Reads and writes the table `scan`."""
+
+    def put_tasks(self, project: int, rows: Sequence[Mapping[str, Any]], cursor: str) -> None:
+        """Take over tasks {task, image, updated_at, annotated, skipped, ...} and the listing's cursor.
+
+        `annotated` and `skipped` say how often. The rest, the same in all rows, are columns that the tasks' data says.
+        A task whose image value changed is read again; so is one with a problem. What was read of an annotation
+        is forgotten once the task has none.
+        """
+        with self.write() as connection:
+            for start in range(0, len(rows), VARIABLES):
+                chunk = rows[start : start + VARIABLES]
+                tasks = [row["task"] for row in chunk]
+                old = {
+                    r["task"]: r
+                    for r in connection.execute(
+                        select(scan_table).where(scan_table.c.project == project, scan_table.c.task.in_(tasks))
+                    ).mappings()
+                }
+                merged = []
+                for row in chunk:
+                    before = old.get(row["task"])
+                    same = before is not None and before["image"] == row["image"]
+                    moved = before is None or before["updated_at"] != row["updated_at"]
+                    kept = {
+                        "digest": before["digest"] if before and same else "",
+                        "height": before["height"] if before and same else 0,
+                        "width": before["width"] if before and same else 0,
+                        "blank": before["blank"] if before and same else 0,
+                        "problem": before["problem"] if before and same and not moved else "",
+                        "problem_at": before["problem_at"] if before and same and not moved else 0.0,
+                    }
+                    merged.append({"project": project, **row, **kept})
+                if merged:
+                    self._upsert(connection, scan_table, merged)
+                bare = [row["task"] for row in chunk if not row["annotated"]]
+                here = (label_table.c.project == project, label_table.c.task.in_(bare))
+                connection.execute(delete(label_table).where(*here))
+            if cursor:
+                connection.execute(update(project_table).where(project_table.c.id == project).values(cursor=cursor))
+
+    def keep_tasks(self, project: int, present: set[int]) -> int:
+        """Forget the tasks that are not in `present`; returns how many. What was learnt from them stays."""
+        with self.write() as connection:
+            known = connection.execute(select(scan_table.c.task).where(scan_table.c.project == project))
+            gone = [task for (task,) in known if task not in present]
+            for start in range(0, len(gone), VARIABLES):
+                chunk = gone[start : start + VARIABLES]
+                for table in (scan_table, label_table):
+                    connection.execute(delete(table).where(table.c.project == project, table.c.task.in_(chunk)))
+            return len(gone)
+
+    def scans(self, project: int) -> list[RowMapping]:
+        return self.rows(select(scan_table).where(scan_table.c.project == project).order_by(scan_table.c.task))
+
+    def scan(self, project: int, task: int) -> RowMapping | None:
+        """One scan, without reading the others."""
+        here = (scan_table.c.project == project, scan_table.c.task == task)
+        rows = self.rows(select(scan_table).where(*here))
+        return rows[0] if rows else None
+
+    def columns(self, project: int, *names: str) -> list[tuple[Any, ...]]:
+        """Some columns of all scans, by task: of a hundred thousand, whole rows would take seconds."""
+        columns = [scan_table.c[name] for name in names]
+        return self._tuples(select(*columns).where(scan_table.c.project == project).order_by(scan_table.c.task))
+
+    def counts(self, project: int) -> dict[str, int]:
+        """How many scans there are: all, those that were read, with an annotation, with a problem, left out, and open.
+
+        open  neither labelled nor left out, and without a problem
+        """
+        scan = scan_table.c
+        has = {
+            "embedded": scan.digest != "",
+            "labelled": scan.annotated > 0,
+            "problems": scan.problem != "",
+            "left_out": scan.wish < 0,
+            "open": (scan.annotated == 0) & (scan.problem == "") & (scan.wish >= 0),
+        }
+        named = [func.coalesce(func.sum(case((one, 1), else_=0)), 0).label(name) for name, one in has.items()]
+        (row,) = self.rows(select(func.count().label("scans"), *named).where(scan_table.c.project == project))
+        return {name: int(row[name]) for name in ("scans", *has)}
+
+    def has_labels(self) -> bool:
+        """Whether a scan of any project has an annotation."""
+        return bool(self.rows(select(scan_table.c.task).where(scan_table.c.annotated > 0).limit(1)))
+
+    def problems(self, project: int) -> list[tuple[int, str]]:
+        """(task, what is wrong) of the scans that cannot be read."""
+        here = (scan_table.c.project == project, scan_table.c.problem != "")
+        return self._tuples(select(scan_table.c.task, scan_table.c.problem).where(*here))
+
+    def siblings(self, project: int, task: int) -> frozenset[int]:
+        """The tasks of the volume that this one is a slice of, itself too; itself alone when it is of none."""
+        scan = scan_table.c
+        its = select(scan.volume).where(scan.project == project, scan.task == task).scalar_subquery()
+        found = self._tuples(select(scan.task).where(scan.project == project, scan.volume != "", scan.volume == its))
+        return frozenset(t for (t,) in found) | {task}
+
+    def waiting(self, project: int) -> list[tuple[int, int]]:
+        """(task, how often it was skipped) of the scans that have no annotation and no problem and are not left out."""
+        scan = scan_table.c
+        here = (scan.project == project, scan.annotated == 0, scan.problem == "", scan.wish >= 0)
+        return self._tuples(select(scan.task, scan.skipped).where(*here))
+
+    def set_scans(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write {task, digest, height, width, blank, problem} of scans that were read.
+
+        With `image`, the value that was fetched, nothing is written of a task whose image is another by now.
+        What was read of an annotation is forgotten when the scan under it has another digest than before.
+        """
+        read = {row["task"]: row["digest"] for row in rows if row.get("digest")}
+        with self.write() as connection:
+            known = (scan_table.c.project == project, scan_table.c.task.in_(read), scan_table.c.digest != "")
+            before = connection.execute(select(scan_table.c.task, scan_table.c.digest).where(*known)) if read else ()
+            replaced = [task for task, digest in before if digest != read[task]]
+            labels = (label_table.c.project == project, label_table.c.task.in_(replaced))
+            connection.execute(delete(label_table).where(*labels))
+            for row in rows:
+                at = time.time() if row.get("problem") else 0.0
+                here = [scan_table.c.project == project, scan_table.c.task == row["task"]]
+                if "image" in row:
+                    here.append(scan_table.c.image == row["image"])
+                values = {k: v for k, v in row.items() if k not in ("task", "image")}
+                connection.execute(update(scan_table).where(*here).values(problem_at=at, **values))
+
+    def retry(self, project: int, task: int) -> None:
+        """Have the scan read again at the next look, and its annotation, if either has a problem."""
+        with self.write() as connection:
+            scan = (scan_table.c.project == project, scan_table.c.task == task, scan_table.c.problem != "")
+            anew = connection.execute(update(scan_table).where(*scan).values(problem="", problem_at=0.0, digest=""))
+            label = [label_table.c.project == project, label_table.c.task == task]
+            if not anew.rowcount:  # else its image may be another one, on which the mask has to fit
+                label.append((label_table.c.problem != "") | (label_table.c.remark != ""))
+            connection.execute(delete(label_table).where(*label))

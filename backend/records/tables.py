@@ -1,0 +1,193 @@
+"""The schema of the records. Migrations bring older databases to it."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData()
+project_table = Table(
+    "project",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("title", Text, nullable=False, default=""),
+    Column("extra_params", Text, nullable=False, default=""),  # as Label Studio sent them
+    Column("backend_url", Text, nullable=False, default=""),
+    Column("secret", Text, nullable=False, default=""),
+    Column("connected", Integer, nullable=False, default=0),  # it was seen connected in Label Studio once
+    Column("cursor", Text, nullable=False, default=""),
+    Column("config", Text, nullable=False, default=""),  # the label config that the records fit
+    Column("phase", String(16), nullable=False, default="empty"),
+    Column("reason", Text, nullable=False, default=""),
+    Column("trouble", Text, nullable=False, default=""),  # of the last look; "" when it went well
+    Column("asked", Integer, nullable=False, default=0),
+    Column("active", String(40), nullable=False, default=""),
+    Column("embedder", Text, nullable=False, default=""),
+    Column("embedder_why", Text, nullable=False, default=""),
+    Column("sending", Float, nullable=False, default=0.0),  # when an unconfirmed import began
+    Column("seen_at", Float, nullable=False, default=0.0),
+    Column("stratify_by", Text, nullable=False, default=""),  # the key that the strata of the scans were taken from
+    Column("levers", Text, nullable=False, default=""),  # JSON of the settings that were changed on the page
+    Column("studio_url", Text, nullable=False, default=""),  # where people find Label Studio, as it says itself
+    Column(
+        "taken", Integer, nullable=False, default=0
+    ),  # what was taken from the tasks' data: `TASK_DATA_VERSION` then
+)
+scan_table = Table(
+    "scan",
+    metadata,
+    Column("project", BigInteger, primary_key=True),
+    Column("task", BigInteger, primary_key=True),
+    Column("image", Text, nullable=False, default=""),
+    Column("updated_at", String(40), nullable=False, default=""),
+    Column("annotated", Integer, nullable=False, default=0),
+    Column("skipped", Integer, nullable=False, default=0),
+    Column("digest", String(64), nullable=False, default=""),
+    Column("height", Integer, nullable=False, default=0),
+    Column("width", Integer, nullable=False, default=0),
+    Column("problem", Text, nullable=False, default=""),
+    Column("problem_at", Float, nullable=False, default=0.0),
+    Column("stratum", Text, nullable=False, default=""),  # what the task's data says under that key
+    Column(
+        "wish", Integer, nullable=False, default=0
+    ),  # PRIORITY_NEXT, PRIORITY_EXCLUDED, or 0: as the strategy ranks it
+    Column("volume", Text, nullable=False, default=""),  # this and what follows: see `task_data.TaskData`
+    Column("slice", Integer, nullable=False, default=0),
+    Column("patient", Text, nullable=False, default=""),
+    Column("row_mm", Float, nullable=False, default=0.0),
+    Column("column_mm", Float, nullable=False, default=0.0),
+    Column("blank", Integer, nullable=False, default=0),  # 1: all of its pixels are alike
+)
+label_table = Table(
+    "label",
+    metadata,
+    Column("project", BigInteger, primary_key=True),
+    Column("task", BigInteger, primary_key=True),
+    Column("annotation", BigInteger, nullable=False),
+    Column("key", String(64), nullable=False),
+    Column("mask", String(64), nullable=False, default=""),
+    Column("read_at", String(40), nullable=False),  # the task's updated_at when it was read
+    Column("config", String(64), nullable=False),
+    Column("shown_version", String(40), nullable=False, default=""),
+    Column("lead_time", Float),
+    Column("completed_by", BigInteger),
+    Column("problem", Text, nullable=False, default=""),
+    Column("remark", Text, nullable=False, default=""),
+)
+embedding_table = Table(
+    "embedding",
+    metadata,
+    Column("embedder", String(200), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("vector", LargeBinary, nullable=False),
+)
+model_table = Table(
+    "model",
+    metadata,
+    Column("project", BigInteger, primary_key=True),
+    Column("version", String(40), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("trained_on", Text, nullable=False),
+    Column("accepted", Integer, nullable=False),
+    Column("remark", Text, nullable=False, default=""),
+    Column("validation", Text, nullable=False),
+    Column("details", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+round_table = Table(
+    "round",
+    metadata,
+    Column("project", BigInteger, primary_key=True),
+    Column("n", Integer, primary_key=True),
+    Column("key", String(64), nullable=False),
+    Column("model", String(40), nullable=False),
+    Column("picks", Text, nullable=False),
+    Column("carried", Text, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("labels", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("published_at", Float),
+    Column("settings", Text, nullable=False, default=""),  # JSON of those it was ranked with; "" in older rows
+)
+uncertainty_table = Table(
+    "entropy",
+    metadata,
+    Column("model", String(64), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("value", Float, nullable=False),  # the mean over the image
+    Column("more", Text, nullable=False, default=""),  # JSON of the other signals; "" in rows of older versions
+)
+shown_table = Table(
+    "shown",
+    metadata,
+    Column("project", BigInteger, primary_key=True),
+    Column("task", BigInteger, primary_key=True),
+    Column("version", String(40), nullable=False),
+    Column("label", String(64), nullable=False),
+    Column("dice", Float, nullable=False),
+    Column("hd", Float, nullable=False),
+    Column("hd95", Float, nullable=False),
+    Column("unit", String(8), nullable=False),
+)
+progress_table = Table(
+    "progress",
+    metadata,
+    Column("project", BigInteger, primary_key=True, autoincrement=False),
+    Column("step", Text, nullable=False),
+    Column("done", Integer, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("at", Float, nullable=False),
+)
+shard_table = Table(
+    "shard",
+    metadata,
+    Column("project", BigInteger, primary_key=True),
+    Column("run", String(32), primary_key=True),
+    Column("n", Integer, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("needs", Text, nullable=False),
+    Column("tasks", Text, nullable=False),
+    Column("state", String(8), nullable=False),  # open, taken, done
+    Column("owner", String(64), nullable=False),
+    Column("beat", Float, nullable=False),
+    Column("tries", Integer, nullable=False),
+)
+change_table = Table(
+    "change",
+    metadata,
+    Column("project", BigInteger, primary_key=True),
+    Column("n", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("user", Text, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("what", Text, nullable=False),
+    Column("before", Text, nullable=False),
+    Column("after", Text, nullable=False),
+    Column("undone", Integer, nullable=False, default=0),
+)
+worker_table = Table(
+    "worker",
+    metadata,
+    Column("name", String(200), primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("doing", Text, nullable=False),
+)
+counter_table = Table(
+    "measure",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("label", String(100), primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    Column("total", Float, nullable=False),
+)
