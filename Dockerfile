@@ -1,5 +1,6 @@
-# The image of the server and of the workers. By default torch is the CPU build; with --build-arg TORCH_BACKEND= (empty)
-# it is the one the package index serves, which brings CUDA; any name that `uv pip install --torch-backend` knows works.
+# The image of the server and the workers. By default it contains the CPU build of torch. An empty --build-arg
+# TORCH_BACKEND= selects the build from the package index, which includes CUDA; any backend name that
+# `uv pip install --torch-backend` accepts works.
 FROM python:3.11-slim AS build
 ARG TORCH_BACKEND=cpu
 ENV UV_COMPILE_BYTECODE=1
