@@ -22,6 +22,7 @@ import click
 import pytest
 import typer
 import yaml
+from test_layers import FOLDERS
 
 from backend import cli
 from backend.settings import SECRETS, Settings
@@ -290,6 +291,14 @@ def test_the_reference_of_commands_lists_every_command_and_no_other() -> None:
 def test_the_reference_of_the_api_lists_every_endpoint_and_no_other() -> None:
     rows = re.findall(r"^\| `(GET|POST) (/\S*)` \|", text_of("docs/reference/api.md"), re.M)
     assert sorted((method.lower(), path) for method, path in rows) == sorted([*BODIES, ("get", "/metrics")])
+
+
+def test_the_layout_lists_every_folder_above_those_that_it_imports() -> None:
+    rows = re.findall(r"^\| (?:`(\w+)/`|(ground)) \|", text_of("CONTRIBUTING.md"), re.M)
+    order = [first or second for first, second in rows]
+    assert set(order) == {*FOLDERS, "demo"}
+    for folder, imported in FOLDERS.items():
+        assert imported - {"sampling"} <= set(order[order.index(folder) + 1 :]), folder
 
 
 # the site
