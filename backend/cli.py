@@ -26,7 +26,7 @@ from backend.web import status as project_status
 
 if TYPE_CHECKING:
     from backend.export import Summary as Exported
-    from backend.records.backup import Summary
+    from backend.records.backup_format import Summary
 
 # Threads that wait must sleep, not spin: beside a busy Label Studio a training step would take ten times as
 # long. It is read when torch is loaded, which happens after this line, and by the worker that serve starts.
@@ -434,11 +434,11 @@ def restore(
 ) -> None:
     """Put a project in place again, here or on another machine. The file is checked first."""
     from backend.app import open_store
-    from backend.records import backup as backups
+    from backend.records.restore import restore as restore_backup
     from backend.workers.worker import Queue
 
     settings = _settings(data_dir=data_dir)
-    made = backups.restore(lambda: open_store(settings), file, replace=replace, wait=wait, say=_say)
+    made = restore_backup(lambda: open_store(settings), file, replace=replace, wait=wait, say=_say)
     Queue(settings).request(made.project)
     _say(f"{_backed_up(made)}, as of {made.made_at}, is in {settings.data_dir}; the worker looks at it.")
 

@@ -29,9 +29,12 @@ from backend.errors import BadBackup, BadSetting, ProjectBusy, StorageFull
 from backend.fingerprints import fingerprint
 from backend.loop.driver import Reconciler
 from backend.records import backup as backups
+from backend.records.archive import Archive
 from backend.records.audit import Change
-from backend.records.backup import BY_CONTENT, MANIFEST, OWN, TABLES, Archive, backup, restore
+from backend.records.backup import backup
+from backend.records.backup_format import BY_CONTENT, MANIFEST, OWN, TABLES, Summary
 from backend.records.migrate import HEAD
+from backend.records.restore import restore
 from backend.records.store import Store
 from backend.records.tables import change_table
 from backend.web import status
@@ -78,7 +81,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for k in kinds for p in (folder / k).rglob("*") if p.is_file()}
 
 
-def restored(made: Made, store: Store, file: Path | None = None, **options: Any) -> backups.Summary:
+def restored(made: Made, store: Store, file: Path | None = None, **options: Any) -> Summary:
     return restore(lambda: store, file or made.file, wait=0.0, **options)
 
 

@@ -160,4 +160,6 @@ def test_an_installed_scanqueue_has_its_migrations(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.startswith("backend/records/migrations/")}
-    assert packed == {str(path.relative_to(ROOT)) for path in (ROOT / "backend" / "migrations").rglob("*.py")}
+    assert packed == {
+        str(path.relative_to(ROOT)) for path in (ROOT / "backend" / "records" / "migrations").rglob("*.py")
+    }

@@ -1,0 +1,79 @@
+"""What a backup file contains, and what its members are called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Table
+
+from backend.fingerprints import fingerprint
+from backend.records.maps import map_name
+from backend.records.tables import (
+    change_table,
+    embedding_table,
+    label_table,
+    model_table,
+    progress_table,
+    project_table,
+    round_table,
+    scan_table,
+    shard_table,
+    shown_table,
+    uncertainty_table,
+)
+
+FORMAT = 1
+OLDEST = "0003"  # the first schema whose rows can be put into tables of today; columns added since need a default
+MANIFEST = "manifest.json"
+OWN = (  # rows that name the project
+    *(project_table, scan_table, label_table, model_table, round_table, shown_table, change_table),
+)
+BY_CONTENT = (embedding_table, uncertainty_table)  # rows that projects may share
+TABLES = (*OWN, *BY_CONTENT)
+LATER = (change_table,)  # tables that backups from before they came do not have
+NAMING = (model_table.c.fingerprint, label_table.c.mask, scan_table.c.digest)  # what artefacts are named by
+FLEETING = (progress_table, shard_table)  # about work under way; not kept in a backup
+ARTEFACTS = re.compile(
+    r"artefacts/(?:(models)/([0-9a-f]{24})/(\w[\w.-]{0,99})|(labels|masks|maps)/([0-9a-f]{24}))", re.A
+)
+CHUNK = 2**20  # bytes in memory at once
+LINE = 2**28  # bytes of the longest row that is believed
+MANIFEST_BYTES = 2**28
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a backup holds. `counts`: rows by table and artefacts by kind; `size`: bytes of its members, unpacked."""
+
+    project: int
+    title: str
+    made_at: str
+    scanqueue: str
+    counts: Mapping[str, int]
+    size: int
+
+
+def named_artefacts(
+    project: int, embedder: str, models: Iterable[str], labels: Iterable[str], digests: Iterable[str]
+) -> Iterator[tuple[str, str]]:
+    """(kind, name) of everything that the project's records name, there or not."""
+    yield "maps", map_name(project, embedder)
+    for kind, names in (("labels", labels), ("models", models)):
+        for name in names:
+            yield kind, name
+    for model in models:
+        for digest in digests:
+            yield "masks", fingerprint(model, digest)
+
+
+def member_of(table: Table) -> str:
+    return f"records/{table.name}.jsonl"
+
+
+def artefact(member: str) -> tuple[str, str] | None:
+    """(kind, name) of the artefact that a member is, or is a part of."""
+    found = ARTEFACTS.fullmatch(member)
+    return (found[1] or found[4], found[2] or found[5]) if found else None
