@@ -1,7 +1,6 @@
-"""Scans as people look at them: thumbnails with outlined masks, and two models held against each other.
+"""Pictures of scans for people: thumbnails with outlined masks, and the comparison of two models.
 
-Every picture is a PNG of the scan upright, its aspect kept. The colours keep apart for colour-blind readers (Okabe &
-Ito 2008), and every outline has a dark halo, so that it is seen on black and on white.
+Every picture is a PNG of the upright scan with its aspect ratio.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,34 +32,33 @@ from backend.formats.pixels import Letterboxed, letterbox, translate
 from backend.loop.batch import CHUNK, BatchProcessor
 from backend.records.scans import scan_of
 from backend.records.store import Store
+from backend.web.drawing import (
+    Map,
+    difference_picture,
+    encode_png,
+    outlined,
+    shrink,
+    thumbnail,
+)
 
 log = logging.getLogger("scanqueue.pictures")
 
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
-"""Of the labels, in the order of the label config; an eighth label has the first colour again."""
-ONLY_FIRST, ONLY_SECOND, OTHER_LABEL, BOTH = "#0072B2", "#E69F00", "#CC79A7", "#FFFFFF"
-"""Of a difference: labelled by the first model alone, by the second alone, by both but not alike; outline of the rest.
-"""
-HALO = "#101010"
-
 ANNOTATOR = "annotator"
 PARTS = ("image", "first", "second", ANNOTATOR, "difference")
-SMALLEST, LARGEST = 32, 1024  # pixels of the longer side
-PATIENCE = 20.0  # seconds that a comparison draws masks and measures before it answers with what it has
-KEPT = 100_000  # pairs of Dice and HD95 in memory
-
-Map = NDArray[np.uint8]  # a label map (H, W), or pixels (H, W) or (H, W, 3)
+SMALLEST, LARGEST = 32, 1024  # allowed longer sides in pixels
+PATIENCE = 20.0  # seconds after which a comparison returns what it has
+KEPT = 100_000  # pairs of Dice and HD95 kept in memory
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Two models on one scan that neither learnt from.
+    """Two models on one held-out scan.
 
-    first, second  Dice of either model's mask against the annotator's, 0..1
+    first, second  Dice of each model's mask against the annotator's, 0..1, high is good
     agreement      Dice of the two masks against each other
     first_hd95, second_hd95
-                   HD95 of either model's mask against the annotator's, low is good
-    unit           of these distances: "mm" where the scan's spacing is known, else "px"
+                   HD95 of each model's mask against the annotator's, low is good
+    unit           unit of these distances: "mm" if the scan's spacing is known, else "px"
     """
 
     task: int
@@ -74,10 +71,10 @@ class Compared:
 
 
 class Pictures:
-    """Draws from what lies in `store`; what is missing is fetched and drawn by `processor`, and then lies there.
+    """Makes pictures from the pixels and masks in `store`; `processor` adds missing ones.
 
-    Raises ScanqueueError, and nothing else, for whatever may be wrong with a scan, a mask or a model: NotKnown when
-    there is none of that number or version, BadSetting when the picture that is asked for makes no sense.
+    Any problem with a scan, mask or model raises ScanqueueError and nothing else: NotKnown for an unknown task or
+    version, BadSetting for an impossible picture.
     """
 
     def __init__(self, store: Store, processor: BatchProcessor) -> None:
@@ -89,27 +86,27 @@ class Pictures:
     def scan(self, project: int, task: int, *, side: int = 160, model: str = "") -> bytes:
         """A scan as PNG, its longer side `side` pixels (32..1024).
 
-        model  a version: with outlines of the mask that this model draws; "annotator": of the submitted one
+        model  a version: outline the mask of this model; "annotator": outline the submitted mask; "": no outline
         """
         _check_side(side)
         with _explained(project, task):
             scan = self._scan(project, task)
             box = self._box(scan)
-            picture = _thumbnail(box, side)
+            picture = thumbnail(box, side)
             if model:
                 mask = self._mask_of(project, scan, model)
-                picture = _outlined(picture, _shrunk(_fitting(mask, box, task), *picture.shape[:2]))
-            return _png(picture)
+                picture = outlined(picture, shrink(_fitting(mask, box, task), *picture.shape[:2]))
+            return encode_png(picture)
 
     def difference(self, project: int, task: int, first: str, second: str, part: str, side: int = 256) -> bytes:
         """One part of the comparison of two models on a scan, as PNG.
 
         part  "image": the scan alone; "first", "second", "annotator": with the outlines of that mask; "difference":
-              in grey, filled with ONLY_FIRST, ONLY_SECOND or OTHER_LABEL where the two masks differ, and nowhere
-              else; what both have alike is outlined
+              in grey, filled with ONLY_FIRST, ONLY_SECOND or OTHER_LABEL where the two masks differ, outlined where
+              they agree
         """
         if part not in PARTS:
-            raise BadSetting(f"a comparison has no part {part!r}; there are: {', '.join(PARTS)}.")
+            raise BadSetting(f"a comparison has no part {part!r}; choose one of {', '.join(PARTS)}.")
         if part != "difference":
             model = {"image": "", "first": first, "second": second, ANNOTATOR: ANNOTATOR}[part]
             return self.scan(project, task, side=side, model=model)
@@ -118,31 +115,30 @@ class Pictures:
             scan = self._scan(project, task)
             box = self._box(scan)
             one, other = (_fitting(self._mask_of(project, scan, v), box, task) for v in (first, second))
-            return _png(_differing(_thumbnail(box, side), one, other))
+            return encode_png(difference_picture(thumbnail(box, side), one, other))
 
     def held_out(self, project: int) -> list[int]:
-        """The labelled tasks that no model learns from, and that models are compared on."""
+        """The labelled tasks that no model is trained on and that models are compared on."""
         with _explained(project):
             return [scan.task for scan, _ in self._held_out(project)]
 
     def compare(
         self, project: int, first: str, second: str, limit: int = 24, *, seconds: float = PATIENCE
     ) -> list[Compared]:
-        """Two models on the held-out scans, the worst first: those with the lowest of the two Dice.
+        """Two models on the held-out scans, worst first by the lower of the two Dice values.
 
-        limit    how many are returned
-        seconds  after so many what is known by then is returned; the masks that were drawn are kept, so that the
-                 next call gets further
+        limit    maximum number of results
+        seconds  time limit; predicted masks are stored, so the next call continues where this one stopped
 
-        Scans are left out whose mask by either model is neither kept nor can be drawn, because the checkpoint or the
-        pixels are gone. Raises what kept the models from drawing when it kept them from drawing anything.
+        Scans are left out if the mask of either model is missing and cannot be predicted, because the checkpoint or
+        the pixels are gone. If nothing could be compared, the last such error is raised.
         """
         with _explained(project):
             one, other = self._model(project, first), self._model(project, second)
             names = self._labels(project) or _united(one["labels"], other["labels"])
             held = self._held_out(project)
         found: list[Compared] = []
-        trouble: ScanqueueError | None = None
+        problem: ScanqueueError | None = None
         until = time.monotonic() + seconds
         for start in range(0, len(held), CHUNK):
             if start and time.monotonic() >= until:
@@ -156,8 +152,8 @@ class Pictures:
                 except StoreUnavailable:
                     raise
                 except ScanqueueError as error:
-                    log.warning("project %s: %s cannot draw: %s", project, model["version"], error)
-                    trouble = error
+                    log.warning("project %s: %s cannot predict: %s", project, model["version"], error)
+                    problem = error
             for scan, label in chunk:
                 try:
                     with _explained(project, scan.task):
@@ -165,9 +161,9 @@ class Pictures:
                 except StoreUnavailable:
                     raise
                 except ScanqueueError as error:
-                    log.warning("project %s, task %s: left out of a comparison: %s", project, scan.task, error)
-        if not found and trouble is not None:
-            raise trouble
+                    log.warning("project %s, task %s: left out of the comparison: %s", project, scan.task, error)
+        if not found and problem is not None:
+            raise problem
         found.sort(key=lambda c: (min(c.first, c.second), c.first + c.second, c.task))
         return found[:limit]
 
@@ -176,14 +172,14 @@ class Pictures:
     def _scan(self, project: int, task: int) -> Scan:
         found = self.store.scan(project, task)
         if found is None:
-            raise NotKnown(f"project {project} has no task {task} here; it was deleted, or is not read yet.")
+            raise NotKnown(f"project {project} has no task {task} here; it was deleted or has not been read yet.")
         return scan_of(found)
 
     def _model(self, project: int, version: str) -> Mapping[str, Any]:
         found = self.store.model(project, version)
         if found is None:
-            there = ", ".join(m["version"] for m in self.store.models(project)) or "none yet"
-            raise NotKnown(f"project {project} has no model {version!r}; there are: {there}.")
+            there = ", ".join(m["version"] for m in self.store.models(project)) or "none"
+            raise NotKnown(f"project {project} has no model {version!r}; available: {there}.")
         return found
 
     def _config(self, project: int) -> LabelConfig | None:
@@ -195,7 +191,7 @@ class Pictures:
         return config.labels if config is not None else ()
 
     def _submitted(self, project: int) -> dict[int, str]:
-        """Names of the masks that were submitted, by task: those that were read with the labels of today."""
+        """Names of the submitted masks by task; only masks read with the present label config."""
         config = self._config(project)
         return {
             row["task"]: row["mask"]
@@ -204,7 +200,7 @@ class Pictures:
         }
 
     def _held_out(self, project: int) -> list[tuple[Scan, str]]:
-        """Held-out scans with the names of their submitted masks, always in the same order."""
+        """Held-out scans with the names of their submitted masks, in a stable order."""
         masks = self._submitted(project)
         labelled = [
             scan_of(row)
@@ -222,15 +218,15 @@ class Pictures:
         size = self.processor.learner.image_size
         if scan.digest:
             return self.processor.pixels(scan, size)
-        if scan.problem:  # asking for it again is the worker's, now and then: whoever has it may not answer
+        if scan.problem:  # only workers try again: the image host may not answer
             raise UnreadableScan(scan.problem)
-        _, image, problem = self.processor.fetch(scan.image)  # not read yet, or never: nothing is kept of it
+        _, image, problem = self.processor.fetch(scan.image)  # not read yet: nothing is stored
         if image is None:
             raise UnreadableScan(problem)
         return letterbox(image, size)
 
     def _mask_of(self, project: int, scan: Scan, model: str) -> Map:
-        """The mask of a version, or of "annotator", in the labels of the config, and others behind them."""
+        """The mask of a version or of "annotator", in the classes of the label config, further labels after them."""
         labels = self._labels(project)
         if model != ANNOTATOR:
             row = self._model(project, model)
@@ -242,8 +238,8 @@ class Pictures:
         except FileNotFoundError:
             pass
         raise UnreadableMask(
-            f"project {project}, task {scan.task}: no submitted mask is kept here. Label it in Label Studio; a mask "
-            "that was lost is read again before the next training."
+            f"project {project}, task {scan.task}: no submitted mask is stored here. Label the scan in Label Studio; a "
+            "lost mask is read again before the next training."
         )
 
     def _drawn(self, project: int, scan: Scan, model: Mapping[str, Any]) -> Map:
@@ -257,14 +253,14 @@ class Pictures:
         if self.store.has("models", model["fingerprint"]):
             row = self.store.scan(project, scan.task)
             problem = row["problem"] if row else ""
-            raise UnreadableScan(problem or f"task {scan.task} is not read yet; try again later.")
+            raise UnreadableScan(problem or f"task {scan.task} has not been read yet; try again later.")
         raise WeightsMissing(
-            f"project {project}, task {scan.task}: the mask by {model['version']} is not kept, and its checkpoint is "
-            "gone, so that it cannot be drawn again. SCANQUEUE_KEEP_MODELS says how many are kept (0: all)."
+            f"project {project}, task {scan.task}: the mask of {model['version']} is not stored, and its checkpoint "
+            "was removed, so it cannot be predicted again. SCANQUEUE_KEEP_MODELS sets how many are kept (0: all)."
         )
 
     def _draw(self, project: int, model: Mapping[str, Any], scans: Sequence[Scan]) -> None:
-        """Have the masks of these scans drawn that are missing, if the model's checkpoint is there."""
+        """Predict the missing masks of these scans, if the model's checkpoint exists."""
         read = [scan for scan in scans if scan.digest]
         if read and self.store.has("models", model["fingerprint"]):
             self.processor.draw(project, model["fingerprint"], read)
@@ -274,7 +270,7 @@ class Pictures:
     def _compared(
         self, scan: Scan, label: str, one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]
     ) -> list[Compared]:
-        """One comparison; none when one of the masks is gone."""
+        """One comparison; [] when a mask is missing."""
         models = [one, other]
         if not all(self.store.has("masks", fingerprint(m["fingerprint"], scan.digest)) for m in models):
             return []
@@ -290,7 +286,7 @@ class Pictures:
                     return []
                 maps[model["fingerprint"]] = translate(_label_map(mask, scan.task), model["labels"], names)
             if len({m.shape for m in maps.values()}) > 1:
-                raise UnreadableMask(f"task {scan.task}: its masks differ in size: they are of different images.")
+                raise UnreadableMask(f"task {scan.task}: its masks differ in size, so they belong to different images.")
             found = [self.processor.learner.compare(maps[a], maps[b], len(names) + 1, scan.spacing) for a, b in pairs]
             known = [(one.dice, one.hd95) for one in found]
             with self._lock:
@@ -303,7 +299,7 @@ class Pictures:
 
 @contextmanager
 def _explained(project: int, task: int | None = None) -> Iterator[None]:
-    """What cannot be explained costs one picture, never more, whatever decoders, arrays and networks raise."""
+    """Turn unexpected errors into UnreadableScan: whatever decoders and networks raise costs one picture."""
     try:
         yield
     except ScanqueueError:
@@ -311,13 +307,13 @@ def _explained(project: int, task: int | None = None) -> Iterator[None]:
     except Exception as error:
         where = f"project {project}" + (f", task {task}" if task is not None else "")
         log.exception("%s: no picture", where)
-        said = str(error) or type(error).__name__
-        raise UnreadableScan(f"{where}: the picture cannot be made ({said}); see the log of scanqueue.") from error
+        reason = str(error) or type(error).__name__
+        raise UnreadableScan(f"{where}: the picture cannot be made ({reason}); see the scanqueue log.") from error
 
 
 def _check_side(side: int) -> None:
     if not SMALLEST <= side <= LARGEST:
-        raise BadSetting(f"side: got {side}, wanted {SMALLEST} to {LARGEST} pixels.")
+        raise BadSetting(f"side: got {side}, expected {SMALLEST} to {LARGEST} pixels.")
 
 
 def _united(labels: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
@@ -326,111 +322,16 @@ def _united(labels: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
 
 def _label_map(mask: NDArray[Any], task: int) -> Map:
     if mask.dtype != np.uint8 or mask.ndim != 2:
-        raise UnreadableMask(f"task {task}: what is kept of its mask is damaged ({mask.dtype}, {mask.shape}).")
+        raise UnreadableMask(f"task {task}: its stored mask is damaged ({mask.dtype}, {mask.shape}).")
     return mask
 
 
 def _fitting(mask: Map, box: Letterboxed, task: int) -> Map:
-    """The mask, when it is one of this very scan."""
+    """The mask, checked to have the size of the scan."""
     if mask.shape != (box.original_height, box.original_width):
         height, width = mask.shape
         raise UnreadableMask(
-            f"task {task}: its mask is of {width} x {height} pixels, but the scan has {box.original_width} x "
+            f"task {task}: its mask has {width} x {height} pixels, but the scan has {box.original_width} x "
             f"{box.original_height}: the image was replaced. Label it again in Label Studio."
         )
     return mask
-
-
-# -- drawing ----------------------------------------------------------------------------------
-
-
-def _thumbnail(box: Letterboxed, side: int) -> Map:
-    """The scan without the padding, its longer side `side`: (h, w) or (h, w, 3) RGB."""
-    scale = side / max(box.original_height, box.original_width)
-    height, width = (max(1, round(n * scale)) for n in (box.original_height, box.original_width))
-    inner = np.ascontiguousarray(box.pixels[box.content])
-    shrinking = height * width < inner.shape[0] * inner.shape[1]
-    method = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(inner, (width, height), interpolation=method), dtype=np.uint8)
-
-
-def _shrunk(labels: Map, height: int, width: int) -> Map:
-    """A label map at another size, nearest; what is too small to be met by a pixel of it is kept all the same."""
-    small = np.asarray(cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
-    if height * width >= labels.size:
-        return small
-    for number in _classes(labels):
-        share = cv2.resize((labels == number).view(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA)
-        count, pieces = cv2.connectedComponents((share > 0).view(np.uint8))
-        lost = np.ones(count, np.bool_)
-        lost[0] = False
-        lost[pieces[small == number]] = False
-        small[lost[pieces]] = number
-    return small
-
-
-def _classes(labels: Map) -> list[int]:
-    """The classes that are in a label map, background left out."""
-    return [int(n) for n in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)) if n]
-
-
-def _outlined(picture: Map, labels: Map) -> Map:
-    """(h, w, 3): the picture with the border of every label in its colour; halos first, so that none hides a colour."""
-    return _traced(_colour(picture), [(labels == n, COLOURS[(n - 1) % len(COLOURS)]) for n in _classes(labels)])
-
-
-def _traced(picture: Map, areas: Sequence[tuple[NDArray[np.bool_], str]]) -> Map:
-    """The picture, changed: the border of each area in its colour, with a halo of one pixel or more around it."""
-    longest = max(picture.shape[:2])
-    width = 1 + (longest >= 200) + (longest >= 600)
-    lines = []
-    for area, colour in areas:
-        contours, _ = cv2.findContours(area.view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        line = cv2.drawContours(np.zeros(area.shape, np.uint8), contours, -1, 1)
-        lines.append((_wider(line, width), colour))
-    for line, _ in lines:
-        picture[_wider(line, 2 * ((width + 1) // 2) + 1) > 0] = _rgb(HALO)
-    for line, colour in lines:
-        picture[line > 0] = _rgb(colour)
-    return picture
-
-
-def _wider(line: Any, size: int) -> Any:
-    return cv2.dilate(line, np.ones((size, size), np.uint8))
-
-
-def _differing(picture: Map, one: Map, other: Map) -> Map:
-    """(h, w, 3): what `difference` promises; compared at original size, so that nothing is lost in between."""
-    height, width = picture.shape[:2]
-    kinds = np.zeros(one.shape, np.uint8)
-    kinds[(one > 0) & (other == 0)] = 1
-    kinds[(one == 0) & (other > 0)] = 2
-    kinds[(one > 0) & (other > 0) & (one != other)] = 3
-    kinds = _shrunk(kinds, height, width)
-    alike = _shrunk(np.where(one == other, one, 0).astype(np.uint8), height, width)
-    alike[kinds > 0] = 0
-    grey = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    answer = _traced(_colour(np.asarray(grey, dtype=np.uint8)), [(alike == n, BOTH) for n in _classes(alike)])
-    for kind, colour in enumerate((ONLY_FIRST, ONLY_SECOND, OTHER_LABEL), start=1):
-        answer[kinds == kind] = _rgb(colour)
-    return answer
-
-
-def _colour(picture: Map) -> Map:
-    """A copy with three channels."""
-    if picture.ndim == 3:
-        return picture.copy()
-    return np.repeat(picture[..., None], 3, axis=2)
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
-    return red, green, blue
-
-
-def _png(picture: Map) -> bytes:
-    ordered = np.ascontiguousarray(picture[..., ::-1]) if picture.ndim == 3 else picture  # OpenCV writes BGR
-    done, data = cv2.imencode(".png", ordered)
-    if not done:
-        raise ValueError(f"no PNG of {picture.shape}")
-    return bytes(data)

@@ -34,17 +34,8 @@ from backend.loop.batch import BatchProcessor
 from backend.records.store import Store
 from backend.settings import Settings
 from backend.web import pictures
-from backend.web.pictures import (
-    ANNOTATOR,
-    COLOURS,
-    HALO,
-    ONLY_FIRST,
-    ONLY_SECOND,
-    OTHER_LABEL,
-    PARTS,
-    Compared,
-    Pictures,
-)
+from backend.web.drawing import COLOURS, HALO, ONLY_FIRST, ONLY_SECOND, OTHER_LABEL
+from backend.web.pictures import ANNOTATOR, PARTS, Compared, Pictures
 
 PROJECT = 1
 SIZE = 64
@@ -315,30 +306,30 @@ def test_a_damaged_mask_is_drawn_again(lab: Lab) -> None:
 def test_what_is_asked_for_wrongly_is_said(lab: Lab) -> None:
     lab.add(7, gray(0))
     lab.model(R1)
-    with pytest.raises(NotKnown, match=r"^project 1 has no task 8 here; it was deleted, or is not read yet\.$"):
+    with pytest.raises(NotKnown, match=r"^project 1 has no task 8 here; it was deleted or has not been read yet\.$"):
         lab.pictures.scan(PROJECT, 8)
     with pytest.raises(NotKnown, match=r"^project 2 has no task 7 here"):
         lab.pictures.scan(2, 7)
-    with pytest.raises(NotKnown, match=r"^project 1 has no model 'scanqueue-r9'; there are: scanqueue-r1\.$"):
+    with pytest.raises(NotKnown, match=r"^project 1 has no model 'scanqueue-r9'; available: scanqueue-r1\.$"):
         lab.pictures.scan(PROJECT, 7, model="scanqueue-r9")
     with pytest.raises(NotKnown, match="scanqueue-r9"):
         lab.pictures.compare(PROJECT, R1, "scanqueue-r9")
     for side in (0, 31, 1025):
-        with pytest.raises(BadSetting, match=rf"^side: got {side}, wanted 32 to 1024 pixels\.$"):
+        with pytest.raises(BadSetting, match=rf"^side: got {side}, expected 32 to 1024 pixels\.$"):
             lab.pictures.scan(PROJECT, 7, side=side)
-    with pytest.raises(BadSetting, match=r"no part 'all'; there are: image, first, second, annotator, difference\."):
+    with pytest.raises(BadSetting, match=r"no part 'all'; choose one of image, first, second, annotator, difference\."):
         lab.pictures.difference(PROJECT, 7, R1, R1, "all")
 
 
 def test_a_mask_that_cannot_be_had_is_explained(lab: Lab) -> None:
     lab.add(7, gray(0))
     lab.model(R1)
-    with pytest.raises(WeightsMissing, match=r"task 7: the mask by scanqueue-r1 is not kept, and its ch.* is gone"):
+    with pytest.raises(WeightsMissing, match=r"task 7: the mask of scanqueue-r1 is not stored, and .* was removed"):
         lab.pictures.scan(PROJECT, 7, model=R1)
-    with pytest.raises(UnreadableMask, match=r"task 7: no submitted mask is kept here"):
+    with pytest.raises(UnreadableMask, match=r"task 7: no submitted mask is stored here"):
         lab.pictures.scan(PROJECT, 7, model=ANNOTATOR)
     lab.submit(7, np.zeros((10, 20), np.uint8))
-    with pytest.raises(UnreadableMask, match=r"task 7: its mask is of 20 x 10 pixels, but the scan has 64 x 64"):
+    with pytest.raises(UnreadableMask, match=r"task 7: its mask has 20 x 10 pixels, but the scan has 64 x 64"):
         lab.pictures.scan(PROJECT, 7, model=ANNOTATOR)
 
 

@@ -22,7 +22,9 @@ from backend.errors import BadSetting
 from backend.records.maps import map_name
 from backend.records.store import Store
 from backend.web import plots
-from backend.web.plots import COLOURINGS, PALETTE, both, curve_plot, map_plot
+from backend.web.plots import both, curve_plot, map_plot
+from backend.web.plots.map import COLOURINGS
+from backend.web.plots.style import PALETTE
 
 SVG = "{http://www.w3.org/2000/svg}"
 OPEN, LABELLED, PROBLEM, SKIPPED = range(4)
@@ -227,10 +229,10 @@ def test_many_intervals_become_a_band() -> None:
 def test_the_legend_names_only_what_is_drawn() -> None:
     every = {
         "model, on held-out scans",
-        "model that was not taken",
-        "mask shown, against the one submitted",
-        "labels of our order",
-        "as many labels drawn at random",
+        "model that was not accepted",
+        "mask shown, against the submitted mask",
+        "scans chosen by the strategy",
+        "same number of random scans",
     }
     assert every <= set(texts(curve_plot(curve())))
     plain = curve(models=[model(1), model(2)], shown=[], control=[])
@@ -270,7 +272,7 @@ def test_what_is_unknown_is_left_out() -> None:
     odd["lead_time"]["without"] = {"median": None, "low": None, "high": None, "n": 0}
     drawn = curve_plot(odd)
     assert marks(drawn, "intervals-dice-shown") == 1
-    assert "no figure" in texts(drawn)
+    assert "no data" in texts(drawn)
 
 
 def test_names_of_labels_stay_as_they_are_written() -> None:
@@ -286,7 +288,7 @@ def test_names_of_labels_stay_as_they_are_written() -> None:
 def test_nothing_yet_is_said_in_a_sentence() -> None:
     for drawn, said in (
         (map_plot({"x": [], "y": []}), "There is no map yet: no scan has been read."),
-        (curve_plot(nothing()), "There is no learning curve yet: no model has been judged on held-out scans."),
+        (curve_plot(nothing()), "There is no learning curve yet: no model has been evaluated on held-out scans."),
     ):
         assert " ".join(texts(drawn)) == said
     together = " ".join(texts(both({}, {})))
@@ -332,9 +334,9 @@ def test_the_same_object_gives_the_same_file_whatever_else_is_drawn() -> None:
 
 
 def test_another_kind_or_colour_is_refused_with_the_choices() -> None:
-    with pytest.raises(BadSetting, match=r"^a plot is svg or png, not 'pdf'\.$"):
+    with pytest.raises(BadSetting, match=r"^plot format: got 'pdf', expected svg or png\.$"):
         curve_plot(curve(), kind="pdf")
-    with pytest.raises(BadSetting, match=r"^a map is coloured by one of cluster, state, .*; got 'mood'\.$"):
+    with pytest.raises(BadSetting, match=r"^map colour: got 'mood', expected one of cluster, state, .*\.$"):
         map_plot(atlas(), colour="mood")
 
 
