@@ -5,6 +5,8 @@ The message of every error is meant for a person: what was wrong, where, and wha
 
 from __future__ import annotations
 
+import errno
+import sqlite3
 from pathlib import Path
 
 
@@ -117,6 +119,16 @@ class ProjectBusy(ScanqueueError):
 
 class StorageFull(ScanqueueError):
     """Records or artefacts could not be written to the data folder."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an operating system's or a database driver's error means that a disk or a quota is full."""
+    return (
+        getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL  # without the details
+        or getattr(error, "sqlstate", None) == "53100"  # PostgreSQL
+        or "No space left" in str(error)
+    )
 
 
 class StoreUnavailable(ScanqueueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import secrets
@@ -13,9 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backend.errors import BadSetting, StorageFull
+from backend.errors import BadSetting, StorageFull, is_disk_full
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write says when there is no room
 MANIFEST = "manifest.json"
 MADE_BY = "scanqueue export"
 
@@ -58,7 +56,7 @@ class Target:
             yield aside
             self._put(aside)
         except OSError as error:
-            if error.errno not in FULL:
+            if not is_disk_full(error):
                 raise
             raise StorageFull(
                 f"No room for the export in {aside.parent}: {error.strerror}. Make room, or give another folder with "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from backend.errors import BadSetting, BrokenWeights, StorageFull, WeightsMissing
+from backend.errors import BadSetting, BrokenWeights, StorageFull, WeightsMissing, is_disk_full
 from backend.formats.pixels import Letterboxed
 from backend.learning.checkpoints import read_tensors
 from backend.learning.networks import from_radimagenet, misfits
@@ -351,8 +350,7 @@ def _write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        cure = "free some space" if full else "check that the data folder exists and may be written to"
+        cure = "free some space" if is_disk_full(error) else "check that the data folder exists and may be written to"
         raise StorageFull(
             f"the model could not be saved ({len(data):,} bytes to {path}): {error.strerror}; {cure}, then train again"
         ) from error

@@ -7,7 +7,6 @@ and put in place below the folder that SCANQUEUE_WEIGHTS_DIR names. Nothing in a
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from backend.errors import BadSetting, BrokenWeights, StorageFull, WeightsMissing
+from backend.errors import BadSetting, BrokenWeights, StorageFull, WeightsMissing, is_disk_full
 from backend.learning.checkpoints import check_whole, read_tensors
 from backend.learning.networks import misfits, renamed, wanted_tensors
 from backend.learning.preprocessing import IMAGENET, OPENAI, Preprocessing
@@ -555,6 +554,5 @@ def _copy(source: Path, place: Path) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             aside.unlink()
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        cure = "free some space" if full else f"check that {place.parent} may be written to"
+        cure = "free some space" if is_disk_full(error) else f"check that {place.parent} may be written to"
         raise StorageFull(f"{place} could not be written ({error.strerror or error}); {cure} and try again") from error

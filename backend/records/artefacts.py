@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import shutil
@@ -18,11 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import StorageFull
+from backend.errors import StorageFull, is_disk_full
 
 CACHES = ("pixels", "masks")  # artefacts that are made again when they are needed, from Label Studio or by a model
 USE_NOTED = 86400.0  # seconds: the use of a cached file is noted at most once in so long
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write says when there is no room
 ASIDE = ".new-"  # how the folders begin in which artefacts are written, beside their place
 
 
@@ -119,7 +117,7 @@ class Artefacts:
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
         except OSError as error:
-            if error.errno in FULL:
+            if is_disk_full(error):
                 raise StorageFull(
                     f"No room to write {kind} to {self.folder}: {error.strerror}. Make room; the work "
                     "that was lost is done again at the next look, nothing else is."

@@ -24,8 +24,7 @@ from typing import IO, Any
 from sqlalchemy import Column, Connection, Table, select
 
 from backend import __version__
-from backend.errors import BadSetting, ProjectBusy, StorageFull
-from backend.records.artefacts import FULL
+from backend.errors import BadSetting, ProjectBusy, StorageFull, is_disk_full
 from backend.records.backup_format import (
     ARTEFACTS,
     CHUNK,
@@ -75,7 +74,7 @@ def backup(
             finally:
                 Path(name).unlink(missing_ok=True)
         except OSError as error:
-            if error.errno in FULL:
+            if is_disk_full(error):
                 raise StorageFull(
                     f"The disk that holds {file.parent} is full: no backup was written. Make room, or give a file "
                     "on another disk."

@@ -16,12 +16,11 @@ from sqlalchemy.engine import URL, RowMapping, make_url
 from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from backend.errors import BadSetting, StorageFull, StoreUnavailable
+from backend.errors import BadSetting, StorageFull, StoreUnavailable, is_disk_full
 from backend.records.artefacts import Artefacts
 from backend.records.locks import Locks
 from backend.records.migrate import migrate
 
-DISK_FULL = "53100"  # PostgreSQL's SQLSTATE
 KEY = 5316292  # of the advisory lock in PostgreSQL; migrate has the number before it
 ROOM = 16 * 2**20  # bytes free in the data folder below which nothing is sure to be written
 SQLITE_AWAY = (  # trouble with the file, its disk or its other users, and not with what was asked
@@ -147,10 +146,10 @@ class Database(Artefacts):
                 "connections to it wait. It is tried again; check that it runs and that its machine is well."
             ) from error
         except (OperationalError, InterfaceError) as error:
-            said, state = str(error.orig), getattr(error.orig, "sqlstate", None)
+            said = str(error.orig)
             code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # without the details
             away = code in SQLITE_AWAY
-            if code == sqlite3.SQLITE_FULL or state == DISK_FULL or "No space left" in said or (away and self._short()):
+            if (error.orig and is_disk_full(error.orig)) or (away and self._short()):
                 where = self.folder if self._engine.dialect.name == "sqlite" else "the database"
                 raise StorageFull(f"The disk that holds {where} is full; nothing was lost. Make room.") from error
             if away:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from redis.exceptions import LockError, RedisError
 from redis.lock import Lock
 
-from backend.errors import StorageFull, StoreUnavailable
+from backend.errors import StorageFull, StoreUnavailable, is_disk_full
 
 log = logging.getLogger("scanqueue.locks")
 
@@ -75,7 +75,7 @@ class Locks:
             yield False
             return
         except (NotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and is_disk_full(error):
                 raise StorageFull(
                     f"No room for a lock in {self._folder}: {error.strerror}. Make room; nothing was lost."
                 ) from error
