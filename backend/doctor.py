@@ -23,10 +23,10 @@ import httpx
 
 from backend.errors import BadSetting, NotSegmentable, ScanqueueError, WeightsMissing
 from backend.facts import SAMPLING, SECRET_HEADER, LabelConfig, version_name
-from backend.label_studio.client import plain_url, read_token
+from backend.label_studio.client import read_token, redact_url
 from backend.label_studio.listing import ProjectPage
 from backend.label_studio.studio import Studio
-from backend.label_studio.webhooks import webhook_cure
+from backend.label_studio.webhooks import webhook_advice
 from backend.loop.project_settings import project_settings
 from backend.records.store import Store
 from backend.settings import Settings, is_loopback
@@ -279,7 +279,7 @@ def _health(answer: httpx.Response | None) -> dict[str, Any]:
 
 def _server(settings: Settings, address: str) -> Iterator[Finding]:
     answer, why = _ask(f"{address}/health")
-    shown = plain_url(address)
+    shown = redact_url(address)
     if not _is_ours(answer):
         local = _local(settings)
         beside = ""
@@ -453,7 +453,7 @@ def _refused_token(kind: str, key: str, error: ScanqueueError) -> Finding:
 
 def _address(settings: Settings, address: str, studio: Studio) -> Iterator[Finding]:
     """Whether Label Studio would call us at `address`, and send webhooks there: two guards, set apart."""
-    shown = plain_url(address)
+    shown = redact_url(address)
     host = urlsplit(address).hostname or ""
     webhook = studio.webhook_objection(f"{address}/webhook")
     backend = studio.backend_objection(address)
@@ -463,7 +463,7 @@ def _address(settings: Settings, address: str, studio: Studio) -> Iterator[Findi
         yield Finding("address", "warning", what, cure)
     if "valid URL" in webhook:
         what = f"Label Studio connects to {shown} but creates no webhook for it: the host {host!r} has no dot."
-        yield Finding("address", "error", what, webhook_cure(address))
+        yield Finding("address", "error", what, webhook_advice(address))
         webhook = ""
     unknown = next((said for said in (backend, webhook) if "resolve hostname" in said), "")
     if unknown:
@@ -509,7 +509,7 @@ def _label_config(page: ProjectPage, project: int) -> Iterator[Finding]:
 def _backend(settings: Settings, studio: Studio, project: int, address: str, titles: list[str]) -> Iterator[Finding]:
     rows = sorted(studio.backends(project), key=lambda row: row["id"])
     titles += [str(row.get("title") or "") for row in rows]
-    shown = plain_url(address)
+    shown = redact_url(address)
     if not rows:
         what = f"No ML backend is connected to project {project}."
         yield Finding("backend", "error", what, f"Enter {shown} in Settings > Model > Connect Model.")
@@ -520,7 +520,7 @@ def _backend(settings: Settings, studio: Studio, project: int, address: str, tit
     if ours is None:
         return
     if len(rows) > 1:
-        first = plain_url(rows[0]["url"])
+        first = redact_url(rows[0]["url"])
         asked = "ours" if rows[0] is ours else first
         what = f"The project has {len(rows)} ML backends; Label Studio asks only the first one, {asked}."
         cure = "Remove the other ones in Settings > Model."
@@ -542,7 +542,7 @@ def _backend(settings: Settings, studio: Studio, project: int, address: str, tit
         yield Finding("backend", "error", what, cure)
     else:
         said = re.sub(r"//[^/@\s]+@", "//", str(ours.get("error_message") or "it does not answer"))[:200]
-        what = f"Label Studio does not get through to {plain_url(ours['url'])}: {said}"
+        what = f"Label Studio does not get through to {redact_url(ours['url'])}: {said}"
         cure = (
             "Check from Label Studio's machine that this address answers, correct it or its user and password in "
             "Settings > Model, Edit, and set SCANQUEUE_PUBLIC_URL to the same."
@@ -555,10 +555,10 @@ def _own_row(rows: list[dict[str, Any]], address: str) -> tuple[dict[str, Any] |
     exact = next((row for row in rows if _same(row["url"], address)), None)
     if exact is not None:
         return exact, None
-    shown = plain_url(address)
-    what = f"The project is connected to {', '.join(plain_url(row['url']) for row in rows)}, not to {shown}"
+    shown = redact_url(address)
+    what = f"The project is connected to {', '.join(redact_url(row['url']) for row in rows)}, not to {shown}"
     cure = f"Edit the URL in Settings > Model to {shown}, or set SCANQUEUE_PUBLIC_URL to the address used there."
-    answers = [(row, _ask(f"{plain_url(row['url']).rstrip('/')}/health")[0]) for row in rows]
+    answers = [(row, _ask(f"{redact_url(row['url']).rstrip('/')}/health")[0]) for row in rows]
     for row, answer in answers:
         if _is_ours(answer):
             return row, Finding("backend", "warning", f"{what}, though scanqueue answers there too.", cure)
@@ -570,7 +570,7 @@ def _own_row(rows: list[dict[str, Any]], address: str) -> tuple[dict[str, Any] |
 
 
 def _same(one: str, other: str) -> bool:
-    return plain_url(one).rstrip("/") == plain_url(other).rstrip("/")
+    return redact_url(one).rstrip("/") == redact_url(other).rstrip("/")
 
 
 def _known(settings: Settings, row: Any, project: int) -> Iterator[Finding]:
@@ -587,20 +587,20 @@ def _known(settings: Settings, row: Any, project: int) -> Iterator[Finding]:
 
 def _webhook(settings: Settings, studio: Studio, project: int, address: str, row: Any) -> Iterator[Finding]:
     url = f"{address}/webhook"
-    shown = plain_url(url)
+    shown = redact_url(url)
     hooks = studio.webhooks(project)
     same = [hook for hook in hooks if _same(hook.get("url") or "", url)]
     old = [h for h in hooks if h not in same and ((h.get("headers") or {}).get(SECRET_HEADER) or _like_ours(h))]
     itself = "a running worker mends it within a minute"
     if not same:
         objection = studio.webhook_objection(url)
-        elsewhere = f"; it goes to {', '.join(plain_url(h['url']) for h in old)}" if old else ""
+        elsewhere = f"; it goes to {', '.join(redact_url(h['url']) for h in old)}" if old else ""
         what = f"Project {project} has no webhook to {shown}{elsewhere}."
-        cure = webhook_cure(url) if objection else f"Add it in Settings > Webhooks > Add Webhook; {itself}, too."
+        cure = webhook_advice(url) if objection else f"Add it in Settings > Webhooks > Add Webhook; {itself}, too."
         yield Finding("webhook", "error", what, cure)
         return
     if old:
-        there = ", ".join(plain_url(h["url"]) for h in old)
+        there = ", ".join(redact_url(h["url"]) for h in old)
         what = f"A webhook to another address is left over, {there}; every Submit waits for it."
         yield Finding("webhook", "warning", what, "Delete it in Settings > Webhooks.")
     found = list(_hook_faults(settings, same, row["secret"], shown, itself))

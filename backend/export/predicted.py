@@ -82,7 +82,7 @@ class ModelMasks:
                 found[task] = mask, "stored"
         lacking = [task for task in scans if task not in found]
         if lacking and self._rounds:
-            for task, regions in self._processor.studio.drawn(self._project, lacking, self._rounds):
+            for task, regions in self._processor.studio.predicted_regions(self._project, lacking, self._rounds):
                 if regions is not None:
                     size = rows[task]["height"], rows[task]["width"]  # type: ignore[index]
                     try:

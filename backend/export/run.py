@@ -37,8 +37,8 @@ from backend.facts import LabelConfig
 from backend.formats import cut
 from backend.formats.pixels import decode_image
 from backend.intake.identities import Identities
-from backend.label_studio.client import plain_url
-from backend.label_studio.listing import Annotation, Other
+from backend.label_studio.client import redact_url
+from backend.label_studio.listing import Annotation, OtherAnnotation
 from backend.label_studio.masks import read_mask
 from backend.label_studio.studio import Studio
 from backend.records.store import Store
@@ -120,7 +120,7 @@ class Export:
                 "--format: NIfTI and DICOM SEG need the file of identities that `scanqueue import` wrote: it knows "
                 "which files the scans came from. Give it with --identities, or export png and coco."
             )
-        target = Target(out, self.project, plain_url(self.studio.url), force=force)
+        target = Target(out, self.project, redact_url(self.studio.url), force=force)
         with target.filling() as folder:
             running = _Run(self, folder)
             try:
@@ -141,7 +141,7 @@ class _Run:
 
             assert asked.processor is not None
             self.model = ModelMasks(asked.processor, asked.project, self.config, asked.model)
-        self.people = asked.studio.people() if asked.names else {}
+        self.people = asked.studio.user_names() if asked.names else {}
         self.formats = frozenset(asked.formats or FORMATS)
         self.manifest = Sections(folder / MANIFEST, SECTIONS)
         self.files = Files(folder, self.manifest)
@@ -319,7 +319,9 @@ class _Run:
         rows = [(a.task, other) for a in found for other in a.others]
         for a in found:
             if a is not counts:
-                rows.append((a.task, Other(a.id, a.created_at, a.completed_by, a.ground_truth, skipped=False)))
+                rows.append(
+                    (a.task, OtherAnnotation(a.id, a.created_at, a.completed_by, a.ground_truth, skipped=False))
+                )
         return [
             {
                 "annotation": other.id,
@@ -409,7 +411,7 @@ class _Run:
             "project": {
                 "id": asked.project,
                 "title": self.page.title,
-                "label_studio": plain_url(asked.studio.url),
+                "label_studio": redact_url(asked.studio.url),
             },
             "labels": [{"number": n, "name": name} for n, name in enumerate(self.config.labels, start=1)],
             "formats": [f for f in FORMATS if f in self.formats],

@@ -48,18 +48,18 @@ def read_token(api_key: str) -> Token:
     return Token(kind, float(expires) if isinstance(expires, int | float) else None)
 
 
-def plain_url(url: str) -> str:
+def redact_url(url: str) -> str:
     """An address without what may be secret in it: user, password, query."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else parts.path
 
 
-def _pattern(path: str) -> str:
+def _path_pattern(path: str) -> str:
     """A path of the API without the numbers in it."""
     return re.sub(r"\d+", "ID", path)
 
 
-def _detail(body: Any) -> str:
+def error_detail(body: Any) -> str:
     said = body.get("validation_errors") or body.get("detail") if isinstance(body, Mapping) else None
     return str(said or body)[:300].rstrip(".") + "."
 
@@ -110,7 +110,7 @@ class Client:
                         base_url=self.url, api_key=self._api_key, timeout=self._timeout
                     )
                 except ApiError as error:
-                    raise StudioRefused(f"The token is not usable: {_detail(error.body)}") from error
+                    raise StudioRefused(f"The token is not usable: {error_detail(error.body)}") from error
             return self._sdk
 
     def _call(
@@ -134,7 +134,7 @@ class Client:
         if status == 401 and self._with_new_token():
             status, answer = self._exchange(method, path, **how)
         if status >= 400:
-            raise self._refusal(status, answer, path)
+            raise self.refusal(status, answer, path)
         return answer
 
     def _with_new_token(self) -> bool:
@@ -178,14 +178,14 @@ class Client:
                 },
             )
         except ApiError as error:
-            raise self._refusal(error.status_code or 0, error.body, path) from error
+            raise self.refusal(error.status_code or 0, error.body, path) from error
         except (httpx.HTTPError, ValueError) as error:  # ValueError: a token answer that is not JSON
             self._count("studio_error", "no answer")
             raise StudioUnavailable(
                 f"Label Studio at {self.url} does not answer ({type(error).__name__}). "
                 "It is asked again every minute; check that it runs and that SCANQUEUE_LABEL_STUDIO_URL is right."
             ) from error
-        self._count("studio", f"{method} {_pattern(path)}", time.monotonic() - began)
+        self._count("studio", f"{method} {_path_pattern(path)}", time.monotonic() - began)
         if response.status_code >= 400:
             self._count("studio_error", "failed" if response.status_code >= 500 else "refused")
         try:
@@ -198,8 +198,8 @@ class Client:
                 "JSON. It is asked again every minute; check SCANQUEUE_LABEL_STUDIO_URL."
             ) from error
 
-    def _refusal(self, status: int, body: Any, path: str) -> StudioUnavailable | StudioRefused:
-        detail = _detail(body)
+    def refusal(self, status: int, body: Any, path: str) -> StudioUnavailable | StudioRefused:
+        detail = error_detail(body)
         if status in (408, 409, 429) or status >= 500:
             return StudioUnavailable(
                 f"Label Studio answered {status} to {path}: {detail} It is asked again every minute."
@@ -234,7 +234,7 @@ class Client:
         try:
             return str(response.json()["release"])
         except (ValueError, TypeError, KeyError) as error:
-            where = f" to {plain_url(response.headers['location'])}" if "location" in response.headers else ""
+            where = f" to {redact_url(response.headers['location'])}" if "location" in response.headers else ""
             raise StudioRefused(
                 f"What answers at {self.url} is not Label Studio: {response.status_code}{where} for api/version/."
             ) from error

@@ -118,7 +118,7 @@ class Importing(Client):
             return ""
         faults = answer.get("validation_errors") if isinstance(answer, Mapping) else None
         if status != 400 or not isinstance(faults, Mapping):
-            raise self._refusal(status, answer, path)
+            raise self.refusal(status, answer, path)
         return " ".join(str(text) for texts in faults.values() for text in texts)
 
     def add_local_storage(self, project: int, folder: str) -> None:

@@ -34,7 +34,7 @@ class TaskRow:
 
 
 @dataclass(frozen=True)
-class Other:
+class OtherAnnotation:
     """An annotation of a task beside the one that counts; `skipped`: somebody pressed Skip."""
 
     id: int
@@ -61,7 +61,7 @@ class Annotation:
     shown_version: str  # of the prediction it was made from; "" when it was made from none
     created_at: str = ""
     ground_truth: bool = False
-    others: tuple[Other, ...] = ()
+    others: tuple[OtherAnnotation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,18 @@ class ProjectPage:
     skips: int = 0
 
 
-def _counting(annotations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _select_annotation(annotations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     valid = [a for a in annotations if not a.get("was_cancelled")]
     return max(valid, key=lambda a: (bool(a.get("ground_truth")), a["updated_at"], a["id"]), default=None)
 
 
-def _user(annotation: Mapping[str, Any]) -> int | None:
+def _user_id(annotation: Mapping[str, Any]) -> int | None:
     user = annotation.get("completed_by")
     number = user.get("id") if isinstance(user, Mapping) else user
     return None if number is None else int(number)
 
 
-def _filters(*items: tuple[str, str, str, Any]) -> dict[str, Any]:
+def filters(*items: tuple[str, str, str, Any]) -> dict[str, Any]:
     names = ("filter", "operator", "type", "value")
     rows = [dict(zip(names, (f"filter:tasks:{i[0]}", *i[1:]), strict=True)) for i in items]
     return {"filters": {"conjunction": "and", "items": rows}}
@@ -113,7 +113,7 @@ class Listing(Client):
             skips=int(page.get("skipped_annotations_number") or 0),
         )
 
-    def _tasks(self, project: int, include: str, query: Mapping[str, Any], **more: Any) -> Iterator[Any]:
+    def _task_rows(self, project: int, include: str, query: Mapping[str, Any], **more: Any) -> Iterator[Any]:
         page, received = 1, 0
         while True:
             params = {
@@ -137,8 +137,8 @@ class Listing(Client):
 
     def each_task(self, project: int, since: str = "") -> Iterator[TaskRow]:
         """As `tasks`, holding one page of the listing at a time."""
-        query = _filters(("updated_at", "greater", "Datetime", since)) if since else {}
-        for row in self._tasks(project, "id,data,updated_at,total_annotations,cancelled_annotations", query):
+        query = filters(("updated_at", "greater", "Datetime", since)) if since else {}
+        for row in self._task_rows(project, "id,data,updated_at,total_annotations,cancelled_annotations", query):
             yield TaskRow(
                 task=row["id"],
                 data=row.get("data") or {},
@@ -148,18 +148,18 @@ class Listing(Client):
             )
 
     def task_ids(self, project: int) -> set[int]:
-        return {row["id"] for row in self._tasks(project, "id", {})}
+        return {row["id"] for row in self._task_rows(project, "id", {})}
 
     def annotations(self, project: int, tasks: Sequence[int]) -> Iterator[Annotation | int]:
         """For each of `tasks` the annotation that counts, or the bare task id when there is none left."""
         for start in range(0, len(tasks), ANNOTATION_CHUNK):
             chunk = list(tasks[start : start + ANNOTATION_CHUNK])
-            query = _filters(("id", "in_list", "List", chunk))
-            rows = self._tasks(project, ANNOTATION_FIELDS, query, fields="all")
+            query = filters(("id", "in_list", "List", chunk))
+            rows = self._task_rows(project, ANNOTATION_FIELDS, query, fields="all")
             found = {row["id"]: row for row in rows}
             for task in chunk:
                 row = found.get(task, {})
-                best = _counting(row.get("annotations") or ())
+                best = _select_annotation(row.get("annotations") or ())
                 if best is None:
                     yield task
                     continue
@@ -171,15 +171,15 @@ class Listing(Client):
                     updated_at=best["updated_at"],
                     result=best.get("result") or (),
                     lead_time=best.get("lead_time"),
-                    completed_by=_user(best),
+                    completed_by=_user_id(best),
                     shown_version=versions.get(best.get("parent_prediction") or 0, ""),
                     created_at=best.get("created_at") or "",
                     ground_truth=bool(best.get("ground_truth")),
                     others=tuple(
-                        Other(
+                        OtherAnnotation(
                             id=a["id"],
                             created_at=a.get("created_at") or "",
-                            completed_by=_user(a),
+                            completed_by=_user_id(a),
                             ground_truth=bool(a.get("ground_truth")),
                             skipped=bool(a.get("was_cancelled")),
                         )
@@ -187,30 +187,30 @@ class Listing(Client):
                     ),
                 )
 
-    def drawn(
+    def predicted_regions(
         self, project: int, tasks: Sequence[int], versions: Sequence[str]
     ) -> Iterator[tuple[int, Sequence[Mapping[str, Any]] | None]]:
         """For each of `tasks` the regions of its newest prediction with one of `versions`; None when it has none."""
         for start in range(0, len(tasks), ANNOTATION_CHUNK):
             chunk = list(tasks[start : start + ANNOTATION_CHUNK])
-            query = _filters(("id", "in_list", "List", chunk))
-            found = {row["id"]: row for row in self._tasks(project, "id,predictions", query, fields="all")}
+            query = filters(("id", "in_list", "List", chunk))
+            found = {row["id"]: row for row in self._task_rows(project, "id,predictions", query, fields="all")}
             for task in chunk:
                 shown = [p for p in found.get(task, {}).get("predictions") or () if p.get("model_version") in versions]
                 newest = max(shown, key=lambda p: int(p["id"]), default=None)
                 yield task, None if newest is None else newest.get("result") or ()
 
-    def people(self) -> dict[int, str]:
+    def user_names(self) -> dict[int, str]:
         """The name, or else the e-mail address, of every user that this token may see, by number."""
         rows = self._call("GET", "/api/users/")
         rows = rows.get("results", []) if isinstance(rows, Mapping) else rows
         named = {u["id"]: f"{u.get('first_name') or ''} {u.get('last_name') or ''}".strip() for u in rows}
         return {u["id"]: named[u["id"]] or str(u.get("email") or u["id"]) for u in rows}
 
-    def begun(self, project: int) -> list[int]:
+    def tasks_with_drafts(self, project: int) -> list[int]:
         """Tasks of which somebody has a draft that was not submitted. Label Studio does not say who."""
-        query = _filters(("draft_exists", "equal", "Boolean", True))
-        return [row["id"] for row in self._tasks(project, "id", query)]
+        query = filters(("draft_exists", "equal", "Boolean", True))
+        return [row["id"] for row in self._task_rows(project, "id", query)]
 
     def task_count(self, project: int) -> int:
         """How many tasks the project has; the cheapest question of all."""
@@ -218,8 +218,8 @@ class Listing(Client):
 
     def task_data(self, project: int, after: int = 0) -> Iterator[tuple[int, Mapping[str, Any], int]]:
         """Task number, data and how many annotations and skips, of every task numbered above `after`; ascending."""
-        query = _filters(("id", "greater", "Number", after)) if after else {}
+        query = filters(("id", "greater", "Number", after)) if after else {}
         include = "id,data,total_annotations,cancelled_annotations"
-        for row in self._tasks(project, include, {**query, "ordering": ["tasks:id"]}):
+        for row in self._task_rows(project, include, {**query, "ordering": ["tasks:id"]}):
             touched = int(row.get("total_annotations") or 0) + int(row.get("cancelled_annotations") or 0)
             yield int(row["id"]), row.get("data") or {}, touched

@@ -9,7 +9,7 @@ from typing import Any
 
 from backend.errors import StudioRefused
 from backend.facts import SAMPLING
-from backend.label_studio.listing import Listing, _filters
+from backend.label_studio.listing import Listing, filters
 
 IMPORT_BYTES = 32 * 2**20  # well below Label Studio's DATA_UPLOAD_MAX_MEMORY_SIZE of 250 MiB
 VIEW_TITLE = "scanqueue"
@@ -46,7 +46,7 @@ def _chunks(rows: Sequence[bytes], limit: int) -> Iterator[list[bytes]]:
         yield chunk
 
 
-class Queue(Listing):
+class PublishedQueue(Listing):
     """TODO"""
 
     def published(self, project: int, version: str) -> dict[int, int]:
@@ -54,16 +54,16 @@ class Queue(Listing):
         counts = self._call("GET", f"/api/projects/{project}/model-versions/") or {}
         if version not in counts:
             return {}
-        query = _filters(("predictions_model_versions", "contains", "List", [version]))
-        rows = self._tasks(project, "id,predictions_model_versions", query)
+        query = filters(("predictions_model_versions", "contains", "List", [version]))
+        rows = self._task_rows(project, "id,predictions_model_versions", query)
         tasks = [r["id"] for r in rows if version in str(r["predictions_model_versions"]).split(",")]
         if counts[version] <= len(tasks):
             return dict.fromkeys(tasks, 1)
         return Counter(task for task, _ in self._prediction_ids(project, version))
 
     def _prediction_ids(self, project: int, version: str) -> list[tuple[int, int]]:
-        query = _filters(("predictions_model_versions", "contains", "List", [version]))
-        rows = self._tasks(project, "id,predictions", query, fields="all")
+        query = filters(("predictions_model_versions", "contains", "List", [version]))
+        rows = self._task_rows(project, "id,predictions", query, fields="all")
         return [
             (row["id"], p["id"])
             for row in rows
@@ -71,7 +71,7 @@ class Queue(Listing):
             if p.get("model_version") == version
         ]
 
-    def remove_doubles(self, project: int, version: str) -> int:
+    def remove_duplicate_predictions(self, project: int, version: str) -> int:
         """Keep the oldest prediction of `version` per task; returns how many were removed."""
         seen: set[int] = set()
         removed = 0
@@ -119,7 +119,7 @@ class Queue(Listing):
         shown = {
             "title": VIEW_TITLE,
             "ordering": ["tasks:predictions_score"],
-            **_filters(("total_annotations", "equal", "Number", 0)),
+            **filters(("total_annotations", "equal", "Number", 0)),
             "hiddenColumns": {"explore": [c for c in HIDDEN_COLUMNS if c not in score], "labeling": []},
         }
         self._add_tab(project, shown)

@@ -141,7 +141,7 @@ class ScanSource(Client):
                             renewed = True
                             continue
                         if ours and response.status_code in NOT_THE_SCANS_FAULT:
-                            raise self._refusal(response.status_code, response.reason_phrase, "an image")
+                            raise self.refusal(response.status_code, response.reason_phrase, "an image")
                         if ours and response.status_code == 403:
                             raise UnreadableScan(_forbidden(url, reference))
                         body = _body(response, reference)
@@ -158,7 +158,7 @@ class ScanSource(Client):
                         f"{urlsplit(url).netloc} does not answer ({type(error).__name__}); it is asked again later."
                     ) from error
                 except ApiError as error:
-                    raise self._refusal(error.status_code or 0, error.body, "/api/token/refresh/") from error
+                    raise self.refusal(error.status_code or 0, error.body, "/api/token/refresh/") from error
         raise UnreadableScan(f"more than {REDIRECTS} redirects; give the image's final address.")
 
     def _authorization(self) -> str:

@@ -7,10 +7,10 @@ listings and imports are split into chunks. Times, masks and versions mean what 
 from __future__ import annotations
 
 from backend.label_studio.importing import Importing
-from backend.label_studio.queue import Queue
+from backend.label_studio.queue import PublishedQueue
 from backend.label_studio.scan_source import ScanSource
 from backend.label_studio.webhooks import Webhooks
 
 
-class Studio(Queue, Importing, ScanSource, Webhooks):
+class Studio(PublishedQueue, Importing, ScanSource, Webhooks):
     """See `Client` for the arguments of the constructor and for the errors that every method raises."""

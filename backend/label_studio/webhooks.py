@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 
 from backend.errors import StudioRefused
 from backend.facts import SECRET_HEADER
-from backend.label_studio.client import Client, _detail
+from backend.label_studio.client import Client, error_detail
 
 
-def webhook_cure(url: str) -> str:
+def webhook_advice(url: str) -> str:
     """What to do when Label Studio will not deliver to `url`."""
     host = urlsplit(url).hostname or ""
     if "." not in host and host != "localhost" and ":" not in host:
@@ -25,7 +25,7 @@ def webhook_cure(url: str) -> str:
     )
 
 
-def _hook_is_right(hook: Mapping[str, Any], url: str, secret: str) -> bool:
+def _is_our_webhook(hook: Mapping[str, Any], url: str, secret: str) -> bool:
     return (
         hook.get("url") == url
         and bool(hook.get("is_active"))
@@ -43,7 +43,7 @@ class Webhooks(Client):
         return [hook for hook in hooks if hook.get("project") == project]
 
     def has_webhook(self, project: int, url: str, secret: str) -> bool:
-        return any(_hook_is_right(hook, url, secret) for hook in self.webhooks(project))
+        return any(_is_our_webhook(hook, url, secret) for hook in self.webhooks(project))
 
     def set_webhook(self, project: int, url: str, secret: str) -> None:
         """Make the project's webhook to `url` exist, active, for every action, with our secret header.
@@ -67,7 +67,7 @@ class Webhooks(Client):
             headers = {**(same[0].get("headers") or {}), SECRET_HEADER: secret}
             self._call("PATCH", f"/api/webhooks/{same[0]['id']}/", body=body | {"url": url, "headers": headers})
         except StudioRefused as error:
-            raise StudioRefused(f"The webhook to {url} could not be set: {error} {webhook_cure(url)}") from error
+            raise StudioRefused(f"The webhook to {url} could not be set: {error} {webhook_advice(url)}") from error
 
     def backends(self, project: int) -> list[dict[str, Any]]:
         """The ML backends connected to the project. Asking makes Label Studio call each of them."""
@@ -88,9 +88,9 @@ class Webhooks(Client):
         status, answer = self._exchange("POST", path, body=body)
         faults = answer.get("validation_errors") if isinstance(answer, Mapping) else None
         if status == 401:
-            raise self._refusal(status, answer, path)
+            raise self.refusal(status, answer, path)
         if not isinstance(faults, Mapping):
-            return _detail(answer)  # a blocked address, or a name that cannot be looked up
+            return error_detail(answer)  # a blocked address, or a name that cannot be looked up
         if wrong not in faults:
             raise StudioRefused(f"Label Studio took an impossible request to {path}; this version is not known.")
         about = faults.get("url") or ()

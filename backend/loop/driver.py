@@ -937,7 +937,7 @@ class Reconciler:
         version = version_name(latest["n"])
         refused: StudioRefused | None = None
         if step.doubled:
-            self.studio.remove_doubles(project, version)
+            self.studio.remove_duplicate_predictions(project, version)
         if step.tasks:
             rows = self._predictions(project, seen, latest, version, step.tasks)
             self.store.set_project(project, sending=time.time())

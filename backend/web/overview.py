@@ -186,9 +186,9 @@ class Overview:
         rows = sorted(self._store.labels(project), key=lambda r: r["read_at"], reverse=True)[:LATELY]
         note, begun = UNTOLD, []
         try:
-            begun = [{"task": task, "by": None} for task in self._studio.begun(project)]
+            begun = [{"task": task, "by": None} for task in self._studio.tasks_with_drafts(project)]
             if time.monotonic() - self._names[0] > FRESH:
-                self._names = (time.monotonic(), self._studio.people())
+                self._names = (time.monotonic(), self._studio.user_names())
         except ScanqueueError as error:
             note = str(error)
         names = self._names[1]

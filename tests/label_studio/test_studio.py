@@ -278,7 +278,7 @@ def test_an_annotation_says_when_it_was_submitted_and_which_others_there_are(sid
         (last, False, False),
     ]
     assert {o.completed_by for o in found.others} == {found.completed_by}
-    assert found.completed_by in ours.people()
+    assert found.completed_by in ours.user_names()
     assert sorted(o.created_at for o in found.others) == [o.created_at for o in found.others]
 
 
@@ -288,7 +288,7 @@ def test_what_was_drawn_for_a_task_is_its_newest_prediction_of_these_versions(si
     for version, rows in (("scanqueue-r1", 2), ("scanqueue-r2", 3), ("scanqueue-r3", 4)):
         ours.import_predictions(theirs.number, [row(first, version, 0.5, region(rows=rows))])
     ours.import_predictions(theirs.number, [row(second, "scanqueue-r1", 0.5)])
-    found = list(ours.drawn(theirs.number, [third, first, second], ["scanqueue-r1", "scanqueue-r2"]))
+    found = list(ours.predicted_regions(theirs.number, [third, first, second], ["scanqueue-r1", "scanqueue-r2"]))
     assert [task for task, _ in found] == [third, first, second]
     assert found[0][1] is None
     assert [r["value"] for r in found[1][1]] == [region(rows=3)["value"]]
@@ -324,11 +324,11 @@ def test_doubled_predictions_are_counted_and_the_oldest_is_kept(sides: tuple[Any
     ours.import_predictions(theirs.number, [row(a, "scanqueue-r2", 0.3)])
     ours.import_predictions(theirs.number, [row(a, "scanqueue-r1", 0.4)])
     assert ours.published(theirs.number, "scanqueue-r1") == {a: 2, b: 1}
-    assert ours.remove_doubles(theirs.number, "scanqueue-r1") == 1
+    assert ours.remove_duplicate_predictions(theirs.number, "scanqueue-r1") == 1
     assert ours.published(theirs.number, "scanqueue-r1") == {a: 1, b: 1}
     left = sorted((p["task"], p["model_version"], p["score"]) for p in theirs.predictions)
     assert left == [(a, "scanqueue-r1", 0.1), (a, "scanqueue-r2", 0.3), (b, "scanqueue-r1", 0.2)]
-    assert ours.remove_doubles(theirs.number, "scanqueue-r1") == 0
+    assert ours.remove_duplicate_predictions(theirs.number, "scanqueue-r1") == 0
 
 
 def test_an_import_that_drops_a_row_is_refused(sides: tuple[Any, Any]) -> None:

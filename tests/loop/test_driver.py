@@ -155,7 +155,7 @@ def test_a_second_process_leaves_a_project_that_is_being_worked_on_alone(world: 
 
 # -- killed anywhere ---------------------------------------------------------------------------
 
-STUDIO_WRITES = {"import_predictions", "show_round", "add_view", "set_webhook", "remove_doubles"}
+STUDIO_WRITES = {"import_predictions", "show_round", "add_view", "set_webhook", "remove_duplicate_predictions"}
 STORE_READS = {
     "arrays", "cache_slot", "check_room", "checkpoints", "drawing", "embedded", "embeddings", "has",
     "image_entropies", "labels", "latest_round", "lock", "model", "models", "path", "progress", "project", "projects",

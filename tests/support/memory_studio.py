@@ -20,8 +20,8 @@ from label_studio_sdk._extensions.label_studio_tools.core.label_config import pa
 
 from backend.errors import ProjectGone, StudioRefused, UnreadableScan
 from backend.facts import SAMPLING, SECRET_HEADER
-from backend.label_studio.listing import Annotation, Other, ProjectPage, TaskRow
-from backend.label_studio.webhooks import webhook_cure
+from backend.label_studio.listing import Annotation, OtherAnnotation, ProjectPage, TaskRow
+from backend.label_studio.webhooks import webhook_advice
 
 DRAWN = {"BrushLabels": "brushlabels", "PolygonLabels": "polygonlabels"}
 SECOND = timedelta(seconds=1)
@@ -187,21 +187,21 @@ class MemoryStudio:
             best = max(valid, key=lambda a: (a["ground_truth"], a["updated_at"], a["id"]))
             shown = versions.get(best["parent_prediction"], "")
             others = tuple(
-                Other(a["id"], a["created_at"], 1, a["ground_truth"], a["was_cancelled"])
+                OtherAnnotation(a["id"], a["created_at"], 1, a["ground_truth"], a["was_cancelled"])
                 for a in self._annotations.values()
                 if a["task"] == task and a is not best
             )
             about = best["created_at"], best["ground_truth"], others
             yield Annotation(task, best["id"], best["updated_at"], best["result"], 5.0, 1, shown, *about)
 
-    def drawn(
+    def predicted_regions(
         self, project: int, tasks: Sequence[int], versions: Sequence[str]
     ) -> Iterator[tuple[int, Sequence[Mapping[str, Any]] | None]]:
         for task in tasks:
             found = [p for p in self.predictions if p["task"] == task and p["model_version"] in versions]
             yield task, max(found, key=lambda p: p["id"])["result"] if found else None
 
-    def people(self) -> dict[int, str]:
+    def user_names(self) -> dict[int, str]:
         return {1: "Rita Reader"}
 
     def image(self, reference: str) -> bytes:
@@ -214,8 +214,8 @@ class MemoryStudio:
     def published(self, project: int, version: str) -> dict[int, int]:
         return dict(Counter(p["task"] for p in self.predictions if p["model_version"] == version))
 
-    def remove_doubles(self, project: int, version: str) -> int:
-        self.writes.append("remove_doubles")
+    def remove_duplicate_predictions(self, project: int, version: str) -> int:
+        self.writes.append("remove_duplicate_predictions")
         seen: set[int] = set()
         kept = []
         for row in self.predictions:
@@ -272,7 +272,7 @@ class MemoryStudio:
         self.writes.append("set_webhook")
         host = urlsplit(url).hostname or ""
         if "." not in host and host != "localhost":
-            raise StudioRefused(f"The webhook to {url} could not be set. {webhook_cure(url)}")
+            raise StudioRefused(f"The webhook to {url} could not be set. {webhook_advice(url)}")
         if all(hook["url"] != url for hook in self.hooks):
             self.add_webhook(url, {})
         hook = next(hook for hook in self.hooks if hook["url"] == url)

@@ -77,7 +77,7 @@ CHECK = {"level": "ok", "what": "", "cure": ""}
 class Away:
     """A Label Studio that does not answer."""
 
-    def begun(self, project: int) -> list[int]:
+    def tasks_with_drafts(self, project: int) -> list[int]:
         raise StudioUnavailable("Label Studio does not answer.")
 
 

@@ -265,12 +265,12 @@ class Names:
     def __init__(self) -> None:
         self.away = False
 
-    def begun(self, project: int) -> list[int]:
+    def tasks_with_drafts(self, project: int) -> list[int]:
         if self.away:
             raise StudioUnavailable("Label Studio does not answer.")
         return [11]
 
-    def people(self) -> dict[int, str]:
+    def user_names(self) -> dict[int, str]:
         return {1: "Anna Reader"}
 
 
