@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from world import PROJECT, KeptLearner, World
 
 from backend import cli
+from backend.commands.shared import settings_from_env
 from backend.errors import BadBackup, BadSetting, ProjectBusy, StorageFull
 from backend.fingerprints import fingerprint
 from backend.loop.driver import Reconciler
@@ -647,12 +648,12 @@ def test_the_commands_say_what_they_did_and_a_worker_looks(made: Made, tmp_path:
     environment = {"SCANQUEUE_DATA_DIR": str(made.world.folder)}
     done = run.invoke(cli.app, ["backup", str(file), "--project", "1"], env=environment)
     assert done.exit_code == 0, done.output
-    assert "with 12 scans, 7 labels and 1 models, 1 of them with their checkpoint is in" in done.output
-    assert "holds the webhook secret" in done.output
+    assert "with 12 scans, 7 labels and 1 models, 1 of them with their checkpoint was written to" in done.output
+    assert "contains the webhook secret" in done.output
     done = run.invoke(cli.app, ["restore", str(file), "--data-dir", str(data)], env={})
     assert done.exit_code == 0, done.output
-    assert "the worker looks at it" in done.output
-    assert Queue(cli._settings(data_dir=data)).waits(PROJECT)
+    assert "The worker processes it next" in done.output
+    assert Queue(settings_from_env(data_dir=data)).waits(PROJECT)
     assert records(Store(data)) == made.records
     again = run.invoke(cli.app, ["restore", str(file), "--data-dir", str(data)], env={})
     assert isinstance(again.exception, BadSetting)

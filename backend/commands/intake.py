@@ -1,0 +1,83 @@
+"""`scanqueue import`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from backend.commands.shared import DataDir, ProjectId, settings_from_env
+from backend.logs import log_to
+
+
+def import_(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Scan files and folders.")],
+    project: ProjectId,
+    axis: Annotated[str, typer.Option(help="Slice axis: acquisition, axial, coronal or sagittal.")] = "acquisition",
+    every: Annotated[int | None, typer.Option(min=1, help="Import every N-th slice only.")] = None,
+    best: Annotated[
+        int | None, typer.Option(min=1, help="Import only the N most informative slices of each scan.")
+    ] = None,
+    time: Annotated[int | None, typer.Option(min=0, help="Index of the volume in a time series, from 0.")] = None,
+    window: Annotated[str, typer.Option(help="Window: CENTER,WIDTH, a preset name, percentile, or auto.")] = "auto",
+    site: Annotated[str, typer.Option(help="Site name for the tasks. Default: a pseudonym.")] = "",
+    modality: Annotated[str, typer.Option(help="Modality for the tasks. Default: from the file header.")] = "",
+    group_by: Annotated[str, typer.Option(help="Group plain image files by: none, folder or file.")] = "none",
+    local_files: Annotated[
+        Path | None,
+        typer.Option(help="Write images below this folder, which Label Studio reads, instead of uploading."),
+    ] = None,
+    local_root: Annotated[
+        Path | None, typer.Option(help="Path of Label Studio's LOCAL_FILES_DOCUMENT_ROOT on this machine.")
+    ] = None,
+    skip_burnt_in: Annotated[
+        bool, typer.Option("--skip-burnt-in", help="Skip scans that seem to contain text in their pixels.")
+    ] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Number of reader processes. Default: one per core.")] = None,
+    identities: Annotated[
+        Path | None,
+        typer.Option(help="File that maps pseudonyms to identities. Default: identities.sqlite in the data folder."),
+    ] = None,
+    other_identities: Annotated[
+        bool,
+        typer.Option(
+            "--other-identities", help="Continue although the project was filled with another identities file."
+        ),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be imported; change nothing.")] = False,
+    show_paths: Annotated[
+        bool, typer.Option("--show-paths", help="Show file names even if the output is not a terminal.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Create tasks from DICOM, NIfTI, PNG, JPEG and TIFF files. No name, ID or date leaves this machine.
+
+    Run the same command again to resume an interrupted import. Existing tasks are not duplicated.
+    """
+    from backend.intake.command import import_scans
+    from backend.intake.identities import NAME
+    from backend.intake.plan import Wanted
+    from backend.intake.run import Request
+
+    settings = settings_from_env(data_dir=data_dir)
+    log_to(settings, level="WARNING")
+    wanted = Wanted(axis, every, best, time, window, site, modality, group_by, careful=skip_burnt_in)
+    request = Request(
+        project=project,
+        paths=tuple(paths),
+        wanted=wanted,
+        identities=identities or settings.data_dir / NAME,
+        spool=settings.data_dir / "spool" / f"import-{project}",
+        locks=settings.data_dir / "locks",
+        jobs=jobs or len(os.sched_getaffinity(0)),
+        local=local_files,
+        root=local_root,
+        dry_run=dry_run,
+        foreign=other_identities,
+    )
+    code = import_scans(request, settings, as_json=as_json, show_paths=show_paths)
+    if code:
+        raise typer.Exit(code)

@@ -1,0 +1,45 @@
+"""`scanqueue models list | activate`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from backend.commands.shared import AsJson, DataDir, ProjectId, console, open_records, settings_from_env
+from backend.commands.status import quality_text
+from backend.web import status as project_status
+
+
+def models_list(project: ProjectId, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """List the trained models of a project."""
+    found = project_status.model_list(open_records(data_dir), project)
+    if as_json:
+        typer.echo(json.dumps({"models": found}, indent=1))
+        return
+    if not found:
+        console.print(f"Project {project} has no trained model yet.")
+        return
+    table = Table("version", "active", "checkpoint", "labels", "validation", "remark")
+    for m in found:
+        mark = "active" if m["active"] else "" if m["accepted"] else "rejected"
+        file = "kept" if m["kept"] else "gone"
+        table.add_row(m["version"], mark, file, str(m["trained_on"]), quality_text(m["validation"]), m["remark"])
+    console.print(table)
+
+
+def models_activate(
+    version: Annotated[str, typer.Argument(help="For example scanqueue-r2.")],
+    project: ProjectId,
+    data_dir: DataDir = None,
+) -> None:
+    """Activate an earlier model. The worker publishes a new round with its masks."""
+    from backend.loop import audit
+    from backend.workers.worker import Queue
+
+    settings = settings_from_env(data_dir=data_dir)
+    audit.activate(open_records(data_dir), project, "command line", version)
+    Queue(settings).request(project)
+    console.print(f"{version} is now active for project {project}. The worker publishes a new round.")

@@ -1,0 +1,157 @@
+"""`scanqueue status`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from backend.commands.shared import AsJson, DataDir, console, open_records, say
+from backend.errors import BadSetting
+from backend.web import status as project_status
+
+
+class Panel(StrEnum):
+    """Contents of a plot."""
+
+    map = "map"
+    curve = "curve"
+    both = "both"
+
+
+def status(
+    project: Annotated[int | None, typer.Option("--project", help="Project ID. Default: all projects.")] = None,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show progress until Ctrl-C.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Write a plot of the project to this .svg or .png file.")
+    ] = None,
+    panel: Annotated[Panel, typer.Option("--panel", help="Contents of --plot.")] = Panel.both,
+    data_dir: DataDir = None,
+) -> None:
+    """Show the state of projects: labels, quality, queue, problems."""
+    kind = _plottable(plot, project) if plot is not None else ""
+    store = open_records(data_dir)
+    if watch and plot is None:
+        _watch(store, project)
+        return
+    wanted = [project] if project is not None else store.projects()
+    found = [project_status.describe(store, p) for p in wanted]
+    if project is not None and found == [None]:
+        raise BadSetting(
+            f"Project {project} is not connected to this scanqueue. Connect it in Label Studio, Settings > Model."
+        )
+    if plot is not None and project is not None:
+        _plot(store, project, plot, kind, panel)
+        return
+    if as_json:
+        typer.echo(json.dumps(found[0] if project is not None else {"projects": found}, indent=1))
+        return
+    if not found:
+        console.print("No projects yet. Connect scanqueue in Label Studio, Settings > Model.")
+    for one in found:
+        if one is not None:
+            _print_status(one)
+
+
+def _plottable(file: Path, project: int | None) -> str:
+    """The plot format, from the file's suffix. Raises BadSetting if the arguments are invalid."""
+    kind = file.suffix.lower().removeprefix(".")
+    if kind not in ("svg", "png"):
+        raise BadSetting(
+            f"--plot: got {str(file)!r}; expected a file name that ends in .svg or .png, such as project.svg."
+        )
+    if project is None:
+        raise BadSetting("--plot needs one project. Add its ID in Label Studio, for example --project 1.")
+    return kind
+
+
+def _plot(store: Any, project: int, file: Path, kind: str, panel: Panel) -> None:
+    from backend.web import learning_curve, map_view, plots
+
+    if panel is Panel.map:
+        drawn = plots.map_plot(map_view.atlas(store, project), kind=kind)
+    elif panel is Panel.curve:
+        drawn = plots.curve_plot(learning_curve.curve(store, project), kind=kind)
+    else:
+        drawn = plots.both(map_view.atlas(store, project), learning_curve.curve(store, project), kind=kind)
+    try:
+        file.write_bytes(drawn)
+    except OSError as error:
+        raise BadSetting(
+            f"--plot: cannot write {file} ({error.strerror or error}). Choose a file in an existing, writable folder."
+        ) from error
+    what = {"both": "The map and the learning curve", "map": "The map", "curve": "The learning curve"}[panel.value]
+    say(f"{what} of project {project} {'are' if panel is Panel.both else 'is'} in {file}.")
+
+
+def _watch(store: Any, project: int | None) -> None:
+    """Show one progress bar per project, with the time left in the current step."""
+    columns = (
+        TextColumn("project {task.fields[project]}: {task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} of {task.total:.0f}"),
+        TextColumn("{task.fields[left]}"),
+    )
+    with contextlib.suppress(KeyboardInterrupt), Progress(*columns, console=console) as progress:
+        bars: dict[int, Any] = {}
+        while True:
+            for number in [project] if project is not None else store.projects():
+                one = project_status.describe(store, number)
+                if one is None:
+                    continue
+                if number not in bars:
+                    bars[number] = progress.add_task("", total=1, project=number, left="")
+                job = one["job"] or {"step": one["phase"], "done": one["labelled"], "total": one["scans"]}
+                seconds = job.get("seconds_left")
+                left = f"{seconds:.0f} s left" if seconds is not None else "labelled" if not one["job"] else ""
+                text = f"{job['step']} (round {one['round'] if one['round'] is not None else '-'})"
+                progress.update(bars[number], description=text, completed=job["done"], total=job["total"], left=left)
+            time.sleep(1)
+
+
+def _print_status(one: dict[str, Any]) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    job, validation, shown = one["job"], one["validation"], one["shown"]
+    rows = [
+        ("project", f"{one['project']}  {one['title']}"),
+        ("phase", f"{one['phase']}  {one['reason']}"),
+        ("round", f"{one['model_version'] or '-'}  (masks by {one['model'] or 'no model yet'})"),
+        ("scans", f"{one['scans']}, embedded {one['embedded']}, labelled {one['labelled']}"),
+        ("embedder", f"{one['embedder']['name'] or '-'}  {one['embedder']['why']}"),
+        ("validation", quality_text(validation)),
+        ("shown masks", quality_text(shown)),
+        ("queue", " ".join(map(str, one["queue"][:12])) + (" ..." if len(one["queue"]) > 12 else "")),
+    ]
+    if one["control"]:
+        trial = one["control"]
+        ours, control = quality_text(trial["ours"]), quality_text(trial["control"])
+        rows.append(("control trial", f"{trial['labels']} labels each: our order {ours}, random order {control}"))
+    if one["stopping"]:
+        rows.append(("more labels?", one["stopping"]["sentence"]))
+    if job:
+        left = f", about {job['seconds_left']:.0f} s left" if job["seconds_left"] is not None else ""
+        rows.append(("now", f"{job['step']}: {job['done']} of {job['total']}{left}"))
+    if one["trouble"]:
+        rows.append(("problem", one["trouble"]))
+    for name, text in rows:
+        table.add_row(name, text)
+    console.print(table, markup=False, highlight=False)
+    for problem in one["problems"]:
+        console.print(f"  task {problem['task']}: {problem['what']}", markup=False, highlight=False)
+
+
+def quality_text(found: dict[str, Any]) -> str:
+    if not found["n"]:
+        return "-"
+    far = f", HD95 {found['hd95']:.1f} {found['unit']}" if found["hd95"] is not None else ""
+    if found["unit"] == "mixed":
+        far = ", no mean HD95: mixed units (mm and px)"
+    return f"Dice {found['dice']:.3f}{far} ({found['n']} scans)"
