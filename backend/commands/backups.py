@@ -34,7 +34,10 @@ def restore(
     wait: Wait = 600.0,
     data_dir: DataDir = None,
 ) -> None:
-    """Restore a project from a backup file, on this or another machine. The file is checked first."""
+    """Restore a project from a backup, here or on another machine.
+
+    The file is checked first.
+    """
     from backend.app import open_store
     from backend.records.restore import restore as restore_backup
     from backend.workers.worker import Queue

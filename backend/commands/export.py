@@ -56,7 +56,7 @@ def export(
     ] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Export annotations and masks in the geometry of the source scans.
+    """Export annotations and masks in the geometry of their sources.
 
     The exit code is 1 if something could not be exported. Everything else is exported.
     """

@@ -53,7 +53,7 @@ def doctor(
     as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Check the connection to Label Studio and explain how to fix problems."""
+    """Check the connection to Label Studio and suggest fixes."""
     from backend.doctor import examine
 
     findings = examine(settings_from_env(data_dir=data_dir), project)

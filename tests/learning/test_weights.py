@@ -523,14 +523,14 @@ def test_without_a_weights_folder_the_command_says_what_to_set(monkeypatch: pyte
 
 
 def test_the_doctor_names_a_truncated_embedder_of_a_project_that_runs(tmp_path: Path) -> None:
-    from backend.doctor import _embedder
+    from backend.doctor.service import check_embedder
 
     file = radimagenet_file(tmp_path / "radimagenet" / "ResNet50.pt")
     settings = Settings(embedder="radimagenet:resnet50", weights_dir=tmp_path, device="cpu")
     row = {"embedder": "radimagenet:resnet50", "embedder_why": "found"}
-    assert [f.level for f in _embedder(settings, row)] == ["ok"]
+    assert [f.level for f in check_embedder(settings, row)] == ["ok"]
     file.write_bytes(file.read_bytes()[:-1000])
-    (found,) = _embedder(settings, row)
+    (found,) = check_embedder(settings, row)
     assert (found.level, "is cut off" in found.what) == ("error", True)
     assert "scanqueue weights verify radimagenet-resnet50" in found.cure
 

@@ -20,11 +20,12 @@ import pytest
 from servers import RedisServer
 from typer.testing import CliRunner
 
-from backend import cli, doctor
+from backend import cli
 from backend.app import make_reconciler, to_env
 from backend.demo.child import Child, free_port
 from backend.demo.label_studio import LabelStudio
-from backend.doctor import Finding, examine
+from backend.doctor import Finding, examine, service
+from backend.doctor import project as project_checks
 from backend.facts import SECRET_HEADER
 from backend.records.store import Store
 from backend.settings import Settings
@@ -106,11 +107,11 @@ def bench(label_studio: LabelStudio, tmp_path_factory: pytest.TempPathFactory, p
         store.set_project(project, seen_at=0.0)
         worker = start(settings, folder / "worker.log", "-c", IDLE_WORKER)
         try:
-            alive = list(doctor._worker(settings, store, project))
+            alive = list(project_checks.check_worker(settings, store, project))
         finally:
             worker.stop()
         store.set_project(project, seen_at=time.time())
-        patch.setattr(doctor, "PICKED_UP", 1.0)  # from here on there is no worker to wait for
+        patch.setattr(project_checks, "PICKED_UP", 1.0)  # from here on there is no worker to wait for
         yield Bench(label_studio, settings, project, alive)
     finally:
         patch.undo()
@@ -253,28 +254,28 @@ def test_the_command_prints_findings_and_ends_with_1_on_errors(bench: Bench) -> 
 
 
 def test_listening_beyond_this_machine_needs_credentials() -> None:
-    found = one(list(doctor._listening(Settings(host="0.0.0.0"))), "listening", "error")
+    found = one(list(service.check_listening(Settings(host="0.0.0.0"))), "listening", "error")
     assert "SCANQUEUE_USER" in found.cure
 
 
 def test_the_data_folder_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", Path("/proc/scanqueue")):
-        found = one(list(doctor._data_folder(Settings(data_dir=folder))), "data-folder", "error")
+        found = one(list(service.check_data_folder(Settings(data_dir=folder))), "data-folder", "error")
         assert "SCANQUEUE_DATA_DIR" in found.cure
-    monkeypatch.setattr(doctor, "FREE_BYTES", 10**18)
-    found = one(list(doctor._data_folder(Settings(data_dir=tmp_path / "new"))), "data-folder", "warning")
-    assert "Make room" in found.cure
+    monkeypatch.setattr(service, "FREE_BYTES", 10**18)
+    found = one(list(service.check_data_folder(Settings(data_dir=tmp_path / "new"))), "data-folder", "warning")
+    assert "Free disk space" in found.cure
     assert not (tmp_path / "new").exists()
 
 
 def test_a_job_queue_that_is_away_is_named(tmp_path: Path) -> None:
-    assert list(doctor._job_queue(Settings())) == []
+    assert list(service.check_job_queue(Settings())) == []
     with RedisServer(tmp_path / "redis", password="hush") as broker:
         settings = Settings(redis_url=broker.url)
-        assert [f.level for f in doctor._job_queue(settings)] == ["ok"]
+        assert [f.level for f in service.check_job_queue(settings)] == ["ok"]
         broker.kill()
-        (found,) = doctor._job_queue(settings)
+        (found,) = service.check_job_queue(settings)
     assert found.level == "error"
     assert f"127.0.0.1:{broker.port} does not answer" in found.what
     assert "hush" not in found.what + found.cure
@@ -282,33 +283,33 @@ def test_a_job_queue_that_is_away_is_named(tmp_path: Path) -> None:
 
 def test_the_next_step_is_told(tmp_path: Path) -> None:
     settings = Settings(user=USER, password=PASSWORD)
-    (found,) = doctor._next(settings, None, "http://scanqueue.internal:9090")
+    (found,) = service.suggest_next_step(settings, None, "http://scanqueue.internal:9090")
     assert "Connect Model, http://scanqueue.internal:9090 with Basic Authentication" in found.what
     assert PASSWORD not in found.what
     store = Store(tmp_path)
     store.add_project(7)
-    (found,) = doctor._next(settings, store, "http://scanqueue.internal:9090")
-    assert found.what == "Connected projects: 7. More of one: scanqueue doctor --project 7"
+    (found,) = service.suggest_next_step(settings, store, "http://scanqueue.internal:9090")
+    assert found.what == "Connected projects: 7. To check one: scanqueue doctor --project 7"
 
 
 def test_a_server_that_is_down_or_behind_a_proxy_is_named(bench: Bench) -> None:
     settings = replace(bench.settings, public_url=f"http://127.0.0.1:{free_port()}")
-    found = one(list(doctor._server(settings, settings.public_url)), "server", "error")
+    found = one(list(service.check_server(settings, settings.public_url)), "server", "error")
     assert found.what.endswith(f"The server itself does answer at http://127.0.0.1:{settings.port}.")
     assert "SCANQUEUE_PUBLIC_URL" in found.cure
     with answering(200, "<html>Sign in</html>") as url:
-        found = one(list(doctor._server(settings, url)), "server", "error")
+        found = one(list(service.check_server(settings, url)), "server", "error")
     assert "(200, text/html)" in found.what
     assert "proxy" in found.cure
     with stripping(bench.settings.public_url, "Authorization") as url:
-        found = one(list(doctor._server(settings, url)), "server", "error")
+        found = one(list(service.check_server(settings, url)), "server", "error")
     assert "SCANQUEUE_PASSWORD" in found.cure
     assert "Authorization" in found.cure
 
 
 def test_pixels_as_last_resort_name_the_files_that_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    found = one(list(doctor._embedder(Settings(weights_dir=tmp_path), None)), "embedder", "warning")
+    found = one(list(service.check_embedder(Settings(weights_dir=tmp_path), None)), "embedder", "warning")
     assert f"{tmp_path / 'biomedclip'}/" in found.cure
     assert "open_clip_config.json and open_clip_model.safetensors" in found.cure
     assert "SCANQUEUE_WEIGHTS_DIR" in found.cure
@@ -339,9 +340,9 @@ def test_a_dead_worker_is_told_from_a_live_and_from_a_busy_one(bench: Bench) -> 
     store.set_project(bench.project, seen_at=time.time() - 600)
     try:
         with store.lock(bench.project):
-            found = list(doctor._worker(bench.settings, bench.store, bench.project))
-            assert one(found, "worker", "ok").what == "A worker is at work on the project."
-        gone = one(list(doctor._worker(bench.settings, store, bench.project)), "worker", "error")
+            found = list(project_checks.check_worker(bench.settings, bench.store, bench.project))
+            assert one(found, "worker", "ok").what == "A worker is processing the project."
+        gone = one(list(project_checks.check_worker(bench.settings, store, bench.project)), "worker", "error")
         assert "for 10 minutes" in gone.what
         assert "`scanqueue worker`" in gone.cure
     finally:
@@ -439,7 +440,7 @@ def test_the_two_guards_are_told_apart(tmp_path: Path) -> None:
             assert "neither an ML backend nor a webhook" in found.what
             assert "Settings > Model > Connect Model" in one(findings, "backend", "error").cure
         else:
-            assert "ML_BLOCK_LOCAL_IP=false opens only half of the way" in found.what
+            assert "ML_BLOCK_LOCAL_IP=false lifts only one of two guards" in found.what
             assert one(findings, "backend", "ok")  # the row stayed, and Label Studio calls it Connected
 
 
@@ -498,14 +499,14 @@ def test_webhooks_that_never_arrive_are_found(bench: Bench) -> None:
         "Turn on Send payload",
         "Turn on Send for all actions",
     ]
-    assert "for no action at all" in findings[2].what
+    assert "for any action" in findings[2].what
     assert f"no {SECRET_HEADER}" in findings[3].what
     assert "Settings > Webhooks" in findings[0].cure
     assert "worker" in findings[3].cure
     some = webhook("warning", send_for_all_actions=False, actions=["ANNOTATION_CREATED"])
     assert "ANNOTATION_UPDATED" in some[0].what
     wrong = webhook("error", headers={SECRET_HEADER: "not ours"})
-    assert f"another {SECRET_HEADER}" in wrong[0].what
+    assert f"a wrong {SECRET_HEADER}" in wrong[0].what
 
     elsewhere = {"project": bench.project, "url": "http://127.0.0.1:1/webhook", "headers": {SECRET_HEADER: "x"}}
     left = bench.studio.post("/api/webhooks/", elsewhere)
@@ -533,7 +534,7 @@ def test_a_proxy_that_drops_the_secret_header_is_found(bench: Bench) -> None:
             findings = examine(replace(bench.settings, public_url=url), bench.project)
         finally:
             bench.studio.delete(f"/api/webhooks/{made['id']}/")
-    assert one(findings, "webhook", "error").cure == f"Let the proxy pass the header {SECRET_HEADER} on."
+    assert one(findings, "webhook", "error").cure == f"Let the proxy forward the header {SECRET_HEADER}."
     assert "not to" in one(findings, "backend", "warning").what
     assert "set SCANQUEUE_PUBLIC_URL" in one(findings, "backend", "warning").cure
 
@@ -566,7 +567,7 @@ def test_a_queue_that_is_not_served_is_found(bench: Bench) -> None:
 def test_before_the_first_round_the_queue_is_nobodys_fault(bench: Bench) -> None:
     project = bench.studio.create_project("empty", CONFIG)
     bench.studio.connect_backend(project, bench.settings.public_url, user=USER, password=PASSWORD)
-    assert "first one sets" in one(examine(bench.settings, project), "queue", "ok").what
+    assert "first round sets" in one(examine(bench.settings, project), "queue", "ok").what
 
 
 def test_backends_that_are_not_ours_or_not_reached_are_found(bench: Bench) -> None:
@@ -610,7 +611,7 @@ def test_a_backend_that_label_studio_cannot_reach_is_found(bench: Bench) -> None
     with _our_health() as url:
         bench.studio.connect_backend(project, url)
     found = one(examine(replace(bench.settings, public_url=url, user="", password=""), project), "backend", "error")
-    assert f"does not get through to {url}" in found.what
+    assert f"cannot reach {url}" in found.what
     assert "SCANQUEUE_PUBLIC_URL" in found.cure
 
 
