@@ -80,9 +80,7 @@ def _refused_token(kind: str, key: str, error: ScanqueueError) -> Finding:
     if "refuses the token" not in str(error) and "not usable" not in str(error):
         return explained("token", error)
     if kind == "personal":
-        what = (
-            "Label Studio does not accept the personal access token: it was revoked or belongs to another Label Studio."
-        )
+        what = "Label Studio does not accept the personal access token: it was revoked or is from elsewhere."
     elif len(key) == 40:
         what = "Label Studio does not know this legacy token."
     else:
