@@ -295,7 +295,7 @@ def test_the_next_step_is_told(tmp_path: Path) -> None:
 def test_a_server_that_is_down_or_behind_a_proxy_is_named(bench: Bench) -> None:
     settings = replace(bench.settings, public_url=f"http://127.0.0.1:{free_port()}")
     found = one(list(service.check_server(settings, settings.public_url)), "server", "error")
-    assert found.what.endswith(f"The server itself does answer at http://127.0.0.1:{settings.port}.")
+    assert found.what.endswith(f"The server does answer at http://127.0.0.1:{settings.port}.")
     assert "SCANQUEUE_PUBLIC_URL" in found.cure
     with answering(200, "<html>Sign in</html>") as url:
         found = one(list(service.check_server(settings, url)), "server", "error")
