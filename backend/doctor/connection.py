@@ -12,7 +12,7 @@ from backend.doctor.finding import (
     explained,
 )
 from backend.errors import ScanqueueError
-from backend.label_studio.client import redact_url, read_token
+from backend.label_studio.client import read_token, redact_url
 from backend.label_studio.studio import Studio
 from backend.label_studio.webhooks import webhook_advice
 from backend.settings import Settings, is_loopback
