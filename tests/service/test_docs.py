@@ -186,12 +186,17 @@ def parse(arguments: list[str]) -> None:
 
 
 def dry_run(arguments: list[str]) -> None:
+    for line in re.findall(r"^\.venv/bin/scanqueue (.*)$", make(*arguments), re.M):
+        parse(shlex.split(line))
+
+
+def make(*arguments: str) -> str:
+    """The commands that make would run, one per line."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     command = ["make", "--dry-run", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    for line in re.findall(r"^\.venv/bin/scanqueue (.*)$", done.stdout.replace("\\\n", " "), re.M):
-        parse(shlex.split(line))
+    return done.stdout.replace("\\\n", " ")
 
 
 def check_compose(arguments: list[str]) -> None:
@@ -263,6 +268,26 @@ def test_every_variable_exists(page: str) -> None:
     known |= {f"SCANQUEUE_{name}_FILE" for name in SECRETS}
     known |= set(re.findall(r"^(\w+)=", text_of(".env.example"), re.M))
     assert set(re.findall(r"\bSCANQUEUE_\w*", text_of(page))) <= known
+
+
+@pytest.mark.label_studio
+def test_make_demo_labels_its_phantoms_to_the_end(tmp_path: Path) -> None:
+    lines = make("demo", "SIMULATE=1", "LABELS=4")
+    (command,) = [line for line in lines.splitlines() if line.startswith(".venv/bin/scanqueue ")]
+    quick = {"SCANQUEUE_EMBEDDER": "pixels", "SCANQUEUE_IMAGE_SIZE": "64", "SCANQUEUE_TRAINING_STEPS": "20"}
+    program, *arguments = shlex.split(command)
+    done = subprocess.run(
+        [str(ROOT / program), *arguments],
+        cwd=tmp_path,
+        env=os.environ | quick | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "demo-data").glob("*/demo.png"))
+    assert "mean Dice of the shown masks" in done.stdout
 
 
 # references
