@@ -30,9 +30,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from backend.demo.label_studio import LabelStudio
-from backend.intake.plan import Wanted
-from backend.intake.run import Request, run
-from backend.intake.work import PNG
+from backend.intake.plan import ImportOptions
+from backend.intake.run import ImportRequest, run
+from backend.intake.slicing import PNG
 from backend.label_studio.studio import Studio
 from backend.workers.process_pool import Workers
 from benchmarks.measure import alternate, report, rounded, summary, timed
@@ -119,10 +119,10 @@ class Lab:
     def run(self, workers: Workers, scans: Path, slices: int) -> float:
         """Seconds of one import."""
         project, data = self._new()
-        request = Request(
+        request = ImportRequest(
             project=project,
             paths=(scans,),
-            wanted=Wanted(),
+            options=ImportOptions(),
             identities=data / "identities.sqlite",
             spool=data / "spool",
             locks=data / "locks",
@@ -132,8 +132,8 @@ class Lab:
         began = time.perf_counter()
         tally = run(request, self._client, workers, Silent())
         seconds = time.perf_counter() - began
-        if tally.made != slices or tally.troubles:
-            raise RuntimeError(f"{tally.made} tasks were made of {slices} slices, {len(tally.troubles)} problems")
+        if tally.made != slices or tally.problems:
+            raise RuntimeError(f"{tally.made} tasks were made of {slices} slices, {len(tally.problems)} problems")
         return seconds
 
     def memory(self, *paths: Path) -> float:

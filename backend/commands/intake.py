@@ -57,18 +57,18 @@ def import_(
 
     Run the same command again to resume an interrupted import. Existing tasks are not duplicated.
     """
-    from backend.intake.command import import_scans
     from backend.intake.identities import NAME
-    from backend.intake.plan import Wanted
-    from backend.intake.run import Request
+    from backend.intake.plan import ImportOptions
+    from backend.intake.run import ImportRequest
+    from backend.intake.terminal import import_scans
 
     settings = settings_from_env(data_dir=data_dir)
     log_to(settings, level="WARNING")
-    wanted = Wanted(axis, every, best, time, window, site, modality, group_by, careful=skip_burnt_in)
-    request = Request(
+    options = ImportOptions(axis, every, best, time, window, site, modality, group_by, careful=skip_burnt_in)
+    request = ImportRequest(
         project=project,
         paths=tuple(paths),
-        wanted=wanted,
+        options=options,
         identities=identities or settings.data_dir / NAME,
         spool=settings.data_dir / "spool" / f"import-{project}",
         locks=settings.data_dir / "locks",

@@ -12,7 +12,7 @@ import numpy as np
 from backend.errors import BadSetting, LostSource, UnreadableFile
 from backend.formats import Geometry, Source, read_geometry, sniff
 from backend.intake.identities import ScanRecord
-from backend.intake.work import digest
+from backend.intake.slicing import digest
 
 SAME = 1e-4  # mm and directions: an affine that differs less is the same
 CURE = (

@@ -84,7 +84,7 @@ class Identities:
         self.file = Path(file)
         self._lock = threading.RLock()
         self._known: set[str] = set()
-        self._together = 0
+        self._depth = 0
         with self._explained():
             if must_exist and not self.file.is_file():
                 raise BadIdentities(
@@ -98,9 +98,9 @@ class Identities:
 
     def _open(self) -> bytes:
         """The key. A file that is as it should be is not written to."""
-        return self._found() or self._made()
+        return self._read_key() or self._create_key()
 
-    def _found(self) -> bytes | None:
+    def _read_key(self) -> bytes | None:
         version = self._database.execute("PRAGMA user_version").fetchone()[0]
         if version > VERSION:
             raise BadIdentities(
@@ -115,9 +115,9 @@ class Identities:
         row = self._database.execute("SELECT value FROM fact WHERE name = 'key'").fetchone()
         return None if row is None else bytes(row[0])
 
-    def _made(self) -> bytes:
+    def _create_key(self) -> bytes:
         with self._writing() as database:
-            key = self._found()  # another process may have been faster
+            key = self._read_key()  # another process may have been faster
             if key is None:
                 for statement in filter(None, (part.strip() for part in _TABLES.split(";"))):
                     database.execute(statement)
@@ -193,14 +193,14 @@ class Identities:
             names = self._database.execute("SELECT scan FROM scan ORDER BY added_at, scan").fetchall()
         yield from (record for record in (self.scan(name) for (name,) in names) if record is not None)
 
-    def of_instances(self, instances: Sequence[str]) -> list[ScanRecord]:
+    def scans_with_instances(self, instances: Sequence[str]) -> list[ScanRecord]:
         """The scans that hold any of these SOPInstanceUIDs, the first added first."""
         found: set[str] = set()
         for start in range(0, len(instances), 500):
-            some = [instance for instance in instances[start : start + 500] if instance]
-            marks = ", ".join("?" * len(some))
+            subset = [instance for instance in instances[start : start + 500] if instance]
+            marks = ", ".join("?" * len(subset))
             with self._lock, self._explained():
-                rows = self._database.execute(f"SELECT scan FROM instance WHERE instance IN ({marks})", some)
+                rows = self._database.execute(f"SELECT scan FROM instance WHERE instance IN ({marks})", subset)
                 found |= {row[0] for row in rows}
         records = [record for record in map(self.scan, found) if record is not None]
         return sorted(records, key=lambda record: (record.added_at, record.scan))
@@ -213,7 +213,7 @@ class Identities:
     # -- the file ---------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
         """What is remembered inside is on disk, all of it, when this ends; or none of it after a failure."""
         with self._lock, self._explained(), self._writing():
             yield
@@ -221,11 +221,11 @@ class Identities:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            if self._together:
+            if self._depth:
                 yield self._database
                 return
             self._database.execute("BEGIN IMMEDIATE")
-            self._together += 1
+            self._depth += 1
             try:
                 yield self._database
             except BaseException:
@@ -235,7 +235,7 @@ class Identities:
             else:
                 self._database.execute("COMMIT")
             finally:
-                self._together -= 1
+                self._depth -= 1
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -295,6 +295,6 @@ def _make(file: Path) -> None:
     try:
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:
-        held = file.stat()
-        if held.st_uid == os.getuid() and stat.S_IMODE(held.st_mode) & 0o077:
+        existing = file.stat()
+        if existing.st_uid == os.getuid() and stat.S_IMODE(existing.st_mode) & 0o077:
             file.chmod(0o600)

@@ -19,9 +19,9 @@ from typing import Any
 
 from backend.errors import BadSetting, CannotCut
 from backend.formats import AXES, Cut, Geometry, Source, Window, cut, read_geometry
-from backend.intake.holdings import Holdings
+from backend.intake.existing_tasks import ExistingTasks
 from backend.intake.identities import Identities, ScanRecord
-from backend.intake.work import Found, Job, Trouble, digest, some
+from backend.intake.slicing import IdentifiedSource, Problem, SliceJob, digest, subset
 
 # DICOM PS3.3 C.7.3.1.1.1; anything else that stands in that field may be a name
 MODALITIES = frozenset(
@@ -39,7 +39,7 @@ GROUPS = ("none", "folder", "file")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ImportOptions:
     """What the person at the keyboard asked for.
 
     axis      one of formats.AXES
@@ -115,11 +115,11 @@ class Scan:
     data: Mapping[str, Any]
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         """Whether nothing is to be done."""
         return not self.missing and not self.best
 
-    def job(self, wanted: Wanted, held: Holdings, folder: Path) -> Job:
+    def job(self, options: ImportOptions, existing: ExistingTasks, folder: Path) -> SliceJob:
         """What a worker process has to do; of a long series only the files that are needed."""
         scan, axis = self.record.scan, self.slices.axis
         source, numbering = self.source, self.numbering
@@ -128,8 +128,8 @@ class Scan:
         if by_file and not self.best and len(self.missing) < len(numbers):
             wished = set(self.missing)
             places = [place for place, number in enumerate(numbers) if number in wished]
-            source, numbering = some(source, places), tuple(numbers[place] for place in places)
-        return Job(
+            source, numbering = subset(source, places), tuple(numbers[place] for place in places)
+        return SliceJob(
             scan=scan,
             source=source,
             time=self.record.time,
@@ -137,25 +137,30 @@ class Scan:
             numbering=numbering,
             wanted=self.missing,
             best=self.best,
-            held=held.numbers(scan, axis),
-            window=wanted.shown,
-            shown=held.window(scan, axis),
+            existing=existing.numbers(scan, axis),
+            window=options.shown,
+            shown=existing.window(scan, axis),
             folder=folder,
             by_file=by_file,
-            careful=wanted.careful,
+            careful=options.careful,
         )
 
 
 def plan(
-    found: Found, wanted: Wanted, identities: Identities, held: Holdings, *, remember: bool = True
-) -> Iterator[Scan | Trouble]:
+    found: IdentifiedSource,
+    options: ImportOptions,
+    identities: Identities,
+    existing: ExistingTasks,
+    *,
+    remember: bool = True,
+) -> Iterator[Scan | Problem]:
     """The scans that a source makes: one, or more when it grew between imports.
 
     remember  whether pseudonyms may be written down
 
     Raises CannotCut, UnreadableFile.
     """
-    about = _About(found, wanted, identities, held, remember)
+    about = _SourcePlan(found, options, identities, existing, remember)
     source = found.source
     if not _in_instances(source):
         value = f"sha256 {found.digest}"
@@ -163,16 +168,16 @@ def plan(
         single = about.record(value, source, found.geometry) if known is None else replace(known, source=source)
         yield about.scan(single, source)
         return
-    records = [record for record in identities.of_instances(source.instances) if record.time == found.time]
+    records = [record for record in identities.scans_with_instances(source.instances) if record.time == found.time]
     if not records:
         value = f"series {source.uid}"
         if identities.scan(about.name(value)) is not None:  # other files of the same series
-            value = _part(source)
+            value = _part_name(source)
         yield about.scan(about.record(value, source, found.geometry), source)
         return
     claimed = {instance for record in records for instance in record.source.instances}
     fresh = [place for place, instance in enumerate(source.instances) if instance not in claimed]
-    if fresh and len(records) == 1 and _goes_on(records[0], found, wanted.axis):
+    if fresh and len(records) == 1 and _continues(records[0], found, options.axis):
         grown = replace(records[0], source=source, digest=found.digest, geometry=found.geometry)
         yield about.scan(grown, source)
         return
@@ -182,35 +187,42 @@ def plan(
         files = tuple(here.get(i, file) for i, file in zip(before.instances, before.files, strict=True))
         record = replace(record, source=replace(before, files=files))
         places = tuple(place for place, instance in enumerate(before.instances) if instance in here)
-        if len(places) < len(files) and _by_file(record.source, cut(record.geometry, wanted.axis)):
-            yield about.scan(record, some(record.source, places), places)
+        if len(places) < len(files) and _by_file(record.source, cut(record.geometry, options.axis)):
+            yield about.scan(record, subset(record.source, places), places)
         else:
             yield about.scan(record, record.source)
     if not fresh:
         return
-    if _by_file(source, cut(found.geometry, wanted.axis)):
-        part = some(source, fresh)
-        yield about.scan(about.record(_part(part), part, read_geometry(part, time=found.time)), part)
+    if _by_file(source, cut(found.geometry, options.axis)):
+        part = subset(source, fresh)
+        yield about.scan(about.record(_part_name(part), part, read_geometry(part, time=found.time)), part)
     else:
-        yield Trouble(
+        yield Problem(
             source.files[fresh[0]],
-            f"its series has grown by {len(fresh)} slices since it was imported, so its {wanted.axis} cuts would be "
+            f"its series has grown by {len(fresh)} slices since it was imported, so its {options.axis} cuts would be "
             "other pictures. Those in Label Studio are kept; import the new slices with --axis acquisition.",
         )
 
 
-class _About:
+class _SourcePlan:
     """What the scans of one source have in common."""
 
-    def __init__(self, found: Found, wanted: Wanted, identities: Identities, held: Holdings, remember: bool) -> None:
+    def __init__(
+        self,
+        found: IdentifiedSource,
+        options: ImportOptions,
+        identities: Identities,
+        existing: ExistingTasks,
+        remember: bool,
+    ) -> None:
         self.found = found
-        self.wanted = wanted
+        self.options = options
         self.identities = identities
-        self.held = held
+        self.existing = existing
         self.remember = remember
-        self.modality = wanted.modality or _modality(found.header.modality)
+        self.modality = options.modality or _modality(found.header.modality)
         institution = found.header.institution.strip()
-        self.site = wanted.site or (self._pseudonym("site", institution) if institution else "")
+        self.site = options.site or (self._pseudonym("site", institution) if institution else "")
         self.patient = self._patient()
 
     def _pseudonym(self, kind: str, value: str) -> str:
@@ -224,9 +236,9 @@ class _About:
         if source.kind == "dicom":
             study = header.study.strip()
             return self._pseudonym("patient", f"study {study}" if study else f"series {source.uid}")
-        if self.wanted.group_by == "folder":
+        if self.options.group_by == "folder":
             return self._pseudonym("patient", f"folder {source.files[0].absolute().parent}")
-        if self.wanted.group_by == "file":
+        if self.options.group_by == "file":
             return self._pseudonym("patient", f"file {self.found.digest}")
         return ""
 
@@ -249,27 +261,27 @@ class _About:
             added_at=time.time(),
         )
 
-    def scan(self, record: ScanRecord, source: Source, numbering: tuple[int, ...] = ()) -> Scan | Trouble:
+    def scan(self, record: ScanRecord, source: Source, numbering: tuple[int, ...] = ()) -> Scan | Problem:
         """What of a scan is chosen and missing; `source` and `numbering` as in Scan."""
-        axis = self.wanted.axis
+        axis = self.options.axis
         slices = cut(record.geometry, axis)
-        told = self.held.slices(record.scan, axis)
+        told = self.existing.slices(record.scan, axis)
         if told and told != slices.count and not record.axes:
-            return Trouble(
+            return Problem(
                 source.files[0],
                 f"Label Studio has it with {told} slices, it has {slices.count}, and the file of identities does not "
                 "know which are which. Give the file that it was imported with.",
             )
         patient = record.patient or self.patient
         record = replace(record, patient=patient, axes=tuple(dict.fromkeys((*record.axes, axis))))
-        there = self.held.numbers(record.scan, axis)
-        best = self.wanted.best or 0
+        there = self.existing.numbers(record.scan, axis)
+        best = self.options.best or 0
         chosen: tuple[int, ...] = ()
         if best and len(there) >= min(best, len(numbering) or slices.count):
             best, chosen = 0, tuple(sorted(there))
         elif not best:
             numbers = numbering or range(slices.count)
-            chosen = tuple(number for number in numbers if number % (self.wanted.every or 1) == 0)
+            chosen = tuple(number for number in numbers if number % (self.options.every or 1) == 0)
         return Scan(
             record=record,
             slices=slices,
@@ -310,7 +322,7 @@ def _by_file(source: Source, slices: Cut) -> bool:
     return len(source.files) == slices.count and source.kind == "dicom" and slices.along == 2
 
 
-def _goes_on(record: ScanRecord, found: Found, axis: str) -> bool:
+def _continues(record: ScanRecord, found: IdentifiedSource, axis: str) -> bool:
     """Whether the slices of a known scan are the first ones of a source, in all cuts that anybody made."""
     known = record.source.instances
     if found.source.instances[: len(known)] != known or record.source.uid != found.source.uid:
@@ -321,6 +333,6 @@ def _goes_on(record: ScanRecord, found: Found, axis: str) -> bool:
         return False
 
 
-def _part(source: Source) -> str:
+def _part_name(source: Source) -> str:
     """What names files that came later than others of their series."""
     return f"series {source.uid} part {hashlib.sha256(chr(10).join(sorted(source.instances)).encode()).hexdigest()}"

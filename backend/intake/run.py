@@ -16,12 +16,21 @@ from typing import Any, Protocol, TypeVar
 from backend.errors import BadIdentities, ProjectBusy, ScanqueueError, StorageFull
 from backend.facts import LabelConfig
 from backend.formats import FileFacts, Geometry, Source, geometry_of, group
-from backend.intake.deliver import Delivery, LocalFiles, Uploads
+from backend.intake.delivery import Delivery, LocalFiles, Uploads
+from backend.intake.existing_tasks import ExistingTasks
 from backend.intake.files import walk
-from backend.intake.holdings import Holdings
 from backend.intake.identities import Identities
-from backend.intake.plan import Scan, Wanted, plan
-from backend.intake.work import Asked, Found, Job, Made, Trouble, identify, look, make
+from backend.intake.plan import ImportOptions, Scan, plan
+from backend.intake.slicing import (
+    IdentifiedSource,
+    JobResult,
+    Problem,
+    SliceJob,
+    SourceToIdentify,
+    identify_sources,
+    sniff_files,
+    write_pictures,
+)
 from backend.label_studio.studio import Studio
 from backend.records.locks import Locks
 from backend.workers.process_pool import Crashed, Workers
@@ -36,7 +45,7 @@ CRASHED = "its decoder crashed the process that read it."
 
 
 @dataclass(frozen=True)
-class Request:
+class ImportRequest:
     """What `scanqueue import` was asked for.
 
     identities  the file
@@ -48,7 +57,7 @@ class Request:
 
     project: int
     paths: tuple[Path, ...]
-    wanted: Wanted
+    options: ImportOptions
     identities: Path
     spool: Path
     locks: Path
@@ -85,7 +94,7 @@ class Tally:
     seconds: float = 0.0
     interrupted: bool = False
     burnt_in: list[Path] = field(default_factory=list)
-    troubles: list[Trouble] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Without paths: it may be kept."""
@@ -93,13 +102,13 @@ class Tally:
         return {
             **{name: getattr(self, name) for name in numbers},
             "burnt_in": len(self.burnt_in),
-            "problems": [trouble.what for trouble in self.troubles],
+            "problems": [problem.what for problem in self.problems],
             "interrupted": self.interrupted,
             "seconds": round(self.seconds, 1),
         }
 
 
-class Show(Protocol):
+class ProgressListener(Protocol):
     """Progress for whoever waits."""
 
     def looked(self, files: int) -> None:
@@ -112,7 +121,7 @@ class Show(Protocol):
         """Another `files` are done; tasks made in all."""
 
 
-def run(request: Request, studio: Studio, workers: Workers, show: Show) -> Tally:
+def run(request: ImportRequest, studio: Studio, workers: Workers, progress: ProgressListener) -> Tally:
     """Import what is asked for; `workers.stop()` ends it early, with all that was begun in order.
 
     Raises a ScanqueueError where nothing can be done or gone on with; what was made until then stays, and is not made
@@ -125,28 +134,28 @@ def run(request: Request, studio: Studio, workers: Workers, show: Show) -> Tally
             raise ProjectBusy(f"Another import into project {request.project} is running. Wait until it has ended.")
         files = walk(request.paths, spare=[request.spool, *([request.local] if request.local is not None else [])])
         first = next(files, None)  # a path that does not exist is said before anything else is done
-        held = Holdings(studio, request.project)
+        existing = ExistingTasks(studio, request.project)
         file = request.identities
         if request.dry_run and not file.exists():
             file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / file.name
         identities = stack.enter_context(Identities(file))
-        intake = _Intake(request, studio, workers, identities, held, show)
+        intake = _Import(request, studio, workers, identities, existing, progress)
         began = time.monotonic()
         try:
             intake.run(path for path in (first, *files) if path is not None)
         finally:
             intake.close()
-        held.look_again()
+        existing.refresh_if_changed()
         tally = intake.tally
-        tally.doubles = held.doubles
+        tally.doubles = existing.doubles
         tally.interrupted = workers.stopped
         tally.seconds = time.monotonic() - began
         return tally
 
 
-def _same_file(identities: Identities, held: Holdings, request: Request) -> None:
+def _check_identities(identities: Identities, existing: ExistingTasks, request: ImportRequest) -> None:
     """Raise BadIdentities where the project was filled with another file: every scan would be imported again."""
-    scans = [scan for scan in held.scans() if scan.startswith("S-")]
+    scans = [scan for scan in existing.scans() if scan.startswith("S-")]
     if scans and not request.foreign and not any(identities.scan(scan) for scan in scans):
         raise BadIdentities(
             f"The {len(scans)} scans that project {request.project} holds were imported with another file of "
@@ -155,28 +164,28 @@ def _same_file(identities: Identities, held: Holdings, request: Request) -> None
         )
 
 
-def _delivery(request: Request, studio: Studio, held: Holdings) -> Delivery:
+def _delivery(request: ImportRequest, studio: Studio, existing: ExistingTasks) -> Delivery:
     if request.local is not None:
         return LocalFiles(studio, request.project, request.local, request.root)
-    return Uploads(studio, request.project, request.spool, held)
+    return Uploads(studio, request.project, request.spool, existing)
 
 
-class _Intake:
+class _Import:
     def __init__(
         self,
-        request: Request,
+        request: ImportRequest,
         studio: Studio,
         workers: Workers,
         identities: Identities,
-        held: Holdings,
-        show: Show,
+        existing: ExistingTasks,
+        progress: ProgressListener,
     ) -> None:
         self.request = request
         self.studio = studio
         self.workers = workers
         self.identities = identities
-        self.held = held
-        self.show = show
+        self.existing = existing
+        self.progress = progress
         self.tally = Tally()
         self._delivery: Delivery | None = None
         self._image_key = ""
@@ -188,10 +197,10 @@ class _Intake:
         """All that Label Studio is asked before the first scan."""
         page = self.studio.project(self.request.project)
         self._image_key = LabelConfig.from_parsed(page.parsed_config, self.request.project).image_key
-        self.held.look()
-        _same_file(self.identities, self.held, self.request)
+        self.existing.refresh()
+        _check_identities(self.identities, self.existing, self.request)
         if not self.request.dry_run:
-            self._delivery = _delivery(self.request, self.studio, self.held)
+            self._delivery = _delivery(self.request, self.studio, self.existing)
 
     def close(self) -> None:
         if self._delivery is not None:
@@ -203,29 +212,29 @@ class _Intake:
             sources = deque(self._sources(files, prepared))
             prepared.result()
         self._left = sum(len(asked.source.files) for asked in sources)
-        self.show.begin(self._left)
+        self.progress.begin(self._left)
         if self._delivery is None:
             for scan in self._scans(sources):
-                self._would(scan)
+                self._count_dry_run(scan)
             return
         ahead = 2 * self.workers.jobs
-        for lot, made in self.workers.each_lot(make, self._jobs(sources), lambda one: one[1], ahead=ahead):
+        for lot, made in self.workers.each_lot(write_pictures, self._jobs(sources), lambda one: one[1], ahead=ahead):
             for (scan, job), one in zip(lot, made, strict=True):
-                self._take(scan, Made(trouble=_crashed(job.source)) if isinstance(one, Crashed) else one)
+                self._record(scan, JobResult(problem=_crashed(job.source)) if isinstance(one, Crashed) else one)
             self._send(all=False)
         self._send(all=True)
 
     # -- what there is ----------------------------------------------------------------------
 
-    def _sources(self, files: Iterable[Path], prepared: Future[None]) -> list[Asked]:
+    def _sources(self, files: Iterable[Path], prepared: Future[None]) -> list[SourceToIdentify]:
         facts: list[FileFacts] = []
         lots = _in_lots(files, FILES)
-        for paths, found in self.workers.each_lot(look, lots, lambda path: path, ahead=4 * self.workers.jobs):
+        for paths, found in self.workers.each_lot(sniff_files, lots, lambda path: path, ahead=4 * self.workers.jobs):
             for path, one in zip(paths, found, strict=True):
                 if isinstance(one, Crashed):
-                    self.tally.troubles.append(Trouble(path, CRASHED))
-                elif isinstance(one, Trouble):
-                    self.tally.troubles.append(one)
+                    self.tally.problems.append(Problem(path, CRASHED))
+                elif isinstance(one, Problem):
+                    self.tally.problems.append(one)
                 elif one is None:
                     self.tally.others += 1
                 else:
@@ -233,16 +242,20 @@ class _Intake:
             if prepared.done():
                 prepared.result()  # what is wrong is said now
             self.tally.files += len(paths)
-            self.show.looked(self.tally.files)
+            self.progress.looked(self.tally.files)
         known = {one.path: one for one in facts}
-        wanted = self.request.wanted
-        return [Asked(source, wanted.time, wanted.axis, _geometry(source, known)) for source in group(facts)]
+        options = self.request.options
+        return [
+            SourceToIdentify(source, options.time, options.axis, _geometry(source, known)) for source in group(facts)
+        ]
 
-    def _scans(self, sources: deque[Asked]) -> Iterator[Scan]:
+    def _scans(self, sources: deque[SourceToIdentify]) -> Iterator[Scan]:
         """Every scan, remembered; what cannot be had is counted."""
         size = max(1, min(FILES, len(sources) // (4 * self.workers.jobs)))
         lots = _in_lots(_each_once(sources), size)
-        for lot, answers in self.workers.each_lot(identify, lots, lambda asked: asked, ahead=2 * self.workers.jobs):
+        for lot, answers in self.workers.each_lot(
+            identify_sources, lots, lambda asked: asked, ahead=2 * self.workers.jobs
+        ):
             pairs = zip(lot, answers, strict=True)
             found = [_crashed(asked.source) if isinstance(one, Crashed) else one for asked, one in pairs]
             scans: list[Scan] = []
@@ -250,19 +263,19 @@ class _Intake:
                 for one in found:
                     scans += self._planned(one)
             else:
-                with self.identities.together():
+                with self.identities.transaction():
                     for one in found:
                         scans += self._planned(one)
             yield from scans
 
-    def _planned(self, found: Found | Trouble) -> list[Scan]:
-        if isinstance(found, Trouble):
+    def _planned(self, found: IdentifiedSource | Problem) -> list[Scan]:
+        if isinstance(found, Problem):
             self._give_up(found)
             return []
         path = found.source.files[0]
         if found.header.burnt_in == "YES":
             self.tally.burnt_in.append(path)
-            if self.request.wanted.careful:
+            if self.request.options.careful:
                 self.tally.scans += 1
                 self.tally.skipped += 1
                 self._advance(len(found.source.files))
@@ -270,8 +283,8 @@ class _Intake:
         remember = not self.request.dry_run
         scans = []
         try:
-            for scan in plan(found, self.request.wanted, self.identities, self.held, remember=remember):
-                if isinstance(scan, Trouble):
+            for scan in plan(found, self.request.options, self.identities, self.existing, remember=remember):
+                if isinstance(scan, Problem):
                     self._give_up(scan)
                 elif scan.record.scan in self._seen:
                     self.tally.copies += 1
@@ -284,30 +297,30 @@ class _Intake:
         except BadIdentities:
             raise
         except ScanqueueError as error:
-            self._give_up(Trouble(path, getattr(error, "what", str(error))))
+            self._give_up(Problem(path, getattr(error, "what", str(error))))
         return scans
 
-    def _give_up(self, trouble: Trouble) -> None:
-        self.tally.troubles.append(trouble)
+    def _give_up(self, problem: Problem) -> None:
+        self.tally.problems.append(problem)
         self._advance(1)
 
     def _advance(self, files: int) -> None:
         self._left -= files
-        self.show.advance(files, self.tally.made)
+        self.progress.advance(files, self.tally.made)
 
     # -- what is to be done -----------------------------------------------------------------
 
-    def _jobs(self, sources: deque[Asked]) -> Iterator[list[tuple[Scan, Job]]]:
+    def _jobs(self, sources: deque[SourceToIdentify]) -> Iterator[list[tuple[Scan, SliceJob]]]:
         """Scans that miss slices, small ones together."""
-        lot: list[tuple[Scan, Job]] = []
+        lot: list[tuple[Scan, SliceJob]] = []
         weight = 0
         assert self._delivery is not None
         for scan in self._scans(sources):
             self.tally.scans += 1
-            if scan.whole:
-                self._whole(scan)
+            if scan.complete:
+                self._count_complete(scan)
                 continue
-            lot.append((scan, scan.job(self.request.wanted, self.held, self._delivery.folder(scan.record.scan))))
+            lot.append((scan, scan.job(self.request.options, self.existing, self._delivery.folder(scan.record.scan))))
             weight += len(scan.missing) or scan.best
             if weight >= SLICES:
                 yield lot
@@ -315,18 +328,18 @@ class _Intake:
         if lot:
             yield lot
 
-    def _whole(self, scan: Scan) -> None:
+    def _count_complete(self, scan: Scan) -> None:
         self.tally.slices += len(scan.chosen)
         self.tally.there += len(scan.chosen)
         self._advance(len(scan.source.files))
 
-    def _would(self, scan: Scan) -> None:
+    def _count_dry_run(self, scan: Scan) -> None:
         self.tally.scans += 1
-        if scan.whole:
-            self._whole(scan)
+        if scan.complete:
+            self._count_complete(scan)
             return
         chosen = len(scan.chosen) or min(scan.best, len(scan.numbering) or scan.slices.count)
-        missing = len(scan.missing) or chosen - len(self.held.numbers(scan.record.scan, scan.slices.axis))
+        missing = len(scan.missing) or chosen - len(self.existing.numbers(scan.record.scan, scan.slices.axis))
         self.tally.slices += chosen
         self.tally.made += missing
         self.tally.there += chosen - missing
@@ -334,20 +347,20 @@ class _Intake:
 
     # -- what was done ----------------------------------------------------------------------
 
-    def _take(self, scan: Scan, made: Made) -> None:
+    def _record(self, scan: Scan, made: JobResult) -> None:
         if made.full:
             raise StorageFull(made.full)
         path = scan.source.files[0]
-        if made.trouble is not None:
-            self._give_up(made.trouble)
+        if made.problem is not None:
+            self._give_up(made.problem)
             return
         if made.text and path not in self.tally.burnt_in:
             self.tally.burnt_in.append(path)
-        if made.text and self.request.wanted.careful:
+        if made.text and self.request.options.careful:
             self.tally.skipped += 1
             self._advance(len(scan.source.files))
             return
-        self.tally.troubles += made.broken
+        self.tally.problems += made.broken
         chosen = made.chosen if scan.best else len(scan.chosen) - len(made.broken)
         self.tally.slices += chosen
         self.tally.there += chosen - len(made.pictures)
@@ -370,15 +383,15 @@ class _Intake:
                 if lot and size > batch.size:
                     break
                 lot.append((file, row))
-            addresses = self._delivery.addresses([file for file, _ in lot])
+            deliver = self._delivery.deliver([file for file, _ in lot])
             rows: list[Mapping[str, Any]] = [
-                {self._image_key: address, **row} for address, (_, row) in zip(addresses, lot, strict=True)
+                {self._image_key: address, **row} for address, (_, row) in zip(deliver, lot, strict=True)
             ]
-            made = self.held.add(rows)
+            made = self.existing.add(rows)
             self.tally.made += made
             self.tally.there += len(rows) - made
             del self._ready[: len(lot)]
-            self.show.advance(0, self.tally.made)
+            self.progress.advance(0, self.tally.made)
 
 
 def _each_once(things: deque[Thing]) -> Iterator[Thing]:
@@ -394,8 +407,8 @@ def _geometry(source: Source, known: Mapping[Path, FileFacts]) -> Geometry | Non
     return geometry_of(files) if single else None
 
 
-def _crashed(source: Source) -> Trouble:
-    return Trouble(source.files[0], CRASHED)
+def _crashed(source: Source) -> Problem:
+    return Problem(source.files[0], CRASHED)
 
 
 def _in_lots(things: Iterable[Thing], size: int) -> Iterator[list[Thing]]:

@@ -37,7 +37,7 @@ class Workers:
     preload  a module that the processes have imported when they begin: what the work needs, and no torch
     """
 
-    def __init__(self, jobs: int, preload: str = "backend.intake.work") -> None:
+    def __init__(self, jobs: int, preload: str = "backend.intake.slicing") -> None:
         self.jobs = jobs
         self._preload = preload
         self._lock = threading.Lock()

@@ -28,7 +28,7 @@ from backend.export.sources import Sources
 from backend.export.volumes import NIFTI, SEG, Place, Volume
 from backend.formats import Source, cut, group, read_geometry, sniff
 from backend.intake.identities import Identities, ScanRecord
-from backend.intake.work import digest
+from backend.intake.slicing import digest
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -71,19 +71,19 @@ def test_a_scan_comes_back_as_it_was_to_the_last_bit(identities: Identities) -> 
 
 def test_a_scan_is_found_by_any_of_its_instances(identities: Identities) -> None:
     identities.put_scan(record())
-    assert identities.of_instances(["9", "1.2.4"]) == [record()]
-    assert identities.of_instances([]) == identities.of_instances(["9", ""]) == []
+    assert identities.scans_with_instances(["9", "1.2.4"]) == [record()]
+    assert identities.scans_with_instances([]) == identities.scans_with_instances(["9", ""]) == []
     moved = replace(record().source, instances=("1.2.3", "1.2.5"))
     identities.put_scan(record(source=moved))
-    assert identities.of_instances(["1.2.4"]) == []
-    assert identities.of_instances([str(n) for n in range(3000)] + ["1.2.5"]) == [record(source=moved)]
+    assert identities.scans_with_instances(["1.2.4"]) == []
+    assert identities.scans_with_instances([str(n) for n in range(3000)] + ["1.2.5"]) == [record(source=moved)]
 
 
 def test_what_is_remembered_together_is_there_whole_or_not_at_all(identities: Identities) -> None:
     lost = identities.pseudonym("patient", "lost", remember=False)
 
     def fail() -> None:
-        with identities.together():
+        with identities.transaction():
             identities.put_scan(record())
             assert identities.pseudonym("patient", "lost") == lost
             raise ZeroDivisionError

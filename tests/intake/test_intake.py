@@ -27,10 +27,10 @@ from made_scans import pixels, series_uid, write_nifti, write_series
 from backend.demo.label_studio import LabelStudio, default_executable
 from backend.errors import BadIdentities, CannotDeliver, ProjectBusy, StudioUnavailable
 from backend.formats import Window, to_uint8
-from backend.intake.holdings import Holdings
+from backend.intake.existing_tasks import ExistingTasks
 from backend.intake.identities import Identities
-from backend.intake.plan import Wanted
-from backend.intake.run import Request, Tally, run
+from backend.intake.plan import ImportOptions
+from backend.intake.run import ImportRequest, Tally, run
 from backend.label_studio.studio import Studio
 from backend.records.locks import Locks
 from backend.workers.process_pool import Workers
@@ -61,18 +61,18 @@ class Lab:
         self.client = Studio(studio.url, studio.personal_access_token())
         self.project = studio.create_project("import", CONFIG)
 
-    def request(self, *paths: Path, **more: Any) -> Request:
-        wanted = {k: more.pop(k) for k in list(more) if k in Wanted.__dataclass_fields__}
+    def request(self, *paths: Path, **more: Any) -> ImportRequest:
+        options = {k: more.pop(k) for k in list(more) if k in ImportOptions.__dataclass_fields__}
         given: dict[str, Any] = {
             "project": self.project,
             "paths": paths,
-            "wanted": Wanted(**wanted),
+            "options": ImportOptions(**options),
             "identities": self.data / "identities.sqlite",
             "spool": self.data / "spool" / "import",
             "locks": self.data / "locks",
             "jobs": 2,
         }
-        return Request(**given | more)
+        return ImportRequest(**given | more)
 
     def run(self, *paths: Path, client: Studio | None = None, **more: Any) -> Tally:
         request = self.request(*paths, **more)
@@ -183,7 +183,7 @@ def test_a_nifti_volume_is_cut_as_asked_and_plain_pictures_come_along(lab: Lab, 
     assert cv2.imwrite(str(tmp_path / "in" / "c.png"), color)
     wanted = {"axis": "coronal", "every": 2, "window": "400,800", "site": "Ward 3", "modality": "CT"}
     tally = lab.run(tmp_path / "in" / "v.nii.gz", **wanted)
-    assert (tally.made, tally.there, len(tally.troubles)) == (12, 0, 0)
+    assert (tally.made, tally.there, len(tally.problems)) == (12, 0, 0)
     tasks = lab.tasks()
     assert [data["slice"] for data in tasks] == list(range(0, 24, 2))
     assert {data["slices"] for data in tasks} == {24}
@@ -193,7 +193,7 @@ def test_a_nifti_volume_is_cut_as_asked_and_plain_pictures_come_along(lab: Lab, 
     shown = to_uint8(values[::-1, 4, ::-1].T, Window(400, 800), inverted=False)
     assert np.array_equal(lab.picture(tasks[2]), shown)
     tally = lab.run(tmp_path / "in" / "c.png", group_by="folder")
-    assert (tally.made, len(tally.troubles)) == (1, 0)
+    assert (tally.made, len(tally.problems)) == (1, 0)
     last = lab.tasks()[-1]
     assert np.array_equal(lab.picture(last), color)
     assert "window" not in last
@@ -210,8 +210,8 @@ def test_the_most_informative_slices_are_chosen_once(lab: Lab, tmp_path: Path) -
 
 def test_what_cannot_be_read_is_counted_and_the_rest_arrives(lab: Lab, tmp_path: Path) -> None:
     paths = write_series(tmp_path / "in", "two", range(5))
-    whole = paths[3].read_bytes()
-    paths[3].write_bytes(whole[:-900])
+    complete = paths[3].read_bytes()
+    paths[3].write_bytes(complete[:-900])
     (tmp_path / "in" / "notes.txt").write_text("no picture")
     (tmp_path / "in" / "empty.png").write_bytes(b"")
     paths[1].unlink()  # a gap
@@ -224,7 +224,7 @@ def test_what_cannot_be_read_is_counted_and_the_rest_arrives(lab: Lab, tmp_path:
     assert "0003.dcm" not in out + err
     assert "empty.png" not in out + err
     assert [data["slice"] for data in lab.tasks()] == [0, 1, 3]
-    paths[3].write_bytes(whole)
+    paths[3].write_bytes(complete)
     assert lab.run(tmp_path / "in").made == 1
     assert lab.tasks()[-1]["slice"] == 2
     stored = pixels(sum(b"two") * 1000 + 3, 40, 32)
@@ -261,10 +261,10 @@ def test_a_dry_run_says_what_would_be_made_and_writes_nothing(lab: Lab, tmp_path
     assert lab.tasks() == []
     assert not (lab.data / "identities.sqlite").exists()
     lab.run(tmp_path / "in", every=2)
-    held = (lab.data / "identities.sqlite").read_bytes()
+    existing = (lab.data / "identities.sqlite").read_bytes()
     tally = lab.run(tmp_path / "in", dry_run=True)
     assert (tally.made, tally.there) == (2, 2)
-    assert (lab.data / "identities.sqlite").read_bytes() == held
+    assert (lab.data / "identities.sqlite").read_bytes() == existing
 
 
 def test_a_series_that_grows_at_its_end_goes_on_counting(lab: Lab, tmp_path: Path) -> None:
@@ -303,8 +303,8 @@ def test_slices_that_come_in_between_are_a_scan_of_their_own_and_renumber_nothin
     again = lab.run(tmp_path / "in")
     assert (again.made, again.there) == (0, 5)
     # some of the files alone are what they are in the whole
-    some = lab.run(tmp_path / "in" / "0002.dcm", tmp_path / "in" / "0003.dcm")
-    assert (some.made, some.there) == (0, 2)
+    subset = lab.run(tmp_path / "in" / "0002.dcm", tmp_path / "in" / "0003.dcm")
+    assert (subset.made, subset.there) == (0, 2)
 
 
 def test_a_grown_series_is_not_cut_across_again(lab: Lab, tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_a_grown_series_is_not_cut_across_again(lab: Lab, tmp_path: Path) -> Non
     write_series(tmp_path / "in", "seven", range(4, 6))
     tally = lab.run(tmp_path / "in", axis="coronal", every=10)
     assert (tally.made, tally.there) == (0, 4)
-    assert "grown by 2 slices" in tally.troubles[0].what
+    assert "grown by 2 slices" in tally.problems[0].what
 
 
 def test_a_task_that_was_deleted_is_made_again_alone(lab: Lab, tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_another_file_of_identities_is_noticed(lab: Lab, tmp_path: Path) -> None
 
 def test_two_imports_into_one_project_do_not_run_at_once(lab: Lab, tmp_path: Path) -> None:
     write_series(tmp_path / "in", "ten", range(2))
-    with Locks(lab.data / "locks").held(f"import-{lab.project}") as mine:
+    with Locks(lab.data / "locks").existing(f"import-{lab.project}") as mine:
         assert mine
         with pytest.raises(ProjectBusy):
             lab.run(tmp_path / "in")
@@ -475,26 +475,26 @@ def test_answers_that_never_come_double_nothing(lab: Lab, tmp_path: Path, deaf: 
 
 def test_tasks_that_a_killed_import_had_on_its_way_are_not_made_again(lab: Lab) -> None:
     rows = [{"image": "/data/x.png", "scan": "S-A", "axis": "axial", "slice": n, "slices": 5} for n in range(5)]
-    held = Holdings(lab.client, lab.project)
-    held.look()
+    existing = ExistingTasks(lab.client, lab.project)
+    existing.refresh()
     lab.studio.import_tasks(lab.project, rows[:3])  # arrives only now
-    assert held.add(rows) == 2
+    assert existing.add(rows) == 2
     assert sorted(data["slice"] for data in lab.tasks()) == [0, 1, 2, 3, 4]
     # even when it arrives at the same moment, the second one of a pair is removed again, unless somebody drew on it
     lab.studio.import_tasks(lab.project, rows[3:])
     late = lab.studio.task_ids(lab.project)[-1]
     lab.studio.post(f"/api/tasks/{late}/annotations/", {"result": [], "lead_time": 1.0})
-    held.look_again()
+    existing.refresh_if_changed()
     assert sorted(data["slice"] for data in lab.tasks()) == [0, 1, 2, 3, 4, 4]
-    assert held.doubles == 1
+    assert existing.doubles == 1
 
 
 def test_a_silent_label_studio_is_waited_for_and_then_given_up(lab: Lab) -> None:
-    held = Holdings(lab.client, lab.project)
-    held.look()
-    held = Holdings(Studio("http://127.0.0.1:9", "0" * 40), lab.project, patience=0.0)
+    existing = ExistingTasks(lab.client, lab.project)
+    existing.refresh()
+    existing = ExistingTasks(Studio("http://127.0.0.1:9", "0" * 40), lab.project, patience=0.0)
     with pytest.raises(StudioUnavailable):
-        held.look()
+        existing.refresh()
 
 
 # -- local files ------------------------------------------------------------------------------
@@ -554,7 +554,7 @@ def test_real_series_and_volumes_arrive(lab: Lab, shared: Path) -> None:
     data = shared / "data"
     volume = next((data / "brain_mri_volumes").rglob("*.nii*"))
     tally = lab.run(data / "brain_mri_volumes" / "PGBM-002_T1post", volume)
-    assert not tally.troubles
+    assert not tally.problems
     tasks = lab.tasks()
     assert len(tasks) == tally.slices == 22 + np.asanyarray(nibabel.load(volume).dataobj).shape[2]
     assert set(lab.keys().values()) == {1}

@@ -20,8 +20,8 @@ from backend.errors import BadSetting
 from backend.formats import Window
 from backend.intake.burnt_in import has_text, text_lines
 from backend.intake.files import walk
-from backend.intake.plan import MODALITIES, Wanted
-from backend.intake.work import write_png
+from backend.intake.plan import MODALITIES, ImportOptions
+from backend.intake.slicing import write_png
 from backend.workers.process_pool import Crashed, Workers
 
 # -- walking ----------------------------------------------------------------------------------
@@ -195,15 +195,15 @@ def _gray(path: Path) -> np.ndarray:
 )
 def test_options_that_cannot_be_are_refused_in_words(given: dict[str, object], said: str) -> None:
     with pytest.raises(BadSetting, match=said):
-        Wanted(**given)  # type: ignore[arg-type]
+        ImportOptions(**given)  # type: ignore[arg-type]
 
 
 def test_a_window_is_two_numbers_a_name_or_nothing() -> None:
-    assert Wanted(window="40,400").shown == Window(40, 400)
-    assert Wanted(window="-600, 1500.5").shown == Window(-600, 1500.5)
-    assert Wanted(window="LUNG").shown == "LUNG"
-    assert Wanted(window="percentile").shown == "percentile"
-    assert Wanted().shown is None
+    assert ImportOptions(window="40,400").shown == Window(40, 400)
+    assert ImportOptions(window="-600, 1500.5").shown == Window(-600, 1500.5)
+    assert ImportOptions(window="LUNG").shown == "LUNG"
+    assert ImportOptions(window="percentile").shown == "percentile"
+    assert ImportOptions().shown is None
 
 
 def test_modalities_are_those_of_the_standard() -> None:

@@ -177,6 +177,6 @@ def test_a_server_is_there_before_torch_is() -> None:
 
 def test_processes_that_read_scans_start_without_networks_label_studio_and_torch() -> None:
     heavy = ("torch", "label_studio_sdk", "sklearn", "highdicom", "typer", "fastapi", "sqlalchemy")
-    program = f"import sys, backend.intake.work; print([name for name in {heavy} if name in sys.modules])"
+    program = f"import sys, backend.intake.slicing; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert found.stdout.strip() == "[]", found.stdout + found.stderr

@@ -12,7 +12,7 @@ from typing import Protocol
 from urllib.parse import quote
 
 from backend.errors import CannotDeliver, ScanqueueError, StudioUnavailable
-from backend.intake.holdings import PATIENCE, PAUSE, Holdings
+from backend.intake.existing_tasks import PATIENCE, PAUSE, ExistingTasks
 from backend.label_studio.importing import UPLOAD_BYTES, UPLOAD_FILES, Upload
 from backend.label_studio.studio import Studio
 
@@ -35,7 +35,7 @@ class Delivery(Protocol):
     def folder(self, scan: str) -> Path:
         """Where the pictures of a scan are to be written."""
 
-    def addresses(self, files: Sequence[Path]) -> list[str]:
+    def deliver(self, files: Sequence[Path]) -> list[str]:
         """Make the files served; the address of each for a task's data. The files may then be gone."""
 
     def close(self) -> None:
@@ -48,7 +48,7 @@ class Uploads:
     batch = Batch(UPLOAD_FILES, UPLOAD_BYTES)
 
     def __init__(
-        self, studio: Studio, project: int, spool: Path, held: Holdings, *, patience: float = PATIENCE
+        self, studio: Studio, project: int, spool: Path, existing: ExistingTasks, *, patience: float = PATIENCE
     ) -> None:
         self._studio = studio
         self._project = project
@@ -58,21 +58,21 @@ class Uploads:
         spool.mkdir(parents=True, mode=0o700)
         self._spare: dict[str, list[Upload]] = {}
         self._known: set[int] = set()
-        self._held = held
-        self._look()
+        self._existing = existing
+        self._refresh()
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         """Uploads that no task shows yet, by the name we gave them."""
         for upload in self._studio.uploads(self._project):
             place = _place(upload.name)
-            if place is not None and upload.number not in self._known and not self._held.has(*place):
+            if place is not None and upload.number not in self._known and not self._existing.has(*place):
                 self._known.add(upload.number)
                 self._spare.setdefault(upload.name, []).append(upload)
 
     def folder(self, scan: str) -> Path:
         return self._spool / scan
 
-    def addresses(self, files: Sequence[Path]) -> list[str]:
+    def deliver(self, files: Sequence[Path]) -> list[str]:
         contents = {file.name: file.read_bytes() for file in files}
         found = {name: address for name, data in contents.items() if (address := self._uploaded(name, data))}
         until = time.monotonic() + self._patience
@@ -109,7 +109,7 @@ class Uploads:
         while True:
             time.sleep(PAUSE)
             try:
-                self._look()
+                self._refresh()
                 return
             except StudioUnavailable as silent:
                 if time.monotonic() > until:
@@ -159,14 +159,14 @@ class LocalFiles:
         where = PurePosixPath(self._where)
         objection = self._studio.local_files_objection(project, self._where)
         if objection:
-            raise CannotDeliver(_cure(objection, self._where))
+            raise CannotDeliver(_advice(objection, self._where))
         if not any(path == where or path in where.parents for path in covered):
             self._studio.add_local_storage(project, self._where)
 
     def folder(self, scan: str) -> Path:
         return self._own / scan
 
-    def addresses(self, files: Sequence[Path]) -> list[str]:
+    def deliver(self, files: Sequence[Path]) -> list[str]:
         base = quote(self._relative.as_posix())
         found = [self._studio.local_address(f"{base}/{file.parent.name}/{file.name}") for file in files]
         if files and not self._proven:
@@ -192,7 +192,7 @@ class LocalFiles:
         pass
 
 
-def _cure(objection: str, where: str) -> str:
+def _advice(objection: str, where: str) -> str:
     if "does not exist" in objection:
         return (
             f"Label Studio sees no folder {where}. It may run in a container or on another machine: mount the folder "

@@ -28,7 +28,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from backend.intake.run import Request, Tally, run
+from backend.intake.run import ImportRequest, Tally, run
 from backend.label_studio.studio import Studio
 from backend.settings import Settings
 from backend.workers.process_pool import Workers
@@ -36,7 +36,7 @@ from backend.workers.process_pool import Workers
 MOST = 50  # problems and warnings that are listed
 
 
-def import_scans(request: Request, settings: Settings, *, as_json: bool, show_paths: bool) -> int:
+def import_scans(request: ImportRequest, settings: Settings, *, as_json: bool, show_paths: bool) -> int:
     """Run the import and say what became of it; the exit status.
 
     0: everything is there; 1: something could not be read; 130: interrupted.
@@ -53,7 +53,7 @@ def import_scans(request: Request, settings: Settings, *, as_json: bool, show_pa
     if tally.interrupted:
         aside.print("Interrupted. The same command goes on from here.")
         return 130
-    return 1 if tally.troubles else 0
+    return 1 if tally.problems else 0
 
 
 @contextmanager
@@ -118,9 +118,9 @@ def _list(console: Console, tally: Tally, *, paths: bool) -> None:
     warnings: list[tuple[Path | None, str]] = []
     if paths:
         warnings = [(path, "text seems to be burnt into its pixels. Look at it.") for path in tally.burnt_in]
-        warnings += [(trouble.path, trouble.what) for trouble in tally.troubles]
+        warnings += [(problem.path, problem.what) for problem in tally.problems]
     else:
-        counted = Counter(trouble.what for trouble in tally.troubles)
+        counted = Counter(problem.what for problem in tally.problems)
         warnings = [(None, f"{number} file{'s' if number > 1 else ''}: {what}") for what, number in counted.items()]
     for path, what in warnings[:MOST]:
         console.print(escape(f"{path}: {what}" if path is not None else what), soft_wrap=True)
@@ -130,7 +130,7 @@ def _list(console: Console, tally: Tally, *, paths: bool) -> None:
         console.print("Which files these are is shown at a terminal, or with --show-paths.")
 
 
-def _table(request: Request, tally: Tally) -> Table:
+def _table(request: ImportRequest, tally: Tally) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     would = "tasks that would be made" if request.dry_run else "tasks made"
     rows: Sequence[tuple[str, int, str]] = (
@@ -140,7 +140,7 @@ def _table(request: Request, tally: Tally) -> Table:
         (would, tally.made, f"in {tally.seconds:.0f} s" if tally.seconds >= 1 else ""),
         ("already there", tally.there, ""),
         ("scans skipped", tally.skipped, "text in their pixels" if tally.skipped else ""),
-        ("problems", len(tally.troubles), ""),
+        ("problems", len(tally.problems), ""),
         (
             "burnt-in text",
             len(tally.burnt_in),

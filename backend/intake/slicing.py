@@ -48,7 +48,7 @@ cv2.setNumThreads(1)  # there is a process for each core
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Problem:
     """What cannot be read. `path` may name a patient: it is for the person at the terminal."""
 
     path: Path
@@ -56,7 +56,7 @@ class Trouble:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SourceToIdentify:
     """A source to be identified, for a cut along `axis`; `geometry` where it is known from looking at the files."""
 
     source: Source
@@ -66,7 +66,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Found:
+class IdentifiedSource:
     """What a source is, before its pixels are read. `header` is private; its `texts` are left out.
 
     digest  SHA-256 of the content; of a DICOM series, of its SOPInstanceUIDs in order
@@ -81,7 +81,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Job:
+class SliceJob:
     """Slices of one scan to be written as PNG files.
 
     source     the files to read: of the whole scan, or of the slices that are wanted
@@ -103,7 +103,7 @@ class Job:
     numbering: tuple[int, ...]
     wanted: tuple[int, ...]
     best: int
-    held: frozenset[int]
+    existing: frozenset[int]
     window: Window | str | None
     shown: tuple[float, float] | None
     folder: Path
@@ -112,7 +112,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Made:
+class JobResult:
     """What came of a job.
 
     pictures  slice number and file of each that was written
@@ -128,15 +128,15 @@ class Made:
     chosen: int = 0
     window: tuple[float, float] | None = None
     text: bool = False
-    broken: tuple[Trouble, ...] = ()
-    trouble: Trouble | None = None
+    broken: tuple[Problem, ...] = ()
+    problem: Problem | None = None
     full: str = ""
 
 
-def look(paths: Sequence[Path]) -> list[FileFacts | Trouble | None]:
+def sniff_files(paths: Sequence[Path]) -> list[FileFacts | Problem | None]:
     """For each file its facts, None when it is no picture, or what is wrong with it."""
     shared: dict[Any, Any] = {}
-    return [_slim(one, shared) if isinstance(one, FileFacts) else one for one in map(_look, paths)]
+    return [_slim(one, shared) if isinstance(one, FileFacts) else one for one in map(_sniff_file, paths)]
 
 
 def _slim(facts: FileFacts, shared: dict[Any, Any]) -> FileFacts:
@@ -145,28 +145,28 @@ def _slim(facts: FileFacts, shared: dict[Any, Any]) -> FileFacts:
     return replace(facts, **{name: shared.setdefault(v, v) for name in common for v in [getattr(facts, name)]})
 
 
-def _look(path: Path) -> FileFacts | Trouble | None:
+def _sniff_file(path: Path) -> FileFacts | Problem | None:
     try:
         if path.is_dir():
-            return Trouble(path, "the folder may not be opened. See to its permissions.")
+            return Problem(path, "the folder may not be opened. See to its permissions.")
         return sniff(path)
     except Exception as error:
-        return _trouble(path, error)
+        return _problem(path, error)
 
 
-def identify(asked: Sequence[Asked]) -> list[Found | Trouble]:
+def identify_sources(asked: Sequence[SourceToIdentify]) -> list[IdentifiedSource | Problem]:
     """Each source's digest, geometry and header."""
     return [_identify(one) for one in asked]
 
 
-def _identify(asked: Asked) -> Found | Trouble:
+def _identify(asked: SourceToIdentify) -> IdentifiedSource | Problem:
     source = asked.source
     try:
         geometry, time = (asked.geometry, None) if asked.geometry is not None else _geometry(source, asked.time)
         cut(geometry, asked.axis)
-        return Found(source, digest(source), geometry, read_header(source), time)
+        return IdentifiedSource(source, digest(source), geometry, read_header(source), time)
     except Exception as error:
-        return _trouble(source.files[0], error)
+        return _problem(source.files[0], error)
 
 
 def _geometry(source: Source, time: int | None) -> tuple[Geometry, int | None]:
@@ -191,22 +191,22 @@ def digest(source: Source) -> str:
     return found.hexdigest()
 
 
-def make(jobs: Sequence[Job]) -> list[Made]:
+def write_pictures(jobs: Sequence[SliceJob]) -> list[JobResult]:
     """The pictures of each job; a job either succeeds whole or leaves no file that anybody would take."""
-    return [_make(job) for job in jobs]
+    return [_write_pictures(job) for job in jobs]
 
 
-def _make(job: Job) -> Made:
+def _write_pictures(job: SliceJob) -> JobResult:
     try:
         return _pictures(job)
     except StorageFull as error:
-        return Made(full=str(error))
+        return JobResult(full=str(error))
     except Exception as error:
-        return Made(trouble=_trouble(job.source.files[0], error))
+        return JobResult(problem=_problem(job.source.files[0], error))
 
 
-def _pictures(job: Job) -> Made:
-    broken: tuple[Trouble, ...] = ()
+def _pictures(job: SliceJob) -> JobResult:
+    broken: tuple[Problem, ...] = ()
     try:
         volume = read(job.source, time=job.time)
     except UnreadableFile:
@@ -218,7 +218,7 @@ def _pictures(job: Job) -> Made:
     numbering = job.numbering or range(slices.count)
     places = {number: place for place, number in enumerate(numbering)}
     wanted = [numbering[place] for place in informative(volume, slices, job.best)] if job.best else list(job.wanted)
-    missing = [number for number in wanted if number not in job.held]
+    missing = [number for number in wanted if number not in job.existing]
     window = None if volume.values.ndim == 4 else _window(volume, job)
 
     def picture(number: int) -> NDArray[np.uint8]:
@@ -229,42 +229,42 @@ def _pictures(job: Job) -> Made:
     text = any(has_text(picture(missing[step])) for step in dict.fromkeys(steps.tolist()))
     shown = (window.center, window.width) if window is not None and window.lut is None else None
     if text and job.careful:
-        return Made(chosen=len(wanted), window=shown, text=True, broken=broken)
+        return JobResult(chosen=len(wanted), window=shown, text=True, broken=broken)
     _make_folder(job.folder)
     files = []
     for number in missing:
         file = job.folder / f"{job.scan}.{job.axis}.{number:04d}.png"
         write_png(file, picture(number))
         files.append((number, file))
-    return Made(tuple(files), len(wanted), shown, text, broken)
+    return JobResult(tuple(files), len(wanted), shown, text, broken)
 
 
-def _without_broken(job: Job) -> tuple[Job, tuple[Trouble, ...]]:
+def _without_broken(job: SliceJob) -> tuple[SliceJob, tuple[Problem, ...]]:
     """The same without the files that cannot be read, and what is wrong with those. Raises when none can."""
     source, broken = job.source, []
     numbering = job.numbering or tuple(range(len(source.files)))
     kept = []
     for place in range(len(source.files)):
         try:
-            read(some(source, (place,)), time=job.time)
+            read(subset(source, (place,)), time=job.time)
         except UnreadableFile as error:
-            broken.append(Trouble(error.path, error.what))
+            broken.append(Problem(error.path, error.what))
         else:
             kept.append(place)
     if not kept:
         raise UnreadableFile(broken[0].path, broken[0].what)
     numbers = tuple(numbering[place] for place in kept)
     wanted = tuple(number for number in job.wanted if number in numbers)
-    return replace(job, source=some(source, kept), numbering=numbers, wanted=wanted), tuple(broken)
+    return replace(job, source=subset(source, kept), numbering=numbers, wanted=wanted), tuple(broken)
 
 
-def some(source: Source, places: Sequence[int]) -> Source:
+def subset(source: Source, places: Sequence[int]) -> Source:
     """The files of a series at these places."""
     files = tuple(source.files[place] for place in places)
     return replace(source, files=files, instances=tuple(source.instances[place] for place in places))
 
 
-def _window(volume: Volume, job: Job) -> Window:
+def _window(volume: Volume, job: SliceJob) -> Window:
     """The one that is wanted; where nothing is, that of the slices that are there already."""
     window = choose_window(volume, job.window)
     if job.window is None and job.shown is not None and job.shown != (window.center, window.width):
@@ -287,31 +287,31 @@ def write_png(file: Path, picture: NDArray[np.uint8]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(aside)
-        raise _no_place(file.parent, error) from error
+        raise _cannot_write(file.parent, error) from error
 
 
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _no_place(folder, error) from error
+        raise _cannot_write(folder, error) from error
 
 
-def _no_place(folder: Path, error: OSError) -> StorageFull:
+def _cannot_write(folder: Path, error: OSError) -> StorageFull:
     return StorageFull(
         f"Pictures cannot be written into {folder}: {error.strerror}. Make room, or see to its permissions, and give "
         "the same command again; what was imported is kept."
     )
 
 
-def _trouble(path: Path, error: Exception) -> Trouble:
+def _problem(path: Path, error: Exception) -> Problem:
     """What went wrong, without values of the header: other libraries' errors quote them."""
     if isinstance(error, UnreadableFile):
-        return Trouble(error.path, error.what)
+        return Problem(error.path, error.what)
     if isinstance(error, ScanqueueError):
-        return Trouble(path, str(error))
+        return Problem(path, str(error))
     if isinstance(error, MemoryError):
-        return Trouble(path, "it needs more memory than there is. Give fewer --jobs.")
+        return Problem(path, "it needs more memory than there is. Give fewer --jobs.")
     if isinstance(error, OSError) and error.strerror:
-        return Trouble(path, f"{error.strerror}.")
-    return Trouble(path, f"it cannot be read ({type(error).__name__}).")
+        return Problem(path, f"{error.strerror}.")
+    return Problem(path, f"it cannot be read ({type(error).__name__}).")

@@ -25,14 +25,14 @@ MOST_SLICES = 100_000  # of one scan that are believed
 Key = tuple[str, str, int]  # scan, axis, slice
 
 
-class Holdings:
+class ExistingTasks:
     """Which (scan, axis, slice) have a task in a project."""
 
     def __init__(self, studio: Studio, project: int, *, patience: float = PATIENCE) -> None:
         self._studio = studio
         self._project = project
         self._patience = patience
-        self._held: dict[tuple[str, str], int] = {}  # a bit for each slice
+        self._existing: dict[tuple[str, str], int] = {}  # a bit for each slice
         self._added: dict[tuple[str, str], int] = {}  # those of this run
         self._windows: dict[tuple[str, str], tuple[float, float]] = {}
         self._counts: dict[tuple[str, str], int] = {}
@@ -43,7 +43,7 @@ class Holdings:
 
     # -- what is there ----------------------------------------------------------------------
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Ask for the tasks that are not known yet. Of a slice that we have just added, a second one is removed."""
         self._tasks = self._studio.task_count(self._project)
         last, superfluous = self._last, []
@@ -53,13 +53,13 @@ class Holdings:
             if key is None or any(task in numbers for numbers in self._mine):
                 continue
             place, bit = key[:2], 1 << key[2]
-            if self._held.get(place, 0) & bit:
+            if self._existing.get(place, 0) & bit:
                 if self._added.get(place, 0) & bit and not touched:
                     superfluous.append(task)
                 else:
                     self.doubles += 1
                 continue
-            self._held[place] = self._held.get(place, 0) | bit
+            self._existing[place] = self._existing.get(place, 0) | bit
             self._counts.setdefault(place, int(data["slices"]) if _is_whole(data.get("slices")) else 0)
             window = data.get("window")
             if isinstance(window, list) and len(window) == 2 and all(isinstance(v, int | float) for v in window):
@@ -69,21 +69,21 @@ class Holdings:
             self._studio.delete_task(task)
             self._tasks -= 1
 
-    def look_again(self) -> None:
+    def refresh_if_changed(self) -> None:
         """Look, unless the number of tasks is the one we know."""
         if self._studio.task_count(self._project) != self._tasks:
-            self.look()
+            self.refresh()
 
     def scans(self) -> Iterator[str]:
         """Every scan that has a task."""
-        yield from dict.fromkeys(scan for scan, _ in self._held)
+        yield from dict.fromkeys(scan for scan, _ in self._existing)
 
     def has(self, scan: str, axis: str, number: int) -> bool:
-        return bool(self._held.get((scan, axis), 0) >> number & 1)
+        return bool(self._existing.get((scan, axis), 0) >> number & 1)
 
     def numbers(self, scan: str, axis: str) -> frozenset[int]:
         """The slices of a scan along an axis that have a task."""
-        bits = self._held.get((scan, axis), 0)
+        bits = self._existing.get((scan, axis), 0)
         return frozenset(number for number in range(bits.bit_length()) if bits >> number & 1)
 
     def window(self, scan: str, axis: str) -> tuple[float, float] | None:
@@ -103,7 +103,7 @@ class Holdings:
         """
         wanted = {key: row for row in rows if (key := key_of(row)) is not None}
         made, until = 0, time.monotonic() + self._patience
-        self.look_again()
+        self.refresh_if_changed()
         while True:
             missing = {key: row for key, row in wanted.items() if not self.has(*key)}
             if not missing:
@@ -115,11 +115,11 @@ class Holdings:
                     raise
                 log.warning("new tasks were not confirmed; Label Studio is asked which of them it has")
                 self._settle(until, error)
-                self.look()
+                self.refresh()
                 made += sum(self.has(*key) for key in missing)
                 continue
             for scan, axis, number in missing:
-                self._held[scan, axis] = self._held.get((scan, axis), 0) | 1 << number
+                self._existing[scan, axis] = self._existing.get((scan, axis), 0) | 1 << number
                 self._added[scan, axis] = self._added.get((scan, axis), 0) | 1 << number
             self._mine += _ranges(numbers)
             self._tasks += len(numbers)
