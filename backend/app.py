@@ -1,4 +1,4 @@
-"""Where the parts are put together. Everything else gets what it needs as an argument."""
+"""The composition root: creates the parts and passes them to each other as arguments."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("scanqueue")
 
-NICE = 10  # how far the worker steps back behind the server and Label Studio
-LOOK_FOR_LABELS = 15.0  # seconds between looks whether there will soon be a model to draw with
-SHUTDOWN = 10  # seconds that requests under way are given when the server ends
+NICE = 10  # niceness of workers, below the server and Label Studio
+LOOK_FOR_LABELS = 15.0  # seconds between checks whether a first model will soon exist
+SHUTDOWN = 10  # seconds for running requests to finish when the server stops
 
 
 def open_store(settings: Settings) -> Store:
@@ -62,9 +62,9 @@ def make_studio(settings: Settings, count: CountCallback = discard) -> Studio:
 
 
 def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = None) -> None:
-    """Look at touched projects until told to stop. Killed at any moment, nothing is lost.
+    """Process requested projects until stopped. Nothing is lost if the process is killed.
 
-    heartbeat  a file descriptor that is written to for as long as the work gets on
+    heartbeat  file descriptor that is written to while the work progresses
     """
     from backend.loop.driver import Busy
     from backend.loop.shard_worker import ShardWorker
@@ -77,7 +77,7 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
     store = open_store(settings)
     counters = Counters(store.add_counters)
     reconciler = make_reconciler(settings, store, stopping, watchdog, counters.count)
-    if heartbeat is not None:  # only now: loading the libraries may hold all threads up for long
+    if heartbeat is not None:  # only now: loading the libraries can block all threads for long
         threading.Thread(
             target=beat, args=(heartbeat, lambda: watchdog.silence() < settings.hang_seconds, stopping), daemon=True
         ).start()
@@ -91,7 +91,7 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
         except Busy:
             return True
         except Stopping:
-            log.info("project %s: stopped; it is taken up again at the next start", project)
+            log.info("project %s: stopped; work resumes at the next start", project)
         return False
 
     shard_worker = ShardWorker(reconciler.shards, reconciler.processor, watchdog, stopping, roster)
@@ -109,7 +109,7 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
 def supervise_worker(settings: Settings, *, alive: Path | None = None) -> None:
     """Keep a worker process running until SIGTERM or SIGINT.
 
-    alive  a file that is touched for as long as it gives signs of life
+    alive  file that is touched while the worker is alive
     """
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -157,7 +157,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
             api,
             host=settings.host,
             port=settings.port,
-            log_config=None,  # its lines go where ours go
+            log_config=None,  # uvicorn logs through our handlers
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=SHUTDOWN,
@@ -170,9 +170,9 @@ def run_server(settings: Settings, *, worker: bool) -> None:
 
 
 def _load_ahead(learner: Learner, store: Store, stopping: threading.Event) -> None:
-    """As soon as somebody labels, load what will draw masks: before the first model is there and somebody waits."""
+    """Load the segmentation libraries once labelling begins, before an annotator waits for the first mask."""
     while not stopping.is_set():
-        with suppress(ScanqueueError):  # the records cannot be read just now
+        with suppress(ScanqueueError):  # the records are temporarily unavailable
             if store.has_labels() or store.checkpoints():
                 learner.load()
                 return
@@ -187,7 +187,7 @@ def _keep_worker(settings: Settings, stopping: threading.Event, alive: Path | No
 
 
 def to_env(settings: Settings) -> dict[str, str]:
-    """The settings as the environment that `Settings.from_env` reads."""
+    """The settings as environment variables for `Settings.from_env`."""
     found = {}
     for f in fields(settings):
         value = getattr(settings, f.name)

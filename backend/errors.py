@@ -1,6 +1,6 @@
-"""What can go wrong, in the words of this domain. No HTTP and no Label Studio in here.
+"""Domain errors, independent of HTTP and Label Studio.
 
-The message of every error is meant for a person: what was wrong, where, and what to do.
+Every message is for a person: what was wrong, where, and what to do.
 """
 
 from __future__ import annotations
@@ -11,34 +11,34 @@ from pathlib import Path
 
 
 class ScanqueueError(Exception):
-    """Any failure that scanqueue can explain."""
+    """A failure that scanqueue can explain."""
 
 
 class BadSetting(ScanqueueError):
-    """A setting has a value that cannot be used, or a name that does not exist."""
+    """A setting has an invalid value or an unknown name."""
 
 
 class NotSegmentable(ScanqueueError):
-    """The project's label config has nothing that a mask could be drawn with."""
+    """The project's label config has no tag that draws masks."""
 
 
 class UnreadableScan(ScanqueueError):
-    """The pixels of one scan cannot be had: missing, truncated, too large, not an image."""
+    """The pixels of one scan are not available: missing, truncated, too large, not an image."""
 
 
 class UnreadableMask(ScanqueueError):
-    """One annotation holds no usable mask: wrong sizes, broken run lengths, unknown label."""
+    """One annotation contains no usable mask: wrong size, invalid run lengths, unknown label."""
 
 
 class UnreadableFile(ScanqueueError):
-    """A file on this machine is broken, truncated, too large, or holds what we cannot read.
+    """A local file is damaged, truncated, too large, or has unsupported contents.
 
-    path  which one. It may name a patient: show it to the person at the terminal, never log it
-    what  what was wrong and what to do, without the path and without anything of the header
+    path  the file. It may contain a patient's name: show it at the terminal, never log it
+    what  the fault and the fix, without the path and without header values
     """
 
     def __init__(self, path: Path | str, what: str) -> None:
-        super().__init__(path, what)  # both, so that it comes whole out of another process
+        super().__init__(path, what)  # both, so that the error can be pickled
         self.path = Path(path)
         self.what = what
 
@@ -47,27 +47,27 @@ class UnreadableFile(ScanqueueError):
 
 
 class CannotCut(ScanqueueError, ValueError):
-    """A volume has no such plane: its slices are not evenly spaced, or nobody knows how it lies in the patient."""
+    """A volume cannot be cut along an axis: uneven slice spacing, or unknown orientation."""
 
 
 class BadWindow(ScanqueueError, ValueError):
-    """A window that no picture can be shown with, or a preset that the header does not have."""
+    """An invalid window, or a preset that the file's header does not define."""
 
 
 class CannotDeliver(ScanqueueError):
-    """Pictures cannot be put where Label Studio would serve them."""
+    """Images cannot be placed where Label Studio serves them."""
 
 
 class CannotExport(ScanqueueError):
-    """Labels cannot be written in the format that was asked for: wrong shape, or a source of another kind."""
+    """Labels cannot be written in the requested format: wrong shape, or unsuitable source."""
 
 
 class NotKnown(ScanqueueError):
-    """There is no such project, scan or model here."""
+    """Unknown project, scan or model."""
 
 
 class Overloaded(ScanqueueError):
-    """Too much of this kind is asked for at once. Trying again helps."""
+    """Too many concurrent requests of one kind. Retrying helps."""
 
 
 class WeightsMissing(ScanqueueError):
@@ -75,7 +75,7 @@ class WeightsMissing(ScanqueueError):
 
 
 class BrokenWeights(WeightsMissing):
-    """A file of weights is there and is none, or not all of it. `cut`: the end of it is missing."""
+    """A weights file is invalid or incomplete. `cut`: it is truncated."""
 
     def __init__(self, message: str, *, cut: bool = False) -> None:
         super().__init__(message)
@@ -83,29 +83,29 @@ class BrokenWeights(WeightsMissing):
 
 
 class StudioUnavailable(ScanqueueError):
-    """Label Studio does not answer, or answers with a server error. Trying again may help."""
+    """Label Studio does not answer, or answers with a server error. Retrying may help."""
 
 
 class StudioRefused(ScanqueueError):
-    """Label Studio answered and said no: a wrong token, no permission, a rejected request."""
+    """Label Studio rejected a request: invalid token, missing permission, invalid data."""
 
 
 class ProjectGone(StudioRefused):
-    """The project no longer exists in Label Studio, or this token may not see it."""
+    """The project no longer exists in Label Studio, or this token has no access to it."""
 
 
 class BadBackup(ScanqueueError):
-    """A file is no backup of a project, is damaged, or was made by another scanqueue than this one can read."""
+    """A file is not a project backup, is damaged, or has an unsupported version."""
 
 
 class BadIdentities(ScanqueueError):
-    """The file of identities cannot be used: missing, damaged, of another kind or a later version."""
+    """The identities file is missing, damaged, of another type or of a later version."""
 
 
 class LostSource(ScanqueueError):
-    """The files that a scan came from are missing, changed or unreadable.
+    """The source files of a scan are missing, changed or unreadable.
 
-    where  their paths, which may name a patient and are for the person at the terminal only; the message has none
+    where  their paths. They may contain a patient's name: show them at the terminal only; the message omits them
     """
 
     def __init__(self, message: str, where: str) -> None:
@@ -114,11 +114,11 @@ class LostSource(ScanqueueError):
 
 
 class ProjectBusy(ScanqueueError):
-    """A worker is at the project and did not let go of it in time. Trying again may help."""
+    """A worker uses the project and did not release it in time. Retrying may help."""
 
 
 class StorageFull(ScanqueueError):
-    """Records or artefacts could not be written to the data folder."""
+    """Records or artefacts cannot be written to the data folder: the disk is full."""
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -132,8 +132,8 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 class StoreUnavailable(ScanqueueError):
-    """The database of the records does not answer. Trying again may help."""
+    """The records' database does not answer. Retrying may help."""
 
 
 class BadResults(ScanqueueError):
-    """The results of a simulation cannot be used: a column is missing, a number is none, a model appears twice."""
+    """Simulation results are invalid: missing column, invalid number, duplicate model."""

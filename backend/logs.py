@@ -1,7 +1,7 @@
-"""Where log lines go and what may stand in them: text for people or JSON for machines, secrets in neither.
+"""Logging as text for people or JSON for machines, without secrets.
 
-Whatever is logged, by us or by a library, passes through `Redactor` on its way out: tokens, passwords, and the
-queries of addresses are replaced, long lines are cut, and control characters cannot forge a second line.
+Every line, ours or a library's, passes through `Redactor`: it replaces tokens, passwords and the query strings
+of URLs, truncates long lines, and escapes control characters so that they cannot forge a second line.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from rich.logging import RichHandler
 from backend.settings import Settings
 
 GONE = "***"
-LINE = 1000  # characters of one line; an answer of Label Studio or a task may be megabytes
-READ = 4 * LINE  # of a line are looked at, and their end is not shown: it may be half a secret
-LINES = 200  # of one record, tracebacks included
-SHORTEST = 4  # characters of a known secret that is looked for; less would hit ordinary words
+LINE = 1000  # maximum characters per line; a Label Studio response can have megabytes
+READ = 4 * LINE  # characters that are searched for secrets; the end is not shown: it may be half a secret
+LINES = 200  # maximum lines per record, including tracebacks
+SHORTEST = 4  # minimum length of a known secret to search for; shorter ones match ordinary words
 NOISY = ("httpx", "httpcore", "huey", "filelock", "urllib3", "openTSNE", "alembic", "PIL")
 
 _ABOUT = re.compile(r"project (\d+)(?:, task (\d+))?")
@@ -45,9 +45,9 @@ _PATTERNS = (
 
 
 class Redactor:
-    """Takes out of a text what must not be in a log.
+    """Removes secrets from log text.
 
-    secrets  known ones, taken out wherever and however they are quoted in an address
+    secrets  known secrets, removed in plain and in URL-quoted form
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
@@ -69,7 +69,7 @@ class Redactor:
         return f"{text[:LINE]}... (cut)" if cut or len(text) > LINE else text
 
     def lines(self, text: str) -> str:
-        """The same for a text of several lines, such as a traceback; the end of a long one is kept."""
+        """Redacted multi-line `text`, such as a traceback. Of a long text the end is kept."""
         found = [self.line(line) for line in text.splitlines()]
         return "\n".join(found if len(found) <= LINES else ["... (cut)", *found[-LINES:]])
 
@@ -88,7 +88,7 @@ class TextFormatter(logging.Formatter):
 
 
 class LinesFormatter(JsonFormatter):
-    """One JSON object a line: time, level, logger, message; project and task where known; error with a traceback.
+    """One JSON object per line: time, level, logger, message; project and task if known; error with traceback.
 
     Nothing else gets in, whatever a library attaches to its records.
     """
@@ -118,7 +118,7 @@ class LinesFormatter(JsonFormatter):
 
 
 def log_to(settings: Settings | None = None, level: str = "INFO") -> None:
-    """Send this process's log to stderr in the form that the settings want, without the secrets they hold."""
+    """Log to stderr in the format of the settings, without their secrets."""
     form = settings.log_format if settings is not None else "text"
     redactor = Redactor(_secrets(settings) if settings is not None else ())
     handler: logging.Handler = logging.StreamHandler()
@@ -131,7 +131,7 @@ def log_to(settings: Settings | None = None, level: str = "INFO") -> None:
         handler.setFormatter(TextFormatter(redactor, "%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # a hostile file makes it warn tens of thousands of times
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # a hostile file can cause tens of thousands of warnings
     for noisy in NOISY:
         logging.getLogger(noisy).setLevel("WARNING")
     sys.excepthook = _died
@@ -147,7 +147,7 @@ def _secrets(settings: Settings) -> list[str]:
 
 
 def _clean(record: logging.LogRecord, redactor: Redactor) -> logging.LogRecord:
-    """A copy whose message is redacted and which has no traceback. A record that does not fit its arguments is said."""
+    """A copy with a redacted message and no traceback. Notes a record whose arguments do not fit."""
     try:
         message = record.getMessage()
     except Exception as error:

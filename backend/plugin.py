@@ -1,4 +1,4 @@
-"""scanqueue as a `LabelStudioMLBase` class, for those who already host with label-studio-ml.
+"""scanqueue as a `LabelStudioMLBase` class, for labs that already host backends with label-studio-ml.
 
 Most labs need none of this: Label Studio connects to `scanqueue serve` directly. Where every ML backend has to
 run inside a label-studio-ml server, host `ScanqueueBackend` there. It is a thin adapter without a model of its
@@ -49,11 +49,11 @@ WEBHOOK_SECONDS = 10.0
 
 
 class NotAnswering(ScanqueueError):
-    """`scanqueue serve` cannot be reached, or refuses what it is asked."""
+    """`scanqueue serve` is unreachable or rejects a request."""
 
 
 class ScanqueueBackend(LabelStudioMLBase):  # type: ignore[misc]
-    """Hands setup, predictions and events on to `scanqueue serve`."""
+    """Forwards setup, predictions and events to `scanqueue serve`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.settings = Settings.from_env(os.environ)
@@ -62,7 +62,7 @@ class ScanqueueBackend(LabelStudioMLBase):  # type: ignore[misc]
             self.setup()
 
     def setup(self) -> None:
-        """Make the project known, with its extra params, when Label Studio connects or looks.
+        """Register the project and its extra params when Label Studio connects or checks the backend.
 
         The class is made anew for every request; only /setup is handed on.
         """
@@ -71,35 +71,35 @@ class ScanqueueBackend(LabelStudioMLBase):  # type: ignore[misc]
         given = request.get_json(silent=True) or {}
         wanted = {key: given.get(key) for key in ("project", "schema", "extra_params")}
         answer = self._post("/setup", wanted, SETUP_SECONDS)
-        if hasattr(self, "set"):  # 2.x answers /setup with what is kept here
+        if hasattr(self, "set"):  # 2.x answers /setup with the value stored here
             self.set("model_version", str(answer.get("model_version") or ""))
 
     def predict(self, tasks: Sequence[Mapping[str, Any]], context: Any = None, **kwargs: Any) -> list[dict[str, Any]]:
-        """One item {model_version, score, result} per task, in their order; none is null."""
+        """One item {model_version, score, result} per task, in the order of `tasks`; never null."""
         if not tasks:
             return []
         body = {"tasks": list(tasks), "project": self._project(tasks), "params": {"context": context}}
         items = self._post("/predict", body, PREDICT_SECONDS).get("results")
         if not isinstance(items, list) or len(items) != len(tasks):
             raise NotAnswering(
-                f"{self.url} did not answer with {len(tasks)} predictions; is it `scanqueue serve`, of this version?"
+                f"{self.url} did not return {len(tasks)} predictions. Check that it is `scanqueue serve` of this version."
             )
         return [item if isinstance(item, dict) and "result" in item else {"result": [], "score": 1.0} for item in items]
 
     def fit(self, event: str, data: Any = None, **kwargs: Any) -> None:
-        """Tell scanqueue that something happened in a project: `event` and `data` as Label Studio sent them."""
+        """Forward a project's event: `event` and `data` as Label Studio sent them."""
         if not isinstance(event, str) or not isinstance(data, Mapping):
             raise NotAnswering(
                 "Training by the old /train request is not supported; use Start Training in Settings > Model, or the "
                 "webhook, of Label Studio 1.5 or later."
             )
         project = data.get("project")
-        if isinstance(project, Mapping):  # the rest of it holds tokens, and is not needed
+        if isinstance(project, Mapping):  # the rest contains tokens and is not needed
             project = {"id": project.get("id")}
         self._post("/webhook", {"action": event, "project": project}, WEBHOOK_SECONDS)
 
     def process_event(self, event: str, data: Any, job_id: Any, additional_params: Mapping[str, Any]) -> None:
-        """1.0.9, in a process of its own: hand on every event; it would pass over START_TRAINING itself."""
+        """Version 1.0.9, in its own process: forward every event. It would ignore START_TRAINING itself."""
         try:
             self.fit(event, data)
         except NotAnswering as error:
@@ -109,7 +109,7 @@ class ScanqueueBackend(LabelStudioMLBase):  # type: ignore[misc]
 
     @property
     def url(self) -> str:
-        """Where `scanqueue serve` is."""
+        """Address of `scanqueue serve`."""
         if self.settings.public_url:
             return self.settings.public_url
         host = self.settings.host
@@ -117,7 +117,7 @@ class ScanqueueBackend(LabelStudioMLBase):  # type: ignore[misc]
         return f"http://{f'[{host}]' if ':' in host else host}:{self.settings.port}"
 
     def _project(self, tasks: Sequence[Mapping[str, Any]]) -> str:
-        """The project's number: of the request, else of the tasks themselves."""
+        """The project ID from the request, else from the tasks."""
         given = request.get_json(silent=True) if has_request_context() else None
         found = (given or {}).get("project") or getattr(self, "project_id", None) or tasks[0].get("project")
         return str(found)

@@ -1,6 +1,6 @@
 """Settings of the service (environment) and of one project (JSON from Label Studio or the page).
 
-Both are read once, typed, frozen, and refuse names they do not know: a misspelt setting
+Both are typed, frozen, read once, and reject unknown names: a misspelled setting
 must not be silently ignored.
 """
 
@@ -18,16 +18,16 @@ from urllib.parse import urlsplit
 from backend.errors import BadSetting
 
 PREFIX = "SCANQUEUE_"
-UNITS = ("slice", "scan")  # what can be chosen: images by themselves, or the slices of a volume together
-MOST_SCANS = 1_000_000  # that a setting can count
+UNITS = ("slice", "scan")  # units of selection: single images, or all slices of a volume
+MOST_SCANS = 1_000_000  # upper limit of the settings that count scans
 SECRETS = ("LABEL_STUDIO_API_KEY", "PASSWORD", "DATABASE_URL", "REDIS_URL")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything the process needs to know about its surroundings.
+    """Configuration of a process.
 
-    Each field `name` is read from the variable `SCANQUEUE_NAME`; the secrets also from the
+    Each field `name` is read from the variable `SCANQUEUE_NAME`. Secrets can also be read from the
     file that `SCANQUEUE_NAME_FILE` names.
     """
 
@@ -56,7 +56,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
-        """Read `SCANQUEUE_...` from `environ`. Raises BadSetting for unknown names and bad values."""
+        """Read `SCANQUEUE_...` from `environ`. Raises BadSetting for unknown names and invalid values."""
         known = {f.name.upper(): f.name for f in fields(cls)}
         given: dict[str, str] = {}
         for variable, text in environ.items():
@@ -73,12 +73,12 @@ class Settings:
                     raise BadSetting(f"{variable}: cannot read {text!r}: it is not UTF-8 text.") from None
             if name not in known:
                 raise BadSetting(
-                    f"{variable} is not a setting of scanqueue. Known: "
+                    f"{variable} is not a scanqueue setting. Known settings: "
                     + ", ".join(f"{PREFIX}{n}" for n in sorted(known))
                     + "."
                 )
             if known[name] in given:
-                raise BadSetting(f"{PREFIX}{name} is given both directly and by {PREFIX}{name}_FILE; keep one.")
+                raise BadSetting(f"{PREFIX}{name} and {PREFIX}{name}_FILE are both set; keep one.")
             given[known[name]] = text
         values: dict[str, Any] = {}
         for name, text in given.items():
@@ -89,7 +89,7 @@ class Settings:
         return settings
 
     def check(self) -> None:
-        """Raise BadSetting when the settings cannot work together."""
+        """Raise BadSetting if a value is invalid or values conflict."""
         for name in ("label_studio_url", "public_url"):
             url = getattr(self, name)
             if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc):
@@ -97,37 +97,37 @@ class Settings:
         if self.redis_url and not _is_redis(self.redis_url):
             raise BadSetting(
                 f"{PREFIX}REDIS_URL is not an address such as redis://:PASSWORD@redis:6379/0. "
-                "In a password write / as %2F, # as %23, ? as %3F and @ as %40."
+                "In the password, write / as %2F, # as %23, ? as %3F and @ as %40."
             )
         if not 0 < self.port < 65536:
             raise BadSetting(f"{PREFIX}PORT={self.port} is not a port; use 1 to 65535.")
         if self.image_size and (self.image_size % 32 or not 32 <= self.image_size <= 2048):
             raise BadSetting(
-                f"{PREFIX}IMAGE_SIZE={self.image_size} cannot be used; "
-                "take a multiple of 32 from 32 to 2048, or 0 for the default of the device."
+                f"{PREFIX}IMAGE_SIZE={self.image_size} is invalid; "
+                "use a multiple of 32 from 32 to 2048, or 0 for the device's default."
             )
         if self.training_steps < 0:
-            raise BadSetting(f"{PREFIX}TRAINING_STEPS={self.training_steps} is negative; 0 is the device's default.")
+            raise BadSetting(f"{PREFIX}TRAINING_STEPS={self.training_steps} is negative; use 0 for the default.")
         if self.threads < 0:
-            raise BadSetting(f"{PREFIX}THREADS={self.threads} is negative; 0 means one per core.")
+            raise BadSetting(f"{PREFIX}THREADS={self.threads} is negative; use 0 for one per core.")
         if self.hang_seconds < 10:
-            raise BadSetting(f"{PREFIX}HANG_SECONDS={self.hang_seconds} is too short; take 10 or more.")
+            raise BadSetting(f"{PREFIX}HANG_SECONDS={self.hang_seconds} is too short; use 10 or more.")
         if self.keep_models < 0:
-            raise BadSetting(f"{PREFIX}KEEP_MODELS={self.keep_models} is negative; 0 keeps every checkpoint.")
+            raise BadSetting(f"{PREFIX}KEEP_MODELS={self.keep_models} is negative; use 0 to keep every checkpoint.")
         if self.cache_days < 0:
-            raise BadSetting(f"{PREFIX}CACHE_DAYS={self.cache_days} is negative; 0 keeps cached files for ever.")
+            raise BadSetting(f"{PREFIX}CACHE_DAYS={self.cache_days} is negative; use 0 to keep cached files forever.")
         if self.log_format not in ("text", "json"):
-            raise BadSetting(f"{PREFIX}LOG_FORMAT={self.log_format!r} is not a form of the log; take text or json.")
+            raise BadSetting(f"{PREFIX}LOG_FORMAT={self.log_format!r} is not a log format; use text or json.")
         if bool(self.user) != bool(self.password):
-            raise BadSetting(f"{PREFIX}USER and {PREFIX}PASSWORD belong together; set both or neither.")
+            raise BadSetting(f"{PREFIX}USER and {PREFIX}PASSWORD must be set together; set both or neither.")
         if not is_loopback(self.host) and not self.user:
             raise BadSetting(
-                f"{PREFIX}HOST={self.host!r} can be reached from other machines, and no {PREFIX}USER and "
-                f"{PREFIX}PASSWORD are set. Set both, or listen on 127.0.0.1."
+                f"{PREFIX}HOST={self.host!r} is reachable from other machines, but {PREFIX}USER and "
+                f"{PREFIX}PASSWORD are not set. Set both, or listen on 127.0.0.1."
             )
 
     def with_(self, **changes: Any) -> Settings:
-        """A checked copy with `changes`; None means: leave as it is."""
+        """A checked copy with `changes`. None leaves a field unchanged."""
         changed = replace(self, **{k: v for k, v in changes.items() if v is not None})
         changed.check()
         return changed
@@ -151,7 +151,7 @@ def _parse(name: str, text: str) -> Any:
 def _is_redis(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # a ValueError when there is another thing than a number in its place
+        _ = parts.port  # raises ValueError if the port is not a number
     except ValueError:
         return False
     known = url.startswith(("redis://", "rediss://", "unix://"))
@@ -159,7 +159,7 @@ def _is_redis(url: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """True when `host` can be reached from this machine only."""
+    """Whether `host` is reachable from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -170,20 +170,20 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True)
 class ProjectSettings:
-    """What a lab may choose for one project, as JSON in Label Studio's "extra params".
+    """Settings of one project, as JSON in Label Studio's "extra params".
 
-    cold_start_size  labelled scans before the first model is trained
-    round_size       new or changed labels before the next one is trained
-    queue_depth      how many scans of the order are published at once
-    strategy         "default", name of a strategy in `sampling.strategies`, or COLD+MODEL, one for each moment
-    uncertainty      what stands for the uncertainty of a scan: name of one of `sampling.AGGREGATIONS`
-    control_share    share of every order that is drawn at random, 0..0.5
-    stratify_by      key of the task data that the strategy "stratified" tells scans apart by
-    alpha            weight of the entropy in S(i), 0..1; 0 is distance alone, 1 is entropy alone
-    retrain          "auto", or "button": only when somebody asks
-    seed             of the map, the clusters and the training
-    tolerance        how much validation Dice a new model may lose and still replace the old one
-    unit             what is chosen: "slice", every image by itself, or "scan", the slices of a volume together
+    cold_start_size  number of labelled scans before the first training
+    round_size       number of new or changed labels before the next training
+    queue_depth      number of scans that are published at once; 0: three rounds
+    strategy         "default", a name from `sampling.strategies`, or COLD+MODEL: one for each phase
+    uncertainty      aggregation of pixel entropy per scan: a name from `sampling.AGGREGATIONS`
+    control_share    share of every order that is sampled at random, 0..0.5
+    stratify_by      key of the task data that defines the strata of the strategy "stratified"
+    alpha            weight of entropy in S(i), 0..1; 0: distance only, 1: entropy only
+    retrain          "auto", or "button": only on request
+    seed             random seed of map, clusters and training
+    tolerance        largest loss of validation Dice with which a new model replaces the old one
+    unit             unit of selection: "slice", single images, or "scan", all slices of a volume
     """
 
     cold_start_size: int = 20
@@ -201,40 +201,40 @@ class ProjectSettings:
 
     @property
     def depth(self) -> int:
-        """`queue_depth`, or three rounds when it is not set; never less than one round."""
+        """`queue_depth`, or three rounds if it is not set; at least one round."""
         return max(self.queue_depth or 3 * self.round_size, self.round_size)
 
     @property
     def moments(self) -> tuple[str, str]:
-        """The strategies of the cold start and with a model, once `strategy` is written out as COLD+MODEL."""
+        """The strategies for the cold start and with a model. Requires `strategy` as COLD+MODEL."""
         cold, plus, ranked = self.strategy.partition("+")
         return cold, ranked if plus else cold
 
     def with_strategy(self, strategy: str) -> ProjectSettings:
-        """The same with another strategy."""
+        """A copy with another strategy."""
         return replace(self, strategy=strategy)
 
     @classmethod
     def from_json(cls, given: str | Mapping[str, Any] | None) -> ProjectSettings:
-        """Read `given`. Raises BadSetting naming the key, what was wrong and what is allowed."""
+        """Read `given`. Raises BadSetting with the key, the invalid value and the allowed values."""
         if not given:
             return cls()
         if isinstance(given, str):
             try:
                 given = json.loads(given)
             except ValueError as error:
-                raise BadSetting(f'extra params are not JSON: {error}. Example: {{"round_size": 10}}.') from None
+                raise BadSetting(f'extra params: invalid JSON: {error}. Example: {{"round_size": 10}}.') from None
         if not isinstance(given, Mapping):
-            raise BadSetting('extra params must be a JSON object, for example {"round_size": 10}.')
+            raise BadSetting('The extra params must be a JSON object, for example {"round_size": 10}.')
         return cls(**cls.checked(given))
 
     @classmethod
     def checked(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """`given` as the fields take it. Raises BadSetting naming the key, what was wrong and what is allowed."""
+        """`given`, validated and converted. Raises BadSetting as `from_json` does."""
         known = {f.name for f in fields(cls)}
         for key in given:
             if key not in known:
-                raise BadSetting(f"{key!r} is not a project setting. Known: {', '.join(sorted(known))}.")
+                raise BadSetting(f"{key!r} is not a project setting. Known settings: {', '.join(sorted(known))}.")
         values: dict[str, Any] = dict(given)
         for key in ("cold_start_size", "round_size", "queue_depth", "seed"):
             low = 0 if key in ("seed", "queue_depth") else 1
@@ -256,8 +256,8 @@ class ProjectSettings:
         if values.get("unit", "slice") not in UNITS:
             raise BadSetting(f'unit is {values["unit"]!r}; it must be "slice" or "scan".')
         for key, what in (
-            ("strategy", "the name of a strategy"),
-            ("uncertainty", "the name of a measure"),
+            ("strategy", "a strategy name"),
+            ("uncertainty", "the name of an aggregation"),
             ("stratify_by", "a key of the task data"),
         ):
             if key in values and not (isinstance(values[key], str) and _storable(values[key])):
@@ -266,7 +266,7 @@ class ProjectSettings:
 
 
 def _storable(text: str) -> bool:
-    """Whether every database takes the text: no NUL, no half of a character."""
+    """Whether every database can store the text: no NUL, no lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -18,7 +18,7 @@ from sampling import strategy_pair
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "settings.md"
 NAMES = sorted(f.name.upper() for f in fields(Settings))
 URL = "is not an http:// or https:// address."
-SIZE = "cannot be used; take a multiple of 32 from 32 to 2048, or 0 for the default of the device."
+SIZE = "is invalid; use a multiple of 32 from 32 to 2048, or 0 for the default of the device."
 
 
 def refusal(**given: str) -> str:
@@ -114,12 +114,12 @@ def test_a_file_is_read_for_secrets_only() -> None:
         ({"IMAGE_SIZE": "-32"}, f"SCANQUEUE_IMAGE_SIZE=-32 {SIZE}"),
         ({"IMAGE_SIZE": "4096"}, f"SCANQUEUE_IMAGE_SIZE=4096 {SIZE}"),
         ({"TRAINING_STEPS": "1.5"}, "SCANQUEUE_TRAINING_STEPS='1.5' is not a whole number."),
-        ({"TRAINING_STEPS": "-1"}, "SCANQUEUE_TRAINING_STEPS=-1 is negative; 0 is the device's default."),
+        ({"TRAINING_STEPS": "-1"}, "SCANQUEUE_TRAINING_STEPS=-1 is negative; use 0 for the default."),
         ({"LABEL_STUDIO_URL": "localhost:8080"}, f"SCANQUEUE_LABEL_STUDIO_URL='localhost:8080' {URL}"),
         ({"LABEL_STUDIO_URL": "http://"}, f"SCANQUEUE_LABEL_STUDIO_URL='http:' {URL}"),
         ({"PUBLIC_URL": "ftp://scanqueue"}, f"SCANQUEUE_PUBLIC_URL='ftp://scanqueue' {URL}"),
-        ({"USER": "lab"}, "SCANQUEUE_USER and SCANQUEUE_PASSWORD belong together; set both or neither."),
-        ({"PASSWORD": "word"}, "SCANQUEUE_USER and SCANQUEUE_PASSWORD belong together; set both or neither."),
+        ({"USER": "lab"}, "SCANQUEUE_USER and SCANQUEUE_PASSWORD must be set together; set both or neither."),
+        ({"PASSWORD": "word"}, "SCANQUEUE_USER and SCANQUEUE_PASSWORD must be set together; set both or neither."),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_in_words(given: dict[str, str], words: str) -> None:
@@ -130,7 +130,7 @@ def test_a_value_that_cannot_be_used_is_refused_in_words(given: dict[str, str], 
 def test_a_host_that_others_reach_needs_credentials(host: str) -> None:
     assert refusal(HOST=host) == (
         f"SCANQUEUE_HOST='{host}' can be reached from other machines, and no SCANQUEUE_USER and "
-        "SCANQUEUE_PASSWORD are set. Set both, or listen on 127.0.0.1."
+        "SCANQUEUE_PASSWORD are not set. Set both, or listen on 127.0.0.1."
     )
     open_to_others = {"SCANQUEUE_HOST": host, "SCANQUEUE_USER": "lab", "SCANQUEUE_PASSWORD": "word"}
     assert Settings.from_env(open_to_others).host == host
@@ -163,7 +163,7 @@ def test_a_secret_is_read_from_a_file_and_never_shown(name: str, tmp_path: Path)
 def test_an_address_of_redis_that_cannot_be_read_is_refused_without_its_password(url: str) -> None:
     assert refusal(REDIS_URL=url) == (
         "SCANQUEUE_REDIS_URL is not an address such as redis://:PASSWORD@redis:6379/0. "
-        "In a password write / as %2F, # as %23, ? as %3F and @ as %40."
+        "In the password, write / as %2F, # as %23, ? as %3F and @ as %40."
     )
 
 
@@ -239,10 +239,10 @@ KNOWN = (
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"roundsize": 3}, f"'roundsize' is not a project setting. Known: {KNOWN}."),
-        ([1], 'extra params must be a JSON object, for example {"round_size": 10}.'),
-        ("[1]", 'extra params must be a JSON object, for example {"round_size": 10}.'),
-        ("7", 'extra params must be a JSON object, for example {"round_size": 10}.'),
+        ({"roundsize": 3}, f"'roundsize' is not a project setting. Known settings: {KNOWN}."),
+        ([1], 'The extra params must be a JSON object, for example {"round_size": 10}.'),
+        ("[1]", 'The extra params must be a JSON object, for example {"round_size": 10}.'),
+        ("7", 'The extra params must be a JSON object, for example {"round_size": 10}.'),
         ({"cold_start_size": 0}, "cold_start_size is 0; it must be a whole number, 1 or more."),
         ({"round_size": "3"}, "round_size is '3'; it must be a whole number, 1 or more."),
         ({"round_size": 2.0}, "round_size is 2.0; it must be a whole number, 1 or more."),
@@ -303,7 +303,7 @@ def test_what_a_strategy_has_to_be_told_of_a_scan_is_known(strategy: str, extra:
 
 def test_extra_params_that_are_not_json_say_where_it_breaks() -> None:
     words = project_refusal("round_size: 3")
-    assert words.startswith("extra params are not JSON: Expecting value: line 1 column 1")
+    assert words.startswith("extra params: invalid JSON: Expecting value: line 1 column 1")
     assert words.endswith('Example: {"round_size": 10}.')
 
 
