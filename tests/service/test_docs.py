@@ -2,8 +2,8 @@
 
 All shell blocks of a page run in one scratch folder. Stubs replace the programs that would install, start or change
 something. They record their arguments, which are then checked: those of `scanqueue` by its own parser, those of `make`
-by `make --dry-run`, those of docker compose by the compose file. `RUN_BY` lists what no check covers, with the test or
-script that runs it.
+by `make --dry-run`, those of docker compose by the compose file, those of curl by the API's description. `RUN_BY` lists
+what no check covers, with the test or script that runs it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ RUN_INSIDE = {
     "-cz -C": ("docker-compose.yml", "scanqueue-data:/data"),
     "-xz -C": ("docker-compose.yml", "label-studio-data:/label-studio/data"),
 }
-STUBS = ("docker", "scanqueue", "make", "pip", "python", "python3.11", "apt-get")
+STUBS = ("curl", "docker", "scanqueue", "make", "pip", "python", "python3.11", "apt-get")
 STUBS_BY_PATH = (".venv/bin/python", ".venv/bin/uv", "audit/bin/pip", "audit/bin/pip-audit")
 STUB = """#!/bin/bash
 { printf '%s\\0' "${CALLED:-$(basename "$0")}" "$@"; printf '\\n'; } >>"$RECORD"
@@ -153,6 +153,7 @@ def commands_of(page: str, folder: Path) -> list[list[str]]:
         (folder / name).write_bytes((ROOT / name).read_bytes())
     script = "set -euo pipefail\n" + "\n".join(blocks(page))
     env = {"PATH": f"{stubs}:/usr/bin:/bin", "RECORD": str(record), "HOME": str(folder)}
+    env |= {"SCANQUEUE_USER": "lab", "SCANQUEUE_PASSWORD": "secret"}
     done = subprocess.run(["bash", "-c", script], cwd=folder, env=env, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     called = record.read_bytes().split(b"\0\n") if record.exists() else []
@@ -165,6 +166,10 @@ def check(command: list[str]) -> None:
         parse(arguments)
     elif program == "make":
         dry_run(arguments)
+    elif program == "curl":
+        method = "post" if "--data" in arguments else "get"
+        path = re.sub(r"^https?://[^/]+", "", arguments[-1])
+        assert (method, re.sub(r"(?<=/projects/)\d+", "{project}", path)) in BODIES
     elif command[:2] == ["docker", "compose"]:
         check_compose(arguments[1:])
     else:
