@@ -1,4 +1,4 @@
-"""TODO: what this module promises."""
+"""Authenticated requests to Label Studio: tokens, the SDK's HTTP client, and errors with a remedy."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from label_studio_sdk.core.api_error import ApiError
 from backend.errors import ProjectGone, StudioRefused, StudioUnavailable
 from backend.workers.counters import CountCallback, discard
 
-WRITE_SECONDS = 300  # for uploads and new tasks: a write that is given up too early must be looked for
+WRITE_SECONDS = 300  # timeout for uploads and new tasks: after a timeout nobody knows whether the write arrived
 
 
 @dataclass(frozen=True)
 class Token:
-    """What a token is, as far as its own text tells.
+    """What can be read from a token itself.
 
-    kind     "personal" (a refresh token), "access" (made from one, valid five minutes), "legacy" or "none"
-    expires  seconds since 1970; None when the token does not say
+    kind     "personal" (a refresh token), "access" (obtained with one, valid for five minutes), "legacy" or "none"
+    expires  seconds since 1970; None if the token does not contain it
     """
 
     kind: str
@@ -35,7 +35,7 @@ class Token:
 
 
 def read_token(api_key: str) -> Token:
-    """Read a token without asking anybody, and without checking its signature."""
+    """Parse a token offline, without checking its signature."""
     if not api_key:
         return Token("none")
     try:
@@ -49,32 +49,33 @@ def read_token(api_key: str) -> Token:
 
 
 def redact_url(url: str) -> str:
-    """An address without what may be secret in it: user, password, query."""
+    """The URL without its user name, password and query, which may be secret."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else parts.path
 
 
 def _path_pattern(path: str) -> str:
-    """A path of the API without the numbers in it."""
+    """An API path with its numbers replaced by ID."""
     return re.sub(r"\d+", "ID", path)
 
 
 def error_detail(body: Any) -> str:
-    said = body.get("validation_errors") or body.get("detail") if isinstance(body, Mapping) else None
-    return str(said or body)[:300].rstrip(".") + "."
+    """The reason in an error response, as one sentence."""
+    reason = body.get("validation_errors") or body.get("detail") if isinstance(body, Mapping) else None
+    return str(reason or body)[:300].rstrip(".") + "."
 
 
 class Client:
-    """One Label Studio, as one user.
+    """One Label Studio server, accessed as one user.
 
-    url          of Label Studio, with or without a sub-path
+    url          URL of Label Studio, with or without a sub-path
     api_key      personal access token (a JWT that is exchanged for access tokens) or legacy token
-    image_hosts  hosts besides Label Studio's own that scans may be fetched from, each with a port or without;
-                 "name!" also when the name leads to an address of the local network
-    timeout      seconds one request may take
-    count        counts requests ("studio", what was asked, seconds) and failures ("studio_error", of which kind)
+    image_hosts  other hosts from which scans may be fetched, with or without a port; a trailing "!" also allows
+                 names that resolve to the local network
+    timeout      seconds per request
+    count        counts requests ("studio", method and path, seconds) and failures ("studio_error", kind)
 
-    Every method raises StudioUnavailable when trying again may help and StudioRefused when not.
+    Every method raises StudioUnavailable if a retry may help, and StudioRefused if it cannot.
     """
 
     def __init__(
@@ -86,14 +87,14 @@ class Client:
         timeout: float = 60.0,
         count: CountCallback = discard,
     ) -> None:
-        self.url = url.rstrip("/") + "/"  # the SDK refreshes tokens against the wrong path without it
+        self.url = url.rstrip("/") + "/"  # without the slash the SDK refreshes tokens at the wrong path
         self._api_key = api_key
         self._image_hosts = frozenset(host.lower().rstrip("!") for host in image_hosts)
         self._local_hosts = frozenset(host.lower().rstrip("!") for host in image_hosts if host.endswith("!"))
         self._timeout = timeout
         self._count = count
         self._lock = threading.Lock()
-        self._certificates = httpx.create_ssl_context()  # reading them takes longer than fetching a scan
+        self._certificates = httpx.create_ssl_context()  # loading them takes longer than fetching a scan
         self._sdk: LabelStudio | None = None
         self.requests = 0
 
@@ -124,9 +125,9 @@ class Client:
         content_type: str = "application/json",
         timeout: int | None = None,
     ) -> Any:
-        """One request with the SDK's own authentication; JSON in, JSON out.
+        """Send one request with the SDK's authentication; JSON in, JSON out.
 
-        Only reading is retried: a write that was answered late must not be done twice.
+        Only reads are retried: a write whose response was lost must not be repeated.
         """
         how: dict[str, Any] = {"params": params, "body": body, "content": content}
         how |= {"content_type": content_type, "timeout": timeout}
@@ -134,13 +135,13 @@ class Client:
         if status == 401 and self._with_new_token():
             status, answer = self._exchange(method, path, **how)
         if status >= 400:
-            raise self.refusal(status, answer, path)
+            raise self._refusal(status, answer, path)
         return answer
 
     def _with_new_token(self) -> bool:
-        """After a 401: True when the next request comes with a new access token, so that it is worth another try.
+        """After a 401: True if the next request uses a new access token, so that a retry may succeed.
 
-        An access token lives five minutes by Label Studio's clock, and the SDK judges it by ours: either may jump.
+        An access token is valid for five minutes by Label Studio's clock, but the SDK uses ours; either may jump.
         """
         if read_token(self._api_key).kind != "personal":
             return False
@@ -159,7 +160,7 @@ class Client:
         content_type: str = "application/json",
         timeout: int | None = None,
     ) -> tuple[int, Any]:
-        """Status and JSON of one answer, whatever the status; its text when an error is not JSON."""
+        """Status and JSON of a response, whatever the status; the text of an error response that is not JSON."""
         wrapper = self._client()._client_wrapper
         if body is not None:
             content = json.dumps(body).encode()
@@ -178,12 +179,12 @@ class Client:
                 },
             )
         except ApiError as error:
-            raise self.refusal(error.status_code or 0, error.body, path) from error
-        except (httpx.HTTPError, ValueError) as error:  # ValueError: a token answer that is not JSON
+            raise self._refusal(error.status_code or 0, error.body, path) from error
+        except (httpx.HTTPError, ValueError) as error:  # ValueError: the token response is not JSON
             self._count("studio_error", "no answer")
             raise StudioUnavailable(
-                f"Label Studio at {self.url} does not answer ({type(error).__name__}). "
-                "It is asked again every minute; check that it runs and that SCANQUEUE_LABEL_STUDIO_URL is right."
+                f"Label Studio at {self.url} does not answer ({type(error).__name__}). scanqueue retries every "
+                "minute; check that Label Studio is running and that SCANQUEUE_LABEL_STUDIO_URL is correct."
             ) from error
         self._count("studio", f"{method} {_path_pattern(path)}", time.monotonic() - began)
         if response.status_code >= 400:
@@ -194,34 +195,32 @@ class Client:
             if response.status_code >= 400:
                 return response.status_code, response.text[:200]
             raise StudioUnavailable(
-                f"What answers at {self.url} is not Label Studio, or a proxy before it: its answer to {path} is not "
-                "JSON. It is asked again every minute; check SCANQUEUE_LABEL_STUDIO_URL."
+                f"The server at {self.url} is not Label Studio, or a proxy answered for it: the response to {path} is "
+                "not JSON. scanqueue retries every minute; check SCANQUEUE_LABEL_STUDIO_URL."
             ) from error
 
-    def refusal(self, status: int, body: Any, path: str) -> StudioUnavailable | StudioRefused:
+    def _refusal(self, status: int, body: Any, path: str) -> StudioUnavailable | StudioRefused:
         detail = error_detail(body)
         if status in (408, 409, 429) or status >= 500:
             return StudioUnavailable(
-                f"Label Studio answered {status} to {path}: {detail} It is asked again every minute."
+                f"Label Studio answered {status} to {path}: {detail} scanqueue retries every minute."
             )
         if status == 401:
             return StudioRefused(
                 f"Label Studio refuses the token: {detail} Create a personal access token (Account & Settings) "
-                "and set SCANQUEUE_LABEL_STUDIO_API_KEY; a legacy token works only where the organization "
-                "allows it."
+                "and set SCANQUEUE_LABEL_STUDIO_API_KEY; legacy tokens work only if the organization allows them."
             )
         if status == 404 and path.startswith("/api/projects/"):
             return ProjectGone(
-                "Label Studio has no such project for this token: it was deleted, or its organization is another. "
-                "Nothing of ours was removed."
+                "Label Studio has no such project for this token: it was deleted, or it belongs to another "
+                "organization. scanqueue kept all its data."
             )
         return StudioRefused(f"Label Studio answered {status} to {path}: {detail}")
 
     def version(self) -> str:
-        """Label Studio's version, which it tells without a token.
+        """Label Studio's version, which needs no token.
 
-        Raises StudioUnavailable when nothing or a server error comes back, StudioRefused when
-        something else than Label Studio answers.
+        Raises StudioUnavailable on no response or a server error, StudioRefused if the server is not Label Studio.
         """
         self.requests += 1
         try:
@@ -236,9 +235,9 @@ class Client:
         except (ValueError, TypeError, KeyError) as error:
             where = f" to {redact_url(response.headers['location'])}" if "location" in response.headers else ""
             raise StudioRefused(
-                f"What answers at {self.url} is not Label Studio: {response.status_code}{where} for api/version/."
+                f"The server at {self.url} is not Label Studio: {response.status_code}{where} for api/version/."
             ) from error
 
     def whoami(self) -> str:
-        """The e-mail address of the user whose token this is."""
+        """The e-mail address of the token's user."""
         return str(self._call("GET", "/api/current-user/whoami")["email"])

@@ -1,4 +1,4 @@
-"""TODO: what this module promises."""
+"""Adding tasks to a project, and the ways to store their images: uploads and local files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import httpx
 
 from backend.label_studio.client import WRITE_SECONDS, Client
 
-UPLOAD_FILES = 100  # Label Studio answers 500 to more in one request
+UPLOAD_FILES = 100  # files per request; Label Studio answers 500 to more
 UPLOAD_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that was uploaded: `name` as we gave it, `address` for a task's data, `size` in bytes."""
+    """An uploaded file: `name` as we sent it, `address` for task data, `size` in bytes."""
 
     number: int
     name: str
@@ -38,12 +38,12 @@ def _local_storage(project: int, folder: str) -> dict[str, Any]:
 
 
 class Importing(Client):
-    """TODO"""
+    """Write access to tasks, uploads and storages of local files."""
 
     def add_tasks(self, project: int, rows: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Make a task of each data; their numbers, in this order.
+        """Create one task per row of task data; returns their ids in the same order.
 
-        After StudioUnavailable nobody knows whether they were made: ask with `task_data` before trying again.
+        After StudioUnavailable the tasks may exist: check with `task_data` before a retry.
         """
         answer = self._call(
             "POST",
@@ -55,14 +55,14 @@ class Importing(Client):
         return [int(number) for number in answer["task_ids"]]
 
     def delete_task(self, task: int) -> None:
-        """Remove one task with all it holds."""
+        """Delete one task with its annotations and predictions."""
         self._call("DELETE", f"/api/tasks/{task}/")
 
     def upload(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[Upload]:
-        """Give Label Studio PNG files (name, content) without making tasks of them; in this order.
+        """Upload PNG files (name, content) without creating tasks; returns the uploads in the same order.
 
-        At most UPLOAD_FILES and UPLOAD_BYTES together. After StudioUnavailable nobody knows which of them arrived:
-        ask with `uploads` before trying again.
+        At most UPLOAD_FILES files and UPLOAD_BYTES in total. After StudioUnavailable some files may have arrived:
+        check with `uploads` before a retry.
         """
         parts = [(f"file{number}", (name, data, "image/png")) for number, (name, data) in enumerate(files)]
         request = httpx.Request("POST", self.url, files=parts)
@@ -79,9 +79,9 @@ class Importing(Client):
         return [found[number] for number in numbers]
 
     def uploads(self, project: int, numbers: Sequence[int] | None = None) -> Iterator[Upload]:
-        """Files that the token's user has uploaded to the project, whether tasks show them or not.
+        """Files that the token's user has uploaded to the project, whether or not tasks use them.
 
-        numbers  these only; None: all of them
+        numbers  ids of uploads; None: all
         """
         params = {"all": "true"} if numbers is None else {"ids": json.dumps(list(numbers))}
         root = urlsplit(self.url).path.rstrip("/")
@@ -91,22 +91,22 @@ class Importing(Client):
             yield Upload(int(row["id"]), name.partition("-")[2], address, int(row.get("size") or 0))
 
     def local_address(self, relative: str) -> str:
-        """What task data say for a local file; `relative` to the document root, quoted."""
+        """The image address in task data for a local file; `relative`: quoted path below the document root."""
         return f"{urlsplit(self.url).path.rstrip('/')}/data/local-files/?d={relative}"
 
     def local_storages(self, project: int) -> list[str]:
-        """The folders, as Label Studio names them, of the project's storages of local files."""
+        """Folders of the project's local file storages, as paths on Label Studio's machine."""
         rows = self._call("GET", "/api/storages/localfiles/", params={"project": project}) or ()
         return [str(row.get("path") or "") for row in rows]
 
     def document_root(self, project: int) -> str:
-        """The folder, as Label Studio names it, below which it may serve local files; "" when it does not say."""
-        said = self._storage_objection(project, "/")
-        found = re.search(r'LOCAL_FILES_DOCUMENT_ROOT="([^"]+)"', said)
+        """Root of the local files that Label Studio may serve, as a path on its machine; "" if not reported."""
+        objection = self._storage_objection(project, "/")
+        found = re.search(r'LOCAL_FILES_DOCUMENT_ROOT="([^"]+)"', objection)
         return found[1] if found else ""
 
     def local_files_objection(self, project: int, folder: str) -> str:
-        """Why Label Studio would not serve files of `folder` (its own name for it); "" when it would."""
+        """Why Label Studio would refuse to serve files in `folder` (a path on its machine); "" if it would not."""
         return self._storage_objection(project, folder)
 
     def _storage_objection(self, project: int, folder: str) -> str:
@@ -118,12 +118,12 @@ class Importing(Client):
             return ""
         faults = answer.get("validation_errors") if isinstance(answer, Mapping) else None
         if status != 400 or not isinstance(faults, Mapping):
-            raise self.refusal(status, answer, path)
+            raise self._refusal(status, answer, path)
         return " ".join(str(text) for texts in faults.values() for text in texts)
 
     def add_local_storage(self, project: int, folder: str) -> None:
-        """Let Label Studio serve the files of `folder` (its own name for it) to whoever sees the project.
+        """Let Label Studio serve the files in `folder` (a path on its machine) to all who can see the project.
 
-        Its pattern fits no file: "Sync" in Label Studio makes no tasks of the same pictures.
+        The filter matches no file, so "Sync" in Label Studio creates no duplicate tasks.
         """
         self._call("POST", "/api/storages/localfiles/", body=_local_storage(project, folder))

@@ -1,4 +1,4 @@
-"""TODO: what this module promises."""
+"""What Label Studio holds: projects, tasks, annotations, predictions and users, listed in bulk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backend.label_studio.client import Client
 
 PAGE = 5000
 ANNOTATION_CHUNK = 25
-# Label Studio applies `include` to the annotations inside a task as well
+# Label Studio also applies `include` to the annotations inside a task
 ANNOTATION_FIELDS = (
     "id,annotations,predictions,result,created_at,updated_at,was_cancelled,ground_truth,lead_time,completed_by,"
     "parent_prediction"
@@ -20,10 +20,10 @@ ANNOTATION_FIELDS = (
 
 @dataclass(frozen=True)
 class TaskRow:
-    """One task as the listing has it; `updated_at` is Label Studio's own text.
+    """One task in the listing; `updated_at` is Label Studio's own text.
 
-    annotated  how many annotations it has that count
-    skipped    how often somebody skipped it
+    annotated  number of annotations, without skips
+    skipped    number of skips
     """
 
     task: int
@@ -35,7 +35,7 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class OtherAnnotation:
-    """An annotation of a task beside the one that counts; `skipped`: somebody pressed Skip."""
+    """An annotation of a task besides the one that counts; `skipped`: the annotator pressed Skip."""
 
     id: int
     created_at: str
@@ -46,10 +46,11 @@ class OtherAnnotation:
 
 @dataclass(frozen=True)
 class Annotation:
-    """The annotation that counts for a task: ground truth first, else the latest not cancelled.
+    """The annotation that counts for a task: the ground truth, else the latest one that was not cancelled.
 
-    created_at  when it was submitted first, as `updated_at` in Label Studio's own text
-    others      the task's other annotations, oldest first
+    shown_version  model version of the prediction it started from; "" if it started empty
+    created_at     time of the first submission; like `updated_at` in Label Studio's own text
+    others         the task's other annotations, oldest first
     """
 
     task: int
@@ -58,7 +59,7 @@ class Annotation:
     result: Sequence[Mapping[str, Any]]
     lead_time: float | None
     completed_by: int | None
-    shown_version: str  # of the prediction it was made from; "" when it was made from none
+    shown_version: str
     created_at: str = ""
     ground_truth: bool = False
     others: tuple[OtherAnnotation, ...] = ()
@@ -66,7 +67,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class ProjectPage:
-    """What `GET /api/projects/P` says, as far as it concerns us; `annotations` and `skips` are those of all tasks."""
+    """The fields of `GET /api/projects/P` that we use; `annotations` and `skips` count those of all tasks."""
 
     title: str
     parsed_config: Mapping[str, Any]
@@ -97,7 +98,7 @@ def filters(*items: tuple[str, str, str, Any]) -> dict[str, Any]:
 
 
 class Listing(Client):
-    """TODO"""
+    """Read access to projects and tasks."""
 
     def project(self, project: int) -> ProjectPage:
         page = self._call("GET", f"/api/projects/{project}/")
@@ -126,17 +127,17 @@ class Listing(Client):
             }
             answer = self._call("GET", "/api/tasks", params=params)
             yield from answer["tasks"]
-            received += len(answer["tasks"])  # Label Studio may be set to give fewer than were asked for
+            received += len(answer["tasks"])  # Label Studio may be configured to return fewer than requested
             if received >= answer["total"] or not answer["tasks"]:
                 return
             page += 1
 
     def tasks(self, project: int, since: str = "") -> list[TaskRow]:
-        """Tasks changed after `since` (an `updated_at` of Label Studio), or all of them."""
+        """Tasks changed after `since` (an `updated_at` from Label Studio), or all tasks."""
         return list(self.each_task(project, since))
 
     def each_task(self, project: int, since: str = "") -> Iterator[TaskRow]:
-        """As `tasks`, holding one page of the listing at a time."""
+        """Like `tasks`, but with one page of the listing in memory at a time."""
         query = filters(("updated_at", "greater", "Datetime", since)) if since else {}
         for row in self._task_rows(project, "id,data,updated_at,total_annotations,cancelled_annotations", query):
             yield TaskRow(
@@ -151,7 +152,7 @@ class Listing(Client):
         return {row["id"] for row in self._task_rows(project, "id", {})}
 
     def annotations(self, project: int, tasks: Sequence[int]) -> Iterator[Annotation | int]:
-        """For each of `tasks` the annotation that counts, or the bare task id when there is none left."""
+        """For each of `tasks` the annotation that counts, or the bare task id if there is none."""
         for start in range(0, len(tasks), ANNOTATION_CHUNK):
             chunk = list(tasks[start : start + ANNOTATION_CHUNK])
             query = filters(("id", "in_list", "List", chunk))
@@ -190,7 +191,7 @@ class Listing(Client):
     def predicted_regions(
         self, project: int, tasks: Sequence[int], versions: Sequence[str]
     ) -> Iterator[tuple[int, Sequence[Mapping[str, Any]] | None]]:
-        """For each of `tasks` the regions of its newest prediction with one of `versions`; None when it has none."""
+        """For each of `tasks` the regions of its newest prediction from one of `versions`; None if it has none."""
         for start in range(0, len(tasks), ANNOTATION_CHUNK):
             chunk = list(tasks[start : start + ANNOTATION_CHUNK])
             query = filters(("id", "in_list", "List", chunk))
@@ -201,23 +202,23 @@ class Listing(Client):
                 yield task, None if newest is None else newest.get("result") or ()
 
     def user_names(self) -> dict[int, str]:
-        """The name, or else the e-mail address, of every user that this token may see, by number."""
+        """Name, or else e-mail address, of every user visible to this token, by user id."""
         rows = self._call("GET", "/api/users/")
         rows = rows.get("results", []) if isinstance(rows, Mapping) else rows
         named = {u["id"]: f"{u.get('first_name') or ''} {u.get('last_name') or ''}".strip() for u in rows}
         return {u["id"]: named[u["id"]] or str(u.get("email") or u["id"]) for u in rows}
 
     def tasks_with_drafts(self, project: int) -> list[int]:
-        """Tasks of which somebody has a draft that was not submitted. Label Studio does not say who."""
+        """Tasks with a draft that was not submitted. Label Studio does not report whose."""
         query = filters(("draft_exists", "equal", "Boolean", True))
         return [row["id"] for row in self._task_rows(project, "id", query)]
 
     def task_count(self, project: int) -> int:
-        """How many tasks the project has; the cheapest question of all."""
+        """Number of tasks in the project; the cheapest request of all."""
         return int(self._call("GET", f"/api/projects/{project}/", params={"include": "id,task_number"})["task_number"])
 
     def task_data(self, project: int, after: int = 0) -> Iterator[tuple[int, Mapping[str, Any], int]]:
-        """Task number, data and how many annotations and skips, of every task numbered above `after`; ascending."""
+        """Id, data, and number of annotations and skips of every task with an id above `after`, ascending."""
         query = filters(("id", "greater", "Number", after)) if after else {}
         include = "id,data,total_annotations,cancelled_annotations"
         for row in self._task_rows(project, include, {**query, "ordering": ["tasks:id"]}):

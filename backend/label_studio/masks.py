@@ -1,4 +1,4 @@
-"""TODO: what this module promises."""
+"""Label Studio's regions as label maps and back: brush run lengths and polygons. Pure functions on arrays."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from backend.errors import UnreadableMask
 from backend.facts import LabelConfig
 from backend.formats.pixels import mask_to_polygons, merge_labels, polygon_to_mask
 
-DRAWN = ("brushlabels", "polygonlabels")
-_LENGTH_BITS = np.array([3, 4, 8, 16])  # the four ways to write the length of a run
-_RUN_LIMITS = np.array([8, 16, 256])  # the longest run of all but the last
-_RUN = 2**16  # the longest of all; longer ones are cut
-RLE_BYTES = 16 * 2**20  # of one brush region; pure noise on 4096 x 4096 pixels needs 14.5
-REGION_PIXELS = 2 * 10**10  # regions of an annotation times pixels of its image: half a minute of drawing
+DRAWN = ("brushlabels", "polygonlabels")  # region types that draw a mask
+_LENGTH_BITS = np.array([3, 4, 8, 16])  # bits of the four encodings of a run length
+_RUN_LIMITS = np.array([8, 16, 256])  # longest run of the first three encodings
+_RUN = 2**16  # longest run of the fourth encoding; longer ones are split
+RLE_BYTES = 16 * 2**20  # maximum size of one brush region; pure noise on 4096 x 4096 pixels needs 14.5 MiB
+REGION_PIXELS = 2 * 10**10  # maximum of regions x pixels per annotation: half a minute of drawing
 Mask = NDArray[np.uint8]
 
 
 def read_mask(
     result: Sequence[Mapping[str, Any]], config: LabelConfig, height: int, width: int
 ) -> tuple[Mask, list[str]]:
-    """The label map (height, width) that an annotation's regions draw, and remarks about it.
+    """The label map (height, width) drawn by an annotation's regions, and warnings about it.
 
-    Class i + 1 is `config.labels[i]`, 0 is background; where regions overlap the later one wins.
-    Brush and polygon regions may be mixed. Regions of labels that the config no longer has are
-    left out and remarked upon. Raises UnreadableMask when a region does not fit the image.
+    Class i + 1 is `config.labels[i]`, 0 is background; where regions overlap, the later one wins. Brush and polygon
+    regions may be mixed. Regions whose label is no longer in the config are skipped with a warning. Raises
+    UnreadableMask if a region does not fit the image.
     """
     classes = {label: i + 1 for i, label in enumerate(config.labels)}
     remarks: list[str] = []
@@ -37,8 +37,8 @@ def read_mask(
     drawn = [(i, r) for i, r in enumerate(result, start=1) if str(r.get("type")).lower() in DRAWN]
     if len(drawn) * height * width > REGION_PIXELS:
         raise UnreadableMask(
-            f"{len(drawn):,} regions on {width} x {height} pixels are more than can be drawn; "
-            f"at most {REGION_PIXELS // (height * width):,} are. Join regions of the same label."
+            f"the annotation has {len(drawn):,} regions; at most {REGION_PIXELS // (height * width):,} can be drawn on "
+            f"{width} x {height} pixels. Merge regions of the same label."
         )
 
     def masks() -> Iterator[tuple[int, NDArray[np.bool_]]]:
@@ -49,7 +49,7 @@ def read_mask(
             label = str(names[0])[:80] if isinstance(names, list) and names else "(no label)"
             if not isinstance(value, Mapping) or label not in classes:
                 remarks.append(
-                    f"region {number} is labelled {label!r}, which the label config does not have; it was left out. "
+                    f"region {number} was skipped: its label {label!r} is not in the label config. "
                     "Add the label again, or relabel the region."
                 )
                 continue
@@ -68,13 +68,13 @@ def read_mask(
                 except UnreadableMask as error:
                     raise UnreadableMask(f"{where}: {error}") from error
 
-    return merge_labels(masks(), height, width), remarks  # one at a time: together they may be gigabytes
+    return merge_labels(masks(), height, width), remarks  # one mask at a time: together they may take gigabytes
 
 
 def _decode_brush(rle: Any, height: int, width: int, where: str) -> NDArray[np.bool_]:
     if isinstance(rle, list) and len(rle) > RLE_BYTES:
         raise UnreadableMask(
-            f"{where} holds a brush mask of {len(rle):,} bytes; at most {RLE_BYTES:,} are read. "
+            f"{where} has a brush mask of {len(rle):,} bytes; at most {RLE_BYTES:,} are read. "
             "Delete the region and draw it again."
         )
     try:
@@ -83,16 +83,16 @@ def _decode_brush(rle: Any, height: int, width: int, where: str) -> NDArray[np.b
         return decode_brush(bytes(rle), height, width)
     except (ValueError, TypeError) as error:
         raise UnreadableMask(
-            f"{where} holds a brush mask that does not fit its {width} x {height} pixels. "
+            f"{where} has a brush mask that does not fit its {width} x {height} pixels. "
             "Delete the region and draw it again."
         ) from error
 
 
 def decode_brush(rle: bytes, height: int, width: int) -> NDArray[np.bool_]:
-    """The mask (height, width) that Label Studio's run lengths draw: where they are not fully transparent.
+    """The mask (height, width) encoded by Label Studio's run lengths: all pixels that are not fully transparent.
 
-    The same as `label_studio_sdk`'s `brush.decode_rle`, which takes seconds for a noisy megapixel. Raises ValueError
-    when they are damaged or of another size; nothing is allocated before that is checked.
+    Same result as `label_studio_sdk`'s `brush.decode_rle`, which takes seconds for a noisy megapixel. Raises
+    ValueError if the data are damaged or of another size; the size is checked before anything is allocated.
     """
     count, bits = height * width * 4, len(rle) * 8
     if len(rle) < 8 or int.from_bytes(rle[:4], "big") != count:
@@ -105,14 +105,14 @@ def decode_brush(rle: bytes, height: int, width: int) -> NDArray[np.bool_]:
     data = rle + bytes(8)
     at, done = 53, 0
     while done < count:
-        window = int.from_bytes(data[at >> 3 : (at >> 3) + 8], "big") << (at & 7)  # 57 bits and more from `at` on
+        window = int.from_bytes(data[at >> 3 : (at >> 3) + 8], "big") << (at & 7)  # at least 57 bits from `at` on
         size = sizes[window >> 61 & 3]
         length = (window >> (61 - size) & ((1 << size) - 1)) + 1
         end = done + length
         after = at + 3 + size
         at = after + (8 if window >> 63 & 1 else 8 * length)
         if at > bits or end > count:
-            raise ValueError("truncated, or longer than announced")
+            raise ValueError("truncated, or longer than declared")
         if window >> 63 & 1:
             flat[done:end] = window >> (53 - size) & 255
         else:
@@ -123,10 +123,10 @@ def decode_brush(rle: bytes, height: int, width: int) -> NDArray[np.bool_]:
 
 
 def draw_mask(labelmap: Mask, labels: Sequence[str], config: LabelConfig, version: str) -> list[dict[str, Any]]:
-    """Label Studio regions for a label map (H, W), class i + 1 being labels[i].
+    """Label Studio regions for a label map (H, W) in which class i + 1 is labels[i].
 
-    Each label is drawn with the tag the config has for it, brush or polygon; classes whose label
-    the config no longer has, and empty ones, are left out.
+    Each label is drawn with its tag in the config, brush or polygon. Empty classes, and classes whose label is no
+    longer in the config, are skipped.
     """
     height, width = labelmap.shape
     regions: list[dict[str, Any]] = []
@@ -158,23 +158,23 @@ def draw_mask(labelmap: Mask, labels: Sequence[str], config: LabelConfig, versio
 
 
 def encode_brush(mask: NDArray[np.bool_]) -> list[int]:
-    """Label Studio's run lengths for a mask (H, W); inside is fully opaque.
+    """Label Studio's run lengths for a mask (H, W); pixels inside are fully opaque.
 
-    Byte for byte what `label_studio_sdk`'s `brush.mask2rle` gives for 0 and 255, without a Python step per run.
+    Byte for byte what `label_studio_sdk`'s `brush.mask2rle` returns for 0 and 255, but vectorized.
     Format: https://github.com/thi-ng/umbrella/blob/develop/packages/rle-pack/src/index.ts
     """
     flat = mask.astype(bool).ravel()
-    last = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)  # of each run
+    last = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)  # last pixel of each run
     lengths = np.diff(last, prepend=-1) * 4  # a pixel is four equal values
     values = flat[last] * 255
     kinds = np.searchsorted(_RUN_LIMITS, lengths)
-    pieces = -(-lengths // _RUN)  # of which all but the last of a run are full
+    pieces = -(-lengths // _RUN)  # all pieces of a run but the last are full
     rests = lengths - (pieces - 1) * _RUN
     lengths = np.full(pieces.sum(), _RUN)
     lengths[np.cumsum(pieces) - 1] = rests
     kinds, values = np.repeat(kinds, pieces), np.repeat(values, pieces)
 
-    # one code for each run, left-aligned in 32 bits: "repeated", kind, length - 1, value
+    # one code per run, left-aligned in 32 bits: "repeated", kind, length - 1, value
     bits = _LENGTH_BITS[kinds]
     codes = (((4 + kinds) << bits | (lengths - 1)) << 8) | values
     widths = 3 + bits + 8

@@ -1,4 +1,4 @@
-"""TODO: what this module promises."""
+"""The queue in Label Studio: predictions with scores, the model version that is served, and the Data Manager tab."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from backend.label_studio.listing import Listing, filters
 
 IMPORT_BYTES = 32 * 2**20  # well below Label Studio's DATA_UPLOAD_MAX_MEMORY_SIZE of 250 MiB
 VIEW_TITLE = "scanqueue"
-HIDDEN_COLUMNS = [  # by the "Default" tab that Label Studio's web page makes
+HIDDEN_COLUMNS = [  # hidden in the "Default" tab that Label Studio's web page creates
     f"tasks:{name}"
     for name in (
         "inner_id",
@@ -47,10 +47,10 @@ def _chunks(rows: Sequence[bytes], limit: int) -> Iterator[list[bytes]]:
 
 
 class PublishedQueue(Listing):
-    """TODO"""
+    """Reads and writes the predictions that order a project's tasks."""
 
     def published(self, project: int, version: str) -> dict[int, int]:
-        """How many predictions of exactly `version` each task holds; tasks with none are absent."""
+        """Number of predictions from exactly `version` per task; tasks without any are absent."""
         counts = self._call("GET", f"/api/projects/{project}/model-versions/") or {}
         if version not in counts:
             return {}
@@ -72,7 +72,7 @@ class PublishedQueue(Listing):
         ]
 
     def remove_duplicate_predictions(self, project: int, version: str) -> int:
-        """Keep the oldest prediction of `version` per task; returns how many were removed."""
+        """Keep only the oldest prediction from `version` per task; returns how many were removed."""
         seen: set[int] = set()
         removed = 0
         for task, prediction in sorted(self._prediction_ids(project, version)):
@@ -83,10 +83,9 @@ class PublishedQueue(Listing):
         return removed
 
     def import_predictions(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add prediction rows {task, score, model_version, result}, cut by size into few requests.
+        """Add prediction rows {task, score, model_version, result}, split by size into few requests.
 
-        Raises StudioRefused when Label Studio stored fewer than were sent: it drops what it
-        does not like without a word.
+        Raises StudioRefused if Label Studio stored fewer than were sent: it drops invalid rows silently.
         """
         for chunk in _chunks([json.dumps(row, allow_nan=False).encode() for row in rows], IMPORT_BYTES):
             content = b"[" + b",".join(chunk) + b"]"
@@ -95,11 +94,11 @@ class PublishedQueue(Listing):
             if created != len(chunk):
                 raise StudioRefused(
                     f"Label Studio stored {created} of {len(chunk)} predictions and gave no reason. "
-                    "The label config has probably just changed; it is read again and published anew."
+                    "The label config has probably just changed; scanqueue reads it and publishes again."
                 )
 
     def show_round(self, project: int, version: str) -> None:
-        """Let annotators be served `version` by ascending score. Its predictions must exist already."""
+        """Serve `version` to annotators, lowest score first. Its predictions must already exist."""
         body = {"sampling": SAMPLING, "model_version": version, "show_collab_predictions": True}
         self._call("PATCH", f"/api/projects/{project}/", body=body)
 
@@ -108,10 +107,10 @@ class PublishedQueue(Listing):
         return any((v.get("data") or {}).get("title") == VIEW_TITLE for v in views)
 
     def add_view(self, project: int) -> None:
-        """Add the Data Manager tab that shows the queue: unlabelled tasks by ascending score.
+        """Add the Data Manager tab that shows the queue: unlabelled tasks, lowest score first.
 
-        The web page makes its "Default" tab only in a project that has no tab yet, and ours hides what is
-        labelled: where nobody has opened the Data Manager so far, "Default" is made first.
+        The web page creates its "Default" tab only in a project without tabs, and our tab hides labelled tasks. If
+        nobody has opened the Data Manager yet, this creates "Default" first.
         """
         if not self._call("GET", "/api/dm/views/", params={"project": project}):
             self._add_tab(project, {"title": "Default", "hiddenColumns": {"explore": HIDDEN_COLUMNS, "labeling": []}})

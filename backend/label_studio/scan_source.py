@@ -1,4 +1,8 @@
-"""TODO: what this module promises."""
+"""Images of scans over HTTP, from Label Studio and from allowed hosts only (protection against SSRF).
+
+A task's image address is chosen by anyone who may import tasks, and our token opens all of Label Studio's API. So
+an address must be a file of Label Studio, or lie on a listed host whose IP address is checked before the request.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +21,15 @@ from label_studio_sdk.core.api_error import ApiError
 from backend.errors import StudioUnavailable, UnreadableScan
 from backend.label_studio.client import Client
 
-IMAGE_BYTES = 160 * 2**20  # 64 million pixels of 16 bits are 122 MiB, unpacked
-IMAGE_SECONDS = 300.0  # for one image in all; `timeout` is for each of its pieces
+IMAGE_BYTES = 160 * 2**20  # 64 million uncompressed 16-bit pixels are 122 MiB
+IMAGE_SECONDS = 300.0  # for a whole image; `timeout` applies to each chunk
 FILE_PATHS = r"/(data|storage-data)/.|/(tasks|projects)/\d+/(resolve|presign)/?$"
 REDIRECTS = 5
-NOT_THE_SCANS_FAULT = (401, 429, 502, 503, 504)
+SERVER_FAULTS = (401, 429, 502, 503, 504)  # statuses that are not the scan's fault
 
 
 def _is_file(path: str, root: str) -> bool:
-    """Whether a path of Label Studio, below the sub-path `root`, is one that files are served from.
-
-    Whoever may import a task chooses the path, and our token opens all of Label Studio's API.
-    """
+    """Whether a path on Label Studio's host, below the sub-path `root`, is one at which it serves files."""
     plain = path
     while unquote(plain) != plain:
         plain = unquote(plain)
@@ -45,7 +46,7 @@ def _as_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _is_public(address: str) -> bool:
-    """Whether an IP address is one of the internet; IPv4 inside IPv6 counts as what it stands for."""
+    """Whether an IP address is public; IPv4 embedded in IPv6 is judged as IPv4."""
     ip = _as_ip(address)
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour
@@ -56,26 +57,26 @@ def _is_public(address: str) -> bool:
 
 
 def _joined(base: str, reference: str) -> str:
-    """`reference` as an absolute address; UnreadableScan when it is none that could be asked for."""
+    """`reference` as an absolute URL; raises UnreadableScan if that is invalid."""
     try:
         url = urljoin(base, reference)
         _ = urlsplit(url).port, httpx.URL(url)
     except (ValueError, httpx.InvalidURL) as error:
         raise UnreadableScan(
-            f"its image has the address {reference[:100]!r}, which is not a valid one ({error}). "
+            f"its image has the invalid address {reference[:100]!r} ({error}). "
             "Correct it, or delete the task and import the image again."
         ) from error
     return url
 
 
 def _name(reference: str) -> str:
-    """What an image is called in messages: the query may hold a signature, or the path of a local file."""
+    """An image's file name for messages: the query may contain a signature, or the path of a local file."""
     parts = urlsplit(reference)
     return parse_qs(parts.query).get("d", [parts.path])[0].rsplit("/", 1)[-1][:80]
 
 
 def _forbidden(url: str, reference: str) -> str:
-    """Why Label Studio answers 403 to a file, which it never does for a wrong token."""
+    """Why Label Studio answers 403 for a file, which it never does for an invalid token."""
     what = f"its image {_name(reference)!r} may not be read: the server answered 403. "
     if urlsplit(url).path.rstrip("/").endswith("/data/local-files"):
         return (
@@ -83,26 +84,29 @@ def _forbidden(url: str, reference: str) -> str:
             "or import the image again as an upload."
         )
     return (
-        what + "The owner of our token does not see it, perhaps because it belongs to another organization. "
-        "Import the image again in this one, or set SCANQUEUE_LABEL_STUDIO_API_KEY to a token of somebody who sees it."
+        what + "The owner of our token has no access to it, perhaps because it belongs to another organization. "
+        "Import the image again in this one, or set SCANQUEUE_LABEL_STUDIO_API_KEY to a token of a user with access."
     )
 
 
 def _body(response: httpx.Response, reference: str) -> bytes:
+    """The image in a response, within the limits on its size and time. Raises UnreadableScan."""
     name = _name(reference)
     if response.status_code >= 400:
         raise UnreadableScan(
-            f"its image {name!r} cannot be had: the server answered {response.status_code}. "
+            f"its image {name!r} is not available: the server answered {response.status_code}. "
             "Restore the file, or delete the task and import the image again."
         )
     if response.headers.get("content-encoding", "").lower() not in ("", "identity"):
         raise UnreadableScan(
-            f"its image {name!r} comes compressed, which was not asked for. Have its host send it as it is."
+            f"its image {name!r} arrived compressed, although that was not requested. Turn compression off on its host."
         )
     body, until = io.BytesIO(), time.monotonic() + IMAGE_SECONDS  # one buffer, which `getvalue` does not copy
     for piece in response.iter_raw():
         if time.monotonic() > until:
-            raise UnreadableScan(f"its image {name!r} came too slowly: not whole after {IMAGE_SECONDS:.0f} seconds.")
+            raise UnreadableScan(
+                f"its image {name!r} arrived too slowly: incomplete after {IMAGE_SECONDS:.0f} seconds."
+            )
         if body.tell() + len(piece) > IMAGE_BYTES:
             raise UnreadableScan(f"its image {name!r} is larger than {IMAGE_BYTES >> 20} MiB. Make it smaller.")
         body.write(piece)
@@ -110,15 +114,15 @@ def _body(response: httpx.Response, reference: str) -> bytes:
 
 
 class ScanSource(Client):
-    """TODO"""
+    """Fetches the images that tasks refer to."""
 
     def image(self, reference: str) -> bytes:
-        """The bytes behind a task's image value: upload, local file, or a URL on an allowed host.
+        """The bytes of a task's image: an upload, a local file, or a URL on an allowed host.
 
-        Raises UnreadableScan when this scan cannot be had, StudioUnavailable when nothing can.
+        Raises UnreadableScan if this scan is not available, StudioUnavailable if Label Studio is not.
         """
         if not isinstance(reference, str) or not reference:
-            raise UnreadableScan("the task has no image under the key that the label config names; re-import it.")
+            raise UnreadableScan("the task has no image under the key in the label config; import it again.")
         url = _joined(self.url, reference)
         own = urlsplit(self.url)
         if reference.startswith("/") and own.path.rstrip("/") and not reference.startswith(own.path):
@@ -140,37 +144,37 @@ class ScanSource(Client):
                         if ours and response.status_code == 401 and not renewed and self._with_new_token():
                             renewed = True
                             continue
-                        if ours and response.status_code in NOT_THE_SCANS_FAULT:
-                            raise self.refusal(response.status_code, response.reason_phrase, "an image")
+                        if ours and response.status_code in SERVER_FAULTS:
+                            raise self._refusal(response.status_code, response.reason_phrase, "an image")
                         if ours and response.status_code == 403:
                             raise UnreadableScan(_forbidden(url, reference))
                         body = _body(response, reference)
                         if ours:
                             self._count("studio", "GET image", time.monotonic() - began)
                         return body
-                except (httpx.HTTPError, ValueError) as error:  # ValueError: a token answer that is not JSON
+                except (httpx.HTTPError, ValueError) as error:  # ValueError: the token response is not JSON
                     if ours:
                         self._count("studio_error", "no answer")
                         raise StudioUnavailable(
                             f"Label Studio at {self.url} does not answer ({type(error).__name__})."
                         ) from error
                     raise UnreadableScan(
-                        f"{urlsplit(url).netloc} does not answer ({type(error).__name__}); it is asked again later."
+                        f"{urlsplit(url).netloc} does not answer ({type(error).__name__}); scanqueue retries later."
                     ) from error
                 except ApiError as error:
-                    raise self.refusal(error.status_code or 0, error.body, "/api/token/refresh/") from error
-        raise UnreadableScan(f"more than {REDIRECTS} redirects; give the image's final address.")
+                    raise self._refusal(error.status_code or 0, error.body, "/api/token/refresh/") from error
+        raise UnreadableScan(f"its image has more than {REDIRECTS} redirects; use its final address.")
 
     def _authorization(self) -> str:
         return str(self._client()._client_wrapper.get_headers()["Authorization"])
 
     def _allowed(self, url: str) -> bool:
-        """True for Label Studio's own host, False for an allowed one; UnreadableScan for any other."""
+        """True for a file of Label Studio, False for an allowed host; raises UnreadableScan for any other URL."""
         parts, own = urlsplit(url), urlsplit(self.url)
         loopback = ("localhost", "127.0.0.1", "::1")
-        if "@" in parts.netloc or httpx.URL(url).host != (parts.hostname or "").lower():  # two readings of one address
+        if "@" in parts.netloc or httpx.URL(url).host != (parts.hostname or "").lower():  # ambiguous
             raise UnreadableScan(
-                f"its image has the address {parts.path[:100]!r} with a user name or an odd host in it. "
+                f"its image has the address {parts.path[:100]!r} with a user name or an ambiguous host. "
                 "Correct it, or import the image again."
             )
         if parts.scheme in ("http", "https"):
@@ -178,22 +182,22 @@ class ScanSource(Client):
             if same and parts.port == own.port and parts.scheme == own.scheme:
                 if not _is_file(parts.path, own.path):
                     raise UnreadableScan(
-                        f"its image has the address {parts.path[:100]!r}, which is not that of a file in Label Studio. "
+                        f"its image has the address {parts.path[:100]!r}, which is not a file in Label Studio. "
                         "Import the image again."
                     )
                 return True
             if (parts.hostname or "").lower() in self._image_hosts or parts.netloc.lower() in self._image_hosts:
                 return False
         raise UnreadableScan(
-            f"its image lies on {parts.netloc or parts.scheme!r}, which is neither Label Studio nor listed. "
-            "If that host is to be trusted, add it to SCANQUEUE_IMAGE_HOSTS."
+            f"its image is on {parts.netloc or parts.scheme!r}, which is neither Label Studio nor an allowed host. "
+            "If you trust that host, add it to SCANQUEUE_IMAGE_HOSTS."
         )
 
     def _pinned(self, url: str) -> tuple[str, dict[str, str], dict[str, Any]]:
-        """Address, headers and extensions that ask an allowed host at an IP address that was looked at.
+        """URL, headers and extensions for a request to an allowed host at an IP address that was checked.
 
-        Whoever runs a name's DNS must not turn our requests on the local network, now or a moment later. An entry
-        that is an IP address, or a name marked with "!", is taken as it is.
+        The owner of a DNS name must not be able to redirect our requests into the local network, not even between
+        check and request (DNS rebinding). Entries that are IP addresses, or names marked with "!", are not checked.
         """
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -203,12 +207,12 @@ class ScanSource(Client):
             port = parts.port or (443 if parts.scheme == "https" else 80)
             found = sorted(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))  # IPv4 first
         except (OSError, UnicodeError) as error:
-            raise UnreadableScan(f"the host {host!r} is not found ({error}); it is asked again later.") from error
+            raise UnreadableScan(f"the host {host!r} was not found ({error}); scanqueue retries later.") from error
         addresses = [str(sockaddr[0]) for *_, sockaddr in found]
         local = [address for address in addresses if not _is_public(address)]
         if local:
             raise UnreadableScan(
-                f"its image lies on {host!r}, whose address {local[0]} is one of the local network. If that is meant, "
+                f"its image is on {host!r}, whose address {local[0]} is in the local network. If that is intended, "
                 f"write {host + '!'!r} in SCANQUEUE_IMAGE_HOSTS."
             )
         target = httpx.URL(url).copy_with(host=addresses[0])

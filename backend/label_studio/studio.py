@@ -1,7 +1,7 @@
-"""One Label Studio, as one user: what its modules can do, in one class. Only this folder knows its URLs and its JSON.
+"""All operations on Label Studio in one class. Only this folder knows its URLs and its JSON.
 
-Everything is read in bulk: the number of requests does not depend on how many tasks a project has, except that
-listings and imports are split into chunks. Times, masks and versions mean what they mean in `label-studio` 1.23.
+Everything is read in bulk: the number of requests does not depend on the number of tasks, except that listings and
+imports are split into chunks. Times, masks and versions have the meaning they have in `label-studio` 1.23.
 """
 
 from __future__ import annotations
@@ -13,4 +13,4 @@ from backend.label_studio.webhooks import Webhooks
 
 
 class Studio(PublishedQueue, Importing, ScanSource, Webhooks):
-    """See `Client` for the arguments of the constructor and for the errors that every method raises."""
+    """One Label Studio server, accessed as one user. For the arguments and the errors raised see `Client`."""

@@ -1,4 +1,4 @@
-"""TODO: what this module promises."""
+"""The project's webhook to us and its ML backends, and why Label Studio would refuse their addresses."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from backend.label_studio.client import Client, error_detail
 
 
 def webhook_advice(url: str) -> str:
-    """What to do when Label Studio will not deliver to `url`."""
+    """What to do if Label Studio refuses to send webhooks to `url`."""
     host = urlsplit(url).hostname or ""
     if "." not in host and host != "localhost" and ":" not in host:
         return (
-            f"Label Studio takes no webhook address whose host has no dot: give {host!r} an alias with one "
-            f"(for example {host}.internal) and set SCANQUEUE_PUBLIC_URL to it."
+            f"Label Studio rejects webhook URLs whose host name has no dot: give {host!r} an alias with a dot "
+            f"(for example {host}.internal) and use it in SCANQUEUE_PUBLIC_URL."
         )
     return (
         "Label Studio blocks private addresses by default: start it with USE_DEFAULT_BANNED_SUBNETS=false and "
@@ -30,13 +30,13 @@ def _is_our_webhook(hook: Mapping[str, Any], url: str, secret: str) -> bool:
         hook.get("url") == url
         and bool(hook.get("is_active"))
         and bool(hook.get("send_for_all_actions"))
-        and bool(hook.get("send_payload"))  # without it Label Studio does not even say which project it is about
+        and bool(hook.get("send_payload"))  # without it the webhook does not even name its project
         and (hook.get("headers") or {}).get(SECRET_HEADER) == secret
     )
 
 
 class Webhooks(Client):
-    """TODO"""
+    """Reads and sets up the connections from Label Studio to us."""
 
     def webhooks(self, project: int) -> list[dict[str, Any]]:
         hooks = self._call("GET", "/api/webhooks/", params={"project": project})
@@ -46,10 +46,10 @@ class Webhooks(Client):
         return any(_is_our_webhook(hook, url, secret) for hook in self.webhooks(project))
 
     def set_webhook(self, project: int, url: str, secret: str) -> None:
-        """Make the project's webhook to `url` exist, active, for every action, with our secret header.
+        """Create or fix the project's webhook to `url`: active, for every action, with our secret header.
 
-        Label Studio creates one without credentials when a backend is connected; it is mended
-        in place. Raises StudioRefused with the cure when Label Studio will not have the address.
+        Label Studio creates one without credentials when a backend is connected; that one is updated in place.
+        Raises StudioRefused with advice if Label Studio refuses the URL.
         """
         body: dict[str, Any] = {
             "send_payload": True,
@@ -67,31 +67,31 @@ class Webhooks(Client):
             headers = {**(same[0].get("headers") or {}), SECRET_HEADER: secret}
             self._call("PATCH", f"/api/webhooks/{same[0]['id']}/", body=body | {"url": url, "headers": headers})
         except StudioRefused as error:
-            raise StudioRefused(f"The webhook to {url} could not be set: {error} {webhook_advice(url)}") from error
+            raise StudioRefused(f"The webhook to {url} could not be set up: {error} {webhook_advice(url)}") from error
 
     def backends(self, project: int) -> list[dict[str, Any]]:
-        """The ML backends connected to the project. Asking makes Label Studio call each of them."""
+        """The ML backends connected to the project. The request makes Label Studio call each of them."""
         return list(self._call("GET", "/api/ml", params={"project": project}) or ())
 
     def webhook_objection(self, url: str) -> str:
-        """Why Label Studio would not have a webhook to `url`, in its own words; "" when it would.
+        """Why Label Studio would refuse a webhook to `url`, in its own words; "" if it would accept it.
 
-        Nothing is created: the request also names an action that does not exist, so it is refused either way.
+        Nothing is created: the request also names an unknown action, so it is always refused.
         """
         return self._objection("/api/webhooks/", {"url": url, "actions": ["SCANQUEUE_DOCTOR"]}, "actions")
 
     def backend_objection(self, url: str) -> str:
-        """Why Label Studio would not have an ML backend at `url`; "" when it would. Nothing is created or called."""
+        """Why Label Studio would refuse an ML backend at `url`; "" if not. Nothing is created or called."""
         return self._objection("/api/ml", {"url": url, "timeout": "none"}, "timeout")
 
     def _objection(self, path: str, body: Mapping[str, Any], wrong: str) -> str:
         status, answer = self._exchange("POST", path, body=body)
         faults = answer.get("validation_errors") if isinstance(answer, Mapping) else None
         if status == 401:
-            raise self.refusal(status, answer, path)
+            raise self._refusal(status, answer, path)
         if not isinstance(faults, Mapping):
-            return error_detail(answer)  # a blocked address, or a name that cannot be looked up
+            return error_detail(answer)  # a blocked address, or a host name that does not resolve
         if wrong not in faults:
-            raise StudioRefused(f"Label Studio took an impossible request to {path}; this version is not known.")
+            raise StudioRefused(f"Label Studio accepted an invalid request to {path}; this version is not supported.")
         about = faults.get("url") or ()
         return str(about[0] if isinstance(about, list) and about else about or "")

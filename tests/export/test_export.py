@@ -253,7 +253,7 @@ def test_an_annotation_that_cannot_be_read_is_listed_and_the_rest_goes_on(lab: L
     assert (done.slices, done.problem_count) == (1, 2)
     first, second = manifest(tmp_path / "out")["problems"]
     assert (first["task"], first["slice"]) == (lab.slices[0], 0)
-    assert "holds a brush mask that does not fit its 9 x 6 pixels" in first["what"]
+    assert "has a brush mask that does not fit its 9 x 6 pixels" in first["what"]
     assert (second["task"], "was drawn on 3 x 3 pixels, but the image has 9 x 6" in second["what"]) == (
         lab.slices[1],
         True,
@@ -319,7 +319,7 @@ def test_the_size_of_a_picture_that_cannot_be_had_is_that_of_its_regions(lab: La
     (row,) = manifest(tmp_path / "out")["slices"]
     assert row["task"] == lab.slices[0]
     (problem,) = done.problems
-    assert "cannot be had" in problem.what  # nothing says how large an empty annotation is
+    assert "is not available" in problem.what  # nothing says how large an empty annotation is
 
 
 # -- the folder --------------------------------------------------------------------------------

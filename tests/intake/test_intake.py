@@ -340,7 +340,7 @@ def test_another_file_of_identities_is_noticed(lab: Lab, tmp_path: Path) -> None
 
 def test_two_imports_into_one_project_do_not_run_at_once(lab: Lab, tmp_path: Path) -> None:
     write_series(tmp_path / "in", "ten", range(2))
-    with Locks(lab.data / "locks").existing(f"import-{lab.project}") as mine:
+    with Locks(lab.data / "locks").held(f"import-{lab.project}") as mine:
         assert mine
         with pytest.raises(ProjectBusy):
             lab.run(tmp_path / "in")

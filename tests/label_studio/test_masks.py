@@ -84,7 +84,7 @@ def test_a_region_of_a_label_that_is_gone_is_left_out_and_remarked_upon() -> Non
     mask, remarks = read_mask([region(), gone], CONFIG, H, W)
     assert np.array_equal(mask == 1, disc(20, 20, 12))
     assert remarks == [
-        "region 2 is labelled 'Spleen', which the label config does not have; it was left out. "
+        "region 2 was skipped: its label 'Spleen' is not in the label config. "
         "Add the label again, or relabel the region."
     ]
 
@@ -132,8 +132,7 @@ def test_run_lengths_that_do_not_fit_are_refused_with_the_cure(rle: Any) -> None
     with pytest.raises(UnreadableMask) as error:
         read_mask([region(value=value)], CONFIG, H, W)
     assert str(error.value) == (
-        "region 1 ('Lung') holds a brush mask that does not fit its 80 x 60 pixels. "
-        "Delete the region and draw it again."
+        "region 1 ('Lung') has a brush mask that does not fit its 80 x 60 pixels. Delete the region and draw it again."
     )
 
 

@@ -687,7 +687,7 @@ def test_files_of_a_label_studio_below_a_sub_path_are_fetched_with_our_token() -
 
 def test_a_redirect_into_the_rest_of_label_studio_is_not_followed() -> None:
     with Host(lambda _: "/api/token/") as host:
-        with pytest.raises(UnreadableScan, match="not that of a file"):
+        with pytest.raises(UnreadableScan, match="not a file"):
             Studio(f"http://{host.name}", "0" * 40).image("/data/upload/1/a.png")
         assert [path for path, _ in host.seen] == ["/data/upload/1/a.png"]
 
@@ -697,8 +697,8 @@ def test_an_image_on_a_host_that_is_not_listed_is_never_asked_for() -> None:
         with pytest.raises(UnreadableScan) as error:
             own_studio("example.com").image(f"http://{host.name}/scan.png")
         assert str(error.value) == (
-            f"its image lies on '{host.name}', which is neither Label Studio nor listed. "
-            "If that host is to be trusted, add it to SCANQUEUE_IMAGE_HOSTS."
+            f"its image is on '{host.name}', which is neither Label Studio nor an allowed host. "
+            "If you trust that host, add it to SCANQUEUE_IMAGE_HOSTS."
         )
         assert host.seen == []
 
@@ -706,7 +706,7 @@ def test_an_image_on_a_host_that_is_not_listed_is_never_asked_for() -> None:
 @pytest.mark.parametrize("target", ["http://{}/secret", "//{}/secret"])
 def test_a_redirect_to_a_host_that_is_not_listed_is_not_followed(target: str) -> None:
     with Host() as inside, Host(lambda _: target.format(inside.name)) as listed:
-        with pytest.raises(UnreadableScan, match="neither Label Studio nor listed"):
+        with pytest.raises(UnreadableScan, match="neither Label Studio nor an allowed host"):
             own_studio(listed.name).image(f"http://{listed.name}/scan.png")
         assert [path for path, _ in listed.seen] == ["/scan.png"]
         assert inside.seen == []

@@ -344,7 +344,7 @@ def test_a_refused_webhook_is_said_and_the_queue_goes_on(world: World) -> None:
     world.store.set_project(PROJECT, backend_url="http://backend:9090")
     world.add_scans(0, 12)
     world.reconciler().reconcile(PROJECT)
-    assert "host has no dot" in world.status()["trouble"]
+    assert "host name has no dot" in world.status()["trouble"]
     assert world.status()["queue"] == world.order()[:DEPTH]
     assert len(world.published("scanqueue-r0")) == DEPTH
     world.store.set_project(PROJECT, backend_url="http://backend.internal:9090")
@@ -1031,7 +1031,7 @@ def test_a_region_of_an_unknown_label_is_remarked_upon_and_the_rest_of_the_mask_
     world.run()
     (problem,) = world.status()["problems"]
     assert problem["task"] == task
-    assert "region 2 is labelled 'Heart', which the label config does not have" in problem["what"]
+    assert "region 2 was skipped: its label 'Heart' is not in the label config" in problem["what"]
     (label,) = world.store.labels(PROJECT)
     mask = world.store.arrays("labels", label["mask"])["mask"]
     assert np.array_equal(mask == 1, world.masks[task]["Lung"])

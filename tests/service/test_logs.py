@@ -58,10 +58,10 @@ def test_what_is_secret_is_replaced_and_the_rest_is_kept(text: str, kept: str) -
     "text",
     [
         "project 4, task 7: the file is empty (0 bytes); upload the scan again",
-        "Is this right? It is asked again every minute.",
+        "Is this right? scanqueue retries every minute.",
         "Create a personal access token (Account & Settings) and set SCANQUEUE_LABEL_STUDIO_API_KEY.",
         "project 4: training scanqueue-r2 on 20 scans, 3 of 60, 12 s left",
-        "What answers at http://localhost:8080/ is not Label Studio",
+        "The server at http://localhost:8080/ is not Label Studio",
         "Basic authentication is on; Token kinds differ",
         "model 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 was kept",
     ],

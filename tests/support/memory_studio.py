@@ -206,7 +206,7 @@ class MemoryStudio:
 
     def image(self, reference: str) -> bytes:
         if reference not in self.images:
-            raise UnreadableScan(f"its image {reference!r} cannot be had: the server answered 404.")
+            raise UnreadableScan(f"its image {reference!r} is not available: the server answered 404.")
         return self.images[reference]
 
     # -- backend.label_studio.studio.Studio: the queue ------------------------------------------------------
@@ -272,7 +272,7 @@ class MemoryStudio:
         self.writes.append("set_webhook")
         host = urlsplit(url).hostname or ""
         if "." not in host and host != "localhost":
-            raise StudioRefused(f"The webhook to {url} could not be set. {webhook_advice(url)}")
+            raise StudioRefused(f"The webhook to {url} could not be set up. {webhook_advice(url)}")
         if all(hook["url"] != url for hook in self.hooks):
             self.add_webhook(url, {})
         hook = next(hook for hook in self.hooks if hook["url"] == url)
