@@ -66,7 +66,7 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
 
     heartbeat  file descriptor that is written to while the work progresses
     """
-    from backend.loop.driver import Busy
+    from backend.loop.context import Busy
     from backend.loop.shard_worker import ShardWorker
     from backend.records.retention import Retention
     from backend.workers.roster import Roster

@@ -23,7 +23,7 @@ from sqlalchemy import Connection
 from backend.demo import child
 from backend.demo.label_studio import LabelStudio, default_executable
 from backend.demo.phantoms import write_phantoms
-from backend.loop import driver as reconcile
+from backend.loop import control_trial, observing, publishing, sharing
 from backend.records import migrate
 from backend.records.store import Store
 from backend.workers import shards
@@ -173,8 +173,9 @@ def miniature() -> Iterator[None]:
     """For the loop in one process (`world`): no waiting for late imports, one look at the queue during a process's
     steps, however slow they are, and shards so small that a few scans are cut into several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reconcile, "SETTLE", 0.01)
-        patch.setattr(reconcile, "TEND_EVERY", 60.0)
-        patch.setattr(reconcile, "SHARD", 4)
+        patch.setattr(observing, "SETTLE", 0.01)
+        patch.setattr(publishing, "TEND_EVERY", 60.0)
+        patch.setattr(control_trial, "YIELD_EVERY", 60.0)
+        patch.setattr(sharing, "SHARD", 4)
         patch.setattr(shards, "SHARD", 4)
         yield

@@ -48,7 +48,7 @@ class BatchProcessor:
     learner: Learner
     alive: Callable[[], None] = nothing
 
-    def requirements_to_read(self) -> str:
+    def reading_requirements(self) -> str:
         """What reading depends on besides the scans: workers that say the same do the same."""
         return f"{self.learner.embedder().name}|{self.learner.image_size}"
 
@@ -168,7 +168,7 @@ class BatchProcessor:
     # -- with a model -------------------------------------------------------------------------
 
     @staticmethod
-    def requirements_to_score(model: str, extra: str) -> str:
+    def scoring_requirements(model: str, extra: str) -> str:
         """What scoring depends on besides the scans: a model's fingerprint, and a signal that takes extra work."""
         return f"{model}|{extra}" if extra else model
 

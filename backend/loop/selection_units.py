@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.facts import Scan
-from backend.records.maps import StoredMap
+from backend.records.maps import StoredMap, read_map
 from backend.records.store import Store
 from sampling import EmbeddingMap, fit_map
 
@@ -60,6 +60,12 @@ def mean_embeddings(store: Store, embedder: str, volumes: Sequence[Slices]) -> N
             parts.append((sums / lengths[:, None]).astype(np.float32))
             chunk, size = [], 0
     return np.concatenate(parts)
+
+
+def stored_map(store: Store, project: int, embedder: str, unit: str) -> StoredMap | None:
+    """The project's map, if one is stored that was fitted on this unit."""
+    found = read_map(store, project, embedder)
+    return found if found is not None and found.unit == unit else None
 
 
 def lay_out(store: Store, embedder: str, scans: Sequence[Scan], unit: str, seed: int) -> StoredMap:

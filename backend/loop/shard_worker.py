@@ -69,7 +69,7 @@ class ShardWorker:
         return True
 
     def _can(self, shard: Shard) -> bool:
-        if shard.kind != "read" or shard.requirements == (mine := self.processor.requirements_to_read()):
+        if shard.kind != "read" or shard.requirements == (mine := self.processor.reading_requirements()):
             return True
         if shard.requirements not in self._others:
             self._others.add(shard.requirements)

@@ -169,3 +169,10 @@ class Plan:
     phase: str
     reason: str = ""
     steps: tuple[Step, ...] = ()
+
+
+def describe(step: Step) -> str:
+    """One step for the log."""
+    tasks = getattr(step, "tasks", None)
+    name = type(step).__name__
+    return f"{name} ({len(tasks)} tasks)" if tasks else name

@@ -12,9 +12,10 @@ from servers import PostgresServer
 from world import COLD, DEPTH, PROJECT, ROUND, Ready, World
 
 from backend.errors import BadSetting
-from backend.loop import audit as changes
+from backend.loop import audit
 from backend.loop.project_settings import row_settings
 from backend.loop.publication import publication
+from backend.loop.stored import stored
 from backend.records.store import Store
 
 pytestmark = pytest.mark.usefixtures("miniature")
@@ -32,25 +33,25 @@ def queue(world: World) -> list[int]:
 def test_scans_that_are_wished_for_are_served_next_and_the_wish_can_be_taken_back(world: World) -> None:
     before = queue(world.cold_started())
     wished = [before[-1], next(t for t in world.order() if t not in before)]
-    number = changes.set_priorities(world.store, PROJECT, "anna", wished, "next")
+    number = audit.set_priorities(world.store, PROJECT, "anna", wished, "next")
     world.run()
     assert set(queue(world)[:2]) == set(wished)
     assert world.studio.next_task() in wished
     assert {p.reason for p in world.picks()[:2]} == {"wished"}
-    changes.undo(world.store, PROJECT, "ben", number)
+    audit.undo(world.store, PROJECT, "ben", number)
     world.run()
     assert world.order()[:DEPTH] == before[:DEPTH]
 
 
 def test_scans_that_are_left_out_are_published_no_more_until_they_are_back(world: World) -> None:
     before = queue(world.cold_started())
-    changes.set_priorities(world.store, PROJECT, "anna", before[:2], "out")
+    audit.set_priorities(world.store, PROJECT, "anna", before[:2], "out")
     world.run()
     assert not set(before[:2]) & (set(world.order()) | set(world.published()))
     assert len(queue(world)) >= DEPTH
     assert world.studio.next_task() == queue(world)[0]
     assert world.status()["left_out"] == 2
-    changes.set_priorities(world.store, PROJECT, "anna", before[:2], "none")
+    audit.set_priorities(world.store, PROJECT, "anna", before[:2], "none")
     world.run()
     assert queue(world)[:DEPTH] == before[:DEPTH]
 
@@ -59,10 +60,10 @@ def test_what_is_left_out_while_a_training_is_due_is_not_published_again_meanwhi
     world.cold_started()
     first = queue(world)[0]
     world.studio.predictions = [p for p in world.studio.predictions if p["task"] != first]  # somebody removed it there
-    changes.set_priorities(world.store, PROJECT, "anna", [first], "out")
+    audit.set_priorities(world.store, PROJECT, "anna", [first], "out")
     reconciler = world.reconciler()
-    seen = reconciler.observe(PROJECT)
-    latest = reconciler.done(PROJECT, seen).rounds[-1]
+    seen = reconciler.observer.observe(PROJECT)
+    latest = stored(reconciler.context, PROJECT, seen).rounds[-1]
     assert first in latest.order
     found = publication(latest, seen, row_settings(dict(world.store.project(PROJECT) or {})))
     assert found is None or first not in found.tasks
@@ -72,7 +73,7 @@ def test_what_is_left_out_while_a_training_is_due_is_not_published_again_meanwhi
 def test_a_wish_for_a_scan_that_breaks_opens_no_round_and_none_when_it_is_mended(world: World) -> None:
     world.cold_started()
     task = queue(world)[-1]
-    changes.set_priorities(world.store, PROJECT, "anna", [task], "next")
+    audit.set_priorities(world.store, PROJECT, "anna", [task], "next")
     world.run()
     rounds = len(world.store.rounds(PROJECT))
     world.store.set_scans(PROJECT, [{"task": task, "problem": "gone"}])
@@ -84,15 +85,15 @@ def test_a_wish_for_a_scan_that_breaks_opens_no_round_and_none_when_it_is_mended
 
 def test_alpha_opens_a_round_only_where_the_strategy_asks_for_it(world: World) -> None:
     version = world.in_round_1().studio.model_version
-    changes.set_overrides(world.store, PROJECT, "anna", {"alpha": 0.9})
+    audit.set_overrides(world.store, PROJECT, "anna", {"alpha": 0.9})
     world.run()
     assert world.studio.model_version == version
 
 
 def test_a_cold_start_larger_than_any_pool_is_refused_and_one_larger_than_this_pool_is_not(world: World) -> None:
     with pytest.raises(BadSetting, match="it must be at most 1000000"):
-        changes.set_overrides(world.store, PROJECT, "anna", {"cold_start_size": 10**30})
-    changes.set_overrides(world.store, PROJECT, "anna", {"cold_start_size": 1_000_000, "control_share": 0.5})
+        audit.set_overrides(world.store, PROJECT, "anna", {"cold_start_size": 10**30})
+    audit.set_overrides(world.store, PROJECT, "anna", {"cold_start_size": 1_000_000, "control_share": 0.5})
     world.cold_started()
     assert sorted(world.order()) == sorted(s["task"] for s in world.store.scans(PROJECT))
 
@@ -103,9 +104,9 @@ def test_changes_of_many_at_once_are_all_kept(world: World, postgres: PostgresSe
         names = ("alpha", "tolerance", "control_share", "seed")
         with ThreadPoolExecutor(4) as people:
             made = [
-                people.submit(changes.set_overrides, store, PROJECT, n, {n: 0 if n == "seed" else 0.25}) for n in names
+                people.submit(audit.set_overrides, store, PROJECT, n, {n: 0 if n == "seed" else 0.25}) for n in names
             ]
-            made += [people.submit(changes.ask, store, PROJECT, str(n)) for n in range(12)]
+            made += [people.submit(audit.ask, store, PROJECT, str(n)) for n in range(12)]
             numbers = [one.result() for one in made]
         assert sorted(numbers) == list(range(1, 17))
         row = store.project(PROJECT)
@@ -116,7 +117,7 @@ def test_changes_of_many_at_once_are_all_kept(world: World, postgres: PostgresSe
 def test_labelling_what_was_wished_for_opens_no_round(world: World) -> None:
     world.in_round_1()
     wished = world.order()[-1]
-    changes.set_priorities(world.store, PROJECT, "anna", [wished], "next")
+    audit.set_priorities(world.store, PROJECT, "anna", [wished], "next")
     world.run()
     version = world.studio.model_version
     assert queue(world)[0] == wished
@@ -132,7 +133,7 @@ def test_a_wish_goes_before_having_been_skipped(world: World) -> None:
     world.studio.skip(first)
     world.set(alpha=0.75, strategy="paper")  # another order, in which skipped scans come last
     assert world.order()[-1] == first
-    changes.set_priorities(world.store, PROJECT, "anna", [first], "next")
+    audit.set_priorities(world.store, PROJECT, "anna", [first], "next")
     world.run()
     assert world.order()[0] == first
 
@@ -140,7 +141,7 @@ def test_a_wish_goes_before_having_been_skipped(world: World) -> None:
 def test_with_all_others_labelled_the_project_is_done_and_says_what_was_left_out(world: World) -> None:
     world.in_round_1()
     out = world.order()[-2:]
-    changes.set_priorities(world.store, PROJECT, "anna", out, "out")
+    audit.set_priorities(world.store, PROJECT, "anna", out, "out")
     world.run()
     while left := [t for t in world.status()["queue"] if t not in out]:
         for task in left:
@@ -153,18 +154,18 @@ def test_with_all_others_labelled_the_project_is_done_and_says_what_was_left_out
 
 def test_with_all_scans_left_out_before_any_label_there_is_an_empty_queue_and_the_way_back(world: World) -> None:
     everything = world.cold_started().order()
-    changes.set_priorities(world.store, PROJECT, "anna", everything, "out")
+    audit.set_priorities(world.store, PROJECT, "anna", everything, "out")
     world.run()
     assert (world.order(), world.status()["trouble"]) == ([], "")
     assert queue(world) == []
-    changes.set_priorities(world.store, PROJECT, "anna", everything, "none")
+    audit.set_priorities(world.store, PROJECT, "anna", everything, "none")
     world.run()
     assert world.order() == everything
 
 
 def test_new_scans_come_into_an_order_that_leaves_some_out(world: World) -> None:
     out = queue(world.cold_started())[:1]
-    changes.set_priorities(world.store, PROJECT, "anna", out, "out")
+    audit.set_priorities(world.store, PROJECT, "anna", out, "out")
     world.run()
     late = world.add_scans(50, 2)
     world.run()
@@ -174,13 +175,13 @@ def test_new_scans_come_into_an_order_that_leaves_some_out(world: World) -> None
 
 def test_a_setting_of_the_page_goes_before_what_label_studio_says_and_can_be_taken_back(world: World) -> None:
     world.in_round_1()
-    number = changes.set_overrides(world.store, PROJECT, "anna", {"round_size": 2, "strategy": "paper"})
+    number = audit.set_overrides(world.store, PROJECT, "anna", {"round_size": 2, "strategy": "paper"})
     world.set(round_size=5)
     latest = world.store.latest_round(PROJECT)
     assert latest is not None
     used = json.loads(latest["settings"])
     assert (used["round_size"], used["strategy"]) == (2, "paper+paper")
-    changes.undo(world.store, PROJECT, "anna", number)
+    audit.undo(world.store, PROJECT, "anna", number)
     world.run()
     latest = world.store.latest_round(PROJECT)
     assert latest is not None
@@ -188,8 +189,8 @@ def test_a_setting_of_the_page_goes_before_what_label_studio_says_and_can_be_tak
 
 
 def test_null_takes_one_setting_back_to_what_label_studio_says(world: World) -> None:
-    changes.set_overrides(world.store, PROJECT, "anna", {"round_size": 2, "alpha": 0.25})
-    changes.set_overrides(world.store, PROJECT, "anna", {"round_size": None})
+    audit.set_overrides(world.store, PROJECT, "anna", {"round_size": 2, "alpha": 0.25})
+    audit.set_overrides(world.store, PROJECT, "anna", {"round_size": None})
     row = world.store.project(PROJECT)
     assert row is not None
     assert json.loads(row["levers"]) == {"alpha": 0.25}
@@ -210,19 +211,19 @@ def test_a_setting_that_cannot_be_used_is_refused_and_nothing_is_changed(
     given: dict[str, object], words: str, world: World
 ) -> None:
     with pytest.raises(BadSetting, match=words):
-        changes.set_overrides(world.store, PROJECT, "anna", given)
+        audit.set_overrides(world.store, PROJECT, "anna", given)
     row = world.store.project(PROJECT)
     assert row is not None
     assert row["levers"] == ""
-    assert changes.listed(world.store, PROJECT) == []
+    assert audit.listed(world.store, PROJECT) == []
 
 
 def test_what_somebody_changed_again_stays_when_the_first_change_is_taken_back(world: World) -> None:
     world.cold_started()
     one, two, three = queue(world)[:3]
-    first = changes.set_priorities(world.store, PROJECT, "anna", [one, two], "next")
-    changes.set_priorities(world.store, PROJECT, "ben", [two, three], "out")
-    changes.undo(world.store, PROJECT, "anna", first)
+    first = audit.set_priorities(world.store, PROJECT, "anna", [one, two], "next")
+    audit.set_priorities(world.store, PROJECT, "ben", [two, three], "out")
+    audit.undo(world.store, PROJECT, "anna", first)
     assert dict(world.store.columns(PROJECT, "task", "wish")) | {one: 0, two: -1, three: -1} == dict(
         world.store.columns(PROJECT, "task", "wish")
     )
@@ -230,9 +231,9 @@ def test_what_somebody_changed_again_stays_when_the_first_change_is_taken_back(w
 
 def test_changes_say_who_did_what_and_what_was_taken_back(world: World) -> None:
     world.cold_started()
-    number = changes.set_priorities(world.store, PROJECT, "anna", queue(world)[:2], "next")
-    changes.undo(world.store, PROJECT, "ben", number)
-    undo, made = changes.listed(world.store, PROJECT)
+    number = audit.set_priorities(world.store, PROJECT, "anna", queue(world)[:2], "next")
+    audit.undo(world.store, PROJECT, "ben", number)
+    undo, made = audit.listed(world.store, PROJECT)
     assert (made["user"], made["what"], made["undone"], made["undoable"]) == (
         "anna",
         "2 scans to be labelled next",
@@ -241,7 +242,7 @@ def test_changes_say_who_did_what_and_what_was_taken_back(world: World) -> None:
     )
     assert (undo["user"], undo["what"], undo["undone"]) == ("ben", "2 scans back in the usual order", False)
     with pytest.raises(BadSetting, match="was taken back already"):
-        changes.undo(world.store, PROJECT, "ben", number)
+        audit.undo(world.store, PROJECT, "ben", number)
 
 
 def test_an_older_model_made_active_draws_and_the_newer_one_is_back_after_an_undo(world: World) -> None:
@@ -250,13 +251,13 @@ def test_an_older_model_made_active_draws_and_the_newer_one_is_back_after_an_und
     world.run()
     newest = world.status()["model"]
     assert newest == "scanqueue-r2"
-    number = changes.activate(world.store, PROJECT, "anna", "scanqueue-r1")
+    number = audit.activate(world.store, PROJECT, "anna", "scanqueue-r1")
     world.run()
     assert world.status()["model"] == "scanqueue-r1"
     latest = world.store.latest_round(PROJECT)
     assert latest is not None
     assert latest["model"] == "scanqueue-r1"
-    changes.undo(world.store, PROJECT, "anna", number)
+    audit.undo(world.store, PROJECT, "anna", number)
     world.run()
     assert world.status()["model"] == newest
 
@@ -270,7 +271,7 @@ def test_a_broken_scan_is_read_again_at_once_when_somebody_asks(world: World) ->
     world.studio.images[world.studio.reference(task)] = world.studio.images[world.studio.reference(good)]
     world.run()
     assert [p["task"] for p in world.status()["problems"]] == [task]  # it waits for its ten minutes
-    changes.retry(world.store, PROJECT, "anna", task)
+    audit.retry(world.store, PROJECT, "anna", task)
     world.run()
     assert world.status()["problems"] == []
     assert task in world.order()
@@ -279,24 +280,24 @@ def test_a_broken_scan_is_read_again_at_once_when_somebody_asks(world: World) ->
 def test_a_task_or_a_wish_that_does_not_exist_is_refused(world: World) -> None:
     world.cold_started()
     with pytest.raises(BadSetting, match="has no task 999"):
-        changes.set_priorities(world.store, PROJECT, "anna", [999], "next")
+        audit.set_priorities(world.store, PROJECT, "anna", [999], "next")
     with pytest.raises(BadSetting, match="must be one of next, out, none"):
-        changes.set_priorities(world.store, PROJECT, "anna", queue(world)[:1], "soon")
+        audit.set_priorities(world.store, PROJECT, "anna", queue(world)[:1], "soon")
     with pytest.raises(BadSetting, match="has no change 7"):
-        changes.undo(world.store, PROJECT, "anna", 7)
+        audit.undo(world.store, PROJECT, "anna", 7)
 
 
 def test_taking_back_what_was_changed_again_says_so(world: World) -> None:
-    number = changes.set_overrides(world.store, PROJECT, "anna", {"alpha": 0.25})
-    changes.set_overrides(world.store, PROJECT, "ben", {"alpha": 0.75})
+    number = audit.set_overrides(world.store, PROJECT, "anna", {"alpha": 0.25})
+    audit.set_overrides(world.store, PROJECT, "ben", {"alpha": 0.75})
     with pytest.raises(BadSetting, match=r"\(alpha: 0.25\) was changed again since, and stays"):
-        changes.undo(world.store, PROJECT, "anna", number)
+        audit.undo(world.store, PROJECT, "anna", number)
 
 
 def test_what_is_so_already_is_no_change(world: World) -> None:
     world.in_round_1()
     with pytest.raises(BadSetting, match="scanqueue-r1 is active already"):
-        changes.activate(world.store, PROJECT, "anna", "scanqueue-r1")
+        audit.activate(world.store, PROJECT, "anna", "scanqueue-r1")
     with pytest.raises(BadSetting, match="has no problem any more"):
-        changes.retry(world.store, PROJECT, "anna", world.order()[0])
-    assert changes.listed(world.store, PROJECT) == []
+        audit.retry(world.store, PROJECT, "anna", world.order()[0])
+    assert audit.listed(world.store, PROJECT) == []

@@ -40,11 +40,13 @@ from world import (
 from backend import cli
 from backend.demo.phantoms import phantom
 from backend.errors import ScanqueueError, StorageFull, StudioRefused, StudioUnavailable, UnreadableScan
-from backend.facts import SAMPLING, Scan, control_draw
+from backend.facts import SAMPLING, Scan, control_draw, validation_rows
 from backend.learning.segmenters import Segmenter
-from backend.loop import driver as reconcile
+from backend.loop import control_trial, listing, observing, publishing
+from backend.loop.annotations import AnnotationReader
+from backend.loop.context import Busy, LoopContext
+from backend.loop.control_trial import ControlTrial
 from backend.loop.decoding import digest_of
-from backend.loop.driver import Reconciler, validation_rows
 from backend.records.maps import map_name
 from backend.records.store import Store, activate_model
 from backend.records.tables import uncertainty_table
@@ -148,7 +150,7 @@ def test_looking_twice_writes_nothing(world: World) -> None:
 
 def test_a_second_process_leaves_a_project_that_is_being_worked_on_alone(world: World) -> None:
     world.add_scans(0, 5)
-    with world.store.lock(PROJECT), pytest.raises(reconcile.Busy):
+    with world.store.lock(PROJECT), pytest.raises(Busy):
         world.reconciler().reconcile(PROJECT)
     assert world.studio.writes == []
 
@@ -317,14 +319,14 @@ def test_an_import_that_is_still_at_work_is_waited_for(world: World, monkeypatch
     with pytest.raises(StudioUnavailable):
         world.reconciler().reconcile(PROJECT)
     monkeypatch.undo()
-    monkeypatch.setattr(reconcile, "SETTLE", 3600.0)
+    monkeypatch.setattr(observing, "SETTLE", 3600.0)
     waited: list[float] = []
 
     def land(seconds: float) -> None:
         waited.append(seconds)
         store_rows(*late.pop())
 
-    monkeypatch.setattr(reconcile.time, "sleep", land)
+    monkeypatch.setattr(observing.time, "sleep", land)
     world.run()
     assert len(waited) == 1
     assert 3500 < waited[0] <= 3600
@@ -387,7 +389,7 @@ def test_a_worse_model_is_kept_and_remarked_upon_and_the_better_one_keeps_drawin
     assert (champion["accepted"], challenger["accepted"]) == (1, 0)
     was, now = champion["validation"]["dice"], challenger["validation"]["dice"]
     assert challenger["remark"] == (
-        f"On the same {len(watched)} validation scans its Dice is {now:.3f} against "
+        f"On the same {len(watched)} validation scans, its Dice is {now:.3f} against "
         f"{was:.3f} of scanqueue-r1, which stays active."
     )
     assert [m["active"] for m in status.model_list(world.store, PROJECT)] == [True, False]
@@ -843,15 +845,16 @@ def test_a_comparison_gives_way_to_a_training_and_is_made_with_the_newest_model(
     world.add_scans(0, 24)
     world.run()
     world.label(18)
-    monkeypatch.setattr(reconcile, "TEND_EVERY", 0.0)
-    report = Reconciler._report
+    monkeypatch.setattr(publishing, "TEND_EVERY", 0.0)
+    monkeypatch.setattr(control_trial, "YIELD_EVERY", 0.0)
+    report = LoopContext.report
 
-    def label_meanwhile(self: Reconciler, project: int, step: str, done: int, total: int) -> None:
+    def label_meanwhile(self: LoopContext, project: int, step: str, done: int, total: int) -> None:
         report(self, project, step, done, total)
         if step.startswith("comparing") and len(world.annotations) == 18:
             world.label(ROUND)
 
-    monkeypatch.setattr(Reconciler, "_report", label_meanwhile)
+    monkeypatch.setattr(LoopContext, "report", label_meanwhile)
     world.run()
     assert ["arms" in m["details"] for m in world.store.models(PROJECT)] == [False, True]
     assert world.studio.model_version == "scanqueue-r2"
@@ -864,15 +867,15 @@ def test_a_comparison_waits_while_another_project_is_trained_and_keeps_nothing_u
     world.add_scans(0, 24)
     world.run()
     world.label(18)
-    real = Reconciler._compare_with_control
+    real = ControlTrial.compare
 
-    def beside_another(self: Reconciler, *args: Any) -> None:
+    def beside_another(self: ControlTrial, *args: Any) -> None:
         with Store(world.folder).training_slot() as mine:
             assert mine
             real(self, *args)
 
     with monkeypatch.context() as busy:
-        busy.setattr(Reconciler, "_compare_arms", beside_another)
+        busy.setattr(ControlTrial, "compare", beside_another)
         plan = world.reconciler().reconcile(PROJECT)
     assert [type(s).__name__ for s in plan.steps] == ["CompareWithControl"]
     assert world.status()["control"] is None
@@ -917,7 +920,7 @@ def test_strata_are_taken_over_when_the_setting_comes_later_or_changes(world: Wo
     assert world.studio.model_version == "scanqueue-r1"
     world.set(strategy="stratified", stratify_by="scanner")
     assert {s["stratum"] for s in world.store.scans(PROJECT)} == {""}
-    assert world.status()["trouble"].startswith("No scan has 'scanner' in its data, so the order is simply random.")
+    assert world.status()["trouble"].startswith("No scan has 'scanner' in its data, so the order is random.")
     listings = []
     tasks = world.studio.tasks
     world.studio.tasks = lambda project, since="": listings.append(since) or tasks(project, since)  # type: ignore
@@ -1066,7 +1069,7 @@ def test_an_unreadable_image_is_listed_and_read_once_it_is_mended(
     world.studio.images |= kept
     world.run()
     assert len(world.status()["problems"]) == 2  # not asked for at every look
-    monkeypatch.setattr(reconcile, "PROBLEM_RETRY", 0.0)
+    monkeypatch.setattr(observing, "PROBLEM_RETRY", 0.0)
     world.run()
     assert world.status()["problems"] == []
     assert sorted(world.order()) == sorted(tasks)
@@ -1089,7 +1092,7 @@ def test_an_image_that_was_replaced_under_its_address_is_read_anew_and_served(
     world.run()
     assert [p["task"] for p in world.status()["problems"]] == [task]
     assert task not in world.order()
-    monkeypatch.setattr(reconcile, "PROBLEM_RETRY", 0.0)
+    monkeypatch.setattr(observing, "PROBLEM_RETRY", 0.0)
     world.run()
     assert world.status()["problems"] == []
     assert task in world.order()
@@ -1112,7 +1115,7 @@ def test_a_mask_on_an_image_that_was_replaced_by_another_size_is_a_problem_and_t
     if asked:
         world.store.retry(PROJECT, task)
     else:
-        monkeypatch.setattr(reconcile, "PROBLEM_RETRY", 0.0)
+        monkeypatch.setattr(observing, "PROBLEM_RETRY", 0.0)
     world.run()
     (problem,) = world.status()["problems"]
     assert (problem["task"], "was drawn on 64 x 64 pixels" in problem["what"]) == (task, True)
@@ -1140,7 +1143,7 @@ def test_scans_that_could_not_be_fetched_for_a_while_are_no_problems_once_they_c
         broken.setattr(world.studio, "image", away)
         world.run()
         assert {p["task"] for p in world.status()["problems"]} == set(open_)
-    monkeypatch.setattr(reconcile, "PROBLEM_RETRY", 0.0)
+    monkeypatch.setattr(observing, "PROBLEM_RETRY", 0.0)
     world.run()
     assert world.status()["problems"] == []
     assert sorted(world.order()) == sorted(open_)
@@ -1241,10 +1244,10 @@ def test_labels_behind_the_cursor_are_found_though_others_came_ahead_of_it(
     world.label(1)
     world.studio._now -= timedelta(hours=4)
     behind = world.label(2)
-    monkeypatch.setattr(reconcile, "FULL_AGAIN", 3600.0)  # all was listed a moment ago
+    monkeypatch.setattr(listing, "FULL_AGAIN", 3600.0)  # all was listed a moment ago
     worker.reconcile(PROJECT)
     assert world.status()["labelled"] == 1
-    monkeypatch.setattr(reconcile, "FULL_AGAIN", 0.0)
+    monkeypatch.setattr(listing, "FULL_AGAIN", 0.0)
     worker.reconcile(PROJECT)
     assert world.status()["labelled"] == 3
     assert {r["task"] for r in world.store.labels(PROJECT)} >= set(behind)
@@ -1275,14 +1278,14 @@ def test_labels_that_never_stop_coming_keep_neither_a_training_nor_its_round_awa
     world.run()
     world.label(COLD)
     served: dict[str, int] = {}
-    real = Reconciler._read_masks
+    real = AnnotationReader.read
 
-    def read_while_more_comes(self: Reconciler, project: int, seen: Any, step: Any) -> None:
+    def read_while_more_comes(self: AnnotationReader, project: int, seen: Any, step: Any) -> None:
         real(self, project, seen, step)
         if "scanqueue-r1" not in served and len(world.annotations) < 30:
             world.label(1)
 
-    monkeypatch.setattr(Reconciler, "_read_masks", read_while_more_comes)
+    monkeypatch.setattr(AnnotationReader, "read", read_while_more_comes)
     show = world.studio.show_round
     monkeypatch.setattr(
         world.studio, "show_round", lambda p, v: (served.setdefault(v, len(world.annotations)), show(p, v))[1]

@@ -13,7 +13,8 @@ from sqlalchemy import update
 from world import COLD, DEPTH, PROJECT, ROUND, KeptLearner, World
 
 from backend.facts import validation_rows
-from backend.loop import audit as changes
+from backend.loop import audit
+from backend.loop.stored import served
 from backend.records.maps import read_map
 from backend.records.tables import scan_table
 from backend.web import status
@@ -169,7 +170,7 @@ def test_data_that_makes_no_sense_stops_nothing_and_is_taken_over_once_it_does(w
     assert set(places(world).values()) == {("", 0)}
     assert {(s["patient"], s["row_mm"]) for s in world.store.scans(PROJECT)} == {("", 0.0)}
     assert sorted(world.order()) == sorted(world.masks)
-    assert world.status()["trouble"].startswith('The unit is "scan", but no task says which scan it is a slice of')
+    assert world.status()["trouble"].startswith('The unit is "scan", but no task states which scan it is a slice of')
     tell(world, [1, 2], scan="S", group="P", slice=1, spacing_mm=[1, 2])
     world.run()
     assert [places(world)[t] for t in (1, 2, 3)] == [("S", 1), ("S", 1), ("", 0)]
@@ -188,7 +189,7 @@ def test_another_unit_lays_the_map_out_anew_and_opens_a_round_and_so_does_the_wa
     seen = Overview(world.store, world.studio, None, lambda _: [])  # type: ignore[arg-type]
     tried = seen.preview(PROJECT, {"unit": "scan"})
     assert "The map is laid out anew" in tried["note"]
-    changes.set_overrides(world.store, PROJECT, "anna", {"unit": "scan"})
+    audit.set_overrides(world.store, PROJECT, "anna", {"unit": "scan"})
     world.run()
     volumes = read_map(world.store, PROJECT, "pixels")
     assert slices is not None
@@ -200,7 +201,7 @@ def test_another_unit_lays_the_map_out_anew_and_opens_a_round_and_so_does_the_wa
     assert seen.preview(PROJECT, {"unit": "scan"})["note"] == ""
     assert [p["task"] for p in seen.preview(PROJECT, {})["then"]] == world.order()[:30]
     assert seen.settings(PROJECT)["units"] == ["slice", "scan"]
-    changes.set_overrides(world.store, PROJECT, "anna", {"unit": None})
+    audit.set_overrides(world.store, PROJECT, "anna", {"unit": None})
     world.run()
     again = read_map(world.store, PROJECT, "pixels")
     assert again is not None
@@ -229,7 +230,7 @@ def test_models_are_judged_on_patients_of_whom_neither_has_learnt(tmp_path: Path
         against.append(model["details"].get("champion", {}).get("version"))
     assert len(world.store.models(PROJECT)) == 5
     assert held == [set(), {high[0]}, {high[0]}, {high[0]}, {low}]
-    assert said[0].startswith("All 6 labelled scans are of one patient or volume, so none could be held out")
+    assert said[0].startswith("All 6 labelled scans belong to one patient or volume, so none could be held out")
     assert against[1] == "scanqueue-r1"
     assert against[4] is None
     assert "which had learnt from every scan, or patient, that is held out now" in said[4]
@@ -269,7 +270,7 @@ def test_the_rest_of_a_control_stays_one(tmp_path: Path) -> None:
     assert world.status()["round"] == 1
     begun = {p.task for p in world.picks() if p.reason == "begun"}
     assert len(begun) == SLICES - COLD % SLICES
-    kept = world.reconciler()._served(PROJECT)
+    kept = served(world.store, PROJECT)
     assert {t: kept[t] for t in begun} == {t: t in chance for t in begun}
     assert begun <= chance or not begun & chance
 

@@ -268,7 +268,7 @@ def test_two_backends_are_remarked_upon(bad: dict[str, Any], label_studio: Label
     label_studio.connect_backend(lab.project, f"http://127.0.0.1:{second.port}", title="another")
     lab.connect(service)
     status = service.wait(lab.project, lambda s: "ML backends are connected" in s["trouble"], seconds=120)
-    assert "Label Studio asks only the first" in status["trouble"]
+    assert "Label Studio uses only the first" in status["trouble"]
     assert "Settings > Model" in status["trouble"]
     lab.close()
     second.close()

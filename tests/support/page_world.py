@@ -9,8 +9,7 @@ import pytest
 from fastapi import FastAPI
 from world import PROJECT, World
 
-from backend.loop import audit as changes
-from backend.loop import driver as reconcile
+from backend.loop import audit, observing
 from backend.web.api import create_api
 from backend.web.overview import Overview
 from backend.web.pictures import Pictures
@@ -21,11 +20,11 @@ TITLE = "Lungs & <i>hearts</i>"
 def lived(folder: Path) -> World:
     """A project in round 1 with a broken scan, and a setting and a wish that somebody changed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reconcile, "SETTLE", 0.01)
+        patch.setattr(observing, "SETTLE", 0.01)
         world = World(folder)
         world.in_round_1()
-        changes.set_overrides(world.store, PROJECT, "anna", {"alpha": 0.7})
-        changes.set_priorities(world.store, PROJECT, "anna", [world.order()[-1]], "out")
+        audit.set_overrides(world.store, PROJECT, "anna", {"alpha": 0.7})
+        audit.set_priorities(world.store, PROJECT, "anna", [world.order()[-1]], "out")
         world.run()
         world.store.set_project(PROJECT, title=TITLE, studio_url="http://127.0.0.1:9")
     return world

@@ -1,0 +1,101 @@
+"""Read annotations into masks, and compare each with the mask that the annotator was shown."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.errors import UnreadableMask
+from backend.facts import LabelConfig, version_name
+from backend.fingerprints import fingerprint
+from backend.formats.pixels import translate
+from backend.label_studio.listing import Annotation
+from backend.label_studio.masks import read_mask
+from backend.loop.context import LoopContext
+from backend.loop.publishing import Publisher
+from backend.loop.steps import ReadMasks, Seen
+from backend.records.scans import scan_of
+
+log = logging.getLogger("scanqueue.reconcile")
+
+
+class AnnotationReader:
+    """Reads annotations and records them as labels."""
+
+    def __init__(self, context: LoopContext, publisher: Publisher) -> None:
+        self._context = context
+        self._publisher = publisher
+
+    def read(self, project: int, seen: Seen, step: ReadMasks) -> None:
+        """Do a `ReadMasks` step. An annotation that cannot be read becomes a problem of its task."""
+        assert seen.config is not None
+        store = self._context.store
+        rows = {s["task"]: s for s in store.scans(project)}
+        total = len(step.tasks)
+        for number, found in enumerate(self._context.studio.annotations(project, step.tasks), start=1):
+            if isinstance(found, int):
+                store.drop_label(project, found, rows[found]["updated_at"])
+            else:
+                self._read(project, seen.config, rows[found.task], found)
+            self._context.report(project, "reading annotations", number, total)
+            self._publisher.tend(project)
+
+    def _read(self, project: int, config: LabelConfig, scan: Any, found: Annotation) -> None:
+        store = self._context.store
+        key = f"{found.id}@{found.updated_at}"
+        name, problem = "", ""
+        remarks: list[str] = []
+        try:
+            mask, remarks = read_mask(found.result, config, scan["height"], scan["width"])
+            content = hashlib.sha256(mask.tobytes()).hexdigest()[:24]
+            name = fingerprint(content, mask.shape, config.labels)
+            if not store.has("labels", name):
+                store.put_arrays("labels", name, mask=mask)
+            self._compare_shown(project, scan, found, mask, config, key)
+        except UnreadableMask as error:
+            problem = f"annotation {found.id}: {error}"
+            log.warning("project %s, task %s: %s", project, found.task, problem)
+        store.put_label(
+            project,
+            {
+                "task": found.task,
+                "annotation": found.id,
+                "key": key,
+                "mask": name,
+                "read_at": scan["updated_at"],
+                "config": config.key,
+                "shown_version": found.shown_version,
+                "lead_time": found.lead_time,
+                "completed_by": found.completed_by,
+                "problem": problem,
+                "remark": " ".join(f"annotation {found.id}: {r}" for r in remarks),
+            },
+        )
+
+    def _compare_shown(
+        self, project: int, scan: Any, found: Annotation, mask: NDArray[np.uint8], config: LabelConfig, key: str
+    ) -> None:
+        """Record the distance between the mask that was shown and the one that was submitted."""
+        context, store = self._context, self._context.store
+        rounds = {version_name(r["n"]): r["model"] for r in store.rounds(project, picks=False)}
+        model = context.model(project, rounds.get(found.shown_version, ""))
+        if model is None:
+            return
+        # Drawn again when it is not stored: /predict shows masks of scans that were never published.
+        here = scan_of(scan)
+        kept = store.has("masks", fingerprint(model["fingerprint"], here.digest))
+        if not kept and not store.has("models", model["fingerprint"]):
+            return
+        context.processor.draw(project, model["fingerprint"], [here])
+        shown = context.processor.mask(model["fingerprint"], here)
+        if shown is None or shown.shape != mask.shape:
+            return
+        shown = translate(shown, model["labels"], config.labels)
+        scores = context.learner.compare(shown, mask, len(config.labels) + 1, here.spacing)
+        row = {"task": found.task, "version": found.shown_version, "label": key}
+        numbers = {"dice": scores.dice, "hd": scores.hd, "hd95": scores.hd95, "unit": scores.unit}
+        store.put_shown(project, row | numbers)

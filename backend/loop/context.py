@@ -1,0 +1,103 @@
+"""What all parts of the loop share: clients, records, locks, progress reports and the exceptions that end a step."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from backend.errors import ProjectGone, StorageFull, StoreUnavailable
+from backend.label_studio.studio import Studio
+from backend.learning.learner import Learner
+from backend.loop.batch import BatchProcessor
+from backend.records.locks import LockHandle
+from backend.records.store import Store
+from backend.settings import Settings
+from backend.workers.shards import Shards
+from backend.workers.watchdog import Stopping, Watchdog
+
+log = logging.getLogger("scanqueue.reconcile")
+
+LOG_EVERY = 15.0  # seconds between progress lines in the log
+REPORT_PAUSE = 30.0  # seconds without progress reports after one that could not be written
+
+
+class Busy(Exception):
+    """Another process works on this project, or another project is being trained. Try again in a few seconds."""
+
+
+class Replan(Exception):
+    """The facts that the step was planned on have changed; observe and plan again."""
+
+
+class Postponed(Exception):
+    """Another project is being trained, and nobody waits for this training. A later pass does it."""
+
+
+@dataclass
+class LoopContext:
+    """The clients and records of one process. `stopping` is asked between and during steps."""
+
+    studio: Studio
+    store: Store
+    learner: Learner
+    settings: Settings
+    stopping: Callable[[], bool] = lambda: False
+    watchdog: Watchdog = field(default_factory=Watchdog)
+    locks: dict[int, LockHandle] = field(default_factory=dict)
+    _logged: float = 0.0
+    _silent_until: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.processor = BatchProcessor(self.studio, self.store, self.learner, self.alive)
+        self.shards = Shards(self.store, f"{socket.gethostname()}:{os.getpid()}")
+
+    def row(self, project: int) -> Any:
+        """The project's record. Raises ProjectGone."""
+        row = self.store.project(project)
+        if row is None:
+            raise ProjectGone(f"project {project} is not known here; connect it in Label Studio first.")
+        return row
+
+    def model(self, project: int, version: str) -> dict[str, Any] | None:
+        """The record of a model; None for "" and for an unknown version."""
+        return self.store.model(project, version) if version else None
+
+    def alive(self) -> None:
+        """Called whenever work makes progress. Raises Stopping when the process is asked to end."""
+        self.watchdog.beat()
+        if self.stopping():
+            raise Stopping
+
+    def check(self, project: int) -> None:
+        """`alive`, and Busy when another process has taken the project's lock."""
+        self.alive()
+        lock = self.locks.get(project)
+        if lock is not None and lock.lost():
+            raise Busy
+
+    def report(self, project: int, step: str, done: int, total: int) -> None:
+        """Report the progress of a step: to the status at every call, to the log now and then.
+
+        Records that cannot be written do not end the step: it may last longer than the outage.
+        """
+        self.watchdog.beat()
+        if time.monotonic() < self._silent_until:
+            return
+        try:
+            self.store.report(project, step, done, total)
+        except (StoreUnavailable, StorageFull) as error:
+            log.warning("project %s: the progress of %r cannot be recorded: %s", project, step, error)
+            self._silent_until = time.monotonic() + REPORT_PAUSE
+            return
+        if time.monotonic() - self._logged < LOG_EVERY or not 0 < done < total:
+            return
+        self._logged = time.monotonic()
+        progress = self.store.progress(project)
+        if progress and progress["seconds_left"] is not None:
+            left = progress["seconds_left"]
+            log.info("project %s: %s, %s of %s, %.0f s left", project, step, done, total, left)

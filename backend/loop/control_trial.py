@@ -1,0 +1,111 @@
+"""Compare our order with chance: train one model on labels of each kind, and evaluate both on the same scans."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from backend.fingerprints import fingerprint
+from backend.loop.context import LoopContext, Postponed, Replan
+from backend.loop.decide import decide
+from backend.loop.observing import Observer
+from backend.loop.publishing import Publisher
+from backend.loop.steps import CompareWithControl, Done, OpenRound, ReadMasks, Seen, Train
+from backend.loop.stored import stored
+from backend.loop.trials import (
+    PROGRESS_EVERY,
+    TRAINING_ROOM,
+    LabelledScan,
+    at_most_every,
+    evaluate,
+    labelled_scans,
+)
+
+log = logging.getLogger("scanqueue.reconcile")
+
+KIND = "arms"  # the artefacts of the two models, as older versions named them too
+YIELD_EVERY = 10.0  # seconds between checks whether something more urgent is due
+
+
+class ControlTrial:
+    """Trains the two models of a `CompareWithControl` step. Neither is kept."""
+
+    def __init__(self, context: LoopContext, observer: Observer, publisher: Publisher) -> None:
+        self._context = context
+        self._observer = observer
+        self._publisher = publisher
+
+    def compare(self, project: int, seen: Seen, done: Done, step: CompareWithControl) -> None:
+        """Record how good a model of either kind is in the details of the newest model.
+
+        Raises Replan when something more urgent is due, and Postponed while another project is being trained: the
+        comparison is then repeated later.
+        """
+        assert seen.config is not None
+        context, labels = self._context, seen.config.labels
+        cases = labelled_scans(context, project, seen, [*step.ours, *step.control, *step.validation])
+        validation = set(step.validation)
+        held_out = [one for one in cases if one.scan.task in validation]
+        found: dict[str, Any] = {"labels": len(step.ours)}
+        names = []
+        for arm, tasks in (("ours", set(step.ours)), ("control", set(step.control))):
+            used = [one for one in cases if one.scan.task in tasks | validation]
+            name = self._fit(project, done, arm, used, validation, labels)
+            scores = evaluate(context, name, labels, labels, held_out, kind=KIND)
+            found[arm] = context.learner.summarise(scores)
+            names.append(name)
+        context.store.add_details(project, step.version, {"arms": found})
+        for name in names:  # retention removes those of a killed process
+            context.learner.forget(context.store.path(KIND, name))
+            context.store.remove_folder(KIND, name)
+
+    def _fit(
+        self,
+        project: int,
+        done: Done,
+        arm: str,
+        cases: Sequence[LabelledScan],
+        validation: set[int],
+        labels: Sequence[str],
+    ) -> str:
+        """The name of the model of one arm, which is trained unless it is stored."""
+        context, seed = self._context, done.settings.seed
+        contents = [[one.scan.digest, one.mask, one.scan.task in validation] for one in cases]
+        name = fingerprint("arm", contents, labels, context.learner.describe_training(seed))
+        if context.store.has(KIND, name):
+            return name
+        learn = [one.case for one in cases if one.scan.task not in validation]
+        held_out = [one.case for one in cases if one.scan.task in validation]
+        text = f"comparing our order with chance: training on {len(learn)} labels ({arm})"
+
+        checked = time.monotonic()
+
+        def on_step(at: int, total: int) -> None:
+            nonlocal checked
+            context.check(project)
+            context.report(project, text, at, total)
+            self._publisher.tend(project)
+            if time.monotonic() - checked >= YIELD_EVERY:
+                self._give_way(project)
+                checked = time.monotonic()
+
+        context.store.check_room(TRAINING_ROOM)
+        with context.store.training_slot() as mine:
+            if not mine:
+                raise Postponed
+            log.info("project %s: %s", project, text)
+            limited = at_most_every(PROGRESS_EVERY, on_step)
+            save, _ = context.learner.train(learn, held_out, labels, seed=seed, on_step=limited)
+            context.store.put_folder(KIND, name, save)
+        return name
+
+    def _give_way(self, project: int) -> None:
+        """Raises Replan when people wait for another step: a training, a round, or a round's worth of annotations."""
+        seen = self._observer.observe(project)
+        done = stored(self._context, project, seen)
+        for step in decide(seen, done).steps:
+            many = isinstance(step, ReadMasks) and len(step.tasks) >= done.settings.round_size
+            if many or isinstance(step, Train | OpenRound):
+                raise Replan

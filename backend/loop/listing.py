@@ -1,0 +1,141 @@
+"""Task changes in Label Studio, found without listing every task at every pass.
+
+A cursor on `updated_at` finds most changes. It fails when Label Studio's clock is set back, so the counts on the
+project page are compared with the recorded ones, and everything is listed now and then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timedelta
+from typing import Any
+
+from backend.facts import LabelConfig
+from backend.label_studio.listing import ProjectPage, TaskRow
+from backend.loop.context import LoopContext
+from backend.loop.task_data import TASK_DATA_VERSION, TaskData, read_task_data, storable
+from backend.settings import ProjectSettings
+
+OVERLAP = timedelta(seconds=10)  # transactions in Label Studio may become visible out of order
+QUIET = 60.0  # seconds after which nothing older than the cursor is expected
+FULL_EVERY = 900.0  # seconds between full listings: a cursor is only as good as Label Studio's clock
+FULL_AGAIN = 30.0  # minimum seconds between full listings when the counts differ
+STRATUM_LENGTH = 200  # maximum number of characters of a stratum
+DATA_FIELDS = tuple(f.name for f in fields(TaskData))
+LISTED_FIELDS = ("updated_at", "annotated", "skipped", "image", "stratum", *DATA_FIELDS)  # recorded from a listing
+
+Uncounted = tuple[int, int]  # annotations and skips that Label Studio counts but the recorded tasks lack
+Recorded = Mapping[int, tuple[Any, ...]]  # task: its LISTED_FIELDS
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """The newest `updated_at` seen, when it was first seen (monotonic seconds), and whether QUIET has passed since."""
+
+    newest: str = ""
+    first_seen: float = 0.0
+    settled: bool = False
+
+
+@dataclass(frozen=True)
+class FullListing:
+    """What the last full listing left uncounted, and when it was (monotonic seconds)."""
+
+    uncounted: Uncounted = (0, 0)
+    at: float = float("-inf")
+
+
+class TaskListing:
+    """Keeps the recorded tasks of each project up to date."""
+
+    def __init__(self, context: LoopContext) -> None:
+        self._context = context
+        self._cursors: dict[int, Cursor] = {}
+        self._full: dict[int, FullListing] = {}
+
+    def update(self, project: int, row: Any, page: ProjectPage, config: LabelConfig, settings: ProjectSettings) -> None:
+        """Record all task changes since the last call."""
+        studio, store = self._context.studio, self._context.store
+        stratify_by = settings.stratify_by if settings.moments[0] == "stratified" else ""
+        began = time.monotonic()
+        full = self._full.get(project, FullListing())
+        since = self._since(project, row, config, stratify_by) if began - full.at <= FULL_EVERY else ""
+        recorded = {task: tuple(values) for task, *values in store.columns(project, "task", *LISTED_FIELDS)}
+        rows = studio.tasks(project, since)
+        if len(set(recorded) | {r.task for r in rows}) != page.tasks:
+            present = studio.task_ids(project)
+            store.keep_tasks(project, present)
+            recorded = {task: values for task, values in recorded.items() if task in present}
+            if not present <= set(recorded) | {r.task for r in rows}:
+                rows, since = studio.tasks(project), ""
+        changed = _changed(rows, recorded, config, stratify_by)
+        uncounted = _uncounted(page, recorded, changed)
+        if since and uncounted != full.uncounted:
+            page = studio.project(project)  # somebody may have submitted between the two requests
+            uncounted = _uncounted(page, recorded, changed)
+        if since and uncounted != full.uncounted and began - full.at > FULL_AGAIN:
+            # The cursor misses a change: Label Studio's clock was set back.
+            rows, since = studio.tasks(project), ""
+            changed = _changed(rows, recorded, config, stratify_by)
+            uncounted = _uncounted(page, recorded, changed)
+        self._full[project] = full if since else FullListing(uncounted, began)
+        cursor = max((r.updated_at for r in rows), default="", key=lambda text: _moment(text) if text else text)
+        cursor = max(cursor, row["cursor"] if since else "")
+        if changed or (cursor and cursor != row["cursor"]):
+            store.put_tasks(project, changed, cursor)
+        if row["stratify_by"] != stratify_by or row["taken"] != TASK_DATA_VERSION:
+            store.set_project(project, stratify_by=stratify_by, taken=TASK_DATA_VERSION)
+        self._settle(project, cursor, began)
+
+    def _since(self, project: int, row: Any, config: LabelConfig, stratify_by: str) -> str:
+        """The time to list from; "" when all tasks must be listed, as other data is read from them than before."""
+        before = LabelConfig.from_json(row["config"])
+        same = before is not None and before.image_key == config.image_key and row["stratify_by"] == stratify_by
+        if not same or row["taken"] != TASK_DATA_VERSION:
+            return ""
+        since: str = row["cursor"]
+        cursor = self._cursors.get(project, Cursor())
+        if since and not (cursor.settled and since == cursor.newest):
+            return (_moment(since) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return since
+
+    def _settle(self, project: int, newest: str, now: float) -> None:
+        """Drop the overlap once nothing older is expected.
+
+        Otherwise 5,000 scans imported at once would be listed at every pass until somebody labels one.
+        """
+        cursor = self._cursors.get(project, Cursor())
+        if newest != cursor.newest:
+            self._cursors[project] = Cursor(newest, now)
+        elif now - cursor.first_seen > QUIET:
+            self._cursors[project] = Cursor(newest, cursor.first_seen, settled=True)
+
+
+def _uncounted(page: ProjectPage, recorded: Recorded, changed: Sequence[Mapping[str, Any]]) -> Uncounted:
+    """Stays the same as long as no annotation is missed, whatever any clock shows."""
+    counts = {task: (annotated, skipped) for task, (_, annotated, skipped, *_) in recorded.items()}
+    counts |= {row["task"]: (row["annotated"], row["skipped"]) for row in changed}
+    return page.annotations - sum(a for a, _ in counts.values()), page.skips - sum(s for _, s in counts.values())
+
+
+def _changed(
+    rows: Sequence[TaskRow], recorded: Recorded, config: LabelConfig, stratify_by: str
+) -> list[dict[str, Any]]:
+    """The listed tasks that differ from the recorded ones, as `Store.put_tasks` expects them."""
+    changed = []
+    for r in rows:
+        image = r.data.get(config.image_key)
+        image = storable(image) if isinstance(image, str) else ""
+        value = r.data.get(stratify_by) if stratify_by else None
+        stratum = "" if value is None else storable(str(value), STRATUM_LENGTH)
+        counts = {"updated_at": r.updated_at, "annotated": r.annotated, "skipped": r.skipped}
+        listed = counts | {"image": image, "stratum": stratum} | asdict(read_task_data(r.data))
+        if recorded.get(r.task) != tuple(listed[name] for name in LISTED_FIELDS):
+            changed.append({"task": r.task, **listed})
+    return changed
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))

@@ -1,0 +1,94 @@
+"""Observe a project in Label Studio: record what changed there, and return what it contains now."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from backend.errors import BadSetting, NotSegmentable
+from backend.facts import Label, LabelConfig, Live, Scan, annotators, version_name
+from backend.label_studio.listing import ProjectPage
+from backend.loop.context import LoopContext
+from backend.loop.listing import TaskListing
+from backend.loop.project_settings import row_settings
+from backend.loop.steps import Seen
+from backend.records.scans import PROBLEM_RETRY, scan_of
+from backend.settings import Settings
+
+SETTLE = 10.0  # seconds to wait for an import whose answer was lost
+
+
+class Observer:
+    """Observes projects. Remembers how far it has listed each."""
+
+    def __init__(self, context: LoopContext) -> None:
+        self._context = context
+        self._listing = TaskListing(context)
+
+    def observe(self, project: int) -> Seen:
+        """Record what changed in Label Studio, and return what it contains now."""
+        context, store = self._context, self._context.store
+        row = context.row(project)
+        page = context.studio.project(project)
+        try:
+            config = LabelConfig.from_parsed(page.parsed_config, project)
+        except NotSegmentable as error:
+            store.set_project(project, title=page.title)
+            return Seen(project, None, (), (), Live(), str(error))
+        try:
+            settings = row_settings(row)
+        except BadSetting as error:
+            return Seen(project, None, (), (), Live(), f"project {project}: {error}")
+        self._listing.update(project, row, page, config, settings)
+        store.set_project(project, title=page.title, config=config.to_json())
+
+        rows = store.scans(project)
+        now = time.time()
+        scans = tuple(_retried(s, now) for s in rows)
+        current = {s["task"]: s["updated_at"] for s in rows if s["annotated"]}
+        read = store.labels(project)
+        labels = tuple(
+            Label(r["task"], r["key"], r["problem"], r["annotation"])
+            for r in read
+            if current.get(r["task"]) == r["read_at"] and r["config"] == config.key
+        )
+        people = annotators((r["annotation"], r["completed_by"]) for r in read)
+        return Seen(project, config, scans, labels, self._live(project, row, page), people=people)
+
+    def _live(self, project: int, row: Any, page: ProjectPage) -> Live:
+        studio, store = self._context.studio, self._context.store
+        rounds = store.rounds(project, picks=False)
+        published: dict[int, int] = {}
+        if rounds:
+            if row["sending"]:
+                # Label Studio may still be working on an import whose answer was lost. The recorded time is of no
+                # use here, as clocks jump.
+                time.sleep(SETTLE)
+                store.set_project(project, sending=0.0)
+            latest = version_name(rounds[-1]["n"])
+            published = studio.published(project, latest)
+            if page.model_version == latest and rounds[-1]["published_at"] is None:
+                store.mark_published(project, rounds[-1]["n"])  # here, as a process may die right after `show_round`
+        url = webhook_url(self._context.settings, row["backend_url"])
+        return Live(
+            model_version=page.model_version,
+            sampling=page.sampling,
+            show_predictions=page.show_predictions,
+            published=published,
+            webhook=not url or studio.has_webhook(project, url, row["secret"]),
+            view=studio.has_view(project),
+        )
+
+
+def _retried(row: Any, now: float) -> Scan:
+    """A recorded scan; one whose problem is old is read again from the start, as its file may have been replaced."""
+    scan = scan_of(row)
+    recent = 0 <= now - row["problem_at"] < PROBLEM_RETRY  # a time in the future is not recent
+    return replace(scan, problem="", digest="") if scan.problem and not recent else scan
+
+
+def webhook_url(settings: Settings, backend_url: str) -> str:
+    """Where Label Studio reaches our webhook: PUBLIC_URL, else the address it used to connect."""
+    base = settings.public_url or backend_url
+    return f"{base.rstrip('/')}/webhook" if base else ""

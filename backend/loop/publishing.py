@@ -1,0 +1,106 @@
+"""Write the published part of a round to Label Studio, and keep it filled during long steps."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from backend.errors import ProjectGone, ScanqueueError, StudioRefused
+from backend.facts import score_of, version_name
+from backend.label_studio.masks import draw_mask
+from backend.loop.context import LoopContext
+from backend.loop.observing import Observer
+from backend.loop.publication import publication
+from backend.loop.sharing import share
+from backend.loop.steps import Done, Publish, Seen, describe
+from backend.loop.stored import stored
+
+log = logging.getLogger("scanqueue.reconcile")
+
+TEND_EVERY = 10.0  # seconds between checks of the queue during long steps
+
+
+class Publisher:
+    """Publishes the latest round of a project."""
+
+    def __init__(self, context: LoopContext, observer: Observer) -> None:
+        self._context = context
+        self._observer = observer
+        self._tended: dict[int, float] = {}
+        self._tending: set[int] = set()
+
+    def tend(self, project: int) -> None:
+        """Called during long steps: keep the queue filled. Problems are left to the next pass."""
+        if project in self._tending or time.monotonic() - self._tended.get(project, 0.0) < TEND_EVERY:
+            return
+        self._context.check(project)
+        self._tending.add(project)
+        try:
+            if self._context.store.rounds(project, picks=False):
+                seen = self._observer.observe(project)
+                done = stored(self._context, project, seen)
+                if not seen.blocked and done.rounds:
+                    step = publication(done.rounds[-1], seen, done.settings)
+                    if step is not None and step.tasks:
+                        log.info("project %s: %s", project, describe(step))
+                        self.publish(project, seen, done, step)
+        except ProjectGone:
+            raise
+        except ScanqueueError as error:
+            log.warning("project %s: the queue could not be refilled: %s", project, error)
+        finally:
+            self._tending.discard(project)
+            self._tended[project] = time.monotonic()
+
+    def publish(self, project: int, seen: Seen, done: Done, step: Publish) -> None:
+        """Do a `Publish` step. Raises StudioRefused when Label Studio does not take the predictions."""
+        assert seen.config is not None
+        studio, store = self._context.studio, self._context.store
+        latest = store.rounds(project, picks=False)[-1]
+        version = version_name(latest["n"])
+        refused: StudioRefused | None = None
+        if step.doubled:
+            studio.remove_duplicate_predictions(project, version)
+        if step.tasks:
+            rows = self._predictions(project, seen, latest, version, step.tasks)
+            store.set_project(project, sending=time.time())
+            try:
+                studio.import_predictions(project, rows)
+            except StudioRefused as error:
+                refused = error
+            store.set_project(project, sending=0.0)
+        if step.settings and (step.tasks or seen.live.published):
+            try:
+                studio.show_round(project, version)
+            except StudioRefused as error:  # the round may have no prediction: then the import's error says why
+                raise (refused or error) from error
+            if not seen.live.view:
+                studio.add_view(project)
+        if refused is not None:
+            raise refused
+
+    def _predictions(
+        self, project: int, seen: Seen, latest: dict[str, Any], version: str, tasks: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """The predictions of these tasks, as `Studio.import_predictions` expects them."""
+        assert seen.config is not None
+        context = self._context
+        scores = {p.task: score_of(place, latest["size"]) for place, p in enumerate(latest["picks"], start=1)}
+        model = context.model(project, latest["model"])
+        if model is not None and not context.store.has("models", model["fingerprint"]):
+            model = None  # its file is lost; the next round has another model
+        by_task = {s.task: s for s in seen.scans}
+        results: dict[int, list[dict[str, Any]]] = {}
+        if model is not None:
+            share(context, project, "draw", model["fingerprint"], tasks, "drawing masks")
+            for task in tasks:
+                mask = context.processor.mask(model["fingerprint"], by_task[task])
+                if mask is not None:
+                    results[task] = draw_mask(mask, model["labels"], seen.config, version)
+        return [
+            {"task": t, "score": scores[t], "model_version": version, "result": results.get(t, [])}
+            for t in tasks
+            if t in scores and (model is None or t in results)
+        ]

@@ -1,0 +1,95 @@
+"""Our side of a project: what is computed and stored, as `decide` needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from backend.facts import Model, Round
+from backend.loop.context import LoopContext
+from backend.loop.order import STARTED, RankingInputs, uncertainties
+from backend.loop.project_settings import row_settings
+from backend.loop.selection_units import stored_map
+from backend.loop.steps import Done, Seen
+from backend.records.store import Store
+from backend.settings import ProjectSettings
+
+NOT_CHOSEN = ("wished", STARTED)  # reasons of picks that no strategy chose
+
+
+def stored(context: LoopContext, project: int, seen: Seen) -> Done:
+    """What is computed and stored for this project."""
+    store = context.store
+    row = context.row(project)
+    settings = ProjectSettings() if seen.blocked else row_settings(row)
+    if seen.blocked or not seen.scans:
+        return Done(settings, "")
+    embedder = context.learner.embedder()
+    if row["embedder"] != embedder.name or row["embedder_why"] != embedder.why:
+        store.set_project(project, embedder=embedder.name, embedder_why=embedder.why)
+    found = stored_map(store, project, embedder.name, settings.unit)
+    records = store.models(project)
+    compared = frozenset(m["version"] for m in records if "arms" in m["details"])
+    models = _models(store, records)
+    active = next((m for m in models if m.version == row["active"]), None)
+    due = settings.control_share and models and models[-1].version not in compared
+    return Done(
+        settings=settings,
+        embedder=embedder.name,
+        embedded=store.embedded(embedder.name),
+        mapped=frozenset(found.digests) if found else frozenset(),
+        fitted=len(found.state["xy"]) if found else 0,
+        models=models,
+        active=active.version if active else "",
+        scored=_scored(store, project, embedder.name, active, settings),
+        rounds=_rounds(store, project),
+        compared=compared,
+        served=served(store, project) if due else {},
+        asked=row["asked"],
+    )
+
+
+def _models(store: Store, records: Sequence[Mapping[str, Any]]) -> tuple[Model, ...]:
+    """The models whose files exist: a lost one counts as never trained.
+
+    Retention removes files too, but never those of the newest model or the active one, and the loop needs no others.
+    """
+    return tuple(
+        Model(m["version"], tuple(m["labels"]), frozenset(m["trained_on"]), m["fingerprint"], bool(m["accepted"]))
+        for m in records
+        if store.has("models", m["fingerprint"])
+    )
+
+
+def _rounds(store: Store, project: int) -> tuple[Round, ...]:
+    return tuple(
+        Round(
+            r["n"],
+            r["key"],
+            r["model"],
+            tuple(p.task for p in r["picks"]),
+            tuple(r["carried"]),
+            r["settings"].get("embedder", ""),
+        )
+        for r in store.rounds(project, picks=False)
+    )
+
+
+def _scored(
+    store: Store, project: int, embedder: str, active: Model | None, settings: ProjectSettings
+) -> frozenset[str]:
+    if active is None:
+        return frozenset()
+    return frozenset(uncertainties(RankingInputs(store, project, embedder, active.fingerprint, settings)))
+
+
+def served(store: Store, project: int) -> dict[int, bool]:
+    """Tasks that an order chose, and whether as a control in the last order that contained them.
+
+    The rest of a started volume counts as chosen together with its first slice.
+    """
+    reasons: dict[int, str] = {}
+    for r in store.rounds(project):
+        for p in r["picks"]:
+            reasons[p.task] = reasons.get(p.task, STARTED) if p.reason == STARTED else p.reason
+    return {task: reason == "control" for task, reason in reasons.items() if reason not in NOT_CHOSEN}
