@@ -32,7 +32,7 @@ def set_overrides(store: Store, project: int, user: str, given: Mapping[str, Any
 
 def _overrides(store: Store, project: int) -> dict[str, Any]:
     row = store.project(project)
-    found: dict[str, Any] = json.loads(row["levers"] or "{}") if row else {}
+    found: dict[str, Any] = json.loads(row["overrides"] or "{}") if row else {}
     return found
 
 
@@ -65,7 +65,7 @@ def set_priorities(store: Store, project: int, user: str, tasks: Sequence[int], 
         raise BadSetting(f"wish is {priority!r}; it must be one of {', '.join(PRIORITIES)}.")
     if not tasks:
         raise BadSetting("tasks is empty; name at least one scan.")
-    known = dict(store.columns(project, "task", "wish"))
+    known = dict(store.columns(project, "task", "priority"))
     if strange := sorted(set(tasks) - known.keys()):
         raise BadSetting(f"project {project} has no task {strange[0]}.")
     return _put_priorities(store, project, user, known, dict.fromkeys(tasks, PRIORITIES[priority]), None)
@@ -135,7 +135,7 @@ def undo(store: Store, project: int, user: str, number: int) -> int:
             raise BadSetting(f"What change {number} set ({found['what']}) was changed again since, and stays.")
         return _put_overrides(store, project, user, back, number)
     if found["kind"] == "wishes":
-        known = dict(store.columns(project, "task", "wish"))
+        known = dict(store.columns(project, "task", "priority"))
         back = {int(t): priority for t, priority in before.items() if known.get(int(t)) == after[t]}
         if not back:
             raise BadSetting(f"What change {number} wished ({found['what']}) was changed again since, and stays.")

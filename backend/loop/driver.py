@@ -124,7 +124,7 @@ class Reconciler:
         last: Step | None = None
         while True:
             self.context.check(project)
-            requested = self.context.row(project)["asked"]
+            requested = self.context.row(project)["training_requests"]
             seen = self.observer.observe(project)
             if reason := self._disconnected(project):
                 seen = replace(seen, blocked=reason)

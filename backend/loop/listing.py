@@ -85,15 +85,15 @@ class TaskListing:
         cursor = max(cursor, row["cursor"] if since else "")
         if changed or (cursor and cursor != row["cursor"]):
             store.put_tasks(project, changed, cursor)
-        if row["stratify_by"] != stratify_by or row["taken"] != TASK_DATA_VERSION:
-            store.set_project(project, stratify_by=stratify_by, taken=TASK_DATA_VERSION)
+        if row["stratify_by"] != stratify_by or row["task_data_version"] != TASK_DATA_VERSION:
+            store.set_project(project, stratify_by=stratify_by, task_data_version=TASK_DATA_VERSION)
         self._settle(project, cursor, began)
 
     def _since(self, project: int, row: Any, config: LabelConfig, stratify_by: str) -> str:
         """The time to list from; "" when all tasks must be listed, as other data is read from them than before."""
         before = LabelConfig.from_json(row["config"])
         same = before is not None and before.image_key == config.image_key and row["stratify_by"] == stratify_by
-        if not same or row["taken"] != TASK_DATA_VERSION:
+        if not same or row["task_data_version"] != TASK_DATA_VERSION:
             return ""
         since: str = row["cursor"]
         cursor = self._cursors.get(project, Cursor())

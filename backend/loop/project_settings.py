@@ -14,7 +14,7 @@ from sampling import AGGREGATIONS, EXTRA_SIGNALS, strategy_pair
 
 def row_settings(row: Mapping[str, Any]) -> ProjectSettings:
     """The settings of a project's record: those of the page, and under them what Label Studio says."""
-    return project_settings(row["extra_params"], json.loads(row["levers"] or "{}"))
+    return project_settings(row["extra_params"], json.loads(row["overrides"] or "{}"))
 
 
 def project_settings(

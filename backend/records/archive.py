@@ -28,7 +28,10 @@ from backend.records.backup_format import (
     MANIFEST,
     MANIFEST_BYTES,
     NAMING,
+    OLD_COLUMNS,
+    OLD_TABLES,
     OLDEST,
+    RENAMED,
     TABLES,
     Summary,
     artefact,
@@ -104,11 +107,17 @@ class Archive:
             )
         if schema < OLDEST:
             self._bad(f"its schema {schema} is older than {OLDEST}. Restore it with scanqueue {made}, then upgrade.")
+        self._renamed = schema < RENAMED
         project, members, counts = about.get("project"), about.get("members"), about.get("counts")
         if type(project) is not int or not 0 <= project < 10**15:
             self._bad(f"its project {project!r} is none.")
         if not isinstance(members, dict) or not isinstance(counts, dict):
             self._bad(f"its {MANIFEST} has no members or no counts.")
+        if self._renamed:
+            for old, new in OLD_TABLES.items():
+                _rename(counts, old, new)
+                for names in (members, self._infos):
+                    _rename(names, f"records/{old}.jsonl", f"records/{new}.jsonl")
         self.project, self.members = project, members
         size = sum(self._size(name) for name in members)
         title, made_at = str(about.get("title")), str(about.get("made_at"))
@@ -159,7 +168,11 @@ class Archive:
             if len(line) > LINE:
                 self._bad(f"{member_of(table)!r}, line {number} is too long.")
             try:
-                yield _row(table, json.loads(line), self.project)
+                given = json.loads(line)
+                if self._renamed and isinstance(given, dict):
+                    for old, new in OLD_COLUMNS.get(table.name, {}).items():
+                        _rename(given, old, new)
+                yield _row(table, given, self.project)
             except (ValueError, RecursionError) as error:
                 self._bad(f"{member_of(table)!r}, line {number}: {error}.")
 
@@ -198,6 +211,11 @@ class Archive:
                 found.setdefault(parts, {})[file] = member
         for (kind, name), files in found.items():
             yield kind, name, files
+
+
+def _rename(values: dict[str, Any], old: str, new: str) -> None:
+    if old in values and new not in values:
+        values[new] = values.pop(old)
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

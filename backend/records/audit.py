@@ -48,9 +48,10 @@ class AuditRecords(Database):
             number = self._record(connection, project, change)
             if overrides:
                 here = project_table.c.id == project
-                now = connection.execute(select(project_table.c.levers).where(here)).scalar_one()
+                now = connection.execute(select(project_table.c.overrides).where(here)).scalar_one()
                 merged = {k: v for k, v in (json.loads(now or "{}") | dict(overrides)).items() if v is not None}
-                connection.execute(update(project_table).where(here).values(levers=to_json(merged) if merged else ""))
+                values = {"overrides": to_json(merged) if merged else ""}
+                connection.execute(update(project_table).where(here).values(values))
             by_priority: dict[int, list[int]] = defaultdict(list)
             for task, priority in priorities.items():
                 by_priority[priority].append(task)
@@ -58,7 +59,7 @@ class AuditRecords(Database):
                 for start in range(0, len(tasks), VARIABLES):
                     chunk = scan_table.c.task.in_(tasks[start : start + VARIABLES])
                     these = update(scan_table).where(scan_table.c.project == project, chunk)
-                    connection.execute(these.values(wish=priority))
+                    connection.execute(these.values(priority=priority))
             return number
 
     def _record(self, connection: Connection, project: int, change: Change) -> int:

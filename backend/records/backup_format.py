@@ -27,6 +27,12 @@ from backend.records.tables import (
 FORMAT = 1
 OLDEST = "0003"  # the first schema whose rows can be put into tables of today; columns added since need a default
 MANIFEST = "manifest.json"
+RENAMED = "0008"  # the schema in which tables and columns got new names; older backups have the old ones
+OLD_TABLES = {"entropy": "uncertainty"}
+OLD_COLUMNS = {
+    "project": {"levers": "overrides", "asked": "training_requests", "taken": "task_data_version"},
+    "scan": {"wish": "priority"},
+}
 OWN = (  # rows that name the project
     *(project_table, scan_table, label_table, model_table, round_table, shown_table, change_table),
 )

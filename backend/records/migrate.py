@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from backend.errors import BadSetting
 
-HEAD = "0007"  # the newest revision in migrations/versions
+HEAD = "0008"  # the newest revision in migrations/versions
 FIRST = "0001"  # what databases without a revision have
 KEY = 5316291  # of the advisory lock in PostgreSQL; any number that nobody else uses
 
@@ -42,7 +42,7 @@ def migrate(engine: Engine, lock: Path) -> None:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": KEY})
         else:
             connection.exec_driver_sql("BEGIN IMMEDIATE")  # else sqlite3 commits every table on its own
-        _upgrade(connection)
+        upgrade(connection)
 
 
 def _revision(connection: Connection) -> str | None:
@@ -51,7 +51,8 @@ def _revision(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
-def _upgrade(connection: Connection) -> None:
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Run the migrations up to `revision`, in the transaction of `connection`."""
     from alembic import command
     from alembic.config import Config
     from alembic.script import ScriptDirectory
@@ -68,4 +69,4 @@ def _upgrade(connection: Connection) -> None:
         )
     if found is None and inspect(connection).has_table("project"):
         command.stamp(config, FIRST)  # made before there were migrations
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)

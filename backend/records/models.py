@@ -45,7 +45,7 @@ class ModelRecords(Database):
             connection.execute(
                 update(project_table)
                 .where(project_table.c.id == project)
-                .values(asked=project_table.c.asked - training_requests)
+                .values(training_requests=project_table.c.training_requests - training_requests)
             )
             if active:
                 here = (project_table.c.id == project, project_table.c.active == instead_of)

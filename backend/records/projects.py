@@ -43,13 +43,13 @@ class ProjectRecords(Database):
     def request_training(self, project: int) -> None:
         """Record that somebody wants a training now."""
         with self.write() as connection:
-            values = {"asked": project_table.c.asked + 1}
+            values = {"training_requests": project_table.c.training_requests + 1}
             connection.execute(update(project_table).where(project_table.c.id == project).values(values))
 
     def clear_training_requests(self, project: int, count: int) -> None:
         """`count` requests were fulfilled; those that came meanwhile stay."""
         with self.write() as connection:
-            values = {"asked": project_table.c.asked - count}
+            values = {"training_requests": project_table.c.training_requests - count}
             connection.execute(update(project_table).where(project_table.c.id == project).values(values))
 
     def set_trouble(self, project: int, text: str, **values: Any) -> None:

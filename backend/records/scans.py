@@ -28,7 +28,7 @@ def scan_of(row: RowMapping) -> Scan:
         skipped=bool(row["skipped"]),
         problem=row["problem"],
         stratum=row["stratum"],
-        priority=row["wish"],
+        priority=row["priority"],
         volume=row["volume"],
         slice=row["slice"],
         patient=row["patient"],
@@ -114,8 +114,8 @@ class ScanRecords(Database):
             "embedded": scan.digest != "",
             "labelled": scan.annotated > 0,
             "problems": scan.problem != "",
-            "left_out": scan.wish < 0,
-            "open": (scan.annotated == 0) & (scan.problem == "") & (scan.wish >= 0),
+            "left_out": scan.priority < 0,
+            "open": (scan.annotated == 0) & (scan.problem == "") & (scan.priority >= 0),
         }
         named = [func.coalesce(func.sum(case((one, 1), else_=0)), 0).label(name) for name, one in has.items()]
         (row,) = self.rows(select(func.count().label("scans"), *named).where(scan_table.c.project == project))
@@ -140,7 +140,7 @@ class ScanRecords(Database):
     def waiting(self, project: int) -> list[tuple[int, int]]:
         """(task, how often it was skipped) of the scans that have no annotation and no problem and are not left out."""
         scan = scan_table.c
-        here = (scan.project == project, scan.annotated == 0, scan.problem == "", scan.wish >= 0)
+        here = (scan.project == project, scan.annotated == 0, scan.problem == "", scan.priority >= 0)
         return self._tuples(select(scan.task, scan.skipped).where(*here))
 
     def set_scans(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -29,18 +29,16 @@ project_table = Table(
     Column("phase", String(16), nullable=False, default="empty"),
     Column("reason", Text, nullable=False, default=""),
     Column("trouble", Text, nullable=False, default=""),  # of the last look; "" when it went well
-    Column("asked", Integer, nullable=False, default=0),
+    Column("training_requests", Integer, nullable=False, default=0),
     Column("active", String(40), nullable=False, default=""),
     Column("embedder", Text, nullable=False, default=""),
     Column("embedder_why", Text, nullable=False, default=""),
     Column("sending", Float, nullable=False, default=0.0),  # when an unconfirmed import began
     Column("seen_at", Float, nullable=False, default=0.0),
     Column("stratify_by", Text, nullable=False, default=""),  # the key that the strata of the scans were taken from
-    Column("levers", Text, nullable=False, default=""),  # JSON of the settings that were changed on the page
+    Column("overrides", Text, nullable=False, default=""),  # JSON of the settings that were changed on the page
     Column("studio_url", Text, nullable=False, default=""),  # where people find Label Studio, as it says itself
-    Column(
-        "taken", Integer, nullable=False, default=0
-    ),  # what was taken from the tasks' data: `TASK_DATA_VERSION` then
+    Column("task_data_version", Integer, nullable=False, default=0),  # `TASK_DATA_VERSION` of the last full listing
 )
 scan_table = Table(
     "scan",
@@ -57,9 +55,7 @@ scan_table = Table(
     Column("problem", Text, nullable=False, default=""),
     Column("problem_at", Float, nullable=False, default=0.0),
     Column("stratum", Text, nullable=False, default=""),  # what the task's data says under that key
-    Column(
-        "wish", Integer, nullable=False, default=0
-    ),  # PRIORITY_NEXT, PRIORITY_EXCLUDED, or 0: as the strategy ranks it
+    Column("priority", Integer, nullable=False, default=0),  # PRIORITY_NEXT, PRIORITY_EXCLUDED, or 0
     Column("volume", Text, nullable=False, default=""),  # this and what follows: see `task_data.TaskData`
     Column("slice", Integer, nullable=False, default=0),
     Column("patient", Text, nullable=False, default=""),
@@ -120,7 +116,7 @@ round_table = Table(
     Column("settings", Text, nullable=False, default=""),  # JSON of those it was ranked with; "" in older rows
 )
 uncertainty_table = Table(
-    "entropy",
+    "uncertainty",
     metadata,
     Column("model", String(64), primary_key=True),
     Column("digest", String(64), primary_key=True),
@@ -156,7 +152,7 @@ shard_table = Table(
     Column("run", String(32), primary_key=True),
     Column("n", Integer, primary_key=True),
     Column("kind", String(16), nullable=False),
-    Column("needs", Text, nullable=False),
+    Column("requirements", Text, nullable=False),
     Column("tasks", Text, nullable=False),
     Column("state", String(8), nullable=False),  # open, taken, done
     Column("owner", String(64), nullable=False),
@@ -184,7 +180,7 @@ worker_table = Table(
     Column("doing", Text, nullable=False),
 )
 counter_table = Table(
-    "measure",
+    "counter",
     metadata,
     Column("name", String(40), primary_key=True),
     Column("label", String(100), primary_key=True),

@@ -35,7 +35,7 @@ def atlas(store: Store, project: int) -> dict[str, Any]:
     """
     row = store.project(project)
     found = read_map(store, project, row["embedder"]) if row else None
-    names = ("task", "digest", "annotated", "skipped", "problem", "wish")
+    names = ("task", "digest", "annotated", "skipped", "problem", "priority")
     scans = store.columns(project, *names) if found is not None else []
     where = {digest: i for i, digest in enumerate(found[0])} if found is not None else {}
     scans = [s for s in scans if s[1] in where]

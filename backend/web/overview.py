@@ -131,7 +131,7 @@ class Overview:
         return {
             "settings": asdict(found),
             "given": given,
-            "changed": json.loads((row["levers"] if row else "") or "{}"),
+            "changed": json.loads((row["overrides"] if row else "") or "{}"),
             "default": asdict(ProjectSettings()),
             "strategies": ["default", *dict.fromkeys([*COLD_START, *WITH_MODEL])],
             "uncertainties": list(AGGREGATIONS),
@@ -147,7 +147,7 @@ class Overview:
         row = self._store.project(project)
         if row is None:
             raise NotKnown(f"Project {project} is not known here.")
-        overrides = json.loads(row["levers"] or "{}") | {name: _typed(text) for name, text in given.items()}
+        overrides = json.loads(row["overrides"] or "{}") | {name: _typed(text) for name, text in given.items()}
         wanted = project_settings(row["extra_params"], overrides)
         now = [explained(p, place, row_settings(dict(row)).alpha) for p, place in served(self._store, project)]
         found = read_map(self._store, project, row["embedder"])
@@ -172,7 +172,7 @@ class Overview:
     def _scans(self, project: int, found: StoredMap | None) -> list[Scan]:
         """Those on the map that have no problem."""
         there = set(found.digests) if found else set()
-        names = ("task", "image", "digest", "annotated", "skipped", "problem", "stratum", "wish")
+        names = ("task", "image", "digest", "annotated", "skipped", "problem", "stratum", "priority")
         rows = self._store.columns(project, *names, "volume", "slice", "patient", "blank")
         scans = (replace(Scan(*row), blank=bool(blank)) for *row, blank in rows)
         return [

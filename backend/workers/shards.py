@@ -65,7 +65,7 @@ class Shards:
                 "run": run,
                 "n": n,
                 "kind": kind,
-                "needs": requirements,
+                "requirements": requirements,
                 "tasks": json.dumps(list(tasks[at : at + SHARD])),
                 "state": "open",
                 "owner": "",
@@ -105,7 +105,9 @@ class Shards:
                 mine = connection.execute(claim.values(state="taken", owner=self.me, beat=_table.beat + 1)).rowcount
             if mine:
                 tasks = tuple(json.loads(row["tasks"]))
-                return Shard(row["project"], row["run"], row["n"], row["kind"], row["needs"], tasks, row["tries"])
+                return Shard(
+                    row["project"], row["run"], row["n"], row["kind"], row["requirements"], tasks, row["tries"]
+                )
         return None
 
     def finish(self, shard: Shard) -> bool:

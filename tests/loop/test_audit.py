@@ -111,7 +111,7 @@ def test_changes_of_many_at_once_are_all_kept(world: World, postgres: PostgresSe
         assert sorted(numbers) == list(range(1, 17))
         row = store.project(PROJECT)
         assert row is not None
-        assert set(json.loads(row["levers"])) == set(names)
+        assert set(json.loads(row["overrides"])) == set(names)
 
 
 def test_labelling_what_was_wished_for_opens_no_round(world: World) -> None:
@@ -193,7 +193,7 @@ def test_null_takes_one_setting_back_to_what_label_studio_says(world: World) -> 
     audit.set_overrides(world.store, PROJECT, "anna", {"round_size": None})
     row = world.store.project(PROJECT)
     assert row is not None
-    assert json.loads(row["levers"]) == {"alpha": 0.25}
+    assert json.loads(row["overrides"]) == {"alpha": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_setting_that_cannot_be_used_is_refused_and_nothing_is_changed(
         audit.set_overrides(world.store, PROJECT, "anna", given)
     row = world.store.project(PROJECT)
     assert row is not None
-    assert row["levers"] == ""
+    assert row["overrides"] == ""
     assert audit.listed(world.store, PROJECT) == []
 
 
@@ -224,8 +224,8 @@ def test_what_somebody_changed_again_stays_when_the_first_change_is_taken_back(w
     first = audit.set_priorities(world.store, PROJECT, "anna", [one, two], "next")
     audit.set_priorities(world.store, PROJECT, "ben", [two, three], "out")
     audit.undo(world.store, PROJECT, "anna", first)
-    assert dict(world.store.columns(PROJECT, "task", "wish")) | {one: 0, two: -1, three: -1} == dict(
-        world.store.columns(PROJECT, "task", "wish")
+    assert dict(world.store.columns(PROJECT, "task", "priority")) | {one: 0, two: -1, three: -1} == dict(
+        world.store.columns(PROJECT, "task", "priority")
     )
 
 

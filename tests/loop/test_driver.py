@@ -462,7 +462,7 @@ def test_by_button_it_trains_only_when_asked(tmp_path: Path) -> None:
     assert (world.status()["model"], world.studio.model_version) == ("scanqueue-r1", "scanqueue-r1")
     row = world.store.project(PROJECT)
     assert row is not None
-    assert row["asked"] == 0
+    assert row["training_requests"] == 0
     world.label(ROUND + 1)
     world.run()
     assert len(world.store.models(PROJECT)) == 1
@@ -1212,11 +1212,11 @@ def test_a_wish_that_comes_after_the_look_began_is_not_answered_by_it(
     monkeypatch.undo()
     row = world.store.project(PROJECT)
     assert row is not None
-    assert row["asked"] >= 1
+    assert row["training_requests"] >= 1
     world.run()
     row = world.store.project(PROJECT)
     assert row is not None
-    assert row["asked"] == 0
+    assert row["training_requests"] == 0
 
 
 def test_a_token_that_is_refused_blocks_with_the_reason(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,7 @@ def test_what_older_versions_left_in_the_data_is_taken_over_once(world: World) -
     blank = {"volume": "", "slice": 0, "patient": "", "row_mm": 0.0, "column_mm": 0.0}
     with world.store.write() as connection:
         connection.execute(update(scan_table).values(**blank))  # as the upgrade leaves them
-    world.store.set_project(PROJECT, taken=0)
+    world.store.set_project(PROJECT, task_data_version=0)
     listings: list[str] = []
     tasks = world.studio.tasks
     world.studio.tasks = lambda project, since="": listings.append(since) or tasks(project, since)  # type: ignore

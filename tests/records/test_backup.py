@@ -106,6 +106,23 @@ def rewritten(members: dict[str, bytes], about: dict[str, Any], name: str, data:
     about["members"].pop(name, None)
 
 
+def with_old_names(members: dict[str, bytes], about: dict[str, Any], schema: str = "0007") -> None:
+    """As scanqueue wrote it before tables and columns were renamed."""
+    about["schema"] = schema
+    for table, columns in {
+        "project": {"overrides": "levers", "training_requests": "asked", "task_data_version": "taken"},
+        "scan": {"priority": "wish"},
+        "uncertainty": {},
+    }.items():
+        name = f"records/{table}.jsonl"
+        rows = [json.loads(line) for line in members[name].splitlines()]
+        rows = [{columns.get(k, k): v for k, v in row.items()} for row in rows]
+        rewritten(members, about, name, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    members["records/entropy.jsonl"] = members.pop("records/uncertainty.jsonl")
+    about["members"].pop("records/uncertainty.jsonl", None)
+    about["counts"]["entropy"] = about["counts"].pop("uncertainty")
+
+
 def refused(made: Made, folder: Path, file: Path) -> str:
     """Why it is refused; nothing may have been written by then, not even an empty data folder."""
     with pytest.raises(BadBackup) as caught:
@@ -164,7 +181,7 @@ def test_a_restored_project_has_nothing_to_do(
     assert seen is not None
     assert {**seen, "title": ""} == {**was, "title": ""}
     after = records(store)
-    for name in ("model", "round", "label", "shown", "entropy", "embedding", "scan"):
+    for name in ("model", "round", "label", "shown", "uncertainty", "embedding", "scan"):
         assert after[name] == made.records[name]
 
 
@@ -193,11 +210,40 @@ def test_the_file_is_for_its_owner_only_and_holds_no_pixels_and_no_pickles(made:
     assert list(made.file.parent.glob(".*.part")) == []
 
 
+def test_a_backup_from_before_tables_and_columns_were_renamed_comes_back_whole(made: Made, tmp_path: Path) -> None:
+    values = {"project": {"levers": '{"alpha":0.5}', "asked": 3, "taken": 1}, "scan": {"wish": -1}}
+    renamed = {
+        "project": {"overrides": '{"alpha":0.5}', "training_requests": 3, "task_data_version": 1},
+        "scan": {"priority": -1},
+    }
+
+    def older(members: dict[str, bytes], about: dict[str, Any]) -> None:
+        with_old_names(members, about)
+        for table, changes in values.items():
+            rows = [json.loads(line) | changes for line in members[f"records/{table}.jsonl"].splitlines()]
+            data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+            rewritten(members, about, f"records/{table}.jsonl", data)
+
+    store = Store(tmp_path / "data")
+    restored(made, store, changed(made, tmp_path / "old.zip", older))
+    wanted = {table: [row | renamed.get(table, {}) for row in rows] for table, rows in made.records.items()}
+    assert records(store) == wanted
+
+
+def test_only_the_old_names_belong_into_an_old_backup(made: Made, tmp_path: Path) -> None:
+    def both(members: dict[str, bytes], about: dict[str, Any]) -> None:
+        with_old_names(members, about)
+        members["records/uncertainty.jsonl"] = members["records/entropy.jsonl"]
+
+    file = changed(made, tmp_path / "both.zip", both)
+    assert "'records/entropy.jsonl' is not the name of anything" in refused(made, tmp_path / "no", file)
+
+
 def test_a_backup_of_the_schema_before_comes_back_with_what_it_knew(made: Made, tmp_path: Path) -> None:
     """It has neither signals besides the entropy nor strata, and the project goes on with that."""
 
     def older(members: dict[str, bytes], about: dict[str, Any]) -> None:
-        about["schema"] = "0003"
+        with_old_names(members, about, "0003")
         for table, column in (("entropy", "more"), ("scan", "stratum"), ("project", "stratify_by")):
             name = f"records/{table}.jsonl"
             rows = [json.loads(line) for line in members[name].splitlines()]
@@ -207,7 +253,7 @@ def test_a_backup_of_the_schema_before_comes_back_with_what_it_knew(made: Made, 
     store = Store(tmp_path / "data")
     restored(made, store, changed(made, tmp_path / "old.zip", older))
     after = records(store)
-    assert after["entropy"] == [row | {"more": ""} for row in made.records["entropy"]]
+    assert after["uncertainty"] == [row | {"more": ""} for row in made.records["uncertainty"]]
     assert after["scan"] == made.records["scan"]
     world = made.world
     tools = Reconciler(world.studio, store, KeptLearner(world.settings), world.settings)  # type: ignore[arg-type]
@@ -424,7 +470,7 @@ def test_a_file_that_is_not_there_is_refused(made: Made, tmp_path: Path) -> None
         "artefacts/models/" + "0" * 24 + "/.hidden",
         "artefacts/pixels/" + "0" * 24,
         "artefacts\\labels\\" + "0" * 24,
-        "records/measure.jsonl",
+        "records/counter.jsonl",
     ],
 )
 def test_a_member_that_belongs_nowhere_is_refused(name: str, made: Made, tmp_path: Path) -> None:
@@ -496,7 +542,7 @@ def test_a_column_that_came_later_has_its_default(made: Made, tmp_path: Path) ->
         ({"id": 5}, "it belongs to another project than 1"),
         ({"id": "1"}, "'id' is '1', and should be int"),
         ({"title": "half \ud800 a character"}, "'title' holds characters that are none"),
-        ({"asked": 2**40}, "'asked' is 1099511627776, which no database takes"),
+        ({"training_requests": 2**40}, "'training_requests' is 1099511627776, which no database takes"),
         ({"seen_at": float("nan")}, "'seen_at' is nan, which no database takes"),
         ({"colour": 1}, "there is no column 'colour'"),
     ],
@@ -524,12 +570,12 @@ def test_a_text_that_only_sqlite_can_hold_is_refused_by_postgresql_in_words(
     restored(made, Store(tmp_path / "sqlite"), file)
 
 
-@pytest.mark.parametrize("table", ["entropy", "embedding"])
+@pytest.mark.parametrize("table", ["uncertainty", "embedding"])
 def test_values_for_models_and_scans_of_others_are_refused(table: str, made: Made, tmp_path: Path) -> None:
     def forge(members: dict[str, bytes], about: dict[str, Any]) -> None:
         name = f"records/{table}.jsonl"
         row = json.loads(members[name].splitlines()[0])
-        row["model" if table == "entropy" else "digest"] = "of another project"
+        row["model" if table == "uncertainty" else "digest"] = "of another project"
         rewritten(members, about, name, members[name] + json.dumps(row).encode() + b"\n")
         about["counts"][table] += 1
 

@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import BigInteger, Engine, Integer, MetaData, create_engine, inspect, text
 
 from backend.errors import BadSetting
-from backend.records.migrate import HEAD
+from backend.records.migrate import HEAD, upgrade
 from backend.records.store import Store
 from backend.records.tables import change_table, counter_table, metadata, shard_table, worker_table
 
@@ -53,12 +53,14 @@ def make_as_before(engine: Engine) -> None:
     before.create_all(engine)
     with engine.begin() as connection:
         for table, column in (
-            *(("entropy", "more"), ("scan", "stratum"), ("project", "stratify_by"), ("scan", "wish")),
-            *(("project", "levers"), ("project", "studio_url"), ("round", "settings")),
+            *(("uncertainty", "more"), ("scan", "stratum"), ("project", "stratify_by"), ("scan", "priority")),
+            *(("project", "overrides"), ("project", "studio_url"), ("round", "settings")),
             *(("scan", name) for name in ("volume", "slice", "patient", "row_mm", "column_mm", "blank")),
-            ("project", "taken"),
+            ("project", "task_data_version"),
         ):
             connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
+        connection.execute(text("ALTER TABLE uncertainty RENAME TO entropy"))
+        connection.execute(text("ALTER TABLE project RENAME COLUMN training_requests TO asked"))
 
 
 def test_a_migrated_database_is_just_what_the_code_describes(url: str, tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_a_database_from_before_there_were_migrations_is_adopted_with_its_rows(u
     assert (scan["digest"], scan["stratum"]) == ("d", "")
     assert [scan[name] for name in ("volume", "slice", "patient")] == ["", 0, ""]
     assert [scan[name] for name in ("row_mm", "column_mm", "blank")] == [0, 0, 0]
-    assert store.project(7)["taken"] == 0
+    assert store.project(7)["task_data_version"] == 0
     store.put_uncertainty("m", {"d": {"image": 0.25, "top": 0.5}})
     assert store.uncertainty("m") == {"d": {"image": 0.25, "top": 0.5}}
     assert store.project(7)["title"] == "kept"
@@ -119,8 +121,35 @@ Store(Path({str(tmp_path)!r}), {url!r})
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
     with create_engine(url).connect() as connection:
         found = set(inspect(connection).get_table_names())
-    assert found == (set(metadata.tables) - {"shard", "measure", "change", "worker"} if adopted else set())
+    old = set(metadata.tables) - {"shard", "counter", "change", "worker", "uncertainty"} | {"entropy"}
+    assert found == (old if adopted else set())
     assert Store(tmp_path, url).projects() == []
+    assert differences(url) == []
+
+
+def test_a_database_of_schema_0007_keeps_its_rows_under_the_new_names(url: str, tmp_path: Path) -> None:
+    with create_engine(url).begin() as connection:
+        upgrade(connection, "0007")
+        for statement in (
+            "INSERT INTO project (id, title, extra_params, backend_url, secret, connected, cursor, config, phase, "
+            "reason, trouble, asked, active, embedder, embedder_why, sending, seen_at, stratify_by, levers, studio_url,"
+            " taken) VALUES (7, 't', '', '', 's', 1, '', '', 'active', '', '', 2, '', '', '', 0, 0, '', '{}', '', 1)",
+            "INSERT INTO scan (project, task, image, updated_at, annotated, skipped, digest, height, width, problem, "
+            "problem_at, wish) VALUES (7, 3, 'i', 't', 0, 0, 'd', 9, 9, '', 0, -1)",
+            "INSERT INTO entropy (model, digest, value, more) VALUES ('m', 'd', 0.25, '{\"top\":0.5}')",
+            "INSERT INTO measure (name, label, count, total) VALUES ('step', 'Train', 3, 1.5)",
+            "INSERT INTO shard (project, run, n, kind, needs, tasks, state, owner, beat, tries) "
+            "VALUES (7, 'r', 0, 'read', 'pixels', '[3]', 'open', '', 0, 0)",
+        ):
+            connection.exec_driver_sql(statement)
+    store = Store(tmp_path, url)
+    project = store.project(7)
+    assert project is not None
+    assert [project[name] for name in ("overrides", "training_requests", "task_data_version")] == ["{}", 2, 1]
+    assert store.columns(7, "task", "priority") == [(3, -1)]
+    assert store.uncertainty("m") == {"d": {"image": 0.25, "top": 0.5}}
+    assert store.counters("step") == {"Train": (3, 1.5)}
+    assert [row["requirements"] for row in store.rows(shard_table.select())] == ["pixels"]
     assert differences(url) == []
 
 

@@ -315,7 +315,7 @@ def test_a_wish_that_came_during_a_training_is_kept(store: Store) -> None:
         "details": {},
     }
     store.put_model(1, model, active="scanqueue-r1", training_requests=1)
-    assert (store.project(1)["asked"], store.project(1)["active"]) == (1, "scanqueue-r1")
+    assert (store.project(1)["training_requests"], store.project(1)["active"]) == (1, "scanqueue-r1")
     with pytest.raises(BadSetting, match="has no model 'nope'; there are: scanqueue-r1"):
         activate_model(store, 1, "nope")
 
@@ -342,7 +342,7 @@ def test_a_database_that_is_away_is_explained_without_its_password_and_then_used
             assert "not-to-be-told" not in str(raised.value)
         server.start()
         store.request_training(1)
-        assert store.project(1)["asked"] == 1
+        assert store.project(1)["training_requests"] == 1
 
 
 def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:

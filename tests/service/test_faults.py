@@ -199,7 +199,7 @@ def test_ten_thousand_webhooks_and_forged_ones_cost_looks_at_a_bounded_rate(
         assert 1 <= looks <= PAGES_PER_LOOK * (took / GAP + 3), (looks, took)
         asked = store.project(lab.project)
         assert asked is not None
-        assert (asked["asked"], store.models(lab.project)) == (0, [])
+        assert (asked["training_requests"], store.models(lab.project)) == (0, [])
         malformed = [b"", b"[", b"[]", b"\xff", b'{"project": null}', b'{"project": {"id": "1; DROP TABLE scan"}}']
         assert {service.http.post("/webhook", content=body).status_code for body in malformed} == {400}
         assert service.http.post("/webhook", content=b" " * (50 * 2**20)).status_code == 413

@@ -184,7 +184,14 @@ class World:
                 (p["model_version"], p["task"], p["score"], digest(json.dumps(p["result"]).encode()))
                 for p in studio.predictions
             ),
-            "project": (row["active"], row["asked"], row["trouble"], row["phase"], row["sending"], row["cursor"]),
+            "project": (
+                row["active"],
+                row["training_requests"],
+                row["trouble"],
+                row["phase"],
+                row["sending"],
+                row["cursor"],
+            ),
             "rounds": [
                 [r[k] for k in ("n", "key", "model", "picks", "carried", "size", "labels")]
                 for r in store.rounds(PROJECT)
@@ -224,7 +231,11 @@ class Ready(World):
     def _copied(self, day: str) -> World:
         row = self.store.project(PROJECT)
         assert row is not None
-        if self.studio.task_ids(PROJECT) or row["levers"] or json.loads(row["extra_params"]) != PARAMS | self._params:
+        if (
+            self.studio.task_ids(PROJECT)
+            or row["overrides"]
+            or json.loads(row["extra_params"]) != PARAMS | self._params
+        ):
             return World.cold_started(self) if day == "cold_started" else World.in_round_1(self)
         key = (day, json.dumps(self._params, sort_keys=True))
         if key not in LIVED:

@@ -272,7 +272,7 @@ def test_a_webhook_has_the_project_looked_at(edge: Edge, action: str) -> None:
     assert (response.status_code, response.json()) == (201, {"status": "noted"})
     row = edge.store.project(4)
     assert row is not None
-    assert row["asked"] == 0
+    assert row["training_requests"] == 0
     assert edge.touched == [4]
 
 
@@ -282,7 +282,7 @@ def test_start_training_is_marked_as_asked_for(edge: Edge) -> None:
     assert edge.touched == [4]
     row = edge.store.project(4)
     assert row is not None
-    assert row["asked"] == 1
+    assert row["training_requests"] == 1
 
 
 @pytest.mark.parametrize("action", ["ANNOTATION_CREATED", "START_TRAINING"])
@@ -327,7 +327,7 @@ def test_a_secret_counts_for_its_own_project_and_cannot_ask_for_a_training(guard
         assert guarded.touched.pop() == 4
         row = guarded.store.project(4)
         assert row is not None
-        return int(row["asked"])
+        return int(row["training_requests"])
 
     assert guarded.http.post("/webhook", json=training, headers=secret).status_code == 201
     assert asked() == 0
@@ -525,7 +525,7 @@ def test_a_training_can_be_asked_for(edge: Edge) -> None:
     assert (response.status_code, response.json()) == (202, {"status": "noted", "change": 1})
     row = edge.store.project(4)
     assert row is not None
-    assert row["asked"] == 1
+    assert row["training_requests"] == 1
     assert edge.touched == [4]
 
 
@@ -599,7 +599,7 @@ def test_a_page_of_another_site_cannot_order_anything(edge: Edge, headers: dict[
     refused(edge.http.post("/api/projects/4/train", json={}, headers=headers), 403)
     row = edge.store.project(4)
     assert row is not None
-    assert row["asked"] == 0
+    assert row["training_requests"] == 0
 
 
 def test_our_own_page_can(edge: Edge) -> None:

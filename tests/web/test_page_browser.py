@@ -382,7 +382,7 @@ def test_on_real_records_the_order_and_the_levers_are_changed_and_changed_back(
     first = world.status()["queue"][0]
 
     def wish() -> int:
-        return int(dict(world.store.columns(LIVED, "task", "wish"))[first])
+        return int(dict(world.store.columns(LIVED, "task", "priority"))[first])
 
     with visit(browser, Lab(), app=application(world)) as seen:
         for name in ("", "/map", "/queue", "/activity", "/curve", "/models", "/settings"):
