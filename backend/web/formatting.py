@@ -1,6 +1,6 @@
-"""Numbers, times and states in the words of the page. Everything in here is pure.
+"""Values as the page writes them: numbers, times, states and settings. Pure.
 
-What is not known is None, and is written as a dash.
+Unknown values are None and are written as a dash.
 """
 
 from __future__ import annotations
@@ -10,119 +10,49 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from backend.web import texts
+from backend.web.texts import text
+
 NONE = "\N{EN DASH}"
-PHASES = {
-    "empty": ("No scans yet", "Import scans into the project in Label Studio; they are read by themselves."),
-    "embedding": ("Reading the scans", "Every scan is read once, to see which are alike."),
-    "cold_start": ("Ready for the first labels", "The first scans to label were chosen to be as varied as possible."),
-    "training": ("Training a model", "It learns from the labels. You can go on labelling meanwhile."),
-    "active": (
-        "Choosing with a model",
-        "The model draws a first mask, and chooses the scans it would learn most from.",
-    ),
-    "done": ("Every scan is labelled", "There is nothing left to choose."),
-    "blocked": ("Stopped: something has to be mended", ""),
-}
-ADVICE = {
-    "go on": "Go on labelling",
-    "nearly there": "Nearly there",
-    "stop": "More labels are hardly worth it",
-    "too early to say": "Too early to say",
-}
 
 
 @dataclass(frozen=True)
 class Control:
-    """One setting of a project as the page shows it.
+    """The control for one setting of a project.
 
-    sentence  what it does, for a person
-    kind      "share" (a slider and a number), "whole", "number", "text" or "choice"
-    preview   whether the head of the queue depends on it
+    kind     "share" (a slider and a number), "whole", "number", "text" or "choice"
+    preview  whether the first places of the order depend on it
     """
 
     name: str
-    title: str
-    sentence: str
     kind: str
     low: float = 0
     high: float | None = None
     step: float = 1
     preview: bool = False
 
+    @property
+    def title(self) -> str:
+        return text(f"setting.{self.name}")
+
+    @property
+    def sentence(self) -> str:
+        return text(f"setting.{self.name}_help")
+
 
 CONTROLS = (
-    Control(
-        *("alpha", "Alpha: unsure or different"),
-        "For the strategy paper: 1 chooses what the model is most unsure of, 0 what is least like anything labelled.",
-        "share",
-        high=1,
-        step=0.05,
-        preview=True,
-    ),
-    Control(
-        *("strategy", "Strategy"),
-        "The rule by which the next scan is chosen. Written as A+B it is A before the first model and B after it.",
-        "choice",
-        preview=True,
-    ),
-    Control(
-        *("uncertainty", "Uncertainty"),
-        "Which pixels say how unsure the model is: all (image), the mask (foreground), its edge, or the worst (top).",
-        "choice",
-        preview=True,
-    ),
-    Control(
-        *("unit", "What is chosen"),
-        "Single images (slice), or the slices of a volume together, in order (scan). Sizes count images either way.",
-        "choice",
-        preview=True,
-    ),
-    Control(
-        *("control_share", "Share drawn at random"),
-        "This share of every round is drawn at random, so that you can see whether choosing helps. 0 for none.",
-        "share",
-        high=0.5,
-        step=0.05,
-    ),
-    Control(
-        *("stratify_by", "Groups"),
-        'A key of the task data, such as site or scanner; the strategy "stratified" gives each of its values a share.',
-        "text",
-    ),
-    Control(
-        *("round_size", "Round size"),
-        "New or changed labels until the next model is trained.",
-        "whole",
-        low=1,
-    ),
-    Control(
-        *("cold_start_size", "Cold-start size"),
-        "Labels until the first model is trained. Until then scans are chosen for variety alone.",
-        "whole",
-        low=1,
-    ),
-    Control(
-        *("queue_depth", "Queue depth"),
-        "How many scans are laid out in Label Studio at once. 0 means three rounds.",
-        "whole",
-    ),
-    Control(
-        *("retrain", "Training"),
-        "Train by itself after every round (auto), or only when somebody presses Train now (button).",
-        "choice",
-    ),
-    Control(
-        *("tolerance", "Tolerance"),
-        "How much Dice on the held-out scans a new model may lose and still replace the one before.",
-        "number",
-        high=1,
-        step=0.005,
-    ),
-    Control(
-        *("seed", "Seed"),
-        "The number that all chance starts from: the same seed and scans give the same map and order.",
-        "whole",
-    ),
+    Control("alpha", "share", high=1, step=0.05, preview=True),
+    Control("strategy", "choice", preview=True),
+    Control("uncertainty", "choice", preview=True),
+    Control("unit", "choice", preview=True),
+    Control("control_share", "share", high=0.5, step=0.05),
+    Control("stratify_by", "text"),
+    Control("round_size", "whole", low=1),
+    Control("cold_start_size", "whole", low=1),
+    Control("queue_depth", "whole"),
+    Control("retrain", "choice"),
+    Control("tolerance", "number", high=1, step=0.005),
+    Control("seed", "whole"),
 )
 
 
@@ -131,13 +61,13 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def whole(value: int | None) -> str:
-    """A whole number with its thousands apart: 12 345."""
+    """A whole number with grouped thousands: 12 345."""
     return NONE if value is None else f"{value:,}".replace(",", "\N{NO-BREAK SPACE}")
 
 
-def plural(value: int, one: str, many: str = "") -> str:
-    """ "1 scan", "2 scans"."""
-    return f"{whole(value)}\N{NO-BREAK SPACE}{one if value == 1 else many or one + 's'}"
+def plural(value: int, noun: str) -> str:
+    """ "1 scan", "2 scans": a noun under "n." in the texts."""
+    return texts.plural(value, noun, whole(value))
 
 
 def dice(value: float | None) -> str:
@@ -145,9 +75,9 @@ def dice(value: float | None) -> str:
 
 
 def distance(value: float | None, unit: str | None) -> str:
-    """A distance with its unit; the mean of distances in different units is none."""
+    """A distance with its unit; distances in different units have no mean."""
     if value is None:
-        return "mixed units" if unit == "mixed" else NONE
+        return text("part.mixed_units") if unit == "mixed" else NONE
     return f"{value:.1f}\N{NO-BREAK SPACE}{unit or ''}".rstrip()
 
 
@@ -157,7 +87,7 @@ def interval(low: float | None, high: float | None, digits: int = 3) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """About how long: "45 s", "3 min 20 s", "2 h 5 min"."""
+    """A rounded duration: "45 s", "3 min 20 s", "2 h 5 min"."""
     if seconds is None:
         return NONE
     total = round(seconds)
@@ -171,29 +101,29 @@ def duration(seconds: float | None) -> str:
 
 
 def left(seconds: float | None) -> str:
-    """The time that a step still takes, no more exactly than anybody knows it."""
+    """The remaining time of a step, rounded to what is known."""
     if seconds is None:
         return ""
     if seconds < 15:
-        return "a few seconds left"
+        return text("part.seconds_left")
     if seconds < 90:
-        return f"about {round(seconds / 10) * 10} seconds left"
-    return f"about {duration(round(seconds / 60) * 60)} left"
+        return text("part.about_seconds_left", seconds=round(seconds / 10) * 10)
+    return text("part.about_left", time=duration(round(seconds / 60) * 60))
 
 
 def ago(seconds: float | None) -> str:
-    """How long ago, coarse enough not to change all the time."""
+    """How long ago, coarse enough not to change at every reload."""
     if seconds is None:
-        return "never"
+        return text("part.never")
     if seconds < 15:
-        return "just now"
+        return text("part.just_now")
     if seconds < 60:
-        return "less than a minute ago"
-    return f"{duration(seconds // 60 * 60 if seconds < 3600 else seconds // 3600 * 3600)} ago"
+        return text("part.minute_ago")
+    return text("part.ago", time=duration(seconds // 60 * 60 if seconds < 3600 else seconds // 3600 * 3600))
 
 
 def moment(value: float | str | None) -> datetime | None:
-    """Seconds since 1970, or ISO text, as a time in UTC; None for what is neither."""
+    """Seconds since 1970 or ISO text as a time in UTC; None if it is neither."""
     try:
         if isinstance(value, str):
             found = datetime.fromisoformat(value)
@@ -209,25 +139,25 @@ def iso(value: float | str | None) -> str:
 
 
 def when(value: float | str | None) -> str:
-    """ "24 Nov 2026, 14:05 UTC"; the page's script writes it in the time of the reader."""
+    """ "24 Nov 2026, 14:05 UTC"; the page's script converts it to the reader's time zone."""
     found = moment(value)
     return found.strftime("%-d %b %Y, %H:%M UTC") if found else NONE
 
 
 def phase(name: str) -> str:
-    return PHASES.get(name, (name, ""))[0]
+    return texts.texts().get(f"phase.{name}", name)
 
 
 def phase_help(name: str) -> str:
-    return PHASES.get(name, ("", ""))[1]
+    return texts.texts().get(f"phase.{name}_help", "")
 
 
 def advice(name: str) -> str:
-    return ADVICE.get(name, name)
+    return texts.texts().get(f"advice.{name}", name)
 
 
 def cure(problem: Mapping[str, Any]) -> tuple[str, str]:
-    """A problem as what is wrong, and what to do about it."""
+    """A problem as what is wrong and how to fix it."""
     what = str(problem.get("what", ""))
     if problem.get("cure"):
         return what, str(problem["cure"])
@@ -236,52 +166,48 @@ def cure(problem: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def value(given: Any) -> str:
-    """A setting as people write it."""
+    """The value of a setting as people write it."""
     if given is None or given == "":
-        return "none"
+        return text("part.unset")
     return f"{given:g}" if isinstance(given, float) else str(given)
 
 
 def curve(found: Mapping[str, Any]) -> str:
-    """The learning curve in a sentence, for those who cannot see the plot."""
+    """The learning curve in a sentence, for readers who cannot see the plot."""
     models = [m for m in found["models"] if m["dice"] is not None]
     if not models:
-        return "There is no learning curve yet: it begins with the first model that is judged on held-out scans."
+        return text("curve.none")
     first, last = models[0], models[-1]
+    labels = plural(last["labels"], "label")
     if len(models) == 1:
-        return (
-            f"One model so far: Dice {dice(first['dice'])} on {plural(first['n'], 'held-out scan')} "
-            f"with {plural(first['labels'], 'label')}."
-        )
+        return text("curve.one", dice=dice(first["dice"]), scans=plural(first["n"], "held_out"), labels=labels)
     rise = last["dice"] - first["dice"]
-    way = "stays at" if abs(rise) < 0.0005 else "rises to" if rise > 0 else "falls to"
-    text = (
-        f"Mean Dice on the held-out scans {way} {dice(last['dice'])} with {plural(last['labels'], 'label')}, "
-        f"from {dice(first['dice'])} with {whole(first['labels'])}."
-    )
-    unit, now = first.get("unit") or found["unit"], last.get("unit") or found["unit"]
+    way = "same" if abs(rise) < 0.0005 else "rise" if rise > 0 else "fall"
+    before, start = dice(first["dice"]), whole(first["labels"])
+    summary = text(f"curve.{way}", dice=dice(last["dice"]), labels=labels, before=before, first=start)
     if None in (first["hd95"], last["hd95"]):
-        return text
-    if unit != now:
-        far = distance(last["hd95"], now)
-        return f"{text} HD95 is {far} now; it was measured in {unit} before, so the two do not compare."
-    return text + f" HD95 goes from {distance(first['hd95'], unit)} to {distance(last['hd95'], now)}."
+        return summary
+    unit, unit_now = first.get("unit") or found["unit"], last.get("unit") or found["unit"]
+    now = distance(last["hd95"], unit_now)
+    if unit != unit_now:
+        return summary + text("curve.hd95_units", now=now, unit=unit)
+    return summary + text("curve.hd95", before=distance(first["hd95"], unit), now=now)
 
 
-WIDTH, HEIGHT = 280, 84  # of a training curve, in its own units
+WIDTH, HEIGHT = 280, 84  # size of a training curve in SVG units
 
 
 def training_curve(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Lines to draw of a training: {"width", "height", "lines": [{"name", "points", "first", "last"}], "steps"}.
+    """The curves of a training: {width, height, lines: [{name, title, points, first, last}], steps, words}.
 
-    The loss is scaled to its own maximum, Dice to 0..1. None where there is nothing to draw.
+    The loss is scaled to its maximum, Dice to 0..1. None when there are too few values.
     """
     rows = [h for h in history if h.get("step") is not None]
     if len(rows) < 2:
         return None
     low, high = rows[0]["step"], rows[-1]["step"]
     lines = []
-    for name, title in (("loss", "Loss"), ("dice", "Dice")):
+    for name in ("loss", "dice"):
         known = [(h["step"], h[name]) for h in rows if h.get(name) is not None]
         if len(known) < 2:
             continue
@@ -290,8 +216,13 @@ def training_curve(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | Non
             f"{(s - low) / max(high - low, 1) * WIDTH:.1f},{HEIGHT - min(max(v / top, 0), 1) * HEIGHT:.1f}"
             for s, v in known
         )
+        title = text(f"models.{name}")
         lines.append({"name": name, "title": title, "points": points, "first": known[0][1], "last": known[-1][1]})
-    return {"width": WIDTH, "height": HEIGHT, "lines": lines, "steps": high} if lines else None
+    words = [
+        text("models.line", name=x["title"], first=number(x["first"], 3), last=number(x["last"], 3)) for x in lines
+    ]
+    drawn = {"width": WIDTH, "height": HEIGHT, "lines": lines, "steps": high, "words": ", ".join(words)}
+    return drawn if lines else None
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

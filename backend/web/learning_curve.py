@@ -1,4 +1,4 @@
-"""The learning curve of a project: how good its models are, label by label, and what annotators were spared."""
+"""The learning curve of a project: the quality of its models, and how much work they save annotators."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from backend.facts import round_of, version_name
 from backend.records.store import Store
 from backend.web.status import describe
 
-RESAMPLES = 2000
+RESAMPLES = 2000  # bootstrap samples
 SEED = 0
-MANY = 1000  # values above which an interval is computed instead of resampled
+MANY = 1000  # number of values above which the interval is computed instead of resampled
 
 
 def curve(store: Store, project: int) -> dict[str, Any]:
-    """What the page's learning curve shows, oldest first.
+    """The data of the learning curve, oldest first.
 
-    unit       of all distances; "mixed" when they are not in one: see that of each row, which have no common curve
-    models     on the scans held out of their training: `dice` and `hd95` with 95 % intervals, also per label
-    shown      per round, the masks that were shown against those that were submitted
-    control    comparisons of our order with chance
-    lead_time  median seconds per scan, for scans that opened with a mask and for those that opened empty
-    stopping   as in status
+    unit       unit of all distances; "mixed" if the rows differ, which then share no curve
+    models     on their held-out scans: `dice` and `hd95` with 95 % intervals, `dice` also per label
+    shown      per round, the masks shown compared with the submitted masks
+    control    comparisons with the control group
+    lead_time  median seconds per scan, for scans opened with and without a mask
+    stopping   as in the status
 
     Intervals are bootstrap percentiles over scans (Efron 1979), None for fewer than two scans.
     """
@@ -75,8 +75,8 @@ def _of_model(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _both(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means and intervals of Dice and HD95 over scans; no distance where their units differ."""
-    units = {row.get("unit") or "px" for row in rows}  # models of older versions were measured in pixels
+    """Means and intervals of Dice and HD95 over scans; no distance if their units differ."""
+    units = {row.get("unit") or "px" for row in rows}  # older versions measured in pixels
     alike = len(units) <= 1
     found: dict[str, Any] = {"n": len(rows), "unit": (units.pop() if alike else "mixed") if units else None}
     for name, values in (("dice", [r["dice"] for r in rows]), ("hd95", [r["hd95"] for r in rows] if alike else [])):
@@ -101,9 +101,9 @@ def _interval(values: Sequence[float], statistic: Any) -> tuple[float | None, fl
     found = np.asarray(values, dtype=np.float64)
     if len(found) < 2:
         return None, None
-    if len(found) > MANY:  # what resampling comes to there, without its cost
+    if len(found) > MANY:  # close to resampling, at a fraction of its cost
         half = 1.96 * float(found.std(ddof=1)) / len(found) ** 0.5
-        shift = 0.98 / len(found) ** 0.5  # of the rank of the median (David & Nagaraja 2003)
+        shift = 0.98 / len(found) ** 0.5  # in the rank of the median (David & Nagaraja 2003)
         middle = float(found.mean())
         low, high = (
             (middle - half, middle + half) if statistic is np.mean else np.quantile(found, [0.5 - shift, 0.5 + shift])

@@ -1,4 +1,4 @@
-"""The map of a project as columns: compact, so that a hundred thousand scans reach a browser in a second."""
+"""The map of a project as columns, compact enough to send 100,000 scans to a browser in a second."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ OPEN, LABELLED, PROBLEM, SKIPPED = range(4)
 
 
 def atlas(store: Store, project: int) -> dict[str, Any]:
-    """Every scan on the map, in lists of one length.
+    """Every scan on the map, in lists of equal length.
 
-    task, x, y  number in Label Studio, and where on the map
-    cluster     of the cold start, from 0; that of the nearest scan for those that came later; -1 when there is none
+    task, x, y  task number in Label Studio, and position on the map
+    cluster     cold-start cluster, from 0; later scans belong to that of the nearest scan; -1 without clusters
     state       OPEN, LABELLED, PROBLEM or SKIPPED
-    round       the round whose turn it was labelled in, -1 when unknown or not labelled
-    entropy     of the active model, 0..1, high is unsure; None when it was not asked
+    round       round in which the scan was labelled, -1 if unknown or not labelled
+    entropy     uncertainty of the active model, 0..1, high is uncertain; None if it is unknown
     score, distance, rank, kind
                 S(i), distance term, place and reason in the current order; None, None, 0 and -1 without a place;
-                orders other than the paper's have no S(i)
-    served      1 when annotators are served it now
-    wish        1: asked to be labelled next, -1: left out of the order, else 0
+                only the strategy "paper" has S(i)
+    served      1 if the scan is in the queue
+    wish        1: label next, -1: left out of the order, else 0
 
-    and `kinds` (names of the reasons), `why` (each in a sentence), `clusters` (how many) and `alpha`.
+    Also `kinds` (names of the reasons), `why` (a sentence for each), `clusters` (their number) and `alpha`.
     """
     row = store.project(project)
     found = read_map(store, project, row["embedder"]) if row else None
@@ -74,7 +74,7 @@ def atlas(store: Store, project: int) -> dict[str, Any]:
 
 
 def _clusters(known: dict[int, int], tasks: list[int], xy: NDArray[np.float64]) -> NDArray[np.intp]:
-    """(N,) the cluster of each scan: its own, else that of the nearest scan on the map that has one, else -1."""
+    """(N,) cluster of each scan: its own, else that of the nearest scan with a cluster, else -1."""
     found = np.array([known.get(t, -1) for t in tasks], dtype=np.intp)
     lacking = found < 0
     if lacking.any() and not lacking.all():

@@ -1,7 +1,7 @@
-"""What `GET /metrics` answers: the state of every project, for Prometheus.
+"""`GET /metrics`: the state of every project, for Prometheus.
 
-Everything is computed from the records and the job queue when it is asked for, so any number of servers and
-workers agree. The names are documented in docs/reference/metrics.md.
+All values come from the records and the job queue at the time of the request, so any number of servers and workers
+agree. The documentation lists the names.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ STEPS = (
     "ranking",
     "laying out the map",
     "reading annotations",
-)  # the rest reads or embeds scans
+)  # all other steps read or embed scans
 OTHER = "scans"
 
-# name, what it says, and its value in `status.describe`; None is left out
+# name, description, and value from `status.describe`; None is left out
 PROJECT: tuple[tuple[str, str, Callable[[dict[str, Any]], float | None]], ...] = (
     ("scans", "Tasks of the project.", lambda s: s["scans"]),
     ("scans_embedded", "Tasks whose image was read and embedded.", lambda s: s["embedded"]),
     ("labels", "Tasks that are labelled.", lambda s: s["labelled"]),
     ("round", "Number of the latest round; absent before the first.", lambda s: s["round"]),
-    ("queue_left", "Tasks that annotators are served now and have not labelled.", lambda s: len(s["queue"])),
-    ("problems", "Scans and annotations that need somebody's hand.", lambda s: len(s["problems"])),
-    ("trouble", "1 when the last look at the project failed.", lambda s: bool(s["trouble"])),
+    ("queue_left", "Tasks in the queue that are not labelled yet.", lambda s: len(s["queue"])),
+    ("problems", "Scans and annotations that need attention.", lambda s: len(s["problems"])),
+    ("trouble", "1 when the last check of the project failed.", lambda s: bool(s["trouble"])),
     ("validation_dice", "Mean Dice of the active model on the held-out scans.", lambda s: s["validation"]["dice"]),
     (
         "shown_dice",
-        "Mean Dice of the masks shown in the latest round with what was submitted.",
+        "Mean Dice of the masks shown in the latest round, compared with the submitted masks.",
         lambda s: s["shown"]["dice"],
     ),
 )
 
 
 def render(store: Store, waiting: Callable[[], int] | None = None) -> bytes:
-    """All metrics in Prometheus' text format. Never raises: what cannot be had is left out.
+    """All metrics in Prometheus' text format. Never raises: unavailable values are left out.
 
     waiting  how many jobs wait for a worker; None leaves that out
     """
@@ -68,10 +68,10 @@ class _Records(Collector):
         self._waiting = waiting
 
     def describe(self) -> list[Metric]:
-        return []  # else registering asks the database for all of it once more
+        return []  # otherwise, registering would query the database once more
 
     def collect(self) -> Iterator[Metric]:
-        yield InfoMetricFamily("scanqueue", "The version that answers.", {"version": __version__})
+        yield InfoMetricFamily("scanqueue", "Version of the server.", {"version": __version__})
         found: list[Metric] = []
         try:
             found = [*_projects(self._store), *_measures(self._store)]
@@ -85,12 +85,12 @@ class _Records(Collector):
             jobs: int | None = None
             try:
                 jobs = self._waiting()
-            except Exception as error:  # whatever the broker's client raises
+            except Exception as error:  # the client of the broker may raise anything
                 log.warning("metrics: the job queue does not answer (%s)", type(error).__name__)
             yield GaugeMetricFamily("scanqueue_queue_up", "1 when the job queue answers.", value=jobs is not None)
             if jobs is not None:
                 yield GaugeMetricFamily(
-                    "scanqueue_jobs_waiting", "Looks at projects that wait for a worker.", value=jobs
+                    "scanqueue_jobs_waiting", "Projects that wait for a worker to check them.", value=jobs
                 )
 
 
@@ -100,24 +100,24 @@ def _projects(store: Store) -> list[Metric]:
     steps = {r["project"]: r for r in store.rows(progress_table.select())}
     families = {name: _gauge(name, text, "project") for name, text, _ in PROJECT}
     phase = _gauge("phase", "1 for the phase that the project is in.", "project", "phase")
-    waiting = _gauge("shards_open", "Parts of bulk work that no worker has taken.", "project")
-    progress = _gauge("job_progress_ratio", "How far the step under way is, 0 to 1.", "project", "step")
-    age = _gauge("job_age_seconds", "Since the step under way began.", "project", "step")
-    silence = _gauge("job_silence_seconds", "Since the step under way last got on.", "project", "step")
+    waiting = _gauge("shards_open", "Shards of batch work that no worker has taken.", "project")
+    progress = _gauge("job_progress_ratio", "Progress of the current step, 0 to 1.", "project", "step")
+    age = _gauge("job_age_seconds", "Time since the current step started.", "project", "step")
+    silence = _gauge("job_silence_seconds", "Time since the current step last made progress.", "project", "step")
     now = time.time()
     for project in names:
-        said = status.describe(store, project)
-        if said is None:
+        state = status.describe(store, project)
+        if state is None:
             continue
         number = str(project)
         for name, _, value in PROJECT:
-            amount = value(said)
+            amount = value(state)
             if amount is not None:
                 families[name].add_metric([number], float(amount))
-        phase.add_metric([number, said["phase"]], 1)
+        phase.add_metric([number, state["phase"]], 1)
         waiting.add_metric([number], shards[project])
-        if said["job"] is not None and project in steps:
-            row, labels = steps[project], [number, _step(said["job"]["step"])]
+        if state["job"] is not None and project in steps:
+            row, labels = steps[project], [number, _step(state["job"]["step"])]
             progress.add_metric(labels, row["done"] / max(row["total"], 1))
             age.add_metric(labels, max(now - row["started_at"], 0.0))
             silence.add_metric(labels, max(now - row["at"], 0.0))
@@ -126,7 +126,7 @@ def _projects(store: Store) -> list[Metric]:
 
 
 def _measures(store: Store) -> Iterator[Metric]:
-    steps = SummaryMetricFamily("scanqueue_step_seconds", "Steps of the loop that were done.", labels=["step"])
+    steps = SummaryMetricFamily("scanqueue_step_seconds", "Completed steps of the loop.", labels=["step"])
     studio = SummaryMetricFamily(
         "scanqueue_label_studio_seconds", "Requests to Label Studio that were answered.", labels=["request"]
     )
@@ -152,5 +152,5 @@ def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
 
 
 def _step(text: str) -> str:
-    """One of a few words: a label with a version or a count in it would never stop growing."""
+    """One of a few words: labels with versions or counts would grow without limit."""
     return next((step for step in STEPS if text.startswith(step)), OTHER)

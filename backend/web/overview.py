@@ -1,4 +1,4 @@
-"""All that people see of a project, one method a question: what the page shows and what the JSON answers."""
+"""Everything that people see of a project, for the page and for the JSON API: one method per question."""
 
 from __future__ import annotations
 
@@ -27,25 +27,22 @@ from backend.web.map_view import atlas
 from backend.web.pictures import Pictures
 from backend.web.plots import curve_plot, map_plot
 from backend.web.status import describe, explained, served
+from backend.web.texts import text
 from sampling import AGGREGATIONS, COLD_START, WITH_MODEL
 
 log = logging.getLogger("scanqueue.overview")
 
-HEAD = 30  # places of an order that a preview shows
-LARGE = 20_000  # scans of which the first order is not made for a preview: it takes half a minute
-LATELY = 20  # labels that count as done lately
-FRESH = 60.0  # seconds that the names of people are good for
-SLOW, PICTURES = 2, 6  # plots, previews and the like, and pictures, that are made at once
-PATIENCE = 5.0  # seconds that one more waits
-AWAY = 60.0  # seconds of silence after which a worker is not shown any more
-UNTOLD = (
-    "Label Studio tells who submitted, and which scans have a draft that is not submitted yet, but not whose it is, "
-    "nor who has a scan open."
-)
+HEAD = 30  # places of an order in a preview
+LARGE = 20_000  # scans above which a preview computes no first order: that takes half a minute
+RECENT = 20  # number of labels shown as recent
+FRESH = 60.0  # seconds for which user names are cached
+SLOW, PICTURES = 2, 6  # slow answers (plots, previews, ...) and pictures computed at the same time
+PATIENCE = 5.0  # seconds that further requests wait for their turn
+SILENT = 60.0  # seconds without a heartbeat after which a worker is no longer listed
 
 
 class Overview:
-    """Changes nothing that people decide. `examine` is the doctor: checks of the service, or of a project too."""
+    """Read-only. `examine` runs the checks of the doctor: of the service, and of a project if one is given."""
 
     def __init__(
         self, store: Store, studio: Studio, pictures: Pictures, examine: Callable[[int | None], list[dict[str, str]]]
@@ -55,13 +52,13 @@ class Overview:
         self._slow = threading.BoundedSemaphore(SLOW)
         self._drawing = threading.BoundedSemaphore(PICTURES)
         self._packing = threading.Lock()
-        self._atlases: dict[int, tuple[Any, bytes]] = {}  # of each project the last one, and of when
+        self._atlases: dict[int, tuple[Any, bytes]] = {}  # per project: the stamp of the records, and the packed map
 
     @contextmanager
     def _one_of(self, few: threading.BoundedSemaphore) -> Iterator[None]:
-        """So that Label Studio need not wait for what people look at. Raises Overloaded after a while."""
+        """Limits parallel work, so that the page does not slow down Label Studio. Raises Overloaded after a timeout."""
         if not few.acquire(timeout=PATIENCE):
-            raise Overloaded("Too much is asked for at once just now. Try again in a few seconds.")
+            raise Overloaded(text("note.busy"))
         try:
             yield
         finally:
@@ -75,7 +72,7 @@ class Overview:
         return describe(self._store, project)
 
     def brief(self, project: int) -> dict[str, Any] | None:
-        """The head of every page, soon had of any pool: {project, title, phase, studio_url, model, scans, ...}."""
+        """The head of every view, fast for any pool: {project, title, phase, studio_url, model, scans, ...}."""
         row = self._store.project(project)
         if row is None:
             return None
@@ -86,13 +83,13 @@ class Overview:
         return atlas(self._store, project)
 
     def packed_atlas(self, project: int) -> bytes:
-        """`atlas` as gzip-compressed JSON, made anew only when something changed."""
-        with self._packing:  # not by all who wait for it
+        """`atlas` as gzip-compressed JSON, cached until the records change."""
+        with self._packing:  # once, not by every waiting request
             stamp = self._store.stamp(project)
             kept = self._atlases.get(project)
             if kept is None or kept[0] != stamp:
-                text = json.dumps(self.atlas(project), separators=(",", ":"))
-                kept = (stamp, gzip.compress(text.encode(), 4))  # a quarter of the time of 6, for 4 % more bytes
+                plain = json.dumps(self.atlas(project), separators=(",", ":"))
+                kept = (stamp, gzip.compress(plain.encode(), 4))  # a quarter of the time of level 6 for 4 % more bytes
                 self._atlases[project] = kept
             return kept[1]
 
@@ -101,7 +98,7 @@ class Overview:
             return curve(self._store, project)
 
     def queue(self, project: int) -> dict[str, Any]:
-        """{queue, model}: the scans that are served, and the version that draws their masks, None in the cold start."""
+        """{queue, model}: the scans in the queue, and the version that draws their masks (None: cold start)."""
         latest = self._store.latest_round(project)
         return {"queue": status.queue(self._store, project), "model": latest["model"] or None if latest else None}
 
@@ -112,20 +109,20 @@ class Overview:
         return {"changes": audit.listed(self._store, project)}
 
     def workers(self, project: int) -> dict[str, Any]:
-        """Workers that gave signs of life lately; any of them may work for any project."""
-        return {"workers": [w for w in self._store.workers() if w["seconds"] < AWAY]}
+        """Workers with a recent heartbeat; any worker may work for any project."""
+        return {"workers": [w for w in self._store.workers() if w["seconds"] < SILENT]}
 
     def settings(self, project: int) -> dict[str, Any]:
-        """{settings in force, given by Label Studio, changed on the page, default, and what there is to choose from}.
+        """The settings in force, given by Label Studio, changed on the page, the defaults, and the possible choices.
 
-        problem  why what was given cannot be used; the defaults are shown then
+        problem  why the given settings are invalid; the defaults are shown then
         """
         row = self._store.project(project)
-        text = row["extra_params"] if row else ""
+        params = row["extra_params"] if row else ""
         problem, given = "", {}
         try:
             found = row_settings(dict(row)) if row else project_settings("")
-            given = json.loads(text or "{}")
+            given = json.loads(params or "{}")
         except BadSetting as error:
             found, problem = project_settings(""), str(error)
         return {
@@ -140,14 +137,14 @@ class Overview:
         }
 
     def preview(self, project: int, given: Mapping[str, str]) -> dict[str, Any]:
-        """The head of the queue as it is and as it would be with other settings: {now, then, note}; nothing is saved.
+        """The first places of the order now and with other settings: {now, then, note}. Nothing is saved.
 
-        Raises BadSetting for settings that cannot be used.
+        Raises BadSetting for invalid settings.
         """
         row = self._store.project(project)
         if row is None:
-            raise NotKnown(f"Project {project} is not known here.")
-        overrides = json.loads(row["overrides"] or "{}") | {name: _typed(text) for name, text in given.items()}
+            raise NotKnown(text("error.unknown_project", project=project))
+        overrides = json.loads(row["overrides"] or "{}") | {name: _typed(value) for name, value in given.items()}
         wanted = project_settings(row["extra_params"], overrides)
         now = [explained(p, place, row_settings(dict(row)).alpha) for p, place in served(self._store, project)]
         found = read_map(self._store, project, row["embedder"])
@@ -155,22 +152,21 @@ class Overview:
         latest = self._store.latest_round(project)
         model = self._store.model(project, latest["model"]) if latest and latest["model"] else None
         if model is None and len(scans) > LARGE:
-            return {"now": now[:HEAD], "then": [], "note": "There are too many scans to try a first order out."}
+            return {"now": now[:HEAD], "then": [], "note": text("note.too_many")}
         inputs = RankingInputs(self._store, project, row["embedder"], model["fingerprint"] if model else "", wanted)
         with self._one_of(self._slow):
             picks = order(inputs, scans, ranked=max(HEAD, wanted.depth)) if scans else []
         waiting = any(not s.annotated for s in scans)
-        lacking = "The model has not been asked for what this needs yet; save it, and the order follows."
-        notes = [lacking] if waiting and not picks else []
+        notes = [text("note.unknown_scores")] if waiting and not picks else []
         if "alpha" in given and (model is None or wanted.moments[1] != "paper"):
-            notes.append("Alpha changes nothing now: only the strategy paper asks for it, and only with a model.")
+            notes.append(text("note.alpha"))
         if found and found.unit != wanted.unit and any(s.volume for s in scans):
-            notes.append("The map is laid out anew for another unit once it is saved, so this is about how it will be.")
+            notes.append(text("note.unit"))
         then = [explained(p, place, wanted.alpha) for place, p in enumerate(picks[:HEAD], start=1)]
         return {"now": now[:HEAD], "then": then, "note": " ".join(notes)}
 
     def _scans(self, project: int, found: StoredMap | None) -> list[Scan]:
-        """Those on the map that have no problem."""
+        """The scans on the map without a problem."""
         there = set(found.digests) if found else set()
         names = ("task", "image", "digest", "annotated", "skipped", "problem", "stratum", "priority")
         rows = self._store.columns(project, *names, "volume", "slice", "patient", "blank")
@@ -182,11 +178,11 @@ class Overview:
         ]
 
     def activity(self, project: int) -> dict[str, Any]:
-        """Who labelled what lately, and what was begun, as far as Label Studio tells; `note` says what it does not."""
-        rows = sorted(self._store.labels(project), key=lambda r: r["read_at"], reverse=True)[:LATELY]
-        note, begun = UNTOLD, []
+        """Recent labels with their annotators, and open drafts; `note` explains what Label Studio does not report."""
+        rows = sorted(self._store.labels(project), key=lambda r: r["read_at"], reverse=True)[:RECENT]
+        note, drafts = text("note.activity"), []
         try:
-            begun = [{"task": task, "by": None} for task in self._studio.tasks_with_drafts(project)]
+            drafts = [{"task": task, "by": None} for task in self._studio.tasks_with_drafts(project)]
             if time.monotonic() - self._names[0] > FRESH:
                 self._names = (time.monotonic(), self._studio.user_names())
         except ScanqueueError as error:
@@ -196,12 +192,14 @@ class Overview:
             {
                 "task": r["task"],
                 "at": r["read_at"],
-                "by": None if r["completed_by"] is None else names.get(r["completed_by"], f"user {r['completed_by']}"),
+                "by": None
+                if r["completed_by"] is None
+                else names.get(r["completed_by"], text("note.user", number=r["completed_by"])),
                 "seconds": r["lead_time"],
             }
             for r in rows
         ]
-        return {"lately": lately, "now": begun, "note": note}
+        return {"lately": lately, "now": drafts, "note": note}
 
     def doctor(self, project: int | None) -> dict[str, Any]:
         with self._one_of(self._slow):
@@ -232,9 +230,9 @@ class Overview:
             return curve_plot(curve(self._store, project), kind=kind)
 
 
-def _typed(text: str) -> Any:
-    """A number where it is one, else the text."""
+def _typed(given: str) -> Any:
+    """The JSON value of a query parameter, else its text."""
     try:
-        return json.loads(text)
+        return json.loads(given)
     except (ValueError, RecursionError):
-        return text
+        return given

@@ -17,11 +17,12 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader
 from starlette.exceptions import HTTPException
 
-from backend.web import formatting
+from backend.web import formatting, texts
 
 PAGES = Path(__file__).with_name("pages")
 ASSETS = {
     "page.css": "text/css; charset=utf-8",
+    "texts.js": "text/javascript; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
     "settings.js": "text/javascript; charset=utf-8",
     "map.css": "text/css; charset=utf-8",
@@ -34,14 +35,7 @@ POLICY = (
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 IMMUTABLE = "public, max-age=31536000, immutable"  # for an asset whose address names its content
-VIEWS = (
-    ("now", "Now"),
-    ("map", "Map"),
-    ("queue", "Queue"),
-    ("curve", "Curve"),
-    ("models", "Models"),
-    ("settings", "Settings"),
-)
+VIEWS = ("now", "map", "queue", "curve", "models", "settings")
 
 
 def render(
@@ -90,7 +84,7 @@ def error_page(request: Request, code: int, sentence: str) -> Response | None:
     if path.startswith(("/api/", "/assets/")) or "text/html" not in request.headers.get("accept", ""):
         return None
     if sentence == "Not Found":  # Starlette's text for an address without a route
-        sentence = "There is nothing at this address."
+        sentence = texts.text("error.no_page")
     answer = render(request, "error.html", code=code, sentence=sentence)
     answer.status_code = code
     return answer
@@ -139,7 +133,7 @@ def _root(request: Request) -> str:
 @lru_cache(maxsize=len(ASSETS))
 def _asset(name: str) -> tuple[bytes, bytes, str]:
     """An asset, its gzip-compressed form, and a short hash of its content. Read once."""
-    content = _asset_path(name).read_bytes()
+    content = texts.script() if name == "texts.js" else _asset_path(name).read_bytes()
     return content, gzip.compress(content, 6, mtime=0), hashlib.sha256(content).hexdigest()[:12]
 
 
@@ -160,5 +154,5 @@ def _environment() -> Environment:
     filters: Mapping[str, Callable[..., Any]] = formatting.FILTERS
     environment.filters.update(filters)
     environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False, indent=2)
-    environment.globals["training_curve"] = formatting.training_curve
+    environment.globals |= {"t": texts.text, "rich": texts.rich, "training_curve": formatting.training_curve}
     return environment

@@ -1,4 +1,4 @@
-"""One project as people and programs see it: the same object for the command and for the page."""
+"""The status of a project: the same object for the command line, the page and the JSON API."""
 
 from __future__ import annotations
 
@@ -16,43 +16,16 @@ from backend.records.maps import read_map
 from backend.records.rounds import Pick
 from backend.records.store import Store
 from backend.settings import ProjectSettings
+from backend.web.texts import text, texts
 from sampling import Point, stopping_hint
-
-WHY = {
-    "paper": "the model is unsure of it, and it is unlike what was chosen before it; S(i) weighs the two",
-    "medoid": "typical of its cluster on the map",
-    "farthest": "unlike the scans of its cluster chosen before it",
-    "random": "drawn at random",
-    "control": "drawn at random, as a control",
-    "wished": "somebody asked for it to be labelled next",
-    "begun": "the rest of a scan that was begun, which comes to its end first",
-    "skipped": "skipped by an annotator, so it comes last",
-    "blank": "all of its pixels are alike, so it comes last",
-    "stratum": "the next of its group, so that every group has its share",
-    "representative": "stands for scans that nothing stood for yet",
-    "typical": "typical of a part of the pool that has no label yet",
-    "covering": "has many others close by that nothing covers yet",
-    "central": "near the centre of its cluster",
-    "entropy": "the model is unsure of it",
-    "power-entropy": "drawn with a chance that grows with how unsure the model is",
-    "clasp": "the model is unsure of one of its labels, and the labels take turns",
-    "stochastic-batches": "one of a random set of which the model is unsure",
-    "badge": "the model is unsure of it, and it is unlike the others chosen",
-    "pairwise-dice": "its mask changes when the scan is made brighter, darker or moved",
-    "kcenter": "far from everything chosen before it",
-    "kcenter-map": "far on the map from everything chosen before it",
-    "facility": "stands for scans that nothing stood for yet",
-    "facility-map": "stands for scans on the map that nothing stood for yet",
-    "diversity": "far on the map from everything chosen before it",
-}
 
 
 def describe(store: Store, project: int) -> dict[str, Any] | None:
     """The status of a project; None when it is not known here.
 
-    `queue` lists the tasks that annotators are served now, in order. Distances are in `unit`. `stopping` says whether
-    more labels are expected to be worth it (`sampling.Hint`); None before the first model and when nothing is left.
-    `control` compares models of our order and of chance, as of the `version` they were last compared with; None before.
+    `queue` lists the tasks in the queue, in order. Distances are in `unit`. `stopping` advises whether more labels are
+    worth it (`sampling.Hint`); None before the first model and when no scan is left. `control` is the newest
+    comparison with the control group (`version` says when it was made); None before the first.
     """
     row = store.project(project)
     if row is None:
@@ -94,13 +67,13 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
 
 
 def _compared(models: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """{version, labels, ours: {dice, ...}, control: {dice, ...}} of the newest comparison with chance."""
+    """{version, labels, ours: {dice, ...}, control: {dice, ...}} of the newest control trial."""
     found = [{"version": m["version"], **m["details"]["arms"]} for m in models if "arms" in m["details"]]
     return found[-1] if found else None
 
 
 def _stopping(models: Sequence[Mapping[str, Any]], left: int, settings: ProjectSettings) -> dict[str, Any] | None:
-    """`sampling.stopping_hint` from the models that draw the labels of today."""
+    """`sampling.stopping_hint` from the models with the present labels."""
     if not models or not left:
         return None
     points = [
@@ -114,7 +87,7 @@ def _stopping(models: Sequence[Mapping[str, Any]], left: int, settings: ProjectS
 
 
 def served(store: Store, project: int) -> list[tuple[Pick, int]]:
-    """What annotators are served now: unlabelled picks of the published part of the order, with their place."""
+    """The queue: unlabelled picks of the published part of the order, with their places."""
     row = store.project(project)
     latest = store.latest_round(project)
     if row is None or latest is None:
@@ -130,7 +103,7 @@ def served(store: Store, project: int) -> list[tuple[Pick, int]]:
 
 
 def settings_of(store: Store, project: int) -> ProjectSettings:
-    """The project's settings; the defaults when what was given cannot be used (status says so)."""
+    """The project's settings; the defaults when the given ones are invalid (the status reports why)."""
     row = store.project(project)
     try:
         return row_settings(dict(row)) if row else project_settings("")
@@ -139,13 +112,13 @@ def settings_of(store: Store, project: int) -> ProjectSettings:
 
 
 def queue(store: Store, project: int) -> list[dict[str, Any]]:
-    """`served` with the reason of each pick in words and the terms of its score."""
+    """`served` with the reason for each pick and the terms of its score."""
     alpha = settings_of(store, project).alpha
     return [explained(pick, place, alpha) for pick, place in served(store, project)]
 
 
 def explained(pick: Pick, place: int, alpha: float) -> dict[str, Any]:
-    """A pick with its place and its reason in words."""
+    """A pick with its place and the reason for it."""
     return {
         "task": pick.task,
         "rank": place,
@@ -160,23 +133,23 @@ def explained(pick: Pick, place: int, alpha: float) -> dict[str, Any]:
 
 
 def sentence(pick: Pick) -> str:
-    """The reason of a pick for somebody who knows no names of methods."""
-    text = WHY.get(pick.reason, pick.reason)
-    where = f", cluster {pick.cluster + 1} on the map" if pick.cluster is not None else ""
-    return f"{text[:1].upper()}{text[1:]}{where}."
+    """The reason for a pick, without names of methods."""
+    words = texts().get(f"why.{pick.reason}", pick.reason)
+    where = text("note.cluster", number=pick.cluster + 1) if pick.cluster is not None else ""
+    return f"{words[:1].upper()}{words[1:]}{where}."
 
 
 def why(pick: Pick, alpha: float) -> str:
-    """The reason of a pick with the name of the method and its numbers."""
+    """The reason for a pick, with the name of the method and its numbers."""
     if pick.reason == "paper" and pick.score is not None:
         return f"S = {pick.score:.2f}: entropy {pick.entropy:.2f}, distance {pick.distance:.2f} (alpha {alpha:g})"
-    text = WHY.get(pick.reason, pick.reason)
+    words = texts().get(f"why.{pick.reason}", pick.reason)
     group = f" (cluster {pick.cluster + 1})" if pick.cluster is not None else ""
-    return f"{pick.reason}{group}: {text}"
+    return f"{pick.reason}{group}: {words}"
 
 
 def map_points(store: Store, project: int) -> list[dict[str, Any]]:
-    """Every scan on the map: {task, x, y, cluster, labelled, rank, reason}; rank within the current order."""
+    """Every scan on the map: {task, x, y, cluster, labelled, rank, reason}; rank in the current order."""
     row = store.project(project)
     found = read_map(store, project, row["embedder"]) if row else None
     if row is None or found is None:
@@ -208,11 +181,10 @@ def map_points(store: Store, project: int) -> list[dict[str, Any]]:
 def round_list(store: Store, project: int) -> list[dict[str, Any]]:
     """Oldest first: {round, model_version, model, labels, validation, shown, accepted, remark, control, ...}.
 
-    settings   those that it was ranked with; {} in rounds of older versions
-    activated  when and by whom its model was made active: {version, at, user}
-
-    control  {version, labels, ours, control}: a model of so many labels of our order, and one of as many drawn at
-             random, on the same held-out scans; None where they were not compared
+    settings   the settings of its order; {} for rounds of older versions
+    activated  when and by whom its model was activated: {version, at, user}
+    control    {version, labels, ours, control}: a model trained on `labels` chosen scans and one trained on as many
+               random scans, evaluated on the same held-out scans; None without a control trial
     """
     models = {m["version"]: m for m in store.models(project)}
     activated = [{k: a[k] for k in ("version", "at", "user")} for a in store.activations(project)]
@@ -244,10 +216,10 @@ def round_list(store: Store, project: int) -> list[dict[str, Any]]:
 def model_list(store: Store, project: int) -> list[dict[str, Any]]:
     """Oldest first: {version, active, kept, accepted, labels, trained_on, validation, remark, created_at}.
 
-    kept      whether its checkpoint is still there, so that it can be made active
-    history   of its training: {step, loss, learning_rate, dice, seconds} at every look at the held-out scans
-    champion  the model that was active then, on the same scans: {version, dice, ...}; None when there was none
-    held_out  the scans that it was judged on: {task, dice, hd95, classes}
+    kept      whether its checkpoint still exists, so that it can be activated
+    history   its training: {step, loss, learning_rate, dice, seconds} at every evaluation on the held-out scans
+    champion  the model that was active before, on the same scans: {version, dice, ...}; None if there was none
+    held_out  the scans it was evaluated on: {task, dice, hd95, classes}
     """
     row = store.project(project)
     return [

@@ -1,38 +1,42 @@
-"""Every text of the page, in one place to be read in one sitting and translated later."""
+"""Every text of the page, of its scripts and of the figures. They stand in `pages/texts.toml`, by section and name."""
 
 from __future__ import annotations
 
+import json
+import tomllib
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-TEXTS = {
-    "error.unknown_project": (
-        "Project {project} is not known here. Connect scanqueue in its Settings > Model in Label Studio."
-    ),
-    # -- figures
-    "plot.no_map": "There is no map yet: no scan has been read.",
-    "plot.no_curve": "There is no learning curve yet: no model has been evaluated on held-out scans.",
-    "plot.in_queue": "in the queue now ({count})",
-    "plot.no_value": "grey: no value yet",
-    "plot.first_axis": "t-SNE, first axis (no unit)",
-    "plot.second_axis": "t-SNE, second axis (no unit)",
-    "plot.labelled_scans": "labelled scans",
-    "plot.interval": "95 % interval",
-    "plot.mixed_units": "HD95 has no mean: some scans are measured in mm, others in px.",
-    "plot.without_mean": "{count} without a mean: in mm and px",
-    "plot.model": "model, on held-out scans",
-    "plot.not_accepted": "model that was not accepted",
-    "plot.shown": "mask shown, against the submitted mask",
-    "plot.ours": "scans chosen by the strategy",
-    "plot.control": "same number of random scans",
-    "plot.first_labels": "the first {shown} of {count} labels",
-    "plot.mask_shown": "mask shown",
-    "plot.no_mask": "no mask",
-    "plot.scans": "{name}\n({count} scans)",
-    "plot.no_data": "no data",
-    "plot.time": "time per scan (s): median, 95 % interval",
-}
+from markupsafe import Markup
+
+PATH = Path(__file__).with_name("pages") / "texts.toml"
+SCRIPTS = "js."  # texts that the scripts of the page use
+
+
+@cache
+def texts() -> dict[str, str]:
+    sections = tomllib.loads(PATH.read_text(encoding="utf-8"))
+    return {f"{section}.{name}": value for section, names in sections.items() for name, value in names.items()}
 
 
 def text(key: str, **values: Any) -> str:
-    """The text under this key, with its {fields} filled in. Plain text: whoever writes HTML escapes it."""
-    return TEXTS[key].format(**values)
+    """The text under this key as plain text, with its {fields} filled in. Raises KeyError."""
+    return texts()[key].format(**values)
+
+
+def rich(key: str, **values: Any) -> Markup:
+    """A text that contains HTML; the values are escaped."""
+    return Markup(texts()[key]).format(**values)
+
+
+def plural(value: int, noun: str, number: str) -> str:
+    """ "1 scan" or "2 scans", for the noun under "n."; `number` is how `value` is written."""
+    one, _, many = texts()[f"n.{noun}"].partition("|")
+    return (one if value == 1 else many).replace("{n} ", f"{number}\N{NO-BREAK SPACE}")
+
+
+def script() -> bytes:
+    """The script that hands the page's scripts their texts."""
+    ours = {key.removeprefix(SCRIPTS): value for key, value in texts().items() if key.startswith(SCRIPTS)}
+    return f'"use strict";\nconst TEXTS = {json.dumps(ours, ensure_ascii=False, indent=1)};\n'.encode()

@@ -188,7 +188,7 @@ def test_another_unit_lays_the_map_out_anew_and_opens_a_round_and_so_does_the_wa
     before = world.order()
     seen = Overview(world.store, world.studio, None, lambda _: [])  # type: ignore[arg-type]
     tried = seen.preview(PROJECT, {"unit": "scan"})
-    assert "The map is laid out anew" in tried["note"]
+    assert "The map is computed again" in tried["note"]
     audit.set_overrides(world.store, PROJECT, "anna", {"unit": "scan"})
     world.run()
     volumes = read_map(world.store, PROJECT, "pixels")

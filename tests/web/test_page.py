@@ -18,7 +18,7 @@ from world import PROJECT as LIVED
 from world import World
 
 from backend.errors import StoreUnavailable
-from backend.web import formatting, page, reference, rendering
+from backend.web import formatting, page, reference, rendering, texts
 
 VIEWS = {
     "index": "/?all",
@@ -165,13 +165,14 @@ def test_a_script_in_a_text_of_the_lab_stays_text(name: str) -> None:
         "page.js",
         "settings.js",
         "map.js",
+        "texts.js",
     }
     assert SCRIPT in seen.text
 
 
 def test_a_script_in_an_address_stays_text(lab: Lab) -> None:
     seen = view(lab, f"/projects/4/compare?first={SCRIPT}&second=b", 400)
-    assert len(seen.all("script")) == 1
+    assert [s["src"].partition("?")[0].rpartition("/")[2] for s in seen.all("script")] == ["texts.js", "page.js"]
     assert "There is no model" in seen.text
 
 
@@ -183,6 +184,27 @@ def test_a_view_may_load_from_nowhere_else(lab: Lab, name: str) -> None:
     assert policy["connect-src"] == policy["form-action"] == "'self'"
     assert policy["script-src"] == ("'self' 'unsafe-eval'" if name == "map" else "'self'")  # plotly's WebGL needs it
     assert headers["cache-control"] == "no-store"
+
+
+def test_every_text_that_a_view_or_script_names_exists() -> None:
+    known = set(texts.texts())
+    sections = "|".join({key.partition(".")[0] for key in known})
+    for path in [*rendering.PAGES.glob("*.html"), *rendering.PAGES.parent.rglob("*.py")]:
+        named = re.findall(rf'(?:\bt|text|rich)\("((?:{sections})\.[^"]+)"(?! ~)', path.read_text())
+        assert set(named) <= known, path
+    for path in rendering.PAGES.glob("*.js"):
+        named = [f"js.{name}" for name in re.findall(r'\bt\("(\w+)"', path.read_text())]
+        assert set(named) <= known, path
+
+
+def test_the_scripts_get_their_texts(lab: Lab) -> None:
+    script = client(lab).get("/assets/texts.js").text
+    assert '"undone": "Undone."' in script
+    assert "queue.title" not in script
+
+
+def test_values_in_a_text_with_html_are_escaped() -> None:
+    assert SCRIPT not in texts.rich("now.doctor_noscript", project=SCRIPT)
 
 
 def test_one_project_is_opened_at_once(lab: Lab) -> None:
@@ -201,7 +223,7 @@ def test_several_projects_are_listed_with_what_they_are_at(lab: Lab) -> None:
     assert [a["href"] for a in seen.all("a") if a["href"].startswith("projects/")] == ["projects/4", "projects/9"]
     words = "Choosing with a model 34 of 60 scans labelled, 2 problems"
     assert words in seen.text
-    assert "Stopped: something has to be mended" in seen.text
+    assert "Stopped: action needed" in seen.text
 
 
 def test_without_a_project_the_list_says_how_to_connect_one(lab: Lab) -> None:
@@ -218,7 +240,7 @@ def test_now_says_what_is_done_how_far_it_is_and_how_good_the_model_is(lab: Lab)
         "Scans 60 Read 58 Labelled 34 57 % Round 2",
         "Dice 0.912 , HD95 3.5 px on 12 held-out scans",
         "Dice 0.934 , HD95 2.6 px on 4 scans of this round",
-        "Go on labelling. Another round is expected to add 0.012",
+        "Continue labelling. Another round is expected to add 0.012",
         "worker-1 training scanqueue-r3 just now",
         "alpha from 0.4 to 0.6",
     ):
@@ -260,7 +282,7 @@ def test_a_project_of_which_nothing_was_read_yet_has_every_view(tmp_path: Path) 
 
 def test_without_a_worker_now_says_how_to_start_one(lab: Lab) -> None:
     lab.working = []
-    assert "Start one with scanqueue worker" in view(lab, "now").text
+    assert "Start a worker with scanqueue worker" in view(lab, "now").text
 
 
 def test_a_change_can_be_undone_once(lab: Lab) -> None:
@@ -304,7 +326,7 @@ def test_in_the_cold_start_scans_are_shown_without_an_outline(lab: Lab) -> None:
 
 def test_an_empty_queue_says_why(lab: Lab) -> None:
     lab.waiting = []
-    assert "Nothing is laid out to be labelled. 4 of 10 labels" in view(lab, "queue").text
+    assert "The queue is empty. 4 of 10 labels" in view(lab, "queue").text
 
 
 def test_activity_says_who_labelled_what_and_how_long_it_took(lab: Lab) -> None:
@@ -338,7 +360,7 @@ def test_without_a_model_the_curve_says_so(lab: Lab) -> None:
     lab.line["lead_time"] = {"with": nothing, "without": nothing}
     text = view(lab, "curve").text
     assert "There is no learning curve yet" in text
-    assert "No mask was shown and submitted yet." in text
+    assert "No mask has been shown and submitted yet." in text
 
 
 def test_a_curve_that_went_from_pixels_to_millimetres_compares_no_two_of_them(lab: Lab) -> None:
@@ -346,7 +368,7 @@ def test_a_curve_that_went_from_pixels_to_millimetres_compares_no_two_of_them(la
     for row, unit in zip(lab.line["models"], ("px", "mm"), strict=True):
         row["unit"] = unit
     text = view(lab, "curve").text
-    assert "HD95 is 3.5 mm now; it was measured in px before, so the two do not compare." in text
+    assert "HD95 is 3.5 mm now; earlier values are in px and cannot be compared." in text
     assert "0.871 0.841 to 0.891 5.2 px" in text
     assert "0.912 0.882 to 0.932 3.5 mm" in text
 
@@ -397,7 +419,7 @@ def test_models_are_compared_worst_first_with_pictures_of_both(lab: Lab) -> None
     assert tasks == ["7", "3", "9"]
     text = seen.text
     assert "A 0.612 · B 0.843 · B better by 0.231" in text
-    assert "A 0.930 · B 0.930 · alike" in text
+    assert "A 0.930 · B 0.930 · no difference" in text
     assert "HD95: A 4.3 mm · B 1.5 mm" in text
     assert "A 0.788 , B 0.858" in text
 
@@ -408,9 +430,9 @@ def test_each_lever_says_what_it_does_and_where_its_value_comes_from(lab: Lab) -
     for control in formatting.CONTROLS:
         assert f"{control.title} " in text
         assert control.sentence in text
-    assert "Changing settings needs scripts. Reading does not." in text
-    assert "set here Label Studio says 0.4 Back to what Label Studio says" in text
-    assert "from Label Studio the default is 10" in text
+    assert "Changing settings requires JavaScript. Reading them does not." in text
+    assert "set here Label Studio: 0.4 Restore the value from Label Studio" in text
+    assert "from Label Studio default: 10" in text
 
 
 def test_a_lever_set_here_can_go_back(lab: Lab) -> None:
@@ -575,8 +597,8 @@ def test_every_view_shows_real_records(real: TestClient, name: str) -> None:
     assert response.status_code == 200, response.text
     assert TITLE in Read(response.text).text
     assert "script-src 'self'" in response.headers["content-security-policy"]
-    for said in ("None", "Undefined"):
-        assert said not in Read(response.text).text
+    for word in ("None", "Undefined"):
+        assert word not in Read(response.text).text
 
 
 def test_the_pictures_and_plots_of_real_records_are_there(real: TestClient) -> None:
@@ -607,14 +629,14 @@ def test_every_endpoint_of_the_application_is_described(real: TestClient) -> Non
     paths = real.get("/openapi.json").json()["paths"]
     assert len(paths) > 20
     assert {reference.anchor(m, p) for p, operations in paths.items() for m in operations} <= set(seen.with_("id"))
-    assert "model_class text" in seen.text  # not what FastAPI guesses, but what `contract` says
+    assert "model_class text" in seen.text  # from `schemas`, not guessed by FastAPI
 
 
 @pytest.mark.parametrize(
     ("address", "code", "sentence"),
     [
         ("/projects/99", 404, "Project 99 is not known here."),
-        ("/nowhere", 404, "There is nothing at this address."),
+        ("/nowhere", 404, "There is no page at this address."),
         ("/projects/x/map", 400, "project: Input should be a valid integer"),
         (f"/projects/{LIVED}/compare?first=a&second=b", 404, "'a'"),
     ],

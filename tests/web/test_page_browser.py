@@ -155,11 +155,11 @@ def test_now_follows_what_happens_without_being_loaded_again(browser: Browser) -
         page = seen.open("now")
         page.evaluate("document.body.dataset.mark = 'same page'")
         lab.one |= {"phase": "blocked", "reason": "The disk is full. Make room.", "job": None, "labelled": 35}
-        expect(page.locator("h1")).to_have_text("Stopped: something has to be mended")
+        expect(page.locator("h1")).to_have_text("Stopped: action needed")
         expect(page.get_by_text("The disk is full. Make room.")).to_be_visible()
         expect(page.locator("progress")).to_have_count(0)
         expect(page.locator(".tiles")).to_contain_text("35")
-        expect(page.locator(".top .phase")).to_have_text("Stopped: something has to be mended")
+        expect(page.locator(".top .phase")).to_have_text("Stopped: action needed")
         assert page.evaluate("document.body.dataset.mark") == "same page"
 
 
@@ -204,18 +204,18 @@ def test_train_now_and_try_again_are_sent(browser: Browser) -> None:
     with visit(browser, lab) as seen:
         page = seen.open("now")
         page.get_by_role("button", name="Train now").click()
-        expect(page.get_by_role("status").filter(has_text="Asked for.")).to_be_visible()
+        expect(page.get_by_role("status").filter(has_text="Requested.")).to_be_visible()
         page.get_by_role("button", name="Try again with task 58").click()
-        expect(page.get_by_text("Task 58 is read again.")).to_be_visible()
+        expect(page.get_by_text("Task 58 is being read again.")).to_be_visible()
         assert lab.asked == [("train", {}), ("retry", {"task": 58})]
 
 
 def test_the_checks_are_run_when_asked_for_and_stay_text(browser: Browser) -> None:
     with visit(browser, Lab()) as seen:
         page = seen.open("now")
-        page.get_by_role("button", name="Run the checks").click()
-        expect(page.get_by_text("1 of 2 checks found something.")).to_be_visible()
-        expect(page.locator("#checks .error")).to_have_text(f"Mend The folder {SCRIPT} is not there. Make it.")
+        page.get_by_role("button", name="Run checks").click()
+        expect(page.get_by_text("1 of 2 checks found a problem.")).to_be_visible()
+        expect(page.locator("#checks .error")).to_have_text(f"Fix The folder {SCRIPT} is not there. Make it.")
         page.screenshot(path=PICTURES / "now-checks.png", full_page=True)
 
 
@@ -242,10 +242,10 @@ def test_moving_alpha_shows_how_the_queue_would_change_and_changes_nothing(brows
     lab = Lab()
     with visit(browser, lab) as seen:
         page = seen.open("settings")
-        page.get_by_label("Alpha: unsure or different, slider").focus()
+        page.get_by_label("Alpha: uncertainty or diversity, slider").focus()
         page.keyboard.press("ArrowRight")
         expect(page.locator("#preview-said")).to_have_text(
-            "6 of the first 10 places would change, 1 with scans that are not in the queue now."
+            "6 of the first 10 places would change; 1 would go to scans that are not in the queue now."
         )
         rows = page.locator("#preview-table tbody tr")
         expect(rows.nth(0)).to_contain_text("Task 35")
@@ -279,8 +279,8 @@ def test_a_setting_goes_back_to_what_label_studio_says(browser: Browser) -> None
     lab = Lab()
     with visit(browser, lab) as seen:
         page = seen.open("settings")
-        page.get_by_role("button", name="Back to what Label Studio says for Alpha").click()
-        expect(page.get_by_text("back to what Label Studio says.")).to_be_visible()
+        page.get_by_role("button", name="Restore the value from Label Studio for Alpha").click()
+        expect(page.get_by_text("Alpha: uncertainty or diversity: restored.")).to_be_visible()
         assert lab.asked == [("settings", {"alpha": None})]
 
 
@@ -305,7 +305,7 @@ def test_another_model_is_activated_after_a_question(browser: Browser) -> None:
 
         page.on("dialog", answer)
         page.get_by_role("button", name="Activate scanqueue-r1").click()
-        expect(page.get_by_text("scanqueue-r1 draws the masks as soon as a worker is free.")).to_be_visible()
+        expect(page.get_by_text("scanqueue-r1 will draw the masks as soon as a worker is free.")).to_be_visible()
         assert lab.asked == [("activate", {"version": "scanqueue-r1"})]
         assert "Let scanqueue-r1 draw the masks from now on?" in questions[0]
 
@@ -348,7 +348,7 @@ def test_titles_and_labels_that_are_scripts_stay_text_in_every_view(browser: Bro
         for name in sorted(set(VIEWS) - {"compare", "docs", "error"}):
             page = seen.open(name)
             expect(page.locator("body")).to_contain_text(SCRIPT)
-        page.get_by_label("Alpha: unsure or different, slider").focus()
+        page.get_by_label("Alpha: uncertainty or diversity, slider").focus()
         page.keyboard.press("ArrowRight")
         expect(page.locator("#preview-said")).to_contain_text("places would change")
 
@@ -398,7 +398,7 @@ def test_on_real_records_the_order_and_the_levers_are_changed_and_changed_back(
         expect(page.locator(f"#scan-{first}.out")).to_have_count(0)
         assert wish() == 0
         page = seen.open(f"/projects/{LIVED}/settings")
-        page.get_by_label("Alpha: unsure or different", exact=True).fill("0")
+        page.get_by_label("Alpha: uncertainty or diversity", exact=True).fill("0")
         expect(page.locator("#preview-said")).to_contain_text("place")
         page.get_by_role("button", name="Save").click()
         expect(page.get_by_role("button", name="Undo alpha: 0", exact=True)).to_be_visible()

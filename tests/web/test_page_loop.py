@@ -165,7 +165,7 @@ def _first_day(visitor: Visitor, lab: Lab, service: Service, found: dict[str, An
     page.get_by_role("button", name=f"Try again with task {problem['task']}").click()
     expect(page.get_by_text("No scan has a problem.")).to_be_visible(timeout=120_000)  # without being loaded again
     visitor.picture("2-mended")
-    page.get_by_role("button", name="Run the checks").click()
+    page.get_by_role("button", name="Run checks").click()
     expect(page.locator("#checks li").first).to_be_visible(timeout=60_000)
     found["checks"] = page.locator("#checks li").all_inner_texts()
     visitor.picture("3-checks")
@@ -305,7 +305,7 @@ def test_the_page_shows_who_works_and_the_checks_of_the_doctor(seen: dict[str, A
 
 
 def test_pointing_at_a_mark_shows_the_scan_and_why_it_stands_where_it_does(seen: dict[str, Any]) -> None:
-    assert "Stands for scans that nothing stood for yet." in seen["pointed at"]
+    assert "Most representative of the scans not represented yet." in seen["pointed at"]
     assert seen["thumbnail"] >= 32
 
 

@@ -1,8 +1,9 @@
-// The map of a project: every scan where it lies, chosen and pointed at.
-// Data comes as columns from .../atlas; it is only ever written as text, never as markup.
+// The map of a project: draws every scan, shows the one pointed at, and selects scans.
+// Data comes as columns from .../atlas; it is only written as text, never as markup.
 "use strict";
 
 (() => {
+  const { t } = scanqueue;
   const view = document.getElementById("map-view");
   const frame = document.getElementById("map-frame");
   const plot = document.getElementById("map-plot");
@@ -22,15 +23,16 @@
   const modes = [...view.querySelectorAll("[data-mode]")];
   const facts = Object.fromEntries([...view.querySelectorAll("[data-fact]")].map((e) => [e.dataset.fact, e]));
 
-  const NUMBERED = 30; // places of the order that the map shows with their number
-  const FEW = 5000; // marks that a browser without WebGL is given
-  const REST = 120; // milliseconds that the mouse rests on a mark before its picture is asked for
-  const RINGED = 5000; // rings at most: more hide the map
-  const STEP = 4; // pixels from one corner of a line drawn to the next
-  const SLOWLY = 30000; // milliseconds between looks without any reason
-  const LOOKS = [2000, 6000, 15000]; // milliseconds after a wish at which the new order may be there
+  const NUMBERED = 30; // first places of the order, shown with their number
+  const FEW = 5000; // maximum number of marks without WebGL
+  const REST = 120; // milliseconds that the mouse must rest on a mark before its picture is loaded
+  const RINGED = 5000; // maximum number of rings: more would hide the map
+  const STEP = 4; // pixels between two corners of a drawn line
+  const SLOWLY = 30000; // milliseconds between two routine reloads
+  const RELOADS = [2000, 6000, 15000]; // milliseconds after a change at which the new order may be ready
 
   const STATES = ["open", "labelled", "problem", "skipped"];
+  const STATE_NAMES = STATES.map((name) => t(`state_${name}`));
   const SYMBOLS = ["circle", "square", "x", "triangle-down"];
   const OUTLINES = [ // the same symbols for the legend, in a box of 16 x 16
     "M8 3a5 5 0 1 0 .01 0z",
@@ -46,7 +48,7 @@
     diamond: "M8 1l6 7-6 7-6-7z",
   };
   const PICK_COLOUR = "#000000";
-  // told apart by colour-blind people too: Paul Tol's muted scheme, his high contrast, and steps of viridis, dark = high
+  // suitable for colour-blind people: Paul Tol's muted and high-contrast schemes, and steps of viridis, dark = high
   const CLUSTERS = ["#332288", "#44aa99", "#cc6677", "#88ccee", "#882255", "#999933", "#117733", "#aa4499", "#ddcc77"];
   const STATE_COLOURS = ["#77aadd", "#004488", "#bb5566", "#ddaa33"];
   const WISH_COLOURS = ["#bbbbbb", "#004488", "#bb5566"];
@@ -54,21 +56,21 @@
   const NONE = "#bbbbbb";
 
   let atlas = null;
-  let text = ""; // of the atlas, as it came
-  let drawn = []; // for each trace, the rows of the atlas that it shows
-  let rows = null; // those on the map: all, or a part where WebGL is missing
-  let selection = []; // rows that a wish can be about
-  let outlines = []; // closed lines on the map, [[x, y], ...], that were drawn to select them
-  let ringed = []; // rows that are ringed, as no line shows that they are selected
-  let change = null; // of the last wish, for its undoing
-  let at = -1; // row whose facts the panel shows
-  let under = -1; // row under the mouse, -1 where there is none
+  let text = ""; // the atlas as JSON
+  let drawn = []; // for each trace, its rows in the atlas
+  let rows = null; // rows on the map: all, or a sample without WebGL
+  let selection = []; // selected rows that have no label
+  let outlines = []; // closed lines drawn around the selection, [[x, y], ...] on the map
+  let ringed = []; // rows with a ring: selected without a line
+  let change = null; // number of the last change, for undo
+  let at = -1; // row shown in the panel
+  let under = -1; // row under the mouse, else -1
   let mode = "pan";
-  let hindrance = ""; // why there is no WebGL, "" where there is
+  let hindrance = ""; // why WebGL cannot be used, else ""
   let touched = false;
   let resting = 0;
 
-  // -- reading ------------------------------------------------------------------------------------
+  // -- loading ------------------------------------------------------------------------------------
 
   async function ask(path, body) {
     const options = body === undefined ? {} : {
@@ -77,8 +79,8 @@
     const response = await fetch(view.dataset.api + path, options);
     const answer = await response.text();
     if (response.ok) return answer;
-    let why = `The server answered ${response.status}.`;
-    try { why = JSON.parse(answer).error || why; } catch { /* it is no JSON: the number must do */ }
+    let why = t("status", { status: response.status });
+    try { why = JSON.parse(answer).error || why; } catch { /* not JSON: the status must do */ }
     throw new Error(why);
   }
 
@@ -87,26 +89,26 @@
       const element = document.createElement("script");
       element.src = address;
       element.onload = resolve;
-      element.onerror = () => reject(new Error("The script that draws the map could not be loaded; reload the page."));
+      element.onerror = () => reject(new Error(t("map_script")));
       document.head.append(element);
     });
   }
 
   const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
 
-  // Why marks cannot be drawn with WebGL here, "" when they can.
+  // Why WebGL cannot be used here, "" if it can.
   function obstacle() {
     try {
       const gl = document.createElement("canvas").getContext("webgl");
       if (!gl || !gl.getExtension("ANGLE_instanced_arrays") || !gl.getExtension("OES_element_index_uint")) {
-        return "This browser has no WebGL";
+        return t("map_no_webgl");
       }
-    } catch { return "This browser has no WebGL"; }
-    try { new Function(""); } catch { return "This page is served so that WebGL cannot be used"; }
+    } catch { return t("map_no_webgl"); }
+    try { new Function(""); } catch { return t("map_blocked"); }
     return "";
   }
 
-  // Rows for browsers that can draw few: what is served, what is labelled, and others by chance, always the same.
+  // A sample of rows for slow browsers: the queue, the labelled scans, and a fixed random choice of the others.
   function some(limit) {
     const count = atlas.task.length;
     const key = new Float64Array(count);
@@ -121,19 +123,19 @@
 
   // -- drawing ------------------------------------------------------------------------------------
 
-  const short = (value) => (value === null || value === undefined ? "unknown" : Number(value.toPrecision(3)).toString());
+  const short = (value) => (value === null || value === undefined ? t("unknown") : Number(value.toPrecision(3)).toString());
 
-  // {of: row -> number of a class, names, colours} for the chosen colouring; later classes are drawn on top.
+  // {of: row -> class, names, colours} for the chosen colouring; later classes are drawn on top.
   function classes(by) {
     if (by === "cluster") {
-      const names = ["no cluster"];
-      for (let c = 0; c < atlas.clusters; c++) names.push(`cluster ${c + 1}`);
+      const names = [t("no_cluster")];
+      for (let c = 0; c < atlas.clusters; c++) names.push(t("cluster", { number: c + 1 }));
       const colours = names.map((_, c) => (c ? CLUSTERS[(c - 1) % CLUSTERS.length] : NONE));
       return { of: (i) => atlas.cluster[i] + 1, names, colours };
     }
-    if (by === "state") return { of: (i) => atlas.state[i], names: STATES, colours: STATE_COLOURS };
+    if (by === "state") return { of: (i) => atlas.state[i], names: STATE_NAMES, colours: STATE_COLOURS };
     if (by === "wish") {
-      return { of: (i) => (atlas.wish[i] < 0 ? 2 : atlas.wish[i]), names: ["no wish", "label next", "leave out"], colours: WISH_COLOURS };
+      return { of: (i) => (atlas.wish[i] < 0 ? 2 : atlas.wish[i]), names: [t("wish_usual"), t("wish_next"), t("wish_out")], colours: WISH_COLOURS };
     }
     const values = atlas[by];
     const missing = by === "round" ? -1 : null;
@@ -144,7 +146,7 @@
       if (v < low) low = v;
       if (v > high) high = v;
     }
-    const nothing = by === "round" ? "not labelled yet" : "unknown";
+    const nothing = t(by === "round" ? "unlabelled" : "unknown");
     if (low > high) return { of: () => 0, names: [nothing], colours: [NONE] };
     const whole = by === "round";
     const count = whole ? Math.min(STEPS.length, high - low + 1) : low === high ? 1 : STEPS.length;
@@ -154,13 +156,13 @@
     for (let c = 0; c < count; c++) {
       const from = whole ? Math.ceil(low + c * width) : low + c * width;
       const to = whole ? Math.ceil(low + (c + 1) * width) - 1 : low + (c + 1) * width;
-      names.push(whole ? (from === to ? `round ${from}` : `rounds ${from} to ${to}`) : `${short(from)} to ${short(to)}`);
+      names.push(whole ? t(from === to ? "round" : "rounds", { from, to }) : t("range", { from: short(from), to: short(to) }));
       colours.push(STEPS[count === 1 ? STEPS.length - 1 : Math.round((c * (STEPS.length - 1)) / (count - 1))]);
     }
     return { of: (i) => (values[i] === missing ? 0 : 1 + Math.min(count - 1, Math.floor((values[i] - low) / width))), names, colours };
   }
 
-  // One trace for each colour and symbol that occurs: a trace of one colour costs a fraction of one of many.
+  // One trace per colour and symbol in use: traces of a single colour are much faster.
   function traces(type, look) {
     const sorts = look.colours.length * STATES.length;
     const sort = new Uint16Array(rows.length);
@@ -212,10 +214,10 @@
   const kind = (row) => (atlas.kind[row] < 0 ? "" : atlas.kinds[atlas.kind[row]]);
   const pickSymbol = (row) => PICKS[kind(row)] || OTHER_PICK;
 
-  // The first rows of the order, in order; of slices that share the place of their volume the first.
+  // The first rows of the order; one slice per volume, as all slices of a volume share a place on the map.
   function heads() {
     const order = [], found = [], places = new Set();
-    atlas.rank.forEach((rank, i) => { if (rank > 0 && atlas.state[i] !== 1) order.push(i); }); // the labelled ones are done
+    atlas.rank.forEach((rank, i) => { if (rank > 0 && atlas.state[i] !== 1) order.push(i); }); // labelled ones are done
     order.sort((a, b) => atlas.rank[a] - atlas.rank[b]);
     for (let n = 0; n < order.length && found.length < NUMBERED; n++) {
       const place = `${atlas.x[order[n]]},${atlas.y[order[n]]}`;
@@ -234,8 +236,8 @@
     return {
       xaxis: axis(atlas.x), yaxis: { ...axis(atlas.y), scaleanchor: "x" },
       margin: { l: 4, r: 4, t: 4, b: 4 }, showlegend: false, annotations: marks, shapes: outlines.map(shape),
-      hovermode: "closest", hoverdistance: 12, spikedistance: 0, // else all marks are searched wherever the mouse is
-      dragmode: "pan", // lines are drawn by this script: plotly's own lasso tests all marks at every move
+      hovermode: "closest", hoverdistance: 12, spikedistance: 0, // else plotly searches all marks at every mouse move
+      dragmode: "pan", // this script draws the lines: plotly's own lasso tests all marks at every move
       paper_bgcolor: "#ffffff", plot_bgcolor: "#ffffff", uirevision: "map",
     };
   }
@@ -245,7 +247,7 @@
     fillcolor: "rgba(0,0,0,0.05)",
   });
 
-  // The name of each cluster, in its middle: colours are used again after the ninth.
+  // The name of each cluster at its centre, as colours repeat after the ninth.
   function middles() {
     const sums = Array.from({ length: atlas.clusters }, () => [0, 0, 0]);
     for (const i of rows) {
@@ -253,7 +255,7 @@
       if (sum) { sum[0] += atlas.x[i]; sum[1] += atlas.y[i]; sum[2]++; }
     }
     return sums.flatMap(([x, y, n], c) => (n ? [{
-      x: x / n, y: y / n, text: `cluster ${c + 1}`, showarrow: false, borderpad: 2, bgcolor: "rgba(255,255,255,0.75)",
+      x: x / n, y: y / n, text: t("cluster", { number: c + 1 }), showarrow: false, borderpad: 2, bgcolor: "rgba(255,255,255,0.75)",
       bordercolor: CLUSTERS[c % CLUSTERS.length], font: { size: 11, color: "#333333" },
     }] : []));
   }
@@ -291,16 +293,16 @@
     const items = [];
     const byState = colour.value === "state";
     look.names.forEach((name, c) => {
-      if (counts[c] && !byState) items.push(item(OUTLINES[0], look.colours[c], `${name} (${counts[c]})`));
+      if (counts[c] && !byState) items.push(item(OUTLINES[0], look.colours[c], t("legend", { name, count: counts[c] })));
     });
-    STATES.forEach((name, s) => {
-      if (states[s]) items.push(item(OUTLINES[s], byState ? STATE_COLOURS[s] : "#555555", `${name} (${states[s]})`));
+    STATE_NAMES.forEach((name, s) => {
+      if (states[s]) items.push(item(OUTLINES[s], byState ? STATE_COLOURS[s] : "#555555", t("legend", { name, count: states[s] })));
     });
     const kinds = [...new Set(heads().map(kind))];
     const shown = new Set(kinds.map((k) => PICKS[k] || OTHER_PICK));
     for (const symbol of shown) {
       const names = kinds.filter((k) => (PICKS[k] || OTHER_PICK) === symbol).join(", ");
-      items.push(item(PICK_OUTLINES[symbol], PICK_COLOUR, `next in the order: ${names || "chosen"}`));
+      items.push(item(PICK_OUTLINES[symbol], PICK_COLOUR, t("legend_next", { kinds: names || t("chosen") })));
     }
     legend.replaceChildren(...items);
   }
@@ -331,26 +333,27 @@
     document.getElementById("map-point").hidden = false;
     document.getElementById("map-why").textContent = why;
     document.getElementById("map-open").href = address(row);
-    document.getElementById("map-open").hidden = !view.dataset.studio; // then nobody said where Label Studio is
+    document.getElementById("map-open").hidden = !view.dataset.studio; // without its address there is no link
     const rank = atlas.rank[row];
+    const state = STATE_NAMES[atlas.state[row]];
     const values = {
       task: String(atlas.task[row]),
-      state: STATES[atlas.state[row]] + (atlas.round[row] < 0 ? "" : `, in round ${atlas.round[row]}`),
-      rank: rank ? rank + (atlas.served[row] ? ", served now" : "") : "none",
+      state: atlas.round[row] < 0 ? state : t("state_round", { state, round: atlas.round[row] }),
+      rank: !rank ? t("none") : atlas.served[row] ? t("in_queue", { rank }) : String(rank),
       entropy: short(atlas.entropy[row]),
       distance: short(atlas.distance[row]),
       score: short(atlas.score[row]),
-      cluster: atlas.cluster[row] < 0 ? "none" : String(atlas.cluster[row] + 1),
-      wish: ["none", "label next", "leave out"][atlas.wish[row] < 0 ? 2 : atlas.wish[row]],
+      cluster: atlas.cluster[row] < 0 ? t("none") : String(atlas.cluster[row] + 1),
+      wish: [t("wish_none"), t("wish_next"), t("wish_out")][atlas.wish[row] < 0 ? 2 : atlas.wish[row]],
     };
     for (const [name, value] of Object.entries(values)) facts[name].textContent = value;
     document.getElementById("map-panel").dataset.task = values.task;
     clearTimeout(resting);
     thumb.hidden = true;
-    thumb.removeAttribute("src"); // else the scan shown before stands there until the new one has come
-    noThumb.hidden = atlas.state[row] !== 2; // what cannot be read is not asked for
+    thumb.removeAttribute("src"); // else the previous scan stays until the new one has loaded
+    noThumb.hidden = atlas.state[row] !== 2; // there is no picture of an unreadable scan
     if (atlas.state[row] !== 2) resting = setTimeout(() => {
-      thumb.alt = `Scan of task ${values.task}`;
+      thumb.alt = t("scan_alt", { task: values.task });
       thumb.src = `${view.dataset.scans}${values.task}.png?quiet=1&side=160`;
     }, REST);
   }
@@ -362,7 +365,7 @@
 
   function open(row) {
     show(row);
-    if (touched || !view.dataset.studio) return; // a finger has not seen the panel yet: its link opens the task
+    if (touched || !view.dataset.studio) return; // on a touch screen, the link in the panel opens the task
     window.open(address(row), "_blank", "noopener");
   }
 
@@ -381,9 +384,9 @@
     for (const button of modes) button.setAttribute("aria-pressed", String(button.dataset.mode === to));
   }
 
-  // -- drawing a line around scans ----------------------------------------------------------------
+  // -- lasso and box ----------------------------------------------------------------
 
-  // Corner [x, y] in pixels of the frame to [x, y] on the map.
+  // [x, y] in pixels of the frame to [x, y] on the map.
   function onMap([x, y]) {
     const { xaxis, yaxis } = plot._fullLayout;
     return [xaxis.p2d(x - xaxis._offset), yaxis.p2d(y - yaxis._offset)];
@@ -392,7 +395,7 @@
   function beginLine(event) {
     touched = event.pointerType === "touch";
     if (mode === "pan" || !event.isPrimary || event.button || !event.target.closest(".nsewdrag")) return;
-    event.preventDefault(); // so that plotly hears nothing of it
+    event.preventDefault(); // hide the event from plotly
     const area = frame.getBoundingClientRect();
     const place = (e) => [e.clientX - area.left, e.clientY - area.top];
     const start = place(event);
@@ -420,7 +423,7 @@
     frame.addEventListener("pointercancel", stop);
   }
 
-  // Select what is inside the closed line; with `more`, beside what is inside of earlier ones.
+  // Select the scans inside the closed line; with `more`, add them to the selection.
   function enclose(loop, more) {
     outlines = more ? [...outlines, loop] : [loop];
     const boxes = outlines.map((corners) => {
@@ -432,7 +435,7 @@
     for (let i = 0; i < atlas.task.length; i++) {
       const x = atlas.x[i];
       const y = atlas.y[i];
-      const near = ([left, right, low, high]) => x >= left && x <= right && y >= low && y <= high; // saves most of the work
+      const near = ([left, right, low, high]) => x >= left && x <= right && y >= low && y <= high; // skips most of the work
       if (outlines.some((corners, k) => near(boxes[k]) && inside(corners, x, y))) found.push(i);
     }
     choose(found);
@@ -445,7 +448,7 @@
     outline([]);
   }
 
-  // Show on the map what is selected: the lines drawn, or rings around the rows.
+  // Show the selection on the map: the lines drawn, or rings around the rows.
   function outline(rings) {
     const redrawn = rings.length || ringed.length;
     ringed = rings.length > RINGED ? [] : rings;
@@ -463,16 +466,16 @@
     return odd;
   }
 
-  // -- choosing -----------------------------------------------------------------------------------
+  // -- selecting -----------------------------------------------------------------------------------
 
-  const scans = (count) => (count === 1 ? "1 scan" : `${count} scans`);
+  const scans = (count) => (t(count === 1 ? "scan" : "scans", { count }));
 
-  // Wishes are about scans that have no label yet.
+  // Only scans without a label can get a priority.
   function choose(found, remark = "") {
     selection = found.filter((row) => atlas.state[row] !== 1);
     const labelled = found.length - selection.length;
-    const rest = labelled ? `, and ${labelled} labelled already` : "";
-    chosen.textContent = `${found.length ? scans(selection.length) : "No scans"} selected${rest}.${remark}`;
+    const words = { scans: found.length ? scans(selection.length) : t("no_scans"), labelled, remark };
+    chosen.textContent = t(labelled ? "selected_labelled" : "selected", words);
     for (const button of wishes) button.disabled = !selection.length;
   }
 
@@ -487,7 +490,7 @@
       else bad = part;
     }
     if (bad) {
-      chosen.textContent = `“${bad}” is no task number. Write numbers or ranges, such as 12, 15-20.`;
+      chosen.textContent = t("bad_number", { text: bad });
       return;
     }
     const ranges = [...wanted];
@@ -497,7 +500,7 @@
       const grouped = sort && atlas[sort][i] === Number(value);
       if (grouped || ranges.some(([from, to]) => atlas.task[i] >= from && atlas.task[i] <= to)) found.push(i);
     }
-    choose(found, found.length ? "" : " There is no such scan on the map.");
+    choose(found, found.length ? "" : t("no_such_scan"));
     outlines = [];
     if (plot.data) outline(selection);
     if (found.length) show(found[0]);
@@ -512,54 +515,48 @@
       if (atlas.wish[i] > 0) next++;
       if (atlas.wish[i] < 0) out++;
     }
-    const options = [["", "none"]];
-    if (next) options.push(["wish:1", `wished next (${next})`]);
-    if (out) options.push(["wish:-1", `left out (${out})`]);
-    count.forEach((n, c) => { if (n) options.push([`cluster:${c}`, `cluster ${c + 1} (${n})`]); });
+    const options = [["", t("none")]];
+    if (next) options.push(["wish:1", t("group_next", { count: next })]);
+    if (out) options.push(["wish:-1", t("group_out", { count: out })]);
+    count.forEach((n, c) => { if (n) options.push([`cluster:${c}`, t("group_cluster", { number: c + 1, count: n })]); });
     const before = group.value;
     group.replaceChildren(...options.map(([value, words]) => new Option(words, value)));
     if (options.some(([value]) => value === before)) group.value = before;
   }
 
-  // -- wishing ------------------------------------------------------------------------------------
+  // -- changing the priority ------------------------------------------------------------------------------------
 
-  const DONE = {
-    next: (n) => `${scans(n)} will be labelled next.`,
-    out: (n) => `${scans(n)} left out.`,
-    none: (n) => `${scans(n)} back in the usual order.`,
-  };
-
-  async function wish(what) {
+  async function setPriority(what) {
     const tasks = selection.map((row) => atlas.task[row]);
-    await send("wishes", { tasks, wish: what }, () => DONE[what](tasks.length), true);
+    await send("wishes", { tasks, wish: what }, () => t(`done_${what}`, { scans: scans(tasks.length) }), true);
   }
 
   async function send(path, body, words, undoable) {
     for (const button of wishes) button.disabled = true;
     undo.hidden = true;
-    said.textContent = "Sending …";
+    said.textContent = t("sending");
     try {
       const answer = JSON.parse(await ask(path, body));
       change = answer.change;
       said.textContent = words();
       undo.hidden = !undoable;
       await refresh(true);
-      for (const delay of LOOKS) setTimeout(() => refresh().catch(() => {}), delay);
+      for (const delay of RELOADS) setTimeout(() => refresh().catch(() => {}), delay);
     } catch (error) {
-      said.textContent = `That did not work: ${error.message}`;
+      said.textContent = t("failed", { reason: error.message });
       for (const button of wishes) button.disabled = !selection.length;
     }
   }
 
-  for (const button of wishes) button.addEventListener("click", () => wish(button.dataset.wish));
-  undo.addEventListener("click", () => send("undo", { change }, () => "Undone.", false));
+  for (const button of wishes) button.addEventListener("click", () => setPriority(button.dataset.wish));
+  undo.addEventListener("click", () => send("undo", { change }, () => t("undone"), false));
   for (const button of modes) button.addEventListener("click", () => setMode(button.dataset.mode));
   frame.addEventListener("pointerdown", beginLine, true);
   frame.addEventListener("touchstart", (event) => { if (mode !== "pan") event.stopPropagation(); }, { capture: true, passive: true });
   document.addEventListener("keydown", (event) => { if (event.key === "Escape" && selection.length) clear(); });
   colour.addEventListener("change", () => { if (plot.data) draw(); });
 
-  // -- beginning ----------------------------------------------------------------------------------
+  // -- start ----------------------------------------------------------------------------------
 
   function take(answer) {
     text = answer;
@@ -569,21 +566,17 @@
     rows = why && count > FEW ? some(FEW) : Uint32Array.from(atlas.task.keys());
     view.dataset.drawnWith = why ? "scatter" : "scattergl";
     notice.textContent = !count
-      ? "No scan has a place on the map yet. The map is made once the scans are read."
-      : !why ? `${scans(count)} on the map.`
-        : rows.length < count
-          ? `${why}, so only ${rows.length} of ${count} scans are drawn: those that are served or labelled, and others by chance. `
-            + "A lasso selects the scans that are not drawn as well."
-          : `${why}, so the map moves more slowly; ${scans(count)} on the map.`;
+      ? t("map_empty")
+      : t(!why ? "map_all" : rows.length < count ? "map_some" : "map_slow", { why, shown: rows.length, count, scans: scans(count) });
     fillGroups();
   }
 
   setInterval(() => { if (atlas && !document.hidden) refresh().catch(() => {}); }, SLOWLY);
 
-  // Ask for the atlas again, and draw it when it has changed.
+  // Load the atlas again, and draw it if it has changed.
   async function refresh(mine = false) {
     const answer = await ask("atlas");
-    if (answer === text || (selection.length && !mine)) return; // what somebody selects meanwhile stays selected
+    if (answer === text || (selection.length && !mine)) return; // do not disturb a selection
     take(answer);
     at = -1;
     outlines = [];
@@ -594,11 +587,11 @@
 
   async function begin() {
     const coming = ask("atlas");
-    coming.catch(() => {}); // told below
-    await painted(); // what is there already is shown before the large script is read
+    coming.catch(() => {}); // reported below
+    await painted(); // show the page before the large script is parsed
     const library = script(view.dataset.plotly);
     library.catch(() => {});
-    hindrance = obstacle(); // asked while the others are on their way: the first look at WebGL takes a while
+    hindrance = obstacle(); // while the others load: the first WebGL context takes a while
     take(await coming);
     await library;
     if (!atlas.task.length) return;
@@ -606,5 +599,5 @@
     listen();
   }
 
-  begin().catch((error) => { notice.textContent = `The map cannot be shown: ${error.message}`; });
+  begin().catch((error) => { notice.textContent = t("map_failed", { reason: error.message }); });
 })();

@@ -1,14 +1,17 @@
-// What every view does with scripts: sends what was asked for, and keeps what is shown up to date.
-// The other scripts use what `scanqueue` offers. Texts of data are put in place with textContent only; HTML comes from the server alone.
+// What every view does: sends changes, and keeps the view up to date. The other scripts use `scanqueue`.
+// Data is inserted with textContent only; HTML comes from the server alone. texts.js holds the texts.
 "use strict";
 
 const scanqueue = (() => {
   const api = document.body.dataset.api;
   const said = document.getElementById("said");
-  const EVERY = 2000; // milliseconds between two looks
-  const WHOLE = 5; // looks after which the view is read again even where the status is the same
+  const INTERVAL = 2000; // milliseconds between two checks of the status
+  const RELOAD = 5; // checks after which the view is loaded again even if the status is unchanged
 
-  // ---- telling people
+  /** The text under a key, with its {fields} filled in. */
+  const t = (key, values = {}) => TEXTS[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+
+  // ---- messages
 
   let hush = 0;
 
@@ -22,7 +25,7 @@ const scanqueue = (() => {
     if (undo !== null) {
       const button = document.createElement("button");
       button.type = "button";
-      button.textContent = "Undo";
+      button.textContent = t("undo");
       button.addEventListener("click", undo);
       said.append(button);
     }
@@ -30,9 +33,9 @@ const scanqueue = (() => {
     hush = setTimeout(() => said.replaceChildren(), bad || undo ? 20000 : 8000);
   }
 
-  // ---- asking
+  // ---- requests
 
-  /** The answer as an object; throws an Error with a sentence for people. */
+  /** The answer as an object; throws an Error with a sentence for the user. */
   async function ask(address, body) {
     const options = { headers: { Accept: "application/json" }, cache: "no-store" };
     if (body !== undefined) {
@@ -44,19 +47,19 @@ const scanqueue = (() => {
     try {
       answer = await fetch(address, options);
     } catch {
-      throw new Error("scanqueue does not answer. Check that it runs, and try again.");
+      throw new Error(t("no_answer"));
     }
     let found = {};
     try {
       found = await answer.json();
     } catch {
-      /* an error of a proxy, say */
+      /* such as the error page of a proxy */
     }
-    if (!answer.ok) throw new Error(found.error || `scanqueue answered ${answer.status}.`);
+    if (!answer.ok) throw new Error(found.error || t("status", { status: answer.status }));
     return found;
   }
 
-  // ---- buttons that send
+  // ---- buttons that send a change
 
   async function send(button) {
     const { send: what, body, done, undo, mark, ask: question } = button.dataset;
@@ -71,7 +74,7 @@ const scanqueue = (() => {
           await ask(`${api}/undo`, { change: answer.change });
           if (marked) marked.classList.remove("out");
           button.disabled = false;
-          say("Undone.");
+          say(t("undone"));
           look(true);
           button.focus();
         } catch (error) {
@@ -88,7 +91,7 @@ const scanqueue = (() => {
     }
   }
 
-  /** Load the view again, and say this once it is there. */
+  /** Reload the view, then show this message. */
   function again(text) {
     sessionStorage.setItem("scanqueue-said", text);
     location.reload();
@@ -103,7 +106,7 @@ const scanqueue = (() => {
     if (button) send(button);
   });
 
-  // ---- times as the reader's clock has them
+  // ---- times in the reader's time zone
 
   const clock = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 
@@ -114,7 +117,7 @@ const scanqueue = (() => {
     }
   }
 
-  // ---- pictures that are not there
+  // ---- missing pictures
 
   function missing(picture) {
     const frame = picture.closest(".picture");
@@ -122,7 +125,7 @@ const scanqueue = (() => {
     frame.classList.add("missing");
     picture.remove();
     const words = document.createElement("small");
-    words.textContent = "no picture";
+    words.textContent = t("no_picture");
     frame.append(words);
   }
 
@@ -137,16 +140,16 @@ const scanqueue = (() => {
   let looks = 0;
   let timer = 0;
 
-  /** Put the parts that changed in place of the old ones; who had the focus keeps it. */
+  /** Replace the parts that changed; the focus stays where it is. */
   function put(fresh) {
     for (const old of document.querySelectorAll("[data-live]")) {
       const next = fresh.querySelector(`[data-live="${old.dataset.live}"]`);
       if (!next) continue;
       wake(next);
       local(next);
-      for (const picture of old.querySelectorAll(".picture.missing")) { // else it would flicker
+      for (const picture of old.querySelectorAll(".picture.missing")) { // avoids flicker
         const same = next.querySelectorAll(".picture")[[...old.querySelectorAll(".picture")].indexOf(picture)];
-        if (same && same.closest("tr, li")?.textContent === picture.closest("tr, li")?.textContent.replace("no picture", "")) {
+        if (same && same.closest("tr, li")?.textContent === picture.closest("tr, li")?.textContent.replace(t("no_picture"), "")) {
           same.replaceWith(picture.cloneNode(true));
         }
       }
@@ -160,7 +163,7 @@ const scanqueue = (() => {
 
   async function read(address) {
     const answer = await fetch(address, { headers: { Accept: "text/html" }, cache: "no-store" });
-    if (!answer.ok) throw new Error(`scanqueue answered ${answer.status}.`);
+    if (!answer.ok) throw new Error(t("status", { status: answer.status }));
     return new DOMParser().parseFromString(await answer.text(), "text/html");
   }
 
@@ -170,7 +173,7 @@ const scanqueue = (() => {
     if (!document.hidden) {
       try {
         const status = JSON.stringify(await ask(api));
-        if (now || (last !== null && status !== last) || looks % WHOLE === WHOLE - 1) put(await read(location.href));
+        if (now || (last !== null && status !== last) || looks % RELOAD === RELOAD - 1) put(await read(location.href));
         last = status;
         looks += 1;
         document.body.classList.remove("away");
@@ -179,12 +182,12 @@ const scanqueue = (() => {
       }
     }
     clearTimeout(timer);
-    timer = setTimeout(look, EVERY);
+    timer = setTimeout(look, INTERVAL);
   }
 
   document.addEventListener("visibilitychange", () => { if (!document.hidden) look(true); });
 
-  // ---- parts that are read from a page of their own, because Label Studio is asked for them
+  // ---- parts loaded from a page of their own, which waits for Label Studio
 
   async function fill(part) {
     try {
@@ -195,7 +198,7 @@ const scanqueue = (() => {
       local(found);
       if (part.innerHTML !== found.innerHTML && !part.contains(document.activeElement)) part.replaceChildren(...found.childNodes);
     } catch {
-      /* the link that stands there leads to the same */
+      /* the link shown there leads to the same page */
     }
     setTimeout(() => (document.hidden ? document.addEventListener("visibilitychange", () => fill(part), { once: true }) : fill(part)), 15000);
   }
@@ -206,15 +209,14 @@ const scanqueue = (() => {
     const list = document.getElementById("checks");
     const words = document.getElementById("checkup-said");
     button.disabled = true;
-    words.textContent = "Checking …";
+    words.textContent = t("checking");
     try {
       const { checks } = await ask(document.body.dataset.doctor);
-      const names = { ok: "Fine", warning: "Look at this", error: "Mend" };
-      list.replaceChildren(...checks.map((check) => {
+            list.replaceChildren(...checks.map((check) => {
         const item = document.createElement("li");
         item.className = `check ${check.level}`;
         const level = document.createElement("strong");
-        level.textContent = names[check.level] ?? check.level;
+        level.textContent = t(`check_${check.level}`);
         const what = document.createElement("span");
         what.textContent = check.what;
         item.append(level, " ", what);
@@ -227,14 +229,14 @@ const scanqueue = (() => {
         return item;
       }));
       const bad = checks.filter((check) => check.level !== "ok").length;
-      words.textContent = bad ? `${bad} of ${checks.length} checks found something.` : `All ${checks.length} checks are fine.`;
+      words.textContent = t(bad ? "checks_bad" : "checks_good", { bad, count: checks.length });
     } catch (error) {
       words.textContent = error.message;
     }
     button.disabled = false;
   }
 
-  // ---- at the start
+  // ---- start
 
   wake(document);
   local(document);
@@ -252,5 +254,5 @@ const scanqueue = (() => {
   }
   if (live) look();
 
-  return { api, ask, say, again };
+  return { api, ask, say, again, t };
 })();

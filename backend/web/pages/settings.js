@@ -1,41 +1,41 @@
-// The levers: what would change is shown before it is saved.
+// The settings form: previews a change before it is saved.
 "use strict";
 
 (() => {
-  const { api, ask, again } = scanqueue;
-  const form = document.getElementById("levers");
-  const wrong = document.getElementById("levers-said");
+  const { api, ask, again, t } = scanqueue;
+  const form = document.getElementById("settings-form");
+  const wrong = document.getElementById("settings-message");
   const saving = document.getElementById("save");
   const discarding = document.getElementById("discard");
-  const levers = [...form.querySelectorAll(".lever")];
+  const controls = [...form.querySelectorAll(".setting")];
   const table = document.getElementById("preview-table");
-  const telling = document.getElementById("preview-said");
+  const message = document.getElementById("preview-said");
   const FIRST = 12; // places that the preview shows
-  const usual = telling.textContent;
+  const usual = message.textContent;
   let pending = 0;
   let asked = 0;
 
-  const control = (lever) => form.querySelector(`#${CSS.escape(lever.dataset.name)}`);
+  const control = (setting) => form.querySelector(`#${CSS.escape(setting.dataset.name)}`);
 
-  /** What a lever says, as it is sent; a number that is none stays text, and scanqueue says what is wrong with it. */
-  function told(lever) {
-    const text = control(lever).value.trim();
-    if (["choice", "text"].includes(lever.dataset.kind)) return text;
+  /** The value of a control as it is sent; an invalid number stays text, and the server explains the error. */
+  function given(setting) {
+    const text = control(setting).value.trim();
+    if (["choice", "text"].includes(setting.dataset.kind)) return text;
     return text === "" || Number.isNaN(Number(text)) ? text : Number(text);
   }
 
-  function changed(lever) {
-    const now = control(lever).dataset.now;
-    return ["choice", "text"].includes(lever.dataset.kind) ? told(lever) !== now : told(lever) !== Number(now);
+  function changed(setting) {
+    const now = control(setting).dataset.now;
+    return ["choice", "text"].includes(setting.dataset.kind) ? given(setting) !== now : given(setting) !== Number(now);
   }
 
   function changes(only = () => true) {
-    return Object.fromEntries(levers.filter((l) => only(l) && changed(l)).map((l) => [l.dataset.name, told(l)]));
+    return Object.fromEntries(controls.filter((l) => only(l) && changed(l)).map((l) => [l.dataset.name, given(l)]));
   }
 
   function refresh() {
-    for (const lever of levers) lever.classList.toggle("changed", changed(lever));
-    const any = levers.some(changed);
+    for (const setting of controls) setting.classList.toggle("changed", changed(setting));
+    const any = controls.some(changed);
     saving.disabled = !any;
     discarding.disabled = !any;
   }
@@ -48,9 +48,9 @@
   }
 
   function way(place, before) {
-    if (before === undefined) return ["new", "new"];
-    if (before === place) return ["same place", "same"];
-    return before > place ? [`▲ up from ${before}`, "up"] : [`▼ down from ${before}`, "down"];
+    if (before === undefined) return [t("new"), "new"];
+    if (before === place) return [t("same"), "same"];
+    return before > place ? [t("up", { place: before }), "up"] : [t("down", { place: before }), "down"];
   }
 
   function show({ now, then, note }) {
@@ -71,7 +71,7 @@
       frame.append(image);
       const words = document.createElement("span");
       words.className = "scan";
-      words.append(frame, `Task ${pick.task}`);
+      words.append(frame, t("task", { task: pick.task }));
       scan.append(words);
       const [text, kind] = way(at + 1, before.get(pick.task));
       row.append(cell(String(at + 1), "figure"), scan, cell(text, `move ${kind}`));
@@ -80,21 +80,21 @@
     table.hidden = first.length === 0;
     const moved = first.filter((pick, at) => before.get(pick.task) !== at + 1).length;
     const fresh = first.filter((pick) => !before.has(pick.task)).length;
-    telling.textContent = [
-      first.length === 0 ? "There is nothing to choose from." :
-      moved === 0 ? `The first ${first.length} places would stay as they are.` :
-        `${moved} of the first ${first.length} places would change${fresh ? `, ${fresh} with scans that are not in the queue now` : ""}.`,
+    message.textContent = [
+      t(first.length === 0 ? "nothing" : moved === 0 ? "unchanged" : fresh ? "changed_new" : "changed", {
+        count: first.length, moved, new: fresh,
+      }),
       note,
     ].filter(Boolean).join(" ");
   }
 
   async function preview() {
-    const wanted = changes((lever) => "preview" in lever.dataset);
+    const wanted = changes((setting) => "preview" in setting.dataset);
     asked += 1;
     const mine = asked;
     if (Object.keys(wanted).length === 0) {
       table.hidden = true;
-      telling.textContent = usual;
+      message.textContent = usual;
       return;
     }
     try {
@@ -103,18 +103,18 @@
     } catch (error) {
       if (mine !== asked) return;
       table.hidden = true;
-      telling.textContent = error.message;
+      message.textContent = error.message;
     }
   }
 
   form.addEventListener("input", (event) => {
-    const lever = event.target.closest(".lever");
-    const slider = lever.querySelector("[type=range]");
-    if (slider && event.target === slider) control(lever).value = slider.value;
+    const setting = event.target.closest(".setting");
+    const slider = setting.querySelector("[type=range]");
+    if (slider && event.target === slider) control(setting).value = slider.value;
     else if (slider) slider.value = event.target.value;
     wrong.textContent = "";
     refresh();
-    if ("preview" in lever.dataset) {
+    if ("preview" in setting.dataset) {
       clearTimeout(pending);
       pending = setTimeout(preview, 250);
     }
@@ -134,7 +134,7 @@
     wrong.textContent = "";
     try {
       await ask(`${api}/settings`, wanted);
-      again("Saved. The queue follows as soon as a worker is free.");
+      again(t("saved"));
     } catch (error) {
       wrong.textContent = error.message;
       saving.disabled = false;
@@ -142,6 +142,6 @@
   });
 
   for (const part of form.querySelectorAll("input, select")) part.disabled = false;
-  form.reset(); // a browser may have kept what was typed before
+  form.reset(); // a browser may have restored what was typed before
   refresh();
 })();
