@@ -82,7 +82,7 @@ class ScanqueueBackend(LabelStudioMLBase):  # type: ignore[misc]
         items = self._post("/predict", body, PREDICT_SECONDS).get("results")
         if not isinstance(items, list) or len(items) != len(tasks):
             raise NotAnswering(
-                f"{self.url} did not return {len(tasks)} predictions. Check that it is `scanqueue serve` of this version."
+                f"{self.url} did not return {len(tasks)} predictions. Is it `scanqueue serve` of this version?"
             )
         return [item if isinstance(item, dict) and "result" in item else {"result": [], "score": 1.0} for item in items]
 

@@ -18,7 +18,7 @@ from sampling import strategy_pair
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "settings.md"
 NAMES = sorted(f.name.upper() for f in fields(Settings))
 URL = "is not an http:// or https:// address."
-SIZE = "is invalid; use a multiple of 32 from 32 to 2048, or 0 for the default of the device."
+SIZE = "is invalid; use a multiple of 32 from 32 to 2048, or 0 for the device's default."
 
 
 def refusal(**given: str) -> str:
@@ -96,11 +96,11 @@ def test_the_environment_written_for_the_worker_is_read_back_the_same() -> None:
 
 def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
     known = ", ".join(f"SCANQUEUE_{name}" for name in NAMES)
-    assert refusal(PROT="9090") == f"SCANQUEUE_PROT is not a setting of scanqueue. Known: {known}."
+    assert refusal(PROT="9090") == f"SCANQUEUE_PROT is not a scanqueue setting. Known settings: {known}."
 
 
 def test_a_file_is_read_for_secrets_only() -> None:
-    assert refusal(PORT_FILE="port").startswith("SCANQUEUE_PORT_FILE is not a setting of scanqueue.")
+    assert refusal(PORT_FILE="port").startswith("SCANQUEUE_PORT_FILE is not a scanqueue setting.")
 
 
 @pytest.mark.parametrize(
@@ -129,12 +129,12 @@ def test_a_value_that_cannot_be_used_is_refused_in_words(given: dict[str, str], 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "scanqueue.example.org"])
 def test_a_host_that_others_reach_needs_credentials(host: str) -> None:
     assert refusal(HOST=host) == (
-        f"SCANQUEUE_HOST='{host}' can be reached from other machines, and no SCANQUEUE_USER and "
+        f"SCANQUEUE_HOST='{host}' is reachable from other machines, but SCANQUEUE_USER and "
         "SCANQUEUE_PASSWORD are not set. Set both, or listen on 127.0.0.1."
     )
     open_to_others = {"SCANQUEUE_HOST": host, "SCANQUEUE_USER": "lab", "SCANQUEUE_PASSWORD": "word"}
     assert Settings.from_env(open_to_others).host == host
-    with pytest.raises(BadSetting, match="can be reached from other machines"):
+    with pytest.raises(BadSetting, match="is reachable from other machines"):
         Settings().with_(host=host)
 
 
@@ -177,7 +177,7 @@ def test_a_secret_given_twice_is_refused_and_not_repeated(tmp_path: Path) -> Non
     path.write_text("correct horse")
     words = refusal(LABEL_STUDIO_API_KEY="battery staple", LABEL_STUDIO_API_KEY_FILE=str(path))
     assert words == (
-        "SCANQUEUE_LABEL_STUDIO_API_KEY is given both directly and by SCANQUEUE_LABEL_STUDIO_API_KEY_FILE; keep one."
+        "SCANQUEUE_LABEL_STUDIO_API_KEY and SCANQUEUE_LABEL_STUDIO_API_KEY_FILE are both set; keep one."
     )
 
 
@@ -256,8 +256,8 @@ KNOWN = (
         ({"tolerance": -0.1}, "tolerance is -0.1; it must be from 0 to 1."),
         ({"retrain": "never"}, 'retrain is \'never\'; it must be "auto" or "button".'),
         ({"retrain": ["auto"]}, 'retrain is [\'auto\']; it must be "auto" or "button".'),
-        ({"strategy": 3}, "strategy is 3; it must be the name of a strategy."),
-        ({"uncertainty": None}, "uncertainty is None; it must be the name of a measure."),
+        ({"strategy": 3}, "strategy is 3; it must be a strategy name."),
+        ({"uncertainty": None}, "uncertainty is None; it must be the name of an aggregation."),
         ({"stratify_by": ["site"]}, "stratify_by is ['site']; it must be a key of the task data."),
         ({"unit": "volume"}, 'unit is \'volume\'; it must be "slice" or "scan".'),
         ({"unit": ["scan"]}, 'unit is [\'scan\']; it must be "slice" or "scan".'),
