@@ -18,7 +18,7 @@ from backend.records.tables import change_table, project_table, scan_table
 
 @dataclass(frozen=True)
 class Change:
-    """What somebody changed. `before` and `after` are what it was and is, JSON; `undoes`: the change taken back."""
+    """What a person changed. `before` and `after` are JSON values; `undoes` is the number of the change it reverts."""
 
     user: str
     kind: str
@@ -39,12 +39,12 @@ class AuditRecords(Database):
         overrides: Mapping[str, Any] | None = None,
         priorities: Mapping[int, int] = {},
     ) -> int:
-        """Write down what somebody changed, and change it, all or nothing; returns the number of the change.
+        """Apply a change and record it, both or neither; returns the number of the change.
 
         overrides   settings of the page that change; None: no longer set there
         priorities  new priorities of scans, by task
         """
-        with self.settled() as connection:  # one after the other: else two have one number, or one is lost
+        with self.settled() as connection:  # one at a time: else two changes get one number, or one is lost
             number = self._record(connection, project, change)
             if overrides:
                 here = project_table.c.id == project
@@ -63,7 +63,7 @@ class AuditRecords(Database):
             return number
 
     def _record(self, connection: Connection, project: int, change: Change) -> int:
-        """Write down what somebody changed, in a transaction of `settled`; returns the number of the change."""
+        """Record a change in a transaction of `settled`; returns the number of the change."""
         here = change_table.c.project == project
         last = connection.execute(select(func.max(change_table.c.n)).where(here)).scalar_one()
         row = {"project": project, "n": (last or 0) + 1, "at": time.time(), "undone": 0}
@@ -75,13 +75,13 @@ class AuditRecords(Database):
         return int(row["n"])
 
     def changes(self, project: int, limit: int = 200) -> list[RowMapping]:
-        """What people changed, newest first: {n, at, user, kind, what, undone}."""
-        columns = [c for c in change_table.c if c.name not in ("before", "after")]  # of a wish they may be large
+        """Changes, newest first: {n, at, user, kind, what, undone}."""
+        columns = [c for c in change_table.c if c.name not in ("before", "after")]  # they may be large
         statement = select(*columns).where(change_table.c.project == project).order_by(change_table.c.n.desc())
         return self.rows(statement.limit(limit))
 
     def activations(self, project: int) -> list[dict[str, Any]]:
-        """Who made which model active instead of which, oldest first: {change, version, before, at, user}."""
+        """Activations of models, oldest first: {change, version, before, at, user}."""
         here = (change_table.c.project == project, change_table.c.kind == "activate")
         rows = self.rows(select(change_table).where(*here).order_by(change_table.c.n))
         told = ((r, json.loads(r["before"]), json.loads(r["after"])) for r in rows)

@@ -14,7 +14,7 @@ class CounterRecords(Database):
     """Reads and writes the table `counter`."""
 
     def add_counters(self, amounts: Mapping[tuple[str, str], tuple[int, float]]) -> None:
-        """Add counts and sums, by name and label, to what all processes have counted."""
+        """Add counts and sums, by (name, label), to the totals of all processes."""
         with self.write() as connection:
             for (name, label), (count, total) in sorted(amounts.items()):
                 row = {"name": name, "label": label, "count": count, "total": total}
@@ -23,6 +23,6 @@ class CounterRecords(Database):
                 connection.execute(insert.on_conflict_do_update(index_elements=["name", "label"], set_=more))
 
     def counters(self, name: str) -> dict[str, tuple[int, float]]:
-        """What was counted under `name`: how often, and the sum, by label."""
+        """(count, sum) under `name`, by label."""
         rows = self.rows(select(counter_table).where(counter_table.c.name == name))
         return {r["label"]: (r["count"], r["total"]) for r in rows}

@@ -21,9 +21,9 @@ from backend.records.artefacts import Artefacts
 from backend.records.locks import Locks
 from backend.records.migrate import migrate
 
-KEY = 5316292  # of the advisory lock in PostgreSQL; migrate has the number before it
-ROOM = 16 * 2**20  # bytes free in the data folder below which nothing is sure to be written
-SQLITE_AWAY = (  # trouble with the file, its disk or its other users, and not with what was asked
+KEY = 5316292  # advisory lock in PostgreSQL; migrate.py uses the number before it
+ROOM = 16 * 2**20  # minimum number of free bytes in the data folder; below it any write may fail
+SQLITE_UNAVAILABLE = (  # problems with the file, its disk or its other users, not with the statement
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
     sqlite3.SQLITE_READONLY,
@@ -31,17 +31,17 @@ SQLITE_AWAY = (  # trouble with the file, its disk or its other users, and not w
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_PROTOCOL,
 )
-POOL_WAIT = 5.0  # seconds for a connection to PostgreSQL that somebody else has
-PATIENCE = {  # with PostgreSQL, in libpq's words: what hangs is given up, however its machine or network went away
+POOL_WAIT = 5.0  # seconds to wait for a free connection to PostgreSQL
+PATIENCE = {  # libpq options: a hanging connection ends, whatever happened to the server or the network
     "connect_timeout": 10,  # seconds
-    "tcp_user_timeout": 20_000,  # milliseconds until what was sent must have arrived
+    "tcp_user_timeout": 20_000,  # milliseconds until sent data must be acknowledged
     "keepalives": 1,
     "keepalives_idle": 15,  # seconds
     "keepalives_interval": 5,
     "keepalives_count": 3,
-    "options": "-c statement_timeout=60000",  # milliseconds; migrations have as long as they need
+    "options": "-c statement_timeout=60000",  # milliseconds; migrations have no limit
 }
-VARIABLES = 500  # of one SQL statement; SQLite allows 32,766 in all
+VARIABLES = 500  # values in one SQL statement; SQLite allows 32,766
 
 
 def _address(url: str) -> URL:
@@ -50,7 +50,7 @@ def _address(url: str) -> URL:
         address = make_url(url)
     except ArgumentError:
         raise BadSetting(
-            "SCANQUEUE_DATABASE_URL is not an address such as postgresql://user:password@host:5432/scanqueue."
+            "SCANQUEUE_DATABASE_URL is not an address such as postgresql://user:password@host:5432/scanqueue. Fix it."
         ) from None
     if address.drivername in ("postgres", "postgresql"):
         return address.set(drivername="postgresql+psycopg")
@@ -58,7 +58,7 @@ def _address(url: str) -> URL:
 
 
 def _patience(url: URL) -> dict[str, Any]:
-    """PATIENCE, but for what the address itself says."""
+    """PATIENCE, unless the address sets an option itself."""
     said = {name for name in url.query if name in PATIENCE and name != "options"}
     found: dict[str, Any] = {name: value for name, value in PATIENCE.items() if name not in said}
     if "options" in url.query:  # the later one counts
@@ -95,7 +95,7 @@ class Database(Artefacts):
             migrate(self._engine, folder / "locks" / "migration.lock")
 
     def close(self) -> None:
-        """Give the connections to the database back."""
+        """Close the connections to the database."""
         self._engine.dispose()
 
     @contextmanager
@@ -105,30 +105,30 @@ class Database(Artefacts):
             yield connection
 
     def rows(self, statement: Any) -> list[RowMapping]:
-        """What a statement finds. Raises StoreUnavailable when the database does not answer."""
+        """The rows of a query. Raises StoreUnavailable when the database does not answer."""
         with self._explained(), self._engine.connect() as connection:
             return list(connection.execute(statement).mappings())
 
     def _tuples(self, statement: Any) -> list[tuple[Any, ...]]:
-        """What a statement finds, without the names of the columns: several times as fast as `rows`."""
+        """The rows of a query without column names: several times as fast as `rows`."""
         with self._explained(), self._engine.connect() as connection:
             return connection.execute(statement).all()  # type: ignore[return-value]
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """A connection that reads everything as it is now, whatever others write meanwhile, row by row."""
+        """A connection that streams rows from a consistent snapshot, whatever others write meanwhile."""
         with self._explained(), self._engine.connect() as connection:
             options: dict[str, Any] = {"stream_results": True, "max_row_buffer": 32}
             if connection.dialect.name == "postgresql":
                 options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
                 yield connection.execution_options(**options)
             else:
-                connection.exec_driver_sql("BEGIN")  # else every statement sees a state of its own
+                connection.exec_driver_sql("BEGIN")  # else every statement sees a different state
                 yield connection.execution_options(**options)
 
     @contextmanager
     def settled(self) -> Iterator[Connection]:
-        """One transaction in which nobody else removes checkpoints or comes to need them: they wait for its end."""
+        """One transaction during which nobody else can remove checkpoints or start to need them."""
         with self.write() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": KEY})
@@ -148,11 +148,11 @@ class Database(Artefacts):
         except (OperationalError, InterfaceError) as error:
             said = str(error.orig)
             code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # without the details
-            away = code in SQLITE_AWAY
-            if (error.orig and is_disk_full(error.orig)) or (away and self._short()):
+            unavailable = code in SQLITE_UNAVAILABLE
+            if (error.orig and is_disk_full(error.orig)) or (unavailable and self._short()):
                 where = self.folder if self._engine.dialect.name == "sqlite" else "the database"
                 raise StorageFull(f"The disk that holds {where} is full; nothing was lost. Make room.") from error
-            if away:
+            if unavailable:
                 raise StoreUnavailable(
                     f"The records in {self.folder} cannot be used now: {said}. It is tried again; check that the disk "
                     "is well and that the folder may be written to."
@@ -171,7 +171,7 @@ class Database(Artefacts):
 
     def _upsert(self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
         keys = [c.name for c in table.primary_key]
-        rows = sorted(rows, key=lambda row: [row[k] for k in keys])  # else two writers may wait for each other
+        rows = sorted(rows, key=lambda row: [row[k] for k in keys])  # else two writers may deadlock
         for start in range(0, len(rows), VARIABLES):
             chunk = [dict(row) for row in rows[start : start + VARIABLES]]
             statement = self._insert(table)
@@ -179,7 +179,7 @@ class Database(Artefacts):
             connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes), chunk)
 
     def put_rows(self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *, keep: bool) -> None:
-        """Write whole rows of a table; with `keep`, those that are there already stay as they are."""
+        """Write whole rows of a table; with `keep`, existing rows stay as they are."""
         if not keep:
             self._upsert(connection, table, rows)
             return

@@ -29,7 +29,7 @@ class EmbeddingRecords(Database):
         return frozenset(r["digest"] for r in self.rows(statement))
 
     def embeddings(self, embedder: str, digests: Sequence[str]) -> NDArray[np.float32]:
-        """(N, D), one row per digest, in their order; KeyError names one that is missing."""
+        """(N, D), one row per digest, in the given order; KeyError names a missing one."""
         found: dict[str, bytes] = {}
         wanted = list(dict.fromkeys(digests))
         for start in range(0, len(wanted), VARIABLES):

@@ -20,7 +20,7 @@ class LabelRecords(Database):
             self._upsert(connection, label_table, [{"project": project, **row}])
 
     def drop_label(self, project: int, task: int, updated_at: str) -> None:
-        """The task has no annotation any more, whatever the listing said."""
+        """Record that the task has no annotation any more, whatever the listing reported."""
         self.forget_label(project, task)
         with self.write() as connection:
             connection.execute(
@@ -32,7 +32,7 @@ class LabelRecords(Database):
             )
 
     def forget_label(self, project: int, task: int) -> None:
-        """What was read of the task's annotation was lost; it is read again."""
+        """Delete what was read of the task's annotation, so that it is read again."""
         with self.write() as connection:
             here = (label_table.c.project == project, label_table.c.task == task)
             connection.execute(delete(label_table).where(*here))

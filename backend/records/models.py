@@ -31,9 +31,9 @@ class ModelRecords(Database):
     def put_model(
         self, project: int, row: Mapping[str, Any], *, active: str, instead_of: str = "", training_requests: int
     ) -> None:
-        """Write a trained model and the training requests it fulfilled; let `active` replace `instead_of`: all or none.
+        """Write a trained model, subtract the training requests it fulfilled, and activate `active`: all or nothing.
 
-        "" leaves the active model as it is, and so does somebody who made another one active meanwhile.
+        The active model stays when `active` is "", or when it is no longer `instead_of`.
         """
         with self.write() as connection:
             values = {
@@ -52,7 +52,7 @@ class ModelRecords(Database):
                 connection.execute(update(project_table).where(*here).values(active=active))
 
     def add_details(self, project: int, version: str, more: Mapping[str, Any]) -> None:
-        """Add to the details of a trained model; what else is recorded of it stays."""
+        """Add to the details of a trained model."""
         with self.write() as connection:
             here = (model_table.c.project == project, model_table.c.version == version)
             found = connection.execute(select(model_table.c.details).where(*here)).scalar_one()
@@ -80,7 +80,7 @@ class ModelRecords(Database):
         return dict(found)
 
     def drawing(self) -> dict[int, set[str]]:
-        """Of every project, the versions that draw masks now: the active one, and that of the latest round."""
+        """Model versions that draw masks now, by project: the active one and that of the latest round."""
         found = {r["id"]: {r["active"]} - {""} for r in self.rows(select(project_table.c.id, project_table.c.active))}
         columns = (round_table.c.project, round_table.c.model)
         latest = {r["project"]: r["model"] for r in self.rows(select(*columns).order_by(round_table.c.n))}

@@ -10,14 +10,14 @@ from sqlalchemy import delete, select
 from backend.records.database import Database
 from backend.records.tables import progress_table
 
-PROGRESS_STALE = 120.0  # seconds after which a step that reports nothing is taken for dead
+PROGRESS_STALE = 120.0  # seconds without a report after which a step counts as dead
 
 
 class ProgressRecords(Database):
     """Reads and writes the table `progress`."""
 
     def report(self, project: int, step: str, done: int, total: int) -> None:
-        """Say how far a step is; status computes the time left from it."""
+        """Record the progress of a step; status computes the remaining time from it."""
         now = time.time()
         with self.write() as connection:
             here = progress_table.c.project == project
@@ -25,7 +25,7 @@ class ProgressRecords(Database):
             fresh = old is None or old["step"] != step or old["done"] > done
             started = now if fresh or old is None else old["started_at"]
             if not fresh and old is not None and not 0 <= now - old["at"] <= PROGRESS_STALE:
-                started += now - old["at"]  # the clock jumped, and the step with it
+                started += now - old["at"]  # the clock jumped
             row = {"project": project, "step": step, "done": done, "total": total}
             self._upsert(connection, progress_table, [row | {"started_at": started, "at": now}])
 

@@ -19,7 +19,7 @@ class ProjectRecords(Database):
     """Reads and writes the table `project`."""
 
     def add_project(self, project: int) -> bool:
-        """Remember a project; True when it was not known before."""
+        """Add a project; True if it is new."""
         with self.write() as connection:
             row = {"id": project, "secret": secrets.token_urlsafe(32)}
             insert = self._insert(project_table).values(row).on_conflict_do_nothing()
@@ -53,10 +53,10 @@ class ProjectRecords(Database):
             connection.execute(update(project_table).where(project_table.c.id == project).values(values))
 
     def set_trouble(self, project: int, text: str, **values: Any) -> None:
-        """Write down what went wrong in a look, "" when nothing did, and `values` of the project with it.
+        """Record what went wrong in the last run of the loop ("" for nothing), and `values` of the project.
 
-        Records that take nothing cannot say so: then it is noted in a file beside them, and StorageFull or
-        StoreUnavailable raised.
+        When the database cannot be written, the text goes to a file beside it, and StorageFull or StoreUnavailable
+        is raised.
         """
         note = self._note(project)
         try:
@@ -69,11 +69,11 @@ class ProjectRecords(Database):
         note.unlink(missing_ok=True)
 
     def trouble(self, project: int) -> str:
-        """What stands in the way now, else what went wrong in the last look; "" when nothing did."""
+        """What is wrong now, else what went wrong in the last run of the loop; "" for nothing."""
         if self._short():
             return (
                 f"The disk that holds {self.folder} is full: only {self._free() >> 20} MiB are free. Make room; "
-                "nothing was lost, and it goes on by itself within a minute."
+                "nothing was lost, and work continues within a minute."
             )
         with suppress(OSError):
             if text := self._note(project).read_text(encoding="utf-8"):

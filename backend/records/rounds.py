@@ -14,13 +14,13 @@ from sqlalchemy import Connection, func, select, update
 from backend.records.database import Database, to_json
 from backend.records.tables import round_table, scan_table
 
-KEPT_PICKS = 20_000  # of an order that another took the place of
-COLD_ROUNDS = 20  # orders without a model, the newest, in which the cluster of a scan is looked for
+KEPT_PICKS = 20_000  # number of picks kept of a superseded order
+COLD_ROUNDS = 20  # number of newest orders without a model that are searched for a scan's cluster
 
 
 @dataclass(frozen=True)
 class Pick:
-    """One place of a round's order: the task, why it stands there, and the terms of its score."""
+    """One place in a round's order: the task, the reason for its place, and the terms of its score."""
 
     task: int
     reason: str
@@ -75,9 +75,9 @@ class RoundRecords(Database):
             self._shorten(connection, project, n, cold=not model)
 
     def _shorten(self, connection: Connection, project: int, n: int, *, cold: bool) -> None:
-        """Cut the order that round n takes the place of: people came to its beginning at most.
+        """Cut the order that round n supersedes: annotators reached its beginning at most.
 
-        The last one without a model stays whole: it knows the clusters.
+        The last order without a model stays whole: it holds the clusters.
         """
         before = (round_table.c.project == project, round_table.c.n < n)
         of_its_kind = (*before, (round_table.c.model == "") if cold else (round_table.c.model != ""))
@@ -101,7 +101,7 @@ class RoundRecords(Database):
             connection.execute(update(round_table).where(*here).values(published_at=time.time()))
 
     def rounds(self, project: int, *, picks: bool = True) -> list[dict[str, Any]]:
-        """Oldest first; `picks=False` leaves out all orders but the latest, which are large."""
+        """Oldest first; `picks=False` leaves out all orders except the latest, as they are large."""
         columns = [c for c in round_table.c if c.name != "picks"]
         statement = select(*columns).where(round_table.c.project == project).order_by(round_table.c.n)
         rows = [dict(r) for r in self.rows(statement)]
@@ -115,7 +115,7 @@ class RoundRecords(Database):
         return rows
 
     def clusters(self, project: int) -> dict[int, int]:
-        """The cluster of the scans that were in one of the last orders without a model, by task: in the newest."""
+        """The cluster of each scan, by task, from the newest order without a model that contains it."""
         here = (round_table.c.project == project, round_table.c.model == "")
         numbers = [n for (n,) in self._tuples(select(round_table.c.n).where(*here).order_by(round_table.c.n.desc()))]
         ((wanted,),) = self._tuples(select(func.count()).where(scan_table.c.project == project))
@@ -132,7 +132,7 @@ class RoundRecords(Database):
     def latest_round(self, project: int) -> dict[str, Any] | None:
         """The round that annotators are served, without reading the others; None before the first.
 
-        While its order stays the same, `picks` is the very same tuple at every call.
+        While the order stays the same, every call returns the same tuple object as `picks`.
         """
         statement = select(round_table).where(round_table.c.project == project).order_by(round_table.c.n.desc())
         rows = self.rows(statement.limit(1))

@@ -18,7 +18,7 @@ PRIORITY_NEXT, PRIORITY_EXCLUDED = 1, -1  # of a scan: to be labelled next, to b
 
 
 def scan_of(row: RowMapping) -> Scan:
-    """What is recorded of a scan, its problem as it was when it was met."""
+    """The recorded facts of a scan."""
     spacing = (row["row_mm"], row["column_mm"])
     return Scan(
         task=row["task"],
@@ -41,11 +41,11 @@ class ScanRecords(Database):
     """Reads and writes the table `scan`."""
 
     def put_tasks(self, project: int, rows: Sequence[Mapping[str, Any]], cursor: str) -> None:
-        """Take over tasks {task, image, updated_at, annotated, skipped, ...} and the listing's cursor.
+        """Store tasks {task, image, updated_at, annotated, skipped, ...} and the listing's cursor.
 
-        `annotated` and `skipped` say how often. The rest, the same in all rows, are columns that the tasks' data says.
-        A task whose image value changed is read again; so is one with a problem. What was read of an annotation
-        is forgotten once the task has none.
+        `annotated` and `skipped` are counts. The other keys, the same in all rows, are columns from the tasks' data.
+        A task whose image changed is read again, as is an updated task with a problem. The label of a task without
+        annotations is deleted.
         """
         with self.write() as connection:
             for start in range(0, len(rows), VARIABLES):
@@ -80,7 +80,7 @@ class ScanRecords(Database):
                 connection.execute(update(project_table).where(project_table.c.id == project).values(cursor=cursor))
 
     def keep_tasks(self, project: int, present: set[int]) -> int:
-        """Forget the tasks that are not in `present`; returns how many. What was learnt from them stays."""
+        """Delete the tasks that are not in `present`; returns how many. Models trained on them stay."""
         with self.write() as connection:
             known = connection.execute(select(scan_table.c.task).where(scan_table.c.project == project))
             gone = [task for (task,) in known if task not in present]
@@ -100,12 +100,12 @@ class ScanRecords(Database):
         return rows[0] if rows else None
 
     def columns(self, project: int, *names: str) -> list[tuple[Any, ...]]:
-        """Some columns of all scans, by task: of a hundred thousand, whole rows would take seconds."""
+        """Some columns of all scans, ordered by task: whole rows of 100,000 scans take seconds."""
         columns = [scan_table.c[name] for name in names]
         return self._tuples(select(*columns).where(scan_table.c.project == project).order_by(scan_table.c.task))
 
     def counts(self, project: int) -> dict[str, int]:
-        """How many scans there are: all, those that were read, with an annotation, with a problem, left out, and open.
+        """Numbers of scans: all, embedded, labelled, with a problem, left out, and open.
 
         open  neither labelled nor left out, and without a problem
         """
@@ -131,14 +131,14 @@ class ScanRecords(Database):
         return self._tuples(select(scan_table.c.task, scan_table.c.problem).where(*here))
 
     def siblings(self, project: int, task: int) -> frozenset[int]:
-        """The tasks of the volume that this one is a slice of, itself too; itself alone when it is of none."""
+        """The tasks of all slices of this task's volume, including itself; only itself if it has no volume."""
         scan = scan_table.c
         its = select(scan.volume).where(scan.project == project, scan.task == task).scalar_subquery()
         found = self._tuples(select(scan.task).where(scan.project == project, scan.volume != "", scan.volume == its))
         return frozenset(t for (t,) in found) | {task}
 
     def waiting(self, project: int) -> list[tuple[int, int]]:
-        """(task, how often it was skipped) of the scans that have no annotation and no problem and are not left out."""
+        """(task, number of skips) of the scans without annotation and problem that are not left out."""
         scan = scan_table.c
         here = (scan.project == project, scan.annotated == 0, scan.problem == "", scan.priority >= 0)
         return self._tuples(select(scan.task, scan.skipped).where(*here))
@@ -146,8 +146,8 @@ class ScanRecords(Database):
     def set_scans(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write {task, digest, height, width, blank, problem} of scans that were read.
 
-        With `image`, the value that was fetched, nothing is written of a task whose image is another by now.
-        What was read of an annotation is forgotten when the scan under it has another digest than before.
+        A row with `image`, the value that was fetched, is dropped if the task has a different image by now.
+        A label is deleted when the digest of its scan changes.
         """
         read = {row["task"]: row["digest"] for row in rows if row.get("digest")}
         with self.write() as connection:
@@ -165,11 +165,11 @@ class ScanRecords(Database):
                 connection.execute(update(scan_table).where(*here).values(problem_at=at, **values))
 
     def retry(self, project: int, task: int) -> None:
-        """Have the scan read again at the next look, and its annotation, if either has a problem."""
+        """Let the next run of the loop read the scan and its annotation again, if either has a problem."""
         with self.write() as connection:
             scan = (scan_table.c.project == project, scan_table.c.task == task, scan_table.c.problem != "")
             anew = connection.execute(update(scan_table).where(*scan).values(problem="", problem_at=0.0, digest=""))
             label = [label_table.c.project == project, label_table.c.task == task]
-            if not anew.rowcount:  # else its image may be another one, on which the mask has to fit
+            if not anew.rowcount:  # else its image may have changed, and the mask must fit it
                 label.append((label_table.c.problem != "") | (label_table.c.remark != ""))
             connection.execute(delete(label_table).where(*label))

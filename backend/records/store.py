@@ -1,8 +1,7 @@
-"""What scanqueue remembers: records in a database, arrays and checkpoints as files.
+"""Everything that scanqueue stores: records in a database, arrays and checkpoints as files.
 
-Records are small and say what is true (SQLAlchemy: SQLite by default, PostgreSQL by URL).
-Artefacts are large and are named by a fingerprint of what they were made from. Losing them costs
-time, never labels: those are Label Studio's.
+Records are small and authoritative (SQLAlchemy: SQLite by default, PostgreSQL by URL). Artefacts are large and
+named by a fingerprint of their inputs. Losing artefacts costs time, never labels: Label Studio has those.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Store(
     """Records in `database_url` (default: SQLite in `folder`), artefacts in `folder`."""
 
     def stamp(self, project: int) -> tuple[Any, ...]:
-        """Changes whenever anything changes that people see of the scans; cheap, whatever the pool."""
+        """Changes whenever anything changes that the page shows about scans; cheap for any number of scans."""
         row = self.project(project)
         scan, rounds, change = scan_table.c, round_table.c, change_table.c
         sums = (scan.annotated, scan.skipped, scan.problem_at, case((scan.digest != "", 1), else_=0))
@@ -73,29 +72,29 @@ class Store(
 
     @contextmanager
     def lock(self, project: int) -> Iterator[LockHandle]:
-        """Yields something true when this process may work on the project; given back by the system if it dies."""
+        """Yields a true handle when this process may work on the project; released if the process dies."""
         with self._locks.held(f"project-{project}") as hold:
             yield hold
 
     @contextmanager
     def training_slot(self) -> Iterator[LockHandle]:
-        """Yields something true when nobody else trains on this data folder; given back by the system if we die."""
+        """Yields a true handle when nobody else trains on this data folder; released if the process dies."""
         with self._locks.held("training") as hold:
             yield hold
 
     @contextmanager
     def cache_slot(self) -> Iterator[LockHandle]:
-        """Yields something true when nobody else looks through the caches."""
+        """Yields a true handle when nobody else cleans the caches."""
         with self._locks.held("caches") as hold:
             yield hold
 
 
 def activate_model(store: Store, project: int, version: str, change: Change | None = None) -> int:
-    """Make a trained model the active one, and write down who wanted it; returns the number of the change, or 0.
+    """Activate a trained model and record the change; returns the number of the change, or 0 without `change`.
 
-    Raises BadSetting, with the versions there are, when there is none of that name or its checkpoint was removed.
+    Raises BadSetting, with the available versions, when the version is unknown or its checkpoint was removed.
     """
-    with store.settled() as connection:  # else it might be removed just now
+    with store.settled() as connection:  # else the checkpoint might be removed now
         models = store.models(project)
         found = next((m for m in models if m["version"] == version), None)
         if found is None:

@@ -16,9 +16,9 @@ class UncertaintyRecords(Database):
     """Reads and writes the table `uncertainty`."""
 
     def put_uncertainty(self, model: str, found: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write what a model said of scans, by digest: {"image": number, name: number or numbers, ...}.
+        """Write a model's uncertainty about scans, by digest: {"image": mean entropy, name: number or numbers, ...}.
 
-        Signals that are there and were not asked for this time stay: two projects may share a model.
+        Stored measures that are not in `found` stay: two projects may share a model.
         """
         with self.write() as connection:
             for start in range(0, len(found), VARIABLES):
@@ -34,17 +34,17 @@ class UncertaintyRecords(Database):
                 self._upsert(connection, uncertainty_table, rows)
 
     def image_entropies(self, model: str) -> dict[str, float]:
-        """The mean entropy of scans under a model, by digest."""
+        """A model's mean entropy per scan, by digest."""
         columns = (uncertainty_table.c.digest, uncertainty_table.c.value)
         return dict(self._tuples(select(*columns).where(uncertainty_table.c.model == model)))
 
     def uncertainty(self, model: str) -> dict[str, dict[str, Any]]:
-        """All that a model said of scans, by digest; "image" is what `image_entropies` gives."""
+        """All uncertainty measures of a model per scan, by digest; "image" is the mean entropy."""
         rows = self.rows(select(uncertainty_table).where(uncertainty_table.c.model == model))
         return {r["digest"]: {**json.loads(r["more"] or "{}"), "image": r["value"]} for r in rows}
 
     def forget_uncertainty(self, models: Sequence[str]) -> int:
-        """Drop what these models found, by fingerprint; returns how many values that were."""
+        """Delete the uncertainty of these models (fingerprints); returns the number of rows."""
         found = 0
         with self.write() as connection:
             for start in range(0, len(models), VARIABLES):

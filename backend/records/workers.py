@@ -20,7 +20,7 @@ class WorkerRecords(Database):
             self._upsert(connection, worker_table, [{"name": name, "at": time.time(), "doing": doing}])
 
     def absent(self, name: str, older_than: float = 86400.0) -> None:
-        """A worker ends; those that were not heard of for so many seconds are forgotten too."""
+        """Remove a worker that ends, and workers without a sign of life for `older_than` seconds."""
         with self.write() as connection:
             gone = (worker_table.c.name == name) | (worker_table.c.at < time.time() - older_than)
             connection.execute(delete(worker_table).where(gone))

@@ -176,9 +176,7 @@ def test_a_secret_given_twice_is_refused_and_not_repeated(tmp_path: Path) -> Non
     path = tmp_path / "key"
     path.write_text("correct horse")
     words = refusal(LABEL_STUDIO_API_KEY="battery staple", LABEL_STUDIO_API_KEY_FILE=str(path))
-    assert words == (
-        "SCANQUEUE_LABEL_STUDIO_API_KEY and SCANQUEUE_LABEL_STUDIO_API_KEY_FILE are both set; keep one."
-    )
+    assert words == ("SCANQUEUE_LABEL_STUDIO_API_KEY and SCANQUEUE_LABEL_STUDIO_API_KEY_FILE are both set; keep one.")
 
 
 def test_a_secret_file_that_is_not_there_is_named(tmp_path: Path) -> None:
