@@ -1,11 +1,12 @@
 """Scans from disk into a Label Studio project: `scanqueue import`.
 
-    files   walk and sniff            in worker processes, header only
-    group   into sources              one volume or one picture each
-    plan    who it is, what is missing   pseudonyms, slice numbers; Label Studio's tasks are the truth
-    work    read, window, write PNGs  in worker processes, a few sources at a time
-    deliver upload or local files, then tasks, each (scan, axis, slice) once
+    files           find files
+    slicing         sniff, identify, read, window, write PNGs   in worker processes
+    plan            pseudonyms, slice numbers, missing slices
+    existing_tasks  what Label Studio already has               each (scan, axis, slice) becomes one task
+    delivery        upload, or write local files
+    run             all of it in order; `terminal` shows the progress
 
-What leaves this machine are pictures and what `plan.task_data` lists. Names, ids, dates, paths and instance UIDs stay
-in the file of identities (backend/intake/identities.py) and in the memory of these processes.
+Only pictures and the task data of `plan._task_data` leave this machine. Names, ids, dates, paths and instance UIDs
+stay in the identities file (backend/intake/identities.py) and in the memory of these processes.
 """

@@ -1,12 +1,12 @@
-"""Does a picture have text in its pixels? A simple look for lines of glyphs near the borders; a warning, no proof.
+"""Detects text burnt into the pixels: a simple search for lines of glyphs near the borders; a warning, not a proof.
 
-Overlays of scanners and secondary captures are letters of one gray, brighter or darker than what is around them, set in
-lines along the edges. What is looked for: small connected pieces of even gray that stand out from their surroundings,
-four or more of like height side by side on one line, in the outer third of the picture.
+Overlays of scanners and secondary captures are letters of one gray value, brighter or darker than their surroundings,
+in lines along the edges. The detector searches the outer third of the picture for small connected components of
+uniform gray with high contrast, four or more of similar height side by side on one line.
 
-Not found: handwriting and lead letters of films (single, blurred), text across the middle, text of low contrast, text
-below some 7 pixels of height or above a twelfth of the picture's height, and scripts whose letters all hang together.
-Mistaken for text now and then: scales, rulers, rows of markers, bony or metallic rows of small bright spots.
+It misses handwriting and lead letters on films (single, blurred), text across the middle, text of low contrast, text
+lower than about 7 pixels or higher than a twelfth of the picture, and scripts with connected letters. Occasional
+false positives: scales, rulers, rows of markers, rows of small bright spots of bone or metal.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-LETTERS = 4  # side by side
-LEAST, MOST = 6, 64  # pixels of a letter's height
-BORDER = 0.33  # of the picture's height and width: how far in text is looked for
-CONTRAST = 70  # gray values by which a letter stands out
-EVEN = 26  # gray values by which letters of one line may differ
-SIDE = 1024  # larger pictures are made smaller before
+LETTERS = 4  # minimum number of letters side by side
+LEAST, MOST = 6, 64  # height of a letter in pixels
+BORDER = 0.33  # width of the searched border, as a share of the picture's height and width
+CONTRAST = 70  # minimum difference of a letter from its surroundings, in gray values
+EVEN = 26  # maximum difference of letters in one line, in gray values
+SIDE = 1024  # larger pictures are scaled down to this many pixels first
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of glyphs: its box in pixels, and how many there are."""
+    """A line of glyphs: its bounding box in pixels, and the number of glyphs."""
 
     left: int
     top: int
@@ -37,7 +37,7 @@ class Line:
     glyphs: int
 
     def scaled(self, by: float) -> Line:
-        """The same in a picture `by` times as large."""
+        """The same line in a picture `by` times as large."""
         left, top, right, bottom = (round(edge * by) for edge in (self.left, self.top, self.right, self.bottom))
         return Line(left, top, right, bottom, self.glyphs)
 
@@ -66,7 +66,7 @@ def _as_gray(pixels: NDArray[Any]) -> NDArray[np.uint8]:
 
 def _lines(gray: NDArray[np.uint8]) -> list[Line]:
     height, width = gray.shape
-    # what is thinner than a stroke can be and brighter than all around it: a letter's strokes are a few pixels wide
+    # keeps bright structures that are thinner than the kernel: the strokes of letters are a few pixels wide
     stroke = max(9, int(min(height, width) / 48) | 1)
     kernel = cv2.getStructuringElement(cv2.MORPH_RECT, (stroke, stroke))
     hat = cv2.morphologyEx(gray, cv2.MORPH_TOPHAT, kernel)
@@ -75,7 +75,7 @@ def _lines(gray: NDArray[np.uint8]) -> list[Line]:
     strokes[inner[0] : height - inner[0], inner[1] : width - inner[1]] = 0
     count, _, stats, _ = cv2.connectedComponentsWithStats(strokes, connectivity=8)
     if not 1 + LETTERS <= count <= 4000:
-        return []  # a picture that is all specks has no readable text in it
+        return []  # a picture full of specks has no readable text
     tallest = min(MOST, height // 12)
     glyphs = []
     for left, top, wide, high, area in stats[1:].tolist():
@@ -90,7 +90,7 @@ def _lines(gray: NDArray[np.uint8]) -> list[Line]:
 
 
 def _rows(glyphs: list[tuple[int, int, int, int, float]]) -> list[Line]:
-    """Glyphs of like height and gray that stand side by side on one line."""
+    """Glyphs of similar height and gray, side by side on one line."""
     lines: list[list[tuple[int, int, int, int, float]]] = []
     for glyph in sorted(glyphs):
         left, top, _, high, level = glyph
@@ -118,7 +118,7 @@ def _rows(glyphs: list[tuple[int, int, int, int, float]]) -> list[Line]:
 
 
 def _letters(line: list[tuple[int, int, int, int, float]]) -> bool:
-    """Letters differ in width; the marks of a scale do not, and are bars."""
+    """Whether these are letters, which differ in width, and not the marks of a scale, which are equal bars."""
     widths = [g[2] for g in line]
     bars = sum(wide <= 0.25 * high for _, _, wide, high, _ in line)
     return bars <= len(line) / 2 and len(set(widths)) > 1

@@ -1,4 +1,4 @@
-"""How pictures come to where Label Studio serves them: uploaded, or written into a folder that it reads."""
+"""How pictures reach Label Studio: by upload, or as local files in a folder that it serves."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ log = logging.getLogger("scanqueue.intake")
 
 @dataclass(frozen=True)
 class Batch:
-    """How many pictures go at once: files and bytes."""
+    """Limits of one delivery: number of files, and bytes."""
 
     files: int
     size: int
 
 
 class Delivery(Protocol):
-    """Where pictures go."""
+    """A way to bring pictures to Label Studio."""
 
     batch: Batch
 
     def folder(self, scan: str) -> Path:
-        """Where the pictures of a scan are to be written."""
+        """The folder for the pictures of a scan."""
 
     def deliver(self, files: Sequence[Path]) -> list[str]:
-        """Make the files served; the address of each for a task's data. The files may then be gone."""
+        """Make Label Studio serve the files; returns their addresses for task data. May delete the files."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Clean up."""
 
 
 class Uploads:
-    """Pictures are uploaded from a spool folder. What an interrupted import has uploaded already is used again."""
+    """Uploads pictures from a spool folder. Uploads of an interrupted import are reused."""
 
     batch = Batch(UPLOAD_FILES, UPLOAD_BYTES)
 
@@ -54,7 +54,7 @@ class Uploads:
         self._project = project
         self._spool = spool
         self._patience = patience
-        shutil.rmtree(spool, ignore_errors=True)  # of a killed import
+        shutil.rmtree(spool, ignore_errors=True)  # left by a killed import
         spool.mkdir(parents=True, mode=0o700)
         self._spare: dict[str, list[Upload]] = {}
         self._known: set[int] = set()
@@ -62,7 +62,7 @@ class Uploads:
         self._refresh()
 
     def _refresh(self) -> None:
-        """Uploads that no task shows yet, by the name we gave them."""
+        """List the uploads that no task uses yet, by the name we gave them."""
         for upload in self._studio.uploads(self._project):
             place = _place(upload.name)
             if place is not None and upload.number not in self._known and not self._existing.has(*place):
@@ -83,7 +83,7 @@ class Uploads:
             except StudioUnavailable as error:
                 if time.monotonic() > until:
                     raise
-                log.warning("an upload was not confirmed; Label Studio is asked which files it has")
+                log.warning("Label Studio did not confirm an upload; checking which files it has")
                 self._settle(until, error)
                 for name, data in missing:
                     if address := self._uploaded(name, data):
@@ -93,7 +93,7 @@ class Uploads:
         return [found[file.name] for file in files]
 
     def _uploaded(self, name: str, data: bytes) -> str:
-        """The address of the same picture from an earlier attempt; "" when there is none."""
+        """The address of the same picture from an earlier attempt; "" if there is none."""
         while self._spare.get(name):
             upload = self._spare[name].pop()
             try:
@@ -102,7 +102,7 @@ class Uploads:
             except StudioUnavailable:
                 raise
             except ScanqueueError:
-                continue  # its file is gone
+                continue  # its file was deleted
         return ""
 
     def _settle(self, until: float, error: StudioUnavailable) -> None:
@@ -120,12 +120,12 @@ class Uploads:
 
 
 class LocalFiles:
-    """Pictures are written below a folder that Label Studio serves local files from.
+    """Writes pictures into a folder from which Label Studio serves local files.
 
-    folder  below `root`; the pictures of a project go into a folder of its own in it
-    root    what Label Studio calls LOCAL_FILES_DOCUMENT_ROOT, as this machine sees it; None: by the same name
+    folder  a folder below `root`; each project gets a subfolder
+    root    path of Label Studio's LOCAL_FILES_DOCUMENT_ROOT on this machine; None: the same path as there
 
-    Raises CannotDeliver with the cure when Label Studio does not serve the folder.
+    Raises CannotDeliver with advice if Label Studio does not serve the folder.
     """
 
     batch = Batch(1000, 2**40)
@@ -140,9 +140,9 @@ class LocalFiles:
             self._relative = PurePosixPath(own.resolve().relative_to(ours.resolve()).as_posix())
         else:
             raise CannotDeliver(
-                f"{folder} is not below {ours}, the folder that Label Studio may serve local files from "
-                f"({theirs} as Label Studio sees it). Give --local-files a folder below it; where this machine sees "
-                "that folder under another name, say which with --local-root."
+                f"{folder} is not below {ours}, the folder from which Label Studio may serve local files "
+                f"({theirs} on its machine). Pass a folder below it to --local-files; if the folder has another path "
+                "on this machine, pass that path to --local-root."
             )
         self._own = own / f"project-{project}"
         self._relative /= f"project-{project}"
@@ -151,7 +151,7 @@ class LocalFiles:
             try:
                 self._own.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise CannotDeliver(f"{self._own} cannot be made: {error.strerror}. Give another folder.") from error
+                raise CannotDeliver(f"Cannot create {self._own}: {error.strerror}. Use another folder.") from error
             self._storage(project)
 
     def _storage(self, project: int) -> None:
@@ -174,17 +174,17 @@ class LocalFiles:
         return found
 
     def _prove(self, file: Path, address: str) -> None:
-        """Ask for the first picture before tasks are made: Label Studio may see another folder under that name."""
+        """Fetch the first picture before tasks are created: Label Studio may have another folder at that path."""
         try:
             served = self._studio.image(address)
         except StudioUnavailable:
             raise
         except ScanqueueError as error:
-            raise CannotDeliver(f"Label Studio does not serve what was written into {self._own}: {error}") from error
+            raise CannotDeliver(f"Label Studio does not serve the files in {self._own}: {error}") from error
         if served != file.read_bytes():
             raise CannotDeliver(
-                f"Label Studio serves other files than those in {self._own}: it sees another folder as {self._where}. "
-                "Say with --local-root where this machine has Label Studio's LOCAL_FILES_DOCUMENT_ROOT."
+                f"Label Studio serves other files than those in {self._own}: on its machine, {self._where} is another "
+                "folder. Pass the path of Label Studio's LOCAL_FILES_DOCUMENT_ROOT on this machine to --local-root."
             )
         self._proven = True
 
@@ -195,19 +195,19 @@ class LocalFiles:
 def _advice(objection: str, where: str) -> str:
     if "does not exist" in objection:
         return (
-            f"Label Studio sees no folder {where}. It may run in a container or on another machine: mount the folder "
-            "below its LOCAL_FILES_DOCUMENT_ROOT, and say with --local-root where that lies here."
+            f"Label Studio has no folder {where}. It may run in a container or on another machine: mount the folder "
+            "below its LOCAL_FILES_DOCUMENT_ROOT, and pass the path of that root on this machine to --local-root."
         )
     if "LOCAL_FILES_SERVING_ENABLED" in objection:
         return (
             "Label Studio does not serve local files. Start it with LOCAL_FILES_SERVING_ENABLED=true and "
-            "LOCAL_FILES_DOCUMENT_ROOT set to a folder above that of the pictures, or import without --local-files."
+            "LOCAL_FILES_DOCUMENT_ROOT set to a parent folder of the pictures, or import without --local-files."
         )
-    return f"Label Studio would not serve {where}: {objection[:300]}"
+    return f"Label Studio refuses to serve {where}: {objection[:300]}"
 
 
 def _place(name: str) -> tuple[str, str, int] | None:
-    """Scan, axis and slice of a picture's name; None when it is none of ours."""
+    """Scan, axis and slice in a picture's name; None if the file is not ours."""
     parts = name.split(".")
     if len(parts) != 4 or parts[3] != "png" or not parts[2].isdecimal() or not parts[0].startswith("S-"):
         return None

@@ -1,8 +1,8 @@
-"""What Label Studio holds of a project's slices, and how tasks are added to it so that none is there twice.
+"""Which slices of a project already have a task, and how to add tasks without duplicates.
 
-Label Studio keeps no two tasks apart and cannot be asked to make one "if it is not there". So it is asked for all it
-holds at the start; before each batch, whether the number of its tasks is still the one we know; and after a request
-that failed or was not answered, what came of it. What an earlier, killed import had on its way is met in the same way.
+Label Studio does not detect duplicate tasks and cannot create one "if missing". So an import lists all tasks at the
+start; checks before each batch that their number is still the known one; and lists new tasks after a request that
+failed or was not answered. This also covers requests of an earlier import that was killed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from backend.label_studio.studio import Studio
 
 log = logging.getLogger("scanqueue.intake")
 
-PATIENCE = 600.0  # seconds that a silent Label Studio is waited for
-SETTLED = 3  # looks, a second apart, with the same number of tasks: nothing of ours is on its way any more
-PAUSE = 1.0
-MOST_SLICES = 100_000  # of one scan that are believed
+PATIENCE = 600.0  # seconds to wait for a Label Studio that does not answer
+SETTLED = 3  # consecutive equal task counts after which no request of ours is still running
+PAUSE = 1.0  # seconds between them
+MAX_SLICES = 100_000  # per scan; larger slice numbers in task data are ignored
 
 Key = tuple[str, str, int]  # scan, axis, slice
 
@@ -32,19 +32,19 @@ class ExistingTasks:
         self._studio = studio
         self._project = project
         self._patience = patience
-        self._existing: dict[tuple[str, str], int] = {}  # a bit for each slice
-        self._added: dict[tuple[str, str], int] = {}  # those of this run
+        self._existing: dict[tuple[str, str], int] = {}  # one bit per slice
+        self._added: dict[tuple[str, str], int] = {}  # slices added by this run
         self._windows: dict[tuple[str, str], tuple[float, float]] = {}
         self._counts: dict[tuple[str, str], int] = {}
-        self._mine: list[range] = []  # numbers of tasks made since the last look
-        self._last = 0  # the highest number that the last look saw
+        self._mine: list[range] = []  # ids of tasks created since the last refresh
+        self._last = 0  # the highest id at the last refresh
         self._tasks = -1
-        self.doubles = 0  # tasks found that show a slice which another one shows, and that were left
+        self.doubles = 0  # tasks for slices that already have another task; they are kept
 
-    # -- what is there ----------------------------------------------------------------------
+    # -- existing tasks ---------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Ask for the tasks that are not known yet. Of a slice that we have just added, a second one is removed."""
+        """List tasks that are not known yet. If a slice that we have just added has a second task, delete that."""
         self._tasks = self._studio.task_count(self._project)
         last, superfluous = self._last, []
         for task, data, touched in self._studio.task_data(self._project, after=self._last):
@@ -70,36 +70,36 @@ class ExistingTasks:
             self._tasks -= 1
 
     def refresh_if_changed(self) -> None:
-        """Look, unless the number of tasks is the one we know."""
+        """Refresh if the number of tasks differs from the known one."""
         if self._studio.task_count(self._project) != self._tasks:
             self.refresh()
 
     def scans(self) -> Iterator[str]:
-        """Every scan that has a task."""
+        """Every scan with a task."""
         yield from dict.fromkeys(scan for scan, _ in self._existing)
 
     def has(self, scan: str, axis: str, number: int) -> bool:
         return bool(self._existing.get((scan, axis), 0) >> number & 1)
 
     def numbers(self, scan: str, axis: str) -> frozenset[int]:
-        """The slices of a scan along an axis that have a task."""
+        """The slices of a scan along an axis with a task."""
         bits = self._existing.get((scan, axis), 0)
         return frozenset(number for number in range(bits.bit_length()) if bits >> number & 1)
 
     def window(self, scan: str, axis: str) -> tuple[float, float] | None:
-        """What they are shown with."""
+        """Their window (center, width); None if unknown."""
         return self._windows.get((scan, axis))
 
     def slices(self, scan: str, axis: str) -> int:
-        """How many there are in all, as their tasks say; 0 when they do not."""
+        """Their total number according to the task data; 0 if unknown."""
         return self._counts.get((scan, axis), 0)
 
     # -- adding -----------------------------------------------------------------------------
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> int:
-        """Make the tasks that are not there; how many were made. Each of `rows` has a scan, an axis and a slice.
+        """Create the missing tasks; returns how many. Each row of task data has a scan, an axis and a slice.
 
-        Raises StudioUnavailable when Label Studio stays silent: what it got is found when the import is run again.
+        Raises StudioUnavailable if Label Studio does not answer; the next import finds the tasks that were created.
         """
         wanted = {key: row for row in rows if (key := key_of(row)) is not None}
         made, until = 0, time.monotonic() + self._patience
@@ -113,7 +113,7 @@ class ExistingTasks:
             except StudioUnavailable as error:
                 if time.monotonic() > until:
                     raise
-                log.warning("new tasks were not confirmed; Label Studio is asked which of them it has")
+                log.warning("Label Studio did not confirm new tasks; checking which of them it has")
                 self._settle(until, error)
                 self.refresh()
                 made += sum(self.has(*key) for key in missing)
@@ -126,7 +126,7 @@ class ExistingTasks:
             return made + len(numbers)
 
     def _settle(self, until: float, error: StudioUnavailable) -> None:
-        """Wait until Label Studio answers and makes no more tasks."""
+        """Wait until Label Studio answers and creates no more tasks."""
         same, before = 0, -1
         while same < SETTLED:
             time.sleep(PAUSE)
@@ -141,9 +141,9 @@ class ExistingTasks:
 
 
 def key_of(data: Mapping[str, Any]) -> Key | None:
-    """Scan, axis and slice of a task that an import made; None for any other."""
+    """Scan, axis and slice of a task that an import created; None for any other task."""
     scan, axis, number = data.get("scan"), data.get("axis"), data.get("slice")
-    if isinstance(scan, str) and isinstance(axis, str) and _is_whole(number) and 0 <= int(number or 0) < MOST_SLICES:
+    if isinstance(scan, str) and isinstance(axis, str) and _is_whole(number) and 0 <= int(number or 0) < MAX_SLICES:
         return scan, axis, int(number or 0)
     return None
 
@@ -153,7 +153,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _ranges(numbers: Sequence[int]) -> list[range]:
-    """The numbers as few ranges; those of one request follow each other."""
+    """The numbers as few ranges; those of one request are consecutive."""
     found: list[range] = []
     for number in sorted(numbers):
         if found and found[-1].stop == number:

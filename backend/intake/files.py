@@ -1,4 +1,4 @@
-"""Which files lie below the given paths."""
+"""Finding the files below the given paths."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from backend.errors import BadSetting
 
 
 def walk(paths: Sequence[Path], *, spare: Sequence[Path] = ()) -> Iterator[Path]:
-    """Every file of `paths` and of the folders below them, each once, in the order of their names.
+    """Every file in `paths` and the folders below, each once, in order of their names.
 
-    Links are followed, hidden names are not. A folder that cannot be opened is given instead of its files, so that
-    reading it fails and is said.
+    Follows links and ignores hidden names. Yields a folder that cannot be opened instead of its files, so that
+    reading it reports the problem.
 
-    spare  folders that are not entered: what we have written ourselves
+    spare  folders to skip, because they contain our own files
 
-    Raises BadSetting when one of `paths` does not exist, before any file is given.
+    Raises BadSetting if one of `paths` does not exist, before it yields any file.
     """
     for path in paths:
         if not path.exists():
-            raise BadSetting(f"{path} does not exist. Give files or folders of scans.")
+            raise BadSetting(f"{path} does not exist. Pass files or folders with scans.")
     avoided = {place for place in map(_place, spare) if place}
     seen: set[tuple[int, int]] = set()
     for path in paths:
@@ -31,7 +31,7 @@ def walk(paths: Sequence[Path], *, spare: Sequence[Path] = ()) -> Iterator[Path]
 def _below(path: Path, seen: set[tuple[int, int]], avoided: set[tuple[int, int]]) -> Iterator[Path]:
     place = _place(path)
     if place is None or place in seen or place in avoided:
-        return  # gone meanwhile, a link back, a path given twice, or ours
+        return  # deleted meanwhile, a link to a parent, a path passed twice, or our own folder
     seen.add(place)
     if not path.is_dir():
         yield path
@@ -51,7 +51,7 @@ def _below(path: Path, seen: set[tuple[int, int]], avoided: set[tuple[int, int]]
 
 
 def _place(path: Path) -> tuple[int, int] | None:
-    """What a path leads to, whatever it is called."""
+    """Device and inode of a path, which identify the file under any name; None if it does not exist."""
     try:
         found = path.stat()
     except OSError:

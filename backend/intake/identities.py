@@ -1,8 +1,8 @@
-"""Who is who: the one local file that knows which patient, series and files a pseudonym stands for.
+"""The identities file: the only local file that maps pseudonyms to patients, series and files.
 
-Everything that names somebody (patient ids, paths, instance UIDs) and the key that pseudonyms are made with are
-in this SQLite file and nowhere else: not in Label Studio, not in our records, logs or backups. Without the file a
-pseudonym leads nowhere; with another file the same scans get other pseudonyms. Keep it as you keep the scans.
+Everything that identifies a person (patient ids, paths, instance UIDs), and the key from which pseudonyms are derived,
+is in this SQLite file and nowhere else: not in Label Studio, our records, logs or backups. Without the file a pseudonym
+is meaningless; with another file the same scans get other pseudonyms. Protect it like the scans.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 NAME = "identities.sqlite"
 LETTERS = {"patient": "P", "scan": "S", "site": "T"}
-LENGTH = 12  # characters of base32: 60 bits
+LENGTH = 12  # base32 characters: 60 bits
 VERSION = 1
-WAIT = 60.0  # seconds for another process that writes
+WAIT = 60.0  # seconds to wait for another process that writes
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value BLOB NOT NULL);
@@ -51,12 +51,12 @@ class ScanRecord:
     """Where one scan came from, and what is needed to bring masks back into its geometry.
 
     scan      its pseudonym
-    source    the files as they lay at the last import; their order is the one that slice numbers count in
-    digest    SHA-256: of a plain file's content; of a DICOM series' SOPInstanceUIDs in order
-    time      which volume of several over time, None when there is one
-    patient   pseudonym of the group it belongs to, "" for none
+    source    the files at the last import, in the order of the slice numbers
+    digest    SHA-256 of a plain file's content, or of a DICOM series' SOPInstanceUIDs in order
+    time      number of the volume in a time series; None if there is only one
+    patient   pseudonym of its group; "" for none
     added_at  seconds since 1970
-    axes      the axes it was cut along so far, in any project
+    axes      the axes along which it was cut so far, in any project
     """
 
     scan: str
@@ -71,13 +71,13 @@ class ScanRecord:
 
 
 class Identities:
-    """The file of identities, made (mode 0600, with a random key) when it is not there.
+    """The identities file, created (mode 0600, with a random key) if it does not exist.
 
-    file        in a folder that is made, too (mode 0700), when it is not there
-    must_exist  raise BadIdentities instead of making it
+    file        its path; the folder is created, too (mode 0700), if necessary
+    must_exist  raise BadIdentities instead of creating it
 
-    May be used by several threads, and by several processes at once. Raises BadIdentities when the file is of
-    another kind, of a later version, damaged, or not to be written.
+    Safe for several threads and several processes. Raises BadIdentities if the file is of another kind, from a later
+    version, damaged, or not writable.
     """
 
     def __init__(self, file: Path, *, must_exist: bool = False) -> None:
@@ -88,8 +88,8 @@ class Identities:
         with self._explained():
             if must_exist and not self.file.is_file():
                 raise BadIdentities(
-                    f"{self.file} does not exist, so nobody knows which files the scans came from. Give the file that "
-                    "`scanqueue import` wrote with --identities, or --data-dir."
+                    f"{self.file} does not exist, so the source files of the scans are unknown. Pass the file that "
+                    "`scanqueue import` wrote with --identities, or its folder with --data-dir."
                 )
             _make(self.file)
             self._database = sqlite3.connect(self.file, timeout=WAIT, isolation_level=None, check_same_thread=False)
@@ -97,21 +97,21 @@ class Identities:
             self._key = self._open()
 
     def _open(self) -> bytes:
-        """The key. A file that is as it should be is not written to."""
+        """The key. Writes nothing to an existing valid file."""
         return self._read_key() or self._create_key()
 
     def _read_key(self) -> bytes | None:
         version = self._database.execute("PRAGMA user_version").fetchone()[0]
         if version > VERSION:
             raise BadIdentities(
-                f"{self.file} was written by a later scanqueue (version {version} of the file, {VERSION} is known "
-                "here). Use that one."
+                f"{self.file} was written by a later scanqueue (file version {version}, supported: {VERSION}). Use "
+                "that version of scanqueue."
             )
         tables = {row[0] for row in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if not tables:
             return None
         if "fact" not in tables:
-            raise BadIdentities(f"{self.file} is a database of something else. Give another file.")
+            raise BadIdentities(f"{self.file} is a database, but not an identities file. Use another file.")
         row = self._database.execute("SELECT value FROM fact WHERE name = 'key'").fetchone()
         return None if row is None else bytes(row[0])
 
@@ -129,10 +129,10 @@ class Identities:
     # -- pseudonyms -------------------------------------------------------------------------
 
     def pseudonym(self, kind: str, value: str, *, remember: bool = True) -> str:
-        """`P-`, `S-` or `T-` and 12 characters that stand for `value`; remembered with it.
+        """The pseudonym of `value`: `P-`, `S-` or `T-` and 12 characters; stored with the value if `remember`.
 
-        The same value has the same pseudonym for as long as the file lives; without the key nobody can try values
-        out. kind: "patient", "scan" or "site".
+        The same value always has the same pseudonym in one file. Without the key, nobody can test guessed values.
+        kind: "patient", "scan" or "site".
         """
         made = self._pseudonym(kind, value)
         if not remember:
@@ -143,7 +143,7 @@ class Identities:
                     database.execute("INSERT OR IGNORE INTO pseudonym VALUES (?, ?, ?)", (made, kind, value))
                     row = database.execute("SELECT value FROM pseudonym WHERE pseudonym = ?", (made,)).fetchone()
                     if row[0] != value:
-                        raise BadIdentities(f"Two values would share the pseudonym {made}; one of them must change.")
+                        raise BadIdentities(f"Two values have the same pseudonym {made}; change one of them.")
                 self._known.add(made)
         return made
 
@@ -152,14 +152,14 @@ class Identities:
         return f"{LETTERS[kind]}-{base64.b32encode(mac).decode()[:LENGTH]}"
 
     def value(self, pseudonym: str) -> str | None:
-        """What a pseudonym stands for; None when it was not made here."""
+        """The value behind a pseudonym; None if the pseudonym is not from this file."""
         row = self._row("SELECT value FROM pseudonym WHERE pseudonym = ?", pseudonym)
         return None if row is None else str(row[0])
 
     # -- scans ------------------------------------------------------------------------------
 
     def put_scan(self, record: ScanRecord) -> None:
-        """Remember a scan; what was known of it is replaced, except when it was first added."""
+        """Store a scan. Replaces an existing record, except for the time when it was first added."""
         row = (
             record.scan,
             record.source.to_json(),
@@ -183,18 +183,18 @@ class Identities:
             database.executemany("INSERT INTO instance VALUES (?, ?)", instances)
 
     def scan(self, scan: str) -> ScanRecord | None:
-        """What is known of a scan; None when it was not imported with this file."""
+        """The record of a scan; None if it was not imported with this file."""
         row = self._row(f"SELECT {_COLUMNS} FROM scan WHERE scan = ?", scan)
         return None if row is None else _record(row)
 
     def scans(self) -> Iterator[ScanRecord]:
-        """Every scan, the first added first."""
+        """Every scan, in the order of addition."""
         with self._lock, self._explained():
             names = self._database.execute("SELECT scan FROM scan ORDER BY added_at, scan").fetchall()
         yield from (record for record in (self.scan(name) for (name,) in names) if record is not None)
 
     def scans_with_instances(self, instances: Sequence[str]) -> list[ScanRecord]:
-        """The scans that hold any of these SOPInstanceUIDs, the first added first."""
+        """The scans with any of these SOPInstanceUIDs, in the order of addition."""
         found: set[str] = set()
         for start in range(0, len(instances), 500):
             subset = [instance for instance in instances[start : start + 500] if instance]
@@ -214,7 +214,7 @@ class Identities:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """What is remembered inside is on disk, all of it, when this ends; or none of it after a failure."""
+        """Store everything written inside, or nothing after a failure."""
         with self._lock, self._explained(), self._writing():
             yield
 
@@ -243,20 +243,20 @@ class Identities:
             yield
         except sqlite3.OperationalError as error:
             raise BadIdentities(
-                f"{self.file} cannot be read and written ({error}). See that the disk has room, that the folder is "
-                "yours, and that no other program holds the file."
+                f"{self.file} cannot be read or written ({error}). Check that the disk has free space, that you own "
+                "the folder, and that no other program has locked the file."
             ) from error
         except sqlite3.DatabaseError as error:
             raise BadIdentities(
-                f"{self.file} is damaged, or no file of identities ({error}). Put your copy of it in its place."
+                f"{self.file} is damaged, or not an identities file ({error}). Restore it from your backup."
             ) from error
         except OSError as error:
             raise BadIdentities(
-                f"{self.file} cannot be made or opened ({error.strerror}). Give another file with --identities."
+                f"{self.file} cannot be created or opened ({error.strerror}). Pass another file with --identities."
             ) from error
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._database.close()
 
     def __enter__(self) -> Self:
@@ -289,7 +289,7 @@ def _record(row: tuple[Any, ...]) -> ScanRecord:
 
 
 def _make(file: Path) -> None:
-    """The file and its folder, for its owner only."""
+    """Create the file and its folder, readable by the owner only."""
     if not file.parent.exists():
         file.parent.mkdir(parents=True, mode=0o700, exist_ok=True)  # another process may be faster
     try:

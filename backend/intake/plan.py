@@ -1,9 +1,9 @@
-"""Who a source is and which of its slices are still to be imported: pseudonyms, slice numbers, task data.
+"""Which scans a source makes and which of their slices are missing: pseudonyms, slice numbers, task data.
 
-A slice number never changes its meaning. A DICOM series that has grown since it was imported keeps the numbers it has:
-where all new slices lie beyond the last one and only slices as acquired were imported, the scan goes on counting;
-otherwise the new slices become a scan of their own, of the same patient. Cuts across the slices (coronal ones of an
-axial series) would all be other pictures, so a series that has grown is not cut so again.
+A slice number never changes its meaning. A DICOM series that has grown since its import keeps its numbers. If all new
+slices follow the last one and only slices as acquired were imported, the scan continues its numbering; otherwise the
+new slices become a separate scan of the same patient. Cuts across the slices (coronal ones of an axial series) would
+all show different pictures, so a series that has grown is not cut that way again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from backend.intake.existing_tasks import ExistingTasks
 from backend.intake.identities import Identities, ScanRecord
 from backend.intake.slicing import IdentifiedSource, Problem, SliceJob, digest, subset
 
-# DICOM PS3.3 C.7.3.1.1.1; anything else that stands in that field may be a name
+# DICOM PS3.3 C.7.3.1.1.1; any other value of that field may be a name
 MODALITIES = frozenset(
     re.findall(
         r"\w+",
@@ -40,19 +40,20 @@ GROUPS = ("none", "folder", "file")
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the person at the keyboard asked for.
+    """Which slices to import, and how.
 
     axis      one of formats.AXES
-    every     only each N-th slice
-    best      only the most informative slices of a scan, how many
-    time      which volume of several over time
-    window    "CENTER,WIDTH"; name of a preset of the header; "percentile"; "auto": the header's first preset, else that
-    site      text that stands in the task data as it is; "": the pseudonym of the institution
-    modality  instead of what the header says
-    group_by  what groups plain files, which name no patient: one of GROUPS
-    careful   leave out scans with text in their pixels
+    every     only every N-th slice
+    best      only this many slices per scan, the most informative ones
+    time      number of the volume in a time series
+    window    "CENTER,WIDTH"; name of a preset in the header; "percentile"; "auto": the header's first preset, else
+              percentiles
+    site      text for the task data; "": the institution's pseudonym
+    modality  replaces the header's
+    group_by  how to group plain files, which name no patient: one of GROUPS
+    careful   skip scans with text in their pixels
 
-    Raises BadSetting where these cannot be.
+    Raises BadSetting if a value is invalid.
     """
 
     axis: str = "acquisition"
@@ -67,11 +68,11 @@ class ImportOptions:
 
     def __post_init__(self) -> None:
         if self.axis not in AXES:
-            raise BadSetting(f"--axis: got {self.axis!r}, wanted one of {', '.join(AXES)}.")
+            raise BadSetting(f"--axis: got {self.axis!r}, expected one of {', '.join(AXES)}.")
         if self.every is not None and self.best is not None:
-            raise BadSetting("--every and --best both choose slices; give one of them.")
+            raise BadSetting("--every and --best both select slices; use only one of them.")
         if self.group_by not in GROUPS:
-            raise BadSetting(f"--group-by: got {self.group_by!r}, wanted one of {', '.join(GROUPS)}.")
+            raise BadSetting(f"--group-by: got {self.group_by!r}, expected one of {', '.join(GROUPS)}.")
         self.shown  # noqa: B018
 
     @property
@@ -87,7 +88,9 @@ class ImportOptions:
         if found is None:
             return self.window
         if not (math.isfinite(found.center) and math.isfinite(found.width) and found.width >= 1):
-            raise BadSetting(f"--window: got {self.window!r}, wanted CENTER,WIDTH, the width 1 or more, as 40,400.")
+            raise BadSetting(
+                f"--window: got {self.window!r}, expected CENTER,WIDTH with a width of at least 1, for example 40,400."
+            )
         return found
 
 
@@ -95,13 +98,13 @@ class ImportOptions:
 class Scan:
     """One scan of a source, and what its tasks have in common.
 
-    record     what the identities hold of it; not yet written
+    record     its record for the identities; not yet written
     slices     the cut of the whole scan
-    source     the files that are there now, of all slices or of some
-    numbering  slice number of each place of `source`; () where they are the same
-    chosen     slice numbers that are meant; () with `best`
+    source     the files that exist now, of all slices or of some
+    numbering  slice number of each position in `source`; () if they are equal
+    chosen     numbers of the selected slices; () with `best`
     missing    those of them without a task; () with `best`
-    best       how many are to be chosen by their content, 0: none
+    best       number of slices to select by content; 0: none
     data       task data without image, slice and window
     """
 
@@ -116,11 +119,11 @@ class Scan:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is to be done."""
+        """Whether every selected slice has a task."""
         return not self.missing and not self.best
 
     def job(self, options: ImportOptions, existing: ExistingTasks, folder: Path) -> SliceJob:
-        """What a worker process has to do; of a long series only the files that are needed."""
+        """The job for a worker process; for a long series with only the files it needs."""
         scan, axis = self.record.scan, self.slices.axis
         source, numbering = self.source, self.numbering
         by_file = bool(numbering) or _by_file(source, self.slices)
@@ -154,9 +157,9 @@ def plan(
     *,
     remember: bool = True,
 ) -> Iterator[Scan | Problem]:
-    """The scans that a source makes: one, or more when it grew between imports.
+    """The scans that a source makes: one, or more if it grew between imports.
 
-    remember  whether pseudonyms may be written down
+    remember  whether to store pseudonyms
 
     Raises CannotCut, UnreadableFile.
     """
@@ -171,7 +174,7 @@ def plan(
     records = [record for record in identities.scans_with_instances(source.instances) if record.time == found.time]
     if not records:
         value = f"series {source.uid}"
-        if identities.scan(about.name(value)) is not None:  # other files of the same series
+        if identities.scan(about.name(value)) is not None:  # used by other files of the same series
             value = _part_name(source)
         yield about.scan(about.record(value, source, found.geometry), source)
         return
@@ -200,7 +203,7 @@ def plan(
         yield Problem(
             source.files[fresh[0]],
             f"its series has grown by {len(fresh)} slices since it was imported, so its {options.axis} cuts would be "
-            "other pictures. Those in Label Studio are kept; import the new slices with --axis acquisition.",
+            "different pictures. Those in Label Studio stay; import the new slices with --axis acquisition.",
         )
 
 
@@ -229,7 +232,7 @@ class _SourcePlan:
         return self.identities.pseudonym(kind, value, remember=self.remember)
 
     def _patient(self) -> str:
-        """The group that must not be split: a patient; a study or series of nobody; for plain files as asked."""
+        """The group that must stay together: patient; else study or series; plain files: see `group_by`."""
         header, source = self.found.header, self.found.source
         if header.patient_id.strip():
             return self._pseudonym("patient", f"id {header.patient_id.strip()}")
@@ -243,12 +246,12 @@ class _SourcePlan:
         return ""
 
     def name(self, value: str) -> str:
-        """The pseudonym of a scan: of what it is made of, and of the time that was chosen."""
+        """The pseudonym of a scan, derived from its content and the selected time."""
         at = "" if self.found.time is None else f" time {self.found.time}"
         return self._pseudonym("scan", value + at)
 
     def record(self, value: str, source: Source, geometry: Geometry) -> ScanRecord:
-        """Of a scan that is not known."""
+        """The record of a new scan."""
         same = source.instances == self.found.source.instances
         return ScanRecord(
             scan=self.name(value),
@@ -262,15 +265,15 @@ class _SourcePlan:
         )
 
     def scan(self, record: ScanRecord, source: Source, numbering: tuple[int, ...] = ()) -> Scan | Problem:
-        """What of a scan is chosen and missing; `source` and `numbering` as in Scan."""
+        """The selected and missing slices of a scan; `source` and `numbering` as in Scan."""
         axis = self.options.axis
         slices = cut(record.geometry, axis)
-        told = self.existing.slices(record.scan, axis)
-        if told and told != slices.count and not record.axes:
+        before = self.existing.slices(record.scan, axis)
+        if before and before != slices.count and not record.axes:
             return Problem(
                 source.files[0],
-                f"Label Studio has it with {told} slices, it has {slices.count}, and the file of identities does not "
-                "know which are which. Give the file that it was imported with.",
+                f"Label Studio has {before} slices of it, the file has {slices.count}, and the identities file does "
+                "not say how they correspond. Use the identities file with which it was imported.",
             )
         patient = record.patient or self.patient
         record = replace(record, patient=patient, axes=tuple(dict.fromkeys((*record.axes, axis))))
@@ -290,11 +293,11 @@ class _SourcePlan:
             chosen=chosen,
             missing=tuple(number for number in chosen if number not in there),
             best=best,
-            data=_data(record.scan, slices, self.modality or record.modality, self.site, patient),
+            data=_task_data(record.scan, slices, self.modality or record.modality, self.site, patient),
         )
 
 
-def _data(scan: str, slices: Cut, modality: str, site: str, patient: str) -> dict[str, Any]:
+def _task_data(scan: str, slices: Cut, modality: str, site: str, patient: str) -> dict[str, Any]:
     data: dict[str, Any] = {"scan": scan, "axis": slices.axis, "slices": slices.count}
     if slices.spacing is not None and all(math.isfinite(mm) and mm > 0 for mm in slices.spacing):
         data["spacing_mm"] = [float(mm) for mm in slices.spacing]
@@ -311,19 +314,19 @@ def _modality(text: str) -> str:
 
 
 def _in_instances(source: Source) -> bool:
-    """Whether every file has a SOPInstanceUID that it can be known by."""
+    """Whether every file has a SOPInstanceUID to identify it by."""
     return bool(source.uid and source.instances and all(source.instances)) and len(source.instances) == len(
         source.files
     )
 
 
 def _by_file(source: Source, slices: Cut) -> bool:
-    """Whether every slice of the cut is a file of its own."""
+    """Whether every slice of the cut has its own file."""
     return len(source.files) == slices.count and source.kind == "dicom" and slices.along == 2
 
 
 def _continues(record: ScanRecord, found: IdentifiedSource, axis: str) -> bool:
-    """Whether the slices of a known scan are the first ones of a source, in all cuts that anybody made."""
+    """Whether the slices of a known scan are the first ones of a source, in all its cuts so far."""
     known = record.source.instances
     if found.source.instances[: len(known)] != known or record.source.uid != found.source.uid:
         return False
@@ -334,5 +337,5 @@ def _continues(record: ScanRecord, found: IdentifiedSource, axis: str) -> bool:
 
 
 def _part_name(source: Source) -> str:
-    """What names files that came later than others of their series."""
+    """The name of files that were added to a series later."""
     return f"series {source.uid} part {hashlib.sha256(chr(10).join(sorted(source.instances)).encode()).hexdigest()}"

@@ -1,4 +1,4 @@
-"""One import from beginning to end."""
+"""One import from start to finish."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ from backend.workers.process_pool import Crashed, Workers
 log = logging.getLogger("scanqueue.intake")
 Thing = TypeVar("Thing")
 
-FILES = 32  # looked at by a process at once
-SLICES = 24  # made by a process at once, where scans are small
-LOT = 200  # tasks made at once, at least; else a quarter of the files that are left, at most what the delivery takes
-CRASHED = "its decoder crashed the process that read it."
+FILES = 32  # files per sniffing job
+SLICES = 24  # slices per job, for small scans
+LOT = 200  # minimum number of tasks per request; else a quarter of the remaining files, up to the delivery's batch
+CRASHED = "its decoder crashed. Convert the file, or exclude it."
 
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """What `scanqueue import` was asked for.
+    """The arguments of `scanqueue import`.
 
-    identities  the file
-    spool       folder for pictures that are to be uploaded; emptied
-    local       folder that Label Studio serves local files from, instead of uploads
+    identities  the identities file
+    spool       folder for pictures before the upload; emptied
+    local       folder from which Label Studio serves local files; None: upload
     root        see LocalFiles
-    foreign     go on where the project's scans were imported with another file of identities
+    foreign     continue even if the project's scans were imported with another identities file
     """
 
     project: int
@@ -70,16 +70,16 @@ class ImportRequest:
 
 @dataclass
 class Tally:
-    """What became of it all. `troubles` and `burnt_in` have paths, which may name patients.
+    """The results of an import. `problems` and `burnt_in` contain paths, which may name patients.
 
-    files, others   files seen, and those of them that are no pictures
-    scans           sources that could be identified, copies of one another counted once
+    files, others   files found, and those of them that are not images
+    scans           identified sources, without copies
     copies          files that are copies of others
-    slices          that were meant; of them
+    slices          selected slices; of them
     made            became tasks (or would have, in a dry run)
-    there           had a task already
-    skipped         scans left out because of text in their pixels
-    doubles         tasks found in Label Studio that show a slice another one shows
+    there           already had a task
+    skipped         scans skipped because of text in their pixels
+    doubles         tasks in Label Studio for slices that already have another task
     """
 
     files: int = 0
@@ -97,7 +97,7 @@ class Tally:
     problems: list[Problem] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Without paths: it may be kept."""
+        """JSON without paths, so that it may be stored."""
         numbers = ("files", "others", "scans", "copies", "slices", "made", "there", "skipped", "doubles")
         return {
             **{name: getattr(self, name) for name in numbers},
@@ -109,31 +109,31 @@ class Tally:
 
 
 class ProgressListener(Protocol):
-    """Progress for whoever waits."""
+    """Receives the progress of an import."""
 
     def looked(self, files: int) -> None:
-        """So many files were looked at, in all."""
+        """`files` files were sniffed so far."""
 
     def begin(self, total: int) -> None:
-        """So many files are to be read."""
+        """`total` files will be read."""
 
     def advance(self, files: int, made: int) -> None:
-        """Another `files` are done; tasks made in all."""
+        """Another `files` files are finished; `made` tasks were created so far."""
 
 
 def run(request: ImportRequest, studio: Studio, workers: Workers, progress: ProgressListener) -> Tally:
-    """Import what is asked for; `workers.stop()` ends it early, with all that was begun in order.
+    """Run an import. `workers.stop()` ends it early, after the work in progress.
 
-    Raises a ScanqueueError where nothing can be done or gone on with; what was made until then stays, and is not made
-    again by the same command.
+    Raises a ScanqueueError if the import cannot start or continue. The tasks created so far stay, and the same command
+    does not create them again.
     """
-    for noisy in ("pydicom", "nibabel", "nibabel.global"):  # they quote what they do not like
+    for noisy in ("pydicom", "nibabel", "nibabel.global"):  # their log lines quote header values
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     with ExitStack() as stack:
         if not stack.enter_context(Locks(request.locks).held(f"import-{request.project}")):
-            raise ProjectBusy(f"Another import into project {request.project} is running. Wait until it has ended.")
+            raise ProjectBusy(f"Another import into project {request.project} is running. Wait until it has finished.")
         files = walk(request.paths, spare=[request.spool, *([request.local] if request.local is not None else [])])
-        first = next(files, None)  # a path that does not exist is said before anything else is done
+        first = next(files, None)  # report a path that does not exist before anything else
         existing = ExistingTasks(studio, request.project)
         file = request.identities
         if request.dry_run and not file.exists():
@@ -154,13 +154,13 @@ def run(request: ImportRequest, studio: Studio, workers: Workers, progress: Prog
 
 
 def _check_identities(identities: Identities, existing: ExistingTasks, request: ImportRequest) -> None:
-    """Raise BadIdentities where the project was filled with another file: every scan would be imported again."""
+    """Raise BadIdentities if the project was filled with another file: every scan would be imported again."""
     scans = [scan for scan in existing.scans() if scan.startswith("S-")]
     if scans and not request.foreign and not any(identities.scan(scan) for scan in scans):
         raise BadIdentities(
-            f"The {len(scans)} scans that project {request.project} holds were imported with another file of "
-            f"identities than {request.identities}; with this one they would be imported again under other names. "
-            "Give that file with --identities, or, if these are other scans, --other-identities."
+            f"The {len(scans)} scans in project {request.project} were imported with another identities file than "
+            f"{request.identities}; with this one they would be imported again under new names. "
+            "Pass the original file with --identities, or --other-identities if these are other scans."
         )
 
 
@@ -190,11 +190,11 @@ class _Import:
         self._delivery: Delivery | None = None
         self._image_key = ""
         self._ready: list[tuple[Path, dict[str, Any]]] = []
-        self._left = 0  # files to be read
+        self._left = 0  # files still to read
         self._seen: set[str] = set()
 
     def _prepare(self) -> None:
-        """All that Label Studio is asked before the first scan."""
+        """All requests to Label Studio before the first scan."""
         page = self.studio.project(self.request.project)
         self._image_key = LabelConfig.from_parsed(page.parsed_config, self.request.project).image_key
         self.existing.refresh()
@@ -207,8 +207,8 @@ class _Import:
             self._delivery.close()
 
     def run(self, files: Iterable[Path]) -> None:
-        with ThreadPoolExecutor(1) as beside:  # while files are looked at
-            prepared = beside.submit(self._prepare)
+        with ThreadPoolExecutor(1) as executor:  # while files are sniffed
+            prepared = executor.submit(self._prepare)
             sources = deque(self._sources(files, prepared))
             prepared.result()
         self._left = sum(len(asked.source.files) for asked in sources)
@@ -224,7 +224,7 @@ class _Import:
             self._send(all=False)
         self._send(all=True)
 
-    # -- what there is ----------------------------------------------------------------------
+    # -- finding scans ----------------------------------------------------------------------
 
     def _sources(self, files: Iterable[Path], prepared: Future[None]) -> list[SourceToIdentify]:
         facts: list[FileFacts] = []
@@ -240,7 +240,7 @@ class _Import:
                 else:
                     facts.append(one)
             if prepared.done():
-                prepared.result()  # what is wrong is said now
+                prepared.result()  # report errors now
             self.tally.files += len(paths)
             self.progress.looked(self.tally.files)
         known = {one.path: one for one in facts}
@@ -250,7 +250,7 @@ class _Import:
         ]
 
     def _scans(self, sources: deque[SourceToIdentify]) -> Iterator[Scan]:
-        """Every scan, remembered; what cannot be had is counted."""
+        """Every scan, recorded in the identities; problems are counted."""
         size = max(1, min(FILES, len(sources) // (4 * self.workers.jobs)))
         lots = _in_lots(_each_once(sources), size)
         for lot, answers in self.workers.each_lot(
@@ -308,10 +308,10 @@ class _Import:
         self._left -= files
         self.progress.advance(files, self.tally.made)
 
-    # -- what is to be done -----------------------------------------------------------------
+    # -- choosing the work ------------------------------------------------------------------
 
     def _jobs(self, sources: deque[SourceToIdentify]) -> Iterator[list[tuple[Scan, SliceJob]]]:
-        """Scans that miss slices, small ones together."""
+        """Jobs for scans with missing slices; small scans share a lot."""
         lot: list[tuple[Scan, SliceJob]] = []
         weight = 0
         assert self._delivery is not None
@@ -345,7 +345,7 @@ class _Import:
         self.tally.there += chosen - missing
         self._advance(len(scan.source.files))
 
-    # -- what was done ----------------------------------------------------------------------
+    # -- creating tasks ---------------------------------------------------------------------
 
     def _record(self, scan: Scan, made: JobResult) -> None:
         if made.full:
@@ -383,9 +383,9 @@ class _Import:
                 if lot and size > batch.size:
                     break
                 lot.append((file, row))
-            deliver = self._delivery.deliver([file for file, _ in lot])
+            addresses = self._delivery.deliver([file for file, _ in lot])
             rows: list[Mapping[str, Any]] = [
-                {self._image_key: address, **row} for address, (_, row) in zip(deliver, lot, strict=True)
+                {self._image_key: address, **row} for address, (_, row) in zip(addresses, lot, strict=True)
             ]
             made = self.existing.add(rows)
             self.tally.made += made
@@ -395,7 +395,7 @@ class _Import:
 
 
 def _each_once(things: deque[Thing]) -> Iterator[Thing]:
-    """Let go of each thing that was given."""
+    """Yield each thing without keeping a reference to it."""
     while things:
         yield things.popleft()
 

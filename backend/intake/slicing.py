@@ -1,7 +1,7 @@
-"""What worker processes do: look at files, identify sources, make pictures of slices.
+"""The work of the worker processes: sniff files, identify sources, write pictures of slices.
 
-Everything here takes and returns plain, picklable values, touches no network and no database, and raises nothing:
-what is wrong with one file comes back as a Trouble.
+Everything here takes and returns plain, picklable values, uses neither network nor database, and raises nothing: an
+error in one file is returned as a Problem.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from backend.formats import (
 )
 from backend.intake.burnt_in import has_text
 
-# Pictures are written once and fetched again and again. With zlib's level 1, runs only, and the best filter for each
-# row they are 3 to 11 % smaller than what OpenCV does by itself (CT, MR, radiographs), which takes 1.5 to 2 ms less for
-# 512 x 512 pixels; more of zlib makes them larger or takes many times as long.
+# Pictures are written once and fetched many times. zlib level 1 with run-length strategy and the best filter per row
+# makes them 3 to 11 % smaller than OpenCV's defaults (CT, MR, radiographs), which are 1.5 to 2 ms faster for 512 x 512
+# pixels. Other zlib settings make them larger or take many times as long.
 PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
-LOOKED_AT = 3  # slices of a volume in which text is looked for
+CHECKED = 3  # slices per volume that are searched for text
 
-cv2.setNumThreads(1)  # there is a process for each core
+cv2.setNumThreads(1)  # one process per core
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What cannot be read. `path` may name a patient: it is for the person at the terminal."""
+    """Something that cannot be read. `path` may name a patient: show it at the terminal only."""
 
     path: Path
     what: str
@@ -57,7 +57,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class SourceToIdentify:
-    """A source to be identified, for a cut along `axis`; `geometry` where it is known from looking at the files."""
+    """A source to identify, for a cut along `axis`; `geometry` if sniffing its files has determined it."""
 
     source: Source
     time: int | None
@@ -67,10 +67,10 @@ class SourceToIdentify:
 
 @dataclass(frozen=True)
 class IdentifiedSource:
-    """What a source is, before its pixels are read. `header` is private; its `texts` are left out.
+    """A source before its pixels are read. `header` is private.
 
-    digest  SHA-256 of the content; of a DICOM series, of its SOPInstanceUIDs in order
-    time    which volume is meant; None where there is one
+    digest  SHA-256 of the content; for a DICOM series, of its SOPInstanceUIDs in order
+    time    number of the selected volume; None if there is only one
     """
 
     source: Source
@@ -82,18 +82,18 @@ class IdentifiedSource:
 
 @dataclass(frozen=True)
 class SliceJob:
-    """Slices of one scan to be written as PNG files.
+    """Slices of one scan to write as PNG files.
 
-    source     the files to read: of the whole scan, or of the slices that are wanted
-    numbering  slice number of each place along the cut of `source`; () where they are the same
-    wanted     slice numbers; () with `best`: the most informative ones
-    best       how many are chosen, 0: those that are wanted
-    held       slice numbers that need not be written
-    window     as `choose_window` takes it
-    shown      (center, width) that earlier slices of this scan are shown with, or None
-    folder     where the files go
-    by_file    whether each slice is a file of its own, so that a broken one can be left out
-    careful    leave the scan alone when it seems to have text in its pixels
+    source     the files to read: of the whole scan, or of the wanted slices
+    numbering  slice number of each position along the cut of `source`; () if they are equal
+    wanted     slice numbers; () with `best`
+    best       number of slices to select by content; 0: write the wanted ones
+    existing   slice numbers that already have a task
+    window     see `choose_window`
+    shown      (center, width) of the scan's earlier slices, or None
+    folder     destination of the files
+    by_file    whether each slice has its own file, so that a broken one can be skipped
+    careful    skip the scan if it seems to have text in its pixels
     """
 
     scan: str
@@ -113,15 +113,15 @@ class SliceJob:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What came of a job.
+    """The result of a job.
 
-    pictures  slice number and file of each that was written
-    chosen    how many slices were meant, those that are held included
+    pictures  number and file of each slice written
+    chosen    number of selected slices, including those that already have a task
     window    (center, width), or None: colour, or no window
     text      whether text seems to be burnt into the pixels
-    broken    files that were left out
-    trouble   what went wrong; then nothing was written
-    full      why no picture at all can be written there: the whole import ends
+    broken    files that were skipped
+    problem   why nothing was written, or None
+    full      why no picture can be written to the folder, which ends the import, or ""
     """
 
     pictures: tuple[tuple[int, Path], ...] = ()
@@ -134,13 +134,13 @@ class JobResult:
 
 
 def sniff_files(paths: Sequence[Path]) -> list[FileFacts | Problem | None]:
-    """For each file its facts, None when it is no picture, or what is wrong with it."""
+    """For each file its facts, None if it is not an image, or its problem."""
     shared: dict[Any, Any] = {}
     return [_slim(one, shared) if isinstance(one, FileFacts) else one for one in map(_sniff_file, paths)]
 
 
 def _slim(facts: FileFacts, shared: dict[Any, Any]) -> FileFacts:
-    """The same; what files have in common is one object, which is sent to the main process, and held there, once."""
+    """The same facts; values that files share become one object, so that the main process receives it once."""
     common = ("kind", "series", "frame", "orientation", "spacing", "marks")
     return replace(facts, **{name: shared.setdefault(v, v) for name in common for v in [getattr(facts, name)]})
 
@@ -148,7 +148,7 @@ def _slim(facts: FileFacts, shared: dict[Any, Any]) -> FileFacts:
 def _sniff_file(path: Path) -> FileFacts | Problem | None:
     try:
         if path.is_dir():
-            return Problem(path, "the folder may not be opened. See to its permissions.")
+            return Problem(path, "the folder cannot be opened. Check its permissions.")
         return sniff(path)
     except Exception as error:
         return _problem(path, error)
@@ -170,7 +170,7 @@ def _identify(asked: SourceToIdentify) -> IdentifiedSource | Problem:
 
 
 def _geometry(source: Source, time: int | None) -> tuple[Geometry, int | None]:
-    """Geometry, and `time` where it means something: sources of one volume are taken whatever --time says."""
+    """Geometry, and `time` if it applies: sources with one volume are imported whatever --time is."""
     if source.volumes > 1 or time is None:
         return read_geometry(source, time=time), time
     try:
@@ -180,7 +180,7 @@ def _geometry(source: Source, time: int | None) -> tuple[Geometry, int | None]:
 
 
 def digest(source: Source) -> str:
-    """See Found.digest."""
+    """See IdentifiedSource.digest."""
     found = hashlib.sha256()
     if source.uid and all(source.instances):
         found.update("\n".join(source.instances).encode())
@@ -192,7 +192,7 @@ def digest(source: Source) -> str:
 
 
 def write_pictures(jobs: Sequence[SliceJob]) -> list[JobResult]:
-    """The pictures of each job; a job either succeeds whole or leaves no file that anybody would take."""
+    """Write the pictures of each job. A job that fails leaves no file that the import would use."""
     return [_write_pictures(job) for job in jobs]
 
 
@@ -225,7 +225,7 @@ def _pictures(job: SliceJob) -> JobResult:
         taken = slices.take(volume.values, places[number])
         return taken if window is None else to_uint8(taken, window, inverted=volume.inverted)
 
-    steps = np.linspace(0, len(missing) - 1, min(LOOKED_AT, len(missing))).astype(int)
+    steps = np.linspace(0, len(missing) - 1, min(CHECKED, len(missing))).astype(int)
     text = any(has_text(picture(missing[step])) for step in dict.fromkeys(steps.tolist()))
     shown = (window.center, window.width) if window is not None and window.lut is None else None
     if text and job.careful:
@@ -240,7 +240,7 @@ def _pictures(job: SliceJob) -> JobResult:
 
 
 def _without_broken(job: SliceJob) -> tuple[SliceJob, tuple[Problem, ...]]:
-    """The same without the files that cannot be read, and what is wrong with those. Raises when none can."""
+    """The job without its unreadable files, and their problems. Raises UnreadableFile if none is readable."""
     source, broken = job.source, []
     numbering = job.numbering or tuple(range(len(source.files)))
     kept = []
@@ -259,13 +259,13 @@ def _without_broken(job: SliceJob) -> tuple[SliceJob, tuple[Problem, ...]]:
 
 
 def subset(source: Source, places: Sequence[int]) -> Source:
-    """The files of a series at these places."""
+    """The files of a series at these positions."""
     files = tuple(source.files[place] for place in places)
     return replace(source, files=files, instances=tuple(source.instances[place] for place in places))
 
 
 def _window(volume: Volume, job: SliceJob) -> Window:
-    """The one that is wanted; where nothing is, that of the slices that are there already."""
+    """The requested window; without a request, that of the slices already imported."""
     window = choose_window(volume, job.window)
     if job.window is None and job.shown is not None and job.shown != (window.center, window.width):
         return Window(*job.shown)
@@ -273,11 +273,11 @@ def _window(volume: Volume, job: SliceJob) -> Window:
 
 
 def write_png(file: Path, picture: NDArray[np.uint8]) -> None:
-    """A PNG of gray or RGB pixels, without any text in it, that is there whole or not at all."""
+    """Write gray or RGB pixels as a PNG without text chunks, atomically."""
     pixels = np.ascontiguousarray(picture if picture.ndim == 2 else picture[..., ::-1])
     done, data = cv2.imencode(".png", pixels, PNG)
     if not done:
-        raise UnreadableFile(file, "the picture could not be made.")
+        raise UnreadableFile(file, "the picture could not be encoded.")
     aside = f"{file.parent}/.{file.name}.part"
     try:
         with open(aside, "wb", buffering=0) as out:
@@ -299,19 +299,19 @@ def _make_folder(folder: Path) -> None:
 
 def _cannot_write(folder: Path, error: OSError) -> StorageFull:
     return StorageFull(
-        f"Pictures cannot be written into {folder}: {error.strerror}. Make room, or see to its permissions, and give "
-        "the same command again; what was imported is kept."
+        f"Cannot write pictures into {folder}: {error.strerror}. Free some space or fix its permissions, then run the "
+        "same command again; everything imported so far is kept."
     )
 
 
 def _problem(path: Path, error: Exception) -> Problem:
-    """What went wrong, without values of the header: other libraries' errors quote them."""
+    """A problem without header values: the errors of other libraries quote them."""
     if isinstance(error, UnreadableFile):
         return Problem(error.path, error.what)
     if isinstance(error, ScanqueueError):
         return Problem(path, str(error))
     if isinstance(error, MemoryError):
-        return Problem(path, "it needs more memory than there is. Give fewer --jobs.")
+        return Problem(path, "it does not fit into memory. Use fewer --jobs.")
     if isinstance(error, OSError) and error.strerror:
         return Problem(path, f"{error.strerror}.")
     return Problem(path, f"it cannot be read ({type(error).__name__}).")

@@ -1,7 +1,7 @@
-"""`scanqueue import` at the terminal: progress, Ctrl-C, the table at the end.
+"""`scanqueue import` at the terminal: progress, Ctrl-C, and the final table.
 
-Paths may name patients. They are shown to a person at a terminal; where stderr goes into a file or a pipe, which
-others may keep, a problem is told by its number and reason alone, unless paths are asked for. Logs never have them.
+Paths may name patients. They are shown at a terminal only. If stderr goes to a file or a pipe, which others may keep,
+problems are listed as counts and reasons, unless paths are requested. Logs never contain paths.
 """
 
 from __future__ import annotations
@@ -33,14 +33,11 @@ from backend.label_studio.studio import Studio
 from backend.settings import Settings
 from backend.workers.process_pool import Workers
 
-MOST = 50  # problems and warnings that are listed
+MOST = 50  # maximum number of problems and warnings in the list
 
 
 def import_scans(request: ImportRequest, settings: Settings, *, as_json: bool, show_paths: bool) -> int:
-    """Run the import and say what became of it; the exit status.
-
-    0: everything is there; 1: something could not be read; 130: interrupted.
-    """
+    """Run the import and print its results. Exit status 0: complete; 1: some files could not be read; 130: interrupted."""
     studio = Studio(settings.label_studio_url, settings.label_studio_api_key)
     aside = Console(stderr=True, highlight=False)
     with Workers(request.jobs) as workers, _interruptible(workers), _Bars(aside) as bars:
@@ -51,14 +48,14 @@ def import_scans(request: ImportRequest, settings: Settings, *, as_json: bool, s
     else:
         Console(highlight=False).print(_table(request, tally))
     if tally.interrupted:
-        aside.print("Interrupted. The same command goes on from here.")
+        aside.print("Interrupted. Run the same command again to resume.")
         return 130
     return 1 if tally.problems else 0
 
 
 @contextmanager
 def _interruptible(workers: Workers) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) lets what is on its way arrive and ends; the second ends at once."""
+    """The first Ctrl-C (or SIGTERM) finishes the work in progress; the second ends immediately."""
 
     def end(number: int, frame: FrameType | None) -> None:
         if workers.stopped:
@@ -93,7 +90,7 @@ class _Bars:
 
     def __enter__(self) -> _Bars:
         self._progress.start()
-        self._looking = self._progress.add_task("looking at files", total=None, made="")
+        self._looking = self._progress.add_task("checking files", total=None, made="")
         return self
 
     def __exit__(self, *how: Any) -> None:
@@ -114,10 +111,10 @@ class _Bars:
 
 
 def _list(console: Console, tally: Tally, *, paths: bool) -> None:
-    """Problems and warnings, one a line."""
+    """Print problems and warnings, one per line."""
     warnings: list[tuple[Path | None, str]] = []
     if paths:
-        warnings = [(path, "text seems to be burnt into its pixels. Look at it.") for path in tally.burnt_in]
+        warnings = [(path, "text seems to be burnt into its pixels. Check it.") for path in tally.burnt_in]
         warnings += [(problem.path, problem.what) for problem in tally.problems]
     else:
         counted = Counter(problem.what for problem in tally.problems)
@@ -127,18 +124,18 @@ def _list(console: Console, tally: Tally, *, paths: bool) -> None:
     if len(warnings) > MOST:
         console.print(f"... and {len(warnings) - MOST} more.")
     if not paths and warnings:
-        console.print("Which files these are is shown at a terminal, or with --show-paths.")
+        console.print("To see the file names, run this at a terminal or with --show-paths.")
 
 
 def _table(request: ImportRequest, tally: Tally) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
-    would = "tasks that would be made" if request.dry_run else "tasks made"
+    made = "tasks that would be created" if request.dry_run else "tasks created"
     rows: Sequence[tuple[str, int, str]] = (
-        ("files", tally.files, f"{tally.others} of them no pictures" if tally.others else ""),
-        ("scans", tally.scans, f"and {tally.copies} copies of the same" if tally.copies else ""),
+        ("files", tally.files, f"{tally.others} of them not images" if tally.others else ""),
+        ("scans", tally.scans, f"and {tally.copies} copies" if tally.copies else ""),
         ("slices", tally.slices, ""),
-        (would, tally.made, f"in {tally.seconds:.0f} s" if tally.seconds >= 1 else ""),
-        ("already there", tally.there, ""),
+        (made, tally.made, f"in {tally.seconds:.0f} s" if tally.seconds >= 1 else ""),
+        ("existing tasks", tally.there, ""),
         ("scans skipped", tally.skipped, "text in their pixels" if tally.skipped else ""),
         ("problems", len(tally.problems), ""),
         (
@@ -146,7 +143,7 @@ def _table(request: ImportRequest, tally: Tally) -> Table:
             len(tally.burnt_in),
             "scans that seem to have text in their pixels" if tally.burnt_in else "",
         ),
-        *((("doubles", tally.doubles, "tasks that show a slice which another one shows"),) if tally.doubles else ()),
+        *((("duplicates", tally.doubles, "tasks for slices that have another task"),) if tally.doubles else ()),
     )
     for name, number, remark in rows:
         table.add_row(name, str(number), remark)

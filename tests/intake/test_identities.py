@@ -121,12 +121,12 @@ def test_what_is_no_such_file_is_refused_in_words(tmp_path: Path) -> None:
         Identities(tmp_path / "none.sqlite", must_exist=True)
     assert not (tmp_path / "none.sqlite").exists()
     (tmp_path / "text.sqlite").write_text("no database at all, but longer than nothing" * 99)
-    with pytest.raises(BadIdentities, match="damaged, or no file of identities"):
+    with pytest.raises(BadIdentities, match="damaged, or not an identities file"):
         Identities(tmp_path / "text.sqlite")
     with sqlite3.connect(tmp_path / "other.sqlite") as other:
         other.execute("CREATE TABLE task (id INTEGER)")
     other.close()
-    with pytest.raises(BadIdentities, match="something else"):
+    with pytest.raises(BadIdentities, match="not an identities file"):
         Identities(tmp_path / "other.sqlite")
     with Identities(tmp_path / "later.sqlite"):
         pass
@@ -137,7 +137,7 @@ def test_what_is_no_such_file_is_refused_in_words(tmp_path: Path) -> None:
         Identities(tmp_path / "later.sqlite")
     if os.getuid():
         (tmp_path / "shut").mkdir(mode=0o500)
-        with pytest.raises(BadIdentities, match="cannot be made or opened"):
+        with pytest.raises(BadIdentities, match="cannot be created or opened"):
             Identities(tmp_path / "shut" / "identities.sqlite")
 
 

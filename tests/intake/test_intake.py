@@ -333,7 +333,7 @@ def test_a_task_that_was_deleted_is_made_again_alone(lab: Lab, tmp_path: Path) -
 def test_another_file_of_identities_is_noticed(lab: Lab, tmp_path: Path) -> None:
     write_series(tmp_path / "in", "nine", range(2))
     lab.run(tmp_path / "in")
-    with pytest.raises(BadIdentities, match="with another file of identities"):
+    with pytest.raises(BadIdentities, match="with another identities file"):
         lab.run(tmp_path / "in", identities=tmp_path / "new.sqlite")
     assert lab.run(tmp_path / "in", identities=tmp_path / "new.sqlite", foreign=True).made == 2
 
@@ -409,7 +409,7 @@ def test_ctrl_c_ends_in_order_and_the_same_command_goes_on(lab: Lab, tmp_path: P
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
     assert "Traceback" not in err
-    assert "The same command goes on from here" in err
+    assert "Run the same command again to resume." in err
     found = json.loads(out)
     assert found["interrupted"]
     assert found["made"] == len(lab.studio.task_ids(lab.project)) < 240
@@ -530,7 +530,7 @@ def test_a_folder_that_label_studio_cannot_serve_is_refused_with_the_cure(
     with pytest.raises(CannotDeliver, match=r"is not below .*--local-root"):
         lab.run(tmp_path / "in", local=tmp_path / "nowhere")
     mounted = tmp_path / "mounted"
-    with pytest.raises(CannotDeliver, match=r"Label Studio sees no folder .*/set"):
+    with pytest.raises(CannotDeliver, match=r"Label Studio has no folder .*/set"):
         lab.run(tmp_path / "in", local=mounted / "set", root=mounted)
     deaf = Lab(label_studio, tmp_path, label_studio.folder)
     with pytest.raises(CannotDeliver, match="LOCAL_FILES_SERVING_ENABLED=true"):
@@ -542,7 +542,7 @@ def test_another_folder_under_the_same_name_is_noticed_before_tasks_are_made(lab
     write_series(tmp_path / "in", "fifteen", range(2))
     mounted = tmp_path / "mounted"
     (lab.root / f"project-{lab.project}").mkdir(parents=True)
-    with pytest.raises(CannotDeliver, match="does not serve what was written"):
+    with pytest.raises(CannotDeliver, match="does not serve the files in"):
         lab.run(tmp_path / "in", local=mounted / lab.root.name, root=mounted)
     assert lab.tasks() == []
 

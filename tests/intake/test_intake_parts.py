@@ -187,13 +187,13 @@ def _gray(path: Path) -> np.ndarray:
     ("given", "said"),
     [
         ({"axis": "diagonal"}, "--axis"),
-        ({"every": 2, "best": 3}, "give one of them"),
+        ({"every": 2, "best": 3}, "use only one of them"),
         ({"group_by": "moon"}, "--group-by"),
         ({"window": "40,0"}, "--window"),
         ({"window": "nan,400"}, "--window"),
     ],
 )
-def test_options_that_cannot_be_are_refused_in_words(given: dict[str, object], said: str) -> None:
+def test_invalid_options_are_refused_with_their_name(given: dict[str, object], said: str) -> None:
     with pytest.raises(BadSetting, match=said):
         ImportOptions(**given)  # type: ignore[arg-type]
 

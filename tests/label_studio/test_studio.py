@@ -421,7 +421,7 @@ def test_a_webhook_address_without_a_dot_is_refused_with_the_cure(sides: tuple[A
         ours.set_webhook(theirs.number, "http://backend:9090/webhook", "s3cret")
     assert str(error.value).startswith("The webhook to http://backend:9090/webhook could not be set")
     assert str(error.value).endswith(
-        "give 'backend' an alias with one (for example backend.internal) and set SCANQUEUE_PUBLIC_URL to it."
+        "give 'backend' an alias with a dot (for example backend.internal) and use it in SCANQUEUE_PUBLIC_URL."
     )
     assert ours.webhooks(theirs.number) == []
 
