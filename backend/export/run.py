@@ -117,7 +117,7 @@ class Export:
                 raise BadSetting(f"--format: there is no {name!r}; there are {', '.join(FORMATS)}.")
         if self.formats and not set(self.formats) & {PNG, COCO} and self.identities is None:
             raise BadSetting(
-                "--format: NIfTI and DICOM SEG need the file of identities that `scanqueue import` wrote: it knows "
+                "--format: NIfTI and DICOM SEG need the identities file that `scanqueue import` wrote: it knows "
                 "which files the scans came from. Give it with --identities, or export png and coco."
             )
         target = Target(out, self.project, redact_url(self.studio.url), force=force)
@@ -216,7 +216,7 @@ class _Run:
         if asked.identities is None:
             if wanted:
                 self.note(
-                    "NIfTI and DICOM SEG were not written: they need the file of identities that `scanqueue import` "
+                    "NIfTI and DICOM SEG were not written: they need the identities file that `scanqueue import` "
                     "wrote, which knows the files that scans came from. Give it with --identities."
                 )
             return None
@@ -224,7 +224,7 @@ class _Run:
         if record is None:
             if wanted:
                 self.problem(
-                    f"{unit.scan} is not in the file of identities, so no volume was written. Give the file that it "
+                    f"{unit.scan} is not in the identities file, so no volume was written. Give the file that it "
                     "was imported with.",
                     scan=unit.scan,
                 )

@@ -142,7 +142,7 @@ def test_a_scan_of_other_identities_is_a_problem(known: Identities, tmp_path: Pa
     with Identities(tmp_path / "others.sqlite") as others:
         done = export(lab_of([record]), tmp_path / "out", others)
     (problem,) = done.problems
-    assert problem.what.startswith(f"{record.scan} is not in the file of identities, so no volume was written.")
+    assert problem.what.startswith(f"{record.scan} is not in the identities file, so no volume was written.")
     assert done.slices == 1
 
 

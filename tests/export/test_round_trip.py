@@ -430,14 +430,14 @@ def test_moved_and_changed_files_are_said_and_found_again_and_pictures_need_none
     # another machine, which has no identities and no scans
     shutil.move(lab.folder / "data", lab.folder / "at home")
     out = lab.export("elsewhere")
-    assert "note: NIfTI and DICOM SEG were not written: they need the file of identities" in lab.said
+    assert "note: NIfTI and DICOM SEG were not written: they need the identities file" in lab.said
     assert sorted(p.name for p in out.iterdir()) == ["coco.json", "manifest.json", "png"]
     for row in manifest(out)["slices"]:
         pixels = cv2.imread(str(out / row["png"]), cv2.IMREAD_UNCHANGED)
         assert np.array_equal(pixels, lab.drawn[row["scan"], row["axis"], row["slice"]])
     assert {row["scan"] for row in manifest(out)["slices"]} == {first, second}
     code, said = lab.run("export", "--out", tmp_path / "none", "--format", "nifti")
-    assert (code, "NIfTI and DICOM SEG need the file of identities" in said) == (1, True)
+    assert (code, "NIfTI and DICOM SEG need the identities file" in said) == (1, True)
 
 
 # -- the loop ----------------------------------------------------------------------------------

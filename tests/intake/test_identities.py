@@ -1,4 +1,4 @@
-"""The file of identities: pseudonyms that stay, a key that nobody else has, a file that only its owner reads."""
+"""The identities file: pseudonyms that stay, a key that nobody else has, a file that only its owner reads."""
 
 from __future__ import annotations
 
