@@ -718,7 +718,7 @@ def test_a_share_of_every_order_is_drawn_at_random_and_the_rest_stays_in_its_ord
     seen = {q["task"]: q for q in status.queue(world.store, PROJECT)}
     assert set(seen) == set(world.order()[:DEPTH]) == set(world.published())
     assert seen[drawn[0]]["kind"] == "control"
-    assert seen[drawn[0]]["reason"].endswith("drawn at random, as a control")
+    assert seen[drawn[0]]["reason"].endswith("sampled at random for the control group")
     assert (seen[drawn[0]]["score"], seen[drawn[0]]["distance"]) == (None, None)
     assert world.label(2) == world.order()[:2]
     world.run()

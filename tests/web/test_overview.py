@@ -59,7 +59,7 @@ def test_the_map_has_every_scan_where_it_lies_with_its_place_in_the_order(world:
     i = found["task"].index(first.task)
     assert found["kinds"][found["kind"][i]] == first.reason == "power-entropy"
     assert found["distance"][i] == pytest.approx(first.distance, abs=1e-4)
-    assert found["why"]["power-entropy"].startswith("Drawn with a chance")
+    assert found["why"]["power-entropy"].startswith("Sampled with probability")
     assert set(found["score"]) == {None}
     world.set(strategy="paper")
     found = atlas(world.store, PROJECT)
@@ -206,7 +206,7 @@ def test_a_preview_of_what_the_model_was_not_asked_for_says_so(world: World) -> 
     world.in_round_1()
     found = overview(world).preview(PROJECT, {"strategy": "pairwise-dice"})
     assert found["then"] == []
-    assert found["note"].startswith("The model has not been asked")
+    assert found["note"].startswith("The model has not computed")
 
 
 def test_a_preview_of_settings_that_cannot_be_used_is_refused(world: World) -> None:
@@ -282,7 +282,7 @@ def test_activity_says_who_labelled_what_last_and_what_is_begun(world: World) ->
     found = seen.activity(PROJECT)
     assert found["lately"][0] | {"at": ""} == {"task": last, "at": "", "by": "Anna Reader", "seconds": 5.0}
     assert found["now"] == [{"task": 11, "by": None}]
-    assert "not whose it is" in found["note"]
+    assert "not whose draft it is" in found["note"]
     studio.away = True
     found = seen.activity(PROJECT)
     assert (len(found["lately"]), found["now"], found["note"]) == (3, [], "Label Studio does not answer.")
