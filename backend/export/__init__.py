@@ -1,9 +1,11 @@
-"""Out of Label Studio: annotations and model masks, in the geometry of the files that the scans came from.
+"""Exports annotations and model masks from Label Studio, in the geometry of the scans' source files.
 
-`collect` finds the slices, `sources` the files they came from, `predicted` a model's masks; `pictures` and `volumes`
-write one scan's, `manifest` says what was written, `target` puts it in place, and `run` is the whole of it.
+`run` runs the export: `collect` lists the slices, `location` and `sources` find a scan's geometry and files,
+`annotated` and `predicted` produce masks, `pictures` and `volumes` write them, `outcome` and `manifest` report,
+and `target` moves the finished folder into place.
 """
 
-from backend.export.run import FORMATS, Export, Problem, Summary
+from backend.export.outcome import Problem, Summary
+from backend.export.run import FORMATS, Export
 
 __all__ = ["FORMATS", "Export", "Problem", "Summary"]

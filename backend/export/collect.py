@@ -1,4 +1,4 @@
-"""What a project holds, slice by slice: which tasks show which slice of which scan, and which annotation counts."""
+"""Lists the slices of a project: which task shows which slice, and which annotation counts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from backend.facts import LabelConfig
 from backend.formats import AXES
 from backend.label_studio.listing import Annotation, TaskRow
 
-BATCH = 25  # plain pictures in one unit
-NAMED = 5  # scans in a message
+BATCH = 25  # plain images per unit
+NAMED = 5  # maximum number of scans named in a message
 
 _SCAN = re.compile(r"S-[A-Z2-7]{12}")
 _GROUP = re.compile(r"P-[A-Z2-7]{12}")
 
 
 class Slice(NamedTuple):
-    """One task. `scan`, `axis` and `n` (from 0) say which slice it shows; "", "" and 0: a picture not imported by us.
+    """One task. It shows slice `n` (from 0) of `scan` along `axis`; "", 0 for images not imported by scanqueue.
 
     group  pseudonym of the patient, or ""
-    image  the task's reference to its picture
+    image  the task's reference to its image
     """
 
     scan: str
@@ -36,19 +36,19 @@ class Slice(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of its picture and its mask. A plain picture's own name may be a patient's, its task's number is not."""
+        """File name of its image and mask. Plain images are named by task, as their own name may identify a patient."""
         return f"{self.scan}.{self.axis}.{self.n:04d}.png" if self.scan else f"task-{self.task}.png"
 
     @property
     def which(self) -> dict[str, Any]:
-        """Its place in the manifest's and COCO's words."""
+        """Its task and slice, as in the manifest and the COCO file."""
         return {"task": self.task, **({"scan": self.scan, "axis": self.axis, "slice": self.n} if self.scan else {})}
 
 
 class Unit(NamedTuple):
-    """Slices that are exported together: all of one scan along one axis, or a few plain pictures (scan "").
+    """Slices that are exported together: all of one scan along one axis, or a few plain images (scan "").
 
-    alone  the scan is exported along no other axis
+    alone  the scan is exported along this axis only
     """
 
     scan: str
@@ -58,12 +58,12 @@ class Unit(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What its volumes are called, without an ending."""
+        """File name of its volumes, without suffix."""
         return self.scan if self.alone else f"{self.scan}.{self.axis}"
 
 
 def read_slice(row: TaskRow, config: LabelConfig) -> Slice:
-    """What a task shows. Anybody may write task data: what `scanqueue import` would not have written is plain."""
+    """The slice that a task shows. Task data that `scanqueue import` would not write makes it a plain image."""
     data: Mapping[str, Any] = row.data
     scan, axis, n, group = (data.get(key) for key in ("scan", "axis", "slice", "group"))
     image = data.get(config.image_key)
@@ -77,11 +77,11 @@ def read_slice(row: TaskRow, config: LabelConfig) -> Slice:
 
 
 def collect(rows: Iterable[TaskRow], config: LabelConfig, *, axis: str = "", scans: Sequence[str] = ()) -> list[Slice]:
-    """The slices of a project in order: by scan, axis, slice and task; plain pictures last.
+    """The slices of a project, sorted by scan, axis, slice and task; plain images last.
 
-    axis, scans  only those slices; plain pictures then are none
+    axis, scans  return only these slices, and no plain images
 
-    Raises BadSetting when a scan is asked for that no task shows.
+    Raises BadSetting if no task shows one of `scans`.
     """
     wanted, seen = set(scans), set()
     found = []
@@ -93,7 +93,7 @@ def collect(rows: Iterable[TaskRow], config: LabelConfig, *, axis: str = "", sca
     if missing := sorted(wanted - (seen - {""})):
         known = ", ".join(sorted(seen - {""})[:NAMED]) or "none"
         raise BadSetting(
-            f"--scan: no task of the project shows {', '.join(missing[:NAMED])}. It has {known}"
+            f"--scan: no task of the project shows {', '.join(missing[:NAMED])}. Its scans: {known}"
             f"{', ...' if len(seen - {''}) > NAMED else ''}."
         )
     found.sort(key=lambda s: (not s.scan, s.scan, AXES.index(s.axis) if s.axis else 0, s.n, s.task))
@@ -101,7 +101,7 @@ def collect(rows: Iterable[TaskRow], config: LabelConfig, *, axis: str = "", sca
 
 
 def units(slices: Sequence[Slice]) -> Iterator[Unit]:
-    """Ordered slices, cut into what is exported together."""
+    """Group sorted slices into units."""
     for scan, of_scan in groupby(slices, key=lambda s: s.scan):
         if not scan:
             plain = list(of_scan)
@@ -114,5 +114,5 @@ def units(slices: Sequence[Slice]) -> Iterator[Unit]:
 
 
 def best(found: Sequence[Annotation]) -> Annotation:
-    """Of the annotations of several tasks that show the same slice, the one that counts: as within one task."""
+    """The annotation that counts among those of several tasks for one slice, by the same rule as within one task."""
     return max(found, key=lambda a: (a.ground_truth, a.updated_at, a.id))

@@ -1,4 +1,4 @@
-"""JSON files with lists in them that may be longer than memory, and the digest of every file written."""
+"""JSON files with lists that may not fit in memory, and the checksum of every exported file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import IO, Any
 
 
 class Sections:
-    """A JSON object whose lists are written row by row, beside its place until `write` puts them together.
+    """A JSON object whose lists are written row by row to temporary files until `write` joins them.
 
-    file  where it will be
+    file  the final file
     """
 
     def __init__(self, file: Path, names: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ class Sections:
         self.counts[name] += 1
 
     def write(self, head: Mapping[str, Any]) -> None:
-        """Make the file: `head`, then each list. Nothing can be added afterwards."""
+        """Write the file: `head`, then each list. Rows cannot be added afterwards."""
         with self.file.open("w", encoding="utf-8") as out:
             out.write("{")
             for at, (key, value) in enumerate(head.items()):
@@ -45,14 +45,14 @@ class Sections:
         self.close()
 
     def close(self) -> None:
-        """Take the lists away, whether they were put together or not."""
+        """Delete the temporary files."""
         for part in self._parts.values():
             part.close()
             Path(part.name).unlink(missing_ok=True)
 
 
 class Files:
-    """The files of an export, below `folder`; each is listed in the manifest with its SHA-256."""
+    """The files of an export below `folder`. Each is listed in the manifest with its SHA-256 checksum."""
 
     def __init__(self, folder: Path, manifest: Sections) -> None:
         self.folder = folder
@@ -60,7 +60,7 @@ class Files:
         self.kinds: Counter[str] = Counter()
 
     def path(self, name: str) -> Path:
-        """Where the file `name` (with "/" between folders) goes; its folder is made."""
+        """Path of the file `name` ("/" between folders). Creates its folder."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -70,7 +70,7 @@ class Files:
         self._list(name, hashlib.sha256(data).hexdigest(), len(data), kind, facts)
 
     def written(self, name: str, kind: str, **facts: Any) -> None:
-        """List a file that is there already."""
+        """List an existing file."""
         path = self.path(name)
         self._list(name, sha256(path), path.stat().st_size, kind, facts)
 
@@ -80,6 +80,6 @@ class Files:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
+    """SHA-256 checksum of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

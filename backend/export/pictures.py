@@ -1,4 +1,4 @@
-"""Masks as pictures: a PNG each, and all of them in one COCO file."""
+"""Writes masks as images: one PNG each, and all of them in one COCO file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PNG, COCO = "png", "coco"
 
 
 class Pictures:
-    """The masks of annotations, or of a model, one picture at a time.
+    """Writes the masks of annotations or of a model, one image at a time.
 
-    place  "" or a folder with a "/" after it: where below the export they go
-    facts  of each file's entry in the manifest
+    place  prefix of the file names: "" or a folder with a trailing "/"
+    facts  added to each file's row in the manifest
     """
 
     def __init__(
@@ -34,12 +34,12 @@ class Pictures:
         self._coco = Sections(files.path(f"{place}coco.json"), ("images", "annotations")) if COCO in formats else None
 
     def add(self, one: Slice, mask: NDArray[np.uint8]) -> str:
-        """Write the class numbers (rows, columns) of a picture; returns where the PNG is, "" when none was wanted.
+        """Write the class numbers of an image (rows, columns). Returns the name of the PNG, "" if PNG is not exported.
 
-        PNG: 8-bit grey, the value of a pixel is its class number, nothing else is in the file. (A palette would show
-        colours, but OpenCV and others would then read colours instead of numbers.)
-        COCO: one annotation for each class that is in the picture, as compressed run lengths; a picture without any is
-        one that somebody found nothing in.
+        PNG: 8-bit greyscale, pixel value = class number, no metadata. No palette: OpenCV and others would read
+        colours instead of class numbers.
+        COCO: one annotation per class in the mask, as compressed run lengths. An image without annotations was
+        labelled as empty.
         """
         written = ""
         if PNG in self._formats:

@@ -1,4 +1,4 @@
-"""The masks of a model: stored ones, those that Label Studio was given, else drawn now."""
+"""The masks of a model: from the stored masks, else from Label Studio's predictions, else computed now."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Found = tuple[Slice, NDArray[np.uint8] | None, str]
 class ModelMasks:
     """One model of a project.
 
-    version  of the model, or ACTIVE
+    version  version name of the model, or ACTIVE
 
-    Raises NotKnown when there is no such model.
+    Raises NotKnown if the model does not exist.
     """
 
     def __init__(self, processor: BatchProcessor, project: int, config: LabelConfig, version: str) -> None:
@@ -33,15 +33,15 @@ class ModelMasks:
         row = store.project(project)
         if row is None:
             raise NotKnown(
-                f"Project {project} is not known here, so there is no model of it. Give --data-dir or "
-                "SCANQUEUE_DATA_DIR, the same that `scanqueue serve` uses, or leave --model out."
+                f"Project {project} is not in these records, so it has no model. Set --data-dir or SCANQUEUE_DATA_DIR "
+                "to the folder that `scanqueue serve` uses, or omit --model."
             )
         wanted = row["active"] if version == ACTIVE else version
         model = store.model(project, wanted) if wanted else None
         if model is None:
             versions = ", ".join(m["version"] for m in store.models(project))
-            said = "no active model" if version == ACTIVE else f"no model {version!r}"
-            raise NotKnown(f"Project {project} has {said}; it has {versions or 'no trained model yet'}.")
+            lacking = "no active model" if version == ACTIVE else f"no model {version!r}"
+            raise NotKnown(f"Project {project} has {lacking}. Its models: {versions or 'none trained yet'}.")
         self.version: str = model["version"]
         self.fingerprint: str = model["fingerprint"]
         self.labels: Sequence[str] = model["labels"]
@@ -51,7 +51,7 @@ class ModelMasks:
         self._rounds = [version_name(r["n"]) for r in store.rounds(project, picks=False) if r["model"] == self.version]
 
     def facts(self) -> dict[str, Any]:
-        """Of the model, for the manifest."""
+        """Description of the model for the manifest."""
         row = self.row
         return {
             "version": self.version,
@@ -63,8 +63,8 @@ class ModelMasks:
         }
 
     def of(self, slices: Sequence[Slice]) -> Iterator[Found]:
-        """Each slice with its mask (class numbers of the label config), and where it is from: "stored", "shown" or
-        "drawn". Where there is none: None, and why.
+        """Each slice with its mask (class numbers of the label config) and the source of the mask: "stored", "shown"
+        or "drawn". Without a mask: None and the reason.
         """
         for start in range(0, len(slices), CHUNK):
             yield from self._chunk(slices[start : start + CHUNK])
@@ -100,14 +100,14 @@ class ModelMasks:
             if s.task in found:
                 yield (s, *found[s.task])
             elif s.task not in scans:
-                why = row["problem"] if row is not None and row["problem"] else "its picture was not read yet"
-                yield s, None, f"{self.version} has no mask of it: {why}"
+                why = row["problem"] if row is not None and row["problem"] else "its image has not been read yet"
+                yield s, None, f"{self.version} has no mask for it: {why}"
             elif not self._store.has("models", self.fingerprint):
-                yield s, None, f"no mask of it was kept, and the checkpoint of {self.version} is gone, so none is drawn"
+                yield s, None, f"it has no stored mask, and the checkpoint of {self.version} no longer exists"
             else:
                 now = self._store.scan(self._project, s.task)
-                why = now["problem"] if now is not None and now["problem"] else "it could not be drawn"
-                yield s, None, f"{self.version} has no mask of it: {why}"
+                why = now["problem"] if now is not None and now["problem"] else "prediction failed"
+                yield s, None, f"{self.version} has no mask for it: {why}"
 
     def _stored(self, scan: Scan) -> NDArray[np.uint8] | None:
         mask = self._processor.mask(self.fingerprint, scan)

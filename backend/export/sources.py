@@ -1,4 +1,4 @@
-"""The files that a scan came from: still there, still the same, or found again elsewhere."""
+"""Finds the source files of scans, moved ones included, and checks that they are unchanged."""
 
 from __future__ import annotations
 
@@ -14,27 +14,25 @@ from backend.formats import Geometry, Source, read_geometry, sniff
 from backend.intake.identities import ScanRecord
 from backend.intake.slicing import digest
 
-SAME = 1e-4  # mm and directions: an affine that differs less is the same
-CURE = (
-    "Say where the files are now with --source FOLDER; they are known again by their content, whatever they are called."
-)
+SAME = 1e-4  # tolerance for equal affines (mm, direction cosines)
+CURE = "Name the folder that contains the files now with --source. Files are recognized by content, not by name."
 
 
 class Sources:
-    """Looks for the files of scans where they were, then in `folders`, which are read only if something is missing."""
+    """Looks for source files at their recorded paths, then in `folders`, which are read only if a file is missing."""
 
     def __init__(self, folders: Sequence[Path] = ()) -> None:
         for folder in folders:
             if not folder.is_dir():
-                raise BadSetting(f"--source: there is no folder {folder}.")
+                raise BadSetting(f"--source: folder {folder} does not exist. Name the folder that contains the scans.")
         self.folders = folders
         self._index: _Index | None = None
 
     def find(self, record: ScanRecord) -> Source:
-        """The scan's source as it lies now, compared with what was imported.
+        """The scan's source with its current paths, checked against the import.
 
-        Raises LostSource: a file is missing or another one, or it says another geometry than when it was imported.
-        `LostSource.where` has the paths, which may name a patient; its message has none.
+        Raises LostSource if a file is missing or changed, or its geometry differs from the import. Paths, which may
+        name a patient, are in `LostSource.where` only, not in its message.
         """
         found = record.source
         wrong = _differs(record, found)
@@ -44,13 +42,13 @@ class Sources:
                 found, wrong = moved, None
         if wrong is not None:
             what, where = wrong
-            cure = CURE if not self.folders else "It is in none of the folders that --source names either."
+            cure = CURE if not self.folders else "The folders in --source do not contain it either."
             raise LostSource(f"{record.scan}: its source {what}, so no volume was written. {cure}", where)
         try:
             geometry = read_geometry(found, time=record.time)
         except UnreadableFile as error:
             raise LostSource(
-                f"{record.scan}: its source cannot be read any more, so no volume was written.", str(error)
+                f"{record.scan}: its source is no longer readable, so no volume was written.", str(error)
             ) from error
         if problem := _other_geometry(geometry, record.geometry):
             raise LostSource(
@@ -58,8 +56,6 @@ class Sources:
                 str(found.files[0]),
             )
         return found
-
-    # -- elsewhere --------------------------------------------------------------------------
 
     def _elsewhere(self, record: ScanRecord) -> Source | None:
         if self._index is None:
@@ -74,7 +70,7 @@ class Sources:
 
 
 class _Index:
-    """Every scan below some folders: DICOM by instance, plain files by their content."""
+    """All scans below some folders: DICOM by instance UID, other files by content."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.instances: dict[str, Path] = {}
@@ -91,7 +87,7 @@ class _Index:
                 self._waiting[path] = None
 
     def plain(self, record: ScanRecord) -> Path | None:
-        """The file with the content that a scan of one file had; files of its name are looked into first."""
+        """The file with the content of a single-file scan. Files with its name are read first."""
         name = record.source.files[0].name
         for path in sorted(self._waiting, key=lambda p: p.name != name):
             if record.digest in self._digests:
@@ -112,38 +108,38 @@ def _files(folders: Sequence[Path]) -> Iterator[Path]:
 
 
 def _differs(record: ScanRecord, source: Source) -> tuple[str, str] | None:
-    """What is wrong with the files (without a path, and with); None when they are those that were imported."""
+    """How the files differ from the imported ones, without and with paths; None if they are the same."""
     by_instance = _by_instance(source)
     for number, path in enumerate(source.files):
         part = f"file {number + 1} of {len(source.files)}" if len(source.files) > 1 else "file"
         if not path.is_file():
-            return f"is not where it was ({part} is missing)", f"missing: {path}"
+            return f"was moved or deleted ({part} is missing)", f"missing: {path}"
         if not by_instance:
             continue
         try:
             facts = sniff(path)
             same = facts is not None and facts.instance == source.instances[number]
         except (UnreadableFile, OSError) as error:
-            return f"cannot be read ({part})", str(error)
+            return f"is unreadable ({part})", str(error)
         if not same:
-            return f"was changed since it was imported ({part} is another one now)", f"changed: {path}"
+            return f"has changed since the import ({part} was replaced)", f"changed: {path}"
     if by_instance:
         return None
     try:
         same = digest(source) == record.digest
     except OSError as error:
-        return "cannot be read", str(error)
-    return None if same else ("was changed since it was imported", f"changed: {source.files[0]}")
+        return "is unreadable", str(error)
+    return None if same else ("has changed since the import", f"changed: {source.files[0]}")
 
 
 def _by_instance(source: Source) -> bool:
-    """Whether its files are told apart by their SOPInstanceUIDs; else by their content."""
+    """Whether its files are identified by SOPInstanceUID; otherwise by content."""
     return bool(source.uid and source.instances and all(source.instances))
 
 
 def _other_geometry(now: Geometry, then: Geometry) -> str:
     if tuple(now.shape) != tuple(then.shape):
-        return f"{' x '.join(map(str, now.shape))} voxels now, and had {' x '.join(map(str, then.shape))} when imported"
+        return f"{' x '.join(map(str, now.shape))} voxels, but had {' x '.join(map(str, then.shape))} when imported"
     if not np.allclose(now.affine, then.affine, rtol=0, atol=SAME):
-        return "another position, direction or spacing now than when it was imported"
+        return "a different position, direction or spacing than when it was imported"
     return ""

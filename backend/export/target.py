@@ -1,4 +1,4 @@
-"""The folder of an export: filled aside, then renamed, so that it is there whole or not at all."""
+"""The output folder: filled under a temporary name, then renamed, so that it is complete or absent."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MADE_BY = "scanqueue export"
 
 
 class Target:
-    """Where project `project` of the Label Studio at `url` is exported to.
+    """The output folder for project `project` of the Label Studio at `url`.
 
-    Nothing that was not written by an export of the same project is ever deleted: with `force` a folder that holds
-    something else is renamed, and `moved` says to what.
+    Only an earlier export of the same project is ever deleted. With `force`, a folder with other content is renamed
+    to `moved`.
 
-    Raises BadSetting when `out` exists and may not be replaced, or cannot be made.
+    Raises BadSetting if `out` exists and may not be replaced, or cannot be created.
     """
 
     def __init__(self, out: Path, project: int, url: str, *, force: bool) -> None:
@@ -32,26 +32,27 @@ class Target:
         self.moved: Path | None = None
         self._ours = False
         if not self.out.name:
-            raise BadSetting(f"--out: {out} is no folder that an export could make. Give a new one.")
+            raise BadSetting(f"--out: an export cannot create {out}. Use a new folder name.")
         if not self.out.exists() and not self.out.is_symlink():
             return
         objection = _objection(self.out, project, url)
         self._ours = not objection
         if objection and not force:
             raise BadSetting(
-                f"--out: {out} exists and {objection}. Give another folder, or --force to have it renamed and put "
-                "aside first."
+                f"--out: {out} exists and {objection}. Use another folder, or --force to move its contents aside first."
             )
 
     @contextmanager
     def filling(self) -> Iterator[Path]:
-        """A folder to fill, beside its place; when this ends it is put there, after a failure it is taken away."""
+        """A temporary folder to fill. It is moved into place at the end, or deleted after a failure."""
         aside = self._beside("new")
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             aside.mkdir()
         except OSError as error:
-            raise BadSetting(f"--out: {aside.parent} cannot be written to ({error.strerror}). Give another.") from error
+            raise BadSetting(
+                f"--out: cannot write to {aside.parent} ({error.strerror}). Use another folder."
+            ) from error
         try:
             yield aside
             self._put(aside)
@@ -59,8 +60,8 @@ class Target:
             if not is_disk_full(error):
                 raise
             raise StorageFull(
-                f"No room for the export in {aside.parent}: {error.strerror}. Make room, or give another folder with "
-                "--out; what was there before is as it was."
+                f"No space for the export in {aside.parent}: {error.strerror}. Free disk space, or use another folder "
+                "with --out. The previous contents are unchanged."
             ) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -74,7 +75,7 @@ class Target:
             os.rename(aside, self.out)
         except OSError as error:
             raise BadSetting(
-                f"--out: {self.out} cannot be replaced ({error.strerror}). Give a folder inside it instead."
+                f"--out: cannot replace {self.out} ({error.strerror}). Use a folder inside it instead."
             ) from error
         if old is not None and self._ours:
             shutil.rmtree(old, ignore_errors=True)
@@ -89,9 +90,9 @@ class Target:
 
 
 def _objection(out: Path, project: int, url: str) -> str:
-    """Why a folder may not be replaced; "" for an empty one, and for an earlier export of the project."""
+    """Why a folder may not be replaced; "" for an empty folder or an earlier export of the project."""
     if out.is_symlink() or not out.is_dir():
-        return "is no folder"
+        return "is not a folder"
     if not any(out.iterdir()):
         return ""
     try:
@@ -101,12 +102,12 @@ def _objection(out: Path, project: int, url: str) -> str:
         theirs = made["project"]["id"], made["project"]["label_studio"]
         listed = {str(file["path"]) for file in made["files"]} | {MANIFEST}
     except (OSError, ValueError, KeyError, TypeError):
-        return "is no earlier export"
+        return "is not an earlier export"
     if theirs != (project, url):
-        return f"holds an export of project {theirs[0]} of {theirs[1]}"
+        return f"contains an export of project {theirs[0]} of {theirs[1]}"
     for place, _, names in os.walk(out):
         for name in names:
             path = (Path(place, name)).relative_to(out).as_posix()
             if path not in listed:
-                return f"holds {path}, which no export wrote"
+                return f"contains {path}, which is not part of an export"
     return ""

@@ -1,4 +1,4 @@
-"""Masks as volumes: the label volume of one scan, written aligned to its source."""
+"""Writes masks as volumes: the label volume of one scan, aligned to its source."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ NIFTI, SEG = "nifti", "seg"
 
 @dataclass(frozen=True)
 class Place:
-    """Where the pictures of one scan along one axis belong.
+    """Where the images of one scan along one axis belong.
 
-    source   its files as they lie now; None when no volume is written
-    formats  those of NIFTI and SEG that are written
+    source   its source files, with their current paths; None if no volume is written
+    formats  volume formats to write: NIFTI, SEG
     """
 
     record: ScanRecord
@@ -31,7 +31,7 @@ class Place:
 
 
 class Volume:
-    """The label volume of one scan, filled picture by picture; slices that are not put stay 0."""
+    """The label volume of one scan, filled slice by slice. Slices without a mask stay 0."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -55,9 +55,9 @@ class Volume:
         description: str,
         facts: Mapping[str, Any],
     ) -> None:
-        """Write what was put, if anything was, as `form`.
+        """Write the volume as `form`; do nothing if it has no mask.
 
-        Raises as `write_nifti_labels` and `write_dicom_seg`.
+        Raises the errors of `write_nifti_labels` and `write_dicom_seg`.
         """
         source, time = self._place.source, self._place.record.time
         if self._labels is None or source is None:

@@ -169,7 +169,7 @@ def test_only_the_scans_that_were_asked_for(lab: Lab, tmp_path: Path) -> None:
     done = lab.export(tmp_path / "out", scans=(OTHER_SCAN,))
     assert [row["task"] for row in manifest(tmp_path / "out")["slices"]] == [lab.slices[3]]
     assert (done.slices, done.unlabelled) == (1, 0)
-    with pytest.raises(BadSetting, match=f"no task of the project shows S-NOBODY. It has {SCAN}, {OTHER_SCAN}"):
+    with pytest.raises(BadSetting, match=f"no task of the project shows S-NOBODY. Its scans: {SCAN}, {OTHER_SCAN}"):
         lab.export(tmp_path / "none", scans=("S-NOBODY",))
     assert not (tmp_path / "none").exists()
 
@@ -299,7 +299,7 @@ def test_without_identities_pictures_are_written_and_what_is_missing_is_said(lab
 
 
 def test_a_format_that_does_not_exist_is_refused(lab: Lab, tmp_path: Path) -> None:
-    with pytest.raises(BadSetting, match="there is no 'dicom'; there are nifti, seg, png, coco"):
+    with pytest.raises(BadSetting, match="unknown format 'dicom'; expected one of nifti, seg, png, coco"):
         lab.export(tmp_path / "out", formats=("png", "dicom"))
 
 
@@ -342,14 +342,14 @@ def test_a_folder_that_is_no_export_of_the_project_is_refused_and_never_deleted(
     out.mkdir()
     lab.export(out)  # empty: nothing is lost
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(BadSetting, match=r"out exists and holds notes\.txt, which no export wrote"):
+    with pytest.raises(BadSetting, match=r"out exists and contains notes\.txt, which is not part"):
         lab.export(out)
     (out / "notes.txt").unlink()
     lab.studio.url = "http://elsewhere.invalid/"
-    with pytest.raises(BadSetting, match=r"holds an export of project 1 of http://memory\.invalid/"):
+    with pytest.raises(BadSetting, match=r"contains an export of project 1 of http://memory\.invalid/"):
         lab.export(out)
     (out / "manifest.json").write_text("{}")
-    with pytest.raises(BadSetting, match="is no earlier export"):
+    with pytest.raises(BadSetting, match="is not an earlier export"):
         lab.export(out)
     (out / "notes.txt").write_text("mine")
     done = lab.export(out, force=True)
@@ -358,7 +358,7 @@ def test_a_folder_that_is_no_export_of_the_project_is_refused_and_never_deleted(
     assert manifest(out)["project"]["label_studio"] == "http://elsewhere.invalid/"
     file = tmp_path / "file"
     file.write_text("mine")
-    with pytest.raises(BadSetting, match="exists and is no folder"):
+    with pytest.raises(BadSetting, match="exists and is not a folder"):
         lab.export(file)
 
 
@@ -432,11 +432,11 @@ def test_masks_that_are_not_stored_are_those_that_label_studio_was_given(world: 
         assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
     assert done.problem_count == len(rows) - len(shown)
     assert {p["of"] for p in listed["problems"]} == {"model"}
-    assert "the checkpoint of scanqueue-r1 is gone" in done.problems[0].what
+    assert "the checkpoint of scanqueue-r1 no longer exists" in done.problems[0].what
 
 
 def test_a_model_that_does_not_exist_is_refused(world: World, tmp_path: Path) -> None:
-    with pytest.raises(NotKnown, match="has no model 'scanqueue-r7'; it has scanqueue-r1"):
+    with pytest.raises(NotKnown, match=r"has no model 'scanqueue-r7'\. Its models: scanqueue-r1"):
         with_model(world, tmp_path / "out", "scanqueue-r7")
     assert not (tmp_path / "out").exists()
     world.store.set_project(PROJECT, active="")
@@ -463,7 +463,7 @@ def test_the_command_says_what_is_where(lab: Lab, command: Any, tmp_path: Path) 
     lab.draw(lab.slices[0], 1)
     done = command("--out", str(tmp_path / "out"), "--format", "png, coco")
     assert done.exit_code == 0, done.output
-    assert "1 labelled slices of 1 scan are in" in done.output
+    assert "1 labelled slices of 1 scan were exported to" in done.output
     assert "(1 PNG, 1 COCO); 5 have no label" in done.output
     lab.studio.annotate(lab.slices[1], to_result({"Lung": np.ones((3, 3), bool)}, CONTROL))
     done = command("--out", str(tmp_path / "out"))
@@ -476,11 +476,11 @@ def test_model_alone_is_the_active_one(command: Any, tmp_path: Path) -> None:
     for args in (["--model"], ["--model", "--names"], ["--model", "active"]):
         done = command("--out", str(tmp_path / "out"), *args)
         assert isinstance(done.exception, BadSetting)  # and not "option needs a value"
-        assert "holds no records of scanqueue" in str(done.exception)
+        assert "contains no scanqueue records" in str(done.exception)
 
 
 def test_wrong_words_are_refused(command: Any, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "out")]
-    assert "there is no axis 'oblique'" in str(command(*out, "--axis", "oblique").exception)
-    assert "there is no folder /nowhere" in str(command(*out, "--source", "/nowhere").exception)
+    assert "unknown axis 'oblique'" in str(command(*out, "--axis", "oblique").exception)
+    assert "folder /nowhere does not exist" in str(command(*out, "--source", "/nowhere").exception)
     assert "does not exist" in str(command(*out, "--identities", str(tmp_path / "none.sqlite")).exception)

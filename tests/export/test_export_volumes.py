@@ -103,7 +103,7 @@ def test_each_scan_gets_the_formats_that_fit_it(known: Identities, tmp_path: Pat
         f"{nifti.scan}.nii.gz",
     }
     assert done.notes == (
-        f"{gaps.scan} was not written as NIfTI: its slices are not evenly spaced, which NIfTI cannot say.",
+        f"{gaps.scan} was not written as NIfTI: its slices are not evenly spaced, which NIfTI cannot represent.",
     )
     assert (done.problem_count, done.files["png"]) == (0, 4)
     asked = export(studio, tmp_path / "asked", known, formats=("nifti", "seg"))
@@ -133,7 +133,7 @@ def test_a_task_that_says_a_slice_beyond_the_scan_is_a_problem(known: Identities
     done = export(studio, tmp_path / "out", known)
     (problem,) = manifest(tmp_path / "out")["problems"]
     assert (problem["task"], problem["slice"]) == (task, 400)
-    assert "its task says slice 400 (from 0), but the scan has" in problem["what"]
+    assert "its task has slice number 400 (from 0), but the scan has" in problem["what"]
     assert done.slices == 1
 
 
@@ -178,7 +178,7 @@ def test_files_are_known_again_by_what_they_are(known: Identities, tmp_path: Pat
     write_volume(tmp_path / "new" / "a.nii.gz", 2)  # another one under its name
     (tmp_path / "new" / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\1" * 9)
     for record in (dicom, nifti):
-        with pytest.raises(LostSource, match="its source is not where it was") as caught:
+        with pytest.raises(LostSource, match="its source was moved or deleted") as caught:
             Sources().find(record)
         assert str(record.source.files[0]) in caught.value.where
         assert str(tmp_path) not in str(caught.value)
@@ -186,7 +186,7 @@ def test_files_are_known_again_by_what_they_are(known: Identities, tmp_path: Pat
     assert [path.name for path in sources.find(dicom).files] == ["2.bin", "1.bin", "0.bin"]
     assert [path.name for path in sources.find(nifti).files] == ["b.nii.gz"]
     (tmp_path / "new" / "1.bin").unlink()
-    with pytest.raises(LostSource, match="in none of the folders"):
+    with pytest.raises(LostSource, match="do not contain it either"):
         Sources([tmp_path / "new"]).find(dicom)
 
 
@@ -197,7 +197,7 @@ def test_a_series_that_lies_elsewhere_in_the_patient_now_is_not_written_on(known
         header = pydicom.dcmread(path)
         header.PixelSpacing = [0.5, 0.5]
         header.save_as(path)
-    with pytest.raises(LostSource, match="another position, direction or spacing now than when it was imported"):
+    with pytest.raises(LostSource, match="a different position, direction or spacing than when it was imported"):
         Sources().find(record)
 
 
@@ -229,6 +229,6 @@ def test_a_full_disk_is_said_and_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("backend.export.volumes.write_nifti_labels", full)
-    with pytest.raises(StorageFull, match="No room for the export in"):
+    with pytest.raises(StorageFull, match="No space for the export in"):
         export(lab_of([record]), tmp_path / "out", known)
     assert sorted(tmp_path.iterdir()) == before

@@ -409,7 +409,7 @@ def test_moved_and_changed_files_are_said_and_found_again_and_pictures_need_none
     (tmp_path / "archive" / "deep").mkdir(parents=True)
     elsewhere = moved.rename(tmp_path / "archive" / "deep" / "another name.nii.gz")
     out = lab.export("out", code=1)
-    assert f"problem: {first}: its source is not where it was (file is missing), so no volume was written" in lab.said
+    assert f"problem: {first}: its source was moved or deleted (file is missing), so no volume was written" in lab.said
     assert "Say where the files are now with --source FOLDER" in lab.said
     assert "Dumbledore" not in lab.said
     assert not (out / f"{first}.nii.gz").exists()
@@ -425,12 +425,12 @@ def test_moved_and_changed_files_are_said_and_found_again_and_pictures_need_none
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), np.diag([1, 1, 9, 1])), kept)
     lab.export("out", "--source", tmp_path / "archive", code=1)
     assert f"problem: {second}: its source was changed since it was imported, so no volume was written" in lab.said
-    assert "It is in none of the folders that --source names either." in lab.said
+    assert "The folders in --source do not contain it either." in lab.said
 
     # another machine, which has no identities and no scans
     shutil.move(lab.folder / "data", lab.folder / "at home")
     out = lab.export("elsewhere")
-    assert "note: NIfTI and DICOM SEG were not written: they need the identities file" in lab.said
+    assert "note: NIfTI and DICOM SEG were not written. They need the identities file" in lab.said
     assert sorted(p.name for p in out.iterdir()) == ["coco.json", "manifest.json", "png"]
     for row in manifest(out)["slices"]:
         pixels = cv2.imread(str(out / row["png"]), cv2.IMREAD_UNCHANGED)
