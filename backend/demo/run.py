@@ -1,4 +1,4 @@
-"""`scanqueue demo`: a real Label Studio, the service, scans in a queue; with annotators if asked."""
+"""`scanqueue demo`: a real Label Studio, scanqueue, a queue of scans, and simulated annotators on request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from backend.errors import ScanqueueError
 
 READERS = [("reader1@example.com", "scanqueue-demo"), ("reader2@example.com", "scanqueue-demo")]
 
-# settings that the person at the keyboard may have made; all others are the demonstration's own
+# settings taken from the user's environment; the demonstration sets all others
 _PASSED_ON = ("WEIGHTS_DIR", "DEVICE", "EMBEDDER", "ENCODER", "IMAGE_SIZE", "TRAINING_STEPS")
 
 
@@ -45,14 +45,14 @@ def run_demo(
 ) -> Path:
     """Run the demonstration and return its folder, a new one inside `folder`.
 
-    data          holds images/ and, for a simulation, masks/; default: synthetic chest radiographs
-    simulate      two simulated annotators label `labels` scans; the result is written as demo.png
-    port          of Label Studio; default 8080, or any free one
-    service_port  of scanqueue; default 9090, or any free one
-    label_names   what the values 1, 2, ... of the masks are called; default: labels.txt in `data`
-    stay          keep everything up until Ctrl-C; default: unless simulating
+    data          contains images/ and, for a simulation, masks/; default: synthetic chest radiographs
+    simulate      two simulated annotators label `labels` scans; the result is plotted in demo.png
+    port          port of Label Studio; default: 8080, or a free port
+    service_port  port of scanqueue; default: 9090, or a free port
+    label_names   names for the mask values 1, 2, ...; default: labels.txt in `data`
+    stay          keep everything running until Ctrl-C; default: unless simulating
 
-    Everything that was started is ended before this returns, whatever happens.
+    Stops everything that it started before it returns or raises.
     """
     began = time.monotonic()
     console = Console() if console is None else console
@@ -60,21 +60,15 @@ def run_demo(
     here = _new_folder(folder)
     with ExitStack() as ending, _terminated_like_ctrl_c():
         scans = _scans(data, here, max(60, 2 * labels), seed, label_names)
-        if simulate and not scans.masks:
-            raise ScanqueueError(
-                f"{data} has no masks/, so nobody can simulate the annotators. Add the true masks, under the "
-                "same names as in images/, or run the demo without simulation and draw them yourself."
-            )
         if simulate:
-            # what has no true mask cannot be labelled by a simulated annotator
-            scans = ScanFolder(tuple(scans.masks), scans.masks, scans.labels, scans.left_out)
+            scans = _with_masks(scans, data)
         if scans.left_out:
-            console.print(f"[yellow]{scans.left_out} files left out: Label Studio does not show them")
+            console.print(f"[yellow]{scans.left_out} files skipped: Label Studio cannot show them")
 
-        with console.status("starting Label Studio (the first time takes a minute)"):
+        with console.status("starting Label Studio (the first start takes a minute)"):
             studio = LabelStudio.start(here / "label-studio", port=_port(port, 8080))
         ending.callback(studio.stop)
-        console.print(f"Label Studio is up after {time.monotonic() - began:.0f} s")
+        console.print(f"Label Studio started in {time.monotonic() - began:.0f} s")
 
         with console.status(f"importing {len(scans.images)} scans"):
             project = studio.create_project("scanqueue demo", scans.label_config())
@@ -82,29 +76,15 @@ def run_demo(
             for email, password in READERS:
                 studio.invite(email, password)
 
-        cold_start_size = min(20, max(2, labels // 2))
-        round_size = min(10, max(1, labels // 4))
-        service = _start_service(studio, here, _port(service_port, 9090), console, ending)
-        url = f"http://127.0.0.1:{service[1]}"
-        with console.status("connecting the service to the project"):
-            studio.connect_backend(
-                project, url, extra_params={"cold_start_size": cold_start_size, "round_size": round_size}
-            )
-        console.print(
-            Panel(
-                f"Label Studio  {studio.url}/projects/{project}/data\n"
-                f"scanqueue     {url}/\n"
-                f"log in as     {studio.email}   password  {studio.password}\n"
-                f"files         {here}",
-                title="scanqueue demo",
-                expand=False,
-            ),
-            highlight=False,
-        )
+        sizes = {"cold_start_size": min(20, max(2, labels // 2)), "round_size": min(10, max(1, labels // 4))}
+        service, url = _start_service(studio, here, _port(service_port, 9090), console, ending)
+        with console.status("connecting scanqueue to the project"):
+            studio.connect_backend(project, url, extra_params=sizes)
+        _show_addresses(console, studio, project, url, here)
 
         def alive() -> None:
-            if not service[0].running:
-                raise ScanqueueError(f"the service ended. The end of its log:\n{service[0].tail()}")
+            if not service.running:
+                raise ScanqueueError(f"scanqueue exited. The end of its log:\n{service.tail()}")
 
         if simulate:
             simulation = Simulation(
@@ -115,42 +95,75 @@ def run_demo(
                 tasks,
                 readers=READERS,
                 labels=labels,
-                cold_start_size=cold_start_size,
-                round_size=round_size,
                 console=console,
                 alive=alive,
+                **sizes,
             )
             simulation.run()
-            with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
-                drawn = draw(
-                    here / "demo.png",
-                    client.get(f"/api/projects/{project}/map").json()["scans"],
-                    client.get(f"/api/projects/{project}/rounds").json()["rounds"],
-                    simulation.rounds,
-                )
-            console.print(f"picture: {drawn}", highlight=False, soft_wrap=True)
-            means = [(this.number, this.mean("dice")) for this in simulation.rounds]
-            scores = ", ".join(f"round {number} {score:.3f}" for number, score in means if score is not None)
-            minutes = (time.monotonic() - began) / 60
-            console.print(
-                f"mean Dice of the shown masks: {scores or 'none shown'}; {minutes:.1f} minutes in all",
-                highlight=False,
-                soft_wrap=True,
-            )
+            _show_results(console, simulation, project, url, here, began)
         if stay:
-            console.print("Press Ctrl-C to end.")
-            try:
-                while True:
-                    alive()
-                    time.sleep(1)
-            except KeyboardInterrupt:
-                console.print("ending")
+            _wait_for_ctrl_c(console, alive)
     return here
+
+
+def _with_masks(scans: ScanFolder, data: Path | None) -> ScanFolder:
+    """Only the scans with a true mask, which simulated annotators need."""
+    if not scans.masks:
+        raise ScanqueueError(
+            f"{data} contains no masks/, so annotators cannot be simulated. Add the true masks, with the same names "
+            "as in images/, or run the demo without simulation and draw masks yourself."
+        )
+    return ScanFolder(tuple(scans.masks), scans.masks, scans.labels, scans.left_out)
+
+
+def _show_addresses(console: Console, studio: LabelStudio, project: int, url: str, here: Path) -> None:
+    console.print(
+        Panel(
+            f"Label Studio  {studio.url}/projects/{project}/data\n"
+            f"scanqueue     {url}/\n"
+            f"log in as     {studio.email}   password  {studio.password}\n"
+            f"files         {here}",
+            title="scanqueue demo",
+            expand=False,
+        ),
+        highlight=False,
+    )
+
+
+def _show_results(console: Console, simulation: Simulation, project: int, url: str, here: Path, began: float) -> None:
+    with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+        drawn = draw(
+            here / "demo.png",
+            client.get(f"/api/projects/{project}/map").json()["scans"],
+            client.get(f"/api/projects/{project}/rounds").json()["rounds"],
+            simulation.rounds,
+        )
+    console.print(f"picture: {drawn}", highlight=False, soft_wrap=True)
+    means = [(this.number, this.mean("dice")) for this in simulation.rounds]
+    scores = ", ".join(f"round {number} {score:.3f}" for number, score in means if score is not None)
+    minutes = (time.monotonic() - began) / 60
+    console.print(
+        f"mean Dice of the shown masks: {scores or 'none shown'}; total time {minutes:.1f} minutes",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _wait_for_ctrl_c(console: Console, alive: Callable[[], None]) -> None:
+    console.print("Press Ctrl-C to stop.")
+    try:
+        while True:
+            alive()
+            time.sleep(1)
+    except KeyboardInterrupt:
+        console.print("stopping")
 
 
 def _start_service(
     studio: LabelStudio, here: Path, port: int, console: Console, ending: ExitStack
-) -> tuple[Child, int]:
+) -> tuple[Child, str]:
+    """Start scanqueue. Returns its process and its address."""
+    url = f"http://127.0.0.1:{port}"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SCANQUEUE_")}
     chosen = {name: os.environ[name] for name in (f"SCANQUEUE_{last}" for last in _PASSED_ON) if name in os.environ}
     environment = {
@@ -159,15 +172,15 @@ def _start_service(
         "PYTHONUNBUFFERED": "1",
         "SCANQUEUE_LABEL_STUDIO_URL": studio.url,
         "SCANQUEUE_LABEL_STUDIO_API_KEY": studio.personal_access_token(),
-        "SCANQUEUE_PUBLIC_URL": f"http://127.0.0.1:{port}",
+        "SCANQUEUE_PUBLIC_URL": url,
     }
     command = [sys.executable, "-m", "backend.cli", "serve"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--data-dir", str(here / "scanqueue")]
     service = Child("scanqueue", command, env=environment, log=here / "scanqueue.log")
     ending.callback(service.stop)
     with console.status("starting scanqueue"):
-        service.wait_healthy(f"http://127.0.0.1:{port}/health", timeout=180)
-    return service, port
+        service.wait_healthy(f"{url}/health", timeout=180)
+    return service, url
 
 
 def _scans(data: Path | None, here: Path, n: int, seed: int, labels: Sequence[str]) -> ScanFolder:
@@ -178,7 +191,7 @@ def _scans(data: Path | None, here: Path, n: int, seed: int, labels: Sequence[st
 
 
 def _new_folder(parent: Path) -> Path:
-    """A folder of its own for every run, named by the time."""
+    """Create a folder for this run, named after the current time."""
     base = parent.absolute() / datetime.now().strftime("%Y-%m-%d-%H%M%S")
     for number in range(100):
         folder = base if number == 0 else base.with_name(f"{base.name}-{number}")
@@ -187,7 +200,7 @@ def _new_folder(parent: Path) -> Path:
         except FileExistsError:
             continue
         return folder
-    raise ScanqueueError(f"{base} and its successors exist already")
+    raise ScanqueueError(f"{base} and the folders numbered after it already exist. Choose another folder.")
 
 
 def _port(asked: int | None, usual: int) -> int:
@@ -198,7 +211,7 @@ def _port(asked: int | None, usual: int) -> int:
 
 @contextmanager
 def _terminated_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, so that a kill ends the children in order too."""
+    """SIGTERM raises KeyboardInterrupt, so that it also stops the child processes in order."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

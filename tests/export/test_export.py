@@ -268,7 +268,7 @@ def test_a_region_whose_label_is_gone_is_left_out_and_said(lab: Lab, tmp_path: P
     done = lab.export(tmp_path / "out")
     (row,) = manifest(tmp_path / "out")["slices"]
     assert row["pixels"] == {"1": 6}
-    assert "labelled 'Heart', which the label config does not have" in row["remarks"][0]
+    assert "its label 'Heart' is not in the label config" in row["remarks"][0]
     assert (done.problem_count, len(done.notes)) == (0, 2)  # the other note is about volumes
     assert any("Heart" in note for note in done.notes)
 
