@@ -1,4 +1,4 @@
-"""The JSON interface in words: our own OpenAPI object as rows that a template can show. Pure."""
+"""The API reference: our OpenAPI description as rows for a template. Pure."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 METHODS = ("get", "post", "put", "patch", "delete")
-DEEP = 6  # objects within objects that are followed
+MAX_DEPTH = 6  # levels of nested objects that are shown
 Json = Mapping[str, Any]
 
 
 def read(openapi: Json) -> dict[str, Any]:
-    """{"title", "version", "groups": [{"name", "endpoints": [...]}]}, in the order in which they were declared.
+    """{"title", "version", "groups": [{"name", "endpoints": [...]}]}, in the order of declaration.
 
     An endpoint is {"anchor", "method", "path", "summary", "description", "parameters", "request", "answer",
     "refusals"}; request and answer are None or {"code", "rows", "example"}, with one row {"name", "type", "always",
-    "meaning"} for each field, those of inner objects as `queue[].task`.
+    "meaning"} per field; fields of nested objects are named like `queue[].task`.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for path, operations in openapi["paths"].items():
@@ -32,7 +32,7 @@ def read(openapi: Json) -> dict[str, Any]:
 
 
 def anchor(method: str, path: str) -> str:
-    """ "post-api-projects-project-train": the same for as long as the endpoint is."""
+    """ "post-api-projects-project-train": the id of an endpoint on the page."""
     return "-".join([method, *path.replace("{", "").replace("}", "").strip("/").split("/")]).rstrip("-")
 
 
@@ -95,8 +95,8 @@ def _one(openapi: Json, schema: Json) -> tuple[Json, bool]:
 
 
 def _kind(openapi: Json, schema: Json) -> str:
-    """ "whole number", "list of objects", "text or null"."""
-    schema, nothing = _one(openapi, schema)
+    """ "integer", "list of objects", "string or null"."""
+    schema, nullable = _one(openapi, schema)
     if "anyOf" in schema:
         text = " or ".join(_kind(openapi, c) for c in schema["anyOf"])
     elif "enum" in schema:
@@ -106,25 +106,18 @@ def _kind(openapi: Json, schema: Json) -> str:
     elif schema.get("type") == "array":
         text = "list of " + _many(_kind(openapi, schema.get("items", {})))
     else:
-        kinds = {
-            "integer": "whole number",
-            "number": "number",
-            "string": "text",
-            "boolean": "yes or no",
-            "object": "object",
-        }
-        text = kinds.get(schema.get("type", ""), "anything")
+        text = schema.get("type", "anything")
     limits = [f"{words} {schema[key]}" for key, words in (("minimum", "from"), ("maximum", "to")) if key in schema]
-    return " ".join([text, *limits]) + (" or null" if nothing else "")
+    return " ".join([text, *limits]) + (" or null" if nullable else "")
 
 
 def _many(kind: str) -> str:
-    return kind + "s" if kind in ("object", "number", "whole number", "text") else kind
+    return kind + "s" if kind in ("object", "number", "integer", "string") else kind
 
 
 def _rows(openapi: Json, schema: Json, before: str, depth: int) -> Iterator[dict[str, Any]]:
     schema, _ = _one(openapi, schema)
-    if depth > DEEP:
+    if depth > MAX_DEPTH:
         return
     if schema.get("type") == "array":
         yield from _rows(openapi, schema.get("items", {}), f"{before}[]", depth + 1)
@@ -142,9 +135,9 @@ def _rows(openapi: Json, schema: Json, before: str, depth: int) -> Iterator[dict
 
 
 def _example(openapi: Json, schema: Json, depth: int) -> Any:
-    """A small body of this shape."""
+    """A small example with this schema."""
     schema, _ = _one(openapi, schema)
-    if depth > DEEP:
+    if depth > MAX_DEPTH:
         return None
     for key in ("examples", "enum"):
         if schema.get(key):

@@ -1,4 +1,8 @@
-"""What `/openapi.json` says about the bodies of requests and answers: JSON Schema, by method and path."""
+"""JSON Schemas of requests and responses for `/openapi.json`, by method and path.
+
+Written by hand instead of pydantic models: a model per object needs more lines, and validating answers would cost
+time for large masks. tests/web/test_openapi.py checks that answers match.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,17 @@ from fastapi.openapi.utils import get_openapi
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
-WHOLE: Schema = {"type": "integer"}
+INTEGER: Schema = {"type": "integer"}
 NUMBER: Schema = {"type": "number"}
-YES_NO: Schema = {"type": "boolean"}
+BOOLEAN: Schema = {"type": "boolean"}
 
 
-def _thing(required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
+def _object(required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
     found: Schema = {"type": "object", "properties": required | (optional or {})}
     return found | {"required": sorted(required)} if required else found
 
 
-def _many(items: Schema) -> Schema:
+def _list(items: Schema) -> Schema:
     return {"type": "array", "items": items}
 
 
@@ -28,18 +32,18 @@ def _or_null(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def _of(name: str) -> Schema:
+def _ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-_MAYBE = _or_null(NUMBER)
+_NUMBER_OR_NULL = _or_null(NUMBER)
 SCHEMAS: dict[str, Schema] = {
-    "Error": _thing({"error": TEXT}),
-    "Noted": _thing({"status": {"const": "noted"}}),
-    "Changed": _thing({"status": {"const": "noted"}, "change": WHOLE}),
+    "Error": _object({"error": TEXT}),
+    "Noted": _object({"status": {"const": "noted"}}),
+    "Changed": _object({"status": {"const": "noted"}, "change": INTEGER}),
     "Empty": {"type": "object"},
-    "Health": _thing({"status": {"const": "UP"}, "model_class": TEXT}),
-    "Setup": _thing(
+    "Health": _object({"status": {"const": "UP"}, "model_class": TEXT}),
+    "Setup": _object(
         {"project": {"type": "string", "pattern": r"^[0-9]{1,15}(\.[0-9]*)?$", "examples": ["4.1795404647"]}},
         {
             "schema": TEXT,
@@ -48,246 +52,246 @@ SCHEMAS: dict[str, Schema] = {
             "extra_params": {"anyOf": [TEXT, {"type": "object"}, {"type": "null"}]},
         },
     ),
-    "SetupAnswer": _thing({"model_version": TEXT}),
-    "Task": _thing({"id": WHOLE, "data": {"type": "object"}}),
-    "Predict": _thing(
-        {"project": {"type": "string", "pattern": r"^[0-9]{1,15}(\.[0-9]*)?$"}, "tasks": _many(_of("Task"))},
+    "SetupAnswer": _object({"model_version": TEXT}),
+    "Task": _object({"id": INTEGER, "data": {"type": "object"}}),
+    "Predict": _object(
+        {"project": {"type": "string", "pattern": r"^[0-9]{1,15}(\.[0-9]*)?$"}, "tasks": _list(_ref("Task"))},
         {"label_config": TEXT, "params": {"type": "object"}},
     ),
-    "Prediction": _thing(
+    "Prediction": _object(
         {
             "model_version": TEXT,
             "score": {"type": "number", "minimum": 0, "maximum": 1},
-            "result": _many({"type": "object"}),
+            "result": _list({"type": "object"}),
         }
     ),
-    "Predictions": _thing({"results": _many(_of("Prediction"))}),
-    "Webhook": _thing(
+    "Predictions": _object({"results": _list(_ref("Prediction"))}),
+    "Webhook": _object(
         {
             "action": {"type": "string", "examples": ["ANNOTATION_CREATED", "START_TRAINING"]},
-            "project": _thing({"id": {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}}),
+            "project": _object({"id": {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}}),
         }
     ),
-    "Versions": _thing({"versions": _many(TEXT)}),
-    "Activate": _thing({"version": {"type": "string", "examples": ["scanqueue-r2"]}}),
-    "Quality": _thing(
+    "Versions": _object({"versions": _list(TEXT)}),
+    "Activate": _object({"version": {"type": "string", "examples": ["scanqueue-r2"]}}),
+    "Quality": _object(
         {},
         {
-            "dice": _MAYBE,
-            "hd95": _MAYBE,
-            "hd": _MAYBE,
-            "n": WHOLE,
-            "unit": _or_null({"enum": ["px", "mm", "mixed"], "description": "of both distances; no mean when mixed"}),
+            "dice": _NUMBER_OR_NULL,
+            "hd95": _NUMBER_OR_NULL,
+            "hd": _NUMBER_OR_NULL,
+            "n": INTEGER,
+            "unit": _or_null({"enum": ["px", "mm", "mixed"], "description": "no mean distances if mixed"}),
         },
     ),
-    "Job": _thing({"step": TEXT, "done": WHOLE, "total": WHOLE, "seconds_left": _MAYBE}),
-    "Compared": _thing({"version": TEXT, "labels": WHOLE, "ours": _of("Quality"), "control": _of("Quality")}),
-    "Stopping": _thing(
+    "Job": _object({"step": TEXT, "done": INTEGER, "total": INTEGER, "seconds_left": _NUMBER_OR_NULL}),
+    "Compared": _object({"version": TEXT, "labels": INTEGER, "ours": _ref("Quality"), "control": _ref("Quality")}),
+    "Stopping": _object(
         {
             "advice": {"enum": ["go on", "nearly there", "stop", "too early to say"]},
             "sentence": TEXT,
-            "gain": _MAYBE,
-            "low": _MAYBE,
-            "high": _MAYBE,
-            "labels_worth": _or_null(WHOLE),
-            "agreement": _MAYBE,
+            "gain": _NUMBER_OR_NULL,
+            "low": _NUMBER_OR_NULL,
+            "high": _NUMBER_OR_NULL,
+            "labels_worth": _or_null(INTEGER),
+            "agreement": _NUMBER_OR_NULL,
             "threshold": NUMBER,
         }
     ),
-    "Project": _thing(
+    "Project": _object(
         {
-            "project": WHOLE,
+            "project": INTEGER,
             "title": TEXT,
             "phase": {"enum": ["empty", "embedding", "cold_start", "training", "active", "done", "blocked"]},
             "reason": TEXT,
             "trouble": TEXT,
-            "round": _or_null(WHOLE),
+            "round": _or_null(INTEGER),
             "model_version": _or_null(TEXT),
             "model": _or_null(TEXT),
-            "scans": WHOLE,
-            "embedded": WHOLE,
-            "labelled": WHOLE,
-            "embedder": _thing({"name": TEXT, "why": TEXT}),
-            "validation": _of("Quality"),
-            "shown": _of("Quality"),
-            "queue": _many(WHOLE),
-            "job": _or_null(_of("Job")),
-            "control": _or_null(_of("Compared")),
-            "stopping": _or_null(_of("Stopping")),
+            "scans": INTEGER,
+            "embedded": INTEGER,
+            "labelled": INTEGER,
+            "embedder": _object({"name": TEXT, "why": TEXT}),
+            "validation": _ref("Quality"),
+            "shown": _ref("Quality"),
+            "queue": _list(INTEGER),
+            "job": _or_null(_ref("Job")),
+            "control": _or_null(_ref("Compared")),
+            "stopping": _or_null(_ref("Stopping")),
             "studio_url": TEXT,
-            "left_out": WHOLE,
-            "problems": _many(_thing({"task": WHOLE, "what": TEXT})),
+            "left_out": INTEGER,
+            "problems": _list(_object({"task": INTEGER, "what": TEXT})),
         }
     ),
-    "Projects": _thing({"projects": _many(_of("Project"))}),
-    "Map": _thing(
+    "Projects": _object({"projects": _list(_ref("Project"))}),
+    "Map": _object(
         {
-            "scans": _many(
-                _thing(
+            "scans": _list(
+                _object(
                     {
-                        "task": WHOLE,
+                        "task": INTEGER,
                         "x": NUMBER,
                         "y": NUMBER,
-                        "cluster": _or_null(WHOLE),
-                        "labelled": YES_NO,
-                        "rank": _or_null(WHOLE),
+                        "cluster": _or_null(INTEGER),
+                        "labelled": BOOLEAN,
+                        "rank": _or_null(INTEGER),
                         "reason": _or_null(TEXT),
                     }
                 )
             )
         }
     ),
-    "Place": _thing(
+    "Place": _object(
         {
-            "task": WHOLE,
-            "rank": WHOLE,
+            "task": INTEGER,
+            "rank": INTEGER,
             "reason": TEXT,
             "sentence": TEXT,
             "kind": TEXT,
-            "score": _MAYBE,
-            "entropy": _MAYBE,
-            "distance": _MAYBE,
-            "cluster": _or_null(WHOLE),
+            "score": _NUMBER_OR_NULL,
+            "entropy": _NUMBER_OR_NULL,
+            "distance": _NUMBER_OR_NULL,
+            "cluster": _or_null(INTEGER),
         }
     ),
-    "Queue": _thing({"queue": _many(_of("Place")), "model": _or_null(TEXT)}),
-    "Preview": _thing({"now": _many(_of("Place")), "then": _many(_of("Place")), "note": TEXT}),
-    "Atlas": _thing(
+    "Queue": _object({"queue": _list(_ref("Place"))}),
+    "Preview": _object({"now": _list(_ref("Place")), "then": _list(_ref("Place")), "note": TEXT}),
+    "Atlas": _object(
         {
-            **{name: _many(WHOLE) for name in ("task", "cluster", "round", "rank", "kind")},
-            **{name: _many(NUMBER) for name in ("x", "y")},
-            **{name: _many(_MAYBE) for name in ("entropy", "score", "distance")},
-            "state": _many({"enum": [0, 1, 2, 3], "description": "open, labelled, problem, skipped"}),
-            "served": _many({"enum": [0, 1]}),
-            "wish": _many({"enum": [-1, 0, 1], "description": "left out, none, next"}),
-            "kinds": _many(TEXT),
+            **{name: _list(INTEGER) for name in ("task", "cluster", "round", "rank", "kind")},
+            **{name: _list(NUMBER) for name in ("x", "y")},
+            **{name: _list(_NUMBER_OR_NULL) for name in ("entropy", "score", "distance")},
+            "state": _list({"enum": [0, 1, 2, 3], "description": "0 open, 1 labelled, 2 problem, 3 skipped"}),
+            "served": _list({"enum": [0, 1]}),
+            "wish": _list({"enum": [-1, 0, 1], "description": "-1 left out, 0 none, 1 next"}),
+            "kinds": _list(TEXT),
             "why": {"type": "object", "additionalProperties": TEXT},
-            "clusters": WHOLE,
+            "clusters": INTEGER,
             "alpha": NUMBER,
         }
     ),
-    "Interval": _thing({"n": WHOLE}, dict.fromkeys(("dice", "median", "low", "high"), _MAYBE)),
-    "Means": _thing(
+    "Interval": _object({"n": INTEGER}, dict.fromkeys(("dice", "median", "low", "high"), _NUMBER_OR_NULL)),
+    "Means": _object(
         {
-            "n": WHOLE,
+            "n": INTEGER,
             "unit": _or_null({"enum": ["px", "mm", "mixed"]}),
-            **{f"{name}{end}": _MAYBE for name in ("dice", "hd95") for end in ("", "_low", "_high")},
+            **{f"{name}{end}": _NUMBER_OR_NULL for name in ("dice", "hd95") for end in ("", "_low", "_high")},
         },
         {
             "version": TEXT,
             "model_version": TEXT,
-            "round": WHOLE,
-            "labels": _or_null(WHOLE),
-            "accepted": YES_NO,
-            "classes": {"type": "object", "additionalProperties": _of("Interval")},
+            "round": INTEGER,
+            "labels": _or_null(INTEGER),
+            "accepted": BOOLEAN,
+            "classes": {"type": "object", "additionalProperties": _ref("Interval")},
         },
     ),
-    "Curve": _thing(
+    "Curve": _object(
         {
             "unit": _or_null({"enum": ["px", "mm", "mixed"]}),
-            "labels": _many(TEXT),
-            "models": _many(_of("Means")),
-            "shown": _many(_of("Means")),
-            "control": _many(_of("Compared")),
-            "lead_time": _thing({"with": _of("Interval"), "without": _of("Interval")}),
-            "stopping": _or_null(_of("Stopping")),
+            "labels": _list(TEXT),
+            "models": _list(_ref("Means")),
+            "shown": _list(_ref("Means")),
+            "control": _list(_ref("Compared")),
+            "lead_time": _object({"with": _ref("Interval"), "without": _ref("Interval")}),
+            "stopping": _or_null(_ref("Stopping")),
         }
     ),
-    "Comparison": _thing(
+    "Comparison": _object(
         {
-            "compared": _many(
-                _thing(
+            "compared": _list(
+                _object(
                     {
-                        "task": WHOLE,
+                        "task": INTEGER,
                         **dict.fromkeys(("first", "second", "agreement", "first_hd95", "second_hd95"), NUMBER),
                         "unit": {"enum": ["px", "mm"]},
                     }
                 )
             ),
-            "held_out": WHOLE,
+            "held_out": INTEGER,
         }
     ),
-    "Levers": _thing(
+    "Settings": _object(
         {
             **{name: {"type": "object"} for name in ("settings", "given", "changed", "default")},
-            "strategies": _many(TEXT),
-            "uncertainties": _many(TEXT),
-            "units": _many(TEXT),
+            "strategies": _list(TEXT),
+            "uncertainties": _list(TEXT),
+            "units": _list(TEXT),
             "problem": TEXT,
         }
     ),
-    "SetLevers": {
+    "SetOverrides": {
         "type": "object",
-        "description": "Names of project settings and their values; null: back to what Label Studio says.",
+        "description": "Project settings and their values; null restores the value from Label Studio.",
         "examples": [{"alpha": 0.7, "round_size": None}],
     },
-    "SetWishes": _thing({"tasks": _many(WHOLE), "wish": {"enum": ["next", "out", "none"]}}),
-    "Undo": _thing({"change": WHOLE}),
-    "Retry": _thing({"task": WHOLE}),
-    "Changes": _thing(
+    "SetPriorities": _object({"tasks": _list(INTEGER), "wish": {"enum": ["next", "out", "none"]}}),
+    "Undo": _object({"change": INTEGER}),
+    "Retry": _object({"task": INTEGER}),
+    "Changes": _object(
         {
-            "changes": _many(
-                _thing(
+            "changes": _list(
+                _object(
                     {
-                        "change": WHOLE,
+                        "change": INTEGER,
                         "at": NUMBER,
                         "user": TEXT,
                         "kind": {"enum": ["settings", "wishes", "activate", "train", "retry"]},
                         "what": TEXT,
-                        "undone": YES_NO,
-                        "undoable": YES_NO,
+                        "undone": BOOLEAN,
+                        "undoable": BOOLEAN,
                     }
                 )
             )
         }
     ),
-    "Activity": _thing(
+    "Activity": _object(
         {
-            "lately": _many(_thing({"task": WHOLE, "at": TEXT, "by": _or_null(TEXT), "seconds": _MAYBE})),
-            "now": _many(_thing({"task": WHOLE, "by": _or_null(TEXT)})),
+            "lately": _list(_object({"task": INTEGER, "at": TEXT, "by": _or_null(TEXT), "seconds": _NUMBER_OR_NULL})),
+            "now": _list(_object({"task": INTEGER, "by": _or_null(TEXT)})),
             "note": TEXT,
         }
     ),
-    "Workers": _thing({"workers": _many(_thing({"name": TEXT, "seconds": NUMBER, "doing": TEXT}))}),
-    "Checks": _thing(
-        {"checks": _many(_thing({"level": {"enum": ["ok", "warning", "error"]}, "what": TEXT, "cure": TEXT}))}
+    "Workers": _object({"workers": _list(_object({"name": TEXT, "seconds": NUMBER, "doing": TEXT}))}),
+    "Checks": _object(
+        {"checks": _list(_object({"level": {"enum": ["ok", "warning", "error"]}, "what": TEXT, "cure": TEXT}))}
     ),
-    "Rounds": _thing(
+    "Rounds": _object(
         {
-            "rounds": _many(
-                _thing(
+            "rounds": _list(
+                _object(
                     {
-                        "round": WHOLE,
+                        "round": INTEGER,
                         "model_version": TEXT,
                         "model": _or_null(TEXT),
-                        "labels": WHOLE,
-                        "validation": _of("Quality"),
-                        "shown": _of("Quality"),
-                        "accepted": _or_null(YES_NO),
+                        "labels": INTEGER,
+                        "validation": _ref("Quality"),
+                        "shown": _ref("Quality"),
+                        "accepted": _or_null(BOOLEAN),
                         "remark": TEXT,
-                        "control": _or_null(_of("Compared")),
+                        "control": _or_null(_ref("Compared")),
                         "created_at": NUMBER,
-                        "published_at": _MAYBE,
+                        "published_at": _NUMBER_OR_NULL,
                         "settings": {"type": "object"},
-                        "activated": _many(_thing({"version": TEXT, "at": NUMBER, "user": TEXT})),
+                        "activated": _list(_object({"version": TEXT, "at": NUMBER, "user": TEXT})),
                     }
                 )
             ),
-            "models": _many(
-                _thing(
+            "models": _list(
+                _object(
                     {
                         "version": TEXT,
-                        "active": YES_NO,
-                        "kept": YES_NO,
-                        "accepted": YES_NO,
-                        "labels": _many(TEXT),
-                        "trained_on": WHOLE,
-                        "validation": _of("Quality"),
+                        "active": BOOLEAN,
+                        "kept": BOOLEAN,
+                        "accepted": BOOLEAN,
+                        "labels": _list(TEXT),
+                        "trained_on": INTEGER,
+                        "validation": _ref("Quality"),
                         "remark": TEXT,
                         "created_at": NUMBER,
-                        "history": _many({"type": "object"}),
-                        "champion": _or_null(_of("Quality")),
-                        "held_out": _many({"type": "object"}),
+                        "history": _list({"type": "object"}),
+                        "champion": _or_null(_ref("Quality")),
+                        "held_out": _list({"type": "object"}),
                     }
                 )
             ),
@@ -295,7 +299,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
 }
 
-# method and path: body of the request, status and body of the answer
+# method and path: request schema, status and schema of the response
 BODIES: dict[tuple[str, str], tuple[str | None, int, str]] = {
     ("get", "/health"): (None, 200, "Health"),
     ("post", "/setup"): ("Setup", 200, "SetupAnswer"),
@@ -310,7 +314,7 @@ BODIES: dict[tuple[str, str], tuple[str | None, int, str]] = {
     ("get", "/api/projects/{project}/atlas"): (None, 200, "Atlas"),
     ("get", "/api/projects/{project}/curve"): (None, 200, "Curve"),
     ("get", "/api/projects/{project}/compare"): (None, 200, "Comparison"),
-    ("get", "/api/projects/{project}/settings"): (None, 200, "Levers"),
+    ("get", "/api/projects/{project}/settings"): (None, 200, "Settings"),
     ("get", "/api/projects/{project}/preview"): (None, 200, "Preview"),
     ("get", "/api/projects/{project}/changes"): (None, 200, "Changes"),
     ("get", "/api/projects/{project}/activity"): (None, 200, "Activity"),
@@ -318,24 +322,24 @@ BODIES: dict[tuple[str, str], tuple[str | None, int, str]] = {
     ("get", "/api/doctor"): (None, 200, "Checks"),
     ("post", "/api/projects/{project}/train"): ("Empty", 202, "Changed"),
     ("post", "/api/projects/{project}/activate"): ("Activate", 202, "Changed"),
-    ("post", "/api/projects/{project}/settings"): ("SetLevers", 202, "Changed"),
-    ("post", "/api/projects/{project}/wishes"): ("SetWishes", 202, "Changed"),
+    ("post", "/api/projects/{project}/settings"): ("SetOverrides", 202, "Changed"),
+    ("post", "/api/projects/{project}/wishes"): ("SetPriorities", 202, "Changed"),
     ("post", "/api/projects/{project}/undo"): ("Undo", 202, "Changed"),
     ("post", "/api/projects/{project}/retry"): ("Retry", 202, "Changed"),
 }
 REFUSALS = {
-    "400": "The request cannot be understood; `error` says why.",
+    "400": "The request is invalid; `error` explains why.",
     "401": "Wrong or missing credentials.",
-    "403": "A page of another site, or the secret of another project, may not ask for this.",
-    "404": "Not known here.",
+    "403": "The request comes from a page of another site, or with the secret of another project.",
+    "404": "Unknown project, scan, model or address.",
     "413": "The body is too large.",
-    "422": "Understood, but it cannot be done; `error` says why.",
-    "503": "The database or Label Studio does not answer; try again.",
+    "422": "The request is valid but cannot be carried out; `error` explains why.",
+    "503": "The database or Label Studio does not answer, or the server is busy; try again.",
 }
 
 
 def describe(app: FastAPI) -> None:
-    """Have `app` serve a description with the bodies above instead of what FastAPI guesses."""
+    """Make `app` describe its requests and responses with the schemas above."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -359,11 +363,11 @@ def _described(found: dict[str, Any]) -> dict[str, Any]:
                 operation["requestBody"] = {"required": True, "content": _json(request)}
             answers = {k: v for k, v in operation["responses"].items() if k.startswith("2")}
             if answer:
-                answers = {str(status): {"description": "Done, or noted.", "content": _json(answer)}}
+                answers = {str(status): {"description": "Success.", "content": _json(answer)}}
             refusals = {code: {"description": text, "content": _json("Error")} for code, text in REFUSALS.items()}
             operation["responses"] = answers | refusals
     return found
 
 
 def _json(name: str) -> dict[str, Any]:
-    return {"application/json": {"schema": _of(name)}}
+    return {"application/json": {"schema": _ref(name)}}

@@ -629,7 +629,7 @@ def test_every_endpoint_of_the_application_is_described(real: TestClient) -> Non
     paths = real.get("/openapi.json").json()["paths"]
     assert len(paths) > 20
     assert {reference.anchor(m, p) for p, operations in paths.items() for m in operations} <= set(seen.with_("id"))
-    assert "model_class text" in seen.text  # from `schemas`, not guessed by FastAPI
+    assert "model_class string" in seen.text  # from `schemas`, not guessed by FastAPI
 
 
 @pytest.mark.parametrize(
