@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 from backend.commands.shared import DataDir, ProjectId, console, open_records, say, settings_from_env
 from backend.errors import BadSetting
 from backend.logs import log_to
+from backend.settings import Settings
 
 if TYPE_CHECKING:
     from backend.export import Summary as Exported
@@ -61,20 +62,38 @@ def export(
     The exit code is 1 if something could not be exported. Everything else is exported.
     """
     log_to(level="WARNING")
-    from backend.export import Export
     from backend.export.sources import Sources
     from backend.formats import AXES
-    from backend.intake.identities import NAME, Identities
-    from backend.label_studio.studio import Studio  # alone: loading the whole service takes seconds
 
     settings = settings_from_env(data_dir=data_dir)
     if axis and axis not in AXES:
         raise BadSetting(f"--axis: unknown axis {axis!r}; expected one of {', '.join(AXES)}.")
+    options = {
+        "project": project,
+        "formats": tuple(part.strip() for part in formats.split(",") if part.strip()),
+        "axis": axis,
+        "scans": tuple(scan or ()),
+        "names": names,
+        "sources": Sources(tuple(source or ())),
+        "model": model,
+    }
+    done = _run(settings, options, identities, out, force=force)
+    _tell_export(project, done, paths=show_paths or console.is_terminal)
+    if done.problem_count:
+        raise typer.Exit(1)
+
+
+def _run(settings: Settings, options: dict[str, Any], identities: Path | None, out: Path, *, force: bool) -> Exported:
+    """Run the export and show its progress."""
+    from backend.export import Export
+    from backend.intake.identities import NAME, Identities
+    from backend.label_studio.studio import Studio  # alone: loading the whole service takes seconds
+
     recorded = bool(settings.database_url) or (settings.data_dir / "records.sqlite").exists()
-    store = open_records(data_dir) if recorded or model else None
+    store = open_records(settings.data_dir) if recorded or options["model"] else None
     studio = Studio(settings.label_studio_url, settings.label_studio_api_key, image_hosts=settings.image_hosts)
     processor = None
-    if model and store is not None:
+    if options["model"] and store is not None:
         from backend.learning.learner import Learner
         from backend.loop.batch import BatchProcessor
 
@@ -84,26 +103,13 @@ def export(
         known = None
         if identities is not None or file.exists():
             known = opened.enter_context(Identities(file, must_exist=True))
-        asked = Export(
-            studio=studio,
-            project=project,
-            formats=tuple(part.strip() for part in formats.split(",") if part.strip()),
-            axis=axis,
-            scans=tuple(scan or ()),
-            names=names,
-            identities=known,
-            sources=Sources(tuple(source or ())),
-            store=store,
-            model=model,
-            processor=processor,
-        )
+        export = Export(studio=studio, identities=known, store=store, processor=processor, **options)
         columns = (TextColumn("exporting"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} slices"))
         with Progress(*columns, console=console, transient=True) as progress:
             bar = progress.add_task("", total=0)
-            done = asked.run(out, force=force, progress=lambda n, total: progress.update(bar, completed=n, total=total))
-    _tell_export(project, done, paths=show_paths or console.is_terminal)
-    if done.problem_count:
-        raise typer.Exit(1)
+            return export.run(
+                out, force=force, progress=lambda n, total: progress.update(bar, completed=n, total=total)
+            )
 
 
 def _tell_export(project: int, done: Exported, *, paths: bool) -> None:

@@ -11,6 +11,19 @@ import typer
 from backend.commands.shared import DataDir, ProjectId, settings_from_env
 from backend.logs import log_to
 
+LocalFiles = Annotated[
+    Path | None,
+    typer.Option(help="Write images below this folder, which Label Studio reads, instead of uploading."),
+]
+IdentitiesFile = Annotated[
+    Path | None,
+    typer.Option(help="File that maps pseudonyms to identities. Default: identities.sqlite in the data folder."),
+]
+OtherIdentities = Annotated[
+    bool,
+    typer.Option("--other-identities", help="Continue although the project was filled with another identities file."),
+]
+
 
 def import_(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Scan files and folders.")],
@@ -25,10 +38,7 @@ def import_(
     site: Annotated[str, typer.Option(help="Site name for the tasks. Default: a pseudonym.")] = "",
     modality: Annotated[str, typer.Option(help="Modality for the tasks. Default: from the file header.")] = "",
     group_by: Annotated[str, typer.Option(help="Group plain image files by: none, folder or file.")] = "none",
-    local_files: Annotated[
-        Path | None,
-        typer.Option(help="Write images below this folder, which Label Studio reads, instead of uploading."),
-    ] = None,
+    local_files: LocalFiles = None,
     local_root: Annotated[
         Path | None, typer.Option(help="Path of Label Studio's LOCAL_FILES_DOCUMENT_ROOT on this machine.")
     ] = None,
@@ -36,16 +46,8 @@ def import_(
         bool, typer.Option("--skip-burnt-in", help="Skip scans that seem to contain text in their pixels.")
     ] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Number of reader processes. Default: one per core.")] = None,
-    identities: Annotated[
-        Path | None,
-        typer.Option(help="File that maps pseudonyms to identities. Default: identities.sqlite in the data folder."),
-    ] = None,
-    other_identities: Annotated[
-        bool,
-        typer.Option(
-            "--other-identities", help="Continue although the project was filled with another identities file."
-        ),
-    ] = False,
+    identities: IdentitiesFile = None,
+    other_identities: OtherIdentities = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be imported; change nothing.")] = False,
     show_paths: Annotated[
         bool, typer.Option("--show-paths", help="Show file names even if the output is not a terminal.")
