@@ -1,4 +1,4 @@
-"""The facts of one project, frozen: scans, labels, models and rounds. Nothing here touches a disk or a clock."""
+"""The facts of one project, frozen: scans, labels, models and rounds. Nothing here uses the disk or the clock."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from backend.fingerprints import fingerprint
 
 SAMPLING = "Uncertainty sampling"
 VALIDATION_SHARE = 0.2
-MOST_LABELS = 253  # of a segmenter: a mask is of bytes, and some of their values mean something else
-RECENT = 100  # newest annotations whose authors count as annotators of today
+MAX_LABELS = 253  # maximum number of labels per model: masks are bytes, and some values are reserved
+RECENT = 100  # number of newest annotations whose authors count as current annotators
 DRAWING_TAGS = {"BrushLabels": "brush", "PolygonLabels": "polygon"}
-
-
-SECRET_HEADER = "X-Scanqueue-Secret"  # of the webhook: Label Studio sends it, we ask for it
-PENDING = "scanqueue-pending"  # of an answer that is no round's: stored by Label Studio, never taken for published
+SECRET_HEADER = "X-Scanqueue-Secret"  # webhook header that Label Studio sends and we require
+PENDING = "scanqueue-pending"  # version of predictions outside any round, which never count as published
 
 
 def version_name(n: int) -> str:
@@ -28,7 +26,7 @@ def version_name(n: int) -> str:
 
 
 def round_of(version: str) -> int | None:
-    """The round that a version string belongs to; None when the string is not one of ours."""
+    """The round of a version string; None when the version is not one of ours."""
     tail = version.removeprefix("scanqueue-r")
     return int(tail) if tail != version and tail.isascii() and tail.isdigit() else None
 
@@ -45,23 +43,23 @@ class Tag:
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """What masks are drawn on (`image_key` of the task's data) and with (`tags`)."""
+    """The key of the image in the task data (`image_key`), and the tags that masks are drawn with."""
 
     image_key: str
     tags: tuple[Tag, ...]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Every label once, in the order of the config; class i + 1 of a mask is labels[i]."""
+        """The distinct labels in config order; class i + 1 of a mask is labels[i]."""
         return tuple(dict.fromkeys(label for tag in self.tags for label in tag.labels))
 
     def tag_of(self, label: str) -> Tag:
-        """The tag our own masks of `label` are drawn with: a brush if there is one."""
+        """The tag for our own masks of `label`: a brush if there is one."""
         return next(tag for tag in self.tags if label in tag.labels)
 
     @property
     def key(self) -> str:
-        """Changes whenever anything changes that a mask or its encoding depends on."""
+        """Changes whenever something changes that masks or their encoding depend on."""
         return fingerprint(self.to_json())
 
     def to_json(self) -> str:
@@ -69,7 +67,7 @@ class LabelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> LabelConfig | None:
-        """What `to_json` wrote; None for the empty text."""
+        """The config that `to_json` wrote; None for the empty text."""
         if not text:
             return None
         image_key, tags = json.loads(text)
@@ -79,7 +77,7 @@ class LabelConfig:
     def from_parsed(cls, parsed: Mapping[str, Any], project: int) -> LabelConfig:
         """Read Label Studio's own `parsed_label_config`.
 
-        Raises NotSegmentable, saying what to add where, when no mask can be drawn on an image.
+        Raises NotSegmentable, with what to add and where, when the config cannot draw masks on an image.
         """
         where = "in Settings > Labeling Interface > Code"
         found: list[tuple[str, Tag]] = []
@@ -95,12 +93,12 @@ class LabelConfig:
             drawing = [name for name, tag in parsed.items() if tag.get("type") in DRAWING_TAGS]
             if drawing:
                 raise NotSegmentable(
-                    f"project {project}: {drawing[0]!r} of the label config has no labels or does not point "
-                    f'at an image. Give it at least one <Label value="..."/> and the toName of an '
+                    f"project {project}: {drawing[0]!r} in the label config has no labels or does not point "
+                    f'to an image. Give it at least one <Label value="..."/> and the toName of an '
                     f'<Image name="image" value="$image"/> {where}.'
                 )
             raise NotSegmentable(
-                f"project {project}: the label config has no BrushLabels or PolygonLabels; segmentation "
+                f"project {project}: the label config has no BrushLabels or PolygonLabels, but segmentation "
                 f'needs one. Add <BrushLabels name="tag" toName="image"><Label value="Lung"/></BrushLabels> '
                 f'beside <Image name="image" value="$image"/> {where}.'
             )
@@ -108,25 +106,25 @@ class LabelConfig:
         tags = [tag for key, tag in found if key == image_key and tag.to_name == first.to_name]
         tags.sort(key=lambda tag: tag.kind != "brush")  # stable: brushes first
         config = cls(image_key, tuple(tags))
-        if len(config.labels) > MOST_LABELS:
+        if len(config.labels) > MAX_LABELS:
             raise NotSegmentable(
-                f"project {project}: the label config has {len(config.labels)} labels for masks; a model can learn "
-                f"{MOST_LABELS} at most. Take some out {where}."
+                f"project {project}: the label config has {len(config.labels)} mask labels; a model can learn at most "
+                f"{MAX_LABELS}. Remove some {where}."
             )
         return config
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One task. `digest` names its pixels once they were read; `problem` says why they were not.
+    """One task. `digest` identifies its image once it is read; `problem` says why it could not be read.
 
-    stratum  what its data says under the key `stratify_by`
+    stratum  the value of the key `stratify_by` in its data
     priority 1: to be labelled next; -1: left out of the order
-    volume   of what it is a slice; "": it stands for itself
-    slice    its number along the cut of the volume
-    patient  whose it is; "": not known
-    spacing  millimetres between its rows and between its columns; None: not known
-    blank    all of its pixels are alike, so there is nothing to see on it
+    volume   the volume it is a slice of; "": a single image
+    slice    its number along the slicing axis of the volume
+    patient  "": unknown
+    spacing  millimetres between rows and between columns; None: unknown
+    blank    all pixels are equal, so there is nothing to see
     """
 
     task: int
@@ -145,18 +143,18 @@ class Scan:
 
     @property
     def group(self) -> str:
-        """What is never split between training and validation; "" when nothing is known that it shares with others."""
+        """Scans of one group are never split between training and validation; "" for a scan without a known group."""
         return self.patient or self.volume
 
     @property
     def whole(self) -> str:
-        """What it shares a place with on a map of whole scans: its volume, or whatever has the very same pixels."""
+        """Scans that share this share a place on a map of whole scans: those of one volume, or with the same file."""
         return self.volume or self.digest
 
 
 @dataclass(frozen=True)
 class Label:
-    """The annotation that counts for one task. `key` changes when it is edited; `annotation` grows with time."""
+    """The annotation that counts for a task. `key` changes with every edit; newer annotations have higher numbers."""
 
     task: int
     key: str
@@ -177,9 +175,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Round:
-    """One published order. `carried`: tasks of the round before that somebody may still hold.
+    """One published order.
 
-    embedder  whose map it was drawn from; empty: nobody wrote it down
+    carried   tasks of the previous round that annotators may still hold
+    embedder  the embedder of the map it was ranked on; "": not recorded
     """
 
     n: int
@@ -196,7 +195,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Live:
-    """What Label Studio shows annotators now. `published` counts predictions of the latest round per task."""
+    """What Label Studio shows annotators now. `published` counts the latest round's predictions per task."""
 
     model_version: str = ""
     sampling: str = ""
@@ -207,31 +206,32 @@ class Live:
 
 
 def annotators(labels: Iterable[tuple[int, int | None]]) -> int:
-    """How many people annotate: authors of the newest annotations, given as (number, author)."""
+    """The number of current annotators: the authors of the newest annotations, given as (number, author)."""
     newest = sorted(labels, key=lambda label: -label[0])[:RECENT]
     return len({author for _, author in newest if author is not None})
 
 
 def control_draw(scan: Scan, seed: int, unit: str = "slice") -> tuple[str, int]:
-    """What scans are sorted by to be drawn at random: independent of everything but the seed, and stable.
+    """The sort key for drawing scans at random: stable, and dependent on nothing but the scan and the seed.
 
-    unit  "scan": all slices of a volume have the same draw
+    unit  with "scan", all slices of a volume have the same draw
     """
     name = scan.whole if unit == "scan" else scan.digest
     return hashlib.sha256(f"control|{seed}|{name}".encode()).hexdigest(), scan.task
 
 
 def validation_rows(digests: Sequence[str], groups: Sequence[str] | None = None) -> set[int]:
-    """Rows that are held out: about a fifth, by a hash, so that a row is always held out or never.
+    """Rows to hold out for validation: about a fifth, chosen by a hash, so that a row is always held out or never.
 
-    groups  of every row what it may not be parted from, such as the patient; "": it stands for itself. None: all do
+    groups  per row, the group that must not be split, such as the patient; "": a single row. None: all single rows
 
-    A row that stands for itself is drawn by the hash of its digest, with all that have the same; all rows of a group by
-    that of the group's name. Below five rows none is held out; from five on at least one, that with the lowest hash. It
-    is never more than half of the rows: what is of the highest hash goes back, groups before single rows, and when that
-    leaves nothing, or nothing is drawn, what has the lowest hash and is not too large is held out. Nothing is when all
-    rows are of one group, or of one picture. Rows with the same digest in different groups (an empty slice looks alike
-    in everybody) follow each its own.
+    Single rows are drawn by the hash of their digest, together with all rows of the same digest; the rows of a group by
+    the hash of its name. Rows of the same digest in different groups (an empty slice looks the same in everybody) each
+    follow their own group.
+
+    Fewer than five rows: none is held out. Otherwise at least one is, unless all rows belong to one group or share one
+    digest, and never more than half: the units with the highest hashes are returned, groups before single rows. If
+    nothing is left or nothing was drawn, the unit with the lowest hash that is not too large is held out.
     """
     if len(digests) < 5:
         return set()
@@ -253,14 +253,14 @@ def validation_rows(digests: Sequence[str], groups: Sequence[str] | None = None)
 
 
 def _share(name: str) -> float:
-    """A number in 0..1 that looks random and is always the same for a name."""
+    """A pseudo-random number in 0..1 that depends on the name only."""
     return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
 
 
 def score_of(place: int, size: int) -> float:
-    """What Label Studio sorts by, ascending: place / (size + 1), in 0..1.
+    """The score that Label Studio sorts by, ascending: place / (size + 1), in 0..1.
 
-    place  1 for the first; scans that came after the round was opened stand behind `size`
+    place  from 1; scans that arrived after the round was opened have places behind `size`
     """
     if place <= size:
         return place / (size + 1)

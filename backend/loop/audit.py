@@ -1,4 +1,4 @@
-"""What people change about a project, each written down with who did it and when, so that it can be taken back."""
+"""Changes that people make to a project, recorded with their author and time so that they can be undone."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ UNDOABLE = ("settings", "wishes", "activate")
 
 
 def set_overrides(store: Store, project: int, user: str, given: Mapping[str, Any]) -> int:
-    """Set settings of a project; None takes one back to what Label Studio says. Returns the number of the change.
+    """Override settings of a project; None removes an override. Returns the number of the change.
 
-    Raises BadSetting for a name or a value that cannot be used, and then changes nothing.
+    Raises BadSetting for an unknown name or an invalid value; nothing is changed then.
     """
     return _put_overrides(store, project, user, given, None)
 
@@ -37,29 +37,29 @@ def _overrides(store: Store, project: int) -> dict[str, Any]:
 
 
 def _put_overrides(store: Store, project: int, user: str, given: Mapping[str, Any], undoes: int | None) -> int:
-    """Set these, and None takes one away."""
+    """Set these overrides; None removes one."""
     if unknown := given.keys() - set(ProjectSettings.__dataclass_fields__):
-        ProjectSettings.checked(dict.fromkeys(unknown))  # says so
+        ProjectSettings.checked(dict.fromkeys(unknown))  # raises
     row = store.project(project)
     before = _overrides(store, project)
     after = {k: v for k, v in {**before, **given}.items() if v is not None}
     project_settings(row["extra_params"] if row else "", after)
-    moved = sorted(k for k in given if before.get(k) != after.get(k))
-    if not moved:
-        raise BadSetting("Nothing was changed: these settings are in force already.")
-    what = ", ".join(f"{k}: {_spelled(after.get(k))}" for k in moved)
-    old, new = ({k: found.get(k) for k in moved} for found in (before, after))
+    changed = sorted(k for k in given if before.get(k) != after.get(k))
+    if not changed:
+        raise BadSetting("Nothing was changed: these settings already apply.")
+    what = ", ".join(f"{k}: {_spelled(after.get(k))}" for k in changed)
+    old, new = ({k: found.get(k) for k in changed} for found in (before, after))
     return store.add_change(project, Change(user, "settings", what, old, new, undoes), overrides=new)
 
 
 def _spelled(value: Any) -> str:
-    return "back to what Label Studio says" if value is None else str(value)
+    return "back to the setting in Label Studio" if value is None else str(value)
 
 
 def set_priorities(store: Store, project: int, user: str, tasks: Sequence[int], priority: str) -> int:
-    """Have scans labelled "next", left "out", or in the usual order again ("none"). Returns the change's number.
+    """Put scans "next", leave them "out", or return them to the usual order ("none"). Returns the change's number.
 
-    Raises BadSetting when the wish is none of these or a task is not known; nothing is changed then.
+    Raises BadSetting for another priority or an unknown task; nothing is changed then.
     """
     if priority not in PRIORITIES:
         raise BadSetting(f"wish is {priority!r}; it must be one of {', '.join(PRIORITIES)}.")
@@ -76,7 +76,7 @@ def _put_priorities(
 ) -> int:
     moved = {task: priority for task, priority in wanted.items() if task in known and known[task] != priority}
     if not moved:
-        raise BadSetting("Nothing was changed: it is so already.")
+        raise BadSetting("Nothing was changed: the scans already have this priority.")
     many: dict[int, int] = {}
     for priority in moved.values():
         many[priority] = many.get(priority, 0) + 1
@@ -90,68 +90,74 @@ def _put_priorities(
 
 
 def activate(store: Store, project: int, user: str, version: str) -> int:
-    """`activate_model`, written down. Raises BadSetting as that does."""
+    """`activate_model`, recorded as a change. Raises BadSetting."""
     row = store.project(project)
     before = row["active"] if row else ""
     if version and version == before:
-        raise BadSetting(f"Nothing was changed: {version} is active already.")
-    change = Change(user, "activate", f"{version} made active", before, version)
+        raise BadSetting(f"Nothing was changed: {version} is already active.")
+    change = Change(user, "activate", f"{version} activated", before, version)
     return activate_model(store, project, version, change)
 
 
-def ask(store: Store, project: int, user: str) -> int:
-    """Have a model trained now."""
+def request_training(store: Store, project: int, user: str) -> int:
+    """Request a training."""
     store.request_training(project)
-    return store.add_change(project, Change(user, "train", "training asked for"))
+    return store.add_change(project, Change(user, "train", "training requested"))
 
 
 def retry(store: Store, project: int, user: str, task: int) -> int:
-    """Have a scan that has a problem, or its annotation, read again at once."""
+    """Read a scan with a problem, or its annotation, again at once. Raises BadSetting when there is no problem."""
     scan = store.scan(project, task)
     if scan is None:
         raise BadSetting(f"project {project} has no task {task}.")
     label = next((r for r in store.labels(project) if r["task"] == task), None)
     if not scan["problem"] and not (label and (label["problem"] or label["remark"])):
-        raise BadSetting(f"Task {task} has no problem any more.")
+        raise BadSetting(f"Task {task} no longer has a problem.")
     store.retry(project, task)
     return store.add_change(project, Change(user, "retry", f"task {task} to be read again"))
 
 
 def undo(store: Store, project: int, user: str, number: int) -> int:
-    """Take a change back. What somebody changed again since stays as they left it. Returns the new change's number.
+    """Undo a change, except what was changed again later. Returns the number of the new change.
 
-    Raises BadSetting when there is no such change, or nothing of it is left to take back.
+    Raises BadSetting when there is no such change, or nothing of it is left to undo.
     """
     found = store.change(project, number)
     if found is None:
         raise BadSetting(f"project {project} has no change {number}.")
     if found["undone"]:
-        raise BadSetting(f"Change {number} ({found['what']}) was taken back already.")
+        raise BadSetting(f"Change {number} ({found['what']}) is already undone.")
     before, after = found["before"], found["after"]
     if found["kind"] == "settings":
         now = _overrides(store, project)
         back = {k: before[k] for k in before if now.get(k) == after[k]}
         if not back:
-            raise BadSetting(f"What change {number} set ({found['what']}) was changed again since, and stays.")
+            raise BadSetting(
+                f"Change {number} ({found['what']}) cannot be undone: its settings were changed again later."
+            )
         return _put_overrides(store, project, user, back, number)
     if found["kind"] == "wishes":
         known = dict(store.columns(project, "task", "priority"))
         back = {int(t): priority for t, priority in before.items() if known.get(int(t)) == after[t]}
         if not back:
-            raise BadSetting(f"What change {number} wished ({found['what']}) was changed again since, and stays.")
+            raise BadSetting(
+                f"Change {number} ({found['what']}) cannot be undone: its priorities were changed again later."
+            )
         return _put_priorities(store, project, user, known, back, number)
     if found["kind"] == "activate" and before:
         row = store.project(project)
         if row is None or row["active"] != after:
-            raise BadSetting(f"{after} is not active any more, so there is nothing to take back.")
-        change = Change(user, "activate", f"{before} made active again", after, before, number)
+            raise BadSetting(f"{after} is no longer active, so there is nothing to undo.")
+        change = Change(user, "activate", f"{before} activated again", after, before, number)
         return activate_model(store, project, before, change)
-    raise BadSetting(f"Change {number} ({found['what']}) cannot be taken back.")
+    raise BadSetting(f"Change {number} ({found['what']}) cannot be undone.")
 
 
 def listed(store: Store, project: int) -> list[dict[str, Any]]:
-    """Newest first: {change, at, user, kind, what, undone, undoable}."""
-    first = {a["change"] for a in store.activations(project) if not a["before"]}  # there is nothing to go back to
+    """The changes, newest first: {change, at, user, kind, what, undone, undoable}."""
+    first = {
+        a["change"] for a in store.activations(project) if not a["before"]
+    }  # there is no earlier model to return to
     return [
         {
             "change": c["n"],

@@ -1,7 +1,6 @@
-"""The bulk works that any worker may do a part of: reading scans, scoring them, drawing their masks.
+"""Batch work that any worker can do a part of: reading scans, scoring them, drawing their masks.
 
-Each is told a few tasks and stores what it finds, named by what it was made from. Done twice, or by
-two workers at once, the second time writes the same.
+Results are named by their inputs, so work done twice, even by two workers at once, writes the same.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ from backend.workers.process_pool import Crashed
 log = logging.getLogger("scanqueue.bulk")
 
 CHUNK = 8  # images in memory at once
-FETCHES = 4
-CRASHED = "its decoder crashed: the file is damaged, or too large for the memory. Export it again and upload that."
+FETCHES = 4  # images fetched at once
+CRASHED = "the decoder crashed: the file is damaged or too large for the memory. Export the image again and upload it."
 
 
 def nothing() -> None:
@@ -41,7 +40,7 @@ def nothing() -> None:
 
 @dataclass
 class BatchProcessor:
-    """What the works need. `alive` is called whenever something was done, and may raise to stop the work."""
+    """Does batch work. `alive` is called after each piece, and may raise to stop the work."""
 
     studio: Studio
     store: Store
@@ -49,11 +48,11 @@ class BatchProcessor:
     alive: Callable[[], None] = nothing
 
     def reading_requirements(self) -> str:
-        """What reading depends on besides the scans: workers that say the same do the same."""
+        """What reading depends on besides the scans: workers with equal requirements get equal results."""
         return f"{self.learner.embedder().name}|{self.learner.image_size}"
 
     def scans(self, project: int, tasks: Sequence[int]) -> list[Scan]:
-        """The scans of these tasks as they are recorded now; those that have gone are left out."""
+        """The recorded scans of these tasks; deleted ones are left out."""
         rows = [self.store.scan(project, task) for task in tasks]
         return [scan_of(r) for r in rows if r is not None]
 
@@ -71,9 +70,9 @@ class BatchProcessor:
     # -- reading ------------------------------------------------------------------------------
 
     def read(self, project: int, scans: Sequence[Scan]) -> None:
-        """Fetch, decode and embed these scans; what cannot be read becomes a problem of that scan.
+        """Fetch, decode and embed these scans; an unreadable file becomes a problem of that scan.
 
-        The next ones are fetched while the network is at those before.
+        The next files are fetched while the embedder runs.
         """
         embedder = self.learner.embedder()
         for batch in self._ready(scans, embedder.embedder.batch):
@@ -89,10 +88,9 @@ class BatchProcessor:
             self.alive()
 
     def _ready(self, scans: Sequence[Scan], size: int) -> Iterator[list[tuple[Scan, Ready]]]:
-        """In batches of `size`: fetched, in the cache of the working square, and as the embedder wants it.
+        """Batches of `size` scans: fetched, cached in the working square, and prepared for the embedder.
 
-        In threads, as the network is what takes the time on a CPU; on a GPU what must be decoded is decoded by
-        processes beside it.
+        On a CPU, threads do this, as embedding takes most of the time. On a GPU, other processes decode.
         """
         decoders = self.learner.decoders()
         if decoders is None:
@@ -117,19 +115,19 @@ class BatchProcessor:
             yield batch
 
     def _made_ready(self, scan: Scan) -> tuple[Scan, Ready]:
-        """In any thread."""
+        """Fetch and prepare one scan; for any thread."""
         file = self._fetched(scan)[1]
         return scan, prepare_scan(file, self.learner.prepare, self.learner.image_size, self.store)
 
     def _fetched(self, scan: Scan) -> tuple[Scan, bytes | UnreadableScan]:
-        """With its file, or why there is none."""
+        """The scan with its file, or with the reason why there is none."""
         try:
             return scan, self.studio.image(scan.image)
         except UnreadableScan as error:
             return scan, error
 
     def fetch(self, image: str) -> tuple[str, NDArray[np.uint8] | None, str]:
-        """(digest of the file, its pixels, ""), or ("", None, what is wrong with it)."""
+        """(digest of the file, its pixels, ""), or ("", None, the problem)."""
         try:
             data = self.studio.image(image)
             return digest_of(data), decode_image(data), ""
@@ -139,7 +137,7 @@ class BatchProcessor:
     def pixels(self, scan: Scan, size: int) -> Letterboxed:
         """The scan fitted into the working square: from the cache, else fetched again.
 
-        Raises UnreadableScan when it has gone meanwhile.
+        Raises UnreadableScan when it is no longer available.
         """
         if found := cached_pixels(self.store, scan.digest, size):
             return found
@@ -147,7 +145,7 @@ class BatchProcessor:
         if image is None:
             raise UnreadableScan(problem)
         if digest != scan.digest:
-            raise UnreadableScan("its image is not the one that was read before; it is read again later.")
+            raise UnreadableScan("the image has been replaced since it was read; it is read again later.")
         boxed = letterbox(image, size)
         put_pixels(self.store, scan.digest, boxed)
         return boxed
@@ -169,7 +167,7 @@ class BatchProcessor:
 
     @staticmethod
     def scoring_requirements(model: str, extra: str) -> str:
-        """What scoring depends on besides the scans: a model's fingerprint, and a signal that takes extra work."""
+        """What scoring depends on besides the scans: the model, and an uncertainty that needs extra work."""
         return f"{model}|{extra}" if extra else model
 
     def score(self, project: int, model: str, scans: Sequence[Scan], extra: str = "") -> None:
@@ -191,7 +189,7 @@ class BatchProcessor:
                 self.store.put_arrays("masks", fingerprint(model, scan.digest), mask=mask)
 
     def mask(self, model: str, scan: Scan) -> NDArray[np.uint8] | None:
-        """A mask that `draw` stored; None when there is none."""
+        """The mask that `draw` stored; None without one."""
         try:
             mask: NDArray[np.uint8] = self.store.arrays("masks", fingerprint(model, scan.digest))["mask"]
         except FileNotFoundError:
@@ -200,7 +198,7 @@ class BatchProcessor:
 
 
 def _row(scan: Scan, ready: Ready) -> dict[str, Any]:
-    """What is recorded of it."""
+    """The columns to record for a scan that was read."""
     row = {"task": scan.task, "image": scan.image, "problem": ready.problem}
     if not ready.problem:
         row |= {"digest": ready.digest, "height": ready.height, "width": ready.width, "blank": int(ready.blank)}
@@ -208,7 +206,7 @@ def _row(scan: Scan, ready: Ready) -> dict[str, Any]:
 
 
 def cached_pixels(store: Store, digest: str, size: int) -> Letterboxed | None:
-    """The scan with this digest in the working square, if it lies in the cache."""
+    """The cached scan with this digest in the working square; None when it is not cached."""
     if not digest:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The pure heart of the loop: compare what Label Studio holds with what is stored, and say what to do next."""
+"""The pure heart of the loop: compare what Label Studio contains with what is stored, and plan the next steps."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ from backend.loop.steps import (
 )
 from backend.settings import ProjectSettings
 
-MIN_CONTROL_LABELS = 5  # labels of either kind below which choosing and chance are not compared
+MIN_CONTROL_LABELS = 5  # minimum number of labels of either kind for a comparison with the control
+POOL_GROWTH = 4  # factor by which the pool outgrows the map's fit before a new map is fitted
+FIRST_GROWTH = 1.25  # the same before the first label: a map fitted on the few scans of a first try shows nothing
 
 
 def decide(seen: Seen, done: Done) -> Plan:
-    """Compare what Label Studio holds with what is stored, and say what is missing.
+    """Compare what Label Studio contains with what is stored, and return the missing steps.
 
-    Only one step is meant to be run before asking again: the first, except that annotations need not be
-    read twice in a row when something else waits (`next_step`). The answer depends on nothing but the arguments.
+    Callers do one step (see `next_step`), then observe and decide again. Depends on the arguments only.
     """
     if seen.blocked or seen.config is None:
         return Plan("blocked", seen.blocked)
@@ -50,10 +51,10 @@ def decide(seen: Seen, done: Done) -> Plan:
 
 
 def next_step(plan: Plan, last: Step | None, refused: frozenset[type[Step]] = frozenset()) -> Step | None:
-    """The step of a plan to run, after `last`; None when there is none besides those of a `refused` kind.
+    """The step of a plan to do after `last`; None when no step of another kind than the `refused` ones is left.
 
-    Annotations come in as fast as they are read when many people label: having read some, we go on to what
-    waits for them, or the training would be kept away for as long as anybody labels.
+    Annotations are not read twice in a row while another step waits. With many annotators they arrive as fast as they
+    are read, and would keep a training from ever starting.
     """
     steps = [s for s in plan.steps if type(s) not in refused]
     if isinstance(last, ReadMasks) and steps and isinstance(steps[0], ReadMasks):
@@ -67,63 +68,67 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     scans = [s for s in seen.scans if not s.problem]
     if not scans:
         return Plan("blocked", f"None of the {len(seen.scans)} scans can be read; see the list of problems.")
-
-    steps: list[Step] = []
-    unread = tuple(s.task for s in scans if not s.digest or s.digest not in done.embedded)
-    if unread:
-        steps.append(ReadScans(unread))
-        if not done.rounds:
-            return Plan("embedding", steps=tuple(steps))
     known = {label.task: label for label in seen.labels}
     ready = [s for s in scans if s.digest and s.digest in done.embedded]
-    unread_masks = tuple(s.task for s in ready if s.annotated and s.task not in known)
-    if unread_masks:
-        steps.append(ReadMasks(unread_masks))
-    unmapped = tuple(s.task for s in ready if s.digest not in done.mapped)
-    if unmapped:
-        size = len({s.whole for s in ready}) if done.settings.unit == "scan" else len(ready)
-        most = 1.25 if not done.models and not known else 4  # a map of the few that somebody tried shows nothing
-        steps.append(FitMap() if size > most * done.fitted else MapScans(unmapped))
-        if not done.rounds:
-            return Plan("embedding", steps=tuple(steps))
+    unread = tuple(s.task for s in scans if not s.digest or s.digest not in done.embedded)
+    steps: list[Step] = [ReadScans(unread)] if unread else []
+    if done.rounds or not unread:
+        steps += _reading(ready, known, done)
+    if not done.rounds:
+        if not any(isinstance(s, ReadScans | FitMap | MapScans) for s in steps):
+            steps.append(OpenRound(0, round_key(done, config, seen.scans), ""))
+        return Plan("embedding", steps=tuple(steps))
 
-    latest = done.rounds[-1] if done.rounds else None
+    latest = done.rounds[-1]
     usable = tuple(s.task for s in ready if s.annotated and s.task in known and not known[s.task].problem)
     train = _training(done, config, known, usable)
-    if latest is not None and done.models and (round_of(done.models[-1].version) or 0) > latest.n:
-        train = None  # the round of the last model comes first: labels that arrive meanwhile must not keep it away
-    key = round_key(done, config, seen.scans)
-    mapped = [s for s in ready if s.digest in done.mapped]
-    pool = [s for s in mapped if not s.annotated and s.priority >= 0]
-
-    if latest is None:
-        steps.append(OpenRound(0, key, ""))
-        return Plan("embedding", steps=tuple(steps))
+    if done.models and (round_of(done.models[-1].version) or 0) > latest.n:
+        train = None  # the round of the newest model comes first; new labels must not delay it
+    steps += _ranking(seen, config, done, ready, train)
     publish = publication(latest, seen, done.settings)
     if publish is not None:
         steps.insert(0, publish)
-    stale = latest.key != key or latest.embedder not in ("", done.embedder)
-    if train is None and stale:
-        if done.active:
-            steps += _scoring(pool, done)
-        waiting = {s.task for s in pool}
-        ahead = latest.order[: part_of_round(latest, seen, done.settings)[0]]
-        carried = tuple(t for t in ahead if t in waiting and t in seen.live.published)
-        steps.append(OpenRound(next_round(done), key, done.active, carried))
-    elif not stale:
-        ordered = set(latest.order)
-        late = [s for s in pool if s.task not in ordered]
-        if late:
-            if latest.model:
-                steps += _scoring(pool, done)
-            steps.append(ExtendRound(tuple(s.task for s in late)))
     if train is not None:
         steps.append(train)
-    if not steps:  # nobody waits for it
-        arms = _control_comparison(done, config, ready, known)
-        steps += [arms] if arms else []
+    if not steps and (comparison := _control_comparison(done, config, ready, known)):  # least urgent: nobody waits
+        steps.append(comparison)
     training = train is not None and not any(isinstance(s, OpenRound) for s in steps)
     return Plan(*_phase(done, scans, usable, training), steps=tuple(steps))
+
+
+def _reading(ready: Sequence[Scan], known: Mapping[int, Label], done: Done) -> list[Step]:
+    """Annotations to read, and embedded scans to add to the map."""
+    steps: list[Step] = []
+    unread = tuple(s.task for s in ready if s.annotated and s.task not in known)
+    if unread:
+        steps.append(ReadMasks(unread))
+    unmapped = tuple(s.task for s in ready if s.digest not in done.mapped)
+    if unmapped:
+        size = len({s.whole for s in ready}) if done.settings.unit == "scan" else len(ready)
+        growth = POOL_GROWTH if done.models or known else FIRST_GROWTH
+        steps.append(FitMap() if size > growth * done.fitted else MapScans(unmapped))
+    return steps
+
+
+def _ranking(seen: Seen, config: LabelConfig, done: Done, ready: Sequence[Scan], train: Train | None) -> list[Step]:
+    """Open the next round when the latest is out of date and no training comes first, or extend the latest."""
+    latest = done.rounds[-1]
+    pool = [s for s in ready if s.digest in done.mapped and not s.annotated and s.priority >= 0]
+    key = round_key(done, config, seen.scans)
+    if latest.key != key or latest.embedder not in ("", done.embedder):
+        if train is not None:
+            return []
+        waiting = {s.task for s in pool}
+        published = latest.order[: part_of_round(latest, seen, done.settings)[0]]
+        carried = tuple(t for t in published if t in waiting and t in seen.live.published)
+        scoring = _scoring(pool, done) if done.active else []
+        return [*scoring, OpenRound(next_round(done), key, done.active, carried)]
+    ordered = set(latest.order)
+    late = [s for s in pool if s.task not in ordered]
+    if not late:
+        return []
+    scoring = _scoring(pool, done) if latest.model else []
+    return [*scoring, ExtendRound(tuple(s.task for s in late))]
 
 
 def _training(done: Done, config: LabelConfig, known: Mapping[int, Label], usable: tuple[int, ...]) -> Train | None:
@@ -141,14 +146,14 @@ def _training(done: Done, config: LabelConfig, known: Mapping[int, Label], usabl
             new_labels = last.labels != config.labels and len(usable) >= done.settings.cold_start_size
             due = due or changed >= done.settings.round_size or new_labels
     if last is not None and last.trained_on == keys and last.labels == config.labels:
-        return None  # the very same labels: training again would give the very same model
+        return None  # the same labels give the same model
     return Train(version_name(next_round(done)), usable) if due else None
 
 
 def _control_comparison(
     done: Done, config: LabelConfig, ready: Sequence[Scan], known: Mapping[int, Label]
 ) -> CompareWithControl | None:
-    """The comparison of our order with chance that is due for the newest model, if any."""
+    """The comparison with the control that is due for the newest model, if any."""
     if not done.settings.control_share or not done.models:
         return None
     last = done.models[-1]
@@ -167,36 +172,32 @@ def _control_comparison(
     return CompareWithControl(last.version, tuple(ours[:count]), tuple(control[:count]), validation)
 
 
-def _scoring(scans: list[Scan], done: Done) -> list[Step]:
+def _scoring(scans: Sequence[Scan], done: Done) -> list[Step]:
     unscored = tuple(s.task for s in scans if s.digest not in done.scored)
     return [Score(unscored)] if unscored else []
 
 
 def next_round(done: Done) -> int:
-    """The number of the round that would be opened next.
-
-    A model carries the number of the round it was trained for; until that round is open, it is next.
-    """
+    """The number of the next round. A model is trained for a round, so until that round is open, it is the next."""
     opened = done.rounds[-1].n + 1 if done.rounds else 0
     trained = (round_of(done.models[-1].version) or 0) if done.models else 0
     return max(opened, trained, 1)
 
 
 def round_key(done: Done, config: LabelConfig, scans: Sequence[Scan] = ()) -> str:
-    """A round is opened whenever this changes: another model, another training, other settings, other wishes.
+    """Names what an order depends on: model, training, settings and priorities. A new round opens when it changes.
 
-    Only what the order at hand depends on is in it, and what is at its default is left out, so that neither a
-    setting of the other moment nor one that a newer version brings opens a round.
+    Contains only what matters before or with a model, and no defaults, so that neither an unused setting nor one
+    introduced by a newer version opens a round.
     """
     settings = done.settings
     cold, ranked = settings.moments
     more: dict[str, Any] = {"control_share": settings.control_share} if settings.control_share else {}
-    if settings.unit != "slice" and any(s.volume for s in scans):  # else every scan is a whole one
+    if settings.unit != "slice" and any(s.volume for s in scans):  # without volumes both units are the same
         more["unit"] = settings.unit
-    if wishes := sorted(
-        [s.task, s.priority] for s in scans if s.priority
-    ):  # of labelled ones too: a label opens no round
-        more["wishes"] = wishes
+    priorities = sorted([s.task, s.priority] for s in scans if s.priority)  # of labelled ones too: labels open no round
+    if priorities:
+        more["wishes"] = priorities
     if not done.models:
         if cold == "stratified":
             more["stratify_by"] = settings.stratify_by
@@ -204,7 +205,7 @@ def round_key(done: Done, config: LabelConfig, scans: Sequence[Scan] = ()) -> st
     if settings.uncertainty != "image":
         more["uncertainty"] = settings.uncertainty
     trained = done.models[-1].version
-    alpha = settings.alpha if ranked == "paper" else ProjectSettings.alpha  # the others do not ask for it
+    alpha = settings.alpha if ranked == "paper" else ProjectSettings.alpha  # the other strategies do not use it
     return fingerprint(done.active, trained, config.key, alpha, ranked, *([more] if more else []))
 
 
@@ -214,11 +215,11 @@ def _phase(done: Done, scans: list[Scan], usable: tuple[int, ...], training: boo
     if all(s.annotated for s in scans):
         return "done", "Every scan is labelled."
     if all(s.annotated or s.priority < 0 for s in scans):
-        out = sum(1 for s in scans if not s.annotated)
-        return "done", f"Every scan is labelled but the {out} that somebody left out of the order."
+        excluded = sum(1 for s in scans if not s.annotated)
+        return "done", f"Every scan is labelled except {excluded} left out of the order."
     if done.active:
         return "active", ""
     size = done.settings.cold_start_size
     if done.settings.retrain == "button":
         return "cold_start", 'The first model is trained when somebody presses "Start Training".'
-    return "cold_start", f"{len(usable)} of {size} labels before the first model is trained."
+    return "cold_start", f"{len(usable)} of {size} labels needed for the first model."

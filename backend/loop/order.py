@@ -1,4 +1,4 @@
-"""The order in which scans are offered, made from what is stored: for a round, or to try settings out."""
+"""Rank scans from what is stored: for a round, or to preview settings."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from sampling import (
     with_controls,
 )
 
-STARTED = "begun"  # why the rest of a volume comes before anything else
-RANKED = 2000  # places ranked one by one; what lies behind them is ordered by entropy alone
+STARTED = "begun"  # the stored reason of the remaining slices of a started volume, which come before other volumes
+RANKED = 2000  # places ranked one by one; the rest is ordered by entropy alone
 
 
 @dataclass(frozen=True)
 class RankingInputs:
-    """What an order is made on.
+    """What an order is computed from.
 
-    embedder  whose embeddings, and whose map
-    model     fingerprint of the model that is unsure of scans; "" before there is one
+    embedder  name of the embedder whose embeddings and map are used
+    model     fingerprint of the model whose uncertainties are used; "" before the first model
     """
 
     store: Store
@@ -49,18 +49,19 @@ class RankingInputs:
 
 
 def order(inputs: RankingInputs, scans: Sequence[Scan], first: Sequence[int] = (), ranked: int = RANKED) -> list[Pick]:
-    """The order of all unlabelled `scans` but those in `first`, which count as chosen already.
+    """The order of all unlabelled `scans` except `first`, which count as chosen already.
 
-    scans   on the map, without problems; those that somebody left out of the order are not in it
+    scans   on the map, without problems; excluded ones are left out
     first   tasks
-    ranked  places that are ranked one by one with a model
+    ranked  number of places that are ranked one by one with a model
 
-    With the unit "scan" volumes are chosen, each by what its slices are on average, and all slices of it follow each
-    other. Those of which a slice is labelled or in `first` are begun, and come to their end before another begins.
+    With the unit "scan", volumes are chosen by the means over their slices, and the slices of a volume follow each
+    other. A volume with a slice that is labelled or in `first` is started; started volumes are finished before others
+    begin.
 
-    What somebody wished for comes first, scans that somebody skipped come last: whoever is left may still want them.
-    Behind them come scans whose pixels are all alike, unless they are slices of a volume that is chosen as a whole.
-    All these are of single slices. The places of the controls are counted from the first of `first`, volume by volume.
+    Scans with priority come first. Skipped scans come last, as another annotator may still label them, followed only by
+    blank scans, unless those are slices of a volume that is chosen as a whole. All these are single slices. The places
+    of the controls are counted from the first of `first`, volume by volume.
     """
     settings = inputs.settings
     taken = set(first)
@@ -69,21 +70,21 @@ def order(inputs: RankingInputs, scans: Sequence[Scan], first: Sequence[int] = (
     scans = [s for s in scans if s.task not in blank]
     picks = _with_model(inputs, scans, taken, ranked) if inputs.model else _cold(inputs, scans, taken)
     by_task = {s.task: s for s in scans}
-    wishes = {s.task for s in scans if s.priority == PRIORITY_NEXT}
-    put_off = {s.task for s in scans if s.skipped} - wishes
-    wished = [replace(p, reason="wished", score=None, distance=None) for p in picks if p.task in wishes]
-    rest = [p for p in picks if p.task not in wishes]
-    begun = [p for p in rest if p.reason == STARTED and p.task not in put_off]
+    prior = {s.task for s in scans if s.priority == PRIORITY_NEXT}
+    put_off = {s.task for s in scans if s.skipped} - prior
+    wished = [replace(p, reason="wished", score=None, distance=None) for p in picks if p.task in prior]
+    rest = [p for p in picks if p.task not in prior]
+    started = [p for p in rest if p.reason == STARTED and p.task not in put_off]
     fresh = [p for p in rest if p.reason != STARTED and p.task not in put_off]
-    given = [*first, *(p.task for p in wished), *(p.task for p in begun)]
+    given = [*first, *(p.task for p in wished), *(p.task for p in started)]
     start = len(_blocks(given, by_task, settings.unit))
     fresh = _with_controls(fresh, by_task, settings, start)
     rest = [p for p in rest if p.task in put_off]
-    return wished + begun + fresh + rest + [Pick(task, "blank") for task in sorted(blank)]
+    return wished + started + fresh + rest + [Pick(task, "blank") for task in sorted(blank)]
 
 
 def _is_last(scan: Scan, unit: str) -> bool:
-    """Whether there is nothing to see on it, and neither somebody wishes for it nor its volume comes as a whole."""
+    """Whether a scan is blank and neither has priority nor belongs to a volume that is chosen as a whole."""
     return scan.blank and scan.priority != PRIORITY_NEXT and not (unit == "scan" and scan.volume)
 
 
@@ -134,7 +135,7 @@ def _with_model(inputs: RankingInputs, scans: Sequence[Scan], taken: set[int], r
     strategy = settings.moments[1]
     pool = Pool(
         xy,
-        Clustering(np.zeros(len(rows), dtype=np.intp), np.zeros(1, dtype=np.intp), {}, 0),  # not looked at
+        Clustering(np.zeros(len(rows), dtype=np.intp), np.zeros(1, dtype=np.intp), {}, 0),  # unused with a model
         _vectors(inputs, rows, strategy),
         signals=columns,
     )
@@ -164,25 +165,27 @@ def _with_model(inputs: RankingInputs, scans: Sequence[Scan], taken: set[int], r
 
 
 def uncertainties(inputs: RankingInputs) -> dict[str, dict[str, Any]]:
-    """What the model said of scans, by digest: of those of which it said all that the strategy wants to know."""
+    """The model's uncertainties by digest, of the scans for which all that the strategy needs are stored."""
     wanted = {inputs.settings.uncertainty, extra_signal(inputs.settings)} - {""}
     if wanted == {"image"}:
         return {digest: {"image": value} for digest, value in inputs.store.image_entropies(inputs.model).items()}
-    return {digest: said for digest, said in inputs.store.uncertainty(inputs.model).items() if wanted <= said.keys()}
+    return {
+        digest: values for digest, values in inputs.store.uncertainty(inputs.model).items() if wanted <= values.keys()
+    }
 
 
 def _open(row: Slices, taken: set[int]) -> Slices:
-    """The slices that may still be chosen; all of them unless the volume is begun."""
+    """The slices that may still be chosen; all of them unless the volume is started."""
     return [s for s in row if not s.annotated and s.task not in taken]
 
 
 def _nearly_done(row: Slices, taken: set[int]) -> tuple[int, int]:
-    """What begun volumes are sorted by: those with the fewest slices left first."""
+    """The sort key of started volumes: those with the fewest slices left come first."""
     return len(_open(row, taken)), row[0].task
 
 
 def _in_units(tasks: int, rows: Sequence[Slices]) -> int:
-    """About how many of these rows have so many slices; at least one."""
+    """The approximate number of rows with this many slices in total; at least one."""
     return max(1, round(tasks * len(rows) / max(1, sum(map(len, rows)))))
 
 
@@ -193,14 +196,14 @@ def _positions(inputs: RankingInputs, rows: Sequence[Slices]) -> NDArray[np.floa
 
 
 def _vectors(inputs: RankingInputs, rows: Sequence[Slices], strategy: str) -> NDArray[np.float32] | None:
-    """The embeddings of these rows, if the strategy looks at them."""
+    """The embeddings of these rows; None when the strategy does not use them."""
     if strategy not in EMBEDDED:
         return None
     return mean_embeddings(inputs.store, inputs.embedder, rows)
 
 
 def _blocks(tasks: Iterable[int], by_task: Mapping[int, Scan], unit: str) -> list[list[int]]:
-    """Tasks cut into places: each by itself, or with the unit "scan" what follows each other of one volume together."""
+    """Group tasks into places: one task each, or with the unit "scan", consecutive tasks of one volume."""
 
     def volume(task: int) -> str | int:
         scan = by_task.get(task)
@@ -212,7 +215,7 @@ def _blocks(tasks: Iterable[int], by_task: Mapping[int, Scan], unit: str) -> lis
 def _with_controls(
     picks: Sequence[Pick], by_task: Mapping[int, Scan], settings: ProjectSettings, start: int
 ) -> list[Pick]:
-    """An order from its place `start` on, with scans drawn at random in the places of the controls."""
+    """An order from place `start` on, with scans drawn at random in the places of the controls."""
     if not settings.control_share:
         return list(picks)
     pick_of = {p.task: p for p in picks}
@@ -231,11 +234,11 @@ def _with_controls(
 
 
 def _column(rows: Sequence[Slices], known: Mapping[str, Mapping[str, Any]], name: str) -> NDArray[np.float64]:
-    """(N,), or (N, labels), one signal of all rows: the mean over the slices of which it is known, NaN without any."""
-    said = [(at, one[name]) for at, row in enumerate(rows) for s in row if name in (one := known.get(s.digest, {}))]
-    width = np.shape(said[0][1]) if said else ()
-    values = np.array([value for _, value in said], dtype=np.float64).reshape(len(said), *width)
-    where = np.array([at for at, _ in said], dtype=np.intp)
+    """(N,) or (N, labels): one uncertainty of all rows, the mean over the slices where it is known; NaN without any."""
+    given = [(at, one[name]) for at, row in enumerate(rows) for s in row if name in (one := known.get(s.digest, {}))]
+    width = np.shape(given[0][1]) if given else ()
+    values = np.array([value for _, value in given], dtype=np.float64).reshape(len(given), *width)
+    where = np.array([at for at, _ in given], dtype=np.intp)
     sums = np.zeros((len(rows), *width))
     np.add.at(sums, where, values)
     count = np.bincount(where, minlength=len(rows)).astype(np.float64)

@@ -1,4 +1,4 @@
-"""What Label Studio gets when it asks for one task's prediction: the stored one, else a fresh one."""
+"""Predictions for single tasks at Label Studio's request: the stored one, else a new one."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from backend.records.store import Store
 
 log = logging.getLogger("scanqueue.predictor")
 
-SECONDS = 60.0  # Label Studio waits 100 for a whole request; what is not drawn by then stays undrawn
-UNRANKED = 1.0  # the score of a task that is not in the order: served last
+SECONDS = 60.0  # limit for drawing masks per request; Label Studio waits 100
+UNRANKED = 1.0  # score of a task that is not in the order: served last
 
 
 class Predictor:
-    """Answers /predict from the store, and with the active model where the store has nothing."""
+    """Answers /predict from the store, or with the round's model where nothing is stored."""
 
     def __init__(self, store: Store, studio: Studio, learner: Learner) -> None:
         self._store = store
@@ -34,11 +34,10 @@ class Predictor:
         self._orders: dict[int, tuple[Sequence[Pick], int, dict[int, float]]] = {}
 
     def predict(self, project: int, tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """One item {model_version, score, result} per task, in their order, whatever goes wrong.
+        """One item {model_version, score, result} per task, in order. Never raises.
 
-        The score is the task's place in the current order, 0..1, low is served first. An answer without a mask
-        that should have one bears no round's version: Label Studio stores it, and the round must not take it
-        for published.
+        The score is the task's place in the current order, 0..1; low scores are served first. An answer that lacks its
+        mask has the version PENDING: Label Studio stores it, and it must not count as a published prediction.
         """
         row = self._store.project(project)
         latest = self._store.latest_round(project) if row else None
@@ -62,7 +61,7 @@ class Predictor:
                 except ScanqueueError as error:
                     log.warning("project %s, task %s: %s", project, task.get("id"), error)
                 except Exception:
-                    # The annotator must get an empty task rather than an error page.
+                    # Annotators get an empty task rather than an error page.
                     log.exception("project %s, task %s: prediction failed", project, task.get("id"))
             score = UNRANKED if place is None else place
             items.append({"model_version": version if whole else PENDING, "score": score, "result": result})

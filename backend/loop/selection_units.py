@@ -1,4 +1,4 @@
-"""The slices of a volume taken for one scan: together, on the map, and as one embedding."""
+"""Volumes as units of selection: grouped slices, mean embeddings, and places on the map."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from backend.records.maps import StoredMap, read_map
 from backend.records.store import Store
 from sampling import EmbeddingMap, fit_map
 
-AT_ONCE = 4096  # embeddings in memory, besides the means
+AT_ONCE = 4096  # embeddings in memory besides the means
 
 Slices = list[Scan]
 
 
 def group_by_place(scans: Sequence[Scan]) -> list[Slices]:
-    """The scans by what they share a place with (`Scan.whole`), in the order of the first of each; slices in order."""
+    """Group scans by their place on a map of whole scans (`Scan.whole`), in order of appearance; slices in order."""
     found: dict[str, Slices] = {}
     for scan in scans:
         found.setdefault(scan.whole, []).append(scan)
@@ -27,9 +27,9 @@ def group_by_place(scans: Sequence[Scan]) -> list[Slices]:
 
 
 def units(scans: Sequence[Scan], unit: str) -> list[Slices]:
-    """What is chosen, in the order of the first scan of each: with "scan" whole volumes, with "slice" single scans.
+    """The units of selection in order of appearance: volumes with "scan", single scans with "slice".
 
-    Unlike on the map, scans that belong to no volume are always single ones, however alike.
+    Unlike on the map, scans without a volume are always single, even with the same pixels.
     """
     if unit != "scan":
         return [[scan] for scan in scans]
@@ -44,7 +44,7 @@ def in_order(slices: Sequence[Scan]) -> Slices:
 
 
 def mean_embeddings(store: Store, embedder: str, volumes: Sequence[Slices]) -> NDArray[np.float32]:
-    """(V, D), the mean of the embeddings of the slices of each; V >= 1. KeyError names a digest without one."""
+    """(V, D), the mean embedding of the slices of each volume; V >= 1. KeyError names a digest without an embedding."""
     if all(len(slices) == 1 for slices in volumes):
         return store.embeddings(embedder, [slices[0].digest for slices in volumes])
     parts: list[NDArray[np.float32]] = []
@@ -69,7 +69,7 @@ def stored_map(store: Store, project: int, embedder: str, unit: str) -> StoredMa
 
 
 def lay_out(store: Store, embedder: str, scans: Sequence[Scan], unit: str, seed: int) -> StoredMap:
-    """A new map of scans that are embedded, at least one; with the unit "scan" slices stand where their volume does."""
+    """A new map of embedded scans, at least one. With the unit "scan", slices share the place of their volume."""
     if unit != "scan":
         digests = list(dict.fromkeys(s.digest for s in scans))
         fitted = fit_map(store.embeddings(embedder, digests), seed=seed)
@@ -81,9 +81,9 @@ def lay_out(store: Store, embedder: str, scans: Sequence[Scan], unit: str, seed:
 
 
 def add(found: StoredMap, store: Store, embedder: str, scans: Sequence[Scan]) -> StoredMap:
-    """The map with these scans on it too; nothing that is on it moves.
+    """The map with these scans added; existing places do not move.
 
-    Slices of a volume that is on the map stand where it does; a new volume is put where the mean of its slices belongs.
+    New slices of a mapped volume share its place; a new volume is placed by its mean embedding.
     """
     there = set(found.digests)
     if found.unit != "scan":
@@ -102,7 +102,7 @@ def add(found: StoredMap, store: Store, embedder: str, scans: Sequence[Scan]) ->
 
 
 def _with(found: StoredMap, volumes: Sequence[Slices], xy: NDArray[np.float64]) -> StoredMap:
-    """The map with these volumes at these places (V, 2), and their slices where none with the same pixels is yet."""
+    """The map with these volumes at these places (V, 2), and those of their slices whose pixels are not yet on it."""
     there = set(found.digests)
     more: dict[str, NDArray[np.float64]] = {}
     for slices, place in zip(volumes, xy, strict=True):
@@ -118,14 +118,14 @@ def _with(found: StoredMap, volumes: Sequence[Slices], xy: NDArray[np.float64]) 
 
 
 def places(found: StoredMap, volumes: Sequence[Slices]) -> NDArray[np.float64]:
-    """(V, 2), where each stands. All slices are on the map, which may be one of the other unit: as near as can be."""
+    """(V, 2), the place of each volume. All slices are on the map; on a map of the other unit it is approximate."""
     where = {digest: i for i, digest in enumerate(found.digests)}
     xy = np.zeros((len(volumes), 2))
     for at, slices in enumerate(volumes):
         known = found.volumes.get(slices[0].whole)
         if known is None and len(slices) == 1:
             known = found.xy[where[slices[0].digest]]
-        elif known is None and found.unit == "scan":  # all of its pixels are on the map as those of others
+        elif known is None and found.unit == "scan":  # all its slices are on the map as slices of other volumes
             rows = Counter(tuple(found.xy[where[s.digest]].tolist()) for s in slices)
             known = np.array(rows.most_common(1)[0][0])
         elif known is None:

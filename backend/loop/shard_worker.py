@@ -1,4 +1,4 @@
-"""What a worker does while it has no look to take: shards of other workers' bulk work."""
+"""What a worker does while it has no project to reconcile: shards of other workers' batch work."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from backend.workers.watchdog import Stopping, Watchdog
 
 log = logging.getLogger("scanqueue.helper")
 
-IDLE = 1.0  # seconds between looks for open shards
+IDLE = 1.0  # seconds between checks for open shards
 
 
 @dataclass
 class ShardWorker:
-    """Takes shards whenever no thread of this process is at work."""
+    """Does shards while no thread of this process is working."""
 
     shards: Shards
     processor: BatchProcessor
     watchdog: Watchdog
     stopping: threading.Event
     roster: Roster
-    _others: set[str] = field(default_factory=set)  # needs that this worker cannot meet; said once each
+    _others: set[str] = field(default_factory=set)  # requirements that this worker cannot meet, each logged once
 
     def run(self) -> None:
-        """Until `stopping`."""
-        said = ""  # once, not every second
+        """Run until `stopping` is set."""
+        logged = ""  # a repeated error is logged once
         while not self.stopping.is_set():
             try:
-                found = not self.watchdog.working() and self.help()
-                said = ""
+                found = not self.watchdog.working() and self.do_one()
+                logged = ""
             except ScanqueueError as error:
-                if str(error) != said:
-                    log.warning("while looking for shards: %s", error)
-                found, said = False, str(error)
+                if str(error) != logged:
+                    log.warning("cannot check for shards: %s", error)
+                found, logged = False, str(error)
             except Exception:
-                log.exception("unexpected failure while looking for shards")
+                log.exception("unexpected failure while checking for shards")
                 found = False
             if not found:
                 self.stopping.wait(IDLE)
 
-    def help(self) -> bool:
+    def do_one(self) -> bool:
         """Take one shard and do it; False when there is none."""
         shard = self.shards.take()
         if shard is None:
@@ -58,11 +58,13 @@ class ShardWorker:
                     self.processor.do(shard.kind, shard.project, shard.requirements, shard.tasks)
                     self.shards.finish(shard)
                     done = True
-                    log.info("project %s: did %r of %s scans for another", shard.project, shard.kind, len(shard.tasks))
+                    log.info(
+                        "project %s: did %r on %s scans for another worker", shard.project, shard.kind, len(shard.tasks)
+                    )
         except Stopping:
-            log.info("project %s: a part of %r is left to others", shard.project, shard.kind)
+            log.info("project %s: a shard of %r is left to other workers", shard.project, shard.kind)
         except ScanqueueError as error:
-            log.warning("project %s: a part of %r is left to its driver: %s", shard.project, shard.kind, error)
+            log.warning("project %s: a shard of %r is left to its driver: %s", shard.project, shard.kind, error)
         finally:
             if not done:
                 self.shards.give_back(shard, failed=not self.stopping.is_set())
@@ -74,7 +76,7 @@ class ShardWorker:
         if shard.requirements not in self._others:
             self._others.add(shard.requirements)
             log.warning(
-                "project %s: another worker reads with %r and this one would with %r, so this one does not help. "
+                "project %s: another worker reads with %r but this one would read with %r, so it does not help. "
                 "Give all workers the same weights, device and settings.",
                 *(shard.project, shard.requirements, mine),
             )

@@ -1,6 +1,6 @@
-"""What the data of a task says of where its image comes from: volume, slice, patient, size of a pixel.
+"""What a task's data says about its image: volume, slice, patient, pixel spacing.
 
-Anybody may write anything into it, so what cannot be is taken for unknown, and stops nothing.
+Task data can contain anything, so invalid values count as unknown and never raise.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-TASK_DATA_VERSION = 1  # raised when more, or something else, is taken from the data: then all tasks are listed once
-LONGEST = 200  # characters
-LARGEST_MM = 1000.0  # a pixel of a metre is a mistake
-MOST_SLICES = 2**31 - 1
+TASK_DATA_VERSION = 1  # raised when other values are read from the data, so that all tasks are listed once
+MAX_LENGTH = 200  # maximum number of characters of a name
+MAX_SPACING_MM = 1000.0  # larger values are mistakes
+MAX_SLICE = 2**31 - 1  # largest integer of a database column
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """One image's place in the world. The defaults mean: unknown.
+    """Where one image belongs. The defaults mean: unknown.
 
-    volume             data key `scan`: of what the image is a slice
-    slice              data key `slice`: its number along the cut, from 0
-    patient            data key `group`: whoever it belongs to; what has the same is never trained and judged on
-    row_mm, column_mm  data key `spacing_mm`: millimetres between rows and between columns; both or none (0)
+    volume             data key `scan`: the volume that the image is a slice of
+    slice              data key `slice`: its number along the slicing axis, from 0
+    patient            data key `group`: images of one patient are never split between training and validation
+    row_mm, column_mm  data key `spacing_mm`: millimetres between rows and between columns; both or neither (0)
     """
 
     volume: str = ""
@@ -33,7 +33,7 @@ class TaskData:
 
 
 def read_task_data(data: Mapping[str, Any]) -> TaskData:
-    """Read the data of a task, whatever it holds.
+    """Read the data of a task, whatever it contains.
 
     >>> read_task_data({"scan": "S-1", "slice": 3, "group": "P-1", "spacing_mm": [0.5, 2]})
     TaskData(volume='S-1', slice=3, patient='P-1', row_mm=0.5, column_mm=2.0)
@@ -41,25 +41,29 @@ def read_task_data(data: Mapping[str, Any]) -> TaskData:
     TaskData(volume='', slice=0, patient='', row_mm=0.0, column_mm=0.0)
     """
     number: Any = data.get("slice")
-    whole = _number(number) and 0 <= number <= MOST_SLICES and number == int(number)
+    whole = _number(number) and 0 <= number <= MAX_SLICE and number == int(number)
     sizes: Any = data.get("spacing_mm")
-    pair = isinstance(sizes, list | tuple) and len(sizes) == 2 and all(_number(n) and 0 < n < LARGEST_MM for n in sizes)
+    pair = (
+        isinstance(sizes, list | tuple)
+        and len(sizes) == 2
+        and all(_number(n) and 0 < n < MAX_SPACING_MM for n in sizes)
+    )
     row, column = (float(n) for n in sizes) if pair else (0.0, 0.0)
     return TaskData(_name(data.get("scan")), int(number) if whole else 0, _name(data.get("group")), row, column)
 
 
 def storable(text: str, longest: int | None = None) -> str:
-    """The text as every database takes it: without NUL, halves of characters replaced, cut to `longest` characters."""
+    """The text as every database accepts it: without NUL and lone surrogates, at most `longest` characters."""
     return text.replace("\0", "")[:longest].encode(errors="replace").decode()
 
 
 def _name(value: Any) -> str:
-    """A text, or a number that stands for one; "" for anything else, and for what no database takes."""
+    """A text, or an integer as text; "" for anything else and for text that a database would reject."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         value = str(value)
     if not isinstance(value, str):
         return ""
-    text = value.strip()[:LONGEST]
+    text = value.strip()[:MAX_LENGTH]
     return text if storable(text) == text else ""
 
 

@@ -97,7 +97,7 @@ def create_change_api(store: Store, request_reconcile: Callable[[int], None], ac
     def train(project: Number, request: Request) -> dict[str, Any]:
         """Train a model now. Send {} as application/json."""
         require_json_type(request)
-        return noted(project, lambda: audit.ask(store, project, user))
+        return noted(project, lambda: audit.request_training(store, project, user))
 
     @router.post("/{project}/activate", status_code=202)
     async def activate(project: Number, request: Request) -> dict[str, Any]:

@@ -306,7 +306,7 @@ def test_a_format_that_does_not_exist_is_refused(lab: Lab, tmp_path: Path) -> No
 def test_more_labels_than_a_mask_holds_are_refused(tmp_path: Path) -> None:
     labels = "".join(f'<Label value="{n}"/>' for n in range(255))
     lab = Lab(CONFIG.replace('<Label value="Lung"/>', labels))
-    with pytest.raises(NotSegmentable, match="255 labels for masks; a model can learn 253 at most"):
+    with pytest.raises(NotSegmentable, match="255 mask labels; a model can learn at most 253"):
         lab.export(tmp_path / "out")
     assert os.listdir(tmp_path) == []
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backend.errors import BadSetting, StorageFull, WeightsMissing
-from backend.facts import MOST_LABELS
+from backend.facts import MAX_LABELS
 from backend.formats.pixels import Letterboxed, letterbox
 from backend.learning.segmenters import SEGMENTERS, Segmenter, SegmenterSpec
 
@@ -134,7 +134,7 @@ def test_scan_of_another_size_is_refused() -> None:
         ("image_size", 100, r"image_size must be a multiple of 32, got 100; use 96 or 128"),
         ("image_size", 0, r"image_size must be a multiple of 32, got 0; use 32 or 64"),
         ("labels", (), r"1 to 253 labels, got 0"),
-        ("labels", ("a",) * (MOST_LABELS + 1), r"1 to 253 labels, got 254"),
+        ("labels", ("a",) * (MAX_LABELS + 1), r"1 to 253 labels, got 254"),
         ("decoder_channels", (16, 8), r"five positive widths"),
     ],
 )

@@ -106,7 +106,7 @@ def test_changes_of_many_at_once_are_all_kept(world: World, postgres: PostgresSe
             made = [
                 people.submit(audit.set_overrides, store, PROJECT, n, {n: 0 if n == "seed" else 0.25}) for n in names
             ]
-            made += [people.submit(audit.ask, store, PROJECT, str(n)) for n in range(12)]
+            made += [people.submit(audit.request_training, store, PROJECT, str(n)) for n in range(12)]
             numbers = [one.result() for one in made]
         assert sorted(numbers) == list(range(1, 17))
         row = store.project(PROJECT)
@@ -149,7 +149,7 @@ def test_with_all_others_labelled_the_project_is_done_and_says_what_was_left_out
         world.run()
     found = world.status()
     assert found["phase"] == "done"
-    assert found["reason"] == "Every scan is labelled but the 2 that somebody left out of the order."
+    assert found["reason"] == "Every scan is labelled except 2 left out of the order."
 
 
 def test_with_all_scans_left_out_before_any_label_there_is_an_empty_queue_and_the_way_back(world: World) -> None:
@@ -241,7 +241,7 @@ def test_changes_say_who_did_what_and_what_was_taken_back(world: World) -> None:
         False,
     )
     assert (undo["user"], undo["what"], undo["undone"]) == ("ben", "2 scans back in the usual order", False)
-    with pytest.raises(BadSetting, match="was taken back already"):
+    with pytest.raises(BadSetting, match="is already undone"):
         audit.undo(world.store, PROJECT, "ben", number)
 
 
@@ -290,14 +290,14 @@ def test_a_task_or_a_wish_that_does_not_exist_is_refused(world: World) -> None:
 def test_taking_back_what_was_changed_again_says_so(world: World) -> None:
     number = audit.set_overrides(world.store, PROJECT, "anna", {"alpha": 0.25})
     audit.set_overrides(world.store, PROJECT, "ben", {"alpha": 0.75})
-    with pytest.raises(BadSetting, match=r"\(alpha: 0.25\) was changed again since, and stays"):
+    with pytest.raises(BadSetting, match=r"\(alpha: 0.25\) cannot be undone: its settings were changed again"):
         audit.undo(world.store, PROJECT, "anna", number)
 
 
 def test_what_is_so_already_is_no_change(world: World) -> None:
     world.in_round_1()
-    with pytest.raises(BadSetting, match="scanqueue-r1 is active already"):
+    with pytest.raises(BadSetting, match="scanqueue-r1 is already active"):
         audit.activate(world.store, PROJECT, "anna", "scanqueue-r1")
-    with pytest.raises(BadSetting, match="has no problem any more"):
+    with pytest.raises(BadSetting, match="no longer has a problem"):
         audit.retry(world.store, PROJECT, "anna", world.order()[0])
     assert audit.listed(world.store, PROJECT) == []

@@ -422,21 +422,21 @@ def test_a_config_without_masks_says_what_to_add_where() -> None:
     with pytest.raises(NotSegmentable) as error:
         LabelConfig.from_parsed(parsed(choice=("Choices", ["ok"])), 12)
     assert str(error.value) == (
-        "project 12: the label config has no BrushLabels or PolygonLabels; segmentation needs one. "
+        "project 12: the label config has no BrushLabels or PolygonLabels, but segmentation needs one. "
         'Add <BrushLabels name="tag" toName="image"><Label value="Lung"/></BrushLabels> beside '
         '<Image name="image" value="$image"/> in Settings > Labeling Interface > Code.'
     )
 
 
 def test_a_brush_without_labels_says_so() -> None:
-    with pytest.raises(NotSegmentable, match="'tag' of the label config has no labels"):
+    with pytest.raises(NotSegmentable, match="'tag' in the label config has no labels"):
         LabelConfig.from_parsed(parsed(tag=("BrushLabels", [])), 12)
 
 
 def test_more_labels_than_a_model_can_learn_are_refused_in_words() -> None:
     names = [f"L{n}" for n in range(300)]
     assert len(LabelConfig.from_parsed(parsed(tag=("BrushLabels", names[:253])), 12).labels) == 253
-    with pytest.raises(NotSegmentable, match=r"has 300 labels for masks; a model can learn 253 at most"):
+    with pytest.raises(NotSegmentable, match=r"has 300 mask labels; a model can learn at most 253"):
         LabelConfig.from_parsed(parsed(tag=("BrushLabels", names)), 12)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.loop.task_data import LARGEST_MM, LONGEST, TaskData, read_task_data, storable
+from backend.loop.task_data import MAX_LENGTH, MAX_SPACING_MM, TaskData, read_task_data, storable
 
 KEYS = ("scan", "slice", "group", "spacing_mm")
 ANYTHING = st.recursive(
@@ -30,7 +30,7 @@ def test_what_an_import_writes_is_taken_over() -> None:
     ("data", "expected"),
     [
         ({"scan": 12, "group": "  P 1 "}, TaskData("12", 0, "P 1")),
-        ({"scan": "x" * 300}, TaskData("x" * LONGEST)),
+        ({"scan": "x" * 300}, TaskData("x" * MAX_LENGTH)),
         *(
             ({"scan": bad, "group": bad}, TaskData())
             for bad in ("", "  ", "a\0b", "\ud800", ["S"], {"a": 1}, True, 1.5)
@@ -56,12 +56,12 @@ def test_what_makes_no_sense_is_unknown(data: dict[str, Any], expected: TaskData
 def test_whatever_is_in_the_data_comes_out_as_every_database_takes_it(data: dict[str, Any]) -> None:
     found = read_task_data(data)
     for text in (found.volume, found.patient):
-        assert len(text) <= LONGEST
+        assert len(text) <= MAX_LENGTH
         assert "\0" not in text
         assert text.encode().decode() == text
     assert 0 <= found.slice < 2**31
     sizes = (found.row_mm, found.column_mm)
-    assert sizes == (0, 0) or all(0 < n < LARGEST_MM for n in sizes)
+    assert sizes == (0, 0) or all(0 < n < MAX_SPACING_MM for n in sizes)
 
 
 @given(st.text(st.characters()))

@@ -287,7 +287,7 @@ def test_a_strategy_or_measure_that_does_not_exist_is_refused_with_those_that_do
 
 
 def test_stratified_without_a_key_says_what_to_set() -> None:
-    with pytest.raises(BadSetting, match="has to be told what tells the scans apart: set stratify_by to a key"):
+    with pytest.raises(BadSetting, match="needs a key to group the scans by: set stratify_by to a key"):
         project_settings({"strategy": "stratified"})
     assert project_settings({"strategy": "stratified", "stratify_by": "site"}).stratify_by == "site"
 

@@ -654,7 +654,7 @@ def test_settings_are_set_shown_and_taken_back_and_the_project_is_looked_at(edge
     assert edge.http.get("/api/projects/4/settings").json()["changed"] == {}
     newest, oldest = edge.http.get("/api/projects/4/changes").json()["changes"]
     assert (oldest["what"], oldest["user"], oldest["undone"]) == ("alpha: 0.25", "local", True)
-    assert newest["what"] == "alpha: back to what Label Studio says"
+    assert newest["what"] == "alpha: back to the setting in Label Studio"
 
 
 def test_a_change_bears_the_name_of_who_signed_in(tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ def test_the_backend_is_connected_through_label_studios_own_form(session: dict[s
     (backend,) = session["backend"]
     assert backend["state"] == "CO"  # Connected
     assert (backend["auth_method"], backend["basic_auth_user"]) == ("BASIC_AUTH", USER)
-    assert session["cold"]["reason"] == f"0 of {COLD} labels before the first model is trained."
+    assert session["cold"]["reason"] == f"0 of {COLD} labels needed for the first model."
 
 
 def test_the_webhook_carries_our_secret(session: dict[str, Any]) -> None:
