@@ -45,9 +45,9 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, struct.error, Runt
 
 
 class Archive:
-    """A backup that was opened and read to its end: everything in it is whole, and belongs in this scanqueue.
+    """An open backup of which every byte was checked: it is intact and fits this scanqueue.
 
-    Raises BadBackup that says what is wrong with it; nothing has been written by then.
+    Raises BadBackup with the reason; nothing has been written by then.
     """
 
     def __init__(self, file: Path) -> None:
@@ -80,37 +80,39 @@ class Archive:
         try:
             yield
         except DAMAGED as error:
-            self._bad(f"it is damaged, cut off or no backup of scanqueue ({error}). Take another copy of it.")
+            self._bad(f"it is damaged, truncated or not a scanqueue backup ({error}). Use another copy.")
 
     def _read_manifest(self) -> None:
         infos = self._zip.infolist()
         self._infos = {info.filename: info for info in infos}
         manifest = self._infos.pop(MANIFEST, None)
         if manifest is None or manifest.file_size > MANIFEST_BYTES:
-            self._bad(f"it has no {MANIFEST}, so it is cut off or no backup of scanqueue. Take another copy of it.")
+            self._bad(f"it has no {MANIFEST}, so it is truncated or not a scanqueue backup. Use another copy.")
         if len(infos) != len(self._infos) + 1:
-            self._bad("it holds a member twice.")
+            self._bad("it contains a member twice.")
         with self._zip.open(manifest) as member:
             about = json.loads(member.read(MANIFEST_BYTES))
         if not isinstance(about, dict):
             self._bad(f"its {MANIFEST} is not a JSON object.")
         by, made = about.get("format"), about.get("scanqueue")
         if by != FORMAT:
-            self._bad(f"its format is {by!r}, written by scanqueue {made}, and this one reads {FORMAT}. Use that one.")
+            self._bad(
+                f"its format is {by!r}, written by scanqueue {made}; this one reads {FORMAT}. Use scanqueue {made}."
+            )
         schema = about.get("schema")
         if not isinstance(schema, str) or not re.fullmatch(r"\d{4}", schema):
-            self._bad(f"its schema {schema!r} is none.")
+            self._bad(f"its schema {schema!r} is invalid.")
         if schema > HEAD:
             self._bad(
-                f"it was made by a newer scanqueue ({made}): its schema is {schema}, and this one knows up to {HEAD}. "
-                "Install the newer one here."
+                f"it was made by a newer scanqueue ({made}): its schema is {schema}, this one supports up to {HEAD}. "
+                "Install the newer version here."
             )
         if schema < OLDEST:
             self._bad(f"its schema {schema} is older than {OLDEST}. Restore it with scanqueue {made}, then upgrade.")
         self._renamed = schema < RENAMED
         project, members, counts = about.get("project"), about.get("members"), about.get("counts")
         if type(project) is not int or not 0 <= project < 10**15:
-            self._bad(f"its project {project!r} is none.")
+            self._bad(f"its project {project!r} is invalid.")
         if not isinstance(members, dict) or not isinstance(counts, dict):
             self._bad(f"its {MANIFEST} has no members or no counts.")
         if self._renamed:
@@ -127,28 +129,28 @@ class Archive:
         entry = self.members[name]
         good = isinstance(entry, dict) and type(entry.get("size")) is int and entry["size"] >= 0
         if not good or not isinstance(entry.get("sha256"), str):
-            self._bad(f"its {MANIFEST} does not say how large {name!r} is, or has no sha256 of it.")
+            self._bad(f"its {MANIFEST} lacks the size or the sha256 of {name!r}.")
         return int(entry["size"])
 
     def _check_members(self) -> None:
         if strange := sorted(self._infos.keys() ^ self.members.keys()):
-            self._bad(f"{strange[0]!r} is not both in it and in its {MANIFEST}.")
+            self._bad(f"{strange[0]!r} is either in the file or in its {MANIFEST}, not in both.")
         for table in TABLES:
             if member_of(table) not in self.members and table not in LATER:
                 self._bad(f"{member_of(table)!r} is missing.")
         for name, info in self._infos.items():
             plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
             if name not in map(member_of, TABLES) and not ARTEFACTS.fullmatch(name):
-                self._bad(f"{name!r} is not the name of anything that belongs into a backup.")
+                self._bad(f"{name!r} does not belong in a backup.")
             if not plain or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                self._bad(f"{name!r} is a link or something else that is not a plain file.")
+                self._bad(f"{name!r} is a link or another special file.")
             if info.file_size != self._size(name):
                 self._bad(f"{name!r} has {info.file_size} bytes instead of {self._size(name)}.")
             for _ in self.chunks(name):
                 pass
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """The bytes of a member. Raises BadBackup after the last when they are not those of the manifest."""
+        """The bytes of a member. Raises BadBackup at the end when they do not match the manifest."""
         digest, left = hashlib.sha256(), self._size(name)
         with self._reading(), self._zip.open(self._infos[name]) as member:
             while chunk := member.read(CHUNK):
@@ -158,15 +160,15 @@ class Archive:
                     break
                 yield chunk
         if left or digest.hexdigest() != self.members[name]["sha256"]:
-            self._bad(f"{name!r} is damaged: its checksum is another. Take another copy of it.")
+            self._bad(f"{name!r} is damaged: its checksum differs. Use another copy.")
 
     def rows(self, table: Table) -> Iterator[dict[str, Any]]:
-        """The rows of a table, every column there and of its type; those that came later have their default."""
+        """The checked rows of a table; columns newer than the backup have their default."""
         if member_of(table) not in self.members:
             return
         for number, line in enumerate(_lines(self.chunks(member_of(table))), start=1):
             if len(line) > LINE:
-                self._bad(f"{member_of(table)!r}, line {number} is too long.")
+                self._bad(f"{member_of(table)!r}: line {number} is too long.")
             try:
                 given = json.loads(line)
                 if self._renamed and isinstance(given, dict):
@@ -177,7 +179,7 @@ class Archive:
                 self._bad(f"{member_of(table)!r}, line {number}: {error}.")
 
     def _check_rows(self) -> None:
-        """Whether the records fit the tables, and every artefact is one that the records name."""
+        """Check that the records fit the tables, and that the records name every artefact."""
         columns = {column.table: column.name for column in NAMING}
         seen: dict[str, dict[str, None]] = {name: {} for name in columns.values()}  # in order, once each
         for table in TABLES:
@@ -191,7 +193,7 @@ class Archive:
                 alien = table is uncertainty_table and row["model"] not in seen["fingerprint"]
                 alien |= table is embedding_table and row["digest"] not in seen["digest"]
                 if alien:
-                    self._bad(f"{member_of(table)!r}, line {count} is of none of its models or scans.")
+                    self._bad(f"{member_of(table)!r}, line {count} belongs to none of its models or scans.")
             wanted = self.summary.counts.get(table.name, 0 if table in LATER else None)
             if count != wanted or (table is project_table and count != 1):
                 self._bad(f"{member_of(table)!r} has {count} lines instead of {wanted}.")
@@ -203,7 +205,7 @@ class Archive:
             self._bad(f"no record of it names 'artefacts/{kind}/{name}'.")
 
     def artefacts(self) -> Iterator[tuple[str, str, dict[str, str]]]:
-        """(kind, name, members by the name of their file); the file of an artefact that is no folder is ""."""
+        """(kind, name, members by file name); the file name of an artefact that is not a folder is ""."""
         found: dict[tuple[str, str], dict[str, str]] = {}
         for member in self.members:
             if parts := artefact(member):
@@ -233,7 +235,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _row(table: Table, given: Any, project: int) -> dict[str, Any]:
-    """A row as the database takes it. Raises ValueError naming the column that does not fit."""
+    """A row for the database. Raises ValueError naming the column that does not fit."""
     if not isinstance(given, dict):
         raise ValueError("it is not a JSON object")
     if strange := sorted(given.keys() - {c.name for c in table.columns}):
@@ -254,13 +256,13 @@ def _row(table: Table, given: Any, project: int) -> dict[str, Any]:
         if not (value is None and column.nullable) and type(value) is not wanted:
             raise ValueError(f"{name!r} is {str(value)[:40]!r}, and should be {wanted.__name__}")
         if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
-            raise ValueError(f"{name!r} holds characters that are none")
+            raise ValueError(f"{name!r} contains invalid characters")
         bits = 63 if isinstance(column.type, BigInteger) else 31
         if (isinstance(value, int) and not -(2**bits) <= value < 2**bits) or (
             isinstance(value, float) and not math.isfinite(value)
         ):
-            raise ValueError(f"{name!r} is {value}, which no database takes")
+            raise ValueError(f"{name!r} is {value}, which is out of range")
         row[name] = value
     if row.get("project", row.get("id", project)) != project:
-        raise ValueError(f"it belongs to another project than {project}")
+        raise ValueError(f"it does not belong to project {project}")
     return row

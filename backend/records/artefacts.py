@@ -1,4 +1,4 @@
-"""Arrays, masks and checkpoints as files, each whole or not there."""
+"""Arrays, masks and checkpoints as files, each complete or absent."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from numpy.typing import NDArray
 
 from backend.errors import StorageFull, is_disk_full
 
-CACHES = ("pixels", "masks")  # artefacts that are made again when they are needed, from Label Studio or by a model
-USE_NOTED = 86400.0  # seconds: the use of a cached file is noted at most once in so long
-ASIDE = ".new-"  # how the folders begin in which artefacts are written, beside their place
+CACHES = ("pixels", "masks")  # kinds that can be made again, from Label Studio or by a model
+USE_NOTED = 86400.0  # minimum seconds between two updates of a cached file's last use
+ASIDE = ".new-"  # prefix of the temporary folders in which artefacts are written
 
 
 class Artefacts:
-    """Files in `folder` by kind and name; written beside their place and renamed into it. Picklable."""
+    """Files in `folder` by kind and name; written to a temporary folder and renamed into place. Picklable."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, kind: str, name: str) -> Path:
-        """Where the artefact `name` of `kind` lies, whether it exists or not."""
+        """The path of an artefact, whether it exists or not."""
         return self.folder / kind / name[:2] / name
 
     def has(self, kind: str, name: str) -> bool:
@@ -42,7 +42,7 @@ class Artefacts:
         return found
 
     def _used(self, kind: str, path: Path) -> None:
-        """Note that a cached file is still of use: what is not, is removed after a while (`retention`)."""
+        """Update the last use of a cached file; `retention` removes unused files after a while."""
         if kind in CACHES:
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > USE_NOTED:
@@ -51,7 +51,7 @@ class Artefacts:
     def check_room(
         self, needed: int, work: str = "training", then: str = "nothing was lost, and it is tried again every minute."
     ) -> None:
-        """Raises StorageFull when fewer than `needed` bytes are free: rather now than after the work."""
+        """Raises StorageFull when fewer than `needed` bytes are free: now rather than after the work."""
         free = self._free()
         if free < needed:
             raise StorageFull(
@@ -59,7 +59,7 @@ class Artefacts:
             )
 
     def put_arrays(self, kind: str, name: str, **arrays: Any) -> None:
-        """Write named arrays (numbers and text, never objects), whole or not at all."""
+        """Write named arrays (numbers and text, never objects), completely or not at all."""
 
         def write(path: Path) -> None:
             with path.open("wb") as file:
@@ -70,24 +70,24 @@ class Artefacts:
         self.put_file(kind, name, write)
 
     def arrays(self, kind: str, name: str) -> dict[str, NDArray[Any]]:
-        """The arrays of an artefact; FileNotFoundError when there is none, or one that is damaged."""
+        """The arrays of an artefact; FileNotFoundError when it is missing or damaged."""
         path = self.path(kind, name)
         self._used(kind, path)
         try:
             with np.load(path, allow_pickle=False) as found:
                 return {key: found[key] for key in found.files}
         except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-            path.unlink(missing_ok=True)  # it is made again from what it was made from
+            path.unlink(missing_ok=True)  # it is made again from its inputs
             raise FileNotFoundError(f"{path} is damaged ({error}) and was removed") from error
 
     def put_file(self, kind: str, name: str, write: Callable[[Path], None]) -> Path:
-        """Let `write` make a file, then put it in its place in one step."""
+        """Let `write` make a file, then move it into place in one step."""
         return self._put(kind, name, write)
 
     def remove_folder(self, kind: str, name: str) -> bool:
-        """Take an artefact that is a folder away, in one step; False when there is none."""
+        """Remove an artefact that is a folder, in one step; False when it does not exist."""
         path = self.path(kind, name)
-        aside = path.with_name(f"{ASIDE}{secrets.token_hex(4)}")  # only renamed: that needs no room on a full disk
+        aside = path.with_name(f"{ASIDE}{secrets.token_hex(4)}")  # a rename needs no room on a full disk
         try:
             os.rename(path, aside)
         except FileNotFoundError:
@@ -96,7 +96,7 @@ class Artefacts:
         return True
 
     def put_folder(self, kind: str, name: str, write: Callable[[Path], None]) -> Path:
-        """Let `write` fill an empty folder, then put it in its place in one step."""
+        """Let `write` fill an empty folder, then move it into place in one step."""
 
         def fill(path: Path) -> None:
             path.mkdir()
@@ -119,8 +119,8 @@ class Artefacts:
         except OSError as error:
             if is_disk_full(error):
                 raise StorageFull(
-                    f"No room to write {kind} to {self.folder}: {error.strerror}. Make room; the work "
-                    "that was lost is done again at the next look, nothing else is."
+                    f"No room to write {kind} to {self.folder}: {error.strerror}. Make room; "
+                    "only the last step is repeated."
                 ) from error
             raise
         return target

@@ -1,8 +1,8 @@
-"""One project in one file: its records and its artefacts, to be put in place again here or on another machine.
+"""Writes one project, its records and artefacts, to one file that can be restored here or on another machine.
 
-The file is a zip archive: `manifest.json`, the rows of every table as JSON lines under `records/`, and the
-artefacts under `artefacts/` with the names they have in the data folder. Cached pixels are left out: they are
-fetched again from Label Studio. The file holds the project's webhook secret and is made readable for its owner only.
+The file is a zip archive: `manifest.json`, the rows of each table as JSON lines under `records/`, and the artefacts
+under `artefacts/` with their names in the data folder. Cached pixels are left out: they are fetched again from Label
+Studio. The file contains the project's webhook secret; only its owner may read it.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ POLL = 0.2  # seconds between two tries to get the project's lock
 def backup(
     store: Store, project: int, file: Path, *, force: bool = False, wait: float = 600.0, say: Say = print
 ) -> Summary:
-    """Write `project` to `file`, as it is while no worker is at it; whole or not at all.
+    """Write `project` to `file` while no worker holds it; completely or not at all.
 
-    force  overwrite a file that exists
-    wait   seconds until a worker that is at the project must have let go of it
-    say    told once, in a sentence, that it has to be waited for
+    force  overwrite an existing file
+    wait   seconds to wait for a worker to release the project
+    say    called once with a sentence when it has to wait
 
-    Raises BadSetting for a project that is not known, or a file that exists; ProjectBusy when the wait was too
-    short; StorageFull when there is no room for the file.
+    Raises BadSetting for an unknown project or an existing file; ProjectBusy when the wait was too short; StorageFull
+    when there is no room for the file.
     """
     known_project(store, project)
     if file.is_dir() or (file.exists() and not force):
         raise BadSetting(f"{file} exists already. Give another name, or --force to overwrite a file.")
     if not file.parent.is_dir():
-        raise BadSetting(f"{file.parent} is not a folder; make it first.")
+        raise BadSetting(f"{file.parent} is not a folder. Create it first.")
     with held(store, project, wait, say) as hold:
         try:
             number, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".part", dir=file.parent)  # mode 0600
@@ -76,8 +76,8 @@ def backup(
         except OSError as error:
             if is_disk_full(error):
                 raise StorageFull(
-                    f"The disk that holds {file.parent} is full: no backup was written. Make room, or give a file "
-                    "on another disk."
+                    f"The disk that holds {file.parent} is full: no backup was written. Make room, or choose a "
+                    "file on another disk."
                 ) from error
             raise BadSetting(f"{file} cannot be written: {error.strerror}.") from error
     return made
@@ -87,13 +87,13 @@ def known_project(store: Store, project: int) -> Any:
     row = store.project(project)
     if row is None:
         there = ", ".join(map(str, store.projects())) or "none"
-        raise BadSetting(f"Project {project} is not known here; known are: {there}.")
+        raise BadSetting(f"Project {project} is not known here; available: {there}.")
     return row
 
 
 @contextmanager
 def held(store: Store, project: int, wait: float, say: Say) -> Iterator[LockHandle]:
-    """The project's lock, waited for. Raises ProjectBusy when it cannot be had in `wait` seconds."""
+    """Wait for the project's lock and hold it. Raises ProjectBusy when it is not available within `wait` seconds."""
     until, told = time.monotonic() + wait, False
     while True:
         with store.lock(project) as mine:
@@ -101,10 +101,10 @@ def held(store: Store, project: int, wait: float, say: Say) -> Iterator[LockHand
                 yield mine
                 return
         job = store.progress(project)
-        at = f"a worker is at it ({job['step']}, {job['done']} of {job['total']})" if job else "a worker is at it"
+        at = f"a worker holds it ({job['step']}, {job['done']} of {job['total']})" if job else "a worker holds it"
         if time.monotonic() >= until:
             raise ProjectBusy(
-                f"Project {project}: {at}, and did not let go of it in {wait:.0f} s. Nothing was done. Give a longer "
+                f"Project {project}: {at} and did not release it within {wait:.0f} s. Nothing was done. Give a longer "
                 "--wait (a training holds it until its end), or stop the workers first."
             )
         if not told:
@@ -115,7 +115,7 @@ def held(store: Store, project: int, wait: float, say: Say) -> Iterator[LockHand
 
 def check_held(hold: LockHandle, project: int) -> None:
     if hold.lost():
-        raise ProjectBusy(f"Project {project}: the lock was lost to a worker meanwhile. Run the same command again.")
+        raise ProjectBusy(f"Project {project}: a worker took the lock meanwhile. Run the same command again.")
 
 
 def _rename(part: Path, file: Path, force: bool) -> None:
@@ -123,7 +123,7 @@ def _rename(part: Path, file: Path, force: bool) -> None:
         os.replace(part, file)
         return
     try:
-        os.link(part, file)  # unlike a rename it overwrites nothing, whoever made that file meanwhile
+        os.link(part, file)  # unlike a rename, a link overwrites nothing
     except FileExistsError:
         raise BadSetting(f"{file} was made by somebody else meanwhile; it was left as it is.") from None
     except OSError:  # a file system without links
@@ -136,7 +136,7 @@ def _write(store: Store, project: int, out: IO[bytes], hold: LockHandle) -> Summ
     members: dict[str, dict[str, Any]] = {}
     counts: dict[str, int] = {}
     with zipfile.ZipFile(out, "w", allowZip64=True) as archive:
-        with store.snapshot() as connection:  # let go of before the artefacts: these take long, and do not change
+        with store.snapshot() as connection:  # released before the artefacts, which take long and do not change
             row = connection.execute(select(project_table).where(project_table.c.id == project)).mappings().one()
             for table in TABLES:
                 name = member_of(table)
@@ -165,7 +165,7 @@ def _write(store: Store, project: int, out: IO[bytes], hold: LockHandle) -> Summ
 
 
 def _rows_of(table: Table, project: int, embedder: str) -> Any:
-    """The rows of a table that belong to the project, always in the same order."""
+    """A query for the project's rows of a table, always in the same order."""
     if table is project_table:
         here = project_table.c.id == project
     elif table is embedding_table:
@@ -184,7 +184,7 @@ def _distinct(connection: Connection, project: int, column: Column[str]) -> list
 
 
 def _add_artefact(store: Store, archive: zipfile.ZipFile, kind: str, name: str) -> dict[str, dict[str, Any]]:
-    """Members by name; none when the artefact is not there: it is made again when it is needed."""
+    """Members by name; empty when the artefact does not exist: it is made again when needed."""
     path, inside = store.path(kind, name), f"artefacts/{kind}/{name}"
     files = {inside: path}
     if kind == "models":
@@ -192,9 +192,11 @@ def _add_artefact(store: Store, archive: zipfile.ZipFile, kind: str, name: str) 
     found: dict[str, dict[str, Any]] = {}
     for member, source in files.items():
         if not ARTEFACTS.fullmatch(member):
-            continue  # not ours: a network folder's own files begin with a dot
+            continue  # not ours: network file systems add files with a leading dot
         with suppress(FileNotFoundError), source.open("rb") as file:
-            found[member] = _add(archive, member, _chunks(file), zipfile.ZIP_STORED)  # compressed already, or not to be
+            found[member] = _add(
+                archive, member, _chunks(file), zipfile.ZIP_STORED
+            )  # already compressed, or not compressible
     return found
 
 
@@ -204,7 +206,7 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _add(archive: zipfile.ZipFile, name: str, chunks: Iterable[bytes], compression: int) -> dict[str, Any]:
-    """Write one member; returns what the manifest says about it."""
+    """Write one member; returns its manifest entry."""
     info = zipfile.ZipInfo(name)
     info.compress_type = compression
     info.external_attr = (stat.S_IFREG | 0o600) << 16
@@ -218,7 +220,7 @@ def _add(archive: zipfile.ZipFile, name: str, chunks: Iterable[bytes], compressi
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    """One row as a line of JSON; bytes in base64, and texts without NUL, which PostgreSQL does not store."""
+    """One row as a line of JSON: bytes in base64, text without NUL, which PostgreSQL cannot store."""
     values = {
         k: base64.b64encode(v).decode() if isinstance(v, bytes) else v.replace("\0", "") if isinstance(v, str) else v
         for k, v in row.items()

@@ -25,7 +25,7 @@ from backend.records.tables import (
 )
 
 FORMAT = 1
-OLDEST = "0003"  # the first schema whose rows can be put into tables of today; columns added since need a default
+OLDEST = "0003"  # the oldest schema that can be restored; columns added since need a default
 MANIFEST = "manifest.json"
 RENAMED = "0008"  # the schema in which tables and columns got new names; older backups have the old ones
 OLD_TABLES = {"entropy": "uncertainty"}
@@ -33,26 +33,26 @@ OLD_COLUMNS = {
     "project": {"levers": "overrides", "asked": "training_requests", "taken": "task_data_version"},
     "scan": {"wish": "priority"},
 }
-OWN = (  # rows that name the project
+OWN = (  # tables whose rows name the project
     *(project_table, scan_table, label_table, model_table, round_table, shown_table, change_table),
 )
-BY_CONTENT = (embedding_table, uncertainty_table)  # rows that projects may share
+BY_CONTENT = (embedding_table, uncertainty_table)  # tables whose rows projects may share
 TABLES = (*OWN, *BY_CONTENT)
-LATER = (change_table,)  # tables that backups from before they came do not have
-NAMING = (model_table.c.fingerprint, label_table.c.mask, scan_table.c.digest)  # what artefacts are named by
-FLEETING = (progress_table, shard_table)  # about work under way; not kept in a backup
+LATER = (change_table,)  # tables that older backups lack
+NAMING = (model_table.c.fingerprint, label_table.c.mask, scan_table.c.digest)  # columns that name artefacts
+FLEETING = (progress_table, shard_table)  # tables about running work; not in a backup
 ARTEFACTS = re.compile(
     r"artefacts/(?:(models)/([0-9a-f]{24})/(\w[\w.-]{0,99})|(labels|masks|maps)/([0-9a-f]{24}))", re.A
 )
 CHUNK = 2**20  # bytes in memory at once
-LINE = 2**28  # bytes of the longest row that is believed
+LINE = 2**28  # maximum number of bytes in a row
 MANIFEST_BYTES = 2**28
 Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a backup holds. `counts`: rows by table and artefacts by kind; `size`: bytes of its members, unpacked."""
+    """Contents of a backup. `counts`: rows by table and artefacts by kind; `size`: bytes of its members, unpacked."""
 
     project: int
     title: str
@@ -65,7 +65,7 @@ class Summary:
 def named_artefacts(
     project: int, embedder: str, models: Iterable[str], labels: Iterable[str], digests: Iterable[str]
 ) -> Iterator[tuple[str, str]]:
-    """(kind, name) of everything that the project's records name, there or not."""
+    """(kind, name) of all artefacts that the project's records name, existing or not."""
     yield "maps", map_name(project, embedder)
     for kind, names in (("labels", labels), ("models", models)):
         for name in names:
@@ -80,6 +80,6 @@ def member_of(table: Table) -> str:
 
 
 def artefact(member: str) -> tuple[str, str] | None:
-    """(kind, name) of the artefact that a member is, or is a part of."""
+    """(kind, name) of the artefact that a member belongs to."""
     found = ARTEFACTS.fullmatch(member)
     return (found[1] or found[4], found[2] or found[5]) if found else None

@@ -142,8 +142,8 @@ class Database(Artefacts):
             yield
         except PoolTimeout as error:
             raise StoreUnavailable(
-                f"The database {self._engine.url.render_as_string(hide_password=True)} does not answer: all of our "
-                "connections to it wait. It is tried again; check that it runs and that its machine is well."
+                f"The database {self._engine.url.render_as_string(hide_password=True)} does not answer: all "
+                "connections to it are waiting. It is tried again. Check that the database and its machine run."
             ) from error
         except (OperationalError, InterfaceError) as error:
             said = str(error.orig)
@@ -154,8 +154,8 @@ class Database(Artefacts):
                 raise StorageFull(f"The disk that holds {where} is full; nothing was lost. Make room.") from error
             if unavailable:
                 raise StoreUnavailable(
-                    f"The records in {self.folder} cannot be used now: {said}. It is tried again; check that the disk "
-                    "is well and that the folder may be written to."
+                    f"The records in {self.folder} cannot be used now: {said}. It is tried again. Check the disk, and "
+                    "that the folder is writable."
                 ) from error
             if self._engine.dialect.name == "sqlite":
                 raise

@@ -1,8 +1,8 @@
-"""Locks that say who works on what, across processes and machines.
+"""Locks on projects, across processes and machines.
 
-A file lock in the shared data folder, which the system gives back when its holder dies, and with
-Redis a lease there as well, for folders whose file system keeps no locks between machines. Either
-alone keeps two holders apart, so that neither an emptied Redis nor a stubborn network folder does harm.
+A file lock in the shared data folder, which the system releases when its holder dies, and with Redis a lease as
+well, for file systems that do not share locks between machines. Either alone keeps two holders apart, so an emptied
+Redis or a network folder without locks does no harm.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from backend.errors import StorageFull, StoreUnavailable, is_disk_full
 
 log = logging.getLogger("scanqueue.locks")
 
-LEASE = 30.0  # seconds until Redis gives a lock away whose holder has died
+LEASE = 30.0  # seconds until Redis releases the lock of a dead holder
 RENEW = 5.0
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # what a file system without any says
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # errors of file systems without locks
 
 
 class LockHandle:
-    """What a lock yields: true when it is ours; `lost()` once somebody else has it all the same."""
+    """What a lock yields: true when it is ours; `lost()` once another process holds it anyway."""
 
     def __init__(self, mine: bool) -> None:
         self._mine = mine
@@ -44,7 +44,7 @@ class LockHandle:
 
 
 class Locks:
-    """Named locks in `folder`, and with `redis_url` in that Redis too."""
+    """Named locks in `folder`, and also in the Redis at `redis_url`."""
 
     def __init__(self, folder: Path, redis_url: str = "") -> None:
         self._folder = folder
@@ -67,7 +67,7 @@ class Locks:
     @contextmanager
     def _file(self, name: str) -> Iterator[bool]:
         self._folder.mkdir(parents=True, exist_ok=True)
-        # a soft lock, a mere file, would outlive its holder
+        # a soft lock is a plain file and would outlive its holder
         lock = FileLock(self._folder / f"{name}.lock", timeout=0, fallback_to_soft=False)
         try:
             lock.acquire()
@@ -83,10 +83,10 @@ class Locks:
                 raise
             if self._redis is None:
                 raise StoreUnavailable(
-                    f"The file system of {self._folder} keeps no locks ({error}). Put SCANQUEUE_DATA_DIR on one that "
-                    "does, such as a local disk, or set SCANQUEUE_REDIS_URL."
+                    f"The file system of {self._folder} does not support locks ({error}). Move SCANQUEUE_DATA_DIR to "
+                    "one that does, such as a local disk, or set SCANQUEUE_REDIS_URL."
                 ) from error
-            log.debug("%s keeps no file locks (%s); Redis alone decides", self._folder, error)
+            log.debug("%s does not support file locks (%s); Redis alone decides", self._folder, error)
             yield True
             return
         try:
@@ -100,7 +100,7 @@ class Locks:
         try:
             mine = bool(lock.acquire())
         except RedisError as error:
-            log.warning("no lock on %s: Redis does not answer (%s); tried again later", name, type(error).__name__)
+            log.warning("no lock on %s: Redis does not answer (%s); will retry", name, type(error).__name__)
             mine = False
         hold = LockHandle(mine)
         if not mine:
@@ -123,14 +123,14 @@ def _renew(lock: Lock, name: str, hold: LockHandle, over: threading.Event) -> No
         try:
             lock.reacquire()
         except LockError:
-            # Redis was emptied, or its clock jumped: take it again unless somebody else was faster.
+            # Redis was emptied, or its clock jumped: take the lock again unless another process was faster.
             try:
                 if lock.acquire():
                     continue
             except RedisError:
                 continue
-            log.warning("the lock on %s was lost to another worker; what runs under it is stopped", name)
+            log.warning("the lock on %s was lost to another worker; the work under it stops", name)
             hold._lost.set()
             return
         except RedisError:
-            continue  # while Redis is away nobody else gets the lock from it
+            continue  # while Redis is unavailable nobody else gets the lock

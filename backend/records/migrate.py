@@ -1,6 +1,6 @@
-"""Brings the database of the records to the schema of this code (Alembic).
+"""Migrates the database to the schema of this code (Alembic).
 
-It is done whenever a store is opened, and costs one small query when there is nothing to do.
+Runs whenever a store is opened; costs one small query when there is nothing to do.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from sqlalchemy import Connection, Engine, inspect, text
 from backend.errors import BadSetting
 
 HEAD = "0008"  # the newest revision in migrations/versions
-FIRST = "0001"  # what databases without a revision have
-KEY = 5316291  # of the advisory lock in PostgreSQL; any number that nobody else uses
+FIRST = "0001"  # the revision of databases without one
+KEY = 5316291  # advisory lock in PostgreSQL; any number that nobody else uses
 
 
 def migrate(engine: Engine, lock: Path) -> None:
-    """Upgrade the database, whoever else opens it at the same moment: all of it, or when killed nothing.
+    """Upgrade the database, completely or (when killed) not at all; concurrent calls are safe.
 
-    lock  a file that processes on one SQLite database wait for each other with
+    lock  the lock file of processes that share one SQLite database
 
     Raises BadSetting, and changes nothing, when the database is newer than this code.
     """
@@ -33,15 +33,17 @@ def migrate(engine: Engine, lock: Path) -> None:
     with ExitStack() as stack:
         try:
             stack.enter_context(FileLock(lock, fallback_to_soft=False))
-        except (NotImplementedError, OSError) as error:  # a file system without locks: the database's own are enough
+        except (NotImplementedError, OSError) as error:  # a file system without locks: the database's own suffice
             if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
         connection = stack.enter_context(engine.begin())
         if connection.dialect.name == "postgresql":
-            connection.execute(text("SET LOCAL statement_timeout = 0"))  # others, and large tables, take long
+            connection.execute(
+                text("SET LOCAL statement_timeout = 0")
+            )  # waiting for others and large tables takes long
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": KEY})
         else:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")  # else sqlite3 commits every table on its own
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # else sqlite3 commits each table separately
         upgrade(connection)
 
 
@@ -64,7 +66,7 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
     known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
     if found is not None and found not in known:
         raise BadSetting(
-            f"The records were written by a newer scanqueue: their schema is {found}, and this one knows up to {HEAD}. "
+            f"The records were written by a newer scanqueue: their schema is {found}, this one supports up to {HEAD}. "
             "Nothing was changed. Install the newer scanqueue again, or restore a backup of the older one."
         )
     if found is None and inspect(connection).has_table("project"):

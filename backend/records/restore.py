@@ -19,21 +19,21 @@ from backend.records.database import VARIABLES
 from backend.records.store import Store
 from backend.records.tables import label_table, model_table, project_table
 
-ROOM = 64 * 2**20  # bytes that must be free besides what is restored: for the records
+ROOM = 64 * 2**20  # bytes that must be free for the records, besides the artefacts
 
 
 def restore(
     opened: Callable[[], Store], file: Path, *, replace: bool = False, wait: float = 600.0, say: Say = print
 ) -> Summary:
-    """Put a project in place that `backup` wrote. Killed anywhere and run again it ends in the same state.
+    """Restore a project that `backup` wrote. Killed anywhere and run again, it ends in the same state.
 
-    All of the file is checked before anything is written. Artefacts come first and records last, in one
-    transaction. What other projects have, or what lies there already, is left as it is.
+    The whole file is checked before anything is written. Artefacts come first, then the records in one transaction.
+    Other projects and existing equal artefacts stay as they are.
 
-    opened   opens the store; called once the file has been checked, as it makes the data folder
-    replace  put it in the place of a project that is known already; what that has learnt since is lost
+    opened   opens the store; called after the check, as it creates the data folder
+    replace  replace an existing project; everything learned since the backup is lost
 
-    Raises BadBackup; BadSetting for a project that is known already; ProjectBusy; StorageFull.
+    Raises BadBackup; BadSetting for an existing project; ProjectBusy; StorageFull.
     """
     with Archive(file) as archive:
         project, store = archive.project, opened()
@@ -47,15 +47,15 @@ def restore(
                     _put(store, archive, kind, name, members)
                 check_held(hold, project)
                 _put_records(store, archive, replace)
-            except DataError as error:  # SQLite takes longer texts than PostgreSQL
+            except DataError as error:  # SQLite accepts longer texts than PostgreSQL
                 raise BadBackup(
-                    f"{file} cannot be restored: the database refuses a row of it ({error.orig}). Its records are as "
-                    "they were."
+                    f"{file} cannot be restored: the database rejects one of its rows ({error.orig}). The records "
+                    "are unchanged."
                 ) from error
             except StorageFull as error:
                 raise StorageFull(
                     f"There is no room in {store.folder} or in the database: project {project} was not restored, its "
-                    "records are as they were. Make room and run the same command again: it goes on where it stopped."
+                    "records are unchanged. Make room and run the same command again: it continues where it stopped."
                 ) from error
         return archive.summary
 
@@ -75,14 +75,14 @@ def _check_unknown(store: Store, archive: Archive) -> None:
     if row is not None:
         scans, models = len(store.scans(archive.project)), len(store.models(archive.project))
         raise BadSetting(
-            f"Project {archive.project} is known here already ({row['title'] or 'no title'}: {scans} scans, {models} "
-            f"models), and the backup of {archive.summary.made_at} would take its place. Nothing was changed. "
-            "With --replace it does; what was learnt since is lost."
+            f"Project {archive.project} exists here ({row['title'] or 'no title'}: {scans} scans, {models} models), "
+            f"and the backup of {archive.summary.made_at} would replace it. Nothing was changed. To replace it, give "
+            "--replace; everything learned since the backup is lost."
         )
 
 
 def _put(store: Store, archive: Archive, kind: str, name: str, members: Mapping[str, str]) -> None:
-    """Put one artefact in its place, unless one lies there that is the same or that others need as it is."""
+    """Write one artefact, unless an equal one exists or other projects need the existing one."""
     place = store.path(kind, name)
     if place.exists() and (_shared(store, archive.project, kind, name) or _same(place, archive, members)):
         return
@@ -99,7 +99,7 @@ def _put(store: Store, archive: Archive, kind: str, name: str, members: Mapping[
 
 
 def _same(place: Path, archive: Archive, members: Mapping[str, str]) -> bool:
-    """Whether just these files lie there, byte by byte."""
+    """Whether exactly these files exist there, byte by byte."""
     files = {p.name: p for p in place.iterdir()} if place.is_dir() else {"": place}
     return files.keys() == members.keys() and all(
         path.stat().st_size == archive.members[members[file]]["size"]
@@ -114,11 +114,11 @@ def _sha256(path: Path) -> str:
 
 
 def _shared(store: Store, project: int, kind: str, name: str) -> bool:
-    """Whether another project may need the artefact as it is. Maps bear their project's number in their name."""
+    """Whether another project may need the existing artefact. Names of maps contain their project's number."""
     if kind == "maps":
         return False
     if kind == "masks":
-        return True  # drawn by a model of that name from a scan of that name: as good as ours
+        return True  # the same model and the same scan: equal to ours
     column = model_table.c.fingerprint if kind == "models" else label_table.c.mask
     return bool(store.rows(select(column).where(column == name, column.table.c.project != project).limit(1)))
 
@@ -132,8 +132,8 @@ def _put_records(store: Store, archive: Archive, replace: bool) -> None:
         known = select(project_table.c.id).where(project_table.c.id == project)
         if connection.execute(known).first() is not None and not replace:
             raise BadSetting(
-                f"Project {project} was connected here meanwhile, so nothing was changed. Run the same command again "
-                "with --replace."
+                f"Project {project} was connected here meanwhile. Nothing was changed. Run the same command again with "
+                "--replace."
             )
         for table in (*OWN, *FLEETING):
             column = table.c.id if table is project_table else table.c.project
@@ -144,7 +144,7 @@ def _put_records(store: Store, archive: Archive, replace: bool) -> None:
 
 
 def _groups(rows: Iterable[dict[str, Any]]) -> Generator[list[dict[str, Any]]]:
-    """Rows in groups that fit into memory, whatever they hold."""
+    """Rows in groups that fit into memory."""
     group: list[dict[str, Any]] = []
     weight = 0
     for row in rows:

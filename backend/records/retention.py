@@ -1,6 +1,6 @@
-"""What is removed after a while: old checkpoints, cached files that nobody used, and what killed writers left.
+"""Removes old checkpoints, unused cached files, and the temporary folders of killed writers.
 
-Records stay, and so does everything that cannot be made again. Any number of workers may do this at once.
+Records stay, as does everything that cannot be made again. Any number of workers may do this at once.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ log = logging.getLogger("scanqueue.retention")
 FIRST = 60.0  # seconds after the start of a worker
 EVERY = 3600.0
 DAY = 86400.0
-UNSEEN = 3 * EVERY  # a longer time between two looks at the caches does not count as time in which nobody used them
-LEFT_OVER = DAY  # seconds after which a folder of a writer is taken for that of a killed one
-BRIEF = "arms"  # models that are needed for one comparison only
+UNSEEN = 3 * EVERY  # a longer gap between two cleanings does not count as time without use
+LEFT_OVER = DAY  # seconds after which a writer's temporary folder counts as left over
+BRIEF = "arms"  # kind of models needed for one control trial only
 KINDS = (*CACHES, "labels", "models", "maps", BRIEF)
 
 
 @dataclass(frozen=True)
 class Retention:
-    """Removes what the settings say is not kept.
+    """Removes what the settings do not keep.
 
-    keep_models  checkpoints of every project besides the active one and that of its latest round; 0: all
-    cache_days   days a cached file is kept without being used; 0: for ever
+    keep_models  number of newest checkpoints kept per project, besides the active one and the latest round's; 0: all
+    cache_days   days that an unused cached file is kept; 0: forever
     """
 
     store: Store
@@ -44,20 +44,20 @@ class Retention:
     stopping: threading.Event
 
     def run(self) -> None:
-        """Soon, and then once an hour, until `stopping`."""
+        """Clean up soon, then once an hour, until `stopping`."""
         wait = FIRST
         while not self.stopping.wait(wait):
             wait = EVERY
             try:
                 self.tidy()
             except ScanqueueError as error:
-                log.warning("not everything was tidied up: %s", error)
+                log.warning("the cleanup is incomplete: %s", error)
             except Exception:
-                log.exception("unexpected failure while tidying up; tried again in an hour")
+                log.exception("unexpected failure during the cleanup; will retry in an hour")
 
     def tidy(self) -> None:
-        """Once. What a worker is at is left for the next time."""
-        self.remove_files()  # first: on a full disk it makes the room that records need
+        """Clean up once. Projects that a worker holds are left for the next time."""
+        self.remove_files()  # first: on a full disk this makes room for records
         for project in self.store.projects():
             if not self.stopping.is_set():
                 self.remove_checkpoints(project)
@@ -65,16 +65,16 @@ class Retention:
     # -- checkpoints --------------------------------------------------------------------------
 
     def remove_checkpoints(self, project: int) -> list[str]:
-        """Remove the project's old checkpoints; returns their fingerprints. Their records stay in the curve.
+        """Remove the project's old checkpoints; returns their fingerprints. Their records stay in the learning curve.
 
-        Nothing is removed that any project keeps: the same scans with the same labels have one checkpoint.
+        A checkpoint that any project keeps stays: equal scans with equal labels share one checkpoint.
         """
         removed: list[str] = []
         if self._there(self._spare(project)):
             with self.store.lock(project) as mine:
                 if not mine:
                     return []
-                with self.store.settled():  # so that nobody makes one of them active meanwhile
+                with self.store.settled():  # so that nobody activates one of them meanwhile
                     for name in self._spare(project):
                         removed += [name] if self.store.remove_folder("models", name) else []
         spare = self._spare(project)
@@ -88,7 +88,7 @@ class Retention:
         return {name for name in names if self.store.has("models", name)}
 
     def _spare(self, project: int) -> list[str]:
-        """Fingerprints of the project's models that no project keeps, whether their files are there or not."""
+        """Fingerprints of the project's models that no project keeps, whether their files exist or not."""
         if not self.keep_models:
             return []
         models, drawing = self.store.checkpoints(), self.store.drawing()
@@ -103,16 +103,16 @@ class Retention:
     # -- files --------------------------------------------------------------------------------
 
     def remove_files(self, now: float | None = None) -> int:
-        """Remove cached files that were not used for so long, and folders of killed writers; returns how many.
+        """Remove cached files without recent use and folders of killed writers; returns how many.
 
-        now  seconds since 1970; the clock's when it is not given
+        now  seconds since 1970; default: the clock
 
-        Only time in which workers looked counts. When the last look is long ago, because no worker ran or because
-        the clock was set, all files become younger by the time between, so that a wrong clock removes nothing.
+        Only time in which workers ran counts. When the last cleaning is long ago, because no worker ran or because
+        the clock was set, all files become younger by that gap, so that a wrong clock removes nothing.
         """
         with self.store.cache_slot() as mine:
             if not mine:
-                return 0  # another worker is at it
+                return 0  # another worker cleans up
             return self._remove_files(time.time() if now is None else now)
 
     def _remove_files(self, now: float) -> int:
@@ -126,7 +126,7 @@ class Retention:
         limits = {True: LEFT_OVER, False: self.cache_days * DAY + USE_NOTED if self.cache_days else float("inf")}
         removed = 0
         for entry, left_over in self._files():
-            with suppress(FileNotFoundError):  # used, or removed, by somebody else just now
+            with suppress(FileNotFoundError):  # just used or removed by another process
                 at = entry.stat(follow_symlinks=False).st_mtime
                 if skipped or at > now + UNSEEN:
                     at = min(at + skipped, now)
@@ -146,7 +146,7 @@ class Retention:
         return removed
 
     def _files(self) -> Iterator[tuple[os.DirEntry[str], bool]]:
-        """Every cached file, and (True) every folder in which something is or was written, or that is left of one."""
+        """(entry, whether it is a writer's temporary folder) of cached files and temporary folders."""
         for kind in KINDS:
             for folder in _entries(self.store.folder / kind):
                 if folder.is_dir(follow_symlinks=False):

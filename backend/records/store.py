@@ -99,12 +99,12 @@ def activate_model(store: Store, project: int, version: str, change: Change | No
         found = next((m for m in models if m["version"] == version), None)
         if found is None:
             there = ", ".join(m["version"] for m in models) or "none yet"
-            raise BadSetting(f"project {project} has no model {version!r}; there are: {there}.")
+            raise BadSetting(f"project {project} has no model {version!r}; available: {there}.")
         if not store.has("models", found["fingerprint"]):
             kept = ", ".join(m["version"] for m in models if store.has("models", m["fingerprint"])) or "none"
             raise BadSetting(
-                f"project {project}: the checkpoint of {version} is gone, so it cannot draw any more; "
-                f"SCANQUEUE_KEEP_MODELS says how many of the newest are kept (0: all). Those kept: {kept}."
+                f"project {project}: the checkpoint of {version} was removed, so it cannot be activated. "
+                f"SCANQUEUE_KEEP_MODELS sets how many of the newest are kept (0: all). Available: {kept}."
             )
         here = project_table.c.id == project
         connection.execute(update(project_table).where(here).values(active=version))

@@ -236,7 +236,7 @@ def test_only_the_old_names_belong_into_an_old_backup(made: Made, tmp_path: Path
         members["records/uncertainty.jsonl"] = members["records/entropy.jsonl"]
 
     file = changed(made, tmp_path / "both.zip", both)
-    assert "'records/entropy.jsonl' is not the name of anything" in refused(made, tmp_path / "no", file)
+    assert "'records/entropy.jsonl' does not belong in a backup" in refused(made, tmp_path / "no", file)
 
 
 def test_a_backup_of_the_schema_before_comes_back_with_what_it_knew(made: Made, tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_a_project_that_is_known_is_replaced_only_when_asked(made: Made, tmp_pat
     store.set_project(PROJECT, title="Here")
     store.put_tasks(PROJECT, [{"task": 900, "image": "x", "updated_at": "t", "annotated": 0, "skipped": 0}], "t")
     store.report(PROJECT, "training", 1, 2)
-    with pytest.raises(BadSetting, match=r"known here already \(Here: 1 scans, 0 models\).*With --replace it does"):
+    with pytest.raises(BadSetting, match=r"exists here \(Here: 1 scans, 0 models\).*give --replace"):
         restored(made, store)
     assert files(store.folder) == {}
     restored(made, store, replace=True)
@@ -334,7 +334,7 @@ def test_a_damaged_artefact_of_the_project_itself_is_mended(made: Made, tmp_path
 
 
 def test_an_unknown_project_is_refused(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(BadSetting, match=r"Project 7 is not known here; known are: 1\."):
+    with pytest.raises(BadSetting, match=r"Project 7 is not known here; available: 1\."):
         backup(made.world.store, 7, tmp_path / "x.zip")
     assert list(tmp_path.iterdir()) == []
 
@@ -348,7 +348,7 @@ def test_a_file_that_exists_is_overwritten_only_when_asked(made: Made, tmp_path:
     backup(made.world.store, PROJECT, file, force=True)
     assert zipfile.is_zipfile(file)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    with pytest.raises(BadSetting, match="is not a folder; make it first"):
+    with pytest.raises(BadSetting, match=r"is not a folder\. Create it first"):
         backup(made.world.store, PROJECT, tmp_path / "nowhere" / "x.zip")
 
 
@@ -383,9 +383,9 @@ def test_a_worker_that_is_at_it_is_waited_for_and_then_given_up(made: Made, tmp_
         with pytest.raises(ProjectBusy):
             restored(made, store, replace=True)
     assert said == [
-        "Project 1: a worker is at it (training scanqueue-r2 on 9 labels, 5 of 60); waiting for it, at most 0 s."
+        "Project 1: a worker holds it (training scanqueue-r2 on 9 labels, 5 of 60); waiting for it, at most 0 s."
     ]
-    assert "did not let go of it in 0 s. Nothing was done. Give a longer --wait" in str(busy.value)
+    assert "did not release it within 0 s. Nothing was done. Give a longer --wait" in str(busy.value)
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
     holding, free = threading.Event(), threading.Event()
@@ -453,7 +453,7 @@ def test_a_file_that_was_cut_off_is_refused(part: float, made: Made, tmp_path: P
     file = tmp_path / "cut.zip"
     good = made.file.read_bytes()
     file.write_bytes(good[: int(len(good) * part)])
-    assert "cut off or no backup of scanqueue" in refused(made, tmp_path / "data", file)
+    assert "truncated or not a scanqueue backup" in refused(made, tmp_path / "data", file)
 
 
 def test_a_file_that_is_not_there_is_refused(made: Made, tmp_path: Path) -> None:
@@ -475,7 +475,7 @@ def test_a_file_that_is_not_there_is_refused(made: Made, tmp_path: Path) -> None
 )
 def test_a_member_that_belongs_nowhere_is_refused(name: str, made: Made, tmp_path: Path) -> None:
     file = changed(made, tmp_path / "x.zip", lambda members, _: members.update({name: b"x"}))
-    assert "is not the name of anything that belongs into a backup" in refused(made, tmp_path / "data", file)
+    assert "does not belong in a backup" in refused(made, tmp_path / "data", file)
     assert [p.name for p in tmp_path.iterdir()] == ["x.zip"]
 
 
@@ -506,12 +506,16 @@ def test_a_member_larger_than_the_manifest_says_is_refused(made: Made, tmp_path:
 
 def test_a_member_missing_or_unlisted_is_refused(made: Made, tmp_path: Path) -> None:
     file = changed(made, tmp_path / "x.zip", lambda members, _: members.pop("records/model.jsonl") and None)
-    assert "is not both in it and in its manifest" in refused(made, tmp_path / "data", file)
+    assert "is either in the file or in its manifest.json, not in both" in refused(made, tmp_path / "data", file)
 
 
 @pytest.mark.parametrize(
     ("schema", "words"),
-    [("0999", "made by a newer scanqueue"), ("0002", "is older than 0003"), ("latest", "its schema 'latest' is none")],
+    [
+        ("0999", "made by a newer scanqueue"),
+        ("0002", "is older than 0003"),
+        ("latest", "its schema 'latest' is invalid"),
+    ],
 )
 def test_another_schema_is_refused(schema: str, words: str, made: Made, tmp_path: Path) -> None:
     file = changed(made, tmp_path / "x.zip", lambda _, about: about.update(schema=schema))
@@ -520,7 +524,7 @@ def test_another_schema_is_refused(schema: str, words: str, made: Made, tmp_path
 
 def test_another_format_is_refused(made: Made, tmp_path: Path) -> None:
     file = changed(made, tmp_path / "x.zip", lambda _, about: about.update(format=2, scanqueue="9.0"))
-    assert "its format is 2, written by scanqueue 9.0, and this one reads 1" in refused(made, tmp_path / "data", file)
+    assert "its format is 2, written by scanqueue 9.0; this one reads 1" in refused(made, tmp_path / "data", file)
 
 
 def test_a_column_that_came_later_has_its_default(made: Made, tmp_path: Path) -> None:
@@ -539,11 +543,11 @@ def test_a_column_that_came_later_has_its_default(made: Made, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"id": 5}, "it belongs to another project than 1"),
+        ({"id": 5}, "it does not belong to project 1"),
         ({"id": "1"}, "'id' is '1', and should be int"),
-        ({"title": "half \ud800 a character"}, "'title' holds characters that are none"),
-        ({"training_requests": 2**40}, "'training_requests' is 1099511627776, which no database takes"),
-        ({"seen_at": float("nan")}, "'seen_at' is nan, which no database takes"),
+        ({"title": "half \ud800 a character"}, "'title' contains invalid characters"),
+        ({"training_requests": 2**40}, "'training_requests' is 1099511627776, which is out of range"),
+        ({"seen_at": float("nan")}, "'seen_at' is nan, which is out of range"),
         ({"colour": 1}, "there is no column 'colour'"),
     ],
 )
@@ -564,7 +568,7 @@ def test_a_text_that_only_sqlite_can_hold_is_refused_by_postgresql_in_words(
 
     file = changed(made, tmp_path / "x.zip", forge)
     store = Store(tmp_path / "data", postgres.new_database(f"backup-{secrets.token_hex(6)}"))
-    with pytest.raises(BadBackup, match=r"the database refuses a row of it \(value too long"):
+    with pytest.raises(BadBackup, match=r"the database rejects one of its rows \(value too long"):
         restored(made, store, file)
     assert store.projects() == []
     restored(made, Store(tmp_path / "sqlite"), file)
@@ -580,7 +584,7 @@ def test_values_for_models_and_scans_of_others_are_refused(table: str, made: Mad
         about["counts"][table] += 1
 
     file = changed(made, tmp_path / "x.zip", forge)
-    assert "is of none of its models or scans" in refused(made, tmp_path / "data", file)
+    assert "belongs to none of its models or scans" in refused(made, tmp_path / "data", file)
 
 
 # -- killed, and full disks --------------------------------------------------------------------
@@ -658,7 +662,7 @@ def test_a_full_disk_is_explained_and_the_records_stay(
     with monkeypatch.context() as patch:
         patch.setattr("backend.records.artefacts.os.replace", full)
         with pytest.raises(
-            StorageFull, match=r"There is no room in .*: project 1 was not restored, its records are as"
+            StorageFull, match=r"There is no room in .*: project 1 was not restored, its records are un"
         ):
             restored(made, store)
     assert store.projects() == []

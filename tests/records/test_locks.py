@@ -105,7 +105,10 @@ def test_a_file_system_without_locks_is_said_or_left_to_redis(
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", missing)
-    with pytest.raises(StoreUnavailable, match=r"keeps no locks.*SCANQUEUE_REDIS_URL"), Locks(tmp_path).held("x"):
+    with (
+        pytest.raises(StoreUnavailable, match=r"does not support locks.*SCANQUEUE_REDIS_URL"),
+        Locks(tmp_path).held("x"),
+    ):
         pass
     one, other = Locks(tmp_path, redis_server.url), Locks(tmp_path, redis_server.url)
     with one.held("without-files") as mine, other.held("without-files") as theirs:

@@ -135,8 +135,8 @@ def test_a_model_whose_checkpoint_is_gone_cannot_be_made_active(store: Store) ->
     with pytest.raises(BadSetting) as refused:
         activate_model(store, 1, "scanqueue-r1")
     assert str(refused.value) == (
-        "project 1: the checkpoint of scanqueue-r1 is gone, so it cannot draw any more; SCANQUEUE_KEEP_MODELS says "
-        "how many of the newest are kept (0: all). Those kept: scanqueue-r2, scanqueue-r3."
+        "project 1: the checkpoint of scanqueue-r1 was removed, so it cannot be activated. SCANQUEUE_KEEP_MODELS "
+        "sets how many of the newest are kept (0: all). Available: scanqueue-r2, scanqueue-r3."
     )
     row = store.project(1)
     assert row is not None

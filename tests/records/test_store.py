@@ -316,7 +316,7 @@ def test_a_wish_that_came_during_a_training_is_kept(store: Store) -> None:
     }
     store.put_model(1, model, active="scanqueue-r1", training_requests=1)
     assert (store.project(1)["training_requests"], store.project(1)["active"]) == (1, "scanqueue-r1")
-    with pytest.raises(BadSetting, match="has no model 'nope'; there are: scanqueue-r1"):
+    with pytest.raises(BadSetting, match="has no model 'nope'; available: scanqueue-r1"):
         activate_model(store, 1, "nope")
 
 

@@ -532,7 +532,7 @@ def test_a_training_can_be_asked_for(edge: Edge) -> None:
 def test_a_model_that_does_not_exist_cannot_be_made_active(edge: Edge) -> None:
     edge.connect()
     response = edge.http.post("/api/projects/4/activate", json={"version": "scanqueue-r7"})
-    assert refused(response, 400) == "project 4 has no model 'scanqueue-r7'; there are: none yet."
+    assert refused(response, 400) == "project 4 has no model 'scanqueue-r7'; available: none yet."
     assert edge.touched == []
 
 
