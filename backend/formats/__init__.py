@@ -1,8 +1,8 @@
-"""Scans on disk as arrays with a place in the patient, and labels back: DICOM, NIfTI, PNG, JPEG, TIFF.
+"""Scans on disk as arrays with their position in the patient, and labels back: DICOM, NIfTI, PNG, JPEG, TIFF.
 
-Arrays are in *voxel order* (i, j, k), and `affine` takes voxel indices to RAS+ millimetres, as in nibabel. The pixel
-at [row, column] of a DICOM slice k is `values[column, row, k]`: i runs along a row. A plain picture of (H, W) is
-(W, H, 1). Colour is a last axis of 3, RGB, 8 bits.
+Arrays are in *voxel order* (i, j, k), and `affine` maps voxel indices to RAS+ millimetres, as in nibabel. The pixel
+at [row, column] of a DICOM slice k is `values[column, row, k]`: i runs along a row. A plain picture (H, W) becomes
+(W, H, 1). Colour adds a last axis of 3: RGB, 8 bits.
 
     facts = [sniff(path) for path in files]             header only, cheap
     for source in group(f for f in facts if f):          one source: one volume or one picture
@@ -14,7 +14,7 @@ at [row, column] of a DICOM slice k is `values[column, row, k]`: i runs along a 
         slices.put(labels, n, mask)                      and back, exactly
         write_nifti_labels(path, labels, source, names=("Lung",))
 
-Whatever is wrong with a file is an `UnreadableFile`, whose sentence has its path and nothing of its header.
+Every error in a file is an `UnreadableFile`, whose message contains its path and nothing from its header.
 """
 
 from __future__ import annotations

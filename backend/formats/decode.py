@@ -1,4 +1,4 @@
-"""The pixels of a DICOM source as modality values: any transfer syntax, rescale, modality LUT, palette, windows."""
+"""DICOM pixels as modality values: any transfer syntax, rescale, modality LUT, palette, windows."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from backend.formats.source import FileFacts, Source
 from backend.formats.volume import MAX_VOXELS, Volume
 from backend.formats.window import VoiTable, Window
 
-MAX_PIXELS = 2**28  # of one frame
+MAX_PIXELS = 2**28  # maximum per frame
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """How stored values become modality values: a line, or a table (in which case the line is not used)."""
+    """How stored values become modality values: linearly, or by a table, which replaces slope and intercept."""
 
     slope: float = 1.0
     intercept: float = 0.0
@@ -80,7 +80,7 @@ def _stack(files: Sequence[Path]) -> Volume:
         if (facts.rows, facts.columns, facts.colour, facts.frames) != shape:
             raise UnreadableFile(
                 path,
-                "has another size than the other slices of its series: it changed since it was found. Import again",
+                "has another size than the other slices of its series: it changed during the import. Import it again",
             )
         picture = _decode(path, header, 0)
         picture = _eight_bit_colour(path, header, picture) if facts.colour else _modality(path, header, picture)
@@ -100,7 +100,7 @@ def _stack(files: Sequence[Path]) -> Volume:
 
 
 def _common(one: np.dtype[Any], other: np.dtype[Any]) -> np.dtype[Any]:
-    """Holds both; never float64."""
+    """A type for the values of both; never float64."""
     if "f" in (one.kind, other.kind):
         return np.dtype(np.float32)
     both = np.result_type(one, other)
@@ -129,7 +129,7 @@ def _multiframe(path: Path, header: Dataset, facts: FileFacts, time: int | None)
 
 
 def _all(path: Path, header: Dataset, order: list[int]) -> NDArray[Any]:
-    """(K, rows, columns[, 3]) frames in `order`; without a copy where that is the stored one."""
+    """(K, rows, columns[, 3]) frames in `order`; no copy if that is the stored order."""
     if order == list(range(len(order))) and len(order) == dicom.whole(header, "NumberOfFrames"):
         return _decode(path, header, None)
     first = _decode(path, header, order[0])
@@ -156,42 +156,42 @@ def _limit(path: Path, facts: FileFacts, count: int) -> None:
     if pixels > MAX_PIXELS or pixels * count * (3 if facts.colour else 1) > MAX_VOXELS:
         raise UnreadableFile(
             path,
-            f"is too large: {facts.columns} x {facts.rows} x {count} = {pixels * count:,} voxels, of which "
-            f"{MAX_VOXELS:,} (and {MAX_PIXELS:,} in a slice) are read at most; import a part of it",
+            f"is too large: {facts.columns} x {facts.rows} x {count} = {pixels * count:,} voxels; the maximum is "
+            f"{MAX_VOXELS:,} ({MAX_PIXELS:,} per slice); import a part of it",
         )
 
 
 def _decode(path: Path, header: Dataset, index: int | None) -> NDArray[Any]:
-    """One frame (rows, columns[, 3]), or with None all of a multi-frame file. May be read-only."""
+    """One frame (rows, columns[, 3]); with None, all frames of a multi-frame file. May be read-only."""
     syntax = header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
     with dicom.reported(path):
         pixels = next((k for k in _PIXELS if k in header and header[k].value), None)
     if pixels is None:
-        raise UnreadableFile(path, "has a header and no pixels; export it again, with them")
+        raise UnreadableFile(path, "has a header but no pixels; export it again with pixels")
     with dicom.reported(path):
-        if syntax is None:  # a file without meta header is what it looks like to pydicom
+        if syntax is None:  # no meta header: use the encoding that pydicom detected
             implicit, little = header.original_encoding
             syntax = "1.2.840.10008.1.2" if implicit else ("1.2.840.10008.1.2.1" if little else "1.2.840.10008.1.2.2")
         try:
             decoder = get_decoder(syntax)
         except NotImplementedError as error:
-            raise UnreadableFile(path, "is compressed in a way that is not read; export it uncompressed") from error
+            raise UnreadableFile(path, "has an unsupported compression; export it uncompressed") from error
         if decoder.is_encapsulated:
             _refuse_other_sizes(path, header)
     try:
         if syntax == JPEGExtended12Bit and dicom.whole(header, "BitsStored") > 8:
             return _twelve_bit_jpeg(path, header, index)
-        options: Any = {"view_only": True}  # no copy of what is not compressed
+        options: Any = {"view_only": True}  # no copy of uncompressed pixels
         found, _ = decoder.as_array(header, index=index, **options)
     except MemoryError as error:
-        raise UnreadableFile(path, "does not fit into memory; leave it out or use a larger machine") from error
+        raise UnreadableFile(path, "does not fit into memory; exclude it or use a larger machine") from error
     except Exception as error:
-        raise UnreadableFile(path, f"has pixels that cannot be decoded ({_said(error)}); export it again") from error
+        raise UnreadableFile(path, f"has pixels that cannot be decoded ({_reason(error)}); export it again") from error
     return np.asarray(found, found.dtype.newbyteorder("="))
 
 
 def _twelve_bit_jpeg(path: Path, header: Dataset, index: int | None) -> NDArray[Any]:
-    """JPEG of 12 bits: GDCM reads it, though pydicom does not ask it to. All frames are decoded whichever is wanted."""
+    """12-bit JPEG, which pydicom does not pass on to GDCM. Decodes all frames, whichever is requested."""
     import gdcm
 
     for off in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff):
@@ -199,37 +199,37 @@ def _twelve_bit_jpeg(path: Path, header: Dataset, index: int | None) -> NDArray[
     reader = gdcm.ImageReader()
     reader.SetFileName(str(path))
     if not reader.Read():
-        raise ValueError("GDCM cannot decode this JPEG of 12 bits")
+        raise ValueError("GDCM cannot decode this 12-bit JPEG")
     image = reader.GetImage()
     kind = {"UINT16": "<u2", "INT16": "<i2"}[image.GetPixelFormat().GetScalarTypeAsString()]
-    content = image.GetBuffer().encode("utf-8", "surrogateescape")  # bytes, as GDCM's wrapper hands them over
+    content = image.GetBuffer().encode("utf-8", "surrogateescape")  # GDCM's wrapper returns bytes as str
     count = max(1, dicom.whole(header, "NumberOfFrames"))
     found = np.frombuffer(content, kind).reshape(count, dicom.whole(header, "Rows"), dicom.whole(header, "Columns"))
     return found if index is None else found[index]
 
 
-def _said(error: Exception) -> str:
-    """What a decoder says, shortly; it speaks of bytes and never of the header's texts."""
+def _reason(error: Exception) -> str:
+    """The short message of a decoder's error; decoders report bytes and never the header's texts."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0] if lines else type(error).__name__
     return said[:200].rstrip(".:;")
 
 
 def _refuse_other_sizes(path: Path, header: Dataset) -> None:
-    """A compressed frame says its size itself: decoders believe it, and a few bytes can claim gigabytes."""
+    """Check the size inside each compressed frame: decoders trust it, and a few bytes can declare gigabytes."""
     rows, columns = dicom.whole(header, "Rows"), dicom.whole(header, "Columns")
     for frame in generate_frames(header.PixelData, number_of_frames=max(1, dicom.whole(header, "NumberOfFrames"))):
         size = _codestream_size(frame)
         if size is not None and size != (rows, columns):
             raise UnreadableFile(
                 path,
-                f"has compressed pixels of {size[1]} x {size[0]} where its header says {columns} x {rows}; export it "
-                "again",
+                f"has compressed pixels of {size[1]} x {size[0]}, but its header declares {columns} x {rows}; export "
+                "it again",
             )
 
 
 def _codestream_size(data: bytes) -> tuple[int, int] | None:
-    """(rows, columns) of a JPEG, JPEG-LS or JPEG 2000 stream; None where it is none of them."""
+    """(rows, columns) of a JPEG, JPEG-LS or JPEG 2000 stream; None for any other data."""
     at = data.find(b"\xff\x4f\xff\x51", 0, 4096)
     if at >= 0 and len(data) >= at + 24:  # JPEG 2000: SIZ follows the start of the codestream (ISO 15444-1, A.5.1)
         right, bottom, left, top = (int.from_bytes(data[at + n : at + n + 4], "big") for n in (8, 12, 16, 20))
@@ -251,7 +251,7 @@ def _codestream_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _stored(header: Dataset, picture: NDArray[Any]) -> NDArray[Any]:
-    """Without the bits above BitsStored: old files keep overlays there."""
+    """The picture without the bits above BitsStored, where old files keep overlays."""
     bits = dicom.whole(header, "BitsStored")
     if picture.dtype.kind not in "iu" or not 0 < bits < 8 * picture.dtype.itemsize:
         return picture
@@ -264,7 +264,7 @@ def _stored(header: Dataset, picture: NDArray[Any]) -> NDArray[Any]:
 
 
 def _groups(header: Dataset, n: int) -> list[Dataset]:
-    """The functional groups of frame n, own before shared."""
+    """The functional groups of frame n, its own before the shared one."""
     each = frames.items(header, "PerFrameFunctionalGroupsSequence")
     shared = frames.first_item(header, "SharedFunctionalGroupsSequence")
     return [group for group in (each[n] if n < len(each) else None, shared) if group is not None]
@@ -285,8 +285,8 @@ def _scale(header: Dataset, n: int = 0) -> _Scale:
 
 
 def _modality(path: Path, header: Dataset, picture: NDArray[Any], n: int = 0) -> NDArray[Any]:
-    """Stored to modality values of frame n: the same array where they are the same, integers where slope and intercept
-    are whole, else float32."""
+    """Modality values of frame n: the same array if they equal the stored ones, integers if slope and intercept are
+    whole numbers, else float32."""
     scale = _scale(header, n)
     picture = _stored(header, picture)
     if scale.table:
@@ -299,7 +299,7 @@ def _modality(path: Path, header: Dataset, picture: NDArray[Any], n: int = 0) ->
     if kind.kind == "f":
         values *= kind.type(scale.slope)
         values += kind.type(scale.intercept)
-    else:  # modulo 2**bits on the way, exact in the end, as the result fits
+    else:  # intermediate values may wrap modulo 2**bits, but the result fits and is exact
         if scale.slope != 1:
             values *= np.array(int(scale.slope), np.int64).astype(kind)
         values += np.array(int(scale.intercept), np.int64).astype(kind)
@@ -307,7 +307,7 @@ def _modality(path: Path, header: Dataset, picture: NDArray[Any], n: int = 0) ->
 
 
 def _dtype(picture: NDArray[Any], scale: _Scale) -> np.dtype[Any]:
-    """The smallest type, from 16 bits on, that holds the modality values of these stored ones."""
+    """The smallest type of at least 16 bits that fits the modality values of these stored ones."""
     if picture.dtype.kind not in "iu" or not scale.whole or not picture.size:
         return np.dtype(np.float32)
     ends = int(picture.min()), int(picture.max())
@@ -329,21 +329,21 @@ def _padding(header: Dataset, scale: _Scale) -> tuple[float, float] | None:
 
 
 def _eight_bit_colour(path: Path, header: Dataset, picture: NDArray[Any]) -> NDArray[np.uint8]:
-    """(..., 3) RGB: palettes are looked up, and of more than 8 bits the upper 8 are kept."""
+    """(..., 3) RGB: applies palettes, and keeps the upper 8 of more than 8 bits."""
     bits = dicom.whole(header, "BitsStored") or 8 * picture.dtype.itemsize
     if dicom.text(header, "PhotometricInterpretation") == "PALETTE COLOR":
         with dicom.reported(path):
             picture = np.asarray(apply_color_lut(picture, header))[..., :3]
         bits = 8 * picture.dtype.itemsize
     if picture.shape[-1] != 3:
-        raise UnreadableFile(path, f"has {picture.shape[-1]} samples per pixel; gray (1) and RGB (3) are read")
+        raise UnreadableFile(path, f"has {picture.shape[-1]} samples per pixel; expected 1 (gray) or 3 (RGB)")
     if picture.dtype == np.uint8:
         return picture
     return (picture >> max(0, bits - 8)).astype(np.uint8)
 
 
 def presets(header: Dataset) -> dict[str, Window]:
-    """The windows of a header by name, VOI LUTs first; those that cannot be used are left out."""
+    """The windows of a header by name, VOI LUTs first, without unusable ones."""
     found: list[tuple[str, Window]] = []
     for item in frames.items(header, "VOILUTSequence"):
         table = _table(item)

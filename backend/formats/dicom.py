@@ -1,7 +1,7 @@
-"""DICOM files: which are pictures, what their headers say. Headers only, no pixels.
+"""DICOM files: which of them are images, and the facts in their headers. Headers only, no pixels.
 
-pydicom's own warnings and log lines quote values of the header, so they are silenced: what is wrong with a file is said
-by UnreadableFile, in words that hold nothing of it.
+pydicom's warnings and log lines quote header values, so they are silenced. Errors in a file are reported as
+UnreadableFile, without header values.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 from backend.errors import UnreadableFile
 from backend.formats.source import FileFacts, Header
 
-MAX_BYTES = 2**34  # of one file
-MAX_INFLATED = 2**30  # bytes that a deflated file may become
+MAX_BYTES = 2**34  # maximum size of a file
+MAX_INFLATED = 2**30  # maximum size of a deflated file after decompression
 
-REPLACED = "is no picture any more: it was replaced since it was found. Import it again"
+REPLACED = "is not an image any more: it was replaced during the import. Import it again"
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"(pydicom|highdicom|gdcm|openjpeg)(\.|$)")
-config.settings.reading_validation_mode = config.IGNORE  # a wrong value here or there is common; it is not looked at
+config.settings.reading_validation_mode = config.IGNORE  # invalid values are common in fields that we do not use
 
-_MARKS = (  # what tells apart images at one place, most telling first
+_MARKS = (  # fields that distinguish images at one position, the most specific first
     "TemporalPositionIdentifier",
     "EchoNumbers",
     "EchoTime",
@@ -47,7 +47,7 @@ _MARKS = (  # what tells apart images at one place, most telling first
     "ImageType",
     "ContentTime",
 )
-_TAGS: list[BaseTag | int] = [
+_SNIFFED_TAGS: list[BaseTag | int] = [
     Tag(keyword)
     for keyword in (
         *("SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality", "InstanceNumber"),
@@ -57,15 +57,15 @@ _TAGS: list[BaseTag | int] = [
         *("SpacingBetweenSlices", "EstimatedRadiographicMagnificationFactor", *_MARKS),
     )
 ]
-_WHO: list[BaseTag | int] = [
+_HEADER_TAGS: list[BaseTag | int] = [
     Tag(keyword)
     for keyword in (
         *("SpecificCharacterSet", "Modality", "PatientID", "InstitutionName", "StudyInstanceUID"),
         "BurnedInAnnotation",
     )
 ]
-# Have pixels but are no pictures of a patient: segmentations, doses, maps of real-world values are results.
-_NO_PICTURE = {
+# These have pixels but are not images of a patient: segmentations and doses are results.
+_NOT_IMAGES = {
     "1.2.840.10008.1.3.10",  # Media Storage Directory
     "1.2.840.10008.5.1.4.1.1.66.4",  # Segmentation
     "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
@@ -80,13 +80,13 @@ _NEVER_STACKED = {
 
 @contextmanager
 def reported(path: Path) -> Iterator[None]:
-    """Whatever pydicom and its decoders raise becomes an UnreadableFile. Its words are ours: theirs may quote names."""
+    """Turn all errors of pydicom and its decoders into UnreadableFile, without their text, which may quote names."""
     try:
         yield
     except UnreadableFile:
         raise
     except MemoryError as error:
-        raise UnreadableFile(path, "does not fit into memory; leave it out or use a larger machine") from error
+        raise UnreadableFile(path, "does not fit into memory; exclude it or use a larger machine") from error
     except OSError as error:
         raise UnreadableFile(path, f"cannot be read: {error.strerror or type(error).__name__}") from error
     except Exception as error:
@@ -96,27 +96,27 @@ def reported(path: Path) -> Iterator[None]:
 
 
 def load(path: Path, *, pixels: bool = False) -> Dataset:
-    """The header of one file, or all of it. Raises UnreadableFile."""
+    """The header of one file, or the whole file. Raises UnreadableFile."""
     with reported(path), path.open("rb") as file:
         _refuse_bombs(path, file)
         return pydicom.dcmread(file, force=True, stop_before_pixels=not pixels)
 
 
-def _load_some(path: Path, tags: list[BaseTag | int]) -> Dataset:
-    """Only these elements. Raises UnreadableFile."""
-    before = int(max(tags)).__lt__  # of int: that of BaseTag is not as fast, and asked of every element
+def _load_tags(path: Path, tags: list[BaseTag | int]) -> Dataset:
+    """The header with these elements only. Raises UnreadableFile."""
+    before = int(max(tags)).__lt__  # called for every element, and much faster than BaseTag's
     with reported(path), path.open("rb") as file:
         _refuse_bombs(path, file)
-        # Vendors put hundreds of private elements between the last of ours and the pixels.
+        # Vendors put hundreds of private elements between our last one and the pixels.
         return read_partial(file, lambda tag, vr, length: before(tag), force=True, specific_tags=tags)
 
 
 def _refuse_bombs(path: Path, file: BinaryIO) -> None:
     start = file.read(1024)
     if file.seek(0, 2) > MAX_BYTES:
-        raise UnreadableFile(path, f"is larger than {MAX_BYTES >> 30} GiB, which is not read; split it")
+        raise UnreadableFile(path, f"is larger than {MAX_BYTES >> 30} GiB, the maximum; split it")
     if DeflatedExplicitVRLittleEndian.encode() in start:
-        # The meta header is not deflated: its group length (0002,0000) says where it ends.
+        # The meta header is not deflated; its group length (0002,0000) gives its end.
         known = start[132:136] == b"\x02\x00\x00\x00"
         file.seek(144 + (int.from_bytes(start[140:144], "little") if known else 0))
         inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
@@ -126,13 +126,13 @@ def _refuse_bombs(path: Path, file: BinaryIO) -> None:
                 piece = inflater.unconsumed_tail
                 if size > MAX_INFLATED:
                     raise UnreadableFile(
-                        path, f"inflates to more than {MAX_INFLATED >> 20} MiB, which is not read; store it undeflated"
+                        path, f"inflates to more than {MAX_INFLATED >> 20} MiB, the maximum; save it uncompressed"
                     )
     file.seek(0)
 
 
 def looks_like(start: bytes) -> bool:
-    """Whether a file that begins so may be DICOM, with or without the preamble."""
+    """Whether a file with these first bytes may be DICOM, with or without preamble."""
     if start[128:132] == b"DICM":
         return True
     little = start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\0"
@@ -140,12 +140,12 @@ def looks_like(start: bytes) -> bool:
 
 
 def sniff(path: Path, *, certain: bool) -> FileFacts | None:
-    """Facts of one DICOM file, or None where it holds no picture.
+    """Facts of one DICOM file; None if it is not an image.
 
-    certain  the file says that it is DICOM; else nothing but its first bytes do, and None when they mean nothing
+    certain  the file declares that it is DICOM; otherwise only its first bytes suggest it, and errors return None
     """
     try:
-        return facts(path, _load_some(path, _TAGS))
+        return facts(path, _load_tags(path, _SNIFFED_TAGS))
     except UnreadableFile:
         if certain:
             raise
@@ -153,20 +153,20 @@ def sniff(path: Path, *, certain: bool) -> FileFacts | None:
 
 
 def facts(path: Path, header: Dataset, *, placed_only: bool = False) -> FileFacts | None:
-    """What `header` says; None where it holds no picture. Raises UnreadableFile on sizes that cannot be.
+    """The facts in `header`; None if the file is not an image. Raises UnreadableFile on invalid sizes.
 
-    placed_only  just size and geometry, for a file whose other facts are known
+    placed_only  only size and geometry, for a file whose other facts are known
     """
     kind = text(header, "SOPClassUID") or text(getattr(header, "file_meta", Dataset()), "MediaStorageSOPClassUID")
-    if kind in _NO_PICTURE:
+    if kind in _NOT_IMAGES:
         return None
     rows, columns = whole(header, "Rows"), whole(header, "Columns")
     if not all(keyword in header for keyword in ("Rows", "Columns", "BitsAllocated")):
         if not kind or "Image Storage" in UID(kind).name:
-            raise UnreadableFile(path, "is a truncated or damaged DICOM file: it does not say how large its picture is")
+            raise UnreadableFile(path, "is a truncated or damaged DICOM file: it has no image size; export it again")
         return None
     if rows < 1 or columns < 1:
-        raise UnreadableFile(path, f"says that it has {rows} rows and {columns} columns; export it again")
+        raise UnreadableFile(path, f"declares {rows} rows and {columns} columns; export it again")
     orientation, position = directions(header), numbers(header, "ImagePositionPatient", 3)
     geometry = FileFacts(
         path,
@@ -202,8 +202,8 @@ def facts(path: Path, header: Dataset, *, placed_only: bool = False) -> FileFact
 
 
 def read_header(path: Path) -> Header:
-    """Who and where, and no more than an import needs. Private."""
-    header = _load_some(path, _WHO)
+    """Patient, institution and study, as far as an import needs them. Private."""
+    header = _load_tags(path, _HEADER_TAGS)
     with reported(path):
         return Header(
             modality=text(header, "Modality"),
@@ -215,13 +215,13 @@ def read_header(path: Path) -> Header:
 
 
 _tag = cache(Tag)
-_ASCII = ("UI", "CS", "DS", "TM")  # whatever the character set; not IS: pydicom refuses those with a fraction
+_ASCII = ("UI", "CS", "DS", "TM")  # ASCII in every character set; not IS: pydicom rejects fractions in it
 
 
 def _value(header: Dataset, keyword: str) -> Any:
-    """The value of a field, None where there is none: `header.get(keyword)`, which takes many times as long.
+    """The value of a field, or None. Like `header.get(keyword)`, but many times faster.
 
-    A number that is written as text may come as that text.
+    Numbers that are stored as text may be returned as text.
     """
     tag = _tag(keyword)
     try:
@@ -233,7 +233,7 @@ def _value(header: Dataset, keyword: str) -> Any:
 
 
 def _plain(raw: RawDataElement) -> Any:
-    """Of an element as it lies in the file what is easily read, else None: it is left to pydicom."""
+    """The value of a raw element if it is easy to decode; None leaves it to pydicom."""
     value = raw.value
     if not value:
         return None
@@ -248,7 +248,7 @@ def _plain(raw: RawDataElement) -> Any:
 
 
 def text(header: Dataset, keyword: str) -> str:
-    """The value as text; several joined by a backslash; "" where there is none or it cannot be read."""
+    """The value as text; several values joined by a backslash; "" if missing or unreadable."""
     try:
         value = _value(header, keyword)
     except Exception:
@@ -297,7 +297,7 @@ def yes_or_no(header: Dataset) -> str:
 
 
 def directions(header: Dataset) -> tuple[float, ...]:
-    """ImageOrientationPatient where its two vectors are of length 1 and perpendicular, else ()."""
+    """ImageOrientationPatient if its two vectors have length 1 and are perpendicular, else ()."""
     found = numbers(header, "ImageOrientationPatient", 6)
     if not found:
         return ()
@@ -308,16 +308,16 @@ def directions(header: Dataset) -> tuple[float, ...]:
 
 
 def normal(orientation: tuple[float, ...]) -> tuple[float, float, float]:
-    """Of a slice: the direction in which later slices lie, LPS."""
+    """The normal of a slice, which points to later slices; LPS."""
     (a, b, c), (d, e, f) = orientation[:3], orientation[3:]
     return b * f - c * e, c * d - a * f, a * e - b * d
 
 
 def spacing(header: Dataset) -> tuple[float, ...]:
-    """mm between rows, between columns; () where unknown.
+    """mm between rows, between columns; () if unknown.
 
-    PixelSpacing; without it, of a radiograph the spacing on the detector, divided by the magnification where that is
-    known, and of a scanned film that of the film.
+    PixelSpacing; without it, for radiographs the spacing on the detector, divided by the magnification if known, and
+    for scanned films the spacing on the film.
     """
     found = numbers(header, "PixelSpacing", 2)
     if not found and (found := numbers(header, "ImagerPixelSpacing", 2)):
@@ -328,6 +328,6 @@ def spacing(header: Dataset) -> tuple[float, ...]:
 
 
 def thickness(header: Dataset) -> float:
-    """mm from slice to slice as the header claims, else how thick one is, else 0.0."""
+    """mm between slices according to the header, else the slice thickness, else 0.0."""
     between = abs(number(header, "SpacingBetweenSlices"))
     return between or max(0.0, number(header, "SliceThickness"))

@@ -1,6 +1,6 @@
-"""Where the frames of a DICOM source lie, in which order they make a volume, and that volume's geometry.
+"""The positions of the frames of a DICOM source, their order in a volume, and that volume's geometry.
 
-A *frame* is one slice: a single-frame file, or one frame of a multi-frame file (enhanced or not). DICOM's coordinates
+A *frame* is one slice: a single-frame file, or one frame of a multi-frame file (enhanced or not). DICOM coordinates
 are LPS; ours are RAS.
 """
 
@@ -21,15 +21,15 @@ from backend.formats.source import FileFacts, Source
 from backend.formats.stacks import ALIKE, APART
 
 MAX_FRAMES = 100_000
-PARALLEL = 1e-3  # largest difference of two direction cosines in a regular volume
-UNEVEN = 0.02  # of the distance of two slices; what positions are rounded to is less
-TILT = 0.01  # sine of the angle between the normal and the way from slice to slice (gantry tilt)
+PARALLEL = 1e-3  # maximum difference of direction cosines in a regular volume
+UNEVEN = 0.02  # tolerance as a share of the slice distance; larger than the rounding of positions
+TILT = 0.01  # maximum sine of the angle between the normal and the step between slices (gantry tilt)
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One slice; as in FileFacts, () and 0.0 where unknown."""
+    """One slice; as in FileFacts, () and 0.0 mean unknown."""
 
     orientation: tuple[float, ...] = ()
     position: tuple[float, ...] = ()
@@ -38,7 +38,7 @@ class Frame:
 
 
 def read_geometry(source: Source, *, time: int | None = None) -> Geometry:
-    """Of a DICOM source; see `backend.formats.read_geometry`."""
+    """Geometry of a DICOM source; see `backend.formats.read_geometry`."""
     found: list[FileFacts] = []
     for path in source.files:
         fact = dicom.sniff(path, certain=True)
@@ -54,11 +54,9 @@ def read_geometry(source: Source, *, time: int | None = None) -> Geometry:
 
 
 def layout(path: Path, header: Dataset, count: int, time: int | None) -> tuple[list[int], list[Frame]]:
-    """Which frames of a multi-frame file make volume `time`, in order of k; and every frame as stored."""
+    """The frames of a multi-frame file that form volume `time`, in order of k; and all frames as stored."""
     if count > MAX_FRAMES:
-        raise UnreadableFile(
-            path, f"says that it has {count:,} frames, of which {MAX_FRAMES:,} are read at most; split it"
-        )
+        raise UnreadableFile(path, f"declares {count:,} frames; the maximum is {MAX_FRAMES:,}; split it")
     with dicom.reported(path):
         placed = of_multiframe(header, count)
         choices = volumes(placed)
@@ -70,7 +68,7 @@ def of_file(facts: FileFacts) -> Frame:
 
 
 def of_multiframe(header: Dataset, count: int) -> list[Frame]:
-    """The frames of a multi-frame file in the order they are stored: from functional groups, or the whole header."""
+    """The frames of a multi-frame file as stored: from functional groups, or from the whole header."""
     whole = Frame(
         dicom.directions(header),
         dicom.numbers(header, "ImagePositionPatient", 3),
@@ -82,7 +80,7 @@ def of_multiframe(header: Dataset, count: int) -> list[Frame]:
     if shared is not None or each:
         return [_from_groups(shared, each[n] if n < len(each) else None, whole) for n in range(count)]
     detector = first_item(header, "DetectorInformationSequence")
-    if detector is not None and dicom.text(header, "Modality").upper() == "NM":  # a reconstruction: the first's place
+    if detector is not None and dicom.text(header, "Modality").upper() == "NM":  # gives the first position only
         orientation, position = dicom.directions(detector), dicom.numbers(detector, "ImagePositionPatient", 3)
         step = dicom.number(header, "SpacingBetweenSlices")
         if orientation and position and step and "SliceVector" in header:
@@ -109,7 +107,7 @@ def _from_groups(shared: Dataset | None, own: Dataset | None, whole: Frame) -> F
 
 
 def items(header: Dataset, keyword: str) -> list[Dataset]:
-    """The items of a sequence; [] where there is none."""
+    """The items of a sequence; [] if it is missing."""
     found = header.get(keyword)
     return list(found) if found else []
 
@@ -120,10 +118,10 @@ def first_item(header: Dataset, keyword: str) -> Dataset | None:
 
 
 def volumes(frames: Sequence[Frame]) -> list[list[int]]:
-    """Which frames make which volume: frame numbers in order of place, one list per point in time.
+    """The frames of each volume: frame numbers in order of position, one list per point in time.
 
-    Frames that lie at one place n times each make n volumes; the n-th at every place, in stored order, is volume n's.
-    Frames of which no place is known, or only one, are one volume as stored.
+    If every position has n frames, they form n volumes; the n-th frame at every position, as stored, belongs to volume
+    n. Frames without positions, or all at one position, form one volume as stored.
     """
     as_stored = list(range(len(frames)))
     first = frames[0].orientation
@@ -147,17 +145,17 @@ def volumes(frames: Sequence[Frame]) -> list[list[int]]:
 
 
 def choose_volume(path: Path, count: int, time: int | None) -> int:
-    """The number of the volume to read of `count`. Raises UnreadableFile where that is not said, or there is none."""
+    """The number of the volume to read. Raises UnreadableFile if `time` is missing or not below `count`."""
     if time is None and count > 1:
-        raise UnreadableFile(path, f"holds {count} volumes over time; choose one with --time 0 .. --time {count - 1}")
+        raise UnreadableFile(path, f"has {count} volumes over time; choose one with --time 0 .. --time {count - 1}")
     if time is not None and not 0 <= time < count:
         held = "one volume, number 0" if count == 1 else f"{count} volumes over time, 0 to {count - 1}"
-        raise UnreadableFile(path, f"holds {held}; there is no volume {time}. Choose another --time, or none")
+        raise UnreadableFile(path, f"has {held}; there is no volume {time}. Use another --time, or omit it")
     return time or 0
 
 
 def geometry(rows: int, columns: int, frames: Sequence[Frame]) -> Geometry:
-    """Of frames in the order of k. See Geometry for what holds where they are not regular."""
+    """The geometry of frames in the order of k. For frames that are not regular see Geometry."""
     first, count = frames[0], len(frames)
     between_rows, between_columns = first.spacing or (0.0, 0.0)
     in_plane = (between_columns, between_rows)  # along i, along j
@@ -170,7 +168,7 @@ def geometry(rows: int, columns: int, frames: Sequence[Frame]) -> Geometry:
 
     towards = np.array(dicom.normal(first.orientation))
     positions = np.array([frame.position for frame in frames])
-    regular, step = _step(frames, positions, towards)
+    regular, step = _slice_step(frames, positions, towards)
     affine = np.eye(4)
     affine[:3, 0] = np.array(first.orientation[:3]) * (in_plane[0] or 1.0)
     affine[:3, 1] = np.array(first.orientation[3:]) * (in_plane[1] or 1.0)
@@ -188,11 +186,11 @@ def _neighbours(values: Sequence[tuple[float, ...]]) -> tuple[NDArray[np.float64
     return found[:-1], found[1:]
 
 
-def _step(
+def _slice_step(
     frames: Sequence[Frame], positions: NDArray[np.float64], towards: NDArray[np.float64]
 ) -> tuple[bool, NDArray[np.float64]]:
-    """Whether slices are parallel, evenly spaced, straight above each other and of one pixel size; from one to the
-    next, LPS mm (zero for a single slice)."""
+    """Whether the slices are parallel, evenly spaced, aligned and of one pixel size; and the step from one slice to
+    the next, LPS mm (zero for a single slice)."""
     if len(frames) == 1:
         return True, np.zeros(3)
     step = (positions[-1] - positions[0]) / (len(frames) - 1)

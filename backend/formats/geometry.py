@@ -1,4 +1,4 @@
-"""How a volume lies in the patient, and how it is cut into pictures: pure arithmetic on affines."""
+"""The position of a volume in the patient, and how it is cut into pictures: pure arithmetic on affines."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from backend.errors import CannotCut
 
 AXES = ("acquisition", "axial", "coronal", "sagittal")
 
-_WORLD = {"sagittal": 0, "coronal": 1, "axial": 2}  # the axis of RAS that a plane is perpendicular to
+_WORLD = {"sagittal": 0, "coronal": 1, "axial": 2}  # the RAS axis perpendicular to each plane
 _NAMES = {number: name for name, number in _WORLD.items()}
-# Rows and columns of a picture in radiological convention: the axis of RAS that each runs against.
+# Rows and columns of a picture in radiological convention: the RAS axis in whose opposite direction each runs.
 _SHOWN = {"axial": (1, 0), "coronal": (2, 0), "sagittal": (2, 1)}
 
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """Where the voxels of one volume are.
+    """The positions of the voxels of one volume.
 
     shape        (I, J, K)
-    affine       (4, 4): voxel indices to RAS+ mm. Where `regular` is False, only its first two columns and its origin
-                 hold exactly; where `orientation` is "", it holds the spacing and no place
-    spacing      mm along i, j, k, or None where unknown; the third is 0.0 where only that is (one slice that does not
-                 say how thick it is)
+    affine       (4, 4): voxel indices to RAS+ mm. If `regular` is False, only its first two columns and its origin
+                 are exact; if `orientation` is "", it contains the spacing but no position
+    spacing      mm along i, j, k; None if unknown; the third is 0.0 if only that is unknown (one slice without a
+                 thickness)
     regular      False: the slices are not evenly spaced or not parallel, so only the acquisition axis can be cut
-    acquisition  the axis along which the slices were acquired: DICOM and plain pictures 2, NIfTI the one with the
-                 coarsest spacing, ties to the last
-    orientation  where i, j, k point, as `nibabel.aff2axcodes`: "LPS", ...; "" where nobody knows
-    as_stored    whether cuts along the acquisition axis show the pixels as the file has them (DICOM, plain pictures)
-                 rather than in radiological convention (NIfTI)
+    acquisition  the axis along which the slices were acquired: 2 for DICOM and plain pictures, for NIfTI the one with
+                 the coarsest spacing, the last one in a tie
+    orientation  the directions of i, j, k, as in `nibabel.aff2axcodes`: "LPS", ...; "" if unknown
+    as_stored    whether cuts along the acquisition axis show the pixels as stored (DICOM, plain pictures) rather than
+                 in radiological convention (NIfTI)
     """
 
     shape: tuple[int, int, int]
@@ -57,7 +57,7 @@ class Geometry:
         return self.shape, self.spacing, self.regular, self.acquisition, self.orientation, self.as_stored
 
     def to_json(self) -> str:
-        """As text; `from_json` gives the same numbers back, to the last bit."""
+        """JSON text; `from_json` restores the same numbers, to the last bit."""
         return json.dumps(
             {
                 "shape": self.shape,
@@ -92,16 +92,16 @@ class Cut:
 
     Pictures are in radiological convention (axial: anterior up, the patient's right on the left; coronal: head up, the
     patient's right on the left; sagittal: head up, anterior left), except that a cut along the acquisition axis of a
-    DICOM or plain picture shows the pixels as they are stored. Slice n is voxel index n along the axis that is cut.
+    DICOM or plain picture shows the pixels as stored. Slice n is voxel index n along the cut axis.
 
-    axis       what was asked for, one of AXES
-    count      how many slices
+    axis       the requested axis, one of AXES
+    count      number of slices
     shape      (rows, columns) of each picture
-    spacing    mm between the centres of rows, of columns; None where unknown
-    thickness  mm between slices; None where unknown
+    spacing    mm between the centres of rows, of columns; None if unknown
+    thickness  mm between slices; None if unknown
     along      the voxel axis that is cut
-    down       the voxel axis that runs along a column of the picture, `flip_down`: upwards
-    across     the voxel axis that runs along a row of the picture, `flip_across`: leftwards
+    down       the voxel axis along a column of the picture; `flip_down`: upwards
+    across     the voxel axis along a row of the picture; `flip_across`: leftwards
     """
 
     axis: str
@@ -121,33 +121,33 @@ class Cut:
         Raises IndexError unless 0 <= n < count, ValueError on an array of another size.
         """
         if not 0 <= n < self.count:
-            raise IndexError(f"the {self.axis} cut has slices 0..{self.count - 1}, there is no slice {n}")
+            raise IndexError(f"the {self.axis} cut has slices 0..{self.count - 1}, got slice {n}")
         sizes = (values.shape[self.along], values.shape[self.down], values.shape[self.across])
         if values.ndim not in (3, 4) or sizes != (self.count, *self.shape):
-            raise ValueError(f"this cut gives {self.count} pictures of {self.shape}, the array is {values.shape}")
+            raise ValueError(f"this cut has {self.count} pictures of {self.shape}, got an array of {values.shape}")
         picture = values[(slice(None),) * self.along + (n,)]
         if self.down > self.across:
             picture = picture.swapaxes(0, 1)
         return picture[:: -1 if self.flip_down else 1, :: -1 if self.flip_across else 1]
 
     def put(self, values: NDArray[Any], n: int, picture: NDArray[Any]) -> None:
-        """Write `picture` where `take` would read it from: afterwards `take(values, n)` equals it.
+        """Write `picture` where `take` reads it: afterwards `take(values, n)` equals it.
 
-        Raises as `take`, and ValueError when the picture has another size.
+        Raises the same errors as `take`, and ValueError if the picture has another size.
         """
         place = self.take(values, n)
         if picture.shape != place.shape:
-            raise ValueError(f"a picture of {place.shape} goes here, this one is {picture.shape}")
+            raise ValueError(f"expected a picture of {place.shape}, got {picture.shape}")
         place[...] = picture
 
 
 def cut(geometry: Geometry, axis: str) -> Cut:
-    """The pictures that a volume gives along one of AXES.
+    """The pictures of a volume along one of AXES.
 
-    An oblique volume is cut along its own voxel axes: "axial" is along the one nearest to the body's.
+    An oblique volume is cut along its own voxel axes: "axial" means the one nearest to the body's axis.
 
-    Raises CannotCut (a ValueError) where `axis` is no axis, or the volume cannot be cut along it: its slices are not
-    evenly spaced, its orientation is unknown, or pictures of one slice's edge would come out.
+    Raises CannotCut (a ValueError) if `axis` is invalid, or the volume cannot be cut along it: its slices are not
+    evenly spaced, its orientation is unknown, or it is a single slice.
     """
     if axis not in AXES:
         raise CannotCut(f"a volume is cut along one of {', '.join(AXES)}, not along {axis!r}")
@@ -158,7 +158,7 @@ def cut(geometry: Geometry, axis: str) -> Cut:
     else:
         if not geometry.orientation:
             raise CannotCut(
-                f"there is no {axis} cut: the header does not say how the scan lies in the patient. "
+                f"there is no {axis} cut: the header does not contain the orientation of the scan. "
                 "Cut along 'acquisition'"
             )
         plane = axis
@@ -175,7 +175,7 @@ def cut(geometry: Geometry, axis: str) -> Cut:
         world = _world(geometry)
         signs = _orientation(geometry)[:, 1]
         down, across = (int(np.flatnonzero(world == number)[0]) for number in _SHOWN[plane])
-        # A picture's rows and columns run against the axes of RAS, so an axis that runs with one is turned.
+        # A picture's rows and columns run opposite to the RAS axes, so a voxel axis in their direction is flipped.
         flip_down, flip_across = bool(signs[down] > 0), bool(signs[across] > 0)
     else:
         across, down = (number for number in range(3) if number != along)
@@ -189,7 +189,7 @@ def cut(geometry: Geometry, axis: str) -> Cut:
 
 
 def _world(geometry: Geometry) -> NDArray[np.float64]:
-    """For each voxel axis, the axis of RAS it is nearest to; every one of them once."""
+    """The nearest RAS axis of each voxel axis; a permutation."""
     return _orientation(geometry)[:, 0]
 
 
@@ -198,7 +198,7 @@ def _orientation(geometry: Geometry) -> NDArray[np.float64]:
 
 
 def codes(affine: NDArray[np.float64]) -> str:
-    """Where the voxel axes point, as "LPS"; "" when the affine cannot be used."""
+    """The directions of the voxel axes, such as "LPS"; "" if the affine is unusable."""
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         return ""
     found = aff2axcodes(affine)  # type: ignore[no-untyped-call]

@@ -25,16 +25,16 @@ from backend.formats.volume import MAX_VOXELS, Volume
 from backend.formats.window import Window
 
 _MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
-_SQUEEZE = 1032  # deflate makes nothing smaller than by this
+_SQUEEZE = 1032  # maximum compression ratio of deflate
 _MAGIC = (b"n+1\0", b"ni1\0")
 _SUFFIXES = (".nii", ".nii.gz")
 
-logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it repairs in a header, line by line
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it logs every repair of a header
 warnings.filterwarnings("ignore", module=r"nibabel(\.|$)")
 
 
 def start(path: Path, first: bytes) -> bytes:
-    """The first 352 bytes, unpacked where `first` says that the file is gzipped; b"" where that fails."""
+    """The first 352 bytes, decompressed if `first` shows gzip; b"" if that fails."""
     if first[:2] != b"\x1f\x8b":
         return first
     try:
@@ -45,68 +45,68 @@ def start(path: Path, first: bytes) -> bytes:
 
 
 def looks_like(path: Path, head: bytes) -> bool:
-    """Whether unpacked bytes begin as a NIfTI header does, or as Analyze's in a file of that name."""
+    """Whether decompressed bytes start like a NIfTI header, or like an Analyze header in a .hdr file."""
     analyze = head[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c") and path.name.lower().endswith((".hdr", ".hdr.gz"))
     return head[344:348] in _MAGIC or head[4:8] in (b"n+2\0", b"ni2\0") or analyze
 
 
-def named_so(path: Path) -> bool:
+def has_known_suffix(path: Path) -> bool:
     return path.name.lower().endswith(_SUFFIXES)
 
 
 @contextmanager
 def reported(path: Path) -> Iterator[None]:
-    """Whatever nibabel raises becomes an UnreadableFile, in words that hold nothing of the header."""
+    """Turn all errors of nibabel into UnreadableFile, without header values."""
     try:
         yield
     except UnreadableFile:
         raise
     except MemoryError as error:
-        raise UnreadableFile(path, "does not fit into memory; leave it out or use a larger machine") from error
+        raise UnreadableFile(path, "does not fit into memory; exclude it or use a larger machine") from error
     except FileNotFoundError as error:
         missing = "its other half (.img or .hdr)" if path.exists() else "it"
-        raise UnreadableFile(path, f"cannot be read: {missing} is not there") from error
+        raise UnreadableFile(path, f"cannot be read: {missing} does not exist") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UnreadableFile(path, "is a truncated or damaged gzip file; copy it again") from error
     except OSError as error:
-        what = error.strerror or "there is less in it than its header says"
+        what = error.strerror or "it is shorter than its header declares"
         raise UnreadableFile(path, f"cannot be read: {what}; copy it again") from error
     except (ImageFileError, Exception) as error:
         raise UnreadableFile(path, f"is a damaged NIfTI file ({type(error).__name__}); copy it again") from error
 
 
 def load(path: Path) -> Any:
-    """The image with its header read and checked, no values yet. Raises UnreadableFile."""
+    """The image with its header loaded and checked, without values. Raises UnreadableFile."""
     with reported(path):
         image: Any = nib.load(path, mmap=False)
         shape = _shape(image)
         if not shape or min(shape) < 1:
-            raise UnreadableFile(path, f"has no voxels: its header says {' x '.join(map(str, shape)) or 'nothing'}")
+            raise UnreadableFile(path, f"has no voxels: its shape is {' x '.join(map(str, shape)) or 'empty'}")
         if any(size > 1 for size in shape[4:]):
-            raise UnreadableFile(path, f"has {len(shape)} dimensions; volumes and series of them over time are read")
+            raise UnreadableFile(path, f"has {len(shape)} dimensions; only 3 and 4 (time series) are supported")
         voxels = int(np.prod(shape[:3], dtype=object))
         if voxels > MAX_VOXELS:
             raise UnreadableFile(
                 path,
-                f"is too large: {' x '.join(map(str, shape[:3]))} = {voxels:,} voxels, of which {MAX_VOXELS:,} are "
-                "read at most; import a part of it",
+                f"is too large: {' x '.join(map(str, shape[:3]))} = {voxels:,} voxels; the maximum is "
+                f"{MAX_VOXELS:,}; import a part of it",
             )
         kind = image.get_data_dtype()
         if kind.names is None and kind.kind not in "biuf":
-            raise UnreadableFile(path, "holds complex numbers, which cannot be shown; save their magnitude")
+            raise UnreadableFile(path, "has complex numbers, which cannot be shown; save their magnitude")
         _refuse_truncated(path, image, shape, kind)
         return image
 
 
 def _refuse_truncated(path: Path, image: Any, shape: tuple[int, ...], kind: np.dtype[Any]) -> None:
-    """Before memory is taken for what cannot be there."""
+    """Check the file size before memory is allocated for data that the file cannot contain."""
     file = Path(image.file_map["image"].filename)
     need = int(np.prod(shape, dtype=object)) * kind.itemsize
     size = file.stat().st_size
     with file.open("rb") as opened:
         packed = opened.read(2) == b"\x1f\x8b"
     if size * (_SQUEEZE if packed else 1) < need:
-        raise UnreadableFile(path, f"is truncated: {size:,} bytes where its header says {need:,}; copy it again")
+        raise UnreadableFile(path, f"is truncated: it has {size:,} bytes, its header declares {need:,}; copy it again")
 
 
 def _shape(image: Any) -> tuple[int, ...]:
@@ -118,7 +118,7 @@ def times(shape: tuple[int, ...]) -> int:
 
 
 def files(path: Path) -> tuple[Path, ...]:
-    """The file, and that with its voxels where it is a header alone. Raises UnreadableFile."""
+    """The file, and for a separate header also the file with the voxels. Raises UnreadableFile."""
     image = load(path)
     other = Path(image.file_map["image"].filename)
     return (path,) if other == path else (path, other)
@@ -151,7 +151,7 @@ def _geometry(image: Any) -> Geometry:
     orientation = codes(affine)
     if orientation:
         sizes = voxel_sizes(affine)  # type: ignore[no-untyped-call]
-    else:  # nothing to place it by; its voxel sizes may still be good
+    else:  # no position, but its voxel sizes may be valid
         sizes = np.array((*image.header.get_zooms()[:3], 1.0, 1.0, 1.0)[:3], np.float64) * unit
         known = bool(np.isfinite(sizes).all() and (sizes > 0).all())
         affine = np.diag([*((-1, -1, 1) * (sizes if known else np.ones(3))), 1.0])
@@ -159,10 +159,10 @@ def _geometry(image: Any) -> Geometry:
     spacing = (float(sizes[0]), float(sizes[1]), float(sizes[2])) if sizes.all() else None
     acquisition = 2
     if spacing is not None:
-        # Sizes that differ by no more than the rounding of 32 bit numbers are a tie.
+        # Sizes that differ only by 32-bit rounding are equal.
         acquisition = max(axis for axis in range(3) if spacing[axis] >= max(spacing) * (1 - 1e-4))
     if k == 1 and not (i == 1 or j == 1):
-        acquisition = 2  # a single slice, however thin it is said to be
+        acquisition = 2  # a single slice, whatever its declared thickness
     straight = affine[:3, :3] / np.where(sizes > 0, sizes, 1)
     regular = bool(orientation) and float(np.abs(straight.T @ straight - np.eye(3)).max()) < 0.01
     return Geometry((i, j, k), affine, spacing, regular, acquisition, orientation, as_stored=not orientation)
@@ -183,7 +183,7 @@ def read(source: Source, *, time: int | None = None) -> Volume:
 
 
 def _values(image: Any, time: int) -> NDArray[Any]:
-    """One volume: integers as stored where the scale is 1, else float32."""
+    """One volume: integers as stored if the scale is 1, else float32."""
     proxy = image.dataobj
     one = (slice(None),) * 3 + (time,) + (0,) * max(0, len(image.shape) - 4)
     slope, intercept = float(proxy.slope), float(proxy.inter)
@@ -201,7 +201,7 @@ def _values(image: Any, time: int) -> NDArray[Any]:
 
 
 def _window(image: Any) -> Window | None:
-    """cal_min and cal_max: what the file says that black and white are."""
+    """cal_min and cal_max, the file's own black and white."""
     try:
         low, high = float(image.header["cal_min"]), float(image.header["cal_max"])
     except Exception:

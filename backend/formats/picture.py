@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and other picture files, 8 and 16 bit; the pages of a TIFF are a stack."""
+"""PNG, JPEG, TIFF and other picture files, 8 and 16 bits; the pages of a TIFF form a stack."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from backend.formats.pixels import decode_image
 from backend.formats.source import FileFacts, Source
 from backend.formats.volume import MAX_VOXELS, Volume
 
-MAX_PIXELS = 2**28  # of one page
-MAX_BYTES = 2**32  # of one file
+MAX_PIXELS = 2**28  # maximum per page
+MAX_BYTES = 2**32  # maximum per file
 FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "JPEG2000", "AVIF")
 _MAGIC = (
     b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"BM",
@@ -41,26 +41,26 @@ def looks_like(first: bytes) -> bool:
     return first.startswith(_MAGIC) or riff or avif
 
 
-def named_so(path: Path) -> bool:
+def has_known_suffix(path: Path) -> bool:
     return path.name.lower().endswith(_SUFFIXES)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The picture, header only. Raises UnreadableFile, also for what is raised while it is open."""
+    """The picture, header only. Raises UnreadableFile, also for errors raised while it is open."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UnreadableFile(path, f"is larger than {MAX_BYTES >> 30} GiB, which is not read; split it")
+            raise UnreadableFile(path, f"is larger than {MAX_BYTES >> 30} GiB, the maximum; split it")
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except UnreadableFile:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableFile(path, "claims more pixels than are read; save a smaller version") from error
+        raise UnreadableFile(path, "declares too many pixels; save a smaller version") from error
     except MemoryError as error:
-        raise UnreadableFile(path, "does not fit into memory; leave it out or use a larger machine") from error
+        raise UnreadableFile(path, "does not fit into memory; exclude it or use a larger machine") from error
     except FileNotFoundError as error:
-        raise UnreadableFile(path, "cannot be read: it is not there") from error
+        raise UnreadableFile(path, "cannot be read: it does not exist") from error
     except PermissionError as error:
         raise UnreadableFile(path, "cannot be read: permission denied") from error
     except Exception as error:
@@ -70,7 +70,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _pages(path: Path, image: Image.Image) -> list[int]:
-    """The pages that are pictures of their own; all of one size, else UnreadableFile."""
+    """The pages that are not thumbnails of others. Raises UnreadableFile unless all have the same size and mode."""
     if image.format != "TIFF":
         return [0]
     pages, sizes = [], set()
@@ -81,16 +81,14 @@ def _pages(path: Path, image: Image.Image) -> list[int]:
         pages.append(page)
         sizes.add((image.size, image.mode))
     if len(sizes) > 1:
-        raise UnreadableFile(
-            path, f"holds {len(pages)} pages of different sizes or kinds; save them as files of their own"
-        )
+        raise UnreadableFile(path, f"has {len(pages)} pages of different sizes or modes; save them as separate files")
     pages = pages or [0]
     image.seek(pages[0])
     return pages
 
 
 def _size(path: Path, image: Image.Image, pages: list[int]) -> tuple[int, int]:
-    """(rows, columns) as shown. Raises UnreadableFile where that is too much, or nothing."""
+    """(rows, columns) as shown. Raises UnreadableFile if there are too many pixels, or none."""
     width, height = image.size
     channels = 1 if image.mode in ("1", "L") or image.mode in _DEEP else 3
     if width < 1 or height < 1:
@@ -98,8 +96,8 @@ def _size(path: Path, image: Image.Image, pages: list[int]) -> tuple[int, int]:
     if width * height > MAX_PIXELS or width * height * len(pages) * channels > MAX_VOXELS:
         raise UnreadableFile(
             path,
-            f"is too large: {width} x {height} x {len(pages)} = {width * height * len(pages):,} pixels, of which "
-            f"{MAX_VOXELS:,} (and {MAX_PIXELS:,} in a page) are read at most; save a smaller version",
+            f"is too large: {width} x {height} x {len(pages)} = {width * height * len(pages):,} pixels; the maximum is "
+            f"{MAX_VOXELS:,} ({MAX_PIXELS:,} per page); save a smaller version",
         )
     return (width, height) if _turned(image) else (height, width)
 
@@ -129,7 +127,7 @@ def read_geometry(source: Source, *, time: int | None = None) -> Geometry:
 
 
 def read(source: Source, *, time: int | None = None) -> Volume:
-    """The values of a picture; see `backend.formats.read`. Transparency lies over black, as Label Studio shows it."""
+    """The values of a picture; see `backend.formats.read`. Transparency is composited over black."""
     path = source.files[0]
     choose_volume(path, 1, time)
     with _opened(path) as image:
@@ -143,7 +141,7 @@ def read(source: Source, *, time: int | None = None) -> Volume:
             deep = image.mode in _DEEP and image.format == "TIFF"
             inverted = deep and image.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]  # low is white
     if values.shape[1:3] != (rows, columns):
-        raise UnreadableFile(path, "is turned in a way that cannot be followed; save it without EXIF orientation")
+        raise UnreadableFile(path, "has an EXIF orientation that is not supported; save it without one")
     return Volume(values.swapaxes(0, 2), geometry(rows, columns, [Frame()] * len(pages)), None, inverted)
 
 
@@ -155,13 +153,13 @@ def _shown(path: Path) -> NDArray[np.uint8]:
 
 
 def _page(image: Image.Image, page: int) -> NDArray[Any]:
-    """One page (rows, columns[, 3]): its numbers where they are gray, 8 bit RGB where they are colour."""
+    """One page (rows, columns[, 3]): stored values for gray, 8-bit RGB for colour."""
     image.seek(page)
     if image.mode in _DEEP:
         turned = ImageOps.exif_transpose(image)
         values = np.asarray(turned)
         if values.dtype.kind == "i" and values.size and values.min() >= 0 and values.max() < 65536:
-            return values.astype(np.uint16)  # Pillow has no other mode for some 16 bit files
+            return values.astype(np.uint16)  # Pillow has no other mode for some 16-bit files
         return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
     turned = ImageOps.exif_transpose(image)
     return np.asarray(turned.convert("L" if image.mode in ("1", "L") else "RGB"))

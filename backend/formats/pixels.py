@@ -1,9 +1,9 @@
 """Images and masks as arrays: decoding, letterboxing, polygons, label maps. NumPy, Pillow and OpenCV only.
 
-Legend: H, W the size of a scan as Label Studio shows it; S the side of the square a network sees;
-C classes, background first. A *label map* holds class numbers: 0 background, 1.. the labels in
-order, and IGNORE where nothing is known. Points are (x, y) in percent of the image, as Label Studio
-writes them: (0, 0) is the outer corner of the first pixel, (100, 100) that of the last.
+H, W: size of a scan in Label Studio; S: side of a network's square input; C: number of classes, background first. A
+*label map* contains class numbers: 0 background, 1.. the labels in order, and IGNORE for unknown pixels. Points are
+(x, y) in percent of the image, as in Label Studio: (0, 0) is the outer corner of the first pixel, (100, 100) that of
+the last.
 """
 
 from __future__ import annotations
@@ -23,36 +23,35 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from backend.errors import UnreadableMask, UnreadableScan
 
 IGNORE = 255
-"""Value in a label map of pixels that count neither as background nor as a label (padding)."""
+"""Value in a label map for pixels that are neither background nor a label (padding)."""
 
-# Others are never tried: EPS would start Ghostscript, and many decoders are old and little read.
+# Other formats are never tried: EPS would start Ghostscript, and many decoders are old and rarely reviewed.
 _FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "JPEG2000", "AVIF")
 _SLOW = "bmp_rle"  # decoded by a loop in Python, seconds per megapixel
-LARGE = 8_000_000  # pixels from which on an image is one of few at a time: it may need gigabytes
-BAND = 256  # rows
-CROSSINGS = 5_000_000  # of the edges of one polygon with rows; each needs some 60 bytes
-FAR = 1e6  # percent of the image; points beyond it are moved there
-_FEW = threading.BoundedSemaphore(2)
+LARGE = 8_000_000  # pixels; larger images may need gigabytes, so only a few are decoded at a time
+BAND = 256  # rows processed at a time
+CROSSINGS = 5_000_000  # maximum crossings of a polygon's edges with rows; each needs about 60 bytes
+FAR = 1e6  # percent of the image; more distant points are clipped
+_LARGE_SLOTS = threading.BoundedSemaphore(2)
 _Number = TypeVar("_Number", np.uint8, np.float32)
 _DEEP_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
 def decode_image(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uint8]:
-    """Turn the bytes of an image file into pixels, oriented as a browser shows them.
+    """Decode an image file into pixels, oriented as in a browser.
 
-    PNG, JPEG, TIFF, GIF, BMP, WebP, JPEG 2000 and AVIF, no other format:
-    1, 8, 16 and 32 bit, float, palette, alpha, CMYK. More than 8 bits of gray are
-    windowed to the 0.5th..99.5th percentile of the finite values. Transparency is laid over black, the
-    colour of our padding. A colour picture whose three channels are equal becomes gray. Of several
-    frames or pages the first is taken.
+    Reads PNG, JPEG, TIFF, GIF, BMP, WebP, JPEG 2000 and AVIF only: 1, 8, 16 and 32 bits, float, palette, alpha, CMYK.
+    Gray of more than 8 bits is windowed to the 0.5th..99.5th percentile of the finite values. Transparency is
+    composited over black, the colour of our padding. Colour with three equal channels becomes gray. Only the first
+    frame or page is read.
 
-    EXIF orientation is applied: browsers show such a picture turned, so Label Studio's
-    original_width/height and every mask drawn on it are those of the turned picture.
+    EXIF orientation is applied, as in browsers: Label Studio's original_width/height and all masks refer to the
+    rotated image.
 
-    max_pixels  refuse more pixels than this; read from the header, before anything is decoded
+    max_pixels  maximum size, checked in the header before anything is decoded
 
-    Returns (H, W) gray or (H, W, 3) RGB. Raises UnreadableScan when the file is empty, truncated, not an
-    image, or too large.
+    Returns (H, W) gray or (H, W, 3) RGB. Raises UnreadableScan if the file is empty, truncated, too large, or not an
+    image.
     """
     if not data:
         raise UnreadableScan("the file is empty (0 bytes); upload the scan again")
@@ -67,7 +66,7 @@ def decode_image(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uin
             f"not an image: {len(data):,} bytes starting with {data[:8]!r}. "
             "Upload PNG, JPEG, TIFF or another format a browser can show"
         ) from error
-    except Exception as error:  # decoders raise whatever they like, and no file may stop more than its scan
+    except Exception as error:  # decoders raise any exception, and a file must not affect other scans
         raise _damaged(data, error) from error
     width, height = image.size
     if width * height > max_pixels:
@@ -78,8 +77,8 @@ def decode_image(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uin
     if width < 1 or height < 1:
         raise UnreadableScan(f"the image has no pixels ({width} x {height}); upload the scan again")
     if any(tile[0] == _SLOW for tile in getattr(image, "tile", ())):
-        raise UnreadableScan("a BMP with run lengths is not read; save it as PNG and upload that")
-    with _FEW if width * height > LARGE else nullcontext():
+        raise UnreadableScan("the image is a run-length encoded BMP, which is not supported; save it as PNG")
+    with _LARGE_SLOTS if width * height > LARGE else nullcontext():
         try:
             image.load()
             return _as_shown(_upright(image))
@@ -114,19 +113,19 @@ def _damaged(data: bytes, error: Exception) -> UnreadableScan:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # broken metadata: a browser shows the picture as it is stored
+    except Exception:  # broken metadata: a browser shows the picture as stored
         return image
 
 
 def _to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Window (H, W) numbers to their 0.5th..99.5th percentile, 0..255. Not finite: 0. Constant: all 0."""
+    """Window (H, W) numbers to their 0.5th..99.5th percentile, 0..255. Non-finite values and constants become 0."""
     numbers = values.astype(np.float32)
     finite = np.isfinite(numbers)
     if not finite.any():
         return np.zeros(numbers.shape, np.uint8)
     known = numbers if finite.all() else numbers[finite]
     low, high = np.percentile(known, (0.5, 99.5))
-    if high <= low:  # nearly all pixels alike: the window is the whole range
+    if high <= low:  # nearly constant: the window is the whole range
         low, high = known.min(), known.max()
     eight_bit = np.zeros(numbers.shape, np.uint8)
     if high <= low:
@@ -140,11 +139,11 @@ def _to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Letterboxed:
-    """A scan fitted into a square, aspect ratio kept, centred, black around it.
+    """A scan fitted into a square: aspect ratio kept, centred, padded with black.
 
     pixels                           (S, S) or (S, S, 3) uint8
     top, left, height, width         the content box inside the square, in its pixels
-    original_height, original_width  the size of the scan it came from
+    original_height, original_width  the size of the original scan
     """
 
     pixels: NDArray[np.uint8]
@@ -164,7 +163,7 @@ class Letterboxed:
 def _box(height: int, width: int, size: int) -> tuple[int, int, int, int]:
     """Top, left, height, width of the content of an (height, width) picture in a square of `size`."""
     if height < 1 or width < 1 or size < 1:
-        raise ValueError(f"cannot letterbox {height} x {width} into {size} x {size}: every side must be 1 or more")
+        raise ValueError(f"cannot letterbox {height} x {width} into {size} x {size}: every side must be at least 1")
     scale = size / max(height, width)
     inner_height = min(size, max(1, round(height * scale)))
     inner_width = min(size, max(1, round(width * scale)))
@@ -180,7 +179,7 @@ def letterbox(image: NDArray[np.uint8], size: int) -> Letterboxed:
     Raises ValueError on any other shape or type.
     """
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-        raise ValueError(f"letterbox wants (H, W) or (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        raise ValueError(f"letterbox expects (H, W) or (H, W, 3) uint8, got {image.shape} {image.dtype}")
     height, width = image.shape[:2]
     top, left, inner_height, inner_width = _box(height, width, size)
     square = np.zeros((size, size, *image.shape[2:]), np.uint8)
@@ -191,13 +190,13 @@ def letterbox(image: NDArray[np.uint8], size: int) -> Letterboxed:
 def letterbox_mask(labelmap: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Fit a label map into a square exactly as `letterbox` fits its scan; padding becomes IGNORE.
 
-    Every pixel takes the class that covers most of its area (ties: the lower number).
+    Every pixel gets the class that covers most of its area; in a tie, the lower number.
 
     labelmap  (H, W) uint8; not modified
     Returns (size, size) uint8. Raises ValueError on any other shape or type.
     """
     if labelmap.dtype != np.uint8 or labelmap.ndim != 2:
-        raise ValueError(f"letterbox_mask wants (H, W) uint8, got {labelmap.shape} {labelmap.dtype}")
+        raise ValueError(f"letterbox_mask expects (H, W) uint8, got {labelmap.shape} {labelmap.dtype}")
     top, left, inner_height, inner_width = _box(labelmap.shape[0], labelmap.shape[1], size)
     present = np.unique(labelmap)
     best = np.full((inner_height, inner_width), present[0], np.uint8)
@@ -222,8 +221,8 @@ def _resize(image: NDArray[_Number], height: int, width: int) -> NDArray[_Number
 def restore(probabilities: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
     """The most likely class of every pixel of the original scan.
 
-    Probabilities, not classes, are brought to the original size (bilinear; area-averaged when that is
-    smaller), so contours are smooth rather than steps of the network's grid. Ties go to the lower class.
+    Resizes probabilities, not classes, to the original size (bilinear; area-averaged if that is smaller), so contours
+    are smooth and do not follow the network's grid. In a tie, the lower class wins.
 
     probabilities  (C, h, w), C >= 2, already cropped to the content box; not modified
     height, width  size of the original scan
@@ -231,7 +230,7 @@ def restore(probabilities: NDArray[np.float32], height: int, width: int) -> NDAr
     Returns (height, width) uint8. Raises ValueError on a wrong shape.
     """
     if probabilities.ndim != 3 or not 2 <= probabilities.shape[0] <= IGNORE or 0 in probabilities.shape:
-        raise ValueError(f"restore wants (C, h, w) with 2 <= C <= {IGNORE}, got {probabilities.shape}")
+        raise ValueError(f"restore expects (C, h, w) with 2 <= C <= {IGNORE}, got {probabilities.shape}")
     planes = np.ascontiguousarray(probabilities, dtype=np.float32)
     if len(planes) == 2:  # one resize instead of two
         lead: NDArray[np.float32] = _resize(planes[1] - planes[0], height, width)
@@ -246,19 +245,18 @@ def restore(probabilities: NDArray[np.float32], height: int, width: int) -> NDAr
 
 
 def polygon_to_mask(points_percent: ArrayLike, height: int, width: int) -> NDArray[np.bool_]:
-    """The pixels whose centre lies inside a polygon (non-zero winding, the rule a browser's canvas fills by).
+    """The pixels whose centre is inside a polygon (non-zero winding, the fill rule of a browser's canvas).
 
-    points_percent  (n, 2) x, y in percent of the image; closing point optional; may reach outside the image
+    points_percent  (n, 2) x, y in percent of the image; closing point optional; may extend outside the image
     height, width   size of the mask, in pixels
 
-    Returns (height, width). Raises UnreadableMask on fewer than 3 points, or on what is not pairs of finite
-    numbers.
+    Returns (height, width). Raises UnreadableMask unless there are at least 3 pairs of finite numbers.
     """
     try:
         points = np.asarray(points_percent, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        said = str(error)[:100]
-        raise UnreadableMask(f"a polygon's points must be [x, y] pairs of numbers: {said}. Redraw it") from error
+        reason = str(error)[:100]
+        raise UnreadableMask(f"a polygon's points must be [x, y] pairs of numbers: {reason}. Redraw it") from error
     if points.size == 0 or (points.ndim == 2 and points.shape[1] == 2 and len(points) < 3):
         raise UnreadableMask(f"a polygon needs at least 3 points, got {len(points)}. Redraw or delete it")
     if points.ndim != 2 or points.shape[1] != 2:
@@ -268,14 +266,14 @@ def polygon_to_mask(points_percent: ArrayLike, height: int, width: int) -> NDArr
     points = points.clip(-FAR, FAR)
     x, y = points[:, 0] * (width / 100), points[:, 1] * (height / 100)
     next_x, next_y = np.roll(x, -1), np.roll(y, -1)
-    # Rows whose centre line (row + 0.5) each edge crosses: low <= row + 0.5 < high.
+    # The rows whose centre line (row + 0.5) an edge crosses: low <= row + 0.5 < high.
     first = np.clip(np.ceil(np.minimum(y, next_y) - 0.5), 0, height).astype(np.int64)
     last = np.clip(np.ceil(np.maximum(y, next_y) - 0.5), 0, height).astype(np.int64)
     counts = last - first
     if counts.sum() > CROSSINGS:
         raise UnreadableMask(
-            f"a polygon of {len(points):,} points crosses the {height} rows of the image {counts.sum():,} times, "
-            f"at most {CROSSINGS:,} can be drawn. Redraw it with fewer points"
+            f"a polygon of {len(points):,} points crosses the {height} rows of the image {counts.sum():,} times; the "
+            f"maximum is {CROSSINGS:,}. Redraw it with fewer points"
         )
     edge = np.repeat(np.arange(len(points)), counts)
     row = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
@@ -294,25 +292,23 @@ def polygon_to_mask(points_percent: ArrayLike, height: int, width: int) -> NDArr
 def mask_to_polygons(mask: NDArray[np.bool_], *, tolerance: float = 1.0) -> list[NDArray[np.float64]]:
     """The outlines of a mask: one polygon per connected component (8-neighbourhood), largest first.
 
-    A hole is cut into its outer ring by a bridge of no width, so that one closed polygon, all that Label
-    Studio has, still says exactly what is inside. `polygon_to_mask` gives the mask back: exactly with
-    tolerance 0, otherwise within about `tolerance` pixels of the border.
+    A bridge of zero width connects a hole to its outer ring, because Label Studio has only single closed polygons.
+    `polygon_to_mask` restores the mask: exactly with tolerance 0, otherwise within about `tolerance` pixels of the
+    border.
 
     mask       (H, W) bool; not modified
-    tolerance  how far, in pixels, the simplified outline may stray (Douglas & Peucker 1973); 0 keeps every
-               corner
+    tolerance  maximum deviation of the simplified outline in pixels (Douglas & Peucker 1973); 0 keeps every corner
 
     Returns arrays of (n, 2), n >= 3, x, y in percent; an empty list for an empty mask. Raises ValueError on a
     wrong shape.
     """
     if mask.ndim != 2:
-        raise ValueError(f"mask_to_polygons wants (H, W), got {mask.shape}")
+        raise ValueError(f"mask_to_polygons expects (H, W), got {mask.shape}")
     height, width = mask.shape
     if not mask.any():
         return []
-    # At double size a contour runs a quarter pixel inside the true border, between it and the pixel centres:
-    # a pixel is
-    # inside the contour exactly when it is in the mask.
+    # At double size a contour runs a quarter pixel inside the true border, between it and the pixel centres, so a pixel
+    # is inside the contour exactly if it is in the mask.
     double = np.repeat(np.repeat(mask.astype(np.uint8), 2, axis=0), 2, axis=1)
     contours, tree = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     rings: list[tuple[float, NDArray[np.float64]]] = []
@@ -336,9 +332,9 @@ def _simplified(contour: NDArray[Any], tolerance: float) -> NDArray[np.float64]:
 
 
 def _bridged(ring: NDArray[np.float64], hole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Go along the ring to the corner nearest the hole, across, once around the hole, and back the same way.
+    """Follow the ring to the corner nearest to the hole, cross, go once around the hole, and return the same way.
 
-    OpenCV winds holes against their outer contour, so inside the hole the two turns cancel.
+    OpenCV winds holes opposite to their outer contour, so the winding number inside the hole is 0.
     """
     gaps = ((ring[:, None] - hole[None]) ** 2).sum(axis=2)
     at, start = divmod(int(gaps.argmin()), len(hole))
@@ -349,12 +345,12 @@ def _bridged(ring: NDArray[np.float64], hole: NDArray[np.float64]) -> NDArray[np
 def merge_labels(masks: Iterable[tuple[int, NDArray[np.bool_]]], height: int, width: int) -> NDArray[np.uint8]:
     """One label map from the masks of an annotation; where they overlap, the later one wins.
 
-    masks          (class number 1..254, (height, width) bool), in the order they were drawn, each asked for
-                   when the one before it was taken; empty: all background
+    masks          (class number 1..254, (height, width) bool) in drawing order, consumed one at a time; empty: all
+                   background
     height, width  size of the scan
 
-    Returns (height, width) uint8. Raises UnreadableMask when a mask has another size, ValueError on a class
-    number out of range.
+    Returns (height, width) uint8. Raises UnreadableMask if a mask has another size, ValueError on a class number out of
+    range.
     """
     labelmap = np.zeros((height, width), np.uint8)
     for number, mask in masks:
@@ -371,7 +367,7 @@ def merge_labels(masks: Iterable[tuple[int, NDArray[np.bool_]]], height: int, wi
 
 
 def translate(mask: NDArray[np.uint8], has: Sequence[str], wanted: Sequence[str]) -> NDArray[np.uint8]:
-    """A label map whose classes are `has`, in the classes `wanted`; what is not wanted becomes background."""
+    """A label map with the classes `has`, mapped to the classes `wanted`; other classes become background."""
     if list(has) == list(wanted):
         return mask
     table = np.zeros(256, np.uint8)

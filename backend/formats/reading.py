@@ -1,4 +1,4 @@
-"""Any file to facts, sources, headers, geometry and values: asks the module of its format."""
+"""Facts, sources, headers, geometry and values of any file, through the module for its format."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 def sniff(path: Path) -> FileFacts | None:
-    """What one file is, from its content, whatever its name; only the header is read.
+    """The facts of one file, from its content, whatever its name; reads only the header.
 
-    None: no picture (text, a DICOMDIR, a report, a segmentation, a structure set, the second half of a NIfTI pair).
-    Raises UnreadableFile: broken, empty, larger than we read, or named like a picture and none.
+    None: not an image (text, a DICOMDIR, a report, a segmentation, a structure set, the second half of a NIfTI pair).
+    Raises UnreadableFile if the file is broken, empty, too large, or named like an image without being one.
     """
     if not path.is_file():
         if path.exists():
             return None  # a folder, a socket
-        raise UnreadableFile(path, "cannot be read: it is not there")
+        raise UnreadableFile(path, "cannot be read: it does not exist")
     try:
         with path.open("rb") as file:
             first = file.read(512)
@@ -39,20 +39,20 @@ def sniff(path: Path) -> FileFacts | None:
         return nifti.sniff(path)
     if picture.looks_like(first):
         return picture.sniff(path)
-    if not (named_dicom or nifti.named_so(path) or picture.named_so(path)):
+    if not (named_dicom or nifti.has_known_suffix(path) or picture.has_known_suffix(path)):
         return None
     if not first:
         raise UnreadableFile(path, "is empty (0 bytes); copy it again")
-    raise UnreadableFile(path, f"is no picture, though its name ends in {path.suffix}; copy it again, or rename it")
+    raise UnreadableFile(path, f"is not an image, although its name ends in {path.suffix}; copy it again, or rename it")
 
 
 def group(facts: Iterable[FileFacts]) -> list[Source]:
-    """Put files together: the slices of a DICOM stack are one source, every other file is one.
+    """Group files into sources: the slices of a DICOM stack are one source, every other file is its own.
 
-    A series makes several sources where its images differ in orientation, size or frame of reference, and where several
-    lie at one place (times, echoes, b-values). Radiographs, ultrasound and other pictures that are no slices are a
-    source each, as is a multi-frame file. The same SOPInstanceUID twice counts once. Same files, same answer, in
-    whatever order they come.
+    A series makes several sources if its images differ in orientation, size or frame of reference, or if several are at
+    one position (times, echoes, b-values). Radiographs, ultrasound and other images that are not slices are separate
+    sources, as are multi-frame files. Copies of one SOPInstanceUID count once. The result does not depend on the order
+    of the files.
     """
     known = {fact.path: fact for fact in facts}.values()
     sources = stacks(fact for fact in known if fact.kind == "dicom")
@@ -65,7 +65,7 @@ def group(facts: Iterable[FileFacts]) -> list[Source]:
 
 
 def read_header(source: Source) -> Header:
-    """What the source says about itself and its patient. Raises UnreadableFile."""
+    """The header fields of a source, which may identify its patient. Raises UnreadableFile."""
     if source.kind != "dicom":
         return Header()
     header = dicom.read_header(source.files[0])
@@ -73,7 +73,7 @@ def read_header(source: Source) -> Header:
 
 
 def read_geometry(source: Source, *, time: int | None = None) -> Geometry:
-    """Where the voxels are; headers only. Equals `read(source, time=time).geometry`. Raises as `read`."""
+    """The geometry, from headers only. Equals `read(source, time=time).geometry`. Raises the same errors as `read`."""
     if source.kind == "dicom":
         return frames.read_geometry(source, time=time)
     if source.kind == "nifti":
@@ -82,17 +82,17 @@ def read_geometry(source: Source, *, time: int | None = None) -> Geometry:
 
 
 def geometry_of(files: Sequence[FileFacts]) -> Geometry:
-    """What `read_geometry` says of a DICOM source with one slice a file, from the facts of these files, in order."""
+    """The same as `read_geometry` for a DICOM source with one slice per file, from the facts of the files in order."""
     return frames.geometry(files[0].rows, files[0].columns, [frames.of_file(facts) for facts in files])
 
 
 def read(source: Source, *, time: int | None = None) -> Volume:
     """The values of a source.
 
-    time  which volume, from 0, where the source holds several over time; else None or 0
+    time  number of the volume, from 0, if the source has several over time; else None or 0
 
-    Raises UnreadableFile: truncated, damaged, too large (MAX_VOXELS), not decodable; or several volumes over time and
-    no `time`: the sentence says how many and names --time.
+    Raises UnreadableFile if a file is truncated, damaged, too large (MAX_VOXELS) or cannot be decoded; or if there are
+    several volumes over time and `time` is None: the message gives their number and names --time.
     """
     if source.kind == "dicom":
         return decode.read(source, time=time)

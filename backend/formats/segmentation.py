@@ -15,13 +15,13 @@ from pydicom import Dataset
 from backend import __version__
 from backend.errors import CannotExport
 from backend.formats import dicom, frames
-from backend.formats.labels import check, write_aside
+from backend.formats.labels import check, write_atomically
 from backend.formats.reading import read_geometry
 from backend.formats.source import Source
 
-SCHEME = "99SCANQUEUE"  # of the codes of labels: a lab's labels have no code of their own
-LONGEST = 64  # characters of a DICOM label
-_EXPECTED = (  # may be empty, must be there (PS3.3 type 2); de-identified files often lack them
+SCHEME = "99SCANQUEUE"  # private coding scheme: a lab's labels have no standard codes
+LONGEST = 64  # maximum characters in a DICOM label
+_EXPECTED = (  # must exist but may be empty (PS3.3 type 2); de-identified files often lack them
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
     *("StudyTime", "ReferringPhysicianName"),
 )
@@ -40,17 +40,17 @@ def write_dicom_seg(
 ) -> None:
     """Write a label volume as a binary DICOM SEG that references the source's instances, for a hospital's archive.
 
-    The file carries the patient, study and frame of reference of its source, patient's name included, as an archive
-    files it by them: that is intended, so keep it where the source may lie. Empty frames are left out; where all are,
-    only those of the first slice stay, as a DICOM image has at least one frame (of a multi-frame file, all stay). Every
-    slice of the source is referenced. Every file is an instance and a series of its own.
+    The file intentionally contains the patient (with name), study and frame of reference of its source, by which an
+    archive files it: protect it like the source. Empty frames are omitted; if all are empty, those of the first slice
+    are kept, since a DICOM image has at least one frame (for a multi-frame file, all are kept). Every slice of the
+    source is referenced. Every file is a separate instance and series.
 
     labels   (I, J, K) class numbers, 0 background; not modified
-    names    names[n - 1] is the label of class n; each becomes a segment, number n
-    model    who drew it: {"name": ..., "version": ...} of a model (algorithm type AUTOMATIC); None: a person (MANUAL)
+    names    names[n - 1] is the label of class n, which becomes segment n
+    model    {"name": ..., "version": ...} of the model (algorithm type AUTOMATIC); None: drawn by a person (MANUAL)
 
-    Raises CannotExport when the source is no DICOM, does not say where its slices lie, on another shape or a class
-    without a name; UnreadableFile when the source cannot be read.
+    Raises CannotExport if the source is not DICOM or has no slice positions, on another shape, or for a class without
+    a name; UnreadableFile if the source cannot be read.
     """
     if source.kind != "dicom":
         raise CannotExport("a DICOM SEG references the DICOM files it was drawn on; export this scan as NIfTI or PNG")
@@ -74,12 +74,12 @@ def write_dicom_seg(
         written = _segmentation(headers, pixels, names, model, series_description, manufacturer)
     except Exception as error:
         raise CannotExport(
-            f"this series cannot carry a DICOM SEG ({type(error).__name__}): its header lacks what one has to "
-            "reference. Export it as NIfTI or PNG"
+            f"a DICOM SEG cannot be written for this series ({type(error).__name__}): its header lacks the fields that "
+            "a SEG must reference. Export it as NIfTI or PNG"
         ) from error
     buffer = io.BytesIO()
     written.save_as(buffer)
-    write_aside(path, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def _segmentation(
@@ -90,7 +90,7 @@ def _segmentation(
     series_description: str,
     manufacturer: str,
 ) -> Any:
-    import highdicom  # takes most of a second to load, and only an export wants it
+    import highdicom  # takes most of a second to load, and only exports need it
     from pydicom.sr.codedict import codes
 
     algorithm = None
@@ -139,5 +139,5 @@ def _segmentation(
 
 
 def _short(text: str) -> str:
-    """As a DICOM label takes it: at most 64 characters, no backslash, nothing that is not printed."""
+    """A valid DICOM label: at most 64 characters, printable, no backslash."""
     return "".join(c if c.isprintable() and c != "\\" else " " for c in text).strip()[:LONGEST]

@@ -1,4 +1,4 @@
-"""Which slices of a volume are worth looking at."""
+"""Selecting the most informative slices of a volume."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from backend.formats.volume import Volume, choose_window
 from backend.formats.window import to_uint8
 
 BINS = 64
-SIDE = 256  # a slice is looked at in about this many rows and columns
+SIDE = 256  # slices are subsampled to about this many rows and columns
 
 
 def informative(volume: Volume, cut: Cut, k: int) -> list[int]:
     """The k most informative slices of a cut, spread over the volume, in slice order.
 
-    A slice's information is the entropy of its histogram (64 bins over the window that the volume is shown with), less
-    that of the emptiest slice. The volume is divided into k stretches of equal information, and from the middle half of
-    each the slice with the most is taken: air around the head is passed over, and neighbours that say the same are not
-    taken together. A stretch without a slice of its own gives its place to the best one left.
+    A slice's information is the entropy of its histogram (64 bins over the volume's window), minus that of the emptiest
+    slice. The volume is divided into k sections of equal information, and from the middle half of each the slice with
+    the most information is selected: this skips air around the head, and avoids redundant neighbours. A section without
+    a slice is replaced by the best remaining slice.
 
-    k  how many; all slices when there are fewer
+    k  number of slices; all slices if there are fewer
 
-    Returns distinct slice numbers, ascending. Raises ValueError when k < 1.
+    Returns distinct slice numbers, ascending. Raises ValueError if k < 1.
     """
     if k < 1:
-        raise ValueError(f"at least one slice must be wanted, got {k}")
+        raise ValueError(f"expected at least one slice, got {k}")
     if k >= cut.count:
         return list(range(cut.count))
     window = choose_window(volume, None)
@@ -39,14 +39,14 @@ def informative(volume: Volume, cut: Cut, k: int) -> list[int]:
         counts = np.bincount(pixels.ravel() // (256 // BINS), minlength=BINS)
         shares = counts[counts > 0] / pixels.size
         entropy[n] = -(shares * np.log2(shares)).sum()
-    information = entropy - entropy.min() + 1e-9  # all alike: evenly spread
+    information = entropy - entropy.min() + 1e-9  # identical slices: evenly spaced
     ends = np.cumsum(information)
     place = (ends - information / 2) / ends[-1] * k  # 0..k
     stretch = np.minimum(place.astype(int), k - 1)
     outer = np.abs(place - stretch - 0.5) > 0.25
     best_first = np.argsort(-information, kind="stable")
     preferred = np.concatenate([best_first[~outer[best_first]], best_first[outer[best_first]]])
-    picked = set({int(stretch[n]): int(n) for n in preferred[::-1]}.values())  # of each, the last one written
+    picked = set({int(stretch[n]): int(n) for n in preferred[::-1]}.values())  # the last one written wins
     for n in best_first:
         if len(picked) == k:
             break

@@ -1,4 +1,4 @@
-"""What is known of files before their pixels are read: facts of one, the source that several make up, its header."""
+"""What is known before pixels are read: facts of one file, the source that several files form, and its header."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What the header of one file says; enough to put the files of a series together. Picklable.
+    """The facts in the header of one file, enough to assemble the files of a series. Picklable.
 
     kind         "dicom", "nifti" or "image"
     series       SeriesInstanceUID, or ""
     instance     SOPInstanceUID, or ""
     place        mm along the normal of the slice; without a position, the InstanceNumber
-    frames       of a multi-frame DICOM, pages of a TIFF, volumes of a NIfTI; else 1
+    frames       number of frames (DICOM), pages (TIFF) or volumes (NIfTI); else 1
     placed       whether `place` is a position
-    stackable    whether files of one series belong on each other: slices of CT, MR, ... A radiograph is never
-    rows, columns  of a slice
-    colour       whether it is
+    stackable    whether files of one series may form a stack: slices of CT, MR, ... Never radiographs
+    rows, columns  size of a slice
+    colour       whether the pixels are coloured
     orientation  ImageOrientationPatient, or ()
     position     ImagePositionPatient, or ()
     spacing      mm between rows, between columns, or ()
     thickness    mm, or 0.0
     frame        FrameOfReferenceUID, or ""
     number       InstanceNumber, or 0
-    marks        what may tell apart images at one place: time, echo, b-value, ..., as text
+    marks        fields that may distinguish images at one position: time, echo, b-value, ..., as text
     burnt_in     BurnedInAnnotation: "YES", "NO" or ""
-    size         of the file, in bytes
+    size         file size in bytes
     """
 
     path: Path
@@ -55,15 +55,15 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Source:
-    """One volume or one picture: what becomes one scan. Picklable.
+    """One volume or one picture, which becomes one scan. Picklable.
 
     kind       "dicom", "nifti" or "image"
-    files      DICOM: the slices in order of place, or one multi-frame file; else one file
-    uid        names it whatever the files are called and wherever they lie. DICOM: the series and which stack of it;
-               else "": take a digest of the content
+    files      DICOM: the slices in order of position, or one multi-frame file; else one file
+    uid        identifies the source whatever its file names and folders. DICOM: the series and one stack of it; else
+               "": use a digest of the content
     instances  SOPInstanceUID of each file (DICOM), else ()
-    burnt_in   BurnedInAnnotation: "YES" when any file says so, "NO" when all do, else ""
-    volumes    how many volumes over time the file is known to hold, from its sniffed header (NIfTI); 1: choose none
+    burnt_in   BurnedInAnnotation: "YES" if any file has it, "NO" if all have it, else ""
+    volumes    number of volumes over time according to the sniffed header (NIfTI); 1: nothing to choose
     """
 
     kind: str
@@ -92,9 +92,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Header:
-    """What a source says about itself that an import needs. PRIVATE: never logged, never sent anywhere.
+    """The header fields of a source that an import needs. PRIVATE: never logged, never sent anywhere.
 
-    Of a series, the header of its first file. "" where it says nothing, as NIfTI and plain pictures do.
+    For a series, the header of its first file. "" if a field is missing, as in NIfTI and plain pictures.
 
     modality  "CT", "MR", ...
     study     StudyInstanceUID

@@ -1,4 +1,4 @@
-"""Which files of a series lie on each other: the stacks that become volumes."""
+"""Grouping the files of a series into stacks, which become volumes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 from backend.formats.dicom import normal
 from backend.formats.source import FileFacts, Source
 
-ALIKE = 0.02  # largest difference of two direction cosines in one stack
-APART = 0.01  # mm; nearer slices lie at one place
+ALIKE = 0.02  # maximum difference of direction cosines in one stack
+APART = 0.01  # mm; slices closer than this are at one position
 
 
 def stacks(facts: Iterable[FileFacts]) -> list[Source]:
     """DICOM files as sources; see `backend.formats.group`."""
     ordered = sorted(facts, key=lambda fact: (fact.number, fact.instance, str(fact.path)))
     first: dict[str, FileFacts] = {}
-    for fact in sorted(ordered, key=lambda fact: (-fact.size, str(fact.path))):  # a shorter copy may be a truncated one
+    for fact in sorted(ordered, key=lambda fact: (-fact.size, str(fact.path))):  # a shorter copy may be truncated
         first.setdefault(fact.instance or str(fact.path), fact)
     kept = [fact for fact in ordered if first[fact.instance or str(fact.path)] is fact]
 
@@ -33,12 +33,12 @@ def stacks(facts: Iterable[FileFacts]) -> list[Source]:
             series[fact.series, size, fact.frame, fact.placed].append(fact)
     for (name, *shape), files in series.items():
         for parallel in _parallel(files):
-            towards = [round(part * 20) for part in parallel[0].orientation]  # coarse: noise must not rename
+            towards = [round(part * 20) for part in parallel[0].orientation]  # coarse, against noise
             for mark, stack in _at_one_place_once(parallel):
                 stack_name = hashlib.sha256(repr((shape, towards, mark)).encode()).hexdigest()[:12]
                 sources.append(_source(stack, f"{name}/{stack_name}"))
     taken: dict[str, int] = defaultdict(int)
-    for n, source in enumerate(sources):  # two stacks of one name: told apart by their files
+    for n, source in enumerate(sources):  # two stacks with one name are distinguished by their files
         taken[source.uid] += 1
         if source.uid and taken[source.uid] > 1:
             digest = hashlib.sha256(repr(sorted(source.instances)).encode()).hexdigest()[:12]
@@ -55,7 +55,7 @@ def _source(files: Sequence[FileFacts], uid: str) -> Source:
 
 
 def _parallel(files: Sequence[FileFacts]) -> list[list[FileFacts]]:
-    """Parts whose slices are parallel, or have no orientation."""
+    """Groups of slices that are parallel, or have no orientation."""
     parts: list[list[FileFacts]] = []
     for fact in files:
         for part in parts:
@@ -69,9 +69,9 @@ def _parallel(files: Sequence[FileFacts]) -> list[list[FileFacts]]:
 
 
 def _at_one_place_once(files: Sequence[FileFacts]) -> list[tuple[str, list[FileFacts]]]:
-    """Stacks in order of place, none with two slices at one place, each with what marks it ("" for the only one)."""
+    """Stacks in order of position without two slices at one position, each with its mark ("" for a single stack)."""
     if not files[0].placed:
-        return [("", list(files))]  # in order of their numbers
+        return [("", list(files))]  # in order of InstanceNumber
     towards = normal(files[0].orientation)
     place = {fact.instance: float(np.dot(towards, fact.position)) for fact in files}
     ordered = sorted(files, key=lambda fact: place[fact.instance])
@@ -90,7 +90,7 @@ def _at_one_place_once(files: Sequence[FileFacts]) -> list[tuple[str, list[FileF
             best = {f"{n}={mark}": part for mark, part in parts.items()}
     if best and len(best) <= len(files) / 2:
         return sorted(best.items())
-    # Nothing tells them apart but their order: the n-th image of every place.
+    # Only their order distinguishes them: a stack of the n-th image at every position.
     layers: dict[int, list[FileFacts]] = defaultdict(list)
     for at in _places(ordered, place):
         for n, fact in enumerate(sorted(at, key=lambda fact: (fact.number, fact.instance))):

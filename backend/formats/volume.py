@@ -1,4 +1,4 @@
-"""One scan in memory, and the window that it is shown with."""
+"""One scan in memory, and the window to show it with."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from backend.formats.geometry import Geometry
 from backend.formats.window import Window
 
 MAX_VOXELS = 2**31
-"""More than this in one volume is refused, from the header, before anything is decoded."""
+"""Maximum number of voxels per volume, checked in the header before anything is decoded."""
 
 PERCENTILES = (0.5, 99.5)
-SAMPLE = 1_000_000  # voxels that percentiles are taken of, at most about
+SAMPLE = 1_000_000  # approximate maximum number of voxels for percentiles
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
     """The values of one volume or picture, and how to show them.
 
-    values    (I, J, K) modality values: rescale and modality LUT applied; integers stay integers where slope and
-              intercept are whole. Colour: (I, J, K, 3) uint8 RGB. May be a read-only view
+    values    (I, J, K) modality values: rescale and modality LUT applied; integers stay integers if slope and
+              intercept are whole numbers. Colour: (I, J, K, 3) uint8 RGB. May be a read-only view
     window    the header's preset for the middle slice, or None
     inverted  low values are white (MONOCHROME1)
-    presets   every preset of the header by its explanation ("1", "2", ... where it has none), in the header's order
-    padding   (least, greatest) modality value that means "no image here", or None
+    presets   every preset in the header by explanation ("1", "2", ... if it has none), in the header's order
+    padding   range (least, greatest) of modality values that mean "no image here", or None
     """
 
     values: NDArray[Any]
@@ -44,13 +44,13 @@ class Volume:
 def choose_window(volume: Volume, wanted: Window | str | None) -> Window:
     """The window to show a whole volume with.
 
-    wanted  a Window: itself. A name: the header's preset of that name (case does not count), or "percentile". None:
-            the header's preset, else the percentiles
+    wanted  a Window: itself. A name: the header's preset of that name (case-insensitive), or "percentile". None: the
+            header's preset, else percentiles
 
-    Without a preset, black is the 0.5th and white the 99.5th percentile of the finite values that are not padding (of
-    every n-th voxel along each axis in large volumes); where these are one number, least and greatest.
+    Percentiles: black is the 0.5th and white the 99.5th percentile of the finite values without padding (in large
+    volumes of every n-th voxel along each axis); if these are equal, the minimum and the maximum.
 
-    Raises BadWindow when the header has no preset of that name (the sentence lists those it has).
+    Raises BadWindow if the header has no preset of that name; the message lists the existing ones.
     """
     if isinstance(wanted, Window):
         return wanted
@@ -60,7 +60,7 @@ def choose_window(volume: Volume, wanted: Window | str | None) -> Window:
                 return preset
         raise BadWindow(
             f"the header has no window named {wanted!r}; it has {', '.join(map(repr, volume.presets)) or 'none'}. "
-            "Name one of these, give center and width, or choose 'percentile'"
+            "Use one of these, a center and width, or 'percentile'"
         )
     if wanted is None and volume.window is not None:
         return volume.window
@@ -69,7 +69,7 @@ def choose_window(volume: Volume, wanted: Window | str | None) -> Window:
 
 def _percentiles(volume: Volume) -> Window:
     if volume.values.ndim == 4:
-        return Window(127.5, 255.0, "LINEAR_EXACT")  # colour passes whatever the window
+        return Window(127.5, 255.0, "LINEAR_EXACT")  # colour is shown as it is, whatever the window
     step = math.ceil((volume.values.size / SAMPLE) ** (1 / 3)) if volume.values.size > SAMPLE else 1
     steps = [step if size > 2 * step else 1 for size in volume.values.shape]
     sample = volume.values[:: steps[0], :: steps[1], :: steps[2]]

@@ -1,4 +1,4 @@
-"""From modality values to the 8 bits of a picture: window and level as DICOM defines them (PS3.3 C.11.2)."""
+"""Modality values to 8-bit pixels: window and level as defined by DICOM (PS3.3 C.11.2)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _NATIVE = "<" if sys.byteorder == "little" else ">"
 
 @dataclass(frozen=True)
 class VoiTable:
-    """A VOI LUT of a header.
+    """A VOI LUT from a header.
 
-    first   the modality value that `values[0]` is for; below it the first entry holds, above the table the last
+    first   the modality value of `values[0]`; the first entry applies below it, the last one above the table
     values  entries, 0..2**bits - 1
     """
 
@@ -31,11 +31,12 @@ class VoiTable:
 
 @dataclass(frozen=True)
 class Window:
-    """Which modality values are shown from black to white.
+    """The range of modality values shown from black to white.
 
     center, width  in modality units (HU, ...)
-    function       "LINEAR" (black at center - width / 2 but for the standard's half unit), "LINEAR_EXACT", "SIGMOID"
-    lut            the header's VOI LUT, where that is what it has; `center` and `width` then span its entries
+    function       "LINEAR" (black at center - width / 2, except for the standard's half unit), "LINEAR_EXACT",
+                   "SIGMOID"
+    lut            the header's VOI LUT, if it has one; `center` and `width` then span its entries
     """
 
     center: float
@@ -45,18 +46,18 @@ class Window:
 
 
 def to_uint8(picture: NDArray[Any], window: Window, *, inverted: bool) -> NDArray[np.uint8]:
-    """Modality values as the pixels of a picture: 0 black, 255 white, rounded to nearest.
+    """Modality values as pixels: 0 black, 255 white, rounded to nearest.
 
-    picture   (H, W) numbers, or (H, W, 3) uint8 RGB, which passes; not modified
-    inverted  low is white (MONOCHROME1)
+    picture   (H, W) numbers, or (H, W, 3) uint8 RGB, which is returned as it is; not modified
+    inverted  low values are white (MONOCHROME1)
 
-    Not-a-number is black. Raises BadWindow when the width is not positive (LINEAR: less than 1) or the function is
-    unknown, ValueError on another shape or type. Source: DICOM PS3.3 C.11.2.1.2, C.11.2.1.3.
+    NaN is black. Raises BadWindow if the width is not positive (LINEAR: less than 1) or the function is unknown,
+    ValueError on another shape or type. Source: DICOM PS3.3 C.11.2.1.2, C.11.2.1.3.
     """
     if picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8:
         return picture
     if picture.ndim != 2 or picture.dtype.kind not in "biuf":
-        raise ValueError(f"to_uint8 wants (H, W) numbers or (H, W, 3) uint8, got {picture.shape} {picture.dtype}")
+        raise ValueError(f"to_uint8 expects (H, W) numbers or (H, W, 3) uint8, got {picture.shape} {picture.dtype}")
     _check(window)
     if picture.dtype.kind == "b":
         picture = picture.view(np.uint8)
@@ -66,7 +67,7 @@ def to_uint8(picture: NDArray[Any], window: Window, *, inverted: bool) -> NDArra
             if picture.dtype.byteorder not in ("=", "|", _NATIVE):
                 picture = picture.astype(picture.dtype.newbyteorder("="))
             table = _table(window, bits, picture.dtype.kind == "i", inverted)
-            return np.take(table, picture.view(f"u{bits // 8}"), mode="wrap")  # nothing to wrap: spares a look at each
+            return np.take(table, picture.view(f"u{bits // 8}"), mode="wrap")  # nothing wraps: skips bounds checks
         low, high = (int(picture.min()), int(picture.max())) if picture.size else (0, 0)
         if high - low < 65536:
             values = np.arange(low, high + 1, dtype=np.float64)
@@ -99,7 +100,7 @@ def _check(window: Window) -> None:
 
 @lru_cache(maxsize=64)
 def _table(window: Window, bits: int, signed: bool, inverted: bool) -> NDArray[np.uint8]:
-    """What each bit pattern of an 8 or 16 bit integer is shown as."""
+    """The pixel value for each bit pattern of an 8- or 16-bit integer."""
     patterns = np.arange(2**bits, dtype=f"u{bits // 8}")
     values = patterns.view(f"i{bits // 8}") if signed else patterns
     table = _eight_bit(_curve(values.astype(np.float64), window), inverted)
@@ -108,7 +109,7 @@ def _table(window: Window, bits: int, signed: bool, inverted: bool) -> NDArray[n
 
 
 def _curve(values: NDArray[Any], window: Window) -> NDArray[Any]:
-    """0 black .. 1 white, before clipping; `values` are floats of ours, which are overwritten."""
+    """0 black .. 1 white, before clipping. Overwrites `values`, which are floats."""
     center, width = window.center, window.width
     if window.lut is not None:
         entries = np.asarray(window.lut.values, values.dtype) / (2**window.lut.bits - 1)

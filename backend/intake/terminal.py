@@ -37,7 +37,7 @@ MOST = 50  # maximum number of problems and warnings in the list
 
 
 def import_scans(request: ImportRequest, settings: Settings, *, as_json: bool, show_paths: bool) -> int:
-    """Run the import and print its results. Exit status 0: complete; 1: some files could not be read; 130: interrupted."""
+    """Run the import and print its results. Exit status: 0 complete, 1 unreadable files, 130 interrupted."""
     studio = Studio(settings.label_studio_url, settings.label_studio_api_key)
     aside = Console(stderr=True, highlight=False)
     with Workers(request.jobs) as workers, _interruptible(workers), _Bars(aside) as bars:

@@ -134,7 +134,7 @@ def test_a_tie_of_spacings_goes_to_the_last_axis(tmp_path: Path) -> None:
     assert read_geometry(Source("nifti", (tmp_path / "b.nii",), "")).acquisition == 1
 
 
-def test_what_cannot_be_cut_is_said(tmp_path: Path) -> None:
+def test_a_cut_that_is_not_possible_is_refused(tmp_path: Path) -> None:
     volume = np.zeros((4, 6, 5), np.int16)
     uneven = group([f for f in map(sniff, series(tmp_path / "a", volume, places=(0, 1, 2, 9))) if f])
     single = group([f for f in map(sniff, series(tmp_path / "b", volume[:1])) if f])
@@ -152,11 +152,11 @@ def test_what_cannot_be_cut_is_said(tmp_path: Path) -> None:
 def test_take_and_put_refuse_what_does_not_fit() -> None:
     geometry = Geometry((2, 3, 4), np.diag([-1.0, -1, 1, 1]), None, True, 2, "LPS", as_stored=True)
     slices = cut(geometry, "axial")
-    with pytest.raises(IndexError, match=r"slices 0..3, there is no slice 4"):
+    with pytest.raises(IndexError, match=r"slices 0..3, got slice 4"):
         slices.take(np.zeros((2, 3, 4)), 4)
-    with pytest.raises(ValueError, match=r"4 pictures of \(3, 2\), the array is \(3, 2, 4\)"):
+    with pytest.raises(ValueError, match=r"4 pictures of \(3, 2\), got an array of \(3, 2, 4\)"):
         slices.take(np.zeros((3, 2, 4)), 0)
-    with pytest.raises(ValueError, match=r"a picture of \(3, 2\) goes here, this one is \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"expected a picture of \(3, 2\), got \(2, 3\)"):
         slices.put(np.zeros((2, 3, 4)), 0, np.zeros((2, 3)))
 
 

@@ -435,7 +435,7 @@ def test_a_multi_frame_file_over_time_wants_a_time(tmp_path: Path) -> None:
     frames = RNG.integers(0, 4000, (6, 6, 5)).astype(np.uint16)
     places = [[0, 0, 3.0 * n] for n in (0, 0, 1, 1, 2, 2)]
     (source,) = sources([enhanced(tmp_path / "a.dcm", frames, places, SOPClassUID=ENHANCED_MR, Modality="MR")])
-    with pytest.raises(UnreadableFile, match=r"holds 2 volumes over time; choose one with --time 0 \.\. --time 1"):
+    with pytest.raises(UnreadableFile, match=r"has 2 volumes over time; choose one with --time 0 \.\. --time 1"):
         read(source)
     with pytest.raises(UnreadableFile, match=r"2 volumes over time, 0 to 1; there is no volume 2"):
         read(source, time=2)

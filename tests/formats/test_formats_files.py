@@ -80,7 +80,7 @@ def test_time_is_chosen(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(values, AFFINE), tmp_path / "a.nii.gz")
     found = source(tmp_path / "a.nii.gz")
     assert found.volumes == 3
-    with pytest.raises(UnreadableFile, match=r"a\.nii\.gz: holds 3 volumes over time; choose one with --time 0 \.\."):
+    with pytest.raises(UnreadableFile, match=r"a\.nii\.gz: has 3 volumes over time; choose one with --time 0 \.\."):
         read(found)
     with pytest.raises(UnreadableFile, match="there is no volume 3"):
         read_geometry(found, time=3)

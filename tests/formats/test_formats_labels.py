@@ -95,9 +95,9 @@ def test_the_same_labels_give_the_same_bytes_and_nothing_is_left_beside(tmp_path
 def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((5, 6, 7), np.int16), np.eye(4)), tmp_path / "source.nii")
     (source,) = sources(tmp_path / "source.nii")
-    with pytest.raises(CannotExport, match=r"labels of \(5, 6, 8\) uint8 do not fit the scan, which takes \(5, 6, 7\)"):
+    with pytest.raises(CannotExport, match=r"labels of \(5, 6, 8\) uint8 do not fit the scan, which needs \(5, 6, 7\)"):
         write_nifti_labels(tmp_path / "a.nii", labels((5, 6, 8)), source, names=NAMES)
-    with pytest.raises(CannotExport, match="go up to class 3, but only 2 classes have a name"):
+    with pytest.raises(CannotExport, match="contain class 3, but only 2 classes have a name"):
         write_nifti_labels(tmp_path / "a.nii", np.full((5, 6, 7), 3, np.uint8), source, names=NAMES[:2])
     with pytest.raises(CannotExport, match="references the DICOM files"):
         write_dicom_seg(tmp_path / "a.dcm", labels((5, 6, 7)), source, names=NAMES)

@@ -280,16 +280,16 @@ def test_restore_to_a_megapixel_takes_milliseconds() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (4, 4), (2, 0, 4)])
 def test_restore_refuses_what_is_not_probabilities(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"restore wants \(C, h, w\)"):
+    with pytest.raises(ValueError, match=r"restore expects \(C, h, w\)"):
         restore(np.zeros(shape, np.float32), 8, 8)
 
 
 def test_letterbox_refuses_other_types_and_shapes() -> None:
-    with pytest.raises(ValueError, match="letterbox wants"):
+    with pytest.raises(ValueError, match="letterbox expects"):
         letterbox(np.zeros((4, 4), np.float32), 8)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="letterbox_mask wants"):
+    with pytest.raises(ValueError, match="letterbox_mask expects"):
         letterbox_mask(np.zeros((4, 4, 3), np.uint8), 8)
-    with pytest.raises(ValueError, match="every side must be 1 or more"):
+    with pytest.raises(ValueError, match="every side must be at least 1"):
         letterbox(np.zeros((0, 4), np.uint8), 8)
 
 
