@@ -31,7 +31,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from backend.demo.label_studio import LabelStudio
 from backend.intake.plan import ImportOptions
-from backend.intake.run import ImportRequest, run
+from backend.intake.request import ImportRequest
+from backend.intake.run import run
 from backend.intake.slicing import PNG
 from backend.label_studio.studio import Studio
 from backend.workers.process_pool import Workers

@@ -61,7 +61,7 @@ def import_(
     """
     from backend.intake.identities import NAME
     from backend.intake.plan import ImportOptions
-    from backend.intake.run import ImportRequest
+    from backend.intake.request import ImportRequest
     from backend.intake.terminal import import_scans
 
     settings = settings_from_env(data_dir=data_dir)

@@ -211,8 +211,8 @@ def _twelve_bit_jpeg(path: Path, header: Dataset, index: int | None) -> NDArray[
 def _reason(error: Exception) -> str:
     """The short message of a decoder's error; decoders report bytes and never the header's texts."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0] if lines else type(error).__name__
-    return said[:200].rstrip(".:;")
+    reason = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0] if lines else type(error).__name__
+    return reason[:200].rstrip(".:;")
 
 
 def _refuse_other_sizes(path: Path, header: Dataset) -> None:

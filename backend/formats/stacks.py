@@ -49,8 +49,8 @@ def stacks(facts: Iterable[FileFacts]) -> list[Source]:
 
 
 def _source(files: Sequence[FileFacts], uid: str) -> Source:
-    said = {fact.burnt_in for fact in files}
-    burnt_in = "YES" if "YES" in said else "NO" if said == {"NO"} else ""
+    values = {fact.burnt_in for fact in files}
+    burnt_in = "YES" if "YES" in values else "NO" if values == {"NO"} else ""
     return Source("dicom", tuple(fact.path for fact in files), uid, tuple(fact.instance for fact in files), burnt_in)
 
 

@@ -129,8 +129,8 @@ class Scan:
         by_file = bool(numbering) or _by_file(source, self.slices)
         numbers = numbering or tuple(range(len(source.files)))
         if by_file and not self.best and len(self.missing) < len(numbers):
-            wished = set(self.missing)
-            places = [place for place, number in enumerate(numbers) if number in wished]
+            missing = set(self.missing)
+            places = [place for place, number in enumerate(numbers) if number in missing]
             source, numbering = subset(source, places), tuple(numbers[place] for place in places)
         return SliceJob(
             scan=scan,

@@ -28,7 +28,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from backend.intake.run import ImportRequest, Tally, run
+from backend.intake.request import ImportRequest, Tally
+from backend.intake.run import run
 from backend.label_studio.studio import Studio
 from backend.settings import Settings
 from backend.workers.process_pool import Workers

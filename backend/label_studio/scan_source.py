@@ -1,7 +1,7 @@
 """Images of scans over HTTP, from Label Studio and from allowed hosts only (protection against SSRF).
 
 A task's image address is chosen by anyone who may import tasks, and our token opens all of Label Studio's API. So
-an address must be a file of Label Studio, or lie on a listed host whose IP address is checked before the request.
+an address must be a file of Label Studio, or on a listed host whose IP address is checked before the request.
 """
 
 from __future__ import annotations

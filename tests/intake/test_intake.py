@@ -30,7 +30,8 @@ from backend.formats import Window, to_uint8
 from backend.intake.existing_tasks import ExistingTasks
 from backend.intake.identities import Identities
 from backend.intake.plan import ImportOptions
-from backend.intake.run import ImportRequest, Tally, run
+from backend.intake.request import ImportRequest, Tally
+from backend.intake.run import run
 from backend.label_studio.studio import Studio
 from backend.records.locks import Locks
 from backend.workers.process_pool import Workers

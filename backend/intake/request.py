@@ -1,0 +1,87 @@
+"""What an import is asked to do, what it reports while it runs, and what it did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from backend.intake.plan import ImportOptions
+from backend.intake.slicing import Problem
+
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """The arguments of `scanqueue import`.
+
+    identities  the identities file
+    spool       folder for pictures before the upload; emptied
+    local       folder from which Label Studio serves local files; None: upload
+    root        see LocalFiles
+    foreign     continue even if the project's scans were imported with another identities file
+    """
+
+    project: int
+    paths: tuple[Path, ...]
+    options: ImportOptions
+    identities: Path
+    spool: Path
+    locks: Path
+    jobs: int
+    local: Path | None = None
+    root: Path | None = None
+    dry_run: bool = False
+    foreign: bool = False
+
+
+@dataclass
+class Tally:
+    """The results of an import. `problems` and `burnt_in` contain paths, which may name patients.
+
+    files, others   files found, and those of them that are not images
+    scans           identified sources, without copies
+    copies          files that are copies of others
+    slices          selected slices; of them
+    made            became tasks (or would have, in a dry run)
+    there           already had a task
+    skipped         scans skipped because of text in their pixels
+    doubles         tasks in Label Studio for slices that already have another task
+    """
+
+    files: int = 0
+    others: int = 0
+    scans: int = 0
+    copies: int = 0
+    slices: int = 0
+    made: int = 0
+    there: int = 0
+    skipped: int = 0
+    doubles: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+    burnt_in: list[Path] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON without paths, so that it may be stored."""
+        numbers = ("files", "others", "scans", "copies", "slices", "made", "there", "skipped", "doubles")
+        return {
+            **{name: getattr(self, name) for name in numbers},
+            "burnt_in": len(self.burnt_in),
+            "problems": [problem.what for problem in self.problems],
+            "interrupted": self.interrupted,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+class ProgressListener(Protocol):
+    """Receives the progress of an import."""
+
+    def looked(self, files: int) -> None:
+        """`files` files were sniffed so far."""
+
+    def begin(self, total: int) -> None:
+        """`total` files will be read."""
+
+    def advance(self, files: int, made: int) -> None:
+        """Another `files` files are finished; `made` tasks were created so far."""
