@@ -1,4 +1,4 @@
-"""Broken, huge and hostile files: a sentence each, never a crash, never gigabytes, never a name."""
+"""Broken, huge and hostile files: one clear message, never a crash, gigabytes of memory, or a name."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PIXELS = RNG.integers(0, 4000, (64, 70)).astype(np.uint16)
 
 
 def everything(path: Path) -> None:
-    """All that is done with a file."""
+    """Everything that we do with a file."""
     fact = sniff(path)
     if fact is None:
         return

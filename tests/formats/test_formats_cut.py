@@ -1,4 +1,4 @@
-"""How a volume lies in the patient and how it is cut: every orientation, there and back, voxel for voxel."""
+"""The position of a volume in the patient, and its cuts: every orientation, round trip, voxel for voxel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPACING = (1.0, 1.25, 3.0)  # of R, A, S
 
 
 def oriented(path: Path, code: str) -> Source:
-    """CANONICAL as a NIfTI file whose voxel axes point as `code` says."""
+    """CANONICAL as a NIfTI file with voxel axes in the directions of `code`."""
     affine = np.diag([*SPACING, 1.0])
     affine[:3, 3] = (-11, 7, 3)
     turn = ornt_transform(io_orientation(affine), axcodes2ornt(code))

@@ -1,4 +1,4 @@
-"""DICOM in: which files belong together, what their pixels mean, whatever the transfer syntax."""
+"""Reading DICOM: grouping of files and pixel values in every transfer syntax."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_other_orientations_sizes_and_frames_of_reference_are_other_stacks(tmp_p
     assert found == sources(paths[::-1])
 
 
-def test_images_at_one_place_are_told_apart_by_what_marks_them(tmp_path: Path) -> None:
+def test_images_at_one_position_are_distinguished_by_their_marks(tmp_path: Path) -> None:
     uid, frame = generate_uid(), generate_uid()
     both = {"SeriesInstanceUID": uid, "FrameOfReferenceUID": frame, "Modality": "MR", "SOPClassUID": MR}
     first = series(tmp_path / "late", STACK, EchoTime=80.0, **both)
@@ -117,7 +117,7 @@ def test_images_at_one_place_are_told_apart_by_what_marks_them(tmp_path: Path) -
         assert len({path.parent for path in source.files}) == 1
 
 
-def test_images_at_one_place_that_nothing_marks_are_told_apart_by_their_order(tmp_path: Path) -> None:
+def test_images_at_one_position_without_marks_are_distinguished_by_order(tmp_path: Path) -> None:
     both: dict[str, Any] = {"SeriesInstanceUID": generate_uid(), "FrameOfReferenceUID": generate_uid()}
     paths = series(tmp_path, np.concatenate([STACK, STACK + 1]), places=(0, 2, 4, 6) * 2, **both)
     found = sources(paths)
@@ -167,7 +167,7 @@ def test_a_tilted_gantry_is_no_regular_volume(tmp_path: Path) -> None:
     assert (volume.geometry.affine @ [0, 0, 3, 1])[:3] == pytest.approx([0, -2.4, 7.5])
 
 
-def test_what_is_no_picture_is_none(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("Lung left, 12.3.")
     (tmp_path / "empty").touch()
     (tmp_path / "data.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""NIfTI and picture files in: values, windows, time, pages, turns."""
+"""Reading NIfTI and picture files: values, windows, time, pages, orientation."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_the_range_that_the_file_names_is_the_window(tmp_path: Path) -> None:
     assert one(tmp_path / "a.nii").window == Window(35, 50, "LINEAR_EXACT")
 
 
-def test_an_affine_that_is_none_is_an_unknown_place(tmp_path: Path) -> None:
+def test_an_invalid_affine_is_an_unknown_position(tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), AFFINE)
     image.header["srow_x"] = (0, 0, 0, 0)
     image.header["sform_code"], image.header["qform_code"] = 1, 0

@@ -1,4 +1,4 @@
-"""Labels out: NIfTI that lies on its source, DICOM SEG whose references hold."""
+"""Writing labels: NIfTI aligned to its source, DICOM SEG with valid references."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def reread(path: Path, source: Source, names: int) -> np.ndarray[Any, Any]:
-    """(I, J, K) as highdicom gives it for the source's instances."""
+    """(I, J, K) as highdicom reads it for the source's instances."""
     seg = highdicom.seg.segread(path)
     assert seg.number_of_segments == names
     found = seg.get_pixels_by_source_instance(

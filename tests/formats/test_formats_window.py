@@ -1,4 +1,4 @@
-"""Window and level: DICOM's formulas on every kind of number, and which window is chosen."""
+"""Window and level: DICOM's formulas on every kind of number, and the choice of the window."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_informative_slices_are_as_many_as_wanted(k: int) -> None:
         informative(scan, cut(scan.geometry, "acquisition"), 0)
 
 
-def test_slices_that_are_all_alike_are_taken_evenly() -> None:
+def test_identical_slices_are_selected_evenly() -> None:
     scan = volume(np.zeros((8, 8, 100), np.uint8))
     picked = informative(scan, cut(scan.geometry, "acquisition"), 4)
     assert np.diff([0, *picked, 100]).max() <= 40

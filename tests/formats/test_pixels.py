@@ -149,7 +149,7 @@ def test_exif_orientation_is_applied_as_browsers_do(orientation: int, turn: Any)
     assert np.array_equal(got, turn(RAMP))
 
 
-def test_first_frame_of_several_is_taken() -> None:
+def test_first_frame_of_several_is_read() -> None:
     frames = [Image.fromarray(RAMP), Image.fromarray(255 - RAMP)]
     data = encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:])
     assert np.array_equal(decode_image(data), RAMP)
@@ -187,7 +187,7 @@ def test_flipped_bytes_give_pixels_or_unreadable_never_another_error(kind: str, 
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header promises width x height pixels."""
+    """A PNG of a few bytes whose header declares width x height pixels."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

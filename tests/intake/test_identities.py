@@ -1,4 +1,4 @@
-"""The identities file: pseudonyms that stay, a key that nobody else has, a file that only its owner reads."""
+"""The identities file: stable pseudonyms, a secret key, readable by its owner only."""
 
 from __future__ import annotations
 

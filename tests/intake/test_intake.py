@@ -1,4 +1,4 @@
-"""`scanqueue import` into a real Label Studio: every slice once, as it is in the source, whatever happens."""
+"""`scanqueue import` into a real Label Studio: every slice once, identical to its source, whatever happens."""
 
 from __future__ import annotations
 
@@ -388,7 +388,7 @@ def test_killed_anywhere_and_run_again_every_slice_is_there_once(lab: Lab, tmp_p
 
 
 def _group(number: int) -> list[int]:
-    """The processes of a group that still run."""
+    """The processes of a group that are still running."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -524,7 +524,7 @@ def test_pictures_in_a_folder_that_label_studio_serves_are_not_uploaded(lab: Lab
     assert lab.run(lab.root, tmp_path / "in", local=lab.root).made == 0
 
 
-def test_a_folder_that_label_studio_cannot_serve_is_refused_with_the_cure(
+def test_a_folder_that_label_studio_cannot_serve_is_refused_with_advice(
     lab: Lab, label_studio: LabelStudio, tmp_path: Path
 ) -> None:
     write_series(tmp_path / "in", "fourteen", range(2))

@@ -1,4 +1,4 @@
-"""The parts of the import that need no Label Studio: walking, worker processes, the look for burnt-in text, options."""
+"""The parts of the import that need no Label Studio: walking, worker processes, burnt-in text, options."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_every_file_is_found_once_in_the_order_of_names(tmp_path: Path) -> None:
     assert found == [tmp_path / "b" / "2", tmp_path / "a" / "link", tmp_path / "a" / "x"]
 
 
-def test_a_path_that_does_not_exist_is_said_first(tmp_path: Path) -> None:
+def test_a_path_that_does_not_exist_is_reported_first(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match="does not exist"):
         next(walk([tmp_path, tmp_path / "nothing"]))
 
@@ -114,7 +114,7 @@ TEXTS = ("DOE^JOHN 12.03.1961", "Hospital St. Maria", "ID 0048312", "2024-05-06 
 
 
 def _written(picture: np.ndarray, text: str, height: int, corner: int, rng: random.Random) -> np.ndarray | None:
-    """`text` of so many pixels of height in a corner; None where it does not fit."""
+    """`text` of the given height in pixels in a corner; None if it does not fit."""
     drawn = picture.copy()
     scale = height / 21
     (wide, high), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1 + height // 24)
@@ -129,7 +129,7 @@ def _written(picture: np.ndarray, text: str, height: int, corner: int, rng: rand
 
 @pytest.fixture(scope="module")
 def radiographs() -> list[np.ndarray]:
-    """Without any text; drawn small, as drawing takes long."""
+    """Without text; drawn small, because drawing takes long."""
     return [np.asarray(cv2.resize(phantom(seed, (192, 192))[0], (512, 512))) for seed in range(6)]
 
 

@@ -1,7 +1,6 @@
-"""No patient leaves: what is planted in every field of DICOM, NIfTI and picture files is found nowhere but in the file
-of identities.
+"""No patient data leave: text planted in every field of DICOM, NIfTI and picture files is only in the identities file.
 
-`World.places` is what is searched; a test of the page, the loop or the export adds its own and asks `hunt` again.
+`World.places` are searched; tests of the page, the loop or the export add their own places and call `hunt` again.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class World:
         }
 
     def command(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        """Run scanqueue; what it says is among the places."""
+        """Run scanqueue; its output is among the places."""
         line = [sys.executable, "-m", "backend.cli", *map(str, arguments)]
         done = subprocess.run(line, env=self.environment(), capture_output=True, text=True, timeout=300)
         self.places += [done.stdout, done.stderr]
@@ -70,7 +69,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """All that was planted, imported twice: once uploaded, once as local files into another project."""
+    """All planted files, imported twice: as uploads, and as local files into another project."""
     if not default_executable().exists():
         pytest.skip(f"Label Studio is not installed at {default_executable()}; run `make setup`")
     folder = tmp_path_factory.mktemp("patients")
@@ -122,5 +121,5 @@ def test_tasks_have_pseudonyms_and_numbers_only(world: World) -> None:
     assert len(rows) == 12
     for data in (row["data"] for row in rows):
         assert set(data) <= allowed | {"window"}
-        assert data.get("modality", "MR") == "MR"  # the planted one was not believed
+        assert data.get("modality", "MR") == "MR"  # the planted value was rejected
         assert hunt([json.dumps(data)]) == []

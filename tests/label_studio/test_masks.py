@@ -79,7 +79,7 @@ def test_an_annotation_without_regions_is_all_background() -> None:
     assert remarks == []
 
 
-def test_a_region_of_a_label_that_is_gone_is_left_out_and_remarked_upon() -> None:
+def test_a_region_of_a_label_that_is_gone_is_skipped_with_a_warning() -> None:
     gone = region(value={"format": "rle", "rle": encode_brush(disc(30, 60, 9)), "brushlabels": ["Spleen"]})
     mask, remarks = read_mask([region(), gone], CONFIG, H, W)
     assert np.array_equal(mask == 1, disc(20, 20, 12))
@@ -127,7 +127,7 @@ GOOD = encode_brush(disc(20, 20, 12))
     ],
     ids=["none", "text", "empty", "tiny", "bomb", "cut", "negative", "float", "other size"],
 )
-def test_run_lengths_that_do_not_fit_are_refused_with_the_cure(rle: Any) -> None:
+def test_run_lengths_that_do_not_fit_are_refused_with_advice(rle: Any) -> None:
     value = {"format": "rle", "rle": rle, "brushlabels": ["Lung"]}
     with pytest.raises(UnreadableMask) as error:
         read_mask([region(value=value)], CONFIG, H, W)

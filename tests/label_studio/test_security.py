@@ -1,4 +1,4 @@
-"""What a hostile task, host or file can make of us: nothing. Real servers on the loopback address."""
+"""Hostile tasks, hosts and files have no effect. Real servers on the loopback address."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from backend.label_studio.studio import Studio
 
 
 class Hostile:
-    """Answers `/bomb`, `/zstd`, `/large`, `/drip`, `/away`, and notes what it was asked."""
+    """Answers `/bomb`, `/zstd`, `/large`, `/drip`, `/away`, and records the requests."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, dict[str, str]]] = []
@@ -97,7 +97,7 @@ def test_every_hop_of_a_redirect_is_looked_at(hostile: Hostile) -> None:
 
 
 def test_we_connect_to_the_address_that_was_looked_at(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the judgement is changed, so that a loopback server may stand for one on the internet."""
+    """Only the check is replaced, so that a loopback server can represent one on the internet."""
     monkeypatch.setattr(scan_source, "_is_public", lambda _: True)
     asked: list[str] = []
     real = socket.getaddrinfo
@@ -136,7 +136,7 @@ def test_what_is_packed_or_too_large_or_comes_too_slowly_is_given_up(
         assert time.monotonic() - began < 5
 
 
-def test_an_image_lies_in_memory_once_and_the_largest_that_is_decoded_still_fits(
+def test_an_image_is_in_memory_once_and_the_largest_that_is_decoded_still_fits(
     hostile: Hostile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 128 * 2**20 < scan_source.IMAGE_BYTES <= 160 * 2**20  # 64 million pixels of 16 bits are 122 MiB

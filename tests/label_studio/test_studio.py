@@ -1,4 +1,4 @@
-"""Label Studio's side: one contract for the real one and for the one in memory, then what only the real one has."""
+"""Label Studio: one contract for the real one and the in-memory one, then what only the real one has."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def row(task: int, version: str, score: float = 0.5, *regions: Mapping[str, Any]
 
 
 class RealPeople:
-    """The people of `MemoryStudio`, in a project of their own in a real Label Studio."""
+    """The people of `MemoryStudio`, in a separate project of a real Label Studio."""
 
     def __init__(self, label_studio: LabelStudio, folder: Path) -> None:
         self.studio = label_studio
@@ -404,7 +404,7 @@ def test_the_webhook_is_made_with_our_header(sides: tuple[Any, Any]) -> None:
     assert not ours.has_webhook(theirs.number, "http://127.0.0.1:9091/webhook", "s3cret")
 
 
-def test_the_webhook_is_mended_in_place_and_its_other_headers_kept(sides: tuple[Any, Any]) -> None:
+def test_the_webhook_is_fixed_in_place_and_its_other_headers_kept(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     url = "http://127.0.0.1:9090/webhook"
     theirs.add_webhook(url, {"X-Site": "north"})
@@ -415,7 +415,7 @@ def test_the_webhook_is_mended_in_place_and_its_other_headers_kept(sides: tuple[
     assert ours.has_webhook(theirs.number, url, "s3cret")
 
 
-def test_a_webhook_address_without_a_dot_is_refused_with_the_cure(sides: tuple[Any, Any]) -> None:
+def test_a_webhook_address_without_a_dot_is_refused_with_advice(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     with pytest.raises(StudioRefused) as error:
         ours.set_webhook(theirs.number, "http://backend:9090/webhook", "s3cret")
@@ -441,7 +441,7 @@ def test_an_image_comes_back_byte_for_byte(sides: tuple[Any, Any]) -> None:
 def test_an_access_token_that_label_studio_no_longer_takes_is_replaced(
     label_studio: LabelStudio, tmp_path: Path
 ) -> None:
-    """By our clock it is good for another hour: one of the two clocks has jumped."""
+    """By our clock it is valid for another hour: one of the two clocks has jumped."""
     theirs = RealPeople(label_studio, tmp_path)
     (task,) = theirs.add_scans([png(9)])
     ours = Studio(label_studio.url, label_studio.personal_access_token())
@@ -524,7 +524,7 @@ def folder_studio(tmp_path_factory: pytest.TempPathFactory, label_studio: LabelS
 
 
 @pytest.mark.label_studio
-def test_a_legacy_token_works_while_they_are_on_and_is_refused_with_the_cure_when_off(
+def test_a_legacy_token_works_while_they_are_on_and_is_refused_with_advice_when_off(
     folder_studio: LabelStudio,
 ) -> None:
     legacy = folder_studio.legacy_token()
@@ -544,7 +544,7 @@ def test_a_personal_access_token_reads_and_writes(label_studio: LabelStudio) -> 
 
 @pytest.mark.parametrize("token", ["", "0" * 40])
 @pytest.mark.label_studio
-def test_no_token_and_a_wrong_token_are_refused_with_the_cure(label_studio: LabelStudio, token: str) -> None:
+def test_no_token_and_a_wrong_token_are_refused_with_advice(label_studio: LabelStudio, token: str) -> None:
     with pytest.raises(StudioRefused, match="SCANQUEUE_LABEL_STUDIO_API_KEY"):
         Studio(label_studio.url, token).whoami()
 
@@ -577,7 +577,7 @@ def test_a_local_file_that_is_missing_or_outside_is_a_problem_of_its_scan(
 def test_a_file_that_label_studio_forbids_is_a_problem_of_its_scan_alone(
     label_studio: LabelStudio, tmp_path: Path
 ) -> None:
-    """Serving local files is off, as it is by default: a 403 that says nothing about the token."""
+    """Serving local files is off, as it is by default: a 403 that is unrelated to the token."""
     people = RealPeople(label_studio, tmp_path)
     people.add_scans([png(5)])
     ours = Studio(label_studio.url, label_studio.personal_access_token())
@@ -630,7 +630,7 @@ class Host:
 
 
 def own_studio(*hosts: str) -> Studio:
-    """A Studio whose Label Studio need not run: no image of it is asked for."""
+    """A Studio whose Label Studio need not run, because no image is requested from it."""
     return Studio("http://127.0.0.1:1", "0" * 40, image_hosts=hosts)
 
 
@@ -692,7 +692,7 @@ def test_a_redirect_into_the_rest_of_label_studio_is_not_followed() -> None:
         assert [path for path, _ in host.seen] == ["/data/upload/1/a.png"]
 
 
-def test_an_image_on_a_host_that_is_not_listed_is_never_asked_for() -> None:
+def test_an_image_on_a_host_that_is_not_listed_is_never_requested() -> None:
     with Host() as host:
         with pytest.raises(UnreadableScan) as error:
             own_studio("example.com").image(f"http://{host.name}/scan.png")
