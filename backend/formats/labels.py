@@ -94,9 +94,9 @@ def check(labels: NDArray[np.uint8], geometry: Geometry, names: Sequence[str]) -
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file completely or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        aside.write_bytes(content)
-        aside.replace(path)
+        partial.write_bytes(content)
+        partial.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)

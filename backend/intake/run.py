@@ -63,7 +63,7 @@ def run(request: ImportRequest, studio: Studio, workers: Workers, progress: Prog
             file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / file.name
         identities = stack.enter_context(Identities(file))
         intake = _Import(request, studio, workers, identities, existing, progress)
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             intake.run(path for path in (first, *files) if path is not None)
         finally:
@@ -72,7 +72,7 @@ def run(request: ImportRequest, studio: Studio, workers: Workers, progress: Prog
         tally = intake.tally
         tally.doubles = existing.doubles
         tally.interrupted = workers.stopped
-        tally.seconds = time.monotonic() - began
+        tally.seconds = time.monotonic() - started
         return tally
 
 

@@ -278,15 +278,15 @@ def write_png(file: Path, picture: NDArray[np.uint8]) -> None:
     done, data = cv2.imencode(".png", pixels, PNG)
     if not done:
         raise UnreadableFile(file, "the picture could not be encoded.")
-    aside = f"{file.parent}/.{file.name}.part"
+    partial = f"{file.parent}/.{file.name}.part"
     try:
-        with open(aside, "wb", buffering=0) as out:
+        with open(partial, "wb", buffering=0) as out:
             if out.write(data.data) != data.nbytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.replace(aside, file)
+        os.replace(partial, file)
     except OSError as error:
         with contextlib.suppress(OSError):
-            os.unlink(aside)
+            os.unlink(partial)
         raise _cannot_write(file.parent, error) from error
 
 

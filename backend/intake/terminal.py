@@ -40,16 +40,16 @@ MOST = 50  # maximum number of problems and warnings in the list
 def import_scans(request: ImportRequest, settings: Settings, *, as_json: bool, show_paths: bool) -> int:
     """Run the import and print its results. Exit status: 0 complete, 1 unreadable files, 130 interrupted."""
     studio = Studio(settings.label_studio_url, settings.label_studio_api_key)
-    aside = Console(stderr=True, highlight=False)
-    with Workers(request.jobs) as workers, _interruptible(workers), _Bars(aside) as bars:
+    console = Console(stderr=True, highlight=False)
+    with Workers(request.jobs) as workers, _interruptible(workers), _Bars(console) as bars:
         tally = run(request, studio, workers, bars)
-    _list(aside, tally, paths=show_paths or aside.is_terminal)
+    _list(console, tally, paths=show_paths or console.is_terminal)
     if as_json:
         print(json.dumps({"project": request.project, "dry_run": request.dry_run, **tally.to_dict()}, indent=1))
     else:
         Console(highlight=False).print(_table(request, tally))
     if tally.interrupted:
-        aside.print("Interrupted. Run the same command again to resume.")
+        console.print("Interrupted. Run the same command again to resume.")
         return 130
     return 1 if tally.problems else 0
 

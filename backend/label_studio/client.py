@@ -165,7 +165,7 @@ class Client:
         if body is not None:
             content = json.dumps(body).encode()
         self.requests += 1
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             response = wrapper.httpx_client.request(
                 path,
@@ -186,7 +186,7 @@ class Client:
                 f"Label Studio at {self.url} does not answer ({type(error).__name__}). scanqueue retries every "
                 "minute; check that Label Studio is running and that SCANQUEUE_LABEL_STUDIO_URL is correct."
             ) from error
-        self._count("studio", f"{method} {_path_pattern(path)}", time.monotonic() - began)
+        self._count("studio", f"{method} {_path_pattern(path)}", time.monotonic() - started)
         if response.status_code >= 400:
             self._count("studio_error", "failed" if response.status_code >= 500 else "refused")
         try:

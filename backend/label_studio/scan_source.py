@@ -132,12 +132,12 @@ class ScanSource(Client):
             for _ in range(REDIRECTS):
                 ours = self._allowed(url)
                 self.requests += 1
-                began = time.monotonic()
+                started = time.monotonic()
                 try:
                     authorization = {"Authorization": self._authorization()} if ours else {}
                     address, name, extensions = (url, {}, {}) if ours else self._pinned(url)
-                    asked = {"Accept-Encoding": "identity", **authorization, **name}
-                    with client.stream("GET", address, headers=asked, extensions=extensions) as response:
+                    headers = {"Accept-Encoding": "identity", **authorization, **name}
+                    with client.stream("GET", address, headers=headers, extensions=extensions) as response:
                         if response.is_redirect:
                             url = _joined(url, response.headers.get("location", ""))
                             continue
@@ -150,7 +150,7 @@ class ScanSource(Client):
                             raise UnreadableScan(_forbidden(url, reference))
                         body = _body(response, reference)
                         if ours:
-                            self._count("studio", "GET image", time.monotonic() - began)
+                            self._count("studio", "GET image", time.monotonic() - started)
                         return body
                 except (httpx.HTTPError, ValueError) as error:  # ValueError: the token response is not JSON
                     if ours:
