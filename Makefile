@@ -15,7 +15,8 @@ help:
 	@echo "make demo       Label Studio and scanqueue with synthetic scans; Ctrl-C ends it"
 	@echo "                SIMULATE=1 simulated annotators   DATA=folder with images/ and masks/"
 	@echo "                LABELS=40 how many they label     LABEL=name of the mask   PORT=of Label Studio"
-	@echo "make test       checks and tests, as CI runs them (make check is the same)"
+	@echo "make check      lint, types and the tests that need no server; for every edit"
+	@echo "make test       all checks and tests but the longest, as CI runs them"
 	@echo "make test-all   the long tests too"
 	@echo "make docs       the documentation site, in build/docs"
 	@echo "make audit      known vulnerabilities of the installed packages (asks the internet)"
@@ -31,35 +32,43 @@ demo: setup
 		$(if $(LABEL),--label "$(LABEL)") \
 		$(if $(PORT),--port $(PORT))
 
-lint: setup
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+lint: lint-sources types
 
-# No test can reach anything but this machine (where we are root; else as it is). Two files at a time, each with a thread;
-# alone the stack, as twenty annotators are timed in it and every packet that would leave is counted.
-PYTEST = scripts/offline .venv/bin/python -m pytest --durations=25
-ALONE = tests/service/test_stack.py
-SHORT = -m "not long"
+# No test can reach anything but this machine (where we are root; else as it is). Two files at a time, each with a thread.
+# In the stack twenty annotators are timed and every packet that would leave is counted: only the quick tests run beside
+# it, with low priority and in a network namespace of their own.
+PYTEST = scripts/offline .venv/bin/python -m pytest
+TWO = --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+STACK = tests/service/test_stack.py
+LONG = and not long
 
-test: setup
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	$(MAKE) --no-print-directory --jobs=2 types most
-	$(PYTEST) $(SHORT) $(ALONE)
+check: lint-sources
+	$(MAKE) --no-print-directory --jobs=2 types quick
+
+test: lint-sources
+	$(MAKE) --no-print-directory --jobs=2 types servers
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target stack quick PRIORITY="nice -n 10"
 
 test-all:
-	$(MAKE) --no-print-directory test SHORT=
+	$(MAKE) --no-print-directory test LONG=
 
-.PHONY: types most
+.PHONY: lint-sources types quick servers stack
+lint-sources: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
 types:
 	.venv/bin/mypy
 
-most:
-	.venv/bin/python -m pytest --doctest-modules sampling
-	OMP_NUM_THREADS=1 $(PYTEST) $(SHORT) $(ALONE:%=--ignore=%) --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+quick:
+	$(PRIORITY) .venv/bin/python -m pytest -q --doctest-modules sampling
+	OMP_NUM_THREADS=1 $(PRIORITY) $(PYTEST) -m "not server and not slow and not long" $(TWO)
 
-check: test
+servers:
+	OMP_NUM_THREADS=1 $(PYTEST) --durations=25 -m "(server or slow or long) $(LONG)" --ignore=$(STACK) $(TWO)
+
+stack:
+	$(PYTEST) --durations=10 -m "server $(LONG)" $(STACK)
 
 docs: setup
 	.venv/bin/mkdocs build --strict

@@ -34,17 +34,30 @@ if "CI" not in os.environ:  # there Hypothesis does so itself: how fast an examp
 
 ScanPairs = list[tuple[Path, Path]]
 
-SLOW = (  # wait for servers, minutes each: begun first, or one process would work off the last of them alone
-    *("test_faults", "test_disk", "test_many_workers", "test_loop", "test_simulate_runs", "test_clock", "test_driver"),
-    *("test_studio", "test_intake", "test_round_trip", "test_proxy", "test_patients", "test_openapi", "test_doctor"),
-    *("test_page_loop", "test_browser", "test_page_browser", "test_plugin", "test_benchmarks"),
-    *("test_export_volumes", "test_backup"),
+LONGEST = (  # files that wait for servers, minutes each: they start first, or the last one would run alone at the end
+    *("test_intake", "test_driver", "test_loop", "test_simulate_runs", "test_disk", "test_studio", "test_browser"),
+    *("test_doctor", "test_bad_input", "test_page_browser", "test_openapi", "test_plugin", "test_round_trip"),
+    *("test_faults", "test_many_workers", "test_clock", "test_proxy", "test_page_loop", "test_benchmarks"),
+    *("test_patients", "test_demo_parts", "test_fuzz", "test_backup", "test_embedders", "test_api", "test_export"),
 )
+SERVERS = {"label_studio", "postgres", "redis_server", "chromium"}  # fixtures that start one
+STARTS_SERVERS = ("test_openapi", "test_disk", "test_simulate_runs", "test_fuzz", "test_compose")  # of their own
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(SLOW)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(SLOW)))
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+    for item in items:
+        used = set(getattr(item, "fixturenames", ()))
+        call = getattr(item, "callspec", None)
+        if (
+            used & SERVERS
+            or item.path.stem in STARTS_SERVERS
+            or any(item.get_closest_marker(name) for name in ("label_studio", "browser"))
+            or (call is not None and "postgresql" in call.id.split("-"))
+        ):
+            item.add_marker("server")
 
 
 def pytest_collection_finish() -> None:
