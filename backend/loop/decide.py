@@ -137,7 +137,7 @@ def _training(done: Done, config: LabelConfig, known: Mapping[int, Label], usabl
         return None
     keys = {known[task].key for task in usable}
     last = done.models[-1] if done.models else None
-    due = done.asked > 0
+    due = done.training_requests > 0
     if done.settings.retrain == "auto":
         if last is None:
             due = due or len(usable) >= done.settings.cold_start_size

@@ -1,4 +1,4 @@
-"""A scan from the bytes of its file to what is kept of it, in any thread or process. Nothing here loads torch."""
+"""Decode, cache and prepare scans, in any thread or process. Nothing here loads torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Prepare = Callable[[NDArray[np.uint8]], NDArray[Any]]
 
 @dataclass(frozen=True)
 class Ready:
-    """What is recorded of a scan, and what the embedder takes of it; or the problem that it has."""
+    """The values to record for a scan and its input for the embedder, or its problem."""
 
     digest: str = ""
     height: int = 0
@@ -32,14 +32,14 @@ class Ready:
 
 
 def digest_of(data: bytes) -> str:
-    """What names a scan by its content."""
+    """The name of a scan by its content."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
 def prepare_scan(data: bytes | UnreadableScan, prepare: Prepare, size: int, artefacts: Artefacts) -> Ready:
-    """Decode a scan, put it into the cache of the working square of `size` pixels, and prepare it for the embedder.
+    """Decode a scan, cache it in the working square of `size` pixels, and prepare it for the embedder.
 
-    data  its file, or why there is none
+    data  its file, or the reason why there is none
 
     Raises StorageFull.
     """
@@ -58,13 +58,13 @@ def prepare_scan(data: bytes | UnreadableScan, prepare: Prepare, size: int, arte
 def prepare_scans(
     data: Sequence[bytes | UnreadableScan], prepare: Prepare, size: int, artefacts: Artefacts
 ) -> list[Ready]:
-    """The same of several, in a process of its own."""
-    cv2.setNumThreads(1)  # there is a process for each core
+    """`prepare_scan` for several scans, in a separate process."""
+    cv2.setNumThreads(1)  # one process runs per core
     return [prepare_scan(one, prepare, size, artefacts) for one in data]
 
 
 def put_pixels(artefacts: Artefacts, digest: str, scan: Letterboxed) -> None:
-    """Keep a scan as it was fitted into the working square."""
+    """Cache a scan in the working square."""
     box = [scan.top, scan.left, scan.height, scan.width, scan.original_height, scan.original_width]
     name = fingerprint(digest, scan.pixels.shape[0])
     if not artefacts.has("pixels", name):
@@ -72,5 +72,5 @@ def put_pixels(artefacts: Artefacts, digest: str, scan: Letterboxed) -> None:
 
 
 def prepare_all(data: Sequence[bytes], prepare: Prepare) -> list[NDArray[Any]]:
-    """Decode and prepare, and keep nothing. Raises UnreadableScan."""
+    """Decode and prepare scans without caching. Raises UnreadableScan."""
     return [prepare(decode_image(one)) for one in data]

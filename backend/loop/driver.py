@@ -124,12 +124,13 @@ class Reconciler:
         last: Step | None = None
         while True:
             self.context.check(project)
-            requested = self.context.row(project)["training_requests"]
+            # Counted before observing: later requests may be about labels not yet seen.
+            requests = self.context.row(project)["training_requests"]
             seen = self.observer.observe(project)
             if reason := self._disconnected(project):
                 seen = replace(seen, blocked=reason)
             done = stored(self.context, project, seen)
-            done = replace(done, asked=min(done.asked, requested))  # a later request may be about labels not yet seen
+            done = replace(done, training_requests=min(done.training_requests, requests))
             plan = decide(seen, done)
             self.store.set_project(project, phase=plan.phase, reason=plan.reason)
             step = next_step(plan, last, frozenset(refused))
@@ -188,8 +189,8 @@ class Reconciler:
         """What people should know at the end of a pass. Answers a training request that has nothing to train on."""
         remarks = []
         settings = done.settings
-        if done.asked and not plan.steps:
-            self.store.clear_training_requests(project, done.asked)
+        if done.training_requests and not plan.steps:
+            self.store.clear_training_requests(project, done.training_requests)
             remarks.append("A training was requested, but there are no new labels to learn from.")
         if not done.models and _without_strata(seen, settings):
             remarks.append(

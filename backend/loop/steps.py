@@ -39,7 +39,6 @@ class Done:
     compared  versions of the models whose comparison with the control is stored
     served    tasks that were ever in an order, and whether as a control in the last order that contained them; empty
               while no comparison is due
-    asked     number of pending training requests
     """
 
     settings: ProjectSettings
@@ -53,7 +52,7 @@ class Done:
     rounds: tuple[Round, ...] = ()
     compared: frozenset[str] = frozenset()
     served: Mapping[int, bool] = field(default_factory=dict)
-    asked: int = 0
+    training_requests: int = 0
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
         rounds=_rounds(store, project),
         compared=compared,
         served=served(store, project) if due else {},
-        asked=row["training_requests"],
+        training_requests=row["training_requests"],
     )
 
 

@@ -277,7 +277,7 @@ class Trainer:
             {**model, "trained_on": sorted(keys[t] for t in step.tasks)},
             active=step.version if model["accepted"] else "",
             instead_of=active,
-            training_requests=done.asked,
+            training_requests=done.training_requests,
         )
 
 

@@ -344,12 +344,12 @@ def test_with_the_button_nothing_is_trained_until_somebody_asks() -> None:
     waiting = replace(COLD, settings=replace(SETTINGS, retrain="button"))
     given = seen(scans(1, 2, 3, 4), live(0, 5, 6, 7), label(1, 2, 3, 4))
     assert decide(given, waiting).steps == ()
-    assert decide(given, replace(waiting, asked=1)).steps == (Train("scanqueue-r1", (1, 2, 3, 4)),)
+    assert decide(given, replace(waiting, training_requests=1)).steps == (Train("scanqueue-r1", (1, 2, 3, 4)),)
 
 
 def test_asking_again_with_the_same_labels_trains_nothing() -> None:
     given = seen(scans(1, 2, 3), live(1, 7, 5, 4, 6), label(1, 2, 3))
-    assert decide(given, replace(FIRST, asked=1)).steps == ()
+    assert decide(given, replace(FIRST, training_requests=1)).steps == ()
 
 
 def test_activating_another_model_opens_a_round_with_it() -> None:
