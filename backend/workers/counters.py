@@ -1,6 +1,6 @@
-"""Counts and sums that every process keeps, and adds to the records now and then, for `GET /metrics`.
+"""Counts and sums for `GET /metrics`, kept in each process and added to the records every 15 seconds.
 
-What is not yet added when a process is killed is lost: at most the last quarter of a minute.
+A killed process loses what it has not added yet: at most 15 seconds.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from backend.errors import ScanqueueError
 log = logging.getLogger("scanqueue.measures")
 
 EVERY = 15.0  # seconds
-LABELS = 500  # of one process; beyond them nothing new is counted, so that nobody can fill the records
+LABELS = 500  # maximum number of (name, label) pairs per process, so that nobody can fill the records
 
-Amounts = Mapping[tuple[str, str], tuple[int, float]]  # (name, label): how often, sum
+Amounts = Mapping[tuple[str, str], tuple[int, float]]  # (name, label): (count, sum)
 
 
 class CountCallback(Protocol):
-    """Counts something once, and adds `amount` (seconds, mostly) to its sum. Never raises, never waits long."""
+    """Counts something once and adds `amount` (mostly seconds) to its sum. Never raises, never blocks."""
 
     def __call__(self, name: str, label: str, amount: float = 0.0) -> None: ...
 
 
 def discard(name: str, label: str, amount: float = 0.0) -> None:
-    """For whoever does not count."""
+    """A CountCallback that counts nothing."""
 
 
 class Counters:
-    """`note` may be called by any thread; `add` writes what came together."""
+    """Any thread may call `count`; `add` writes the collected amounts."""
 
     def __init__(self, add: Callable[[Amounts], None]) -> None:
         self._add = add
@@ -46,7 +46,7 @@ class Counters:
                 self._waiting[key] = (count + 1, total + amount)
 
     def flush(self) -> None:
-        """Write what is waiting; where that fails it goes on waiting."""
+        """Write the collected amounts; after a failure they are kept for the next time."""
         with self._lock:
             taken, self._waiting = self._waiting, {}
         if not taken:
@@ -61,7 +61,7 @@ class Counters:
                     self._waiting[key] = (count + more, total + further)
 
     def keep(self, stopping: threading.Event) -> None:
-        """Flush now and then until `stopping` is set, and once more."""
+        """Flush every 15 seconds until `stopping` is set, then once more."""
         while not stopping.wait(EVERY):
             self.flush()
         self.flush()

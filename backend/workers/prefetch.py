@@ -1,4 +1,4 @@
-"""Load the next while the last is computed."""
+"""Loads the next batches while the current one is computed."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-NICE = 5  # whoever waits for the work is not to wait for a core too
+NICE = 5  # lower priority, so that the thread that uses the results gets a core first
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def ahead(load: Callable[[T], R], items: Sequence[T], *, size: int, threads: int, first: int = 0) -> Iterator[list[R]]:
-    """What `load` makes of the items, in order, `size` at a time; in threads, up to two batches ahead.
+    """Batches of `load(item)`, in order; threads load up to two batches ahead.
 
-    size   items of a batch, 1 or more
-    first  items of the first batch, so that whoever waits for it can begin early; 0: as many as in the others
+    size   items per batch, 1 or more
+    first  items in the first batch, so that the caller can start early; 0: `size`
 
-    The threads step back behind the one that computes: what waits at the end of each parallel region of a network is
-    not to be the core that was decoding.
+    The threads have a lower priority than the computing one: a parallel region of a network ends when its slowest core
+    does, which must not be one that was decoding.
 
-    An exception of `load` is raised when its batch is due. Leaving the loop early waits only for the loads that have
-    begun.
+    An exception of `load` is raised when its batch is due. Leaving the loop early waits only for loads that have
+    started.
     """
     pool = ThreadPoolExecutor(threads, initializer=_step_back)
     todo = iter(items)
@@ -44,7 +44,7 @@ def ahead(load: Callable[[T], R], items: Sequence[T], *, size: int, threads: int
 
 
 def _step_back() -> None:
-    """Give this thread a lower priority than the others of the process have, where the system can (Linux)."""
+    """Lower the priority of this thread within the process, where the system supports it (Linux)."""
     me = threading.get_native_id()
     with contextlib.suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + NICE)

@@ -1,4 +1,4 @@
-"""Worker processes that start fast, are never far ahead, and survive each other's crashes."""
+"""Worker processes that start fast, stay only a little ahead, and survive each other's crashes."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Item = TypeVar("Item")
 Sent = TypeVar("Sent")
 Result = TypeVar("Result")
 
-LOOK = 0.2  # seconds between looks whether to stop
+LOOK = 0.2  # seconds between checks whether to stop
 
 
 class Crashed(Exception):
-    """The process that worked on an item died of it, even when it had nothing else to do."""
+    """The process that worked on an item died twice, the second time with this item alone."""
 
 
 class Workers:
-    """`jobs` processes. After `stop()` nothing more is begun or given out. Several threads may use them.
+    """`jobs` processes. After `stop()` nothing more is started or returned. Several threads may use them.
 
-    preload  a module that the processes have imported when they begin: what the work needs, and no torch
+    preload  a module that the processes import before they start: what the work needs, without torch
     """
 
     def __init__(self, jobs: int, preload: str = "backend.intake.slicing") -> None:
@@ -49,9 +49,9 @@ class Workers:
     def each(
         self, work: Callable[[Sent], Result], items: Iterable[Item], send: Callable[[Item], Sent], *, ahead: int
     ) -> Iterator[tuple[Item, Result | Crashed]]:
-        """`work` done on every item, in their order; at most `ahead` items are taken before one is given back.
+        """(item, result of `work`) in order; at most `ahead` items are taken before one is returned.
 
-        send  what of an item goes to the worker process
+        send  the part of an item that goes to the worker process
 
         An item whose process dies twice, the second time alone, gives Crashed instead of a result.
         """
@@ -75,7 +75,7 @@ class Workers:
                 waiting.popleft()
                 self._renew(pool)
                 yield item, self._alone(work, send(item))
-                # those beside it may have been given up with it
+                # the pool may have dropped the items beside it
                 waiting = deque(
                     self._begin(work, i, send) if p is pool and _failed(f) else (i, f, p) for i, f, p in waiting
                 )
@@ -91,7 +91,7 @@ class Workers:
         *,
         ahead: int,
     ) -> Iterator[tuple[Sequence[Item], Sequence[Result | Crashed]]]:
-        """The same with several items at a time; when the process of a lot dies, each of its items is done alone."""
+        """Like `each`, with several items at a time; when the process of a lot dies, each of its items runs alone."""
         for lot, found in self.each(work, lots, lambda lot: [send(item) for item in lot], ahead=ahead):
             if isinstance(found, Crashed):
                 singly = [self._alone(work, [send(item)]) for item in lot]
@@ -100,7 +100,7 @@ class Workers:
                 yield lot, found
 
     def _alone(self, work: Callable[[Sent], Result], sent: Sent) -> Result | Crashed:
-        """`work` done in a process of its own."""
+        """Run `work` in a process of its own."""
         alone = Workers(1, self._preload)
         try:
             return alone._begin(work, sent, lambda same: same)[1].result()
@@ -115,7 +115,7 @@ class Workers:
         while True:
             with self._lock:
                 if self._pool is None:
-                    self._pool = ProcessPoolExecutor(self.jobs, mp_context=self._context, initializer=_begun)
+                    self._pool = ProcessPoolExecutor(self.jobs, mp_context=self._context, initializer=_initialize)
                 pool = self._pool
                 try:
                     with _no_main():
@@ -138,7 +138,7 @@ class Workers:
         return self._stopping.is_set()
 
     def close(self) -> None:
-        """End the processes; what they are at is finished, what waits is dropped."""
+        """End the processes; running work is finished, waiting work is dropped."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
@@ -164,7 +164,7 @@ def _failed(future: Future[Result]) -> bool:
 
 @contextmanager
 def _no_main() -> Iterator[None]:
-    """Processes begun inside do not import the program that began them, the whole command line."""
+    """Processes started inside do not import the program that started them (the whole command line)."""
     held = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -173,10 +173,10 @@ def _no_main() -> Iterator[None]:
         sys.modules["__main__"] = held
 
 
-def _begun() -> None:
-    """In a new worker process: silent, behind its parent, ends with it, leaves Ctrl-C to it.
+def _initialize() -> None:
+    """Set up a new worker process: silent, low priority, ends with its parent, leaves Ctrl-C to it.
 
-    Libraries that read scans write values of headers into warnings, logs and, past Python, into stderr.
+    Silent because libraries that read scans write header values to warnings, logs and, bypassing Python, to stderr.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

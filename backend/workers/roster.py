@@ -1,4 +1,4 @@
-"""Which workers there are and what they are at, for people to see. Nothing is decided by it."""
+"""Which workers are alive and what they are doing, for display only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Roster:
 
     @contextmanager
     def at(self, work: str) -> Iterator[None]:
-        """Say what is being done, for as long as it is."""
+        """Show `work` as what the worker does while inside."""
         self._at.append(work)
         self._told.set()
         try:
@@ -35,12 +35,12 @@ class Roster:
             self._told.set()
 
     def run(self, stopping: threading.Event) -> None:
-        """Give signs of life until told to stop; records that take nothing are no reason to."""
+        """Give signs of life until `stopping`, even while the database is unavailable."""
         while not stopping.is_set():
             with suppress(ScanqueueError):
                 self._store.present(self._name, ", ".join(dict.fromkeys(self._at)))
             self._told.clear()
-            for _ in range(EVERY):  # what changes fast is told once a second
+            for _ in range(EVERY):  # changes are written at most once a second
                 if stopping.wait(1.0) or self._told.is_set():
                     break
         with suppress(ScanqueueError):

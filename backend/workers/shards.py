@@ -1,10 +1,9 @@
-"""Bulk work cut into shards that any worker on any machine may take.
+"""Batch work in shards that any worker on any machine may take.
 
-The driver of a project cuts a list of tasks into shards, takes them one by one like everybody else,
-and waits for those that others took. There is no clock in it: a worker counts up the `beat` of the
-shard it is at, and the driver takes a shard back whose beat it has not seen move for `LEASE` of its
-own seconds. What a shard makes is stored under names made from its inputs, so one that is done twice
-does no harm.
+The driver of a project cuts a list of tasks into shards, takes them one by one like every other worker, and waits
+for those that others took. No clocks are compared: a worker increments the `beat` of its shard, and the driver
+reopens a shard whose beat has not changed for `LEASE` seconds. Results are stored under names made from their
+inputs, so doing a shard twice does no harm.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from backend.errors import ScanqueueError
 from backend.records.store import Store
 from backend.records.tables import shard_table
 
-SHARD = 16  # tasks of one shard
+SHARD = 16  # tasks per shard
 BEAT = 3.0  # seconds
 LEASE = 20.0  # seconds
 
@@ -32,11 +31,12 @@ _table = shard_table.c
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of one project's bulk work.
+    """A part of one project's batch work.
 
-    run    names the cutting it belongs to; it ends with its driver
-    kind   which work it is; `needs` what else the work depends on, as one text
-    tries  how often a worker gave it back; then only the driver takes it, to meet the error itself
+    run           ID of one `cut`; it ends with its driver
+    kind          the kind of work
+    requirements  what a worker must have to do it, as one text
+    tries         number of failed attempts; from 1 on only the driver takes it, to meet the error itself
     """
 
     project: int
@@ -50,14 +50,14 @@ class Shard:
 
 @dataclass
 class Shards:
-    """The shards in one store, as one worker sees them. `me` names the worker, for people."""
+    """The shards in one store, as one worker sees them. `me` is the worker's display name."""
 
     store: Store
     me: str
     _seen: dict[tuple[str, int], tuple[float, float]] = field(default_factory=dict)  # (run, n): beat, when it moved
 
     def cut(self, project: int, kind: str, requirements: str, tasks: Sequence[int]) -> str:
-        """Write the shards of a bulk work down; returns the run."""
+        """Write the shards of a batch; returns the run."""
         run = secrets.token_hex(8)
         rows = [
             {
@@ -79,20 +79,20 @@ class Shards:
         return run
 
     def forget_all(self, project: int) -> None:
-        """Those of a driver that died; to be called by the one that holds the project's lock."""
+        """Delete the shards of dead drivers; only for the holder of the project's lock."""
         if self.store.rows(select(_table.run).where(_table.project == project).limit(1)):
             with self.store.write() as connection:
                 connection.execute(delete(shard_table).where(_table.project == project))
 
     def forget(self, project: int, run: str) -> None:
-        """Its work is over, or its driver gives up."""
+        """Delete the shards of a run that is done or given up."""
         with self.store.write() as connection:
             connection.execute(delete(shard_table).where(_table.project == project, _table.run == run))
-        for key in [k for k in list(self._seen) if k[0] == run]:  # other threads add theirs meanwhile
+        for key in [k for k in list(self._seen) if k[0] == run]:  # other threads add keys meanwhile
             self._seen.pop(key, None)
 
     def take(self, run: str = "") -> Shard | None:
-        """An open shard of `run`, first to last; without a run one of any driver, last to first."""
+        """Take an open shard of `run`, first to last; without a run one of any driver, last to first."""
         statement = select(shard_table).where(_table.state == "open")
         if run:
             statement = statement.where(_table.run == run).order_by(_table.n)
@@ -111,11 +111,11 @@ class Shards:
         return None
 
     def finish(self, shard: Shard) -> bool:
-        """Say that it is done. False when its driver has gone."""
+        """Mark a shard as done. False when its driver has ended."""
         return self._set(shard, state="done")
 
     def give_back(self, shard: Shard, *, failed: bool) -> None:
-        """Open it again for others; a `failed` one is left to its driver."""
+        """Reopen a shard for others; a `failed` one only for its driver."""
         self._set(shard, state="open", owner="", tries=_table.tries + int(failed))
 
     def _set(self, shard: Shard, **values: object) -> bool:
@@ -125,7 +125,7 @@ class Shards:
 
     @contextmanager
     def beating(self, shard: Shard) -> Iterator[None]:
-        """While inside, the driver sees that somebody is at it."""
+        """While inside, the driver sees that the shard is in progress."""
         over = Event()
 
         def beat() -> None:
@@ -133,7 +133,7 @@ class Shards:
                 try:
                     self._set(shard, beat=_table.beat + 1)
                 except ScanqueueError:
-                    continue  # the work itself will meet it
+                    continue  # the work itself will meet the error
 
         thread = Thread(target=beat, daemon=True)
         thread.start()
@@ -144,7 +144,7 @@ class Shards:
             thread.join()
 
     def left(self, run: str) -> tuple[int, int]:
-        """(shards not done, tasks in them); shards whose worker has gone silent are opened again on the way."""
+        """(unfinished shards, tasks in them); reopens shards whose worker is silent."""
         rows = self.store.rows(select(shard_table).where(_table.run == run, _table.state != "done"))
         now = time.monotonic()
         for row in rows:
@@ -159,5 +159,5 @@ class Shards:
         return len(rows), sum(len(json.loads(row["tasks"])) for row in rows)
 
     def waiting(self) -> int:
-        """How many open shards there are, of all projects."""
+        """Number of open shards of all projects."""
         return int(self.store.rows(select(func.count().label("n")).where(_table.state == "open"))[0]["n"])

@@ -1,7 +1,7 @@
-"""Keeps one worker process running: started again when it ends, and when it hangs.
+"""Keeps one worker process running: restarts it when it ends or hangs.
 
-The worker writes a byte into a pipe every second or two for as long as it gets on. No clock of the
-wall is asked, so a clock that jumps kills nobody.
+The worker writes a byte to a pipe every two seconds while it makes progress. All times are monotonic, so a clock
+that jumps kills nothing.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pathlib import Path
 log = logging.getLogger("scanqueue.supervisor")
 
 BEAT = 2.0  # seconds between signs of life
-SILENCE = 60.0  # seconds without any after which the process is taken for hung
-STARTUP = 600.0  # seconds until the first one: a busy machine may need long to load the libraries
-RESTART_AFTER = 2.0  # seconds until one that died is started again
-GRACE = 25.0  # seconds a worker is given to end; huey gives its looks 20
+SILENCE = 60.0  # seconds without a sign of life after which the process counts as hung
+STARTUP = 600.0  # seconds until the first sign of life: a busy machine may load libraries slowly
+RESTART_AFTER = 2.0  # seconds until a dead worker is restarted
+GRACE = 25.0  # seconds that a worker has to end; huey gives its jobs 20
 
 
 def keep_worker(
@@ -34,19 +34,19 @@ def keep_worker(
     silence: float = SILENCE,
     alive: Path | None = None,
 ) -> None:
-    """Run `command --heartbeat FD` again and again until `stopping` is set; then end it with SIGTERM.
+    """Run and restart `command --heartbeat FD` until `stopping` is set; then end it with SIGTERM.
 
-    silence  seconds without a sign of life after which it is killed and started again
-    alive    a file that is touched at every sign of life, for who watches from outside
+    silence  seconds without a sign of life after which it is killed and restarted
+    alive    a file that is touched at every sign of life, for monitoring from outside
     """
     while not stopping.is_set():
         try:
             code = _run(command, environment, stopping, silence, alive)
-        except Exception:  # no memory or no process left, perhaps: that may pass
-            log.exception("the worker could not be started or watched; it is tried again")
+        except Exception:  # such as no memory or no free process: may be temporary
+            log.exception("the worker could not be started or watched; will retry")
         else:
             if not stopping.is_set():
-                log.warning("the worker ended with code %s; it is started again", code)
+                log.warning("the worker ended with code %s; restarting it", code)
         stopping.wait(RESTART_AFTER)
 
 
@@ -57,7 +57,7 @@ def _run(
     silence: float,
     alive: Path | None,
 ) -> int:
-    """Run the worker once, to its end; returns its code. Whatever happens, it has ended and its pipe is closed."""
+    """Run the worker once; returns its exit code. In any case it has ended and its pipe is closed."""
     reading, writing = os.pipe()
     try:
         try:
@@ -78,21 +78,21 @@ def _run(
 def _watch(
     child: subprocess.Popen[bytes], reading: int, stopping: threading.Event, silence: float, alive_file: Path | None
 ) -> None:
-    """Return when the child has ended, by itself or by our hand."""
+    """Return when the child has ended, by itself or killed here."""
     alive, limit = time.monotonic(), max(silence, STARTUP)
-    with selectors.DefaultSelector() as signs:  # not select(): it knows no descriptor beyond 1,023
+    with selectors.DefaultSelector() as signs:  # not select(), which fails beyond descriptor 1,023
         signs.register(reading, selectors.EVENT_READ)
         while child.poll() is None and not stopping.is_set():
             if signs.select(0.2):
                 if os.read(reading, 4096):
                     alive, limit = time.monotonic(), silence
                     if alive_file is not None:
-                        with suppress(OSError):  # a full disk ends no worker
+                        with suppress(OSError):  # a full disk must not end the worker
                             alive_file.touch()
                 else:
                     stopping.wait(0.2)  # the other end is closed: it is ending
             if time.monotonic() - alive > limit:
-                log.error("the worker has shown no sign of life for %.0f s; it is killed and started again", limit)
+                log.error("the worker has shown no sign of life for %.0f s; killing and restarting it", limit)
                 child.kill()
                 child.wait()
     if child.poll() is None:
@@ -105,7 +105,7 @@ def _watch(
 
 
 def beat(descriptor: int, well: Callable[[], bool], stopping: threading.Event) -> None:
-    """The worker's side: give signs of life while `well()`; ends with `stopping`."""
+    """The worker's side: give signs of life while `well()`, until `stopping`."""
     while not stopping.is_set():
         if well():
             os.write(descriptor, b".")

@@ -1,4 +1,4 @@
-"""Whether the threads that work still get on: a worker that hangs is ended and started again."""
+"""Detects threads that hang: the supervisor restarts such a worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class Stopping(Exception):
-    """The process is asked to end; what is under way is done again at the next start."""
+    """The process must end; unfinished work is repeated after the next start."""
 
 
 class Watchdog:
@@ -20,7 +20,7 @@ class Watchdog:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """While inside, the calling thread is expected to call `beat` now and then."""
+        """While inside, the calling thread must call `beat` regularly."""
         me = threading.get_ident()
         before = self._beats.get(me)
         self._beats[me] = time.monotonic()
@@ -31,16 +31,16 @@ class Watchdog:
                 del self._beats[me]
 
     def beat(self) -> None:
-        """The calling thread has got on with its work."""
+        """Report progress of the calling thread."""
         me = threading.get_ident()
         if me in self._beats:
             self._beats[me] = time.monotonic()
 
     def working(self) -> int:
-        """How many threads are at work."""
+        """Number of threads inside `watched`."""
         return len(self._beats)
 
     def silence(self) -> float:
-        """Seconds since the last sign of life of the thread that has been silent longest; 0 when none works."""
+        """Seconds since the last beat of the thread that has been silent longest; 0 without threads."""
         beats = list(self._beats.values())
         return time.monotonic() - min(beats) if beats else 0.0

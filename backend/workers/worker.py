@@ -1,8 +1,8 @@
-"""The queue of looks to take, and the process that takes them (huey: SQLite, or Redis by URL).
+"""The job queue and the process that runs its jobs (huey: SQLite, or Redis by URL).
 
-A job carries nothing but a project number, so that a lost, doubled or forged one costs a look
-and nothing else. One sweep a minute, and one at the start, touch every project. Whatever is said
-here about time is said in monotonic seconds: a clock that jumps delays nothing.
+A job is a request to reconcile a project and carries only its number, so a lost, duplicate or forged job costs one
+run of the loop. A sweep at the start and every minute requests all projects. All times are monotonic seconds: a
+clock that jumps delays nothing.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from backend.settings import Settings
 
 log = logging.getLogger("scanqueue.worker")
 
-THREADS = 4  # projects looked at side by side; they take turns to train
-AGAIN = 5.0  # seconds until a project that was busy is looked at again
-GAP = 1.0  # seconds between two looks at one project, however often it is touched
+THREADS = 4  # projects reconciled in parallel; they take turns to train
+AGAIN = 5.0  # seconds until a busy project is reconciled again
+GAP = 1.0  # minimum seconds between two jobs of one project
 SWEEP = 60.0  # seconds between sweeps
-GRACE = 20  # seconds that looks are given to stop
+GRACE = 20  # seconds that running jobs have to stop
 WAITING = 10_000  # maximum number of projects in a RequestBuffer
 BROKER_AWAY = (redis.RedisError, sqlite3.Error)
 
 
 class Reconcile(Protocol):
-    """Brings a project up to date; True when it was busy and somebody must come again."""
+    """Brings a project up to date; True when it was busy and must be reconciled again."""
 
     def __call__(self, project: int) -> bool: ...
 
 
 class Queue:
-    """Where touched projects wait. A project waits there once, however often it is touched.
+    """Projects that wait to be reconciled, each at most once.
 
     reconcile  what the worker process does; None in a process that only requests
-    projects   all projects there are, for the sweep
+    projects   all projects, for the sweep
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class Queue:
         self._job = job
 
     def request(self, project: int) -> bool:
-        """Have the project looked at soon; returns at once.
+        """Request that the project is reconciled soon; returns at once.
 
-        False when the queue does not answer. Nothing is lost then: the sweep comes within a minute.
+        False when the queue does not answer. Nothing is lost: the next sweep comes within a minute.
         """
         try:
             if self._huey.storage.put_if_empty(_flag(project), b"1"):
@@ -92,11 +92,11 @@ class Queue:
         return True
 
     def waits(self, project: int) -> bool:
-        """Whether the project was touched and no worker has turned to it yet."""
+        """Whether a request for the project waits for a worker."""
         return bool(self._huey.storage.has_data_for_key(_flag(project)))
 
     def waiting(self) -> int:
-        """How many jobs wait for a worker."""
+        """Number of jobs that wait for a worker."""
         return int(self._huey.storage.queue_size())
 
     def answers(self) -> bool:
@@ -111,7 +111,7 @@ class Queue:
         if self._reconcile is None:
             return
         try:
-            # From here on a new touch is a new job: what it is about may come after our look.
+            # From here on a new request is a new job: its cause may be later than this run.
             self._huey.storage.pop_data(_flag(project))
             early = self._last.get(project, -GAP) + GAP - time.monotonic()
             if early > 0:
@@ -123,7 +123,7 @@ class Queue:
 
     def _reconciled(self, reconcile: Reconcile, project: int) -> bool:
         """True when somebody must come again."""
-        self._last[project] = time.monotonic()  # already now: nobody else need try while we are at it
+        self._last[project] = time.monotonic()  # already now: no other thread should try meanwhile
         try:
             return reconcile(project)
         except ScanqueueError as error:
@@ -135,7 +135,7 @@ class Queue:
         return False
 
     def _later(self, project: int, seconds: float) -> None:
-        """Look again after a while; touches that come meanwhile make no further job."""
+        """Reconcile again after `seconds`; requests in the meantime add no job."""
         if not self._huey.storage.put_if_empty(_flag(project), b"1"):
             return
 
@@ -150,11 +150,11 @@ class Queue:
         timer.start()
 
     def sweep(self) -> None:
-        """Touch every project."""
+        """Request all projects."""
         try:
             projects = list(self._projects())
             if not self.waiting():
-                for project in projects:  # flags of jobs that died with their worker, or with an emptied Redis
+                for project in projects:  # flags of jobs that were lost with their worker or an emptied Redis
                     self._huey.storage.pop_data(_flag(project))
         except BROKER_AWAY as error:
             log.warning("the job queue does not answer (%s); tried again every minute", type(error).__name__)
@@ -166,7 +166,7 @@ class Queue:
             self.request(project)
 
     def run(self, stopping: threading.Event, *, parent: int = 0) -> None:
-        """Work until a signal comes, or until the process `parent` is no longer ours."""
+        """Run jobs until a signal, or until `parent` is no longer the parent process."""
         consumer = Consumer(
             self._huey,
             workers=THREADS,
@@ -200,13 +200,13 @@ class Queue:
 
 
 class RequestBuffer:
-    """Touches and wishes passed on by a thread of its own, so that neither queue nor database keeps a webhook waiting.
+    """Requests that a thread passes on, so that neither queue nor database keeps a webhook waiting.
 
     request           requests a look at a project
     known             whether the project exists; requests for others are dropped
     request_training  records that somebody wants a training now
 
-    What cannot be passed on because the records or the queue are away is kept and tried again.
+    A request is kept and tried again while the database or the queue is unavailable.
     """
 
     def __init__(
@@ -222,14 +222,14 @@ class RequestBuffer:
         threading.Thread(target=self._pass_on, daemon=True).start()
 
     def request(self, project: int, training: bool = False, /) -> None:
-        """Returns at once. A project that waits already is not noted twice."""
+        """Returns at once. A waiting project is not added twice."""
         with self._some:
-            if training or len(self._waiting) < WAITING:  # more are invented, and the sweep finds what is not
+            if training or len(self._waiting) < WAITING:  # more are forged, and the sweep finds real ones
                 self._waiting[project] = self._waiting.get(project, False) or training
             self._some.notify()
 
     def idle(self) -> bool:
-        """Whether everything was passed on."""
+        """Whether all requests were passed on."""
         with self._some:
             return not (self._waiting or self._passing)
 
@@ -246,7 +246,7 @@ class RequestBuffer:
                 if self._known(project):
                     if training:
                         self._request_training(project)
-                        training = False  # written down: not once more when the queue is away
+                        training = False  # recorded: not again when the queue is unavailable
                     self._request(project)
             except ScanqueueError as error:
                 log.warning("project %s: a webhook is not passed on yet: %s", project, error)
@@ -257,7 +257,7 @@ class RequestBuffer:
 
 
 class _NowAndThen(logging.Filter):
-    """Of a queue that does not answer, one line a minute instead of a traceback at every poll."""
+    """One line a minute about an unavailable queue, instead of a traceback at every poll."""
 
     def __init__(self) -> None:
         super().__init__()

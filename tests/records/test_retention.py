@@ -332,6 +332,9 @@ def test_the_settings_are_read_checked_and_passed_on_to_the_worker() -> None:
     settings = Settings.from_env({"SCANQUEUE_KEEP_MODELS": "0", "SCANQUEUE_CACHE_DAYS": "7"})
     assert (settings.keep_models, settings.cache_days) == (0, 7)
     assert Settings.from_env(to_env(settings)) == settings
-    for name, words in (("KEEP_MODELS", "0 keeps every checkpoint"), ("CACHE_DAYS", "0 keeps cached files for ever")):
+    for name, words in (
+        ("KEEP_MODELS", "use 0 to keep every checkpoint"),
+        ("CACHE_DAYS", "use 0 to keep cached files forever"),
+    ):
         with pytest.raises(BadSetting, match=rf"SCANQUEUE_{name}=-1 is negative; {words}\."):
             Settings.from_env({f"SCANQUEUE_{name}": "-1"})
