@@ -87,10 +87,10 @@ def difference_picture(picture: Map, one: Map, other: Map) -> Map:
     kinds[(one == 0) & (other > 0)] = 2
     kinds[(one > 0) & (other > 0) & (one != other)] = 3
     kinds = shrink(kinds, height, width)
-    alike = shrink(np.where(one == other, one, 0).astype(np.uint8), height, width)
-    alike[kinds > 0] = 0
+    agreement = shrink(np.where(one == other, one, 0).astype(np.uint8), height, width)
+    agreement[kinds > 0] = 0
     grey = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    answer = _traced(_colour(np.asarray(grey, dtype=np.uint8)), [(alike == n, BOTH) for n in _classes(alike)])
+    answer = _traced(_colour(np.asarray(grey, dtype=np.uint8)), [(agreement == n, BOTH) for n in _classes(agreement)])
     for kind, colour in enumerate((ONLY_FIRST, ONLY_SECOND, OTHER_LABEL), start=1):
         answer[kinds == kind] = _rgb(colour)
     return answer

@@ -77,9 +77,9 @@ def _of_model(model: Mapping[str, Any]) -> dict[str, Any]:
 def _both(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means and intervals of Dice and HD95 over scans; no distance if their units differ."""
     units = {row.get("unit") or "px" for row in rows}  # older versions measured in pixels
-    alike = len(units) <= 1
-    found: dict[str, Any] = {"n": len(rows), "unit": (units.pop() if alike else "mixed") if units else None}
-    for name, values in (("dice", [r["dice"] for r in rows]), ("hd95", [r["hd95"] for r in rows] if alike else [])):
+    same_unit = len(units) <= 1
+    found: dict[str, Any] = {"n": len(rows), "unit": (units.pop() if same_unit else "mixed") if units else None}
+    for name, values in (("dice", [r["dice"] for r in rows]), ("hd95", [r["hd95"] for r in rows] if same_unit else [])):
         found[name], found[f"{name}_low"], found[f"{name}_high"] = _mean(values)
     return found
 

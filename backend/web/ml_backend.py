@@ -104,14 +104,14 @@ def create_ml_backend(
     @router.get("/versions")
     async def versions() -> dict[str, list[str]]:
         """The model versions of all projects, newest first."""
-
-        def collect() -> list[str]:
-            rounds = {r["n"] for p in store.projects() for r in store.rounds(p, picks=False)}
-            return [version_name(n) for n in sorted(rounds, reverse=True)] or [version_name(0)]
-
-        return {"versions": await run_in_threadpool(collect)}
+        return {"versions": await run_in_threadpool(_versions, store)}
 
     return router
+
+
+def _versions(store: Store) -> list[str]:
+    rounds = {r["n"] for p in store.projects() for r in store.rounds(p, picks=False)}
+    return [version_name(n) for n in sorted(rounds, reverse=True)] or [version_name(0)]
 
 
 def _register(store: Store, request_reconcile: RequestReconcile, given: _Setup) -> str:

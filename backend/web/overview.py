@@ -188,7 +188,7 @@ class Overview:
         except ScanqueueError as error:
             note = str(error)
         names = self._names[1]
-        lately = [
+        recent = [
             {
                 "task": r["task"],
                 "at": r["read_at"],
@@ -199,7 +199,7 @@ class Overview:
             }
             for r in rows
         ]
-        return {"lately": lately, "now": drafts, "note": note}
+        return {"lately": recent, "now": drafts, "note": note}
 
     def doctor(self, project: int | None) -> dict[str, Any]:
         with self._one_of(self._slow):

@@ -248,12 +248,12 @@ def shown_summary(store: Store, project: int, version: str) -> dict[str, Any]:
     if not rows:
         return _nothing()
     units = {s["unit"] for s in rows}
-    alike = len(units) == 1
+    same_unit = len(units) == 1
     return {
         "dice": float(np.mean([s["dice"] for s in rows])),
-        "hd95": float(np.mean([s["hd95"] for s in rows])) if alike else None,
-        "hd": float(np.mean([s["hd"] for s in rows])) if alike else None,
-        "unit": units.pop() if alike else "mixed",
+        "hd95": float(np.mean([s["hd95"] for s in rows])) if same_unit else None,
+        "hd": float(np.mean([s["hd"] for s in rows])) if same_unit else None,
+        "unit": units.pop() if same_unit else "mixed",
         "n": len(rows),
     }
 
