@@ -20,24 +20,24 @@ project_table = Table(
     metadata,
     Column("id", BigInteger, primary_key=True, autoincrement=False),
     Column("title", Text, nullable=False, default=""),
-    Column("extra_params", Text, nullable=False, default=""),  # as Label Studio sent them
+    Column("extra_params", Text, nullable=False, default=""),  # as sent by Label Studio
     Column("backend_url", Text, nullable=False, default=""),
     Column("secret", Text, nullable=False, default=""),
-    Column("connected", Integer, nullable=False, default=0),  # it was seen connected in Label Studio once
+    Column("connected", Integer, nullable=False, default=0),  # 1: Label Studio has listed it as connected
     Column("cursor", Text, nullable=False, default=""),
-    Column("config", Text, nullable=False, default=""),  # the label config that the records fit
+    Column("config", Text, nullable=False, default=""),  # the label config that the records match
     Column("phase", String(16), nullable=False, default="empty"),
     Column("reason", Text, nullable=False, default=""),
-    Column("trouble", Text, nullable=False, default=""),  # of the last look; "" when it went well
+    Column("trouble", Text, nullable=False, default=""),  # of the last run of the loop; "" for none
     Column("training_requests", Integer, nullable=False, default=0),
     Column("active", String(40), nullable=False, default=""),
     Column("embedder", Text, nullable=False, default=""),
     Column("embedder_why", Text, nullable=False, default=""),
-    Column("sending", Float, nullable=False, default=0.0),  # when an unconfirmed import began
+    Column("sending", Float, nullable=False, default=0.0),  # start time of an unconfirmed import
     Column("seen_at", Float, nullable=False, default=0.0),
-    Column("stratify_by", Text, nullable=False, default=""),  # the key that the strata of the scans were taken from
-    Column("overrides", Text, nullable=False, default=""),  # JSON of the settings that were changed on the page
-    Column("studio_url", Text, nullable=False, default=""),  # where people find Label Studio, as it says itself
+    Column("stratify_by", Text, nullable=False, default=""),  # the task data key of the strata
+    Column("overrides", Text, nullable=False, default=""),  # JSON of the settings changed on the page
+    Column("studio_url", Text, nullable=False, default=""),  # public address of Label Studio, as it reports it
     Column("task_data_version", Integer, nullable=False, default=0),  # `TASK_DATA_VERSION` of the last full listing
 )
 scan_table = Table(
@@ -54,14 +54,14 @@ scan_table = Table(
     Column("width", Integer, nullable=False, default=0),
     Column("problem", Text, nullable=False, default=""),
     Column("problem_at", Float, nullable=False, default=0.0),
-    Column("stratum", Text, nullable=False, default=""),  # what the task's data says under that key
+    Column("stratum", Text, nullable=False, default=""),  # the value of the stratify_by key in the task data
     Column("priority", Integer, nullable=False, default=0),  # PRIORITY_NEXT, PRIORITY_EXCLUDED, or 0
-    Column("volume", Text, nullable=False, default=""),  # this and what follows: see `task_data.TaskData`
+    Column("volume", Text, nullable=False, default=""),  # this and the next columns: see `task_data.TaskData`
     Column("slice", Integer, nullable=False, default=0),
     Column("patient", Text, nullable=False, default=""),
     Column("row_mm", Float, nullable=False, default=0.0),
     Column("column_mm", Float, nullable=False, default=0.0),
-    Column("blank", Integer, nullable=False, default=0),  # 1: all of its pixels are alike
+    Column("blank", Integer, nullable=False, default=0),  # 1: all pixels are equal
 )
 label_table = Table(
     "label",
@@ -71,7 +71,7 @@ label_table = Table(
     Column("annotation", BigInteger, nullable=False),
     Column("key", String(64), nullable=False),
     Column("mask", String(64), nullable=False, default=""),
-    Column("read_at", String(40), nullable=False),  # the task's updated_at when it was read
+    Column("read_at", String(40), nullable=False),  # updated_at of the task at that time
     Column("config", String(64), nullable=False),
     Column("shown_version", String(40), nullable=False, default=""),
     Column("lead_time", Float),
@@ -113,15 +113,15 @@ round_table = Table(
     Column("labels", Integer, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("published_at", Float),
-    Column("settings", Text, nullable=False, default=""),  # JSON of those it was ranked with; "" in older rows
+    Column("settings", Text, nullable=False, default=""),  # JSON of the settings of the ranking; "" in older rows
 )
 uncertainty_table = Table(
     "uncertainty",
     metadata,
     Column("model", String(64), primary_key=True),
     Column("digest", String(64), primary_key=True),
-    Column("value", Float, nullable=False),  # the mean over the image
-    Column("more", Text, nullable=False, default=""),  # JSON of the other signals; "" in rows of older versions
+    Column("value", Float, nullable=False),  # mean entropy of the image
+    Column("more", Text, nullable=False, default=""),  # JSON of the other measures; "" in older rows
 )
 shown_table = Table(
     "shown",

@@ -21,27 +21,27 @@ class Roster:
     def __init__(self, store: Store, name: str) -> None:
         self._store, self._name = store, name
         self._at: list[str] = []
-        self._told = threading.Event()
+        self._changed = threading.Event()
 
     @contextmanager
     def at(self, work: str) -> Iterator[None]:
         """Show `work` as what the worker does while inside."""
         self._at.append(work)
-        self._told.set()
+        self._changed.set()
         try:
             yield
         finally:
             self._at.remove(work)
-            self._told.set()
+            self._changed.set()
 
     def run(self, stopping: threading.Event) -> None:
         """Give signs of life until `stopping`, even while the database is unavailable."""
         while not stopping.is_set():
             with suppress(ScanqueueError):
                 self._store.present(self._name, ", ".join(dict.fromkeys(self._at)))
-            self._told.clear()
+            self._changed.clear()
             for _ in range(EVERY):  # changes are written at most once a second
-                if stopping.wait(1.0) or self._told.is_set():
+                if stopping.wait(1.0) or self._changed.is_set():
                     break
         with suppress(ScanqueueError):
             self._store.absent(self._name)

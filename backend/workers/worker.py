@@ -86,7 +86,9 @@ class Queue:
                 self._job(project)
         except BROKER_AWAY as error:
             log.warning(
-                "project %s: the job queue does not answer (%s); the next sweep looks", project, type(error).__name__
+                "project %s: the job queue does not answer (%s); the next sweep requests it again",
+                project,
+                type(error).__name__,
             )
             return False
         return True
@@ -129,7 +131,7 @@ class Queue:
         except ScanqueueError as error:
             log.warning("project %s: %s", project, error)
         except Exception:
-            log.exception("project %s: unexpected failure; looked at again within a minute", project)
+            log.exception("project %s: unexpected failure; will retry within a minute", project)
         finally:
             self._last[project] = time.monotonic()
         return False
@@ -143,7 +145,7 @@ class Queue:
             try:
                 self._job(project)
             except BROKER_AWAY:
-                log.warning("project %s: the job queue does not answer; the next sweep looks", project)
+                log.warning("project %s: the job queue does not answer; the next sweep requests it again", project)
 
         timer = threading.Timer(seconds, enqueue)
         timer.daemon = True
@@ -157,7 +159,7 @@ class Queue:
                 for project in projects:  # flags of jobs that were lost with their worker or an emptied Redis
                     self._huey.storage.pop_data(_flag(project))
         except BROKER_AWAY as error:
-            log.warning("the job queue does not answer (%s); tried again every minute", type(error).__name__)
+            log.warning("the job queue does not answer (%s); will retry every minute", type(error).__name__)
             return
         except ScanqueueError as error:
             log.warning("%s", error)
@@ -188,7 +190,7 @@ class Queue:
                 try:
                     self.sweep()
                 except Exception:
-                    log.exception("not every project was touched; tried again every minute")
+                    log.exception("the sweep failed; will retry every minute")
                 if stopping.wait(SWEEP):
                     return
 
@@ -253,7 +255,7 @@ class RequestBuffer:
                 self.request(project, training)
                 time.sleep(AGAIN)
             except Exception:
-                log.exception("project %s: a webhook could not be passed on; the next sweep looks", project)
+                log.exception("project %s: a webhook could not be passed on; the next sweep requests it again", project)
 
 
 class _NowAndThen(logging.Filter):
@@ -261,14 +263,14 @@ class _NowAndThen(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._said = float("-inf")
+        self._reported = float("-inf")
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.msg != "Error reading from queue":
             return True
-        if time.monotonic() - self._said < SWEEP:
+        if time.monotonic() - self._reported < SWEEP:
             return False
-        self._said = time.monotonic()
+        self._reported = time.monotonic()
         what = record.exc_info[1] if isinstance(record.exc_info, tuple) else ""
         record.msg, record.exc_info, record.exc_text = f"the job queue does not answer ({what})", None, None
         return True
