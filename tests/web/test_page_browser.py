@@ -244,7 +244,7 @@ def test_moving_alpha_shows_how_the_queue_would_change_and_changes_nothing(brows
         page = seen.open("settings")
         page.get_by_label("Alpha: uncertainty or diversity, slider").focus()
         page.keyboard.press("ArrowRight")
-        expect(page.locator("#preview-said")).to_have_text(
+        expect(page.locator("#preview-message")).to_have_text(
             "6 of the first 10 places would change; 1 would go to scans that are not in the queue now."
         )
         rows = page.locator("#preview-table tbody tr")
@@ -307,7 +307,7 @@ def test_another_model_is_activated_after_a_question(browser: Browser) -> None:
         page.get_by_role("button", name="Activate scanqueue-r1").click()
         expect(page.get_by_text("scanqueue-r1 will draw the masks as soon as a worker is free.")).to_be_visible()
         assert lab.asked == [("activate", {"version": "scanqueue-r1"})]
-        assert "Let scanqueue-r1 draw the masks from now on?" in questions[0]
+        assert "Use scanqueue-r1 to draw the masks from now on?" in questions[0]
 
 
 def test_two_models_are_chosen_and_compared(browser: Browser) -> None:
@@ -350,7 +350,7 @@ def test_titles_and_labels_that_are_scripts_stay_text_in_every_view(browser: Bro
             expect(page.locator("body")).to_contain_text(SCRIPT)
         page.get_by_label("Alpha: uncertainty or diversity, slider").focus()
         page.keyboard.press("ArrowRight")
-        expect(page.locator("#preview-said")).to_contain_text("places would change")
+        expect(page.locator("#preview-message")).to_contain_text("places would change")
 
 
 def test_without_scripts_everything_can_still_be_read(browser: Browser) -> None:
@@ -399,7 +399,7 @@ def test_on_real_records_the_order_and_the_levers_are_changed_and_changed_back(
         assert wish() == 0
         page = seen.open(f"/projects/{LIVED}/settings")
         page.get_by_label("Alpha: uncertainty or diversity", exact=True).fill("0")
-        expect(page.locator("#preview-said")).to_contain_text("place")
+        expect(page.locator("#preview-message")).to_contain_text("place")
         page.get_by_role("button", name="Save").click()
         expect(page.get_by_role("button", name="Undo alpha: 0", exact=True)).to_be_visible()
         page.get_by_role("button", name="Undo alpha: 0", exact=True).click()

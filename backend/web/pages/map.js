@@ -12,7 +12,7 @@
   const legend = document.getElementById("map-legend");
   const colour = document.getElementById("map-colour");
   const chosen = document.getElementById("map-chosen");
-  const said = document.getElementById("map-said");
+  const message = document.getElementById("map-message");
   const undo = document.getElementById("map-undo");
   const form = document.getElementById("map-choose");
   const group = document.getElementById("map-group");
@@ -534,16 +534,16 @@
   async function send(path, body, words, undoable) {
     for (const button of wishes) button.disabled = true;
     undo.hidden = true;
-    said.textContent = t("sending");
+    message.textContent = t("sending");
     try {
       const answer = JSON.parse(await ask(path, body));
       change = answer.change;
-      said.textContent = words();
+      message.textContent = words();
       undo.hidden = !undoable;
       await refresh(true);
       for (const delay of RELOADS) setTimeout(() => refresh().catch(() => {}), delay);
     } catch (error) {
-      said.textContent = t("failed", { reason: error.message });
+      message.textContent = t("failed", { reason: error.message });
       for (const button of wishes) button.disabled = !selection.length;
     }
   }

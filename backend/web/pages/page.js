@@ -4,7 +4,7 @@
 
 const scanqueue = (() => {
   const api = document.body.dataset.api;
-  const said = document.getElementById("said");
+  const area = document.getElementById("message");
   const INTERVAL = 2000; // milliseconds between two checks of the status
   const RELOAD = 5; // checks after which the view is loaded again even if the status is unchanged
 
@@ -16,21 +16,21 @@ const scanqueue = (() => {
   let hush = 0;
 
   function say(text, { bad = false, undo = null } = {}) {
-    said.replaceChildren();
-    said.classList.toggle("bad", bad);
+    area.replaceChildren();
+    area.classList.toggle("bad", bad);
     if (!text) return;
     const words = document.createElement("span");
     words.textContent = text;
-    said.append(words);
+    area.append(words);
     if (undo !== null) {
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = t("undo");
       button.addEventListener("click", undo);
-      said.append(button);
+      area.append(button);
     }
     clearTimeout(hush);
-    hush = setTimeout(() => said.replaceChildren(), bad || undo ? 20000 : 8000);
+    hush = setTimeout(() => area.replaceChildren(), bad || undo ? 20000 : 8000);
   }
 
   // ---- requests
@@ -93,7 +93,7 @@ const scanqueue = (() => {
 
   /** Reload the view, then show this message. */
   function again(text) {
-    sessionStorage.setItem("scanqueue-said", text);
+    sessionStorage.setItem("scanqueue-message", text);
     location.reload();
   }
 
@@ -207,7 +207,7 @@ const scanqueue = (() => {
 
   async function checkup(button) {
     const list = document.getElementById("checks");
-    const words = document.getElementById("checkup-said");
+    const words = document.getElementById("checkup-message");
     button.disabled = true;
     words.textContent = t("checking");
     try {
@@ -247,9 +247,9 @@ const scanqueue = (() => {
     button.disabled = false;
     button.addEventListener("click", () => checkup(button));
   }
-  const kept = sessionStorage.getItem("scanqueue-said");
+  const kept = sessionStorage.getItem("scanqueue-message");
   if (kept) {
-    sessionStorage.removeItem("scanqueue-said");
+    sessionStorage.removeItem("scanqueue-message");
     say(kept);
   }
   if (live) look();

@@ -9,7 +9,7 @@
   const discarding = document.getElementById("discard");
   const controls = [...form.querySelectorAll(".setting")];
   const table = document.getElementById("preview-table");
-  const message = document.getElementById("preview-said");
+  const message = document.getElementById("preview-message");
   const FIRST = 12; // places that the preview shows
   const usual = message.textContent;
   let pending = 0;
