@@ -233,7 +233,7 @@ def test_models_are_judged_on_patients_of_whom_neither_has_learnt(tmp_path: Path
     assert said[0].startswith("All 6 labelled scans belong to one patient or volume, so none could be held out")
     assert against[1] == "scanqueue-r1"
     assert against[4] is None
-    assert "which had learnt from every scan, or patient, that is held out now" in said[4]
+    assert "which was trained on every scan or patient that is held out now" in said[4]
     assert world.status()["model"] == "scanqueue-r5"
     assert world.status()["validation"]["n"] == 8
 

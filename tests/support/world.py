@@ -105,16 +105,16 @@ class World:
         self.store.set_project(PROJECT, extra_params=extra, backend_url="http://127.0.0.1:9090")
 
     def reconciler(self) -> Reconciler:
-        """As a process that has just started has it."""
+        """The reconciler of a new process."""
         return Reconciler(self.studio, Store(self.folder), KeptLearner(self.settings), self.settings)  # type: ignore[arg-type]
 
     def run(self) -> None:
-        """One look by a new process; nothing may be left to do after it."""
+        """One pass by a new process; nothing may be left to do after it."""
         plan = self.reconciler().reconcile(PROJECT)
         assert plan.steps == ()
 
     def set(self, **params: Any) -> None:
-        """Somebody changes the project's settings; one look."""
+        """Change the project's settings; one pass."""
         self.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | params))
         self.run()
 

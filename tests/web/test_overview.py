@@ -15,7 +15,7 @@ import pytest
 from world import COLD, PROJECT, ROUND, Ready, World
 
 from backend.errors import BadSetting, Overloaded, StudioUnavailable
-from backend.loop import audit as changes
+from backend.loop import audit
 from backend.records.maps import read_map
 from backend.records.store import Store
 from backend.web import status
@@ -109,7 +109,7 @@ def test_the_packed_map_is_made_anew_whenever_something_changed(world: World) ->
     assert seen.packed_atlas(PROJECT) is first
     task = world.order()[-1]
     for happens in (
-        lambda: changes.set_priorities(world.store, PROJECT, "anna", [task], "next"),
+        lambda: audit.set_priorities(world.store, PROJECT, "anna", [task], "next"),
         world.run,
         lambda: world.label(1),
         world.run,
@@ -176,14 +176,14 @@ def test_one_scan_has_no_interval(world: World) -> None:
 
 def test_a_preview_is_the_order_that_saving_would_bring_and_changes_nothing(world: World) -> None:
     world.in_round_1()
-    changes.set_overrides(world.store, PROJECT, "anna", {"strategy": "paper"})
+    audit.set_overrides(world.store, PROJECT, "anna", {"strategy": "paper"})
     world.run()
     before = world.order()
     found = overview(world).preview(PROJECT, {"alpha": "1"})
     assert [p["task"] for p in found["now"]] == world.status()["queue"]
     assert world.order() == before
-    assert [c["kind"] for c in changes.listed(world.store, PROJECT)] == ["settings"]
-    changes.set_overrides(world.store, PROJECT, "anna", {"alpha": 1.0})
+    assert [c["kind"] for c in audit.listed(world.store, PROJECT)] == ["settings"]
+    audit.set_overrides(world.store, PROJECT, "anna", {"alpha": 1.0})
     world.run()
     assert [p["task"] for p in found["then"]] == world.order()
     entropies = [p["entropy"] for p in found["then"]]
@@ -197,7 +197,7 @@ def test_a_preview_is_the_order_that_saving_would_bring_and_changes_nothing(worl
 def test_a_preview_before_the_first_model_is_the_cold_start(world: World) -> None:
     world.cold_started()
     found = overview(world).preview(PROJECT, {"strategy": "random", "seed": "3"})
-    changes.set_overrides(world.store, PROJECT, "anna", {"strategy": "random", "seed": 3})
+    audit.set_overrides(world.store, PROJECT, "anna", {"strategy": "random", "seed": 3})
     world.run()
     assert [p["task"] for p in found["then"]] == world.order()
 
@@ -216,7 +216,7 @@ def test_a_preview_of_settings_that_cannot_be_used_is_refused(world: World) -> N
 
 
 def test_settings_tell_where_each_comes_from(world: World) -> None:
-    changes.set_overrides(world.store, PROJECT, "anna", {"alpha": 0.25})
+    audit.set_overrides(world.store, PROJECT, "anna", {"alpha": 0.25})
     found = overview(world).settings(PROJECT)
     assert found["settings"]["alpha"] == 0.25
     assert found["settings"]["round_size"] == found["given"]["round_size"] == ROUND
