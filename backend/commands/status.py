@@ -15,7 +15,6 @@ from rich.table import Table
 
 from backend.commands.shared import AsJson, DataDir, console, open_records, say
 from backend.errors import BadSetting
-from backend.web import status as project_status
 
 
 class Panel(StrEnum):
@@ -37,6 +36,8 @@ def status(
     data_dir: DataDir = None,
 ) -> None:
     """Show the state of projects: labels, quality, queue, problems."""
+    from backend.web import status as project_status
+
     kind = _plottable(plot, project) if plot is not None else ""
     store = open_records(data_dir)
     if watch and plot is None:
@@ -94,6 +95,8 @@ def _plot(store: Any, project: int, file: Path, kind: str, panel: Panel) -> None
 
 def _watch(store: Any, project: int | None) -> None:
     """Show one progress bar per project, with the time left in the current step."""
+    from backend.web import status as project_status
+
     columns = (
         TextColumn("project {task.fields[project]}: {task.description}"),
         BarColumn(),
