@@ -31,8 +31,8 @@ import torch
 
 from backend.facts import Scan
 from backend.formats.pixels import decode_image
-from backend.learning.embedders import Network
 from backend.learning.learner import Learner
+from backend.learning.vision_network import Network
 from backend.loop.batch import FETCHES, BatchProcessor
 from backend.loop.decoding import prepare_all
 from backend.records.store import Store

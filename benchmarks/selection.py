@@ -22,19 +22,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from backend.simulate.labels_needed import LabelsNeeded, labels_needed
+from backend.simulate.plan import Comparison
 from backend.simulate.report import write_report
 from backend.simulate.results import ALL_LABELS, RANDOM, Arm, Repeat, Row, read_rows
-from backend.simulate.runs import Comparison, run
-from backend.simulate.statistics import (
-    Interval,
-    LabelsNeeded,
-    compare_with_random,
-    labels_needed,
-    learning_curves,
-    mean_interval,
-    signed,
-    verdict,
-)
+from backend.simulate.runs import run
+from backend.simulate.statistics import Interval, compare_with_random, learning_curves, mean_interval, signed, verdict
 from benchmarks.measure import report as print_report
 from benchmarks.measure import rounded, summary
 from sampling import DEFAULT

@@ -48,7 +48,7 @@ def simulate(
     log_to(level="WARNING")
     from backend.learning.learner import Learner
     from backend.simulate.compare import simulate as compare
-    from backend.simulate.runs import Comparison
+    from backend.simulate.plan import Comparison
 
     settings = settings_from_env(
         embedder=embedder, encoder=encoder, image_size=image_size, training_steps=training_steps, threads=1

@@ -43,7 +43,8 @@ def weights_fetch(
 ) -> None:
     """Install weights from a local file or the model hub. Every file is verified first."""
     from backend.learning import model_hub
-    from backend.learning.weights import fetch, weights_called
+    from backend.learning.weights import weights_called
+    from backend.learning.weights_fetch import fetch
 
     row = weights_called(name)
     for verdict in fetch(row, _weights_dir(weights_dir), source, why_not=model_hub.unreachable):
@@ -61,7 +62,8 @@ def weights_verify(
     weights_dir: WeightsDir = None,
 ) -> None:
     """Verify installed files: name, size, checksum. The exit code is 1 if a file is invalid or missing."""
-    from backend.learning.weights import WEIGHTS, verify, weights_called
+    from backend.learning.weights import WEIGHTS, weights_called
+    from backend.learning.weights_check import verify
 
     folder = _weights_dir(weights_dir)
     if not folder.is_dir():

@@ -173,7 +173,8 @@ def check_embedder(settings: Settings, row: Any) -> Iterator[Finding]:
 
 def _wrong_file(settings: Settings, name: str) -> Finding | None:
     """The fault of the embedder's weights file, if there is one. The checksum is not verified here."""
-    from backend.learning.weights import found_file, verify, weights_of
+    from backend.learning.weights import found_file, weights_of
+    from backend.learning.weights_check import verify
 
     row = weights_of(name)
     if row is None or settings.weights_dir is None or found_file(row, settings.weights_dir) is None:

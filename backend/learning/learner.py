@@ -21,15 +21,16 @@ from numpy.typing import NDArray
 
 from backend.errors import BadSetting
 from backend.formats.pixels import Letterboxed, letterbox_mask, restore
-from backend.learning.embedders import Network, OpenEmbedder, open_embedder
+from backend.learning.embedders import OpenEmbedder, open_embedder
 from backend.learning.evaluation import Scores, score, summarise
+from backend.learning.vision_network import Network
 from backend.settings import Settings
 from backend.workers.process_pool import Workers
 from sampling import AGGREGATIONS, class_entropy, disagreement
 
 if TYPE_CHECKING:
     from backend.learning.segmenters import Segmenter
-    from backend.learning.training import TrainingSettings
+    from backend.learning.training_settings import TrainingSettings
 
 log = logging.getLogger("scanqueue.learner")
 
@@ -73,7 +74,7 @@ class Learner:
         """How models are trained here."""
         import torch
 
-        from backend.learning.training import TrainingSettings
+        from backend.learning.training_settings import TrainingSettings
 
         settings = self._settings
         if settings.threads:

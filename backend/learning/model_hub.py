@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 
 HUB_SECONDS = 3.0  # a hospital without internet waits no longer than this
 
@@ -33,3 +35,16 @@ def answers(url: str) -> bool:
     thread.start()
     thread.join(HUB_SECONDS)
     return answered.is_set()
+
+
+@contextlib.contextmanager
+def offline_unless_reachable() -> Iterator[None]:
+    """Let the hub's client use only its local cache, without retries, unless the hub answers in time."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or bool(unreachable())
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -6,12 +6,11 @@ Only this module and `training` import torch.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from backend.errors import BadSetting, BrokenWeights, StorageFull, WeightsMissing, is_disk_full
 from backend.formats.pixels import Letterboxed
 from backend.learning.checkpoints import read_tensors
+from backend.learning.model_hub import offline_unless_reachable
 from backend.learning.networks import from_radimagenet, misfits
 from backend.learning.weights import encoder_weights_at, how_to_get
 
@@ -160,7 +160,7 @@ class Segmenter:
         if encoder_weights == "imagenet":
             wanted = True if spec.encoder.startswith("tu-") else "imagenet"
             try:
-                with _fast_hub():
+                with offline_unless_reachable():
                     network = build(spec, in_channels=spec.channels, encoder_weights=wanted)
                 return cls(spec, network, device)
             except Exception as error:  # whatever the hub client raises: carry on without, and say so
@@ -319,24 +319,6 @@ def _check_fit(wanted: dict[str, Tensor], state: dict[str, Tensor], spec: Segmen
             f"tensors are missing or of another shape (first: {bad[0]}). "
             "Choose the encoder they were made for"
         )
-
-
-@contextlib.contextmanager
-def _fast_hub() -> Iterator[None]:
-    """Unless the hub answers within 3 seconds, let its client use the local cache only, and not retry."""
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    if not before:
-        try:
-            huggingface_hub.get_session().head(constants.ENDPOINT, timeout=3, follow_redirects=False)
-        except Exception:  # no route, no name, a proxy that says no: all the same here
-            constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def _first_line(error: Exception) -> str:

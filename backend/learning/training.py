@@ -15,10 +15,8 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import segmentation_models_pytorch as smp
@@ -26,113 +24,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 
-from backend.errors import BadSetting
 from backend.formats.pixels import IGNORE, Letterboxed
+from backend.learning.augmentation import augmentation
 from backend.learning.segmenters import (
     Segmenter,
     SegmenterSpec,
     as_tensor,
-    check_encoder,
-    check_image_size,
     standardised,
 )
+from backend.learning.training_settings import TrainingSettings
 
 Step = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train. `for_device` gives defaults that suit the machine.
-
-    architecture, encoder, decoder_channels, image_size  see SegmenterSpec
-    encoder_weights  None (random), "imagenet" or a path; see Segmenter.create
-    device           "cpu", "cuda", "cuda:1", ...
-    batch_size       scans per step, 2 or more; fewer labelled scans than that are repeated, each time
-                     augmented anew
-    max_steps        steps of the optimiser, whatever the number of scans: a round takes the same time
-    learning_rate    highest rate of the one-cycle schedule (Smith & Topin 2018), reached after `warmup` of
-                     all steps
-    weight_decay     of AdamW
-    ema              how much of the averaged weights is kept at each step, 0..1; 0: no averaging
-    validate_every   steps between two looks at the validation scans
-    patience         stop after so many looks without a better Dice; 0: never stop early
-    flip             mirror scans left to right; off, as left and right mean something in most anatomy
-    rotate, shift, zoom, shear, contrast, gamma, noise  ranges of the augmentation: degrees, share of the
-                                                        side, shares,
-                     degrees, shares, exponent, standard deviation (of intensities in 0..1)
-    seed             same seed, scans and number of threads: same weights, bit for bit, on a CPU
-
-    Raises BadSetting on a value that cannot be trained with.
-    """
-
-    encoder: str
-    image_size: int
-    batch_size: int
-    max_steps: int
-    decoder_channels: tuple[int, ...] = (128, 64, 32, 16, 8)
-    architecture: str = "unet"
-    encoder_weights: Path | str | None = None
-    device: str = "cpu"
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    warmup: float = 0.2
-    ema: float = 0.97
-    validate_every: int = 25
-    patience: int = 0
-    flip: bool = False
-    rotate: float = 15.0
-    shift: float = 0.12
-    zoom: float = 0.4
-    shear: float = 8.0
-    contrast: float = 0.4
-    gamma: float = 0.5
-    noise: float = 0.03
-    mixed_precision: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_encoder(self.encoder)
-        check_image_size(self.image_size)
-        for name, low in (("batch_size", 2), ("max_steps", 1), ("validate_every", 1), ("patience", 0)):
-            if getattr(self, name) < low:
-                raise BadSetting(f"{name} must be {low} or more, got {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise BadSetting(f"ema must be at least 0 and below 1, got {self.ema}")
-        if not self.learning_rate > 0:
-            raise BadSetting(f"learning_rate must be above 0, got {self.learning_rate}")
-
-    @classmethod
-    def for_device(cls, device: str, **overrides: Any) -> TrainingSettings:
-        """Defaults for a "cpu" or a "cuda..." device, with any field replaced.
-
-        Raises BadSetting on an unknown field.
-        """
-        kind = torch.device(device).type
-        base = _GPU if kind == "cuda" else _CPU
-        unknown = sorted(set(overrides) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise BadSetting(
-                f"no training setting is called {', '.join(unknown)}; there are {', '.join(cls.__dataclass_fields__)}"
-            )
-        return replace(base, device=device, **overrides)
-
-
-_CPU = TrainingSettings(encoder="resnet18", image_size=160, batch_size=4, max_steps=400, validate_every=50)
-_GPU = TrainingSettings(
-    encoder="resnet34",
-    image_size=512,
-    batch_size=8,
-    max_steps=1500,
-    decoder_channels=(256, 128, 64, 32, 16),
-    learning_rate=1e-3,
-    ema=0.99,
-    validate_every=50,
-    patience=12,
-    mixed_precision=True,
-    device="cuda",
-)
 
 
 @dataclass(frozen=True)
@@ -186,7 +89,6 @@ def train(
         raise ValueError("training needs at least one labelled scan, got none")
     total = settings.max_steps
     report(0, total)
-    device = torch.device(settings.device)
     colour = any(one.pixels.ndim == 3 for one in (*scans, *watched))
     spec = SegmenterSpec(
         settings.architecture,
@@ -196,72 +98,103 @@ def train(
         tuple(labels),
         settings.decoder_channels,
     )
-    with _seeded(settings.seed, 0, device):
-        segmenter = Segmenter.create(spec, encoder_weights=settings.encoder_weights, device=device)
-    average = _Average(segmenter.network, settings.ema)
-    optimizer = torch.optim.AdamW(
-        segmenter.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=settings.mixed_precision and device.type == "cuda")
-    loss_of = _Loss()
-    augment = _augmentation(settings)
-    # Wrapped one by one: a row of a tv_tensor is a plain tensor, and v2 would leave a plain mask where it is.
-    pool = [
-        (tv_tensors.Image(pixels), tv_tensors.Mask(torch.from_numpy(mask[None].copy())))
-        for pixels, mask in zip(as_tensor(scans, spec), masks, strict=True)
-    ]
-    order = _endless(len(scans), settings.batch_size, settings.seed)
-
+    fit = _Fit(spec, scans, masks, settings)
+    best = _Best()
     history: list[dict[str, float | int | None]] = []
     losses: list[float] = []
-    best_dice, best_step, best_state, stale = -1.0, 0, None, 0
     for step in range(1, total + 1):
         rate = settings.learning_rate * _one_cycle(step / total, settings.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        with _seeded(settings.seed, step, device):
-            pairs = [augment(*pool[row]) for row in next(order)]
-            inputs = torch.stack([image for image, _ in pairs]).to(device)
-            target = torch.stack([mask for _, mask in pairs]).to(device)
-            inputs = standardised(inputs, target != IGNORE).contiguous(memory_format=torch.channels_last)
-            segmenter.network.train()
-            with torch.autocast(device.type, enabled=settings.mixed_precision and device.type == "cuda"):
-                logits = segmenter.network(inputs)
-            loss = loss_of(logits.float(), target[:, 0].long())
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            average.update(step)
-        losses.append(float(loss.detach()))
+        losses.append(fit.step(step, rate))
         report(step, total)
         if step % settings.validate_every and step != total:
             continue
         dice = None
         if watched:
-            dice = _validate(Segmenter(spec, average.network, device), watched, truths, partial(report, step, total))
-            stale = 0 if dice > best_dice else stale + 1
-            if dice >= best_dice:  # among equals the later one has learned for longer
-                best_dice, best_step = dice, step
-                best_state = {name: value.clone() for name, value in average.network.state_dict().items()}
-        history.append(
-            {
-                "step": step,
-                "loss": float(np.mean(losses)),
-                "learning_rate": rate,
-                "dice": dice,
-                "seconds": time.monotonic() - started,
-            }
-        )
+            dice = _validate(fit.averaged(), watched, truths, partial(report, step, total))
+            best.add(step, dice, fit.average.network)
+        seconds = time.monotonic() - started
+        loss = float(np.mean(losses))
+        history.append({"step": step, "loss": loss, "learning_rate": rate, "dice": dice, "seconds": seconds})
         losses.clear()
-        if settings.patience and stale >= settings.patience:
+        if settings.patience and best.stale >= settings.patience:
             break
-    if best_state is None:
-        best_step = total
-    else:
-        average.network.load_state_dict(best_state)
-    trained = Segmenter(spec, average.network, device, segmenter.warning)
-    return Trained(trained, history, best_step, time.monotonic() - started)
+    if best.state is not None:
+        fit.average.network.load_state_dict(best.state)
+    best_step = total if best.state is None else best.step
+    return Trained(fit.averaged(), history, best_step, time.monotonic() - started)
+
+
+class _Fit:
+    """The state of one training: network, weight average, optimiser and shuffled scans."""
+
+    def __init__(
+        self,
+        spec: SegmenterSpec,
+        scans: Sequence[Letterboxed],
+        masks: Sequence[NDArray[np.uint8]],
+        settings: TrainingSettings,
+    ) -> None:
+        self.spec, self.settings = spec, settings
+        self.device = torch.device(settings.device)
+        self.mixed = settings.mixed_precision and self.device.type == "cuda"
+        with _seeded(settings.seed, 0, self.device):
+            self.segmenter = Segmenter.create(spec, encoder_weights=settings.encoder_weights, device=self.device)
+        self.average = _Average(self.segmenter.network, settings.ema)
+        self.optimizer = torch.optim.AdamW(
+            self.segmenter.network.parameters(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.mixed)
+        self.loss = _Loss()
+        self.augment = augmentation(settings)
+        # Wrapped one by one: a row of a tv_tensor is a plain tensor, and v2 would not transform a plain mask.
+        self.pool = [
+            (tv_tensors.Image(pixels), tv_tensors.Mask(torch.from_numpy(mask[None].copy())))
+            for pixels, mask in zip(as_tensor(scans, spec), masks, strict=True)
+        ]
+        self.order = _endless(len(scans), settings.batch_size, settings.seed)
+
+    def step(self, step: int, rate: float) -> float:
+        """One optimiser step at a learning rate. Returns the loss of its batch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with _seeded(self.settings.seed, step, self.device):
+            pairs = [self.augment(*self.pool[row]) for row in next(self.order)]
+            inputs = torch.stack([image for image, _ in pairs]).to(self.device)
+            target = torch.stack([mask for _, mask in pairs]).to(self.device)
+            inputs = standardised(inputs, target != IGNORE).contiguous(memory_format=torch.channels_last)
+            self.segmenter.network.train()
+            with torch.autocast(self.device.type, enabled=self.mixed):
+                logits = self.segmenter.network(inputs)
+            loss = self.loss(logits.float(), target[:, 0].long())
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.average.update(step)
+        return float(loss.detach())
+
+    def averaged(self) -> Segmenter:
+        """The segmenter with the averaged weights."""
+        return Segmenter(self.spec, self.average.network, self.device, self.segmenter.warning)
+
+
+class _Best:
+    """The averaged weights with the best validation Dice so far."""
+
+    def __init__(self) -> None:
+        self.dice = -1.0
+        self.step = 0
+        self.state: dict[str, Tensor] | None = None
+        self.stale = 0  # validations since the last improvement
+
+    def add(self, step: int, dice: float, network: nn.Module) -> None:
+        self.stale = 0 if dice > self.dice else self.stale + 1
+        if dice >= self.dice:  # among equals, the later one has trained longer
+            self.dice, self.step = dice, step
+            self.state = {name: value.clone() for name, value in network.state_dict().items()}
 
 
 def _check(
@@ -320,42 +253,6 @@ def _one_cycle(progress: float, warmup: float) -> float:
     if progress < warmup:
         return progress / warmup
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1e-9, 1 - warmup)))
-
-
-class _Gamma(v2.Transform):  # type: ignore[misc]
-    """Raise intensities in 0..1 to a random power, as exposure and tissue do. Masks pass unchanged."""
-
-    def __init__(self, spread: float) -> None:
-        super().__init__()
-        self.spread = math.log1p(spread)
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return {"power": math.exp(float(torch.empty(1).uniform_(-self.spread, self.spread)))}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if not isinstance(inpt, tv_tensors.Image):
-            return inpt
-        return tv_tensors.wrap(inpt.clamp(0, 1) ** params["power"], like=inpt)
-
-
-def _augmentation(settings: TrainingSettings) -> v2.Transform:
-    """Image and mask together. What comes in from outside is black in the scan, IGNORE in the mask."""
-    steps: list[v2.Transform] = [
-        v2.RandomAffine(
-            degrees=settings.rotate,
-            translate=(settings.shift, settings.shift),
-            scale=(1 / (1 + settings.zoom), 1 + settings.zoom),
-            shear=(-settings.shear, settings.shear, -settings.shear, settings.shear),
-            interpolation=v2.InterpolationMode.BILINEAR,
-            fill={tv_tensors.Image: 0, tv_tensors.Mask: IGNORE},
-        ),
-        _Gamma(settings.gamma),
-        v2.ColorJitter(brightness=settings.contrast, contrast=settings.contrast),
-        v2.GaussianNoise(sigma=settings.noise, clip=False),
-    ]
-    if settings.flip:
-        steps.insert(0, v2.RandomHorizontalFlip())
-    return v2.Compose(steps)
 
 
 class _Loss(nn.Module):

@@ -11,9 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from backend import __version__
 from backend.facts import VALIDATION_SHARE
 from backend.simulate.labelled import read_labelled
+from backend.simulate.plan import Comparison
 from backend.simulate.report import write_report
 from backend.simulate.results import read_rows
-from backend.simulate.runs import Comparison, run
+from backend.simulate.runs import run
 from backend.simulate.statistics import compare_with_random, verdict
 from sampling import strategy_pair
 

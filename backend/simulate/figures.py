@@ -12,8 +12,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from backend.simulate.labels_needed import LabelsNeeded
 from backend.simulate.results import RANDOM, Arm, data_sets, of_data
-from backend.simulate.statistics import Comparison, CurvePoint, LabelsNeeded, signed, verdict
+from backend.simulate.statistics import Comparison, CurvePoint, signed, verdict
 from backend.simulate.text import printable
 
 if TYPE_CHECKING:

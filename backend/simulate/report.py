@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from backend.errors import StorageFull
 from backend.simulate.figures import BANDS, differences_figure, labels_needed_figure, learning_curve_figure
-from backend.simulate.method import method, test_scans, times
+from backend.simulate.labels_needed import LabelsNeeded, labels_needed
+from backend.simulate.method import method
+from backend.simulate.report_html import (
+    STYLE,
+    UNIT_WORDS,
+    caption_prefix,
+    figure_html,
+    interval_text,
+    p_value,
+    table_html,
+)
+from backend.simulate.report_summary import incomplete_section, summary_section
 from backend.simulate.results import (
     ALL_LABELS,
     RANDOM,
@@ -22,7 +32,6 @@ from backend.simulate.results import (
     budgets,
     check_rows,
     data_sets,
-    missing_models,
     of_data,
     seeds,
 )
@@ -32,18 +41,14 @@ from backend.simulate.statistics import (
     RESAMPLES,
     Comparison,
     CurvePoint,
-    Interval,
-    LabelsNeeded,
     Verdict,
     compare_with_random,
-    labels_needed,
     learning_curves,
     signed,
     verdict,
 )
-from backend.simulate.text import escaped, listed
+from backend.simulate.text import escaped
 
-DEFAULT = "default"  # the strategy that scanqueue uses unless told otherwise
 KNOWN = ("title", "images", "masks", "command", "version", "date", "groups")  # the rest of `about` are settings
 WORDS = {"better": "▲ better", "worse": "▼ worse", "open": "○ not shown", "too few": "? too few"}
 
@@ -129,8 +134,8 @@ def _page(
         for part in (
             f"<header><h1>{escaped(title)}</h1>"
             f"<p>Comparison of ways to choose which scans are labelled first. {escaped(made)}</p></header>",
-            _in_short(rows, comparisons, needed),
-            _missing(rows),
+            summary_section(rows, comparisons, needed),
+            incomplete_section(rows),
             _curve_section(rows, curves, figures["learning-curve.png"]),
             _against_random(comparisons, figures["differences.png"]),
             _labels_section(needed, figures["labels-needed.png"]),
@@ -149,89 +154,6 @@ def _page(
     )
 
 
-def _in_short(rows: Sequence[Row], comparisons: Sequence[Comparison], needed: Sequence[LabelsNeeded]) -> str:
-    sentences = [_question(rows, comparisons), _answer(comparisons), _saving(comparisons, needed)]
-    return f'<section class="short"><h2>In short</h2>{"".join(f"<p>{s}</p>" for s in sentences)}</section>'
-
-
-def _question(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
-    data = data_sets(rows)
-    many = len(comparisons)
-    ways = f"{many} {'ways' if many != 1 else 'way'} of choosing scans" if many else "No way of choosing scans"
-    where = f" on {len(data)} data sets" if len(data) > 1 else ""
-    return (
-        f"{ways} {'were' if many > 1 else 'was'} compared with choosing at random{where}: each chose "
-        f"{listed([str(budget) for budget in budgets(rows)], 'or')} labelled scans, a model was trained on these, "
-        f"and its masks were measured on {test_scans(rows)} test scans that it had never seen; "
-        f"all of it {times(rows)}."
-    )
-
-
-def _answer(comparisons: Sequence[Comparison]) -> str:
-    known = [one for one in comparisons if one.area is not None]
-    if not known:
-        return (
-            "<strong>Nothing can be compared yet</strong>: no strategy shares a repeat and a budget with random choice."
-        )
-    leading = next((one for one in known if one.arm.strategy == DEFAULT), known[0])
-    said = verdict(leading).sentence
-    which = "scanqueue's own choice" if leading.arm.strategy == DEFAULT else "the best on average"
-    text = f"<strong>{escaped(leading.name)}</strong> ({which}): {escaped(said)}."
-    if len(comparisons) > 1:
-        kinds = [verdict(one).kind for one in comparisons]
-        counted = [
-            f"{kinds.count(kind)} {word}"
-            for kind, word in (
-                ("better", "better than random"),
-                ("worse", "worse"),
-                ("open", "without a difference that could be shown"),
-                ("too few", "with too few repeats to judge"),
-            )
-            if kind in kinds
-        ]
-        text += f" Of all {len(comparisons)}: {listed(counted, 'and')}."
-    return text
-
-
-def _saving(comparisons: Sequence[Comparison], needed: Sequence[LabelsNeeded]) -> str:
-    if not needed:
-        return "How many labels are saved cannot be said, as no model was trained on all labels for comparison."
-    data = data_sets(needed)
-    if len(data) > 1:
-        return "How many labels are saved differs between the data sets; see the tables below."
-    known = [one for one in comparisons if one.area is not None]
-    leading = next((one.arm for one in known if one.arm.strategy == DEFAULT), known[0].arm if known else None)
-    here = [one for one in needed if one.fraction == 0.95 and (one.arm == leading or one.arm.strategy == RANDOM)]
-    if not here:
-        return "How many labels are saved cannot be said yet."
-    parts = [
-        f"{escaped(one.name)} {_median_words(one)}" for one in sorted(here, key=lambda o: o.arm.strategy == RANDOM)
-    ]
-    return f"To reach 95 % of the Dice that all labels of the pool gave, {listed(parts, 'and')}."
-
-
-def _median_words(one: LabelsNeeded) -> str:
-    if not one.repeats:
-        return "cannot be judged yet"
-    if one.median is None:
-        never = f"{one.repeats - one.reached} of {one.repeats} repeats" if one.repeats > 1 else "its only repeat"
-        return f"did not get there with its largest budget in {never}"
-    most = "at most " if one.at_most else ""
-    often = f" (median; reached in {one.reached} of {one.repeats} repeats)" if one.repeats > 1 else ""
-    return f"needed {most}{one.median:.0f} labels{often}"
-
-
-def _missing(rows: Sequence[Row]) -> str:
-    said = missing_models(rows)
-    if not said:
-        return ""
-    items = "".join(f"<li>{escaped(sentence)}</li>" for sentence in said)
-    return (
-        '<section class="notice"><h2>This run is not complete</h2><p>Only repeats and budgets that both sides of a '
-        f"comparison have are compared. What is missing:</p><ul>{items}</ul></section>"
-    )
-
-
 def _curve_section(rows: Sequence[Row], curves: Sequence[CurvePoint], figure: bytes | None) -> str:
     names = arm_names(rows)
     ends = []
@@ -245,7 +167,7 @@ def _curve_section(rows: Sequence[Row], curves: Sequence[CurvePoint], figure: by
     shaded = (len(ends) == 1 or len(names) <= BANDS) and any(p.dice.low is not None for p in curves)
     return (
         "<section><h2>What each label brings</h2>"
-        + _figure(
+        + figure_html(
             figure,
             f"Learning curves: mean Dice on test scans against the number of labels; {'; '.join(ends)}.",
             "Mean Dice on the test scans (1 is perfect agreement with your masks) against the number of labels the "
@@ -275,21 +197,21 @@ def _against_random(comparisons: Sequence[Comparison], figure: bytes | None) -> 
                 escaped(one.name),
                 f"{badge}<br />{_sentence(one, said)}",
                 str(one.area.n) if one.area else "0",
-                _p(one.p),
-                _p(one.p_holm),
+                p_value(one.p),
+                p_value(one.p_holm),
             ]
         )
     alt = "; ".join(f"{one.name} {signed(one.area.mean)}" for one in comparisons if one.area)
     return (
         "<section><h2>Each strategy against random choice</h2>"
-        + _figure(
+        + figure_html(
             figure,
             f"Mean difference to random choice in Dice: {alt}.",
             "Difference to random choice in the mean height of the learning curve, in Dice. Right of zero is better. "
             "Lines: 95 % intervals; ticks: the single paired repeats. Filled: the interval excludes zero; "
             f"hollow: it does not; crosses: fewer than {ENOUGH} pairs, so neither interval nor verdict.",
         )
-        + _table(
+        + table_html(
             "Verdicts, best on average first. Dice differences are strategy minus random. p: two-sided Wilcoxon "
             f"signed-rank test; corrected: by Holm for the number of strategies, {len(comparisons)}.",
             ["Strategy", "Verdict", "Pairs", "p", "p corrected"],
@@ -327,8 +249,8 @@ def _labels_section(needed: Sequence[LabelsNeeded], figure: bytes | None) -> str
                 ]
             )
         tables.append(
-            _table(
-                f"{_of(data)}labels needed to reach a share of the Dice of all labels (median "
+            table_html(
+                f"{caption_prefix(data)}labels needed to reach a share of the Dice of all labels (median "
                 "over repeats; in brackets how many repeats got there), and labels saved against random choice (median "
                 f"over pairs; {MINUS}: more were needed; where mostly only one of a pair got there, it says which).",
                 [
@@ -339,7 +261,7 @@ def _labels_section(needed: Sequence[LabelsNeeded], figure: bytes | None) -> str
                 rows,
             )
         )
-    drawn = _figure(
+    drawn = figure_html(
         figure,
         "Median labels needed by each strategy; the figures are in the table below.",
         "Labels needed to reach a share of what all labels give: median, and ticks for the single repeats. "
@@ -377,22 +299,29 @@ def _distances(rows: Sequence[Row], curves: Sequence[CurvePoint], comparisons: S
         here = of_data(curves, data)
         unit = here[0].unit
         if unit is None:
-            tables.append(f"<p>{_of(data)}some distances are in mm and some in px, so they have no mean.</p>")
+            tables.append(
+                f"<p>{caption_prefix(data)}some distances are in mm and some in px, so they have no mean.</p>"
+            )
             continue
         last = max(p.budget for p in here)
         lines = []
         for point in (p for p in here if p.budget == last):
             gap = gaps[point.arm].hd95.get(last) if point.arm in gaps else None
-            line = [escaped(names[point.arm]), _interval(point.hd95, 2), _interval(point.hd, 2), str(point.dice.n)]
+            line = [
+                escaped(names[point.arm]),
+                interval_text(point.hd95, 2),
+                interval_text(point.hd, 2),
+                str(point.dice.n),
+            ]
             if alone:
-                line.insert(2, "reference" if point.arm.strategy == RANDOM else _interval(gap, 2, sign=True))
+                line.insert(2, "reference" if point.arm.strategy == RANDOM else interval_text(gap, 2, sign=True))
             lines.append(line)
         heads = ["Strategy", f"HD95 ({unit})", f"HD ({unit})", "Repeats"]
         if alone:
             heads.insert(2, f"HD95 against random ({unit})")
         tables.append(
-            _table(
-                f"{_of(data)}distances between the model's outline and yours at {last} labels, "
+            table_html(
+                f"{caption_prefix(data)}distances between the model's outline and yours at {last} labels, "
                 f"in {UNIT_WORDS[unit]}: mean and 95 % interval. Low is good"
                 + (f"; against random, below zero ({MINUS}) is better." if alone else "."),
                 heads,
@@ -406,9 +335,6 @@ def _distances(rows: Sequence[Row], curves: Sequence[CurvePoint], comparisons: S
     )
 
 
-UNIT_WORDS = {"px": "pixels of the original image (px)", "mm": "millimetres (mm)"}
-
-
 def _numbers(rows: Sequence[Row], curves: Sequence[CurvePoint], comparisons: Sequence[Comparison]) -> str:
     names = arm_names(rows)
     tables = []
@@ -416,14 +342,14 @@ def _numbers(rows: Sequence[Row], curves: Sequence[CurvePoint], comparisons: Seq
         here = {(p.arm, p.budget): p for p in of_data(curves, data)}
         asked = sorted({budget for _, budget in here})
         tables.append(
-            _table(
-                f"{_of(data)}mean Dice with its 95 % interval and, in brackets, the number of "
+            table_html(
+                f"{caption_prefix(data)}mean Dice with its 95 % interval and, in brackets, the number of "
                 f"repeats, at each budget of labels. Intervals of fewer than {ENOUGH} repeats are too narrow.",
                 ["Strategy", *(f"{budget} labels" for budget in asked)],
                 [
                     [
                         escaped(names[arm]),
-                        *(_interval(p.dice if (p := here.get((arm, b))) else None, counted=True) for b in asked),
+                        *(interval_text(p.dice if (p := here.get((arm, b))) else None, counted=True) for b in asked),
                     ]
                     for arm in dict.fromkeys(arm for arm, _ in here)
                 ],
@@ -434,22 +360,22 @@ def _numbers(rows: Sequence[Row], curves: Sequence[CurvePoint], comparisons: Seq
     unit = known[0].unit if known else None
     if known:
         tables.append(
-            _table(
+            table_html(
                 "Difference to random choice in Dice at each budget, over the paired repeats; above zero is better.",
                 ["Strategy", *(f"{budget} labels" for budget in asked)],
                 [
-                    [escaped(one.name), *(_interval(one.dice.get(b), sign=True, counted=True) for b in asked)]
+                    [escaped(one.name), *(interval_text(one.dice.get(b), sign=True, counted=True) for b in asked)]
                     for one in known
                 ],
             )
         )
     if known and unit:
         tables.append(
-            _table(
+            table_html(
                 f"Difference to random choice in HD95, in {unit}, at each budget; below zero ({MINUS}) is better.",
                 ["Strategy", *(f"{budget} labels" for budget in asked)],
                 [
-                    [escaped(one.name), *(_interval(one.hd95.get(b), 2, sign=True, counted=True) for b in asked)]
+                    [escaped(one.name), *(interval_text(one.hd95.get(b), 2, sign=True, counted=True) for b in asked)]
                     for one in known
                 ],
             )
@@ -473,116 +399,3 @@ def _method(rows: Sequence[Row], about: Mapping[str, str]) -> str:
 
 
 # Pieces
-
-
-def _of(data: str) -> str:
-    """The data set that a caption speaks of, where it has a name."""
-    return f"{escaped(data)}: " if data else ""
-
-
-def _figure(data: bytes | None, alt: str, caption: str) -> str:
-    if data is None:
-        return ""
-    source = base64.b64encode(data).decode()
-    return (
-        f'<figure><div class="wide" tabindex="0" role="group" aria-label="Figure">'
-        f'<img src="data:image/png;base64,{source}" alt="{escaped(alt)}" /></div>'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: int | None = None) -> str:
-    """Heads and cells are HTML already; the first cell of a row is its heading, column `words` holds a sentence."""
-
-    def cell(place: int, text: str) -> str:
-        if place == 0:
-            return f'<th scope="row">{text.replace("+", "+<wbr />")}</th>'
-        return f'<td class="words">{text}</td>' if place == words else f"<td>{text}</td>"
-
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    body = "".join(f"<tr>{''.join(cell(k, text) for k, text in enumerate(row))}</tr>\n" for row in rows)
-    caption = caption[0].upper() + caption[1:]
-    return (
-        f'<div class="wide" tabindex="0" role="group" aria-label="Table"><table>'
-        f"<caption><span>{caption}</span></caption>"
-        f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _interval(value: Interval | None, digits: int = 3, *, sign: bool = False, counted: bool = False) -> str:
-    if value is None:
-        return "no figure"
-    count = f" <small>({value.n})</small>" if counted else ""
-
-    def say(number: float) -> str:
-        return signed(number, digits) if sign else f"{number:.{digits}f}"
-
-    if value.low is None or value.high is None:
-        return say(value.mean) + count
-    return f'{say(value.mean)}{count} <small class="range">{say(value.low)} to {say(value.high)}</small>'
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return "none"
-    return "&lt; 0.001" if value < 0.001 else f"{value:.3g}"
-
-
-STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: #1a1a1a;
-  font: 17px/1.5 system-ui, "Segoe UI", "Liberation Sans", sans-serif; }
-main { max-width: 56rem; margin: 0 auto; padding: 1.5rem 1.25rem 3rem; }
-h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .25rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.3rem; margin: 2.25rem 0 .5rem; }
-h3 { font-size: 1.05rem; margin: 1.5rem 0 .25rem; }
-header p { margin: 0; color: #555; }
-p { margin: .5rem 0; max-width: 44rem; }
-.short, .notice { border-left: 4px solid #0072B2; background: #f1f6fa; padding: .75rem 1.1rem; margin: 1.25rem 0; }
-.short p, .notice p { max-width: none; }
-.short h2, .notice h2 { margin: 0 0 .25rem; font-size: 1.1rem; }
-.notice { border-color: #B8860B; background: #fdf7e7; }
-.notice ul { margin: .25rem 0; padding-left: 1.25rem; }
-figure { margin: 1rem 0; }
-.wide { overflow-x: auto; }
-.wide:focus-visible { outline: 2px solid #0072B2; outline-offset: 2px; }
-img { display: block; width: 100%; max-width: 43rem; height: auto; }
-figcaption, caption { color: #444; font-size: .9rem; line-height: 1.4; text-align: left; max-width: 44rem; }
-caption { padding: .25rem 0 .5rem; max-width: none; }
-caption span { display: block; max-width: min(44rem, calc(100vw - 1.8rem)); position: sticky; left: 0; }
-table { border-collapse: collapse; margin: 1rem 0 1.25rem; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .9rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd; }
-thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
-tbody th { font-weight: 600; min-width: 10rem; max-width: 15rem; overflow-wrap: anywhere; }
-td { min-width: 4rem; }
-td small { color: #555; font-size: .85em; white-space: nowrap; }
-td small.range { display: block; }
-td.words { min-width: 14rem; }
-.better { color: #00568a; }
-.worse { color: #a34600; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.25rem; font-size: .95rem; }
-dt { color: #555; }
-dd { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
-pre { background: #f5f5f5; padding: .75rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .9rem; }
-@media (max-width: 600px) {
-  body { font-size: 16px; }
-  main { padding: 1rem .9rem 2rem; }
-  tbody th { min-width: 6.5rem; }
-  dl { grid-template-columns: 1fr; gap: 0; }
-  dd { margin-bottom: .5rem; }
-}
-@media print {
-  @page { margin: 15mm; }
-  body { font-size: 10.5pt; }
-  main { max-width: none; padding: 0; }
-  .wide { overflow: visible; }
-  img { max-width: 38rem; }
-  table { font-size: 8.5pt; }
-  tbody th { min-width: 6.5rem; }
-  td.words { min-width: 9rem; }
-  th, td { padding-right: .5rem; }
-  figure, tr, .short, .notice { break-inside: avoid; }
-  h2, h3, caption { break-after: avoid; }
-}
-"""

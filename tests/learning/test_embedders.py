@@ -22,10 +22,11 @@ from safetensors.torch import save_file
 from weight_files import NORMALISATION, timm_folder
 
 from backend.errors import BadSetting, WeightsMissing
-from backend.learning import embedders
+from backend.learning import embedding
 from backend.learning import model_hub as hub
-from backend.learning.embedders import BIOMEDCLIP, Network, OpenEmbedder, open_embedder
+from backend.learning.embedders import BIOMEDCLIP, OpenEmbedder, open_embedder
 from backend.learning.preprocessing import Preprocessing
+from backend.learning.vision_network import Network
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 TINY_CLIP = {
@@ -110,7 +111,7 @@ class TestEveryEmbedder:
         images = pictures(7)
         first = opened.embedder.embed(images)
         np.testing.assert_array_equal(opened.embedder.embed(images), first)
-        monkeypatch.setattr(embedders, "BATCH", 3)
+        monkeypatch.setattr(embedding, "BATCH", 3)
         np.testing.assert_allclose(opened.embedder.embed(images), first, atol=1e-4)
 
     def test_gray_is_rgb_with_three_equal_channels(self, opened: OpenEmbedder) -> None:

@@ -14,7 +14,8 @@ import torch
 from backend.errors import BadSetting
 from backend.formats.pixels import IGNORE, Letterboxed, letterbox, letterbox_mask
 from backend.learning.segmenters import Segmenter, standardised
-from backend.learning.training import Trained, TrainingSettings, _Loss, train
+from backend.learning.training import Trained, _Loss, train
+from backend.learning.training_settings import TrainingSettings
 
 TINY = TrainingSettings.for_device(
     "cpu",

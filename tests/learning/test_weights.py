@@ -29,7 +29,9 @@ from backend.learning.learner import Learner
 from backend.learning.networks import NETWORKS, from_mobile_sam, mobile_sam
 from backend.learning.preprocessing import Preprocessing
 from backend.learning.segmenters import Segmenter, SegmenterSpec
-from backend.learning.weights import WEIGHTS, File, Weights, fetch, verify, weights_called
+from backend.learning.weights import WEIGHTS, File, Weights, weights_called
+from backend.learning.weights_check import verify
+from backend.learning.weights_fetch import fetch
 from backend.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

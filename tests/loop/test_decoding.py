@@ -15,8 +15,8 @@ from PIL import Image
 from weight_files import timm_folder
 
 from backend.errors import StorageFull, UnreadableScan
-from backend.learning.embedders import Network
 from backend.learning.learner import Learner
+from backend.learning.vision_network import Network
 from backend.loop.batch import CRASHED, BatchProcessor, cached_pixels
 from backend.records.scans import scan_of
 from backend.records.store import Store

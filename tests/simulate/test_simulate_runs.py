@@ -21,8 +21,10 @@ from backend.demo.phantoms import write_phantoms
 from backend.errors import BadSetting, ScanqueueError
 from backend.facts import validation_rows
 from backend.learning.learner import Case
+from backend.simulate.bench import Bench
 from backend.simulate.labelled import read_groups, read_labelled, read_spacing, read_strata
-from backend.simulate.runs import Bench, Comparison, Job, run, split
+from backend.simulate.plan import Comparison, Job, split
+from backend.simulate.runs import run
 from sampling import COLD_START, WITH_MODEL, Pool
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from backend.errors import BadResults
+from backend.simulate.labels_needed import Needed, labels_needed, labels_to_reach
 from backend.simulate.results import (
     ALL_LABELS,
     COLUMNS,
@@ -23,12 +24,9 @@ from backend.simulate.results import (
     read_rows,
 )
 from backend.simulate.statistics import (
-    Needed,
     area_under_curve,
     compare_with_random,
     holm,
-    labels_needed,
-    labels_to_reach,
     learning_curves,
     mean_interval,
     signed_rank,

@@ -1,0 +1,93 @@
+"""Where the weights of an embedder come from, and the error that says why they are unavailable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backend.errors import BadSetting, BrokenWeights, WeightsMissing
+from backend.learning import model_hub as hub
+
+if TYPE_CHECKING:  # torch takes seconds to import: only inside functions
+    pass
+
+
+class Unavailable(WeightsMissing):
+    """Weights missing, with the reason apart from the cure: `auto` quotes only the reason."""
+
+    def __init__(self, reason: str, cure: str) -> None:
+        super().__init__(f"{reason}. {cure}")
+        self.reason = reason
+
+
+@dataclass
+class WeightSources:
+    """Where weights may come from, and where the network shall run."""
+
+    weights_dir: Path | None
+    device: str
+    download: bool
+
+    def find(self, name: str, *, anywhere: bool = True) -> Path | None:
+        """A file or folder: in the weights folder, else (if `anywhere`) as given."""
+        places = [] if self.weights_dir is None else [self.weights_dir / name]
+        places += [Path(name).expanduser()] if anywhere else []
+        return next((path for path in places if path.exists()), None)
+
+    def cure(self, files: str, folder: str) -> str:
+        where = f"the folder named by SCANQUEUE_WEIGHTS_DIR, in {folder}/"
+        if self.weights_dir is not None:
+            where = f"{self.weights_dir / folder}/"
+        return f"Put {files} into {where}, or choose another embedder (SCANQUEUE_EMBEDDER)"
+
+    def hub_file(self, repo: str, names: Sequence[str]) -> Path | None:
+        """The first of these files of a hub repository: from the cache, else downloaded, else None."""
+        import httpx
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+
+        for cached in (True, False):
+            if not cached and self.why_no_download:
+                return None
+            for name in names:
+                try:
+                    return Path(hf_hub_download(repo, name, local_files_only=cached, etag_timeout=hub.HUB_SECONDS))
+                except RemoteEntryNotFoundError:
+                    continue  # the repository has no such file
+                except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+                    if not cached:
+                        self.why_no_download = f"the download failed: {type(error).__name__}"
+                        return None
+        return None
+
+    @cached_property
+    def why_no_download(self) -> str:
+        """Empty when the hub can be asked."""
+        return hub.unreachable() if self.download else "downloads are turned off"
+
+
+class reading_weights:
+    """Whatever goes wrong while weights are read is told as WeightsMissing with the file and a cure."""
+
+    def __init__(self, name: str, path: Path, cure: str) -> None:
+        self.name, self.path, self.cure = name, path, cure
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, BrokenWeights):
+            raise Unavailable(f"{self.name}: {error}", self.cure) from error
+        if isinstance(error, Exception) and not isinstance(error, WeightsMissing | BadSetting):
+            what = " ".join(str(error).split())[:200]
+            reason = f"{self.name}: {self.path} cannot be used ({type(error).__name__}: {what})"
+            raise Unavailable(reason, self.cure) from error
+
+
+def not_found(name: str, local: str, on_hub: bool, place: WeightSources) -> str:
+    where = place.weights_dir / local if place.weights_dir is not None else "any weights folder"
+    why = f" and cannot be downloaded ({place.why_no_download or 'the hub does not have it'})" if on_hub else ""
+    return f"{name}: not in {where}{why}"

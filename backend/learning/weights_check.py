@@ -1,0 +1,171 @@
+"""Check weight files against the table: missing, truncated, renamed or wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from backend.errors import BrokenWeights
+from backend.learning.checkpoints import check_whole, read_tensors
+from backend.learning.networks import misfits, renamed, wanted_tensors
+from backend.learning.weights import WEIGHTS, File, Weights, found_file, how_to_get, where_published
+
+LOOKED_AT = 2000  # files of the weights folder, when one is missing and may have another name
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of looking at one file.
+
+    state  "ok", "missing", "truncated", "renamed" or "wrong"
+    what   a sentence: what is wrong, and what to do
+    """
+
+    key: str
+    state: str
+    path: Path
+    what: str
+
+    @property
+    def bad(self) -> bool:
+        """Something is there that cannot be used as it is."""
+        return self.state in ("truncated", "renamed", "wrong")
+
+    def to_dict(self) -> dict[str, str]:
+        return {"name": self.key, "state": self.state, "path": str(self.path), "what": self.what}
+
+
+def verify(row: Weights, folder: Path, *, content: bool = True) -> list[Verdict]:
+    """Look at the files of a row below the weights folder, at the weights first.
+
+    content  False: leave the checksum out, which takes a second per gigabyte or more
+    """
+    path = found_file(row, folder)
+    if path is not None:
+        found = [judge(row, path, content=content)]
+    elif stray := _stray(row, folder):
+        place = folder / row.folder / matching_file(row, stray).name
+        what = f"{stray} holds the weights of {row.key} under another name. Move it: they are looked for as {place}"
+        found = [Verdict(row.key, "renamed", stray, what)]
+    else:
+        place = folder / row.folder / row.files[0].name
+        found = [Verdict(row.key, "missing", place, f"{place} is not there. {how_to_get(row, folder)}.")]
+    there = path is not None or found[0].state == "renamed"
+    return [*found, *(judge_config(row, folder / row.folder / name) for name in row.config if there)]
+
+
+def judge(row: Weights, path: Path, *, content: bool = True) -> Verdict:
+    """Whether a file, wherever it lies, is the one that the row describes."""
+
+    def verdict(state: str, what: str) -> Verdict:
+        return Verdict(row.key, state, path, what)
+
+    again = f"Replace it by the file of that name {where_published(row)}" if row.hub else f"Replace it by {row.source}"
+    try:
+        tensors = renamed(row.network, read_tensors(path, device="meta"))
+    except BrokenWeights as error:
+        if error.cut:
+            return verdict("truncated", f"{error}. Copy it again, to the end: it should be about {row.megabytes} MB.")
+        return verdict("wrong", f"{error}. {again}.")
+    wanted = wanted_tensors(row.network)
+    bad = misfits(wanted, tensors)
+    if bad:
+        other = _whose(path, row)
+        told = (
+            f"they are those of {other.key}, which belong into {other.folder}/"
+            if other
+            else f"{len(bad)} of {len(wanted)} tensors are missing or of another shape (first: {bad[0]})"
+        )
+        return verdict("wrong", f"{path} does not hold the weights of {row.key}: {told}. {again}.")
+    known = matching_file(row, path).sha256
+    if known and content:
+        digest = _sha256(path)
+        if digest != known:
+            return verdict(
+                "wrong",
+                f"{path} has the tensors of {row.key}, but it is not the published file: its SHA-256 is {digest}, not "
+                f"{known}. {again}.",
+            )
+        return verdict("ok", f"{path} is the published file: its SHA-256 is the one that is known of it.")
+    why = "was left out" if known else "of the published file is not known"
+    return verdict(
+        "ok", f"{path} is whole and has the tensors of {row.key}; its numbers were not checked, as a SHA-256 {why}."
+    )
+
+
+def judge_config(row: Weights, path: Path) -> Verdict:
+    get = f"Get it {where_published(row)} and put it there"
+    if not path.is_file():
+        return Verdict(row.key, "missing", path, f"{path} is not there. {get}.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        vision = config["model_cfg"]["vision_cfg"] if "model_cfg" in config else {}
+        architecture = "" if vision else config["architecture"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"{path} is not the description of a network ({type(error).__name__}). {get}."
+        return Verdict(row.key, "wrong", path, what)
+    if not vision and architecture != row.network:
+        what = f"{path} describes the network {architecture}, not {row.network}. {get}."
+        return Verdict(row.key, "wrong", path, what)
+    return Verdict(row.key, "ok", path, f"{path} describes the network.")
+
+
+def _fits(row: Weights, path: Path) -> bool:
+    """Whether the file is whole and has the tensors of the row; for what has the name of another row's, no."""
+    try:
+        tensors = renamed(row.network, read_tensors(path, device="meta"))
+    except (BrokenWeights, OSError):
+        return False
+    return not misfits(wanted_tensors(row.network), tensors)
+
+
+def _whose(path: Path, but: Weights) -> Weights | None:
+    return next((row for row in WEIGHTS if row.network != but.network and _fits(row, path)), None)
+
+
+def _stray(row: Weights, folder: Path) -> Path | None:
+    """A file below the folder that holds these weights, and does not lie where other weights belong."""
+    taken = {folder / other.folder / f.name for other in WEIGHTS for f in other.files}
+    for path in files_below(folder):
+        if path in taken and path.parent != folder / row.folder:
+            continue
+        with contextlib.suppress(BrokenWeights, OSError):
+            check_whole(path)
+            if judge(row, path).state == "ok":
+                return path
+    return None
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        return
+    for number, path in enumerate(sorted(folder.rglob("*"))):
+        if number >= LOOKED_AT:
+            return
+        if path.is_file() and not path.name.startswith("."):
+            yield path
+
+
+def matching_file(row: Weights, path: Path) -> File:
+    """Which of the row's files this is: by its name, else by what it is made of."""
+    for file in row.files:
+        if file.name == path.name:
+            return file
+    with path.open("rb") as read:
+        pickled = read.read(2) in (b"PK", b"\x80\x02")
+    alike = [f for f in row.files if f.name.endswith(".safetensors") != pickled] or list(row.files)
+    if len(alike) > 1:
+        digest = _sha256(path)
+        return next((f for f in alike if f.sha256 == digest), None) or next(
+            (f for f in alike if not f.sha256), alike[0]
+        )
+    return alike[0]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,214 @@
+"""One process of a comparison: picks scans, trains and tests models, and caches what it computed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.facts import validation_rows
+from backend.fingerprints import fingerprint
+from backend.learning.learner import Learner
+from backend.simulate.labelled import Labelled
+from backend.simulate.plan import Comparison, Job, Split, checked_split, group_names, read
+from backend.simulate.results import ALL_LABELS
+from sampling import (
+    BLIND,
+    COLD_START,
+    EXTRA_SIGNALS,
+    WITH_MODEL,
+    Clustering,
+    Pool,
+    choose_clusters,
+    find_strategy,
+    fit_map,
+    strategy_pair,
+)
+
+Found = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # rows of results.csv, rows of picks.csv
+PREDICTED = 16  # scans in memory at once
+
+
+@dataclass
+class Bench:
+    """One process's view of a comparison: the scans, the learner, and what was computed before."""
+
+    comparison: Comparison
+    cells: Path
+    scans: Labelled = field(init=False)
+    learner: Learner = field(init=False)
+
+    def __post_init__(self) -> None:
+        c = self.comparison
+        self.scans, self.groups, self.strata, self.spacing = read(c)
+        self.learner = Learner(c.settings())
+        self.named = group_names(self.groups, self.scans.names)
+        self.labels = [f"class {n}" for n in range(1, self.scans.classes)]
+        self.cells.mkdir(parents=True, exist_ok=True)
+
+    def split(self, seed: int) -> Split:
+        return checked_split(self.comparison, self.groups, seed)
+
+    # -- one job ------------------------------------------------------------------------------
+
+    def run(self, job: Job) -> Found:
+        """(rows of the results, the picks behind them)."""
+        part = self.split(job.seed)
+        if job.strategy == ALL_LABELS:
+            return [self._row(job, len(part.pool), part, np.arange(len(part.pool)))], []
+        cold, ranked = strategy_pair(job.strategy)
+        pool = self.pool(job.seed, part)
+        rows, picks = [], []
+        chosen: NDArray[np.intp] = np.empty(0, dtype=np.intp)
+        reasons: list[str] = []
+        signals: dict[str, NDArray[np.float64]] = {}
+        for budget in job.budgets:
+            if self.comparison.cold_start_only or not len(chosen):
+                order = find_strategy(COLD_START, cold)(pool, budget, seed=job.seed)
+                chosen, reasons = order.rows, list(order.reasons)
+            else:
+                ranking = find_strategy(WITH_MODEL, ranked)(
+                    Pool(pool.xy, pool.clustering, pool.embeddings, pool.strata, signals),
+                    budget - len(chosen),
+                    chosen=chosen,
+                    alpha=self.comparison.alpha,
+                    seed=job.seed,
+                )
+                chosen = np.concatenate([chosen, ranking.rows])
+                reasons += [ranked] * len(ranking.rows)
+            last = self.comparison.cold_start_only or budget == job.budgets[-1]
+            if not last and ranked not in BLIND:
+                signals = self._signals(job.seed, part, chosen, EXTRA_SIGNALS.get(ranked, ""))
+            rows.append(self._row(job, budget, part, chosen))
+            picks += [
+                {"strategy": job.strategy, "embedder": self.embedder, "seed": job.seed, "budget": budget, "place": i}
+                | {"name": self.scans.names[part.pool[r]], "reason": why}
+                for i, (r, why) in enumerate(zip(chosen, reasons, strict=True), start=1)
+            ]
+        return rows, picks
+
+    @property
+    def embedder(self) -> str:
+        return self.learner.embedder().name
+
+    def pool(self, seed: int, part: Split) -> Pool:
+        """The pool as a strategy sees it: embeddings, map and clusters as the service makes them."""
+        vectors = self._embeddings()[part.pool]
+        name = fingerprint("map", self.embedder, [self.scans.digests[r] for r in part.pool], seed)
+        found = self._cell(name, ".npz")
+        if found is None:
+            xy = fit_map(vectors, seed=seed).xy
+            clustering = choose_clusters(xy, seed=seed)
+            self._put(
+                name,
+                ".npz",
+                lambda file: np.savez(file, xy=xy, labels=clustering.labels, medoids=clustering.medoids),
+            )
+        else:
+            arrays = np.load(io.BytesIO(found))
+            xy, clustering = arrays["xy"], Clustering(arrays["labels"], arrays["medoids"], {}, 0)
+        strata = None if self.strata is None else self.strata[part.pool]
+        return Pool(xy, clustering, vectors, strata)
+
+    def _embeddings(self) -> NDArray[np.float32]:
+        name = fingerprint("embeddings", self.embedder, self.scans.digests)
+        found = self._cell(name, ".npy")
+        if found is None:
+            vectors = self.learner.embed(self.scans.images)
+            self._put(name, ".npy", lambda file: np.save(file, vectors))
+            return vectors
+        loaded: NDArray[np.float32] = np.load(io.BytesIO(found))
+        return loaded
+
+    def _row(self, job: Job, budget: int, part: Split, chosen: NDArray[np.intp]) -> dict[str, Any]:
+        found = self._trained(job.seed, part, chosen)["test"]
+        embedder = "" if job.strategy == ALL_LABELS else self.embedder
+        row = {"strategy": job.strategy, "embedder": embedder, "seed": job.seed, "budget": budget}
+        row |= {"labels": len(chosen), "n_test": found["n"]}
+        return row | {name: found[name] for name in ("dice", "hd", "hd95", "unit")}
+
+    # -- trainings ----------------------------------------------------------------------------
+
+    def _recipe(self, seed: int, part: Split, chosen: NDArray[np.intp]) -> list[Any]:
+        """Everything that a model and its test depend on, besides the scans themselves."""
+        learn = sorted(self.scans.names[r] for r in part.pool[chosen])
+        test = [self.scans.names[r] for r in part.test]
+        named = [self.named[r] for r in sorted(part.pool[chosen], key=lambda r: self.scans.names[r])]
+        more = [named] if any(named) else []  # they say what is held out
+        return [self.scans.fingerprint, learn, test, self.learner.describe_training(seed), self.spacing, *more]
+
+    def _trained(self, seed: int, part: Split, chosen: NDArray[np.intp], extra: str | None = None) -> dict[str, Any]:
+        """The test of the model that these pool rows give; with `extra` also its signals of the whole pool."""
+        name = fingerprint("model", *self._recipe(seed, part, chosen))
+        kept: dict[str, Any] = json.loads(self._cell(name, ".json") or b"{}")
+        if kept and (extra is None or f"signals {extra}" in kept):
+            return kept
+        with tempfile.TemporaryDirectory(dir=self.cells, prefix="model-") as folder:
+            model = Path(folder)
+            self._train(seed, part, chosen)(model)
+            if "test" not in kept:
+                kept["test"] = self._test(model, part.test)
+            if extra is not None:
+                kept[f"signals {extra}"] = self._ask(model, part.pool, extra)
+            self.learner.forget(model)
+        self._put(name, ".json", lambda file: file.write(json.dumps(kept).encode()))
+        return kept
+
+    def _train(self, seed: int, part: Split, chosen: NDArray[np.intp]) -> Callable[[Path], None]:
+        rows = sorted(part.pool[chosen].tolist(), key=lambda r: (self.scans.digests[r], r))
+        held = validation_rows([self.scans.digests[r] for r in rows], [self.named[r] for r in rows])
+        cases = [self.scans.case(r, self.learner.image_size) for r in rows]
+        learn = [c for i, c in enumerate(cases) if i not in held]
+        watch = [c for i, c in enumerate(cases) if i in held]
+        return self.learner.train(learn, watch, self.labels, seed=seed, on_step=lambda done, total: None)[0]
+
+    def _chunks(self, rows: NDArray[np.intp]) -> Iterator[tuple[list[int], list[Any]]]:
+        for at in range(0, len(rows), PREDICTED):
+            chunk = [int(r) for r in rows[at : at + PREDICTED]]
+            yield chunk, [self.scans.case(r, self.learner.image_size) for r in chunk]
+
+    def _test(self, model: Path, rows: NDArray[np.intp]) -> dict[str, Any]:
+        scores = []
+        for chunk, cases in self._chunks(rows):
+            masks = self.learner.masks(model, [c.scan for c in cases])
+            for r, mask, case in zip(chunk, masks, cases, strict=True):
+                spacing = self.spacing[r] if self.spacing else None
+                scores.append(self.learner.compare(mask, case.mask, self.scans.classes, spacing))
+        return self.learner.summarise(scores)
+
+    def _ask(self, model: Path, rows: NDArray[np.intp], extra: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for _, cases in self._chunks(rows):
+            found += self.learner.signals(model, [c.scan for c in cases], extra)
+        return found
+
+    def _signals(self, seed: int, part: Split, chosen: NDArray[np.intp], extra: str) -> dict[str, NDArray[np.float64]]:
+        found = self._trained(seed, part, chosen, extra)[f"signals {extra}"]
+        signals = {"entropy": np.array([one[self.comparison.uncertainty] for one in found])}
+        if extra:
+            signals[extra] = np.array([one[extra] for one in found])
+        return signals
+
+    # -- what was computed before -------------------------------------------------------------
+
+    def _cell(self, name: str, ending: str) -> bytes | None:
+        try:
+            return (self.cells / f"{name}{ending}").read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _put(self, name: str, ending: str, write: Callable[[Any], object]) -> None:
+        """Written aside, then renamed: a process that is killed leaves nothing half."""
+        with tempfile.NamedTemporaryFile(dir=self.cells, prefix="part-", delete=False) as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, self.cells / f"{name}{ending}")
