@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import httpx
 from rich.console import Console
@@ -70,11 +71,7 @@ def run_demo(
         ending.callback(studio.stop)
         console.print(f"Label Studio started in {time.monotonic() - began:.0f} s")
 
-        with console.status(f"importing {len(scans.images)} scans"):
-            project = studio.create_project("scanqueue demo", scans.label_config())
-            tasks = dict(zip(studio.import_files(project, scans.images), scans.images, strict=True))
-            for email, password in READERS:
-                studio.invite(email, password)
+        project, tasks = _create_project(console, studio, scans)
 
         sizes = {"cold_start_size": min(20, max(2, labels // 2)), "round_size": min(10, max(1, labels // 4))}
         service, url = _start_service(studio, here, _port(service_port, 9090), console, ending)
@@ -87,23 +84,23 @@ def run_demo(
                 raise ScanqueueError(f"scanqueue exited. The end of its log:\n{service.tail()}")
 
         if simulate:
-            simulation = Simulation(
-                studio,
-                project,
-                url,
-                scans,
-                tasks,
-                readers=READERS,
-                labels=labels,
-                console=console,
-                alive=alive,
-                **sizes,
-            )
+            people: dict[str, Any] = {"readers": READERS, "labels": labels, **sizes}
+            simulation = Simulation(studio, project, url, scans, tasks, console=console, alive=alive, **people)
             simulation.run()
             _show_results(console, simulation, project, url, here, began)
         if stay:
             _wait_for_ctrl_c(console, alive)
     return here
+
+
+def _create_project(console: Console, studio: LabelStudio, scans: ScanFolder) -> tuple[int, dict[int, Path]]:
+    """Create the project and its annotators. Returns its ID and the image of each task."""
+    with console.status(f"importing {len(scans.images)} scans"):
+        project = studio.create_project("scanqueue demo", scans.label_config())
+        tasks = dict(zip(studio.import_files(project, scans.images), scans.images, strict=True))
+        for email, password in READERS:
+            studio.invite(email, password)
+    return project, tasks
 
 
 def _with_masks(scans: ScanFolder, data: Path | None) -> ScanFolder:
