@@ -131,7 +131,7 @@ def pairwise_dice_with_model(
 
 
 def random_with_model(pool: Pool, count: int, *, chosen: Rows = (), alpha: float = ALPHA, seed: int = 0) -> Ranking:
-    """Uniformly random scans: what `random_cold_start` of the same seed goes on with."""
+    """Uniformly random scans: the continuation of `random_cold_start` with the same seed."""
     order = random_cold_start(pool, count, chosen=chosen, seed=seed)
     return _ranked(pool, chosen, order.rows)
 
@@ -156,7 +156,7 @@ def kcenter_with_model(
 def facility_with_model(
     pool: Pool, count: int, *, chosen: Rows = (), alpha: float = ALPHA, seed: int = 0, space: Space
 ) -> Ranking:
-    """The scans that stand best for those nothing stands for yet, whatever the model thinks: `facility`."""
+    """The scans that best represent those not yet covered, regardless of the model: `facility`."""
     taken, _, count = pool.split(chosen, count)
     seed = whole_number("seed", seed, low=0)
     return _ranked(pool, chosen, representative.facility(pool.points(space), count, taken, seed=seed))

@@ -70,7 +70,7 @@ class WeightSources:
 
 
 class reading_weights:
-    """Whatever goes wrong while weights are read is told as WeightsMissing with the file and a cure."""
+    """Turns any error while weights are read into WeightsMissing, with the file and a remedy."""
 
     def __init__(self, name: str, path: Path, cure: str) -> None:
         self.name, self.path, self.cure = name, path, cure

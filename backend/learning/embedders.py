@@ -51,7 +51,7 @@ class OpenEmbedder:
 
 
 def open_embedder(name: str, *, weights_dir: Path | None, device: str, download: bool = True) -> OpenEmbedder:
-    """Open the embedder called `name`; `auto` takes the best one whose weights can be had.
+    """Open the embedder called `name`; `auto` takes the best one whose weights are available.
 
     weights_dir  folder of weights, one subfolder per model; relative FOLDERs and files are looked for there
                  first, then in the working directory

@@ -59,7 +59,7 @@ class Embedder(Protocol):
 
 
 class BatchedEmbedder(ABC):
-    """`embed` for whoever can prepare and embed_prepared."""
+    """`embed` for embedders that define prepare and embed_prepared."""
 
     name: str
     dim: int

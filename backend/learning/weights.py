@@ -257,7 +257,7 @@ def found_file(row: Weights, folder: Path) -> Path | None:
 
 
 def how_to_get(row: Weights, folder: Path | None) -> str:
-    """Which files go where, and where they are to be had: a sentence without its full stop."""
+    """Which files go where, and where they are available: a sentence without its full stop."""
     where = f"{folder / row.folder}/" if folder else f"{row.folder}/ of the folder that {DIR_SETTING} names"
     return f"Put {files_of(row)} into {where}: {'they are' if row.config else 'it is'} {where_published(row)}"
 

@@ -36,7 +36,7 @@ def run(
 ) -> list[dict[str, Any]]:
     """Train what is missing, and write `results.csv` and `picks.csv` into `folder`; returns the rows of the former.
 
-    Both tables are written anew after every job, so there is something to look at before the end.
+    Both tables are rewritten after every job, so partial results can be read before the end.
 
     processes  run at once, each with one thread; the figures do not depend on it
     cells      where finished trainings are kept; default: in `folder`. Comparisons on the same scans may share it
