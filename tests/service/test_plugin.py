@@ -134,7 +134,7 @@ def test_doctor_takes_the_host_of_the_plugin_for_what_it_is(
     )
     found = [f for f in examine(settings, project) if f.check == "backend"]
     assert [f.level for f in found] == ["warning", "ok"]
-    assert "right if it hosts backend.plugin.ScanqueueBackend" in found[0].what
+    assert "correct if it hosts backend.plugin.ScanqueueBackend" in found[0].what
 
 
 def test_predict_of_the_plugin_is_one_item_per_task_and_never_null(hosted: tuple[Plugin, Service, Forwarder]) -> None:
