@@ -1,4 +1,4 @@
-"""The hub that weights are downloaded from, where there is one within reach."""
+"""The model hub that weights are downloaded from, and whether it is reachable."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-HUB_SECONDS = 3.0  # a hospital without internet waits no longer than this
+HUB_SECONDS = 3.0  # longest wait in a hospital without internet
 
 
 def unreachable() -> str:
-    """Why the hub cannot be asked; empty when it can."""
+    """The reason why the hub is not reachable; empty if it is."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -19,15 +19,15 @@ def unreachable() -> str:
 
 
 def answers(url: str) -> bool:
-    """Whether anything answers there in time. In a thread, as looking up a name has no time limit of its own."""
-    import httpx
+    """Whether a server answers in time. Runs in a thread, because name lookups have no timeout."""
+    import huggingface_hub
 
     answered = threading.Event()
 
     def ask() -> None:
         try:
-            httpx.head(url, timeout=HUB_SECONDS)
-        except (httpx.HTTPError, OSError, ValueError):
+            huggingface_hub.get_session().head(url, timeout=HUB_SECONDS, follow_redirects=False)
+        except Exception:  # no route, unknown name, a proxy's refusal: the session may be a lab's own
             return
         answered.set()
 
