@@ -903,7 +903,7 @@ def test_every_beginning_of_a_stratified_order_has_its_share_of_each_site(tmp_pa
     assert sum(i < 6 for i in first) == 3
     assert sum(6 <= i < 10 for i in first) == 2
     assert status.queue(world.store, PROJECT)[0]["reason"].endswith(
-        "the next of its group, so that every group has its share"
+        "the next scan of its group, so that every group gets its share"
     )
     strata(world, ["A"] * 12)
     world.run()
