@@ -520,7 +520,7 @@ def test_without_a_weights_folder_the_command_says_what_to_set(monkeypatch: pyte
     code, text = run(monkeypatch, tmp_path / "none", "verify")
     assert code == 1
     assert "The weights folder" in text
-    assert "it is not set" in run(monkeypatch, None, "list")[1]
+    assert "which is not set" in run(monkeypatch, None, "list")[1]
     assert "no weights are called 'x'" in run(monkeypatch, None, "fetch", "x")[1]
 
 

@@ -393,13 +393,13 @@ def test_each_kind_of_wrong_token_has_its_cure(label_studio: LabelStudio, tmp_pa
     ]
     later = time.time() + 1e6
     cases = {
-        "": "There is no token",
-        access: "is an access token, which lives for five minutes",
+        "": "No Label Studio token",
+        access: "is an access token, which expires after five minutes",
         jwt(token_type="refresh", exp=1_600_000_000): "expired on 2020-09-13",
         jwt(token_type="refresh", exp=later, jti="x"): "does not accept the personal access token",
         "0123456789abcdef" * 2 + "01234567": "does not know this legacy token",
         "correct horse": "neither a personal access token nor a legacy token",
-        label_studio.legacy_token(): "this organization has legacy tokens turned off",
+        label_studio.legacy_token(): "this organization has disabled legacy tokens",
     }
     for key, words in cases.items():
         found = token(key)
@@ -553,7 +553,7 @@ def test_a_queue_that_is_not_served_is_found(bench: Bench) -> None:
         findings = examine(bench.settings, bench.project)
         title, sampling = of(findings, "queue")
         assert {title.level, sampling.level} == {"error"}
-        assert "by its title" in title.what
+        assert "by title" in title.what
         assert "Select scanqueue-r0 in Settings > Annotation" in title.cure
         assert "Settings > Annotation > Task Sampling > Uncertainty sampling" in sampling.cure
         assert "maximum_annotations to 1" in one(findings, "annotators", "warning").cure
