@@ -15,7 +15,7 @@ from backend.intake.identities import ScanRecord
 from backend.intake.slicing import digest
 
 SAME = 1e-4  # tolerance for equal affines (mm, direction cosines)
-CURE = "Name the folder that contains the files now with --source. Files are recognized by content, not by name."
+CURE = "Use --source to name the folder that now contains the files. They are recognized by content, not by name."
 
 
 class Sources:

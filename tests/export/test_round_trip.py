@@ -410,7 +410,7 @@ def test_moved_and_changed_files_are_said_and_found_again_and_pictures_need_none
     elsewhere = moved.rename(tmp_path / "archive" / "deep" / "another name.nii.gz")
     out = lab.export("out", code=1)
     assert f"problem: {first}: its source was moved or deleted (file is missing), so no volume was written" in lab.said
-    assert "Say where the files are now with --source FOLDER" in lab.said
+    assert "Use --source to name the folder that now contains the files" in lab.said
     assert "Dumbledore" not in lab.said
     assert not (out / f"{first}.nii.gz").exists()
     assert (out / f"{second}.nii.gz").exists()
