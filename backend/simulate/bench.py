@@ -1,4 +1,4 @@
-"""One process of a comparison: picks scans, trains and tests models, and caches what it computed."""
+"""One process of a comparison: selects scans, trains and tests models, and caches the results."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from sampling import (
 )
 
 Found = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # rows of results.csv, rows of picks.csv
-PREDICTED = 16  # scans in memory at once
+PREDICTED = 16  # maximum number of scans in memory during prediction
 
 
 @dataclass
 class Bench:
-    """One process's view of a comparison: the scans, the learner, and what was computed before."""
+    """One process's view of a comparison: the scans, the learner and the cached results."""
 
     comparison: Comparison
     cells: Path
@@ -60,7 +60,7 @@ class Bench:
     # -- one job ------------------------------------------------------------------------------
 
     def run(self, job: Job) -> Found:
-        """(rows of the results, the picks behind them)."""
+        """Returns (rows of results.csv, rows of picks.csv)."""
         part = self.split(job.seed)
         if job.strategy == ALL_LABELS:
             return [self._row(job, len(part.pool), part, np.arange(len(part.pool)))], []
@@ -100,7 +100,7 @@ class Bench:
         return self.learner.embedder().name
 
     def pool(self, seed: int, part: Split) -> Pool:
-        """The pool as a strategy sees it: embeddings, map and clusters as the service makes them."""
+        """The pool as a strategy sees it, with embeddings, map and clusters computed as in the service."""
         vectors = self._embeddings()[part.pool]
         name = fingerprint("map", self.embedder, [self.scans.digests[r] for r in part.pool], seed)
         found = self._cell(name, ".npz")
@@ -138,15 +138,15 @@ class Bench:
     # -- trainings ----------------------------------------------------------------------------
 
     def _recipe(self, seed: int, part: Split, chosen: NDArray[np.intp]) -> list[Any]:
-        """Everything that a model and its test depend on, besides the scans themselves."""
+        """Everything that determines a model and its test scores."""
         learn = sorted(self.scans.names[r] for r in part.pool[chosen])
         test = [self.scans.names[r] for r in part.test]
         named = [self.named[r] for r in sorted(part.pool[chosen], key=lambda r: self.scans.names[r])]
-        more = [named] if any(named) else []  # they say what is held out
+        more = [named] if any(named) else []  # groups determine the validation scans
         return [self.scans.fingerprint, learn, test, self.learner.describe_training(seed), self.spacing, *more]
 
     def _trained(self, seed: int, part: Split, chosen: NDArray[np.intp], extra: str | None = None) -> dict[str, Any]:
-        """The test of the model that these pool rows give; with `extra` also its signals of the whole pool."""
+        """Test scores of the model trained on these pool rows; with `extra` also its uncertainty for the whole pool."""
         name = fingerprint("model", *self._recipe(seed, part, chosen))
         kept: dict[str, Any] = json.loads(self._cell(name, ".json") or b"{}")
         if kept and (extra is None or f"signals {extra}" in kept):
@@ -197,7 +197,7 @@ class Bench:
             signals[extra] = np.array([one[extra] for one in found])
         return signals
 
-    # -- what was computed before -------------------------------------------------------------
+    # -- cache --------------------------------------------------------------------------------
 
     def _cell(self, name: str, ending: str) -> bytes | None:
         try:
@@ -206,7 +206,7 @@ class Bench:
             return None
 
     def _put(self, name: str, ending: str, write: Callable[[Any], object]) -> None:
-        """Written aside, then renamed: a process that is killed leaves nothing half."""
+        """Write to a temporary file, then rename it, so that a killed process leaves no partial entry."""
         with tempfile.NamedTemporaryFile(dir=self.cells, prefix="part-", delete=False) as file:
             write(file)
             file.flush()

@@ -1,4 +1,4 @@
-"""`scanqueue simulate` from its options to the report."""
+"""`scanqueue simulate`: from options to report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sampling import strategy_pair
 
 
 def simulate(comparison: Comparison, folder: Path, *, processes: int, command: str, console: Console) -> None:
-    """Run what is missing of a comparison, write its tables, plots and report, and say in short what came out."""
+    """Run the missing trainings of a comparison, write tables, plots and report, and print the verdicts."""
     left_out = read_labelled(comparison.images, comparison.masks).left_out
     for name, why in list(left_out.items())[:10]:
         console.print(f"left out: {name}: {why}", markup=False, highlight=False, style="yellow")
@@ -43,7 +43,7 @@ def simulate(comparison: Comparison, folder: Path, *, processes: int, command: s
 
 
 def _about(c: Comparison, left_out: int, command: str) -> dict[str, str]:
-    """What the report says of where its numbers come from."""
+    """Title, data and settings for the report."""
     about = {
         "title": f"Which scans to label first: {c.images.resolve().parent.name or c.images}",
         "images": str(c.images),
@@ -52,18 +52,18 @@ def _about(c: Comparison, left_out: int, command: str) -> dict[str, str]:
         "version": __version__,
         "date": date.today().isoformat(),
         "groups": ", ".join(c.groups),
-        "Labelled": "every budget at once, before any model" if c.cold_start_only else "in rounds, as in the service",
+        "Labelling": "in one step, without a model" if c.cold_start_only else "in rounds, as in the service",
         "Encoder": c.encoder,
         "Image size": f"{c.image_size} pixels" if c.image_size else "default of the device",
         "Training steps": str(c.training_steps) if c.training_steps else "default of the device",
-        "Held out of each training": f"{VALIDATION_SHARE:.0%} of the labels, to choose the best step",
-        "Test scans": f"{c.test_share:.0%} of all, the same for every strategy of a repeat",
+        "Validation scans": f"{VALIDATION_SHARE:.0%} of the labels, to select the best step",
+        "Test scans": f"{c.test_share:.0%} of all scans, the same for all strategies within a repeat",
         "Alpha, uncertainty": f"{c.alpha:g}, {c.uncertainty}",
     }
     if c.strata:
         about["Strata"] = c.strata
     if left_out:
-        about["Left out"] = f"{left_out} files that could not be used"
+        about["Left out"] = f"{left_out} unusable files"
     if "default" in c.strategies:
-        about['"default" stands for'] = "+".join(strategy_pair("default"))
+        about['Strategy "default"'] = "+".join(strategy_pair("default"))
     return about

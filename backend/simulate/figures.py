@@ -1,7 +1,7 @@
-"""The figures of a report, as PNG bytes: learning curves, differences to random choice, labels needed.
+"""The figures of a report, as PNG bytes: learning curves, differences from random choice, labels needed.
 
-Readable without colour: every strategy has its own marker and line style as well. The palette keeps apart for
-colour-blind readers (Okabe & Ito 2008). Matplotlib is loaded only when something is drawn.
+Readable without colour: every strategy also has its own marker and line style. The palette is safe for colour-blind
+readers (Okabe & Ito 2008). Matplotlib is imported only for drawing.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 5.8  # inches: small, so that its letters can be read on a telephone too
+WIDTH = 5.8  # inches; small enough for legible text on a phone
 DPI = 200
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8860B")
 LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (5, 1, 1, 1)))
 MARKERS = "osD^vPX<>*hd"
 GREY = "#444444"
 FAINT = "#999999"
-BANDS = 4  # arms in one panel whose intervals can still be told apart; more get a panel each
+BANDS = 4  # maximum number of arms with distinguishable intervals in one panel; more get a panel each
 
 Styles = Mapping[Arm, dict[str, Any]]
 
 
 def arm_styles(arms: Sequence[Arm]) -> Styles:
-    """Colour, marker and line of each arm; random choice is dark grey and dotted, whatever its place."""
+    """Colour, marker and line of each arm; random choice is always dark grey and dotted."""
     found: dict[Arm, dict[str, Any]] = {}
     place = 0
     for arm in arms:
@@ -56,7 +56,7 @@ def learning_curve_figure(
 ) -> bytes:
     """Dice against labels, a panel for each data set; with many arms of one data set, a panel for each arm.
 
-    whole  data set to (labels, Dice) of the models trained on all labels, where there are any: means
+    whole  data set to mean (labels, Dice) of the models trained on all labels, if any
     """
     styles = arm_styles(list(names))
     data = data_sets(points)
@@ -98,7 +98,7 @@ def _curves_apart(
     styles: Styles,
     whole: tuple[float, float] | None,
 ) -> None:
-    """A panel for each arm, random choice in all of them."""
+    """A panel for each arm, with random choice in every panel."""
     others = [arm for arm in names if arm.strategy == RANDOM]
     shown = [arm for arm in names if arm.strategy != RANDOM]
     panels = figure.subplots(_rows(names), 3, squeeze=False, sharex=True, sharey=True)
@@ -176,7 +176,7 @@ def _legend(figure: Figure, handles: Mapping[Arm, Any], names: Mapping[Arm, str]
         )
 
 
-MARKS: dict[str, dict[str, Any]] = {  # verdict to how its mean is drawn
+MARKS: dict[str, dict[str, Any]] = {  # verdict to marker of its mean
     "better": {"marker": "o", "color": "#0072B2", "markerfacecolor": "#0072B2"},
     "worse": {"marker": "s", "color": "#D55E00", "markerfacecolor": "#D55E00"},
     "open": {"marker": "o", "color": GREY, "markerfacecolor": "white"},
@@ -185,7 +185,7 @@ MARKS: dict[str, dict[str, Any]] = {  # verdict to how its mean is drawn
 
 
 def differences_figure(comparisons: Sequence[Comparison]) -> bytes:
-    """A forest plot: difference to random choice of each arm with its interval, the single pairs behind it."""
+    """Forest plot: each arm's difference from random choice with its interval, and the individual pairs."""
     shown = [one for one in comparisons if one.area is not None]
 
     def draw(figure: Figure) -> None:
@@ -214,7 +214,7 @@ def differences_figure(comparisons: Sequence[Comparison]) -> bytes:
         axes.set_ylim(len(shown) - 0.4, -0.6)
         reach = max((abs(edge) for edge in axes.get_xlim()), default=0.0)
         axes.set_xlim(min(axes.get_xlim()[0], -0.25 * reach), max(axes.get_xlim()[1], 0.25 * reach))
-        axes.set_xlabel("worse  ←   difference to random choice, Dice   →  better", fontsize=8.5)
+        axes.set_xlabel("worse  ←   difference from random choice (Dice)   →  better", fontsize=8.5)
         axes.grid(axis="x", alpha=0.25)
         _tidy(axes, "top", "right", "left")
         axes.tick_params(axis="y", length=0)
@@ -223,7 +223,7 @@ def differences_figure(comparisons: Sequence[Comparison]) -> bytes:
 
 
 def labels_needed_figure(needed: Sequence[LabelsNeeded]) -> bytes | None:
-    """Median labels to reach each fraction, the single repeats behind it; None when no repeat got anywhere."""
+    """Median labels to reach each fraction, and the individual repeats; None when no repeat reached any."""
     data = [name for name in data_sets(needed) if any(one.reached for one in of_data(needed, name))]
     if not data:
         return None
@@ -260,7 +260,7 @@ def _needed(axes: Axes, here: Sequence[LabelsNeeded], styles: Styles) -> None:
                 text, (one.median, place), xytext=(5, 0), textcoords="offset points", fontsize=7.5, va="center"
             )
         else:
-            why = ("mostly not reached" if one.reached else "not reached") if one.repeats else "no figure"
+            why = ("mostly not reached" if one.reached else "not reached") if one.repeats else "no value"
             axes.annotate(why, (0.04, place), xycoords=("axes fraction", "data"), fontsize=7.5, va="center")
     axes.set_yticks(range(len(here)), [plain(one.name, 26) for one in here])
     axes.set_ylim(len(here) - 0.4, -0.6)
@@ -270,7 +270,7 @@ def _needed(axes: Axes, here: Sequence[LabelsNeeded], styles: Styles) -> None:
 
 
 def plain(text: str, width: int) -> str:
-    """A name as matplotlib must be given it: no formulas, one line, shortened in the middle when long."""
+    """A name for matplotlib: one line, no formulas, shortened in the middle to at most `width` characters."""
     line = " ".join(printable(text).split())
     if len(line) > width:
         tail = width * 2 // 5
@@ -287,6 +287,6 @@ def _png(draw: Callable[[Figure], None], height: float) -> bytes:
     draw(figure)
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # names in scripts that the font lacks: the tables have them
+        warnings.filterwarnings("ignore", message="Glyph")  # the font may lack a script; the tables show these names
         figure.savefig(file, dpi=DPI, format="png", metadata={"Software": None})
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Scans whose masks are known: two folders, and what tables say of each scan."""
+"""Scans with known masks from two folders, and their groups, strata and spacing from tables."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from backend.errors import ScanqueueError, UnreadableScan
 from backend.formats.pixels import decode_image, letterbox
 from backend.learning.learner import Case
 
-MOST_CLASSES = 32
+MAX_CLASSES = 32
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """N scans that could be read, in the order of their names; index i is the same scan in every field.
+    """N readable scans, sorted by name; index i is the same scan in every field.
 
-    names     file names without their ending
+    names     file names without extension
     digests   of the image files
     images    (H, W) or (H, W, 3) uint8
     masks     (H, W) class numbers, 0 is background
-    classes   background included
-    left_out  {file name: why}
+    classes   number of classes, including the background
+    left_out  {file name: reason}
     """
 
     names: tuple[str, ...]
@@ -51,21 +51,21 @@ class Labelled:
         return whole.hexdigest()[:24]
 
     def case(self, row: int, size: int) -> Case:
-        """One scan fitted into a square of that side, with its mask at original size."""
+        """One scan letterboxed to size x size pixels, with its mask at original size."""
         return Case(letterbox(self.images[row], size), self.masks[row])
 
 
 def read_labelled(images: Path, masks: Path) -> Labelled:
-    """Read every image that has a mask of the same name (the endings may differ).
+    """Read every image that has a mask of the same name (extensions may differ).
 
-    Masks hold class numbers 0, 1, 2, ...; where all masks together hold 0 and one other value, that is class 1.
-    What cannot be read, has no mask, or a mask of another size is left out and said why; the rest goes on.
+    Masks contain class numbers 0, 1, 2, ...; if all masks together contain only 0 and one other value, that value is
+    class 1. Unreadable images, and those without a mask of the same size, are listed in `left_out` with the reason.
 
-    Raises ScanqueueError when a folder is missing or nothing is left, and when masks hold more than 32 values.
+    Raises ScanqueueError when a folder is missing, no scan is usable, or class numbers exceed 32.
     """
     for what, folder in (("IMAGES", images), ("MASKS", masks)):
         if not folder.is_dir():
-            raise ScanqueueError(f"{what}: {folder} is not a folder. Give the folder that holds them.")
+            raise ScanqueueError(f"{what}: {folder} is not a folder. Give the folder that contains them.")
     truths: dict[str, Path] = {}
     for path in _files(masks):
         truths.setdefault(path.stem, path)
@@ -77,7 +77,7 @@ def read_labelled(images: Path, masks: Path) -> Labelled:
             if path.stem in seen:
                 raise UnreadableScan("another image has the same name")
             if path.stem not in truths:
-                raise UnreadableScan(f"there is no mask of that name in {masks}")
+                raise UnreadableScan(f"{masks} contains no mask of that name")
             data = path.read_bytes()
             image = decode_image(data)
             mask = _label_map(truths[path.stem])
@@ -98,25 +98,25 @@ def read_labelled(images: Path, masks: Path) -> Labelled:
     if len(values) <= 1:
         found = [(n, d, i, (m > 0).astype(np.uint8)) for n, d, i, m in found]
         classes = 2
-    elif values[-1] <= MOST_CLASSES:
+    elif values[-1] <= MAX_CLASSES:
         classes = values[-1] + 1
     else:
         raise ScanqueueError(
-            f"{masks}: the masks hold {len(values)} values besides 0, up to {values[-1]}; wanted class numbers "
-            f"1 to {MOST_CLASSES}, or one value for a single class. Were they saved with smooth edges, or as JPEG?"
+            f"{masks}: the masks contain {len(values)} values besides 0, up to {values[-1]}; wanted class numbers "
+            f"1 to {MAX_CLASSES}, or one value for a single class. Save them without smoothing, and not as JPEG."
         )
     names, digests, pictures, truth = zip(*found, strict=True)
     return Labelled(names, digests, pictures, truth, classes, left_out)
 
 
 def read_groups(given: Sequence[str], names: Sequence[str]) -> NDArray[np.intp]:
-    """(N,) group numbers: scans that must stay together in one part.
+    """(N,) group numbers; the scans of a group must be in the same part of a split.
 
-    given  each FILE.csv:COLUMN, a table with a column "name" (or the name first) and one that is equal within a
-           group, or FILE.csv:COLUMN_A,COLUMN_B, a table of pairs of names that belong together. Several are united
-    names  file names without endings
+    given  each FILE.csv:COLUMN, where COLUMN identifies the group and the scan name is in "name" or the first column,
+           or FILE.csv:COLUMN_A,COLUMN_B, pairs of names that belong together. Overlapping groups are merged
+    names  file names without extension
 
-    Scans that no table mentions, or with an empty cell, are groups of their own.
+    Each scan without an entry is a group of its own.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -139,17 +139,17 @@ def read_groups(given: Sequence[str], names: Sequence[str]) -> NDArray[np.intp]:
 
 
 def read_strata(given: str, names: Sequence[str]) -> NDArray[np.intp]:
-    """(N,) numbers of the values in FILE.csv:COLUMN (site, scanner, protocol); scans without one share a number."""
+    """(N,) stratum numbers from FILE.csv:COLUMN (site, scanner, protocol); scans without a value share one."""
     rows, columns = _table(given)
     values = {_name(r): r[columns[0]].strip() for r in rows}
     return np.unique([values.get(name, "") for name in names], return_inverse=True)[1].astype(np.intp)
 
 
 def read_spacing(given: str, names: Sequence[str]) -> list[tuple[float, float]] | None:
-    """Size of a pixel in mm, (row, column), of each scan: FILE.csv:COLUMN, or FILE.csv:ROW_COLUMN,COLUMN_COLUMN.
+    """Pixel spacing in mm, (row, column), of each scan: FILE.csv:COLUMN, or FILE.csv:ROW_COLUMN,COLUMN_COLUMN.
 
-    Row spacing is the distance between rows (DICOM's order). Without a table None: distances are in pixels.
-    Raises ScanqueueError naming the first scan that has no spacing: a mean over px and mm would mean nothing.
+    Row spacing is the distance between rows (DICOM's order). None without a table: distances are in pixels.
+    Raises ScanqueueError for the first scan without valid spacing, because px and mm cannot be averaged.
     """
     if not given:
         return None
@@ -165,15 +165,15 @@ def read_spacing(given: str, names: Sequence[str]) -> list[tuple[float, float]] 
         except ValueError:
             got = ", ".join(texts[name]) if name in texts else "no row"
             raise ScanqueueError(
-                f"{given}: scan {name!r} has no spacing (got {got!r}), wanted millimetres per pixel. Complete the "
-                "table, or leave --spacing away to measure distances in pixels."
+                f"{given}: scan {name!r} has no valid spacing (got {got!r}), wanted millimetres per pixel. Complete "
+                "the table, or omit --spacing to measure distances in pixels."
             ) from None
         found.append((row, column))
     return found
 
 
 def _table(given: str) -> tuple[list[dict[str, str]], list[str]]:
-    """(rows, columns asked for) of FILE.csv:COLUMN[,COLUMN]."""
+    """(rows, requested columns) of FILE.csv:COLUMN[,COLUMN]."""
     file, colon, wanted = given.rpartition(":")
     columns = [c.strip() for c in wanted.split(",")]
     if not colon or not all(columns) or len(columns) > 2:
@@ -186,12 +186,12 @@ def _table(given: str) -> tuple[list[dict[str, str]], list[str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ScanqueueError(f"{file}: cannot be read as a table: {error}") from error
     if missing := [c for c in columns if c not in there]:
-        raise ScanqueueError(f"{file}: there is no column {missing[0]!r}; there are {', '.join(there)}")
+        raise ScanqueueError(f"{file}: no column {missing[0]!r}; found {', '.join(there)}")
     return rows, columns
 
 
 def _name(row: Mapping[str, str]) -> str:
-    """The scan that a row is about: its column "name", else its first; a file's ending does not matter."""
+    """The scan name in a row: column "name", else the first column; a file extension is ignored."""
     text = (row["name"] if "name" in row else next(iter(row.values()), "")).strip()
     return Path(text).stem if Path(text).suffix.lower() in Image.registered_extensions() else text
 
@@ -204,8 +204,8 @@ def _label_map(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as opened:
             values = np.asarray(opened.convert("L") if opened.mode not in ("L", "P", "I", "I;16") else opened)
-    except Exception as error:  # decoders raise whatever they like
+    except Exception as error:  # decoders raise many types of exceptions
         raise UnreadableScan(f"its mask {path.name} cannot be read: {error}") from error
     if values.max(initial=0) > 255:
-        raise UnreadableScan(f"its mask {path.name} holds {values.max()}; class numbers end at {MOST_CLASSES}")
+        raise UnreadableScan(f"its mask {path.name} contains {values.max()}; the highest class number is {MAX_CLASSES}")
     return values.astype(np.uint8)

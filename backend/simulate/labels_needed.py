@@ -1,4 +1,4 @@
-"""How many labels each strategy needs to reach a fraction of the Dice of all labels."""
+"""Number of labels each strategy needs to reach a fraction of the Dice obtained with all labels."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from backend.simulate.results import (
     of_data,
 )
 
-FRACTIONS = (0.90, 0.95, 0.98)  # of the Dice of a model trained on all labels
+FRACTIONS = (0.90, 0.95, 0.98)  # target Dice relative to a model trained on all labels
 
 
 @dataclass(frozen=True)
 class Needed:
-    """How many labels one arm needed in one repeat; None: not within its budgets.
+    """Number of labels one arm needed in one repeat; None when no budget was enough.
 
-    at_first  the smallest budget was enough already, so fewer might have been
+    at_first  the smallest budget was enough, so fewer labels might have been
     """
 
     labels: float | None
@@ -34,7 +34,7 @@ class Needed:
 
 
 def labels_to_reach(labels: Sequence[float], dice: Sequence[float], target: float) -> Needed:
-    """Where a learning curve first reaches a Dice, on straight lines between its points.
+    """Where a learning curve first reaches the target Dice, by linear interpolation.
 
     >>> labels_to_reach([10, 20, 40], [0.5, 0.7, 0.8], 0.75)
     Needed(labels=30.0, at_first=False)
@@ -53,17 +53,16 @@ def labels_to_reach(labels: Sequence[float], dice: Sequence[float], target: floa
 
 @dataclass(frozen=True)
 class LabelsNeeded:
-    """Labels that one arm needed to reach a fraction of the Dice of all labels, over the repeats of one data set.
+    """Labels one arm needed to reach a fraction of the all-labels Dice, over the repeats of one data set.
 
-    repeats      how many have this arm and a model of all labels; nothing else is said when 0
-    reached      in how many it got there within its budgets
-    median       over all repeats, those that did not get there counted as later than any budget; None when it
-                 lies among them
-    at_most      the median is the smallest budget, so fewer might have been enough
-    each         the single values
-    saved        median over pairs of (random choice's labels - the arm's), positive when the arm needed fewer;
-                 infinite when mostly only one of the two got there; None for random choice and without pairs
-    saved_pairs  how many pairs that is over: those in which at least one of the two got there
+    repeats      number of repeats with this arm and a model trained on all labels; if 0, there are no values
+    reached      number of repeats that reached the target within the budgets
+    median       over all repeats, where those that missed the target count as infinite; None when infinite
+    at_most      the median is the smallest budget, so fewer labels might have been enough
+    each         value of each repeat
+    saved        median over pairs of (labels of random choice - labels of the arm), positive when the arm needed
+                 fewer; infinite when mostly only one reached the target; None for random choice and without pairs
+    saved_pairs  number of these pairs: those in which at least one reached the target
     """
 
     data: str
@@ -82,7 +81,7 @@ class LabelsNeeded:
 def labels_needed(rows: Sequence[Row], fractions: Sequence[float] = FRACTIONS) -> list[LabelsNeeded]:
     """For each data set, arm and fraction, in this order. [] when no model was trained on all labels.
 
-    The target differs from repeat to repeat: a fraction of the Dice that all labels of its own pool gave.
+    Each repeat has its own target: a fraction of the Dice of the model trained on all labels of its pool.
     """
     names = arm_names(rows)
     found = []
@@ -133,7 +132,7 @@ def _needed(rows: Sequence[Row], arm: Arm, whole: Mapping[Repeat, float], fracti
 
 
 def _median(values: Sequence[float]) -> float | None:
-    """The median of values that may be infinite; None without any, or when it lies between both infinities."""
+    """Median of values that may be infinite; None without values, or midway between -inf and inf."""
     if not values:
         return None
     ordered = sorted(values)

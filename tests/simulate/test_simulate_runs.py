@@ -67,7 +67,7 @@ def save(path: Path, values: np.ndarray) -> None:
     Image.fromarray(values).save(path)
 
 
-def test_what_cannot_be_used_is_left_out_and_said_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_unusable_scans_are_left_out_with_a_reason(tmp_path: Path) -> None:
     gray, mask = np.full((8, 6), 9, np.uint8), np.zeros((8, 6), np.uint8)
     mask[2:4] = 255
     for name in ("a", "b", "c", "d"):
@@ -82,7 +82,7 @@ def test_what_cannot_be_used_is_left_out_and_said_and_the_rest_goes_on(tmp_path:
     assert found.classes == 2
     np.testing.assert_array_equal(found.masks[0], mask // 255)
     assert "8 x 6 pixels, the image 6 x 8" in found.left_out["b.png"]
-    assert "there is no mask of that name" in found.left_out["c.png"]
+    assert "contains no mask of that name" in found.left_out["c.png"]
     assert "cannot be read" in found.left_out["d.png"]
     assert "not an image" in found.left_out["e.png"]
 
@@ -95,11 +95,11 @@ def test_class_numbers_are_kept_and_smooth_edges_refused(tmp_path: Path) -> None
     assert found.classes == 4
     np.testing.assert_array_equal(found.masks[0], values)
     save(tmp_path / "masks" / "a.png", values * 80)
-    with pytest.raises(ScanqueueError, match=r"hold 3 values besides 0, up to 240; wanted class numbers.*smooth edges"):
+    with pytest.raises(ScanqueueError, match=r"contain 3 values besides 0, up to 240; wanted class numbers.*smoothing"):
         read_labelled(tmp_path / "images", tmp_path / "masks")
 
 
-def test_nothing_to_read_is_an_error_that_says_where(tmp_path: Path) -> None:
+def test_folders_without_scans_raise_an_error(tmp_path: Path) -> None:
     with pytest.raises(ScanqueueError, match=r"^IMAGES: .* is not a folder"):
         read_labelled(tmp_path / "nowhere", tmp_path)
     with pytest.raises(ScanqueueError, match=r"no scan with a mask can be read"):
@@ -116,19 +116,19 @@ def test_groups_are_united_over_columns_and_pairs(tmp_path: Path) -> None:
     assert len(set(read_groups([], names))) == 6
 
 
-def test_tables_that_cannot_be_used_say_why(tmp_path: Path) -> None:
+def test_unusable_tables_raise_an_error_with_the_reason(tmp_path: Path) -> None:
     file = write(tmp_path / "t.csv", "name,mm,site", "a,0.5,x", "b,,y", "c,-1,x")
     for given, words in (
         ("t.csv", "wanted FILE.csv:COLUMN"),
         (f"{tmp_path / 'none.csv'}:mm", "cannot be read as a table"),
-        (f"{file}:depth", "there is no column 'depth'; there are name, mm, site"),
+        (f"{file}:depth", "no column 'depth'; found name, mm, site"),
     ):
         with pytest.raises(ScanqueueError, match=words):
             read_groups([given], ["a"])
     assert read_spacing(f"{file}:mm", ["a"]) == [(0.5, 0.5)]
     assert read_spacing("", ["a"]) is None
     for name in ("b", "c", "d"):
-        with pytest.raises(ScanqueueError, match=f"scan '{name}' has no spacing"):
+        with pytest.raises(ScanqueueError, match=f"scan '{name}' has no valid spacing"):
             read_spacing(f"{file}:mm", ["a", name])
     assert read_strata(f"{file}:site", ["a", "b", "c", "d"]).tolist() == [1, 2, 1, 0]
     both = write(tmp_path / "u.csv", "name,r,c", "a,2,3")
@@ -290,7 +290,7 @@ def test_a_training_never_holds_out_one_scan_of_a_patient_and_learns_from_anothe
     assert bench._recipe(0, part, few) != plain._recipe(0, part, few)
 
 
-def test_a_folder_of_another_comparison_is_not_mixed_up(folder: Path, tmp_path: Path) -> None:
+def test_output_folder_of_another_comparison_is_refused(folder: Path, tmp_path: Path) -> None:
     run(comparison(folder, budgets=(3,), strategies=("random",)), tmp_path, processes=1, progress=lambda *_: None)
     with pytest.raises(ScanqueueError, match=r"holds another comparison \(budgets: \[3\], now \[3, 6\]\)"):
         run(comparison(folder, strategies=("random",)), tmp_path, processes=1, progress=lambda *_: None)
@@ -307,7 +307,7 @@ def command(folder: Path, out: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.long
-def test_killed_and_started_again_it_ends_with_the_same_table_and_report(folder: Path, tmp_path: Path) -> None:
+def test_restart_after_a_kill_gives_the_same_table_and_report(folder: Path, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SCANQUEUE_")}
     subprocess.run(command(folder, tmp_path / "whole"), check=True, env=environment, cwd=ROOT, capture_output=True)
     out = tmp_path / "killed"
@@ -331,7 +331,7 @@ def test_killed_and_started_again_it_ends_with_the_same_table_and_report(folder:
     assert "scanqueue simulate" in page
 
 
-def test_its_processes_end_with_it(folder: Path, tmp_path: Path) -> None:
+def test_worker_processes_end_when_the_parent_is_killed(folder: Path, tmp_path: Path) -> None:
     slow = command(folder, tmp_path / "out")
     slow[slow.index("--training-steps") + 1] = "100000"
     process = subprocess.Popen(slow, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -351,7 +351,7 @@ def test_its_processes_end_with_it(folder: Path, tmp_path: Path) -> None:
 
 
 def children(process: int) -> list[int]:
-    """Processes whose parent that one is."""
+    """Child process ids."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -360,7 +360,7 @@ def children(process: int) -> list[int]:
     return found
 
 
-def test_options_that_cannot_be_used_are_explained_without_a_traceback(folder: Path, tmp_path: Path) -> None:
+def test_invalid_options_are_explained_without_a_traceback(folder: Path, tmp_path: Path) -> None:
     bad = command(folder, tmp_path / "out", "--groups", "nowhere.csv:patient")
     found = subprocess.run(bad, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 1
