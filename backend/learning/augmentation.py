@@ -1,4 +1,4 @@
-"""Random changes of a training scan and its mask."""
+"""Random augmentation of training scans and their masks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Gamma(v2.Transform):  # type: ignore[misc]
 
 
 def augmentation(settings: TrainingSettings) -> v2.Transform:
-    """Image and mask together. What comes in from outside is black in the scan, IGNORE in the mask."""
+    """Transform image and mask together. Pixels from outside are black in the scan, IGNORE in the mask."""
     steps: list[v2.Transform] = [
         v2.RandomAffine(
             degrees=settings.rotate,

@@ -1,8 +1,7 @@
-"""Files of weights: what kind they are, whether they are whole, and the tensors in them. Nothing in them is executed.
+"""Read weight files: detect the format, detect truncation, load the tensors. Nothing in them is executed.
 
-Read are safetensors and the files of `torch.save`, these with `weights_only=True`. Some published files hold a
-whole network instead of its weights: of such a one the tensors are taken, and the classes that it names are
-neither looked for nor run.
+Reads safetensors, and `torch.save` files with `weights_only=True`. Some published files hold a whole network
+instead of its weights: only the tensors are read, and the classes it names are neither imported nor run.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from backend.errors import BrokenWeights
 if TYPE_CHECKING:  # torch takes seconds to import: only inside functions
     import torch
 
-HEADER = 100_000_000  # bytes that safetensors allows a header
-OLD_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # of torch.save before 1.6
-NESTED = ("state_dict", "model", "model_state_dict")  # where trainings put the weights among other things
+HEADER = 100_000_000  # maximum header size of safetensors, in bytes
+OLD_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # start of torch.save files before torch 1.6
+NESTED = ("state_dict", "model", "model_state_dict")  # keys under which training checkpoints store the weights
 NOT_WEIGHTS = (
-    (b"version https://git-lfs", "it is a Git LFS pointer, the note that stands for the file where Git LFS is missing"),
+    (b"version https://git-lfs", "it is a Git LFS pointer, not the file itself; fetch it with Git LFS"),
     (b"<!DOCTYPE", "it is a web page, perhaps of a login or of a download that failed"),
     (b"<html", "it is a web page, perhaps of a login or of a download that failed"),
     (b"\x89HDF", "it is a Keras file (HDF5); take the PyTorch file of the same network"),
@@ -34,10 +33,10 @@ NOT_WEIGHTS = (
 
 
 def check_whole(path: Path) -> None:
-    """Raise BrokenWeights (`cut` tells which) when the file is cut off, or of a kind that holds no weights.
+    """Raise BrokenWeights when the file is truncated (`cut` is True) or is not a weight file.
 
-    Looks at the beginning and the end only, so it is quick for files of any size. Content that was changed in
-    between goes unnoticed: that takes a checksum.
+    Checks the beginning and the end only, so it is fast for files of any size. Detecting changes in between takes
+    a checksum.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -49,10 +48,10 @@ def check_whole(path: Path) -> None:
                 raise BrokenWeights(f"{path} holds no weights: {what}")
         if begin.startswith(b"PK\x03\x04"):
             if not zipfile.is_zipfile(path):  # the table of contents is at the end
-                raise BrokenWeights(f"{path} is cut off: its {size:,} bytes have no end", cut=True)
+                raise BrokenWeights(f"{path} is truncated: its {size:,} bytes have no end", cut=True)
             return
         if begin.startswith(OLD_MAGIC):
-            return  # these do not say how long they are; reading them does
+            return  # this format does not store its length; only reading detects truncation
         if len(begin) < 9 or begin[8:9] != b"{":
             raise BrokenWeights(f"{path} holds no weights: it is neither safetensors nor a file of torch.save")
         (length,) = struct.unpack("<Q", begin[:8])
@@ -68,16 +67,16 @@ def check_whole(path: Path) -> None:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BrokenWeights(f"{path} holds no weights: its header is damaged") from error
     if size < wanted:
-        raise BrokenWeights(f"{path} is cut off: it has {size:,} of {wanted:,} bytes or more", cut=True)
+        raise BrokenWeights(f"{path} is truncated: it has {size:,} of at least {wanted:,} bytes", cut=True)
     if size > wanted:
-        raise BrokenWeights(f"{path} is damaged: it has {size:,} bytes, and its header speaks of {wanted:,}")
+        raise BrokenWeights(f"{path} is damaged: it has {size:,} bytes, but its header declares {wanted:,}")
 
 
 def read_tensors(path: Path, *, device: str = "cpu", below: str = "") -> dict[str, torch.Tensor]:
-    """Every tensor by name, or those whose names begin with `below`; "meta" as the device: shapes only.
+    """All tensors by name, or those whose names begin with `below`. The device "meta" reads shapes only.
 
-    A training's checkpoint is looked into for its weights, and the prefix "module." of parallel training is taken
-    off. Raises BrokenWeights, saying what is wrong with the file, and FileNotFoundError.
+    Finds the weights inside training checkpoints and removes the "module." prefix of parallel training.
+    Raises BrokenWeights with the reason, and FileNotFoundError.
     """
     check_whole(path)
     with path.open("rb") as file:
@@ -86,12 +85,12 @@ def read_tensors(path: Path, *, device: str = "cpu", below: str = "") -> dict[st
         found = _read_torch(path, device) if old_or_zip else _read_safetensors(path, device, below)
     except (EOFError, RuntimeError) as error:
         cut = isinstance(error, EOFError) or "unexpected EOF" in str(error) or "failed finding central" in str(error)
-        what = "is cut off" if cut else f"cannot be read ({_short(error)})"
-        raise BrokenWeights(f"{path} {what}: {os.path.getsize(path):,} bytes are there", cut=cut) from error
-    except Exception as error:  # whatever a library says of content that is no weights
+        what = "is truncated" if cut else f"cannot be read ({_short(error)})"
+        raise BrokenWeights(f"{path} {what}: it has {os.path.getsize(path):,} bytes", cut=cut) from error
+    except Exception as error:  # libraries raise many types on other content
         if code := re.search(r"GLOBAL (\S+)", str(error)):
             raise BrokenWeights(
-                f"{path} holds more than weights: it names code ({code[1]}), which is not run here. "
+                f"{path} holds more than weights: it refers to code ({code[1]}), which is not run here. "
                 "Store the network's state_dict() instead, on a machine where the file is trusted"
             ) from error
         raise BrokenWeights(f"{path} cannot be read as weights ({type(error).__name__}: {_short(error)})") from error
@@ -114,10 +113,10 @@ def _read_torch(path: Path, device: str) -> dict[str, torch.Tensor]:
     import torch
 
     named = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
-    stand_ins: list[Any] = [(type("Part", (_Part,), {}), name) for name in named if _of_a_network(name)]
+    placeholders: list[Any] = [(type("Part", (_Part,), {}), name) for name in named if _of_a_network(name)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the source of a stored class is not ours
-        with torch.serialization.safe_globals(stand_ins), path.open("rb") as file:  # by its content, not its name
+        warnings.simplefilter("ignore")  # the stored class has other source code than ours
+        with torch.serialization.safe_globals(placeholders), path.open("rb") as file:  # format by content, not by name
             loaded = torch.load(file, map_location=device, weights_only=True)
     if isinstance(loaded, _Part):
         return dict(loaded.tensors())
@@ -130,7 +129,7 @@ def _read_torch(path: Path, device: str) -> dict[str, torch.Tensor]:
 
 
 class _Part:
-    """Stands for a class of a stored network: holds what was stored, and has no behaviour of its own."""
+    """Placeholder for a class of a stored network: holds the stored state, without behaviour."""
 
     def tensors(self, prefix: str = "") -> Any:
         for kind in ("_parameters", "_buffers"):
@@ -143,7 +142,7 @@ class _Part:
 
 
 def _of_a_network(name: str) -> bool:
-    """Whether this may be the class of a network's part, and nothing that builds or calls something."""
+    """Whether this names a class of network modules, not a function that builds or calls something."""
     return name.startswith(("torch.nn.modules.", "torchvision.models.", "torchxrayvision.models."))
 
 

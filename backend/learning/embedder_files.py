@@ -6,17 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from backend.errors import BadSetting, BrokenWeights, WeightsMissing
-from backend.learning import model_hub as hub
-
-if TYPE_CHECKING:  # torch takes seconds to import: only inside functions
-    pass
+from backend.learning.model_hub import HUB_SECONDS, unreachable
 
 
 class Unavailable(WeightsMissing):
-    """Weights missing, with the reason apart from the cure: `auto` quotes only the reason."""
+    """Weights are missing. The reason is kept separate from the remedy: `auto` quotes only the reason."""
 
     def __init__(self, reason: str, cure: str) -> None:
         super().__init__(f"{reason}. {cure}")
@@ -25,7 +21,7 @@ class Unavailable(WeightsMissing):
 
 @dataclass
 class WeightSources:
-    """Where weights may come from, and where the network shall run."""
+    """Where weights may come from, and the device the network runs on."""
 
     weights_dir: Path | None
     device: str
@@ -44,7 +40,7 @@ class WeightSources:
         return f"Put {files} into {where}, or choose another embedder (SCANQUEUE_EMBEDDER)"
 
     def hub_file(self, repo: str, names: Sequence[str]) -> Path | None:
-        """The first of these files of a hub repository: from the cache, else downloaded, else None."""
+        """The first of these files that a hub repository has: cached, else downloaded, else None."""
         import httpx
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -54,7 +50,7 @@ class WeightSources:
                 return None
             for name in names:
                 try:
-                    return Path(hf_hub_download(repo, name, local_files_only=cached, etag_timeout=hub.HUB_SECONDS))
+                    return Path(hf_hub_download(repo, name, local_files_only=cached, etag_timeout=HUB_SECONDS))
                 except RemoteEntryNotFoundError:
                     continue  # the repository has no such file
                 except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
@@ -65,12 +61,12 @@ class WeightSources:
 
     @cached_property
     def why_no_download(self) -> str:
-        """Empty when the hub can be asked."""
-        return hub.unreachable() if self.download else "downloads are turned off"
+        """Empty when downloads are possible."""
+        return unreachable() if self.download else "downloads are turned off"
 
 
 class reading_weights:
-    """Turns any error while weights are read into WeightsMissing, with the file and a remedy."""
+    """Turns any error while reading weights into WeightsMissing, with the file and a remedy."""
 
     def __init__(self, name: str, path: Path, cure: str) -> None:
         self.name, self.path, self.cure = name, path, cure

@@ -1,9 +1,9 @@
-"""Images to vectors: what the map of a project is drawn from.
+"""Open embedders, which turn images into the vectors behind a project's map.
 
-An embedder is opened by name: `pixels`, `timm:MODEL`, `timm:local-dir:FOLDER`,
+Names: `pixels`, `timm:MODEL`, `timm:local-dir:FOLDER`,
 `open_clip:MODEL[@PRETRAINED or file]`, `open_clip:hf-hub:ORG/REPO`, `open_clip:local-dir:FOLDER`,
 `radimagenet:resnet50`, `torchxrayvision:densenet121-res224-all`, `mobilesam:vit_t`, or `auto`.
-Checkpoints are read as safetensors, or by torch with `weights_only=True`: nothing in them is executed.
+Nothing in a weight file is executed (see `checkpoints`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TIMM_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 @dataclass(frozen=True)
 class OpenEmbedder:
-    """An embedder ready for use, the name that opens it again, and, for a person to read, why this one."""
+    """An embedder ready for use, the name that reopens it, and the reason for the choice as text."""
 
     embedder: Embedder
     name: str
@@ -51,25 +51,25 @@ class OpenEmbedder:
 
 
 def open_embedder(name: str, *, weights_dir: Path | None, device: str, download: bool = True) -> OpenEmbedder:
-    """Open the embedder called `name`; `auto` takes the best one whose weights are available.
+    """Open an embedder by name; `auto` opens the best one whose weights are available.
 
-    weights_dir  folder of weights, one subfolder per model; relative FOLDERs and files are looked for there
-                 first, then in the working directory
-    device       "cpu", "cuda", "cuda:1", ..., or "auto": a GPU if there is one
-    download     False = use only what is on this machine
+    weights_dir  weights folder, one subfolder per model; relative FOLDERs and files are searched there first,
+                 then in the working directory
+    device       "cpu", "cuda", "cuda:1", ..., or "auto": a GPU if available
+    download     False = use only local files
 
-    `auto` tries BiomedCLIP (in weights_dir/biomedclip, in the hub's cache, by download), then the other
-    open_clip and timm folders in weights_dir by name, then `pixels`. It gives up on a network that does not
-    answer within 3 seconds.
+    `auto` tries BiomedCLIP (weights_dir/biomedclip, the hub's cache, a download), then the other
+    open_clip and timm folders in weights_dir by name, then `pixels`. It waits at most
+    3 seconds for the network.
 
-    Raises WeightsMissing, saying which file goes where, when the weights of a named embedder cannot be had or
-    read, and BadSetting on a name or device that does not exist.
+    Raises WeightsMissing, naming the file and its place, when the weights of a named embedder are unavailable or
+    unreadable, and BadSetting on an unknown name or device.
     """
     place = WeightSources(weights_dir, device, download)
     if name == "auto":
         return _open_best(place)
     if name == "pixels":
-        return OpenEmbedder(Pixels(), "pixels", "pixels, as asked for")
+        return OpenEmbedder(Pixels(), "pixels", "pixels, as configured")
     kind, _, model = name.partition(":")
     if kind not in OPENERS or not model:
         raise BadSetting(
@@ -91,12 +91,12 @@ def _open_best(place: WeightSources) -> OpenEmbedder:
             passed_over.append(error.reason.replace(name, label))
         else:
             return OpenEmbedder(found.embedder, found.name, "; ".join([*passed_over, f"using {found.why}"]))
-    why = "; ".join([*passed_over, "using pixels, the last resort: it has learned nothing"])
+    why = "; ".join([*passed_over, "using pixels, the fallback without a trained network"])
     return OpenEmbedder(Pixels(), "pixels", why)
 
 
 def _candidates(weights_dir: Path | None) -> list[tuple[str, str]]:
-    """Embedders for `auto`, the best first, each with what to call it."""
+    """(name, label) of the embedders for `auto`, the best first."""
     candidates = [(BIOMEDCLIP, "BiomedCLIP")]
     folders = sorted(weights_dir.iterdir()) if weights_dir is not None and weights_dir.is_dir() else []
     for kind, config in (("open_clip", CLIP_CONFIG), ("timm", TIMM_CONFIG)):
@@ -180,7 +180,7 @@ def _open_clip_repository(model: str, place: WeightSources) -> OpenEmbedder:
 
 
 def _open_clip_builtin(model: str, place: WeightSources) -> OpenEmbedder:
-    """An architecture that open_clip knows, with one of its published weights or a file."""
+    """An open_clip architecture with published weights or a local file."""
     import open_clip
 
     name = f"open_clip:{model}"
@@ -208,13 +208,13 @@ def _open_clip_builtin(model: str, place: WeightSources) -> OpenEmbedder:
 def _vision_tower(
     config: dict[str, Any], preprocess: dict[str, Any], weights: Path
 ) -> tuple[torch.nn.Module, Preprocessing]:
-    """The image half of a CLIP model. The text half is neither built nor read, nor are its libraries needed."""
+    """The image tower of a CLIP model. The text tower is neither built nor read and needs no libraries."""
     from open_clip.model import _build_vision_tower
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
     vision = {**config["vision_cfg"]}
     if "timm_model_name" in vision:
-        vision["timm_model_pretrained"] = False  # all weights come from the file
+        vision["timm_model_pretrained"] = False  # the file holds all weights
     tower = _build_vision_tower(config["embed_dim"], vision, quick_gelu=config.get("quick_gelu", False))
     state = from_open_clip(read_tensors(weights, below="visual."))
     if not state:
@@ -227,7 +227,7 @@ def _vision_tower(
 
 
 def _open_published(kind: str, model: str, place: WeightSources) -> OpenEmbedder:
-    """A network of `networks`: the row of the table that is called so, or a file of the same kind."""
+    """A network of `networks`, with the weights of the table row of this name or with a file of the same kind."""
     name = f"{kind}:{model}"
     row = weights_of(name)
     file: Path | None
@@ -251,8 +251,8 @@ def _open_published(kind: str, model: str, place: WeightSources) -> OpenEmbedder
         tensors, wanted = published.rename(read_tensors(file)), network.state_dict()
         if bad := misfits(wanted, tensors):
             raise BrokenWeights(
-                f"{file} does not hold the weights of such a network: {len(bad)} of {len(wanted)} tensors are missing "
-                f"or of another shape (first: {bad[0]})"
+                f"{file} does not hold weights of this network: {len(bad)} of {len(wanted)} tensors are missing "
+                f"or have another shape (first: {bad[0]})"
             )
         network.load_state_dict({n: tensors.get(n, value) for n, value in wanted.items()})
         return _opened(name, network, row.preprocessing, place, row.key, file)

@@ -1,4 +1,4 @@
-"""How well a predicted label map agrees with the annotator's: Dice, Hausdorff distance, HD95.
+"""Agreement between predicted and annotated label maps: Dice, Hausdorff distance, HD95.
 
 Measured on label maps of the original size. Class 0 is background and is never scored.
 """
@@ -16,13 +16,13 @@ from scipy.spatial import cKDTree
 
 @dataclass(frozen=True)
 class Scores:
-    """Agreement of one scan's two label maps.
+    """Agreement between two label maps of one scan.
 
-    dice       0..1, high is good: mean over the labels present in either map; 1 when neither map has any
+    dice       0..1, high is good: mean over the labels present in either map; 1 when both are empty
     per_class  Dice of each label present in either map, by class number
     hd, hd95   Hausdorff distance and its 95th percentile, mean over the same labels, low is good; 0 when
-               neither has any
-    unit       of both distances: "px", or "mm" when the spacing is known
+               both maps are empty
+    unit       unit of both distances: "mm" when the spacing is known, else "px"
     """
 
     dice: float
@@ -39,22 +39,22 @@ def score(
     *,
     spacing: tuple[float, float] | None = None,
 ) -> Scores:
-    """Compare two label maps of one scan, at its original size.
+    """Compare two label maps of one scan at its original size.
 
     The distances are between surfaces: pixels of a label with a 4-neighbour outside it (or outside the
     image), centre to centre. HD is the larger of the two directed maxima, HD95 the larger of the two directed
-    95th percentiles. A label that only one of the two maps has scores Dice 0 and, as no distance is defined,
-    the diagonal of the image.
+    95th percentiles. A label in only one of the maps scores Dice 0 and, as no distance is defined, the image
+    diagonal.
 
     predicted, truth  (H, W) class numbers; not modified
-    n_classes         how many classes there are, background included, so labels are 1..n_classes - 1
+    n_classes         number of classes including background; labels are 1..n_classes - 1
     spacing           (row, column) size of a pixel in mm; None: distances in pixels
 
     Raises ValueError when the shapes differ or a spacing is not positive.
     Sources: Dice 1945; Huttenlocher et al. 1993; Reinke et al. 2024 (both percentiles, larger one).
     """
     if predicted.shape != truth.shape or truth.ndim != 2:
-        raise ValueError(f"score wants two label maps of one (H, W), got {predicted.shape} and {truth.shape}")
+        raise ValueError(f"score needs two label maps of one shape (H, W), got {predicted.shape} and {truth.shape}")
     if spacing is not None and not (spacing[0] > 0 and spacing[1] > 0 and all(map(math.isfinite, spacing))):
         raise ValueError(f"spacing must be two positive sizes in mm (row, column), got {spacing}")
     step = spacing or (1.0, 1.0)
@@ -78,7 +78,7 @@ def score(
 def surface_distances(
     first: NDArray[np.bool_], second: NDArray[np.bool_], spacing: tuple[float, float]
 ) -> tuple[float, float]:
-    """HD and HD95 between two masks, neither of them empty. See `score`."""
+    """HD and HD95 between two non-empty masks. See `score`."""
     here, there = _surface(first) * spacing, _surface(second) * spacing
     forth = cKDTree(there).query(here)[0]
     back = cKDTree(here).query(there)[0]
@@ -88,24 +88,24 @@ def surface_distances(
 
 
 def _surface(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(n, 2) rows and columns of the pixels of a mask that touch its outside."""
+    """(n, 2) rows and columns of the boundary pixels of a mask."""
     around = np.pad(mask, 1)
     inner = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
     return np.argwhere(mask & ~inner).astype(np.float64)
 
 
 def summarise(scores: Sequence[Scores]) -> dict[str, float | int | str | None]:
-    """Means over scans: `dice`, `hd95`, `hd`, `unit`, and `n`, how many.
+    """Means over scans: `dice`, `hd95`, `hd`, `unit`, and the number of scans `n`.
 
-    Without scans the means and the unit are None. When some scans are in mm and others in px their distances
-    have no mean: `hd` and `hd95` are None and the unit is "mixed".
+    Without scans the means and the unit are None. When units differ, `hd` and `hd95` are None and the unit is
+    "mixed".
     """
     units = sorted({one.unit for one in scores})
-    alike = len(units) == 1
+    one_unit = len(units) == 1
     return {
         "dice": float(np.mean([one.dice for one in scores])) if scores else None,
-        "hd95": float(np.mean([one.hd95 for one in scores])) if alike else None,
-        "hd": float(np.mean([one.hd for one in scores])) if alike else None,
-        "unit": units[0] if alike else ("mixed" if units else None),
+        "hd95": float(np.mean([one.hd95 for one in scores])) if one_unit else None,
+        "hd": float(np.mean([one.hd for one in scores])) if one_unit else None,
+        "unit": units[0] if one_unit else ("mixed" if units else None),
         "n": len(scores),
     }

@@ -1,7 +1,7 @@
-"""Everything that learns, behind one door: embed, train, predict, score. Arrays in, arrays out.
+"""The interface to all learning: embed, train, predict, score. Arrays in, arrays out.
 
-Heavy libraries are opened on first use and kept: torch and what builds on it take seconds to import, which a server
-that only hands out what is stored need not wait for.
+torch and libraries built on it take seconds to import, so they are loaded on first use: a server that only returns
+stored results does not wait for them.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ log = logging.getLogger("scanqueue.learner")
 
 Signals = dict[str, Any]  # name: number in 0..1, or one number per label
 
-VIEWS = ((0.7, 0.0), (1.4, 0.0), (1.0, 0.06))  # gamma, shift: how a scan is changed to see whether its mask stays
-LOADED = 2  # models kept in memory: the active one, and one that is compared with it
+VIEWS = ((0.7, 0.0), (1.4, 0.0), (1.0, 0.06))  # gamma, shift: perturbations that test whether the mask stays the same
+LOADED = 2  # models kept in memory: the active one and the one compared with it
 
 
 @dataclass(frozen=True)
 class Case:
-    """One labelled scan: fitted into the working square, and its label map (H, W) at original size."""
+    """One labelled scan, letterboxed into the working square, with its label map (H, W) at original size."""
 
     scan: Letterboxed
     mask: NDArray[np.uint8]
 
 
 class Learner:
-    """Embedder and segmentation models as the settings want them.
+    """Embedder and segmentation models as configured.
 
-    at_once  False = with settings that fit every machine, torch is only loaded when something is computed
+    at_once  False = load torch on the first computation, unless the settings must be checked against this machine
 
-    Raises BadSetting at once when they cannot be had on this machine.
+    Raises BadSetting at once when this machine does not support the settings.
     """
 
     def __init__(self, settings: Settings, *, at_once: bool = True) -> None:
@@ -66,12 +66,12 @@ class Learner:
             self.load()
 
     def load(self) -> None:
-        """Load what computes, so that nobody waits for it later."""
+        """Load torch now, so that the first request does not wait."""
         _ = self.training
 
     @cached_property
     def training(self) -> TrainingSettings:
-        """How models are trained here."""
+        """The training settings on this machine."""
         import torch
 
         from backend.learning.training_settings import TrainingSettings
@@ -102,11 +102,11 @@ class Learner:
 
     @property
     def image_size(self) -> int:
-        """Side of the square that scans are fitted into, in pixels."""
+        """Side of the working square that scans are letterboxed into, in pixels."""
         return self.training.image_size
 
     def embedder(self) -> OpenEmbedder:
-        """The embedder in use, its name, and why it is that one."""
+        """The embedder in use, with its name and the reason for the choice."""
         with self._lock:
             if self._embedder is None:
                 name, folder = self._settings.embedder, self._settings.weights_dir
@@ -120,7 +120,7 @@ class Learner:
         return vectors
 
     def decoders(self) -> Workers | None:
-        """Processes that decode scans beside a network on a GPU; None on a CPU, where the network is the slow one."""
+        """Processes that decode scans while a GPU computes; None on a CPU, where the network is the bottleneck."""
         with self._lock:
             gpu = not self.device.startswith("cpu") and isinstance(self.embedder().embedder, Network)
             if gpu and self._decoders is None:
@@ -128,13 +128,13 @@ class Learner:
             return self._decoders
 
     def prepare_elsewhere(self) -> Callable[[NDArray[np.uint8]], NDArray[Any]]:
-        """`prepare`, to be sent to another process. Only where there are `decoders`."""
+        """`prepare` as a picklable function for the `decoders` processes."""
         network = self.embedder().embedder
         assert isinstance(network, Network)
         return network.preprocessing.resized
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[Any]:
-        """What `embed_prepared` takes of one image; for threads beside it."""
+        """One image as input for `embed_prepared`; thread-safe."""
         return self.embedder().embedder.prepare(image)
 
     def embed_prepared(self, prepared: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
@@ -142,7 +142,7 @@ class Learner:
         return self.embedder().embedder.embed_prepared(prepared)
 
     def describe_training(self, seed: int) -> dict[str, Any]:
-        """Everything a model depends on besides its scans and labels, as JSON values."""
+        """All that determines a model besides its scans and labels, as JSON values."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.training).items()} | {"seed": seed}
 
     def train(
@@ -154,7 +154,7 @@ class Learner:
         seed: int,
         on_step: Callable[[int, int], None],
     ) -> tuple[Callable[[Path], None], dict[str, Any]]:
-        """Fit a model; returns what writes it into a folder, and how the training went."""
+        """Fit a model. Returns a function that writes it into a folder, and the training details."""
         from backend.learning.training import train
 
         size = self.image_size
@@ -187,18 +187,18 @@ class Learner:
             return self._models[folder]
 
     def image_size_of(self, folder: Path) -> int:
-        """The working square of a stored model; scans must be fitted into just that."""
+        """The working square of a stored model; its scans must be letterboxed to this size."""
         return self._model(folder).spec.image_size
 
     def probabilities(self, folder: Path, scans: Sequence[Letterboxed]) -> list[NDArray[np.float32]]:
-        """Softmax probabilities (C, h, w) of each scan's own pixels, padding cut off."""
+        """Softmax probabilities (C, h, w) of each scan, without the padding."""
         return self._model(folder).predict(scans)
 
     def signals(self, folder: Path, scans: Sequence[Letterboxed], extra: str = "") -> list[Signals]:
-        """How unsure the model is of each scan, 0..1, high = unsure: every aggregation of the pixels' entropy.
+        """Uncertainty of each scan, 0..1, high = uncertain: all aggregations of the pixel entropy.
 
-        extra  "classes" adds the entropy of each label's own pixels, "disagreement" how much the mask changes when
-               the scan is made brighter, darker and moved: three more predictions
+        extra  "classes" adds the entropy over the pixels of each label, "disagreement" the change of the mask when
+               the scan is brightened, darkened and shifted (three more predictions)
         """
         found = self.probabilities(folder, scans)
         signals: list[Signals] = [{name: float(of(p)[()]) for name, of in AGGREGATIONS.items()} for p in found]
@@ -206,15 +206,15 @@ class Learner:
             for one, p in zip(signals, found, strict=True):
                 one["classes"] = class_entropy(p).tolist()
         elif extra == "disagreement":
-            views = [found, *(self._as_seen(folder, scans, *view) for view in VIEWS)]
+            views = [found, *(self._perturbed(folder, scans, *view) for view in VIEWS)]
             for one, *maps in zip(signals, *views, strict=True):
                 one["disagreement"] = disagreement(np.stack([m.argmax(axis=0) for m in maps]), len(maps[0]))
         return signals
 
-    def _as_seen(
+    def _perturbed(
         self, folder: Path, scans: Sequence[Letterboxed], gamma: float, shift: float
     ) -> list[NDArray[np.float32]]:
-        """Probabilities of the scans with other intensities, or moved by a share of their sides (and back)."""
+        """Probabilities of the scans with gamma applied, or shifted by a fraction of their sides (and back)."""
         changed = []
         for scan in scans:
             inner = (255 * (scan.pixels[scan.content] / 255.0) ** gamma).round().astype(np.uint8)
@@ -248,7 +248,7 @@ class Learner:
 
 
 def _place_of(weights: str, weights_dir: Path | None) -> Path | str:
-    """ "imagenet", or a file or folder: in the weights folder, else as given. Nowhere: where it should be."""
+    """ "imagenet", or a path: in the weights folder, else as given; if neither exists, where it should be."""
     if weights == "imagenet":
         return weights
     given = Path(weights).expanduser()

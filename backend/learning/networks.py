@@ -1,7 +1,7 @@
-"""Networks whose published weights have names of their own: what they are built from, and what is called how.
+"""Networks whose published weights use other tensor names: how to build them and how to rename the tensors.
 
-Each is a function () -> module that gives vectors, and a function that takes the tensors of a published file and
-gives them the names of that module; what only the head needs is left out.
+Each consists of a function () -> module without its head, and a function that renames the tensors of a published
+file to those of the module.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: only inside functions
 
 Tensors = dict[str, "torch.Tensor"]
 
-# BiomedCLIP's own open_clip_config.json says this of its image half; the text half is not built.
+# The image tower in BiomedCLIP's open_clip_config.json; the text tower is not built.
 BIOMEDCLIP_VISION: dict[str, Any] = {
     "embed_dim": 512,
     "vision_cfg": {
@@ -34,10 +34,10 @@ RESNET_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": 
 
 @dataclass(frozen=True)
 class Published:
-    """A network that is built here and filled from a file with other names.
+    """A network that is built here and filled from a file with other tensor names.
 
-    build   () -> the network without its head, random
-    rename  tensors as the file calls them -> as the network does; what it has no use for may stay
+    build   () -> the network without its head, random weights
+    rename  tensors by their names in the file -> by their names in the network; unused ones may stay
     """
 
     build: Callable[[], Any]
@@ -52,7 +52,7 @@ def resnet50() -> Any:
 
 
 def from_radimagenet(tensors: Tensors) -> Tensors:
-    """As published: `backbone.4.0.conv1.weight`; torchvision's own names are taken too."""
+    """From `backbone.4.0.conv1.weight` as published; torchvision's names are accepted too."""
     renamed = {}
     for name, value in tensors.items():
         number, _, rest = name.removeprefix("backbone.").partition(".")
@@ -61,9 +61,9 @@ def from_radimagenet(tensors: Tensors) -> Tensors:
 
 
 def densenet121() -> Any:
-    """DenseNet-121 (Huang et al. 2016) of one channel without its head: (N, 1, H, W) -> (N, 1024).
+    """One-channel DenseNet-121 (Huang et al. 2016) without its head: (N, 1, H, W) -> (N, 1024).
 
-    As TorchXRayVision's `features2`: the last feature map, rectified and averaged.
+    Equals TorchXRayVision's `features2`: the last feature map after ReLU and average pooling.
     """
     import timm
 
@@ -71,13 +71,13 @@ def densenet121() -> Any:
 
 
 def from_torchxrayvision(tensors: Tensors) -> Tensors:
-    return dict(tensors)  # both follow torchvision's names
+    return dict(tensors)  # both use torchvision's names
 
 
 def mobile_sam() -> Any:
     """MobileSAM's image encoder (Zhang et al. 2023), averaged over the image: (N, 3, H, W) -> (N, 256).
 
-    TinyViT-5M (Wu et al. 2022) whose last stage keeps the resolution, and the neck of SAM. H and W: multiples of 16.
+    TinyViT-5M (Wu et al. 2022) without downsampling in its last stage, and SAM's neck. H, W: multiples of 16.
     """
     import timm
     from timm.layers.norm import LayerNorm2d
@@ -104,7 +104,7 @@ def mobile_sam() -> Any:
 
 
 def from_mobile_sam(tensors: Tensors) -> Tensors:
-    """As published: `image_encoder.layers.1.blocks.0.local_conv.c.weight`, beside the decoder's."""
+    """From `image_encoder.layers.1.blocks.0.local_conv.c.weight` as published, without the decoder."""
     renamed = {}
     for name, value in tensors.items():
         if not name.startswith("image_encoder."):
@@ -112,7 +112,7 @@ def from_mobile_sam(tensors: Tensors) -> Tensors:
         parts = ["conv" if part == "c" else part for part in name.split(".")[1:]]
         if parts[:2] == ["patch_embed", "seq"]:
             parts[1:3] = ["conv1" if parts[2] == "0" else "conv2"]  # 1 is the activation between them
-        elif parts[0] == "layers":  # there a stage ends with the way down to the next, here it begins with it
+        elif parts[0] == "layers":  # published stages end with downsampling, timm's begin with it
             down = parts[2] == "downsample"
             parts[:2] = ["stages", str(int(parts[1]) + down)]
         renamed[".".join(parts)] = value
@@ -120,14 +120,14 @@ def from_mobile_sam(tensors: Tensors) -> Tensors:
 
 
 def biomedclip() -> Any:
-    """The image half of BiomedCLIP (Zhang et al. 2023), a ViT-B/16: (N, 3, 224, 224) -> (N, 512)."""
+    """The image tower of BiomedCLIP (Zhang et al. 2023), a ViT-B/16: (N, 3, 224, 224) -> (N, 512)."""
     from open_clip.model import _build_vision_tower
 
     return _build_vision_tower(BIOMEDCLIP_VISION["embed_dim"], BIOMEDCLIP_VISION["vision_cfg"])
 
 
 def from_open_clip(tensors: Tensors) -> Tensors:
-    """As open_clip stores a whole CLIP model: the image half is below `visual.`."""
+    """From a whole CLIP model as open_clip stores it: the image tower is below `visual.`."""
     return {name.removeprefix("visual."): value for name, value in tensors.items() if name.startswith("visual.")}
 
 
@@ -141,7 +141,7 @@ NETWORKS = {
 
 @lru_cache
 def wanted_tensors(network: str) -> Tensors:
-    """What a network of NETWORKS, or else of timm, has to be filled with: shapes only."""
+    """The tensors that a network of NETWORKS, or else of timm, needs; shapes only."""
     import timm
     import torch
 
@@ -153,12 +153,12 @@ def wanted_tensors(network: str) -> Tensors:
 
 
 def renamed(network: str, tensors: Tensors) -> Tensors:
-    """Tensors of a published file with the names of the network."""
+    """Tensors of a published file under the names the network uses."""
     return NETWORKS[network].rename(tensors) if network in NETWORKS else tensors
 
 
 def misfits(wanted: Tensors, tensors: Tensors) -> list[str]:
-    """Names of the tensors that are wanted and missing, or of another shape. Counters of batches are not missed."""
+    """Names of wanted tensors that are missing or have another shape; batch counters may be missing."""
     return [
         name
         for name, value in wanted.items()

@@ -1,4 +1,4 @@
-"""How a network wants its images: resized without a crop, and values scaled per channel."""
+"""Image preprocessing for a network: resizing without a crop, and scaling per channel."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.275777
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Size (height, width), and of every channel the mean and std for values in 0..1.
+    """Size (height, width), and per channel the mean and std of values in 0..1.
 
-    One mean: a network of one channel, which sees colour as luminance.
+    One mean denotes a one-channel network, which receives colour as luminance.
     """
 
     size: tuple[int, int]
@@ -36,10 +36,10 @@ class Preprocessing:
         return len(self.mean)
 
     def resized(self, image: Uint8Image) -> Uint8Image:
-        """(height, width) of a gray image or for a network of one channel, else (height, width, 3).
+        """(height, width) for a gray image or a one-channel network, else (height, width, 3).
 
-        The whole image is squeezed in, as a finding may lie at its edge: no crop. A gray image is resized once, not
-        once per channel: three equal channels stay equal.
+        The whole image is resized without a crop, as a finding may be at its edge. A gray image is resized once, not
+        per channel: three equal channels stay equal.
         """
         height, width = self.size
         picture = Image.fromarray(image)

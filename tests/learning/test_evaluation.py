@@ -129,7 +129,7 @@ def test_512_square_scan_is_scored_in_well_under_50_milliseconds() -> None:
 
 
 def test_shapes_must_agree() -> None:
-    with pytest.raises(ValueError, match=r"two label maps of one \(H, W\), got \(2, 2\) and \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"two label maps of one shape \(H, W\), got \(2, 2\) and \(3, 3\)"):
         score(np.zeros((2, 2), np.uint8), np.zeros((3, 3), np.uint8), 2)
 
 

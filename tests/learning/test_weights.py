@@ -209,7 +209,7 @@ def test_a_published_embedder_without_its_file_says_which_goes_where(row: Weight
 def test_a_file_of_ones_own_of_the_same_kind_is_opened_by_its_name(tmp_path: Path) -> None:
     torch.save(torchxrayvision_state(), tmp_path / "mine.pt")
     assert opened("torchxrayvision:mine.pt", tmp_path).embedder.dim == 1024
-    with pytest.raises(WeightsMissing, match=r"radimagenet:mine.pt: .*mine.pt does not hold the weights of such a net"):
+    with pytest.raises(WeightsMissing, match=r"radimagenet:mine.pt: .*mine.pt does not hold weights of this net"):
         opened("radimagenet:mine.pt", tmp_path)
 
 
@@ -251,7 +251,9 @@ def test_the_tensors_of_a_stored_network_are_read_and_its_class_is_not_run(tmp_p
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
 def test_an_old_stored_network_is_refused_with_what_to_do(tmp_path: Path) -> None:
     stored_network(tmp_path / "model.pt", zipped=False)
-    words = r"holds more than weights: it names code \(torchxrayvision.models.DenseNet\), which is not run here. Store"
+    words = (
+        r"holds more than weights: it refers to code \(torchxrayvision.models.DenseNet\), which is not run here. Store"
+    )
     with pytest.raises(BrokenWeights, match=words):
         read_tensors(tmp_path / "model.pt")
 
@@ -263,7 +265,7 @@ class Runs:
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     torch.save({"conv1.weight": Runs()}, tmp_path / "model.pt")
-    with pytest.raises(BrokenWeights, match=r"it names code \(exec\), which is not run here"):
+    with pytest.raises(BrokenWeights, match=r"it refers to code \(exec\), which is not run here"):
         read_tensors(tmp_path / "model.pt")
 
 
@@ -414,7 +416,7 @@ def test_a_wrong_carried_file_stays_out(tmp_path: Path, how: str) -> None:
         file.write_bytes(file.read_bytes()[:-1])
     else:
         save_file({"a": torch.ones(2)}, file)
-    words = "is cut off" if how == "truncated" else "does not hold the weights of tiny"
+    words = "is truncated" if how == "truncated" else "does not hold the weights of tiny"
     with pytest.raises(BrokenWeights, match=words):
         fetch(TINY, tmp_path / "weights", file, why_not=offline)
     assert not (tmp_path / "weights").exists()
@@ -533,7 +535,7 @@ def test_the_doctor_names_a_truncated_embedder_of_a_project_that_runs(tmp_path: 
     assert [f.level for f in check_embedder(settings, row)] == ["ok"]
     file.write_bytes(file.read_bytes()[:-1000])
     (found,) = check_embedder(settings, row)
-    assert (found.level, "is cut off" in found.what) == ("error", True)
+    assert (found.level, "is truncated" in found.what) == ("error", True)
     assert "scanqueue weights verify radimagenet-resnet50" in found.cure
 
 
