@@ -1,4 +1,4 @@
-"""The next scans to label, when a model exists: unsure ones, away from what is labelled."""
+"""The next scans to label once a model exists: uncertain ones, far from those labelled."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sampling.arrays import FloatArray, IntArray, finite_matrix, refuse_rows, ro
 from sampling.farthest import LARGEST, distances_to
 
 ALPHA = 0.5
-TIE = 1e-12  # scores this close are equal: they differ by rounding only
-FEW = 32  # labelled scans whose distances are simply computed; a tree finds the nearest of more
+TIE = 1e-12  # scores closer than this differ by rounding only and count as equal
+FEW = 32  # above this number of labelled scans, a tree finds the nearest
 
 Number = TypeVar("Number", bound=np.generic)
 Score = Callable[[NDArray[np.float64], NDArray[np.float64], IntArray], NDArray[np.float64]]
@@ -22,13 +22,13 @@ Score = Callable[[NDArray[np.float64], NDArray[np.float64], IntArray], NDArray[n
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Scans to label next, the most wanted first, with the terms as they stood when each was picked.
+    """Scans to label next, in picking order, with the terms at the time of each pick.
 
     rows       (K,), distinct rows, none of them labelled
-    score      (K,), what it was picked for, 0..1, high = wanted. The terms change from pick to pick, so the
+    score      (K,), S at the time of the pick, 0..1, high = label first. The terms change with every pick, so
                scores need not descend
-    entropy    (K,), how unsure the model is of it: H, 0..1 among the unlabelled scans
-    diversity  (K,), how far it was from everything labelled or picked: D, 0..1 among the scans still to pick
+    entropy    (K,), uncertainty of the model: H, 0..1 among the unlabelled scans
+    diversity  (K,), distance to the nearest scan labelled or picked: D, 0..1 among the remaining candidates
     """
 
     rows: IntArray
@@ -49,19 +49,18 @@ def rank(
 
     H is the entropy, min-max normalised once over the unlabelled scans. D is the distance on the map to the
     nearest scan that is labelled or already picked here, min-max normalised over the remaining candidates at
-    every pick. A term that is the same for all counts 0, and so does D while nothing is labelled or picked
+    every pick. A term equal for all candidates counts 0, and so does D while nothing is labelled or picked
     (an empty `chosen` makes the first pick by H alone). Ties, up to rounding, go to the lower row.
 
-    entropy  (N,), finite for every unlabelled row, anything (NaN too) for labelled ones; not modified
+    entropy  (N,), finite for unlabelled rows, any value (even NaN) for labelled ones; not modified
     xy       (N, 2), finite, the whole map, labelled scans included; not modified
-    chosen   rows already labelled; never picked; may be empty
+    chosen   labelled rows, never picked; may be empty
     alpha    0 = spread only, 1 = uncertainty only
-    count    how many to pick, >= 0; fewer come back when fewer are unlabelled
+    count    number of picks, >= 0; fewer are returned when fewer are unlabelled
 
-    All row numbers count rows of `entropy` and `xy`. Time O(N) per pick and
-    O(N log L) for L labelled scans, memory O(N).
+    Row numbers index `entropy` and `xy`. Time O(N) per pick and O(N log L) for L labelled scans, memory O(N).
     Raises ValueError on bad shapes, NaN (with its row), chosen, alpha or count.
-    The sum and the greedy picks are the paper's; alpha and both normalisations are ours.
+    The sum and the greedy picks follow the paper; alpha and both normalisations are our additions.
 
     >>> import numpy as np
     >>> line = np.array([[0.0, 0], [1, 0], [2, 0], [9, 0]])
@@ -77,7 +76,7 @@ def rank(
 def greedy(
     entropy: FloatArray, xy: FloatArray, chosen: Sequence[int] | IntArray, *, count: int, score: Score
 ) -> Ranking:
-    """Like `rank`, with any `score(H, D, rows)` of the candidates at a pick, each argument (candidates,)."""
+    """Like `rank`, with any `score(H, D, rows)` over the candidates of a pick; each argument is (candidates,)."""
     xy = finite_matrix("xy", xy, columns=2)
     values = np.asarray(entropy, dtype=np.float64)
     if values.shape != (len(xy),):
@@ -88,7 +87,7 @@ def greedy(
     count = min(whole_number("count", count, low=0), len(candidates))
 
     h = min_max(values[candidates])
-    points = np.asfortranarray(xy[candidates])  # across and up each in one piece
+    points = np.asfortranarray(xy[candidates])  # each coordinate contiguous
     nearest = nearest_distances(points, xy[np.unique(labelled)])
     terms = np.empty((3, count))
     picks = np.empty(count, dtype=np.intp)
@@ -106,7 +105,7 @@ def greedy(
 
 
 def min_max(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`values` moved and scaled to 0..1; all 0 where they are all the same, infinity included."""
+    """`values` shifted and scaled to 0..1; all 0 if they are equal, infinity included."""
     if len(values) == 0 or values.min() == values.max():
         return np.zeros(len(values))
     scaled: NDArray[np.float64] = (values - values.min()) / (values.max() - values.min())
@@ -114,17 +113,17 @@ def min_max(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _without(row: int, array: NDArray[Number]) -> NDArray[Number]:
-    """The same array, one row shorter: the rows behind `row` move up by one, in place."""
+    """The array without `row`: later rows move up by one, in place."""
     array[row:-1] = array[row + 1 :]
     return array[:-1]
 
 
 def nearest_distances(points: NDArray[np.float64], labelled: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(P,) distance of each point to the nearest of the labelled ones; infinity while there is none."""
+    """(P,) distance of each point to the nearest labelled one; infinity without any."""
     if len(labelled) > FEW and max(np.abs(points).max(initial=0), np.abs(labelled).max()) < LARGEST:
         from scipy.spatial import KDTree  # slow to import
 
-        # A point's nearest does not depend on the other points, so neither does it on the number of threads.
+        # Each point is searched independently, so the number of threads changes nothing.
         _, rows = KDTree(labelled).query(points, workers=-1)
         found: NDArray[np.float64] = np.sqrt(((points - labelled[rows]) ** 2).sum(axis=1))
         return found

@@ -1,4 +1,4 @@
-"""What an array must be before an algorithm sees it, and the words when it is not."""
+"""Validation of input arrays, with error messages."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ FloatArray: TypeAlias = NDArray[np.floating]
 IntArray: TypeAlias = NDArray[np.intp]
 
 
-BLOCK = 4_000_000  # numbers that are held beside a large array while it is looked through
+BLOCK = 4_000_000  # numbers held beside a large array while it is checked
 
 
 def finite_matrix(name: str, array: ArrayLike, *, columns: int | None = None) -> NDArray[np.float64]:
-    """`array` as (N, D) float64, N >= 1 and D >= 1; a view where that is possible, so never write to it.
+    """`array` as (N, D) float64, N >= 1 and D >= 1; a view where possible, so never write to it.
 
-    Raises ValueError on another shape, and on NaN or infinity with the row number.
+    Raises ValueError on a wrong shape, and on NaN or infinity with the row number.
     """
     return finite_rows(name, array, columns=columns).astype(np.float64, copy=False)
 
 
 def finite_rows(name: str, array: ArrayLike, *, columns: int | None = None) -> FloatArray:
-    """Like `finite_matrix`, but floats of 32 or 16 bits stay what they are: a large array is not copied."""
+    """Like `finite_matrix`, but keeps float32 and float16, so that a large array is not copied."""
     matrix = np.asarray(array)
     if matrix.dtype not in (np.float32, np.float16):
         matrix = matrix.astype(np.float64, copy=False)
@@ -37,25 +37,25 @@ def finite_rows(name: str, array: ArrayLike, *, columns: int | None = None) -> F
 
 
 def blocks_of(n: int, width: int, numbers: int) -> Iterator[slice]:
-    """0..n in slices so short that one with `width` numbers a row holds at most `numbers`, or one row."""
+    """Slices of 0..n with at most `numbers` numbers each at `width` per row, but at least one row."""
     step = max(1, numbers // max(1, width))
     for begin in range(0, n, step):
         yield slice(begin, min(begin + step, n))
 
 
 def refuse_rows(name: str, bad: NDArray[np.bool_], rows: IntArray | None = None) -> None:
-    """Raise ValueError naming the first row where `bad` holds; `rows` translates positions to row numbers."""
+    """Raise ValueError with the first row where `bad` is True; `rows` maps positions to row numbers."""
     positions = np.flatnonzero(bad)
     if len(positions):
         first = int(positions[0] if rows is None else rows[positions[0]])
         raise ValueError(
-            f"{name}: row {first} holds NaN or infinity ({len(positions)} such row(s)); every number must be "
-            "finite. Compute that row again or leave that scan out"
+            f"{name}: row {first} contains NaN or infinity ({len(positions)} such row(s)); every number must be "
+            "finite. Recompute this row or leave the scan out"
         )
 
 
 def row_numbers(name: str, rows: Sequence[int] | IntArray, n: int) -> IntArray:
-    """`rows` as an array of row numbers of an array with `n` rows. Raises ValueError on anything else."""
+    """`rows` as an array of row numbers 0..n-1. Raises ValueError on anything else."""
     numbers = np.asarray(rows)
     if numbers.size == 0:
         return np.empty(0, dtype=np.intp)

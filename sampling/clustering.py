@@ -14,10 +14,10 @@ from sampling.arrays import FloatArray, IntArray, finite_matrix, whole_number
 from sampling.farthest import distances_to
 
 LARGEST_K = 20
-SILHOUETTE_ROWS = 10_000  # k is chosen, and silhouettes are taken, on at most this many rows
+SILHOUETTE_ROWS = 10_000  # maximum number of rows for choosing k and for silhouettes
 STARTS = 10  # k-means runs for each k; the tightest is kept
-FEW = 2_000  # members whose summed distances are simply computed
-STRIPS = 24  # a larger cluster is cut into so many strips, and each of them into so many cells
+FEW = 2_000  # up to this number of members, all summed distances are computed
+STRIPS = 24  # strips of a larger cluster, and cells per strip
 TIE = 1 + 1e-12  # summed distances this close are equal
 BLOCK = 4_000_000  # distances held at once
 
@@ -30,7 +30,7 @@ class Clustering:
     medoids          (k,), medoids[c] is the row of the member of cluster c with the least summed distance
                      to the others
     silhouette       mean silhouette in -1..1 (high = well apart) of every k that was tried; empty if none
-    silhouette_rows  how many rows those means were taken on: N, or fewer when N was too large (0 if none)
+    silhouette_rows  number of rows behind these means: N, or a sample if N is too large (0 if none)
     """
 
     labels: IntArray
@@ -56,11 +56,10 @@ def choose_clusters(xy: FloatArray, *, k_min: int = 2, k_max: int | None = None,
     k_max  largest k to try; default min(20, N - 1)
     seed   same input and seed, same clusters
 
-    There are never more clusters than N - 1 or than distinct positions, whatever k_min says; where that
-    leaves no k >= 2 (N < 3, or all scans in one place) everything is one cluster. Above 10,000 rows k is chosen
-    on a random sample of 10,000 rows, drawn by `seed`, the same for every k, as if there were no others; then
-    k-means goes on with all rows from where it had ended on the sample. `silhouette_rows` says so.
-    Time about O(N) above that, memory O(N), one thread.
+    There are at most N - 1 clusters and at most as many as distinct positions, even below k_min; if this
+    leaves no k >= 2 (N < 3, or all scans in one place), there is one cluster. Above 10,000 rows k is chosen
+    on a random sample of 10,000 rows, drawn by `seed` and the same for every k; then k-means continues with
+    all rows from the centres of the sample. Time about O(N) above that, memory O(N), one thread.
     Raises ValueError on bad shape, NaN (with its row), k_min or k_max.
     Sources: Lloyd 1982; Arthur & Vassilvitskii 2007; Rousseeuw 1987.
 
@@ -74,26 +73,26 @@ def choose_clusters(xy: FloatArray, *, k_min: int = 2, k_max: int | None = None,
     k_max = max(LARGEST_K, k_min) if k_max is None else whole_number("k_max", k_max, low=k_min)
     random = np.random.default_rng(whole_number("seed", seed, low=0))
     start = int(random.integers(2**32))
-    looked_at = xy
+    sample = xy
     if len(xy) > SILHOUETTE_ROWS:
-        looked_at = xy[np.sort(random.choice(len(xy), SILHOUETTE_ROWS, replace=False))]
-    highest = min(k_max, len(looked_at) - 1, len(np.unique(looked_at, axis=0)))
+        sample = xy[np.sort(random.choice(len(xy), SILHOUETTE_ROWS, replace=False))]
+    highest = min(k_max, len(sample) - 1, len(np.unique(sample, axis=0)))
     with _one_thread():
-        candidates = _kmeans(looked_at, range(min(k_min, highest), highest + 1), seed=start)
+        candidates = _kmeans(sample, range(min(k_min, highest), highest + 1), seed=start)
         if not candidates:
             return _numbered(xy, np.zeros(len(xy), dtype=np.intp), {}, 0)
-        means = mean_silhouettes(looked_at, list(candidates.values()))
+        means = mean_silhouettes(sample, list(candidates.values()))
         silhouette = dict(zip(candidates, means, strict=True))
         best = max(silhouette, key=lambda k: (silhouette[k], -k))
-        labels = candidates[best] if looked_at is xy else _carried_on(xy, looked_at, candidates[best])
-    return _numbered(xy, labels, silhouette, len(looked_at))
+        labels = candidates[best] if sample is xy else _extended(xy, sample, candidates[best])
+    return _numbered(xy, labels, silhouette, len(sample))
 
 
 def mean_silhouettes(xy: NDArray[np.float64], labelings: Sequence[IntArray]) -> list[float]:
     """Mean silhouette of the same N points under several labelings, each (N,) of numbers >= 0.
 
-    Between -1 and 1, high = well apart; a member alone in its cluster counts 0, and so does everything where
-    there is one cluster only. Distances are computed once for all labelings, a block of rows at a time.
+    Between -1 and 1, high = well apart; a cluster of one counts 0, and so does a labeling
+    with one cluster. Distances are computed once for all labelings, a block of rows at a time.
     """
     n = len(xy)
     masks = [labels[:, None] == np.unique(labels) for labels in labelings]
@@ -118,10 +117,9 @@ def mean_silhouettes(xy: NDArray[np.float64], labelings: Sequence[IntArray]) -> 
 def medoid(xy: NDArray[np.float64]) -> int:
     """Row of the point with the least summed distance to all others; ties, up to rounding: lowest row.
 
-    Exact for any N, in about O(N) for points that spread. A large cluster is cut into cells, and the points of
-    each are moved to their mean. That can only bring them nearer to a point in sum, as distance is convex, so
-    the sums it gives are lower bounds, cheap and nearly right; the true sums are computed in their order, until
-    the next bound is above the least true sum.
+    Exact for any N, in about O(N) for points that spread. Points of a large cluster are grouped into cells and moved to
+    their cell's mean. As distance is convex, this never increases a sum, so it gives cheap, tight lower bounds.
+    The true sums are computed in order of the bounds, until the next bound exceeds the least true sum.
     """
     if len(xy) <= FEW:
         sums = np.concatenate([distances.sum(axis=1) for _, distances in _distance_blocks(xy)])
@@ -141,7 +139,7 @@ def medoid(xy: NDArray[np.float64]) -> int:
 
 
 def _lower_bounds(places: NDArray[np.float64], copies: IntArray) -> NDArray[np.float64]:
-    """(P,) what the summed distance of each place to all, copies counted, is at least."""
+    """(P,) lower bounds for the summed distance of each place to all, copies counted."""
     n = len(places)
     strip = np.empty(n, dtype=np.intp)
     strip[np.argsort(places[:, 0], kind="stable")] = np.arange(n) * STRIPS // n
@@ -156,7 +154,7 @@ def _lower_bounds(places: NDArray[np.float64], copies: IntArray) -> NDArray[np.f
 
 
 def _kmeans(xy: NDArray[np.float64], ks: Iterable[int], seed: int) -> dict[int, IntArray]:
-    """Labels for each k >= 2 that k-means could fill: points that nearly coincide may leave one empty."""
+    """Labels for each k >= 2 without an empty cluster, which near-duplicate points can cause."""
     from sklearn.cluster import KMeans  # slow to import, and only a fit needs it
 
     found = {}
@@ -169,18 +167,18 @@ def _kmeans(xy: NDArray[np.float64], ks: Iterable[int], seed: int) -> dict[int, 
     return found
 
 
-def _carried_on(xy: NDArray[np.float64], sample: NDArray[np.float64], labels: IntArray) -> IntArray:
-    """Labels of all rows: k-means from the centres of a sample's clusters."""
+def _extended(xy: NDArray[np.float64], sample: NDArray[np.float64], labels: IntArray) -> IntArray:
+    """Labels of all rows by k-means that starts from the cluster centres of a sample."""
     from sklearn.cluster import KMeans
 
     centres = np.stack([sample[labels == label].mean(axis=0) for label in np.unique(labels)])
-    carried: IntArray = KMeans(len(centres), init=centres, n_init=1).fit_predict(xy).astype(np.intp)
-    return carried
+    extended: IntArray = KMeans(len(centres), init=centres, n_init=1).fit_predict(xy).astype(np.intp)
+    return extended
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums in one order, so one answer; and no warning of points that nearly coincide."""
+    """One thread for a fixed summation order, without warnings about near-duplicate points."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1), warnings.catch_warnings():
@@ -191,7 +189,7 @@ def _one_thread() -> Iterator[None]:
 def _numbered(
     xy: NDArray[np.float64], labels: IntArray, silhouette: dict[int, float], silhouette_rows: int
 ) -> Clustering:
-    """The same clusters, numbered from the largest down."""
+    """The clusters, renumbered from the largest down."""
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     medoids = [int(rows[medoid(xy[rows])]) for rows in members]
     order = sorted(range(len(members)), key=lambda c: (-len(members[c]), medoids[c]))
@@ -202,7 +200,7 @@ def _numbered(
 
 
 def _distance_blocks(xy: NDArray[np.float64]) -> Iterator[tuple[int, NDArray[np.float64]]]:
-    """Distances of some rows to all, a few million numbers at a time, with the first of these rows."""
+    """(first row, distances) for blocks of rows: distances to all rows, a few million at a time."""
     step = max(1, BLOCK // len(xy))
     for begin in range(0, len(xy), step):
         across, up = (xy[begin : begin + step, None, axis] - xy[:, axis] for axis in (0, 1))

@@ -1,4 +1,4 @@
-"""The first scans to label, when no label exists yet: typical ones first, then ever farther from those."""
+"""The first scans to label, before any label exists: central ones first, then the farthest from those."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Reason: TypeAlias = Literal[
 class Order:
     """Scans in the order in which to label them; the annotator may stop anywhere.
 
-    rows     (K,), distinct rows; of `cold_start_order` all N
-    reasons  reasons[i] says why rows[i] was picked: "medoid" or "farthest", or another word of another strategy
+    rows     (K,), distinct rows; `cold_start_order` returns all N
+    reasons  why each row was picked: "medoid", "farthest", or a word of another strategy
     cluster  (K,), cluster[i] is the cluster of rows[i]
     """
 
@@ -31,18 +31,17 @@ class Order:
 
 
 def cold_start_order(xy: FloatArray, clustering: Clustering) -> Order:
-    """Order all scans so that every beginning of the order covers the map in proportion to its clusters.
+    """Order all scans so that every prefix covers the map in proportion to its clusters.
 
     The medoids come first, the largest cluster's before the others' (ties: the lower cluster). After them,
     each pick comes from the cluster with the largest size / (2 * taken + 1), ties to the larger, then the
     lower cluster; within it, it is the member farthest from those already taken there, ties to the lower row.
 
     xy          (N, 2), finite, the map that was clustered; not modified
-    clustering  of those N rows
+    clustering  clustering of these N rows
 
     Time about O(N log N), memory O(N).
-
-    Raises ValueError on bad shape, NaN (with its row) and a clustering of another map.
+    Raises ValueError on bad shape, NaN (with its row) and a clustering that belongs to another map.
     Sources: Webster's apportionment (Balinski & Young 1982); Gonzalez 1985.
 
     >>> import numpy as np
@@ -75,9 +74,9 @@ def medoids_then_farthest(medoids: int, n: int) -> tuple[Reason, ...]:
 def _apportioned(sizes: IntArray) -> IntArray:
     """(N,) the cluster of every pick, for clusters of these sizes, all >= 1: one each, then by quotients.
 
-    The quotients size / (2 * taken + 1) of a cluster fall with every pick, so sorting those of all clusters
-    at once gives the picks one by one. Equal quotients are equal floats, as division rounds correctly, and
-    different ones differ by far more than rounding.
+    A cluster's quotients size / (2 * taken + 1) fall with every pick, so sorting the quotients of all clusters
+    gives the picking order. Equal quotients are equal floats, as division rounds correctly, and different ones
+    differ by far more than rounding.
     """
     by_size = np.argsort(-sizes, kind="stable")  # the winner of a tie first
     place = np.repeat(np.arange(len(sizes)), sizes[by_size] - 1)
@@ -88,7 +87,7 @@ def _apportioned(sizes: IntArray) -> IntArray:
 
 
 def _medoids_checked(xy: FloatArray, clustering: Clustering) -> list[int]:
-    """The medoids as ints. Raises ValueError unless the clustering is one of these rows."""
+    """The medoids as ints. Raises ValueError unless the clustering belongs to these rows."""
     labels, medoids = clustering.labels, clustering.medoids
     if len(labels) != len(xy):
         raise ValueError(f"clustering: made for {len(labels)} rows, but xy has {len(xy)}. Cluster this map again")

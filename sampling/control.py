@@ -1,4 +1,4 @@
-"""A share of every order drawn at random, so that a lab can see on its own scans whether choosing helps."""
+"""Randomly drawn controls in every order, so that a lab can test on its own scans whether a strategy helps."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sampling.arrays import IntArray, row_numbers, whole_number
 
 
 def control_places(count: int, share: float, *, start: int = 0) -> NDArray[np.bool_]:
-    """(count,), True where a place belongs to the controls: `share` of all places, evenly spread.
+    """(count,), True where a place is a control: `share` of all places, evenly spread.
 
-    share  0..0.5; of the first n places, counted from 0, round(n * share) are controls, whatever n
-    start  the first of the `count` places; a place is a control or not wherever an order is continued
+    share  0..0.5; for every n, round(n * share) of the first n places are controls
+    start  the first of the `count` places; continuing an order does not change which places are controls
 
     >>> control_places(10, 0.2).nonzero()[0], control_places(5, 0.2, start=5).nonzero()[0]
     (array([2, 7]), array([2]))
@@ -29,14 +29,14 @@ def control_places(count: int, share: float, *, start: int = 0) -> NDArray[np.bo
 def with_controls(
     ours: IntArray, drawn: IntArray, share: float, *, start: int = 0
 ) -> tuple[IntArray, NDArray[np.bool_]]:
-    """Put both orders of the same scans together: (rows, whether each stands there as a control).
+    """Merge two orders of the same scans: (rows, whether each is a control).
 
-    ours   (K,) rows in the order of a strategy, which goes on as if it knew nothing of the controls
+    ours   (K,) rows in the order of a strategy, which ignores the controls
     drawn  (K,) the same rows in a random order
-    start  places of the order that are given already; the K come behind them
+    start  number of earlier places; the K rows follow them
 
-    Each control is the first of `drawn` that is not placed yet, so whatever is placed by the strategy, it is drawn
-    uniformly from the rest. Returns every row once. Raises ValueError when the two do not hold the same rows.
+    Each control is the first row of `drawn` not placed yet, so it is drawn uniformly from the remaining rows.
+    Returns every row once. Raises ValueError when the two do not contain the same rows.
 
     >>> with_controls(np.array([4, 2, 0, 1, 3]), np.array([2, 3, 1, 0, 4]), 0.4)
     (array([4, 2, 0, 3, 1]), array([False,  True, False,  True, False]))
@@ -45,7 +45,7 @@ def with_controls(
     for name, rows in (("ours", ours), ("drawn", drawn)):
         row_numbers(name, rows, size)
     if len(np.unique(ours)) != len(ours) or not np.array_equal(np.sort(ours), np.sort(drawn)):
-        raise ValueError("drawn: wanted the rows of ours, each once, in another order")
+        raise ValueError("drawn: wanted a permutation of the rows of ours")
     control = control_places(len(ours), share, start=start)
     placed = np.zeros(size, dtype=bool)
     queues = {True: iter(drawn.tolist()), False: iter(ours.tolist())}

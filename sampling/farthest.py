@@ -1,4 +1,4 @@
-"""Spread picks out: each the farthest from all before it."""
+"""Farthest-first traversal: each pick is the farthest from all before it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from numpy.typing import NDArray
 
 from sampling.arrays import FloatArray, IntArray, finite_matrix, whole_number
 
-LARGEST = 1e150  # squares of larger coordinates leave no finite distances for a tree
-FIRST_PICKS = 64  # in the plane, later picks look at their surroundings only
+LARGEST = 1e150  # squared distances of larger coordinates overflow in a tree
+FIRST_PICKS = 64  # in the plane, later picks update only their neighbourhood
 
 
 def farthest_first(points: FloatArray, n: int, start: int) -> IntArray:
     """Choose `n` rows of `points`, each the farthest from its nearest earlier pick.
 
     points  (N, D), finite; Euclidean distance between rows; not modified
-    n       how many to choose, 1 <= n <= N
+    n       number of picks, 1 <= n <= N
     start   the row picked first
 
-    Returns n distinct rows of `points` in picking order; ties go to the lower row, so of points that coincide
-    the lowest row comes first. Memory O(N). Time O(n N); in the plane (D = 2) the same picks cost about
-    O(N log N) for any n, as a million scans need.
+    Returns n distinct rows of `points` in picking order; ties go to the lower row. Memory O(N). Time O(n N), or
+    about O(N log N) for any n in the plane (D = 2), as a million scans need.
     Raises ValueError on bad shape, NaN (with its row), n or start.
-    Sources: Gonzalez 1985; Har-Peled & Mendel 2006 (a pick changes only what is within the present radius).
+    Sources: Gonzalez 1985; Har-Peled & Mendel 2006 (a pick affects only points within the current radius).
 
     >>> import numpy as np
     >>> farthest_first(np.array([[0.0], [1.0], [9.0], [4.0]]), 4, start=1)
@@ -36,7 +35,7 @@ def farthest_first(points: FloatArray, n: int, start: int) -> IntArray:
     picks = np.empty(n, dtype=np.intp)
     picks[0] = start
     nearest = distances_to(points, points[start])
-    nearest[start] = -1.0  # below any distance: never picked again, even among copies
+    nearest[start] = -1.0  # below any distance: never picked again, even among duplicates
     alone = min(n, FIRST_PICKS) if points.shape[1] == 2 and np.abs(points).max() < LARGEST else n
     for i in range(1, alone):
         picks[i] = pick = int(nearest.argmax())
@@ -49,7 +48,7 @@ def farthest_first(points: FloatArray, n: int, start: int) -> IntArray:
 
 def distances_to(points: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,) Euclidean distance of every row of `points` (N, D) to `other` (D,)."""
-    if points.shape[1] == 2:  # each row's distance is the same number whatever rows come with it
+    if points.shape[1] == 2:  # a row's result must not depend on the other rows
         across, up = points[:, 0] - other[0], points[:, 1] - other[1]
         across *= across
         up *= up
@@ -62,12 +61,11 @@ def distances_to(points: NDArray[np.float64], other: NDArray[np.float64]) -> NDA
 
 
 def _later_picks(points: NDArray[np.float64], nearest: NDArray[np.float64], n: int) -> IntArray:
-    """The next `n` picks in the plane; `nearest` (N,), -1 where picked already, is used up.
+    """The next `n` picks in the plane; `nearest` (N,), -1 where picked already, is modified.
 
-    When the farthest point is `radius` away from all picks, no point is farther than that from them: once it
-    is picked too, only points less than `radius` from it can have come nearer to a pick. A tree finds those.
-    The heap holds for each point a distance that was its own once; distances only shrink, so the first entry
-    that is still true is the farthest of all, and of equal ones the one with the lowest row.
+    No point is farther than `radius` from the picks, so a pick at that distance can only shorten the distances
+    of points less than `radius` from it. A tree finds those. The heap holds an earlier distance of each point;
+    distances only shrink, so the first up-to-date entry is the farthest point, with the lowest row among ties.
     """
     from scipy.spatial import KDTree  # slow to import, and small pools do not need it
 
@@ -81,7 +79,7 @@ def _later_picks(points: NDArray[np.float64], nearest: NDArray[np.float64], n: i
             row = heap[0][1]
             heapq.heapreplace(heap, (-float(nearest[row]), row))
         radius, pick = -heap[0][0], heap[0][1]
-        if radius == 0.0:  # copies of picks are all that is left
+        if radius == 0.0:  # only duplicates of picks remain
             picks[i:] = np.flatnonzero(nearest >= 0)[: n - i]
             break
         heapq.heappop(heap)

@@ -1,8 +1,8 @@
-"""Uncertain scans, but not all alike: chance and classes spread what the highest entropies alone would not.
+"""Uncertain but varied scans: randomness and classes spread the picks.
 
-entropy    (P,) of the candidates, >= 0, high = unsure; not modified
-count      how many to pick, 0..P
-random     draws everything that is random
+entropy    (P,) entropies of the candidates, >= 0, high = uncertain; not modified
+count      number of picks, 0..P
+random     the only source of randomness
 
 Each returns `count` distinct positions 0..P-1 in picking order.
 """
@@ -16,14 +16,14 @@ from sampling.arrays import FloatArray, IntArray
 from sampling.farthest import distances_to
 
 POWER = 1.0
-CLASS_SHARE = 2 / 3  # of a batch is picked class by class, the rest by the entropy of the whole scan
+CLASS_SHARE = 2 / 3  # share of a batch picked by class; the rest by the entropy of the whole scan
 BATCHES = 1000
 
 
 def noisy(values: FloatArray, random: np.random.Generator, power: float = POWER) -> NDArray[np.float64]:
-    """power * log(values) + Gumbel noise: its top picks are a draw without replacement, p ~ values ** power.
+    """power * log(values) + Gumbel noise: its top picks are a sample without replacement, p ~ values ** power.
 
-    power  0 = chance alone, high = the values alone
+    power  0 = uniformly random, high = by the values only
     Values of 0 come last. Sources: Kirsch et al. 2021; Kool et al. 2019.
     """
     logarithm = np.log(np.maximum(values, 1e-300))
@@ -32,11 +32,11 @@ def noisy(values: FloatArray, random: np.random.Generator, power: float = POWER)
 
 
 def class_stratified(entropy: FloatArray, classes: FloatArray, count: int, random: np.random.Generator) -> IntArray:
-    """ClaSP: picks go round the labels, each by the noisy entropy of that label, then by that of the whole scan.
+    """ClaSP: picks cycle through the labels by the noisy entropy of each label, then by that of the whole scan.
 
-    classes  (P, labels), or (P,) for a single one: entropy of each label's own pixels, 0 where the model sees none
-    Two thirds of the picks are made class by class, those first of every cycle of three. The paper lets the noise
-    fade over the rounds by a schedule of its own; here its strength is that of the first rounds throughout.
+    classes  (P, labels), or (P,) for one label: entropy over the pixels of each label, 0 if the model predicts none
+    Two thirds of the picks are made by class, the first two of every three. The paper reduces the noise over the
+    rounds; here it keeps its initial strength.
     Source: Lueth et al. 2026 (arXiv 2601.13677).
     """
     columns = [noisy(entropy, random)] + [noisy(column, random) for column in np.atleast_2d(np.asarray(classes).T)]
@@ -53,9 +53,9 @@ def class_stratified(entropy: FloatArray, classes: FloatArray, count: int, rando
 
 
 def best_batch(entropy: FloatArray, count: int, random: np.random.Generator) -> IntArray:
-    """Stochastic batches: of many random sets of `count` scans the one whose mean entropy is highest, unsure first.
+    """Stochastic batches: the best of many random sets of `count` scans by mean entropy, most uncertain first.
 
-    As many sets as the pool can be cut into, again and again until there are at least 1,000.
+    Partitions the pool into sets at random, repeatedly, until there are at least 1,000 sets.
     Source: Gaillochet et al. 2023.
     """
     best, found = -np.inf, np.arange(min(count, len(entropy)))
@@ -71,11 +71,11 @@ def best_batch(entropy: FloatArray, count: int, random: np.random.Generator) -> 
 
 
 def uncertain_and_apart(entropy: FloatArray, points: FloatArray, count: int, random: np.random.Generator) -> IntArray:
-    """BADGE with the entropy for the length of the gradient: k-means++ on entropy * embedding.
+    """BADGE with the entropy as the gradient length: k-means++ on entropy * embedding.
 
     points  (P, D), embeddings of length 1
-    Each pick is drawn with a probability proportional to its squared distance from the nearest pick; the first is
-    the longest vector. A real gradient embedding of a segmentation network is far too wide to keep for every scan.
+    Each pick is sampled with probability proportional to its squared distance from the nearest pick; the first is
+    the longest vector. True gradient embeddings of a segmentation network are too large to store for every scan.
     Sources: Ash et al. 2020; Arthur & Vassilvitskii 2007.
     """
     vectors = np.asarray(entropy)[:, None] * points

@@ -1,4 +1,4 @@
-"""What a strategy may look at: the scans of one project as arrays."""
+"""The input of a strategy: the scans of one project as arrays."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Space: TypeAlias = Literal["map", "embedding"]
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """N scans, labelled ones included; row i is the same scan in every array. Nothing in it is ever modified.
+    """N scans, labelled ones included; row i is the same scan in every array. Never modified.
 
     xy          (N, 2), finite, positions on the map
-    clustering  of that map
-    embeddings  (N, D), finite; distances are taken between rows scaled to length 1. None: only strategies on the
-                map can be asked
-    strata      (N,) whole numbers, equal for scans of the same site, scanner or protocol; None: not known
-    signals     what a model said, by name: "entropy" (N,); "classes" (N, labels), the entropy of each label;
-                "disagreement" (N,), 1 - mean pairwise Dice. High = unsure; anything (NaN too) in labelled rows
+    clustering  clustering of that map
+    embeddings  (N, D), finite; distances are between rows scaled to length 1. None: only strategies on the map
+                work
+    strata      (N,) whole numbers, equal for scans of the same site, scanner or protocol; None: unknown
+    signals     uncertainty by name: "entropy" (N,); "classes" (N, labels), the entropy of each label;
+                "disagreement" (N,), 1 - mean pairwise Dice. High = uncertain; any value (even NaN) in labelled rows
 
     Raises ValueError on shapes that do not match, and on NaN with its row.
     """
@@ -43,7 +43,7 @@ class Pool:
         parts = {"clustering": self.clustering.labels, "embeddings": self.embeddings, "strata": self.strata}
         for name, array in {**parts, **self.signals}.items():
             if array is not None and len(array) != n:
-                raise ValueError(f"{name}: made for {len(array)} rows, but xy has {n}. Make it for the same scans")
+                raise ValueError(f"{name}: has {len(array)} rows, but xy has {n}. Compute it for the same scans")
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -59,9 +59,9 @@ class Pool:
             raise ValueError(f"embeddings: got shape {rows.shape}, wanted (N, D), one row per scan")
         unit: FloatArray = np.empty(rows.shape, rows.dtype if rows.dtype == np.float32 else np.float64)
         step = max(1, BLOCK // rows.shape[1])
-        for begin in range(0, len(rows), step):  # a million embeddings are not held twice more
+        for begin in range(0, len(rows), step):  # limits memory for a million embeddings
             part = rows[begin : begin + step]
-            largest = np.abs(part).max(axis=1, keepdims=True)  # NaN and infinity stay what they are
+            largest = np.abs(part).max(axis=1, keepdims=True)  # keeps NaN and infinity
             refuse_rows("embeddings", ~np.isfinite(largest.ravel()), np.arange(begin, begin + len(part)))
             scaled = part / np.where(largest > 0, largest, 1).astype(unit.dtype)
             length = np.linalg.norm(scaled, axis=1, keepdims=True)
@@ -69,7 +69,7 @@ class Pool:
         return unit
 
     def signal(self, name: str, unlabelled: IntArray) -> NDArray[np.float64]:
-        """That signal of the unlabelled rows. Raises ValueError when it is missing, or NaN there, with the row."""
+        """A signal of the unlabelled rows. Raises ValueError if it is missing, or NaN there, with the row."""
         if name not in self.signals:
             raise ValueError(f"signals: this strategy needs {name!r}, the pool has {sorted(self.signals)}")
         values = np.asarray(self.signals[name], dtype=np.float64)[unlabelled]

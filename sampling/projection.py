@@ -1,4 +1,4 @@
-"""The map: scans as points in the plane, similar scans close together."""
+"""The map: scans as points in the plane, with similar scans close together."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from numpy.typing import NDArray
 
 from sampling.arrays import FloatArray, IntArray, blocks_of, finite_rows, row_numbers, whole_number
 
-DIMENSIONS = 50  # t-SNE works on at most this many principal components
+DIMENSIONS = 50  # maximum number of principal components for t-SNE
 PERPLEXITY = 30.0
-SMALLEST_TSNE = 5  # with fewer scans a perplexity of (N - 1) / 3 is about one neighbour: nothing to embed
+SMALLEST_TSNE = 5  # with fewer scans, a perplexity of (N - 1) / 3 means about one neighbour
 LARGEST_BARNES_HUT = 5_000  # above it the FFT gradient is faster
-LARGEST_FIT = 50_000  # t-SNE lays out at most this many scans; the others of a larger pool are placed
+LARGEST_FIT = 50_000  # maximum number of scans for t-SNE; the others of a larger pool are placed
 LARGEST_EXACT_NEIGHBOURS = 50_000
-NEIGHBOURS = 5  # a later scan is placed between this many earlier ones
-SPARE = 8  # neighbours looked at beyond those, as the search is exact up to rounding only
-BLOCK = 4_000_000  # numbers of 64 bits held at once beside the embeddings
+NEIGHBOURS = 5  # number of fitted scans that a later scan is placed between
+SPARE = 8  # extra neighbours searched, as the search is exact up to rounding only
+BLOCK = 4_000_000  # 64-bit numbers held at once beside the embeddings
 PLACED_AT_ONCE = 65_536  # rows
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingMap:
-    """Positions of N scans on the plane, and what is needed to put later scans beside them.
+    """Positions of N scans in the plane, and the data to place later scans among them.
 
     xy          (N, 2), row i is the position of row i of the embeddings that `fit_map` was given
     mean        (D,), subtracted from L2-normalised embeddings
     components  (P, D), P <= 50, orthonormal principal axes
     reduced     (F, P), the fitted embeddings on those axes: float64, or float32 where `fitted` is given
-    fitted      (F,), reduced[i] belongs to xy[fitted[i]]. These rows were laid out by t-SNE, the other rows
-                were placed between them. None where all rows were laid out: F = N, reduced[i] is row i's
+    fitted      (F,), reduced[i] belongs to xy[fitted[i]]. These rows were laid out by t-SNE, the others
+                placed between them. None if all rows were laid out: F = N, reduced[i] is row i
     """
 
     xy: NDArray[np.float64]
@@ -45,16 +45,16 @@ class EmbeddingMap:
     fitted: IntArray | None = None
 
     def place(self, embeddings: FloatArray) -> NDArray[np.float64]:
-        """Positions (M, 2) of later scans on this map; nothing that is on it moves.
+        """Positions (M, 2) of later scans on this map; existing positions do not change.
 
-        A scan lands between its 5 nearest fitted scans (fewer on a smaller map), each weighing the inverse of
-        its squared distance; distances are between L2-normalised embeddings on the principal axes. So a copy
-        of a fitted scan lands on that scan, and where a scan lands does not depend on who comes with it.
+        A scan lands between its 5 nearest fitted scans (fewer on a smaller map), weighted by the
+        inverse squared distance; distances are between L2-normalised embeddings on the principal axes. A copy
+        of a fitted scan lands on that scan, and no position depends on the other later scans.
 
         embeddings  (M, D), finite, D as fitted; M may be 0; not modified
 
-        Time O(M F), with all processors for many scans: each scan's neighbours are found by one of them, so
-        their number changes nothing. Memory O(M) and a few hundred MB, whatever M is.
+        Time O(M F), on all processors for many scans; their number does not change the result.
+        Memory O(M) and a few hundred MB.
         Raises ValueError on bad shape, and on NaN with the row number. Source: Shepard 1968.
         """
         d = len(self.mean)
@@ -78,7 +78,7 @@ class EmbeddingMap:
     def state(self) -> dict[str, NDArray[Any]]:
         """The map as plain arrays, for `numpy.savez`; `EmbeddingMap.from_state` gives the same map back.
 
-        There is no "fitted" in it where all rows were laid out by t-SNE.
+        "fitted" is absent if all rows were laid out by t-SNE.
         """
         state: dict[str, NDArray[Any]] = {
             "xy": self.xy,
@@ -90,7 +90,7 @@ class EmbeddingMap:
 
     @classmethod
     def from_state(cls, state: Mapping[str, NDArray[Any]]) -> EmbeddingMap:
-        """The map that `state()` described. Raises ValueError if arrays are missing or misfit."""
+        """The map that `state()` described. Raises ValueError if arrays are missing or do not match."""
         missing = [name for name in ("xy", "mean", "components", "reduced") if name not in state]
         if missing:
             raise ValueError(f"map state: {', '.join(missing)} missing, got {sorted(state)}. Fit the map again")
@@ -109,20 +109,19 @@ class EmbeddingMap:
 
 
 def fit_map(embeddings: FloatArray, *, seed: int) -> EmbeddingMap:
-    """Lay N scans out on the plane so that neighbours in embedding space are neighbours on it.
+    """Lay N scans out in the plane so that neighbours in embedding space are neighbours on the map.
 
     Embeddings are L2-normalised (an all-zero row stays zero), reduced by PCA to at most 50 dimensions, then
     by t-SNE to 2, with perplexity min(30, (N - 1) / 3) and the first two principal components as the start.
-    With fewer than 5 scans, or when all are the same, the map is those two components themselves.
-    Above 50,000 scans the principal axes are still those of all, but t-SNE lays out a random sample of 50,000,
-    drawn by `seed`, and the others are put between them as `EmbeddingMap.place` does with later ones.
+    With fewer than 5 scans, or if all are the same, the map is these two components.
+    Above 50,000 scans the principal axes still use all scans, but t-SNE lays out a random sample of 50,000,
+    drawn by `seed`, and `EmbeddingMap.place` places the others.
 
     embeddings  (N, D), finite, N >= 1, one row per scan; not modified, and not copied if of float32
     seed        same input and seed, same map
 
-    One thread, or several where the answer does not depend on their number: that of processors does not
-    change the map. Time O(N) above 50,000 scans; memory, beside the embeddings, O(N) with 2 numbers a scan
-    and some hundred MB.
+    The number of processors does not change the map. Time O(N) above 50,000 scans; memory beside the
+    embeddings O(N), with 2 numbers per scan and some hundred MB.
     Raises ValueError on bad shape, and on NaN with the row number.
     Sources: van der Maaten & Hinton 2008; Linderman et al. 2019; Kobak & Berens 2019; openTSNE.
 
@@ -161,7 +160,7 @@ def _tsne(reduced: NDArray[np.float64], start: NDArray[np.float64], seed: int) -
 
     n = len(reduced)
     random = np.random.default_rng(seed)
-    # The usual scale for a start; the jitter parts exact copies and lets points on a line leave it.
+    # Usual initial scale; the jitter separates duplicates and lets points on a line leave it.
     start = 1e-4 * (start / start[:, 0].std() + random.normal(0.0, 0.01, start.shape))
     tsne = openTSNE.TSNE(
         perplexity=min(PERPLEXITY, (n - 1) / 3),
@@ -198,7 +197,7 @@ def _principal_axes(rows: FloatArray, mean: NDArray[np.float64]) -> NDArray[np.f
         axes, spread = vectors[:, order].T, np.sqrt(np.maximum(variance[order], 0.0))
     else:
         _, spread, axes = np.linalg.svd(_unit_rows(rows) - mean, full_matrices=False)
-    # Rows have unit length, so what rounding leaves of "no variance" is about sqrt(n) * 1e-8 after eigh.
+    # Rows have unit length, so axes without variance come out of eigh at about sqrt(n) * 1e-8.
     kept = axes[: min(DIMENSIONS, n - 1, d)][spread[: min(DIMENSIONS, n - 1, d)] > 1e-7 * math.sqrt(n)]
     largest = np.abs(kept).argmax(axis=1)
     return np.ascontiguousarray(kept * np.sign(kept[np.arange(len(kept)), largest])[:, None])
@@ -215,10 +214,10 @@ def _on_axes(
 
 
 def _nearest(later: FloatArray, there: FloatArray, k: int) -> tuple[NDArray[np.float64], IntArray]:
-    """Of each later scan (M, P) the k nearest rows of `there` (F, P) and their squared distances, both (M, k).
+    """(squared distances, rows), both (M, k): the k rows of `there` (F, P) nearest to each later scan (M, P).
 
-    Nearest first, ties to the lower row. The search expands the square of the distance, which blurs it
-    between near copies, so those found and a few to spare are measured again, difference by difference.
+    Nearest first, ties to the lower row. The search expands the squared distance, which is inexact
+    between near-duplicates, so the candidates and a few spare ones are measured again directly.
     """
     from sklearn.neighbors import NearestNeighbors  # slow to import
 
@@ -237,10 +236,10 @@ def _nearest(later: FloatArray, there: FloatArray, k: int) -> tuple[NDArray[np.f
 
 
 def _threads_for(n: int) -> AbstractContextManager[object]:
-    """All threads for neighbours of `n` scans if each can have its own scans, else one.
+    """All threads for the neighbours of `n` scans if threads can split by scan, else one.
 
-    scikit-learn gives a thread 256 scans at a time, and divides the work in another way, in which the answer
-    may depend on the number of threads, unless there are more than 1,024 scans for each.
+    Below 1,024 scans per thread, scikit-learn splits the work in a way in which the result may depend on the
+    number of threads.
     """
     from threadpoolctl import threadpool_limits
 
@@ -250,7 +249,7 @@ def _threads_for(n: int) -> AbstractContextManager[object]:
 
 def _unit_rows(rows: FloatArray) -> NDArray[np.float64]:
     rows = rows.astype(np.float64, copy=False)
-    largest = np.abs(rows).max(axis=1, keepdims=True)  # first to this scale: squares may not overflow
+    largest = np.abs(rows).max(axis=1, keepdims=True)  # scaling first keeps squares from overflowing
     scaled = rows / np.where(largest > 0, largest, 1.0)
     length = np.linalg.norm(scaled, axis=1, keepdims=True)
     unit: NDArray[np.float64] = scaled / np.where(length > 0, length, 1.0)

@@ -1,14 +1,14 @@
-"""Scans that stand for others: four ways to cover a pool, none of which looks at a label.
+"""Representative scans: methods to cover a pool without labels.
 
-All take and promise the same:
+Common arguments:
 
 points  (N, D), finite, Euclidean distances between rows; not modified
-count   how many rows to pick, 0..N - len(chosen)
-chosen  distinct rows that are taken already: they count as picked, and are never picked again
+count   number of picks, 0..N - len(chosen)
+chosen  distinct rows that count as picked already and are never picked again
 seed    same input and seed, same picks
 
 Each returns `count` distinct rows in picking order. Memory is O(N) beside the points and a block of distances;
-where a method compares all rows with all, it works on a fixed random sample of at most `SAMPLE` rows instead.
+methods that compare all pairs of rows use a fixed random sample of at most `SAMPLE` rows instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sampling.arrays import FloatArray, IntArray
 from sampling.farthest import distances_to
 
-NEIGHBOURS = 20  # typicality looks at so many
+NEIGHBOURS = 20  # number of neighbours behind typicality
 SMALLEST_CLUSTER = 5  # typical members of smaller clusters come last
 MOST_CLUSTERS = 500
 SAMPLE = 5_000
@@ -55,9 +55,9 @@ def spread(points: FloatArray, count: int, chosen: IntArray) -> IntArray:
 def typical(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> IntArray:
     """TypiClust: the most typical member of every cluster, clusters without a pick first, large ones before small.
 
-    k-means with as many clusters as scans will be taken (at most 500). Typicality is the inverse of the mean
+    k-means with as many clusters as scans picked in total (at most 500). Typicality is the inverse of the mean
     distance to the 20 nearest members of the same cluster (all of a smaller one). Clusters of fewer than 5 come
-    after the others.
+    last.
     Source: Hacohen et al. 2022.
     """
     labels = _clusters(points, len(chosen) + count, seed)[0]
@@ -71,7 +71,7 @@ def typical(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> I
 def central(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> IntArray:
     """ALPS as cold-start benchmarks use it: the row nearest to each k-means centre, large clusters first.
 
-    Sources: Yuan et al. 2020; MedCAL-Bench 2025, which takes image embeddings for the language model's surprisal.
+    Sources: Yuan et al. 2020; MedCAL-Bench 2025, which replaces language-model surprisal by image embeddings.
     """
     labels, centres = _clusters(points, len(chosen) + count, seed)
     order = np.empty(len(points))
@@ -82,12 +82,11 @@ def central(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> I
 
 
 def covering(points: FloatArray, count: int, chosen: IntArray, *, classes: IntArray, seed: int) -> IntArray:
-    """ProbCover: each pick has the most rows within delta that no earlier pick has, ties to the lower row.
+    """ProbCover: each pick covers the most uncovered rows within delta, ties to the lower row.
 
-    A row counts as covered once, by the first pick near it, and a row is never picked twice. delta is the largest
-    radius at which 95 % of the balls hold one of the `classes` (N,) only, here the clusters of the map, as there
-    are no labels yet; with one class, the median distance to the 20th neighbour. Once everything is covered, the
-    farthest rows follow.
+    delta is the largest radius at which 95 % of the balls contain only one of the `classes` (N,), here the
+    clusters of the map, as there are no labels yet; with one class, the median distance to the 20th neighbour.
+    Once everything is covered, the farthest rows follow.
     Source: Yehuda et al. 2022.
     """
     rows = _sample(len(points), chosen, seed)
@@ -120,23 +119,23 @@ def covering(points: FloatArray, count: int, chosen: IntArray, *, classes: IntAr
 
 
 def facility(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> IntArray:
-    """Facility location, greedily: each pick lowers the mean distance of all rows to their nearest pick the most.
+    """Facility location, greedily: each pick most reduces the mean distance of all rows to their nearest pick.
 
-    So every beginning of the order is close to the best k-medoids there are (within 1 - 1/e of the gain), outliers
-    come late, and no number of picks need be known before. Ties go to the lower row.
+    So every prefix of the order is close to optimal k-medoids (at least 1 - 1/e of the gain), outliers come late,
+    and the number of picks need not be known in advance. Ties go to the lower row.
     Sources: Nemhauser et al. 1978; Wei, Iyer & Bilmes 2015 for the use in active learning.
     """
     rows = _sample(len(points), chosen, seed)
     here = np.ascontiguousarray(points[rows], dtype=np.float64)
     taken = np.flatnonzero(np.isin(rows, chosen))
     centre = here.mean(axis=0)
-    far = 2 * float(distances_to(here, centre).max())  # of a row that nothing stands for yet
+    far = 2 * float(distances_to(here, centre).max())  # distance of a row that no pick represents yet
     nearest = np.full(len(rows), far)
     for row in taken:
         np.minimum(nearest, distances_to(here, here[row]), out=nearest)
     left = np.ones(len(rows), dtype=bool)
     left[taken] = False
-    gain = np.full(len(rows), np.inf)  # of each row at an earlier time: it never grows (submodular)
+    gain = np.full(len(rows), np.inf)  # last known gain of each row, an upper bound (submodular)
     picks: list[int] = []
     while len(picks) < count and left.any():
         best, pick = -1.0, -1
@@ -146,7 +145,7 @@ def facility(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> 
         for begin in range(0, len(order), step):
             block = order[begin : begin + step]
             if gain[block[0]] < best:
-                break  # lazily: what follows was worth less, and is worth no more now
+                break  # lazy evaluation: the rest have lower upper bounds
             for place, distances in _distances(here, block):
                 gain[place] = np.maximum(nearest - distances, 0).sum(axis=1)
             high = float(gain[block].max())
@@ -171,13 +170,13 @@ def _from(points: FloatArray, place: FloatArray) -> NDArray[np.float64]:
 
 
 def _clusters(points: FloatArray, k: int, seed: int) -> tuple[IntArray, NDArray[np.float64]]:
-    """(labels, centres) of k-means; fewer clusters than asked for where rows coincide."""
+    """(labels, centres) of k-means; fewer than k clusters if rows coincide."""
     from sklearn.cluster import KMeans, MiniBatchKMeans  # slow to import
     from threadpoolctl import threadpool_limits
 
     k = max(1, min(k, MOST_CLUSTERS, len(points)))
     kind = KMeans(k, n_init=4, random_state=seed) if len(points) <= 2 * SAMPLE else None
-    with threadpool_limits(limits=1), warnings.catch_warnings():  # one thread: sums in one order, one answer
+    with threadpool_limits(limits=1), warnings.catch_warnings():  # one thread for a fixed summation order
         warnings.simplefilter("ignore")
         found = (kind or MiniBatchKMeans(k, n_init=3, batch_size=4096, random_state=seed)).fit(points)
     return found.labels_.astype(np.intp), np.asarray(found.cluster_centers_, dtype=np.float64)
@@ -186,7 +185,7 @@ def _clusters(points: FloatArray, k: int, seed: int) -> tuple[IntArray, NDArray[
 def _mean_neighbour_distance(points: FloatArray) -> NDArray[np.float64]:
     """(N,) mean distance to the nearest other rows, low = typical; 0 for a single row.
 
-    Of many rows every so manieth is looked at as a neighbour, and each may then be its own.
+    For many rows, only every n-th row counts as a neighbour, and a row may then be its own.
     """
     from sklearn.neighbors import NearestNeighbors  # slow to import
 
@@ -203,7 +202,7 @@ def _mean_neighbour_distance(points: FloatArray) -> NDArray[np.float64]:
 def _cluster_by_cluster(
     labels: IntArray, order: NDArray[np.float64], count: int, chosen: IntArray, smallest: int
 ) -> IntArray:
-    """From the cluster with the fewest picks (small ones last, then the largest) its row that is lowest in `order`."""
+    """Each pick: the lowest row in `order` of the cluster with the fewest picks (small ones last, large ones first)."""
     from heapq import heapify, heappop, heappush
 
     free = np.ones(len(labels), dtype=bool)
@@ -231,7 +230,7 @@ def _cluster_by_cluster(
 
 
 def _pure_radius(points: NDArray[np.float64], classes: IntArray) -> float:
-    """The largest radius at which `PURITY` of the balls around the rows hold rows of one class only."""
+    """The largest radius at which `PURITY` of the balls around rows contain one class only."""
     several = len(np.unique(classes)) > 1
     k = min(NEIGHBOURS, len(points) - 1)
     found = np.empty(len(points))
@@ -246,7 +245,7 @@ def _pure_radius(points: NDArray[np.float64], classes: IntArray) -> float:
 
 
 def _sample(n: int, chosen: IntArray, seed: int) -> IntArray:
-    """All rows, or the chosen ones and a fixed random sample of the others; ascending."""
+    """All rows, or a fixed random sample together with the chosen ones; ascending."""
     if n <= SAMPLE:
         return np.arange(n)
     drawn = np.random.default_rng(seed).choice(n, SAMPLE, replace=False)

@@ -1,11 +1,11 @@
-"""When more labels are hardly worth it: where a project's learning curve goes, and whether its models still change.
+"""When to stop labelling: where the learning curve leads, and whether successive models still differ.
 
-The curve is one point for each trained model: how many labels it had, its mean Dice on the held-out scans, and how
-many those were. Its error, 1 - Dice, is taken to fall as a power law, a * n^-b + c, the form that fits most learning
-curves (Viering & Loog 2022) and that Figueroa et al. 2012 foretell the worth of annotations with.
+The curve has one point per trained model: its number of labels, its mean Dice on the held-out scans, and their
+number. The error 1 - Dice is modelled as a power law a * n^-b + c, which fits most learning curves (Viering & Loog
+2022) and which Figueroa et al. 2012 use to predict the value of annotations.
 
-What no curve can know is left to people: whether the held-out scans are like those of next year, and whether a Dice
-is good enough for its purpose.
+People must judge what no curve shows: whether the held-out scans resemble future ones, and whether a Dice is good
+enough for its purpose.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from sampling.uncertainty import disagreement
 Advice: TypeAlias = Literal["go on", "nearly there", "stop", "too early to say"]
 Floats: TypeAlias = NDArray[np.float64]
 
-WORTH = 0.005  # Dice that a round of labels must be expected to gain to be worth it
-SAMPLE = 40  # unlabelled scans on which successive models are compared
-MODELS = 3  # trained models below which hardly anything can be said
-STEADY = 0.95  # Dice between the masks of successive models from which on they count as the same
-WIDE = 6  # a gain that may be this many times WORTH and is expected to be less than WORTH is not known
-FREE = 4  # models from which on the exponent is fitted; below, it is USUAL, and nobody is told to stop
-USUAL = 0.5  # the error of a mean falls with the root of the number
+WORTH = 0.005  # expected Dice gain from which a round of labels is worth it
+SAMPLE = 40  # number of unlabelled scans on which successive models are compared
+MODELS = 3  # trained models needed for most advice
+STEADY = 0.95  # Dice from which masks of successive models count as the same
+WIDE = 6  # a gain below WORTH with an upper bound of WIDE * WORTH counts as unknown
+FREE = 4  # trained models needed to fit the exponent and to advise stopping; below, the exponent is USUAL
+USUAL = 0.5  # the standard error of a mean falls with the square root of n
 EXPONENTS = np.linspace(0.1, 2.0, 39)
-COMMON = 0.75  # share of the variance that all models have in common, being judged on mostly the same scans
-TRAINING = 0.005  # standard deviation of the Dice of one training and another on the same scans
+COMMON = 0.75  # share of the variance common to all models, as they are judged on mostly the same scans
+TRAINING = 0.005  # standard deviation of the Dice between trainings on the same scans
 DRAWS = 400
 
 
@@ -42,11 +42,11 @@ DRAWS = 400
 class Point:
     """One trained model.
 
-    labels  how many labels there were when it was trained, 1 or more
+    labels  number of labels it was trained on, >= 1
     dice    its mean Dice on the held-out scans, 0..1, high = good
-    n       how many those were, 1 or more
+    n       number of held-out scans, >= 1
 
-    Raises ValueError on anything else.
+    Raises ValueError on other values.
     """
 
     labels: int
@@ -61,10 +61,10 @@ class Point:
 
     @property
     def noise(self) -> float:
-        """Standard deviation of what this Dice tells about how models differ.
+        """Standard deviation of this Dice when models are compared.
 
-        The Dice of one scan is taken to deviate by half of what a number in 0..1 with that mean could, and only what
-        models do not have in common counts.
+        Assumes that the Dice of one scan deviates by half of the maximum for a number in 0..1 with this mean, and
+        counts only the variance that models do not share.
         """
         scans = (1 - COMMON) * 0.25 * self.dice * (1 - self.dice) / self.n
         return math.sqrt(scans + TRAINING**2)
@@ -72,18 +72,18 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """The error of a model with n labels: 1 - Dice = a * n^-b + c, with a, c >= 0. More labels never harm."""
+    """Error of a model with n labels: 1 - Dice = a * n^-b + c, with a, c >= 0; it never rises with n."""
 
     a: float
     b: float
     c: float
 
     def dice(self, labels: float) -> float:
-        """The Dice that is expected with so many labels, 0..1."""
+        """Expected Dice with this number of labels, 0..1."""
         return 1.0 - min(1.0, self.a * math.pow(labels, -self.b) + self.c)
 
     def gain(self, labels: float, more: float) -> float:
-        """The Dice that `more` labels are expected to add to `labels`; 0 or more."""
+        """Expected Dice gain of `more` labels beyond `labels`, >= 0."""
         return self.a * (math.pow(labels, -self.b) - math.pow(labels + more, -self.b))
 
 
@@ -92,11 +92,11 @@ class Hint:
     """Whether more labels are expected to be worth it.
 
     sentence      the advice for people
-    gain          Dice that the next round of labels is expected to add; None while nothing can be said
-    low, high     where it lies with 95 % probability, as far as the points tell
-    labels_worth  how many more labels until a round is expected to gain less than `threshold`
-    agreement     mean Dice between the masks of the last two models on unlabelled scans; None: not known
-    threshold     Dice that a round must gain to be worth it
+    gain          expected Dice gain of the next round of labels; None while unknown
+    low, high     95 % interval of the gain, estimated from the points
+    labels_worth  number of labels until a round is expected to gain less than `threshold`
+    agreement     mean Dice between the masks of the last two models on unlabelled scans; None: unknown
+    threshold     Dice gain from which a round is worth it
     """
 
     advice: Advice
@@ -110,10 +110,10 @@ class Hint:
 
 
 def fit_curve(points: Sequence[Point]) -> Curve:
-    """The power law that fits the points best, weighed by how sure they are; at least one, in any order.
+    """Fit a power law to one or more points, in any order, weighted by inverse variance.
 
-    With fewer than four the exponent is 1/2: three numbers cannot be had from three points.
-    Source: Figueroa et al. 2012, who weigh the points of a fitted power law too.
+    With fewer than four points the exponent is 1/2, as three parameters need more.
+    Source: Figueroa et al. 2012, who also weight the points.
 
     >>> line = [Point(n, 1 - 0.8 * n**-0.5, 30) for n in (16, 25, 100)]
     >>> curve = fit_curve(line)
@@ -127,11 +127,11 @@ def fit_curve(points: Sequence[Point]) -> Curve:
 
 
 def expected_gain(points: Sequence[Point], more: int, *, seed: int = 0) -> tuple[float, float, float]:
-    """(gain, low, high): the Dice that `more` labels are expected to add to those there are, with its 95 % interval.
+    """(gain, low, high): expected Dice gain of `more` labels, with its 95 % interval.
 
-    The interval is a parametric bootstrap (Efron & Tibshirani 1993): the fitted curve, its points moved by their
-    noise, fitted again. From five points on, noise is at least what the points lie off the curve; below four, where
-    the exponent cannot be fitted, it is drawn at random too, and the points themselves are moved.
+    The interval is a parametric bootstrap (Efron & Tibshirani 1993): noise is added to the
+    fitted curve, which is then refitted. From five points on, the noise is at least their residual deviation from
+    the curve; below four, noise is added to the points themselves and the exponent is drawn at random.
     """
     more = whole_number("more", more, low=1)
     curve = fit_curve(points)
@@ -150,9 +150,9 @@ def expected_gain(points: Sequence[Point], more: int, *, seed: int = 0) -> tuple
 
 
 def labels_worth(curve: Curve, labels: int, round_size: int, left: int, threshold: float = WORTH) -> int:
-    """How many more labels are expected to be worth it: until a round of them would gain less than `threshold`.
+    """Number of labels until a round of them is expected to gain less than `threshold`.
 
-    left  scans that can be labelled still; never more than those
+    left  number of unlabelled scans, the maximum of the result
 
     >>> labels_worth(Curve(0.8, 0.5, 0.0), 100, 10, 500), labels_worth(Curve(0.8, 0.5, 0.0), 16, 10, 25)
     (0, 25)
@@ -164,17 +164,16 @@ def labels_worth(curve: Curve, labels: int, round_size: int, left: int, threshol
 
 
 def agreement_sample(names: Sequence[str], count: int = SAMPLE) -> list[str]:
-    """At most `count` of these names, distinct, always the same ones while they are there: those of lowest hash."""
+    """At most `count` distinct names, those with the lowest hashes, so the sample is stable as names change."""
     return sorted(set(names), key=lambda name: hashlib.sha256(f"agreement|{name}".encode()).digest())[:count]
 
 
 def agreement(pairs: Sequence[tuple[NDArray[np.integer], NDArray[np.integer]]], n_classes: int) -> float:
-    """How much two models say the same: the mean Dice between their label maps (H, W) of each scan, 0..1.
+    """Agreement of two models: mean Dice between their label maps (H, W) of each scan, 0..1.
 
-    n_classes  background (0, never scored) included; scans where neither sees anything agree
+    n_classes  background (0, never scored) included; two empty masks agree
 
-    Models that no longer change what they say of unlabelled scans have learnt what these labels teach: stabilising
-    predictions, Bloodgood & Vijay-Shanker 2009, with the Dice in the place of their kappa.
+    Source: stabilising predictions, Bloodgood & Vijay-Shanker 2009, with Dice instead of their kappa.
     """
     if not pairs:
         raise ValueError("pairs: got none, wanted the masks of at least one scan")
@@ -190,14 +189,14 @@ def stopping_hint(
     threshold: float = WORTH,
     seed: int = 0,
 ) -> Hint:
-    """Whether more labels are expected to be worth it, in a sentence and in numbers.
+    """Advice on whether more labels are worth it, as a sentence and in numbers.
 
-    points     the project's models in the order in which they were trained
-    left       scans that are not labelled yet
-    agreement  of the last two models; without it nobody is told to stop
+    points     the project's models in training order
+    left       number of unlabelled scans
+    agreement  agreement of the last two models; required for the advice "stop"
 
-    "stop" takes four models, a gain that is expected to be below `threshold` and with 95 % probability below twice
-    that, and two models that draw the same. A gain that cannot be told from the points makes it too early to say.
+    "stop" needs four models, an expected gain below `threshold` with an upper bound below twice that, and two
+    models with nearly the same masks. If the interval of the gain is too wide, it is too early to say.
     """
     if len(points) < 2:
         there = "there is none yet" if not points else "there is one so far"
@@ -256,12 +255,12 @@ def _sentence(
 def _fit(
     points: Sequence[Point], errors: Floats, given: NDArray[np.integer] | None = None
 ) -> tuple[Floats, Floats, Floats]:
-    """a, b and c, (B,) each, of the best power law through each of B sets of errors (B, K); a, c >= 0.
+    """a, b and c, (B,) each, of the best power law for each of B sets of errors (B, K); a, c >= 0.
 
-    For every exponent a and c are a weighted straight line through n^-b, with what would be negative set to 0; the
-    exponent with the smallest error wins, the lower one in a tie.
+    For every exponent, a and c come from a weighted linear regression on n^-b, with negative values set to 0; the
+    exponent with the smallest error wins, ties to the lower.
 
-    given  (B,) which of EXPONENTS to take instead
+    given  (B,) indices into EXPONENTS to use instead
     """
     n = np.array([p.labels for p in points], dtype=np.float64)
     w = np.array([p.noise**-2 for p in points])
@@ -276,7 +275,7 @@ def _fit(
         a = (errors * w) @ (x - mean_x) / spread if spread > 0 else np.zeros(len(errors))
         a = np.maximum(a, 0.0)
         c = mean_y - a * mean_x
-        through = c < 0  # then the line goes through the origin
+        through = c < 0  # then fit a line through the origin
         a = np.where(through, np.maximum((errors * w) @ x, 0.0) / (w @ x**2), a)
         c = np.where(through, 0.0, c)
         off = ((errors - np.outer(a, x) - c[:, None]) ** 2) @ w

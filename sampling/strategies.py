@@ -1,12 +1,12 @@
-"""Ways to choose scans, by name: one dict for each of the two moments.
+"""Selection strategies by name: one dict before a model exists, one with a model.
 
-The contract, which one test suite holds every entry to:
+The contract, which one test suite checks for every entry:
 
-- It returns exactly `count` distinct row numbers of the pool, or all that are left if those are fewer, and never
-  one of `chosen`, which are labelled or picked already.
-- The same input and the same seed give the same answer, and nothing else is random.
-- Inputs are not modified. What cannot be ordered is refused with ValueError, NaN with its row number.
-- Any N >= 1 works, duplicates and a map with all scans in one place too.
+- It returns `count` distinct row numbers of the pool, or all remaining ones if fewer, and never one of `chosen`,
+  which are labelled or picked already.
+- The same input and seed give the same result; nothing else is random.
+- Inputs are not modified. Invalid input raises ValueError, for NaN with the row number.
+- Any N >= 1 works, also with duplicates or with all scans in one place.
 
 A new strategy is one function and one line in a dict.
 """
@@ -38,7 +38,7 @@ class ColdStart(Protocol):
 
 
 class WithModel(Protocol):
-    """Picks `count` unlabelled scans once a model has looked at them; `alpha` only means something to "paper"."""
+    """Picks `count` unlabelled scans once a model has predicted them; only "paper" uses `alpha`."""
 
     def __call__(
         self, pool: Pool, count: int, *, chosen: Rows = (), alpha: float = ALPHA, seed: int = 0
@@ -57,22 +57,22 @@ def paper_cold_start(pool: Pool, count: int, *, chosen: Rows = (), seed: int = 0
 
 
 def random_cold_start(pool: Pool, count: int, *, chosen: Rows = (), seed: int = 0) -> Order:
-    """A uniformly random order: what the others have to beat."""
+    """A uniformly random order, the baseline."""
     taken, _, count = pool.split(chosen, count)
     drawn = np.random.default_rng(whole_number("seed", seed, low=0)).permutation(len(pool))
     return _order(pool, drawn[~np.isin(drawn, taken)][:count], "random")
 
 
 def stratified_cold_start(pool: Pool, count: int, *, chosen: Rows = (), seed: int = 0) -> Order:
-    """Random, but every beginning has its share of each stratum (site, scanner, protocol): Webster apportionment.
+    """Random, but every prefix is proportional to the strata (site, scanner, protocol): Webster apportionment.
 
     Raises ValueError when the pool has no strata. Source: Neyman 1934.
     """
     taken, rest, count = pool.split(chosen, count)
     if pool.strata is None:
         raise ValueError(
-            "strata: the strategy 'stratified' needs to know the stratum of each scan. Name a column of the "
-            "task data (site, scanner, protocol) that holds it"
+            "strata: the strategy 'stratified' needs the stratum of each scan. Name a field of the "
+            "task data (site, scanner, protocol) that contains it"
         )
     names, stratum = np.unique(pool.strata, return_inverse=True)
     random = np.random.default_rng(whole_number("seed", seed, low=0))
@@ -80,7 +80,7 @@ def stratified_cold_start(pool: Pool, count: int, *, chosen: Rows = (), seed: in
     queues = [drawn[stratum[drawn] == s] for s in range(len(names))]
     sizes = np.bincount(stratum, minlength=len(names))
     have = np.bincount(stratum[taken], minlength=len(names))
-    # Of every stratum the k-th scan has the quotient size / (2 k + 1); the highest quotients come first.
+    # The k-th scan of a stratum has the quotient size / (2 k + 1); the highest quotients come first.
     quotient = np.concatenate([sizes[s] / (2 * (have[s] + np.arange(len(q))) + 1) for s, q in enumerate(queues)])
     rows = np.concatenate(queues)[np.argsort(-quotient, kind="stable")]
     return _order(pool, rows[:count], "stratum")
@@ -89,7 +89,7 @@ def stratified_cold_start(pool: Pool, count: int, *, chosen: Rows = (), seed: in
 def _representative(
     pick: Callable[..., IntArray], reason: Reason, space: Space, seeded: bool, classes: bool = False
 ) -> ColdStart:
-    """A strategy from one of the functions in `representative`, in the plane of the map or among the embeddings."""
+    """A strategy from a function of `representative`, on the map or on the embeddings."""
 
     def strategy(pool: Pool, count: int, *, chosen: Rows = (), seed: int = 0) -> Order:
         taken, _, count = pool.split(chosen, count)
@@ -109,7 +109,7 @@ def _order(pool: Pool, rows: IntArray, reason: Reason) -> Order:
 
 
 def paper_with_model(pool: Pool, count: int, *, chosen: Rows = (), alpha: float = ALPHA, seed: int = 0) -> Ranking:
-    """Uncertainty and spread together, weighed by alpha: `rank`."""
+    """Uncertainty and spread, weighted by alpha: `rank`."""
     _, rest, _ = pool.split(chosen, count)
     entropy = np.full(len(pool), np.nan)
     entropy[rest] = pool.signal("entropy", rest)
@@ -139,7 +139,7 @@ def random_with_model(pool: Pool, count: int, *, chosen: Rows = (), alpha: float
 def power_entropy_with_model(
     pool: Pool, count: int, *, chosen: Rows = (), alpha: float = ALPHA, seed: int = 0
 ) -> Ranking:
-    """Drawn with a chance in proportion to the entropy: `noisy`. Source: Kirsch et al. 2021."""
+    """Sampled with probability proportional to the entropy: `noisy`. Source: Kirsch et al. 2021."""
     _, rest, count = pool.split(chosen, count)
     random = np.random.default_rng(whole_number("seed", seed, low=0))
     return _best(pool, chosen, min_max(noise.noisy(pool.signal("entropy", rest), random)), count)
@@ -148,7 +148,7 @@ def power_entropy_with_model(
 def kcenter_with_model(
     pool: Pool, count: int, *, chosen: Rows = (), alpha: float = ALPHA, seed: int = 0, space: Space
 ) -> Ranking:
-    """The scans farthest from labelled ones and from each other, whatever the model thinks: `spread`."""
+    """The scans farthest from labelled ones and from each other, regardless of the model: `spread`."""
     taken, _, count = pool.split(chosen, count)
     return _ranked(pool, chosen, representative.spread(pool.points(space), count, taken))
 
@@ -163,7 +163,7 @@ def facility_with_model(
 
 
 def clasp_with_model(pool: Pool, count: int, *, chosen: Rows = (), alpha: float = ALPHA, seed: int = 0) -> Ranking:
-    """Round the labels, with power noise: `class_stratified`."""
+    """Cycles through the labels, with power noise: `class_stratified`."""
     _, rest, count = pool.split(chosen, count)
     random = np.random.default_rng(whole_number("seed", seed, low=0))
     classes = pool.signal("classes", rest)
@@ -195,7 +195,7 @@ def _best(pool: Pool, chosen: Rows, values: NDArray[np.float64], count: int) -> 
 
 
 def _ranked(pool: Pool, chosen: Rows, rows: IntArray, score: NDArray[np.float64] | None = None) -> Ranking:
-    """These picks with their terms as `rank` gives them; the score is the place where the method has none."""
+    """The picks with the terms of `rank`; without a score, the picking order gives it, 1 falling towards 0."""
     taken, rest, _ = pool.split(chosen, len(rows))
     known = np.asarray(pool.signals.get("entropy", np.zeros(len(pool))), dtype=np.float64)
     h = np.zeros(len(pool))
@@ -249,27 +249,27 @@ WITH_MODEL: dict[str, WithModel] = {
     "pairwise-dice": pairwise_dice_with_model,
 }
 
-# These choose a set as a whole, so a longer ranking is made of several sets: `in_blocks`.
+# These choose a set as a whole, so `long_ranking` combines several sets.
 SETS = frozenset({"stochastic-batches"})
 
-# These look at the embeddings themselves, the others at the map at most.
+# These use the embeddings; the others use at most the map.
 EMBEDDED = frozenset({"facility", "kcenter", "typiclust", "probcover", "alps", "badge"})
 
-# These ask no model: they only go on from what is labelled.
+# These use no model, only what is labelled.
 BLIND = frozenset({"random", "kcenter", "kcenter-map", "facility", "facility-map"})
 
-# What a model must have been asked besides the entropy; see `Pool.signals`.
+# Model outputs needed besides the entropy; see `Pool.signals`.
 EXTRA_SIGNALS: dict[str, str] = {"clasp": "classes", "pairwise-dice": "disagreement"}
 
-FAR = 2_000  # picks of a strategy that is slow on large pools
+FAR = 2_000  # maximum number of further picks by a strategy that may be slow on large pools
 
-DEFAULT = "facility+power-entropy"  # what "default" stands for: cold start + with a model; see benchmarks/selection.md
+DEFAULT = "facility+power-entropy"  # cold start + with a model; see benchmarks/selection.md
 
 S = TypeVar("S")
 
 
 def find_strategy(strategies: Mapping[str, S], name: str) -> S:
-    """The strategy of that name. Raises ValueError that lists the names there are.
+    """The strategy of this name. Raises ValueError that lists the valid names.
 
     >>> find_strategy({"paper": 1, "random": 2}, "luck")
     Traceback (most recent call last):
@@ -283,7 +283,7 @@ def find_strategy(strategies: Mapping[str, S], name: str) -> S:
 def strategy_pair(name: str) -> tuple[str, str]:
     """(cold start, with a model) of "COLD+MODEL", of a name for both, or of "default".
 
-    A name of one moment only is completed with the default of the other. Raises ValueError listing the names.
+    A name that exists in one dict only is completed with the default of the other. Raises ValueError listing the names.
 
     >>> strategy_pair("typiclust+entropy"), strategy_pair("random"), strategy_pair("power-entropy")[1]
     (('typiclust', 'entropy'), ('random', 'random'), 'power-entropy')
@@ -304,11 +304,11 @@ def strategy_pair(name: str) -> tuple[str, str]:
 
 
 def whole_order(name: str, pool: Pool, first: int, *, chosen: Rows = (), seed: int = 0) -> Order:
-    """Every scan but the chosen ones, in the order of the cold start `name`.
+    """All scans except the chosen ones, in the order of the cold start `name`.
 
-    first  how many are expected to be labelled before there is a model: strategies that want to know it are told
-    Behind the first and `FAR` more, which nobody may ever come to, the rest follows as in "paper": some strategies
-    would take hours to order a large pool to its end.
+    first  number of scans expected to be labelled before a model exists, as some strategies depend on it
+    After the first and `FAR` more, the rest follows in the order of "paper": some strategies would take hours for
+    a large pool.
     """
     strategy = find_strategy(COLD_START, name)
     if name == "paper":
@@ -325,7 +325,7 @@ def whole_order(name: str, pool: Pool, first: int, *, chosen: Rows = (), seed: i
 def long_ranking(
     name: str, pool: Pool, count: int, block: int, *, chosen: Rows = (), alpha: float = ALPHA, seed: int = 0
 ) -> Ranking:
-    """`count` picks of the strategy `name`; one that chooses whole sets (`SETS`) does so `block` scans at a time."""
+    """`count` picks of the strategy `name`; those in `SETS` choose `block` scans at a time."""
     strategy = find_strategy(WITH_MODEL, name)
     step = block if name in SETS else max(count, 1)
     parts: list[Ranking] = []

@@ -1,15 +1,14 @@
-"""How unsure a model is of one image, from the probabilities it gave its pixels.
+"""Uncertainty of a model about an image, from the class probabilities of its pixels.
 
-All functions here take the same arguments and promise the same:
+Common arguments:
 
 probabilities  (C, H, W) for one image, (N, C, H, W) for several; C >= 2 classes that sum to 1 at each pixel.
                A model with one sigmoid output p has the two classes 1 - p and p
-inside         (H, W) or (N, H, W) bool, True where a pixel belongs to the image and not to its padding;
-               default: everywhere
+inside         (H, W) or (N, H, W) bool, True for pixels of the image, False for padding; default: all True
 
-Each returns shape () for one image, (N,) for several, between 0 (sure everywhere) and 1 (no idea anywhere).
-Inputs are not modified. Raises ValueError on a bad shape, and, naming the image's row, on NaN, on
-probabilities outside 0..1 or not summing to 1 (within 0.01, as float16 rounds), and on no pixel inside.
+Each returns shape () for one image, (N,) for several, from 0 (certain everywhere) to 1 (uniform everywhere).
+Inputs are not modified. Raises ValueError on a bad shape, and, with the image's row, on NaN, on
+probabilities outside 0..1 or not summing to 1 (within 0.01, as float16 rounds), and on an empty `inside`.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def image_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] | None = 
 def image_top_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
     """Like `image_entropy`, over the most uncertain tenth of the pixels (at least one).
 
-    A small lesion with an unsure outline is not drowned by a large, certain background.
+    A large, certain background does not hide a small lesion with an uncertain outline.
 
     >>> import numpy as np
     >>> p = np.zeros((2, 1, 20)); p[0] = 1; p[:, 0, :2] = 0.5
@@ -60,7 +59,7 @@ def image_top_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] | Non
 def image_foreground_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
     """Like `image_entropy`, over the pixels whose likeliest class is not the background (class 0); 0 without any.
 
-    A large background, of which the model is sure, does not dilute it.
+    A large, certain background does not dilute it.
 
     >>> import numpy as np
     >>> p = np.zeros((2, 1, 20)); p[0] = 1; p[:, 0, 0] = 0.4, 0.6; p[:, 0, 1] = 0, 1
@@ -78,7 +77,7 @@ def image_foreground_entropy(probabilities: FloatArray, inside: NDArray[np.bool_
 def image_boundary_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
     """Like `image_entropy`, over the pixels within 2 of an edge between predicted classes; 0 without an edge.
 
-    Every outline is unsure over a pixel or two; this tells how unsure, not how long it is.
+    Every outline is uncertain over a pixel or two; this measures how uncertain, not how long it is.
 
     >>> import numpy as np
     >>> p = np.zeros((2, 1, 20)); p[0, 0, :10] = 1; p[1, 0, 10:] = 1; p[:, 0, 9] = 0.5
@@ -87,13 +86,13 @@ def image_boundary_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] 
     """
     given = np.asarray(probabilities)
     if given.ndim not in (3, 4):
-        return image_entropy(probabilities, inside)  # which says what is wrong with it
+        return image_entropy(probabilities, inside)  # raises the error
     images = given if given.ndim == 4 else given[None]
     bands = np.stack([_near_edges(image.argmax(axis=0)) for image in images])
     if inside is not None:
         bands &= inside
     found = np.zeros(len(images))
-    image_entropy(given, inside)  # all pixels are checked, not those of the band alone
+    image_entropy(given, inside)  # validates all pixels, not only the band
     edged = bands.any(axis=(1, 2))
     if edged.any():
         found[edged] = image_entropy(images[edged], bands[edged])
@@ -103,7 +102,7 @@ def image_boundary_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] 
 def class_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
     """(C - 1,) for one image, (N, C - 1) for several: `image_entropy` over the pixels of each foreground class.
 
-    Pixels belong to their likeliest class; a class without any counts 0.
+    Pixels belong to their likeliest class; a class without pixels counts 0.
     """
 
     def each(p: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -114,11 +113,11 @@ def class_entropy(probabilities: FloatArray, inside: NDArray[np.bool_] | None = 
 
 
 def disagreement(maps: NDArray[np.integer], n_classes: int) -> float:
-    """1 - mean Dice over all pairs of label maps of one image: 0 = all the same, 1 = nothing in common.
+    """1 - mean Dice over all pairs of label maps of one image: 0 = identical, 1 = no overlap.
 
     maps       (M, H, W) class numbers from M models or M augmentations, M >= 2; not modified
-    n_classes  background (0, never scored) included. A class that neither map of a pair has is left out; a pair
-               without any class agrees
+    n_classes  background (0, never scored) included. A class absent from both maps of a pair is skipped; two
+               empty maps agree
 
     Raises ValueError on another shape. Source: 2406.03323 (pairwise Dice of an ensemble).
 
@@ -142,7 +141,7 @@ def disagreement(maps: NDArray[np.integer], n_classes: int) -> float:
 
 
 def image_least_confidence(probabilities: FloatArray, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
-    """Mean over the image's pixels of what the likeliest class leaves, (1 - max p) * C / (C - 1).
+    """Mean over the image's pixels of (1 - max p) * C / (C - 1).
 
     Source: Lewis & Gale 1994.
     """
@@ -162,7 +161,7 @@ def image_margin(probabilities: FloatArray, inside: NDArray[np.bool_] | None = N
     return _each_image(probabilities, inside, margin)
 
 
-# What stands for the uncertainty of a scan, by name. The first is the paper's.
+# Measures of a scan's uncertainty by name. The first is the paper's.
 AGGREGATIONS: dict[str, Callable[..., NDArray[np.float64]]] = {
     "image": image_entropy,
     "foreground": image_foreground_entropy,
@@ -201,7 +200,7 @@ def _each_image(
     inside: NDArray[np.bool_] | None,
     measure: Callable[[NDArray[np.float64]], float | NDArray[np.float64]],
 ) -> NDArray[np.float64]:
-    """`measure` of the (C, P) probabilities of each image's own pixels, one image in memory at a time."""
+    """Apply `measure` to the (C, P) probabilities of each image's pixels, one image at a time."""
     given = np.asarray(probabilities)
     if given.ndim not in (3, 4) or given.shape[-3] < 2 or 0 in given.shape[-2:]:
         raise ValueError(
@@ -226,9 +225,9 @@ def _each_image(
 def _distributions(pixels: FloatArray, row: int) -> NDArray[np.float64]:
     p = pixels.astype(np.float64)
     if p.shape[1] == 0:
-        raise ValueError(f"inside: row {row} has no pixel inside the image, wanted at least one")
+        raise ValueError(f"inside: row {row} has no True pixel, wanted at least one")
     if not np.isfinite(p).all():
-        raise ValueError(f"probabilities: row {row} holds NaN or infinity. Predict that image again")
+        raise ValueError(f"probabilities: row {row} contains NaN or infinity. Predict that image again")
     if p.min() < -TOLERANCE or p.max() > 1 + TOLERANCE or np.abs(p.sum(axis=0) - 1).max() > TOLERANCE:
         raise ValueError(
             f"probabilities: row {row} is in {p.min():.4g}..{p.max():.4g} with sums over classes in "

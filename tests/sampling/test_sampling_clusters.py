@@ -182,7 +182,7 @@ def test_distances_in_blocks_give_the_same_medoids_and_silhouettes(monkeypatch: 
 def test_a_position_that_is_nan_is_refused_with_its_row() -> None:
     xy = three_blobs()
     xy[[12, 40], 1] = np.nan
-    with pytest.raises(ValueError, match=r"^xy: row 12 holds NaN or infinity \(2 such row\(s\)\)"):
+    with pytest.raises(ValueError, match=r"^xy: row 12 contains NaN or infinity \(2 such row\(s\)\)"):
         choose_clusters(xy, seed=0)
 
 

@@ -57,5 +57,5 @@ def test_what_cannot_be_mixed_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^share: got 0\.6, wanted 0 \(none\) to 0\.5"):
         control_places(3, 0.6)
     for drawn in ([0, 1], [0, 1, 1], [0, 1, 3]):
-        with pytest.raises(ValueError, match=r"^drawn: wanted the rows of ours"):
+        with pytest.raises(ValueError, match=r"^drawn: wanted a permutation of the rows of ours"):
             with_controls(np.arange(3), np.array(drawn), 0.2)

@@ -173,8 +173,8 @@ def test_nan_is_refused_with_its_row(value: float, fitted) -> None:
     embeddings, _ = blobs(9)
     embeddings[6, 3] = value
     words = (
-        r"^embeddings: row 6 holds NaN or infinity \(1 such row\(s\)\); every number must be finite. "
-        r"Compute that row again or leave that scan out$"
+        r"^embeddings: row 6 contains NaN or infinity \(1 such row\(s\)\); every number must be finite. "
+        r"Recompute this row or leave the scan out$"
     )
     with pytest.raises(ValueError, match=words):
         fit_map(embeddings, seed=0)
@@ -283,7 +283,7 @@ def test_nan_far_down_a_large_array_is_refused_with_its_row(monkeypatch) -> None
     monkeypatch.setattr("sampling.arrays.BLOCK", 20)
     embeddings = np.ones((50, 8), dtype=np.float32)
     embeddings[[33, 47], 2] = np.nan
-    with pytest.raises(ValueError, match=r"^embeddings: row 33 holds NaN or infinity \(2 such row"):
+    with pytest.raises(ValueError, match=r"^embeddings: row 33 contains NaN or infinity \(2 such row"):
         fit_map(embeddings, seed=0)
 
 

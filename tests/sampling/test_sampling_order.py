@@ -115,7 +115,7 @@ def test_farthest_first_refuses_more_picks_than_rows_and_starts_outside(n: int, 
 
 
 def test_farthest_first_refuses_nan_with_its_row() -> None:
-    with pytest.raises(ValueError, match=r"^points: row 2 holds NaN or infinity"):
+    with pytest.raises(ValueError, match=r"^points: row 2 contains NaN or infinity"):
         farthest_first(np.array([[0.0], [1.0], [np.nan]]), 1, 0)
 
 

@@ -145,8 +145,8 @@ def test_nan_entropy_of_an_unlabelled_scan_is_refused_with_its_row_in_the_pool()
     with pytest.raises(
         ValueError,
         match=re.escape(
-            "entropy: row 3 holds NaN or infinity (1 such row(s)); every number must be finite. "
-            "Compute that row again or leave that scan out"
+            "entropy: row 3 contains NaN or infinity (1 such row(s)); every number must be finite. "
+            "Recompute this row or leave the scan out"
         ),
     ):
         rank(entropy, np.zeros((5, 2)), [0], count=1)

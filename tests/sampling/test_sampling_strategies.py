@@ -144,16 +144,16 @@ def test_nan_of_an_unlabelled_scan_is_refused_with_its_row(name: str) -> None:
     broken = np.array(POOLS["many"].signals[signal])
     broken[4] = np.nan
     pool = replace(POOLS["many"], signals={**POOLS["many"].signals, signal: broken})
-    with pytest.raises(ValueError, match=rf"^{signal}: row 4 holds NaN or infinity"):
+    with pytest.raises(ValueError, match=rf"^{signal}: row 4 contains NaN or infinity"):
         WITH_MODEL[name](pool, 1, chosen=odd(pool), seed=4)
 
 
 def test_a_pool_whose_arrays_do_not_match_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^embeddings: made for 3 rows, but xy has 70"):
+    with pytest.raises(ValueError, match=r"^embeddings: has 3 rows, but xy has 70"):
         pool_of(MAPS["many"], embeddings=np.zeros((3, 4)))
     broken = np.ones((70, 3))
     broken[7, 1] = np.inf
-    with pytest.raises(ValueError, match=r"^embeddings: row 7 holds NaN or infinity"):
+    with pytest.raises(ValueError, match=r"^embeddings: row 7 contains NaN or infinity"):
         COLD_START["kcenter"](pool_of(MAPS["many"], embeddings=broken), 2)
 
 

@@ -98,7 +98,7 @@ def test_no_images_have_no_entropies() -> None:
 def test_nan_is_refused_with_the_row_of_the_image(measure) -> None:
     p = np.full((3, 2, 2, 2), 0.5)
     p[1, 0, 1, 1] = np.nan
-    words = "probabilities: row 1 holds NaN or infinity. Predict that image again"
+    words = "probabilities: row 1 contains NaN or infinity. Predict that image again"
     with pytest.raises(ValueError, match=re.escape(words)):
         measure(p)
 
@@ -126,7 +126,7 @@ def test_a_wrong_shape_is_refused_and_one_sigmoid_output_is_explained(shape: tup
 def test_an_image_without_pixels_of_its_own_is_refused_with_its_row() -> None:
     inside = np.ones((2, 3, 3), dtype=bool)
     inside[1] = False
-    with pytest.raises(ValueError, match=r"^inside: row 1 has no pixel inside the image"):
+    with pytest.raises(ValueError, match=r"^inside: row 1 has no True pixel"):
         image_entropy(np.full((2, 2, 3, 3), 0.5), inside)
 
 
