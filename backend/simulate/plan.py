@@ -1,4 +1,4 @@
-"""What a comparison of strategies runs: its settings, jobs, and splits into pool and test scans."""
+"""Plan of a comparison: its settings, jobs, and splits into pool and test scans."""
 
 from __future__ import annotations
 
@@ -12,27 +12,23 @@ from numpy.typing import NDArray
 from backend.errors import BadSetting
 from backend.settings import Settings
 from backend.simulate.labelled import Labelled, read_groups, read_labelled, read_spacing, read_strata
-from sampling import (
-    AGGREGATIONS,
-    ALPHA,
-    strategy_pair,
-)
+from sampling import AGGREGATIONS, ALPHA, strategy_pair
 
 Progress = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared, on what.
+    """Settings of a comparison.
 
-    strategies       names as the setting `strategy` of a project takes them: "default", "random", "COLD+MODEL", ...
-    budgets          how many scans are labelled, ascending
-    seeds            the repeats
-    cold_start_only  every budget is chosen at once, before any model. Otherwise as in the service: the first budget
-                     is the cold start, and each model ranks the pool for the next
+    strategies       values of the project setting `strategy`: "default", "random", "COLD+MODEL", ...
+    budgets          numbers of labelled scans, ascending
+    seeds            one for each repeat
+    cold_start_only  choose each budget in one step, without a model. Otherwise as in the service: the first budget is
+                     the cold start, and each model ranks the pool for the next
     groups, strata, spacing  tables, see `labelled`
-    alpha, uncertainty       as the settings of a project
-    test_share       of the scans, in whole groups, that no strategy may choose and all are judged on
+    alpha, uncertainty       as in the project settings
+    test_share       share of the scans, in whole groups, that are reserved for testing
     """
 
     images: Path
@@ -63,20 +59,20 @@ class Comparison:
             except ValueError as error:
                 raise BadSetting(str(error)) from None
         if list(self.budgets) != sorted(set(self.budgets)) or self.budgets[0] < 1:
-            raise BadSetting(f"budgets: got {list(self.budgets)}, wanted whole numbers from 1 up, ascending")
+            raise BadSetting(f"budgets: got {list(self.budgets)}, wanted whole numbers from 1, ascending")
         if len(set(self.strategies)) < len(self.strategies) or len(set(self.seeds)) < len(self.seeds):
-            raise BadSetting("strategies and seeds: each may be named once only")
+            raise BadSetting("strategies and seeds: each may be given only once")
         if self.uncertainty not in AGGREGATIONS:
             raise BadSetting(f"uncertainty: got {self.uncertainty!r}, wanted one of {', '.join(AGGREGATIONS)}")
         if not 0 <= self.alpha <= 1:
             raise BadSetting(f"alpha: got {self.alpha}, wanted 0 to 1")
         if "stratified" in {strategy_pair(name)[0] for name in self.strategies} and not self.strata:
-            raise BadSetting('the strategy "stratified" needs to know the strata: give --strata FILE.csv:COLUMN')
+            raise BadSetting('the strategy "stratified" needs strata: give --strata FILE.csv:COLUMN')
         if not 0 < self.test_share < 1:
             raise BadSetting(f"test share: got {self.test_share}, wanted more than 0 and less than 1")
 
     def settings(self) -> Settings:
-        """What the learner is told. One thread each: figures must not depend on how many run at once."""
+        """Settings of the learner. One thread each, so that results do not depend on the number of processes."""
         return Settings(
             embedder=self.embedder,
             weights_dir=self.weights_dir,
@@ -90,7 +86,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does in one go. The strategy ALL_LABELS trains on the whole pool."""
+    """Unit of work of one process. The strategy ALL_LABELS trains on the whole pool."""
 
     strategy: str
     seed: int
@@ -99,14 +95,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of one repeat's scans: `pool` may be labelled, `test` judges. No group is in both."""
+    """Scan rows of one repeat: `pool` may be labelled, `test` is for testing. No group is in both."""
 
     pool: NDArray[np.intp]
     test: NDArray[np.intp]
 
 
 def split(groups: NDArray[np.intp], share: float, seed: int) -> Split:
-    """Whole groups, drawn at random, are put into the test part until it holds that share of the scans."""
+    """Fill the test part with random whole groups up to `share` of the scans."""
     random = np.random.default_rng([seed, len(groups)])
     sizes = np.bincount(groups)
     test: list[int] = []
@@ -120,19 +116,19 @@ def split(groups: NDArray[np.intp], share: float, seed: int) -> Split:
 
 
 def checked_split(comparison: Comparison, groups: NDArray[np.intp], seed: int) -> Split:
-    """`split`. Raises BadSetting when the pool is smaller than the largest budget, or nothing is left to test on."""
+    """`split`. Raises BadSetting when the pool is smaller than the largest budget, or the test part is empty."""
     found = split(groups, comparison.test_share, seed)
     if len(found.pool) < comparison.budgets[-1] or not len(found.test):
         raise BadSetting(
-            f"{len(groups)} scans in {len(np.unique(groups))} groups give a pool of {len(found.pool)} and "
-            f"{len(found.test)} to test on; that is too few for a budget of {comparison.budgets[-1]}. "
+            f"{len(groups)} scans in {len(np.unique(groups))} groups give {len(found.pool)} pool scans "
+            f"and {len(found.test)} test scans; that is too few for a budget of {comparison.budgets[-1]}. "
             "Lower the budgets or the test share."
         )
     return found
 
 
 def group_names(groups: NDArray[np.intp], names: Sequence[str]) -> list[str]:
-    """(N,) what tells a group from others: its first name; "" for scans that are groups of their own."""
+    """(N,) name of each scan's group: the first scan name in it; "" for groups of one scan."""
     sizes = np.bincount(groups)
     first: dict[int, str] = {}
     for group, name in sorted(zip(groups.tolist(), names, strict=True), key=lambda one: one[1]):

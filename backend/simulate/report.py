@@ -1,4 +1,4 @@
-"""A report of a simulation for a physician: one HTML page that needs nothing else, and its figures as PNG."""
+"""A simulation report for physicians: one self-contained HTML page, and its figures as PNG."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from backend.simulate.statistics import (
 from backend.simulate.text import escaped
 
 KNOWN = ("title", "images", "masks", "command", "version", "date", "groups")  # the rest of `about` are settings
-WORDS = {"better": "▲ better", "worse": "▼ worse", "open": "○ not shown", "too few": "? too few"}
+BADGES = {"better": "▲ better", "worse": "▼ worse", "open": "○ not shown", "too few": "? too few"}
 
 
 def write_report(
@@ -58,14 +58,14 @@ def write_report(
 ) -> Path:
     """Write `report.html`, `learning-curve.png`, `differences.png` and `labels-needed.png` into a folder.
 
-    The page holds its figures, asks nobody for anything and needs no script. Each file appears whole or not at
-    all, the page last. A figure that has nothing to show is not written, and one of an earlier report is removed.
+    The page embeds its figures and loads nothing else, not even scripts. Files are replaced atomically, the page last.
+    A figure without data is not written, and one of an earlier report is removed.
 
-    rows    of one simulation or of several data sets, complete or interrupted
-    folder  made when it is missing
-    about   plain text, shown as it is: `title`, `images`, `masks`, `command`, `version`, `date`; `groups` says how
-            scans of one patient were kept together, "" when they were not; everything else is listed as a setting
-    seed    same rows and seed, same report
+    rows    models of one or more data sets, complete or interrupted
+    folder  created if missing
+    about   plain text: `title`, `images`, `masks`, `command`, `version`, `date`; `groups` describes how scans of one
+            patient were grouped, "" if they were not; all other keys are listed as settings
+    seed    of the bootstrap; the same rows and seed give the same report
 
     Returns the path of the page. Raises BadResults when there is nothing to compare or a model appears twice, and
     StorageFull when a file cannot be written.
@@ -91,7 +91,7 @@ def write_report(
 
 
 def _put(path: Path, data: bytes) -> Path:
-    """Written aside, then renamed."""
+    """Replace a file atomically."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with aside.open("wb") as file:
@@ -133,7 +133,7 @@ def _page(
         part
         for part in (
             f"<header><h1>{escaped(title)}</h1>"
-            f"<p>Comparison of ways to choose which scans are labelled first. {escaped(made)}</p></header>",
+            f"<p>Comparison of strategies for choosing which scans to label first. {escaped(made)}</p></header>",
             summary_section(rows, comparisons, needed),
             incomplete_section(rows),
             _curve_section(rows, curves, figures["learning-curve.png"]),
@@ -166,22 +166,22 @@ def _curve_section(rows: Sequence[Row], curves: Sequence[CurvePoint], figure: by
         )
     shaded = (len(ends) == 1 or len(names) <= BANDS) and any(p.dice.low is not None for p in curves)
     return (
-        "<section><h2>What each label brings</h2>"
+        "<section><h2>Learning curves</h2>"
         + figure_html(
             figure,
             f"Learning curves: mean Dice on test scans against the number of labels; {'; '.join(ends)}.",
-            "Mean Dice on the test scans (1 is perfect agreement with your masks) against the number of labels the "
-            "model learned from. Higher and further left is better."
+            "Mean Dice on the test scans (1 is perfect agreement with your masks) against the number of training "
+            "labels. Higher and further left is better."
             + (SHADED if shaded else "")
-            + (" The black line is a model trained on all labels of the pool." if _whole(rows) else ""),
+            + (" Black line: a model trained on all labels of the pool." if _whole(rows) else ""),
         )
         + "</section>"
     )
 
 
 SHADED = (
-    " Shaded: 95 % intervals over repeats. They hold the differences between splits too, so bands that overlap do not "
-    "mean that two strategies are equal: for that see the next figure."
+    " Shaded: 95 % intervals over repeats. They include differences between splits, so overlapping bands do not mean "
+    "that two strategies are equal; see the next figure."
 )
 
 
@@ -190,12 +190,12 @@ def _against_random(comparisons: Sequence[Comparison], figure: bytes | None) -> 
         return ""
     rows = []
     for one in comparisons:
-        said = verdict(one)
-        badge = f'<strong class="{said.kind.replace(" ", "-")}">{WORDS[said.kind]}</strong>'
+        found = verdict(one)
+        badge = f'<strong class="{found.kind.replace(" ", "-")}">{BADGES[found.kind]}</strong>'
         rows.append(
             [
                 escaped(one.name),
-                f"{badge}<br />{_sentence(one, said)}",
+                f"{badge}<br />{_sentence(one, found)}",
                 str(one.area.n) if one.area else "0",
                 p_value(one.p),
                 p_value(one.p_holm),
@@ -203,17 +203,17 @@ def _against_random(comparisons: Sequence[Comparison], figure: bytes | None) -> 
         )
     alt = "; ".join(f"{one.name} {signed(one.area.mean)}" for one in comparisons if one.area)
     return (
-        "<section><h2>Each strategy against random choice</h2>"
+        "<section><h2>Strategies compared with random choice</h2>"
         + figure_html(
             figure,
-            f"Mean difference to random choice in Dice: {alt}.",
-            "Difference to random choice in the mean height of the learning curve, in Dice. Right of zero is better. "
-            "Lines: 95 % intervals; ticks: the single paired repeats. Filled: the interval excludes zero; "
-            f"hollow: it does not; crosses: fewer than {ENOUGH} pairs, so neither interval nor verdict.",
+            f"Mean difference from random choice in Dice: {alt}.",
+            "Difference from random choice in the mean height of the learning curve, in Dice. Right of zero is better. "
+            "Lines: 95 % intervals; ticks: individual paired repeats. Filled: the interval excludes zero; "
+            f"hollow: it includes zero; crosses: fewer than {ENOUGH} pairs, so no interval or verdict.",
         )
         + table_html(
             "Verdicts, best on average first. Dice differences are strategy minus random. p: two-sided Wilcoxon "
-            f"signed-rank test; corrected: by Holm for the number of strategies, {len(comparisons)}.",
+            f"signed-rank test; corrected: Holm's method for {len(comparisons)} strategies.",
             ["Strategy", "Verdict", "Pairs", "p", "p corrected"],
             rows,
             words=1,
@@ -222,18 +222,18 @@ def _against_random(comparisons: Sequence[Comparison], figure: bytes | None) -> 
     )
 
 
-def _sentence(one: Comparison, said: Verdict) -> str:
-    text = said.sentence[0].upper() + said.sentence[1:] + "."
+def _sentence(one: Comparison, found: Verdict) -> str:
+    text = found.sentence[0].upper() + found.sentence[1:] + "."
     if one.left_out:
-        pairs = "pair lacks" if one.left_out == 1 else "pairs lack"
-        text += f" {one.left_out} interrupted {pairs} some budgets and did not count."
+        pairs, verb = ("pair lacks", "was") if one.left_out == 1 else ("pairs lack", "were")
+        text += f" {one.left_out} interrupted {pairs} some budgets and {verb} left out."
     return escaped(text)
 
 
 def _labels_section(needed: Sequence[LabelsNeeded], figure: bytes | None) -> str:
     heading = "<section><h2>Labels needed</h2>"
     if not needed:
-        return f"{heading}<p>Cannot be said, as no model was trained on all labels for comparison.</p></section>"
+        return f"{heading}<p>Unknown, because no model was trained on all labels for comparison.</p></section>"
     fractions = sorted({one.fraction for one in needed})
     tables = []
     for data in data_sets(needed):
@@ -250,9 +250,9 @@ def _labels_section(needed: Sequence[LabelsNeeded], figure: bytes | None) -> str
             )
         tables.append(
             table_html(
-                f"{caption_prefix(data)}labels needed to reach a share of the Dice of all labels (median "
-                "over repeats; in brackets how many repeats got there), and labels saved against random choice (median "
-                f"over pairs; {MINUS}: more were needed; where mostly only one of a pair got there, it says which).",
+                f"{caption_prefix(data)}labels needed to reach a share of the all-labels Dice (median over "
+                "repeats; in brackets the number of repeats that reached it), and labels saved against random choice "
+                f"(median over pairs; {MINUS}: more were needed; or the one that reached it where mostly one did).",
                 [
                     "Strategy",
                     *(f"{fraction:.0%}" for fraction in fractions),
@@ -263,8 +263,8 @@ def _labels_section(needed: Sequence[LabelsNeeded], figure: bytes | None) -> str
         )
     drawn = figure_html(
         figure,
-        "Median labels needed by each strategy; the figures are in the table below.",
-        "Labels needed to reach a share of what all labels give: median, and ticks for the single repeats. "
+        "Median labels needed by each strategy; the table below has the values.",
+        "Labels needed to reach a share of the all-labels Dice: median, and ticks for individual repeats. "
         "Further left is better.",
     )
     return heading + drawn + "".join(tables) + "</section>"
@@ -272,7 +272,7 @@ def _labels_section(needed: Sequence[LabelsNeeded], figure: bytes | None) -> str
 
 def _cell(one: LabelsNeeded) -> str:
     if not one.repeats:
-        return "no figure"
+        return "no value"
     count = f" <small>({one.reached} of {one.repeats})</small>"
     if one.median is None:
         return f"not reached{count}"
@@ -283,10 +283,10 @@ def _saved(one: LabelsNeeded) -> str:
     if one.arm.strategy == RANDOM:
         return "reference"
     if one.saved is None:
-        return "no figure"
+        return "no value"
     count = f" <small>({one.saved_pairs} {'pairs' if one.saved_pairs != 1 else 'pair'})</small>"
     if math.isinf(one.saved):
-        return ("only this one did" if one.saved > 0 else "only random did") + count
+        return ("only this strategy" if one.saved > 0 else "only random") + count
     return signed(one.saved, 0) + count
 
 
@@ -299,9 +299,7 @@ def _distances(rows: Sequence[Row], curves: Sequence[CurvePoint], comparisons: S
         here = of_data(curves, data)
         unit = here[0].unit
         if unit is None:
-            tables.append(
-                f"<p>{caption_prefix(data)}some distances are in mm and some in px, so they have no mean.</p>"
-            )
+            tables.append(f"<p>{caption_prefix(data)}distances are in both mm and px, so they cannot be averaged.</p>")
             continue
         last = max(p.budget for p in here)
         lines = []
@@ -322,16 +320,16 @@ def _distances(rows: Sequence[Row], curves: Sequence[CurvePoint], comparisons: S
         tables.append(
             table_html(
                 f"{caption_prefix(data)}distances between the model's outline and yours at {last} labels, "
-                f"in {UNIT_WORDS[unit]}: mean and 95 % interval. Low is good"
+                f"in {UNIT_WORDS[unit]}: mean and 95 % interval. Lower is better"
                 + (f"; against random, below zero ({MINUS}) is better." if alone else "."),
                 heads,
                 lines,
             )
         )
     return (
-        "<section><h2>How far outlines are off (Hausdorff distance)</h2><p>HD is the largest distance between the two "
-        "outlines of a scan, HD95 leaves out the farthest 5 %. A scan on which only one of the two has a mask counts "
-        f"with the diagonal of the image.</p>{''.join(tables)}</section>"
+        "<section><h2>Outline errors (Hausdorff distance)</h2><p>HD is the largest distance between the two "
+        "outlines of a scan, HD95 the 95th percentile of the distances. If only one of the two masks is empty, the "
+        f"distance is the image diagonal.</p>{''.join(tables)}</section>"
     )
 
 
@@ -344,7 +342,7 @@ def _numbers(rows: Sequence[Row], curves: Sequence[CurvePoint], comparisons: Seq
         tables.append(
             table_html(
                 f"{caption_prefix(data)}mean Dice with its 95 % interval and, in brackets, the number of "
-                f"repeats, at each budget of labels. Intervals of fewer than {ENOUGH} repeats are too narrow.",
+                f"repeats, at each label budget. Intervals of fewer than {ENOUGH} repeats are too narrow.",
                 ["Strategy", *(f"{budget} labels" for budget in asked)],
                 [
                     [
@@ -361,7 +359,7 @@ def _numbers(rows: Sequence[Row], curves: Sequence[CurvePoint], comparisons: Seq
     if known:
         tables.append(
             table_html(
-                "Difference to random choice in Dice at each budget, over the paired repeats; above zero is better.",
+                "Difference from random choice in Dice at each budget, over paired repeats; above zero is better.",
                 ["Strategy", *(f"{budget} labels" for budget in asked)],
                 [
                     [escaped(one.name), *(interval_text(one.dice.get(b), sign=True, counted=True) for b in asked)]
@@ -372,7 +370,7 @@ def _numbers(rows: Sequence[Row], curves: Sequence[CurvePoint], comparisons: Seq
     if known and unit:
         tables.append(
             table_html(
-                f"Difference to random choice in HD95, in {unit}, at each budget; below zero ({MINUS}) is better.",
+                f"Difference from random choice in HD95 ({unit}) at each budget; below zero ({MINUS}) is better.",
                 ["Strategy", *(f"{budget} labels" for budget in asked)],
                 [
                     [escaped(one.name), *(interval_text(one.hd95.get(b), 2, sign=True, counted=True) for b in asked)]
@@ -380,7 +378,7 @@ def _numbers(rows: Sequence[Row], curves: Sequence[CurvePoint], comparisons: Seq
                 ],
             )
         )
-    return f"<section><h2>All figures</h2>{''.join(tables)}</section>"
+    return f"<section><h2>All values</h2>{''.join(tables)}</section>"
 
 
 def _method(rows: Sequence[Row], about: Mapping[str, str]) -> str:
@@ -394,8 +392,5 @@ def _method(rows: Sequence[Row], about: Mapping[str, str]) -> str:
     settings.append(("scanqueue", about.get("version", "")))
     terms = "".join(f"<dt>{escaped(key)}</dt><dd>{escaped(value)}</dd>" for key, value in settings if value)
     command = about.get("command", "")
-    made = f"<h3>Made by</h3><pre><code>{escaped(command)}</code></pre>" if command else ""
+    made = f"<h3>Command</h3><pre><code>{escaped(command)}</code></pre>" if command else ""
     return f"<section><h2>Method and limits</h2>{paragraphs}<h3>Settings</h3><dl>{terms}</dl>{made}</section>"
-
-
-# Pieces

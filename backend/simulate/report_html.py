@@ -5,17 +5,14 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Sequence
 
-from backend.simulate.statistics import (
-    Interval,
-    signed,
-)
+from backend.simulate.statistics import Interval, signed
 from backend.simulate.text import escaped
 
 UNIT_WORDS = {"px": "pixels of the original image (px)", "mm": "millimetres (mm)"}
 
 
 def caption_prefix(data: str) -> str:
-    """The data set that a caption speaks of, where it has a name."""
+    """The data set name before a caption; "" if it has no name."""
     return f"{escaped(data)}: " if data else ""
 
 
@@ -31,7 +28,7 @@ def figure_html(data: bytes | None, alt: str, caption: str) -> str:
 
 
 def table_html(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: int | None = None) -> str:
-    """Heads and cells are HTML already; the first cell of a row is its heading, column `words` holds a sentence."""
+    """Heads and cells are HTML; the first cell of a row is its heading, and column `words` contains sentences."""
 
     def cell(place: int, text: str) -> str:
         if place == 0:
@@ -50,7 +47,7 @@ def table_html(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]
 
 def interval_text(value: Interval | None, digits: int = 3, *, sign: bool = False, counted: bool = False) -> str:
     if value is None:
-        return "no figure"
+        return "no value"
     count = f" <small>({value.n})</small>" if counted else ""
 
     def say(number: float) -> str:
@@ -63,7 +60,7 @@ def interval_text(value: Interval | None, digits: int = 3, *, sign: bool = False
 
 def p_value(value: float | None) -> str:
     if value is None:
-        return "none"
+        return "no value"
     return "&lt; 0.001" if value < 0.001 else f"{value:.3g}"
 
 

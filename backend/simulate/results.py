@@ -1,8 +1,6 @@
-"""The rows that a simulation leaves behind: one for each trained model, read from CSV and checked.
+"""The results of a simulation: one row for each trained model, read from CSV and validated.
 
-Words used here and by those who read rows:
-
-arm     a strategy together with the embedder that it saw the scans through
+arm     a strategy and its embedder
 repeat  one seed of one data set: one split of the scans, shared by all arms
 """
 
@@ -18,7 +16,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from backend.errors import BadResults
 
-RANDOM = "random"  # what every other strategy is compared with
+RANDOM = "random"  # reference for all other strategies
 ALL_LABELS = "all labels"  # the model trained on the whole pool of its repeat
 COLUMNS = ("strategy", "embedder", "seed", "budget", "labels", "dice", "hd", "hd95", "unit", "n_test")
 UNITS = ("px", "mm", "mixed")
@@ -36,14 +34,14 @@ class Repeat(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One trained model and how well it did on the test scans of its repeat.
+    """One trained model and its scores on the test scans of its repeat.
 
-    budget    how many labels were asked for
-    labels    how many were used; fewer than the budget when the pool was smaller
-    dice      0..1, high is good: mean over the test scans
-    hd, hd95  Hausdorff distances in `unit`, low is good: means over the test scans; NaN when the unit is
-              "mixed", as px and mm have no mean
-    data      the data set, when several are put together
+    budget    number of labels requested
+    labels    number of labels used; below the budget if the pool was smaller
+    dice      0..1, higher is better: mean over the test scans
+    hd, hd95  Hausdorff distances in `unit`, lower is better: means over the test scans; NaN when the unit is "mixed",
+              because px and mm cannot be averaged
+    data      data set name, when several are combined
     """
 
     strategy: str
@@ -68,10 +66,10 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a `results.csv`, in its order.
+    """The rows of a `results.csv` in file order.
 
-    Columns beyond `COLUMNS` and the optional `data` are ignored. Raises BadResults that names file, line and
-    column when a column is missing, a value cannot be used, a line was cut short, or a model appears twice.
+    Columns other than `COLUMNS` and the optional `data` are ignored. Raises BadResults with file, line and column for
+    a missing column, an invalid value, a truncated line or a duplicate model.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -80,7 +78,7 @@ def read_rows(path: Path) -> list[Row]:
             if missing := [name for name in COLUMNS if name not in found]:
                 raise BadResults(
                     f"{path}, line 1: no column {', '.join(missing)}; found {', '.join(found) or 'nothing'}. "
-                    "Give the results.csv that scanqueue simulate wrote, separated by commas."
+                    "Give a comma-separated results.csv from scanqueue simulate."
                 )
             rows = []
             seen: dict[tuple[Repeat, Arm, int], int] = {}
@@ -89,7 +87,7 @@ def read_rows(path: Path) -> list[Row]:
                 row = parse_row(line, where)
                 key = (row.repeat, row.arm, row.budget)
                 if key in seen:
-                    raise BadResults(f"{where}: the same model as in line {seen[key]} ({_say(row)}). Remove one.")
+                    raise BadResults(f"{where}: the same model as in line {seen[key]} ({_describe(row)}). Remove one.")
                 seen[key] = lines.line_num
                 rows.append(row)
     except OSError as error:
@@ -100,7 +98,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def parse_row(texts: Mapping[str, str | None], where: str) -> Row:
-    """A row from its texts. Raises BadResults that starts with `where` and names the column."""
+    """Parse a row. Raises BadResults that starts with `where` and names the column."""
 
     def text(column: str) -> str:
         value = texts.get(column)
@@ -154,25 +152,25 @@ def parse_row(texts: Mapping[str, str | None], where: str) -> Row:
 def check_rows(rows: Sequence[Row]) -> None:
     """Raises BadResults when there is nothing to compare or a model appears twice."""
     if not arms(rows):
-        raise BadResults("No results yet: not one model of a strategy was trained.")
+        raise BadResults("No results yet: no strategy has a trained model.")
     count = Counter((row.repeat, row.arm, row.budget) for row in rows)
     for row in rows:
         if count[row.repeat, row.arm, row.budget] > 1:
-            raise BadResults(f"The same model appears twice: {_say(row)}. Remove one.")
+            raise BadResults(f"The same model appears twice: {_describe(row)}. Remove one.")
 
 
-def _say(row: Row) -> str:
+def _describe(row: Row) -> str:
     data = f"{row.data}, " if row.data else ""
     return f"{data}{row.strategy}, embedder {row.embedder or 'none'}, seed {row.seed}, budget {row.budget}"
 
 
 def arms(rows: Iterable[Row]) -> list[Arm]:
-    """All arms in their order of appearance, random choice among them; the model of all labels is none."""
+    """All arms in their order of appearance, including random choice, excluding the model of all labels."""
     return list(dict.fromkeys(row.arm for row in rows if row.strategy != ALL_LABELS))
 
 
 def arm_names(rows: Sequence[Row]) -> dict[Arm, str]:
-    """What to call each arm: the strategy, and its embedder too where there is more than one."""
+    """Display name of each arm: the strategy, with its embedder where there are several."""
     found = arms(rows)
     several = len({arm.embedder for arm in found if arm.strategy != RANDOM}) > 1
     often = Counter(arm.strategy for arm in found)
@@ -185,7 +183,7 @@ def arm_names(rows: Sequence[Row]) -> dict[Arm, str]:
 
 
 class OfData(Protocol):
-    """A row, or what was made of rows."""
+    """A row, or a result derived from rows."""
 
     @property
     def data(self) -> str: ...
@@ -195,7 +193,7 @@ D = TypeVar("D", bound=OfData)
 
 
 def data_sets(rows: Iterable[OfData]) -> list[str]:
-    """Names of the data sets in their order of appearance; [""] when there is one without a name."""
+    """Names of the data sets in their order of appearance; [""] for a single unnamed one."""
     return list(dict.fromkeys(row.data for row in rows))
 
 
@@ -205,7 +203,7 @@ def of_data(rows: Iterable[D], data: str) -> list[D]:
 
 
 def budgets(rows: Iterable[Row]) -> list[int]:
-    """All budgets that strategies were tried with, ascending."""
+    """All budgets of strategies, ascending."""
     return sorted({row.budget for row in rows if row.strategy != ALL_LABELS})
 
 
@@ -215,7 +213,7 @@ def seeds(rows: Iterable[Row]) -> list[int]:
 
 
 def by_repeat(rows: Iterable[Row], arm: Arm) -> dict[Repeat, dict[int, Row]]:
-    """The rows of one arm: repeat, then budget, ascending."""
+    """The rows of one arm by repeat and budget; budgets ascending."""
     found: dict[Repeat, dict[int, Row]] = {}
     for row in sorted((row for row in rows if row.arm == arm), key=lambda row: row.budget):
         found.setdefault(row.repeat, {})[row.budget] = row
@@ -223,15 +221,15 @@ def by_repeat(rows: Iterable[Row], arm: Arm) -> dict[Repeat, dict[int, Row]]:
 
 
 def distance_unit(rows: Iterable[Row]) -> str | None:
-    """The one unit of all distances, "px" or "mm"; None when they are not in one unit and have no mean."""
+    """The common unit of all distances, "px" or "mm"; None without one."""
     units = {row.unit for row in rows}
     return units.pop() if len(units) == 1 and "mixed" not in units else None
 
 
 def missing_models(rows: Sequence[Row]) -> list[str]:
-    """Sentences about what an interrupted run lacks; [] when every arm has every seed and budget of its data set.
+    """Sentences about missing results; [] when every arm has every seed and budget of its data set.
 
-    Data sets are judged one by one. Without any model of all labels nothing is missing: it was not asked for.
+    Data sets are checked separately. Models of all labels are reported missing only if some repeats have one.
     """
     said = []
     names = arm_names(rows)

@@ -1,9 +1,8 @@
-"""Which model a lab would have had, for every strategy, budget and repeat: the trainings behind a comparison.
+"""Runs the trainings of a comparison: one model for each strategy, budget and repeat.
 
-A repeat (seed) fixes the split into pool and test, the starting weights and everything random in a training. Within
-a repeat the strategies differ in nothing but the scans they choose, so they are compared in pairs. A model depends
-on its repeat and its set of scans alone: what two strategies both choose is trained once, and what was trained
-before an interruption is not trained again.
+A repeat (seed) fixes the split into pool and test, the initial weights and all randomness in training. Within a repeat,
+strategies differ only in the scans they choose, so they are compared in pairs. A model depends only on its repeat and
+its set of scans: strategies with the same set share one training, and a restart reuses finished trainings.
 """
 
 from __future__ import annotations
@@ -27,24 +26,24 @@ from backend.simulate.bench import Bench, Found
 from backend.simulate.plan import Comparison, Job, Progress, checked_split, read
 from backend.simulate.results import ALL_LABELS, COLUMNS
 
-STALE = 6 * 3600  # seconds
+STALE = 6 * 3600  # seconds; longer than any training
 PICK_COLUMNS = ("strategy", "embedder", "seed", "budget", "place", "name", "reason")
 
 
 def run(
     comparison: Comparison, folder: Path, *, processes: int, cells: Path | None = None, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Train what is missing, and write `results.csv` and `picks.csv` into `folder`; returns the rows of the former.
+    """Run the missing trainings, write `results.csv` and `picks.csv` into `folder`, and return the rows of the former.
 
-    Both tables are rewritten after every job, so partial results can be read before the end.
+    Both tables are rewritten after every job, so partial results are available.
 
-    processes  run at once, each with one thread; the figures do not depend on it
-    cells      where finished trainings are kept; default: in `folder`. Comparisons on the same scans may share it
-    progress   called as progress(jobs done, jobs, seconds left)
+    processes  number of parallel processes with one thread each; it does not affect the results
+    cells      cache folder for finished trainings; default: in `folder`. Comparisons on the same scans may share it
+    progress   called as progress(finished jobs, all jobs, seconds left)
 
-    Raises ScanqueueError when the folder holds another comparison, and whatever is wrong with the scans and tables.
+    Raises ScanqueueError when the folder contains another comparison or the scans or tables are invalid.
     """
-    groups = read(comparison)[1]  # here, so that its errors are met before any process is started
+    groups = read(comparison)[1]  # raises errors before any process starts
     for seed in comparison.seeds:
         checked_split(comparison, groups, seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,20 +83,20 @@ _bench: Bench | None = None
 
 
 def _open(comparison: Comparison, cells: Path, parent: int) -> None:
-    global _bench  # one for each process of the pool
+    global _bench  # one per process
     Thread(target=_end_with, args=(parent,), daemon=True).start()
     _bench = Bench(comparison, cells)
 
 
 def _end_with(parent: int) -> None:
-    """A pool's process does not notice when the one that fills its queue is killed."""
+    """Exit when the parent is killed, which a pool process does not notice by itself."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def _clear(cells: Path) -> None:
-    """Remove what killed processes left half written; nothing takes as long as that."""
+    """Remove leftovers of killed processes."""
     for path in [*cells.glob("model-*"), *cells.glob("part-*")]:
         if path.is_dir() or not path.suffix:
             with suppress(FileNotFoundError):
@@ -111,7 +110,7 @@ def _do(job: Job) -> Found:
 
 
 def _jobs(comparison: Comparison) -> list[Job]:
-    """Repeat by repeat, so that an interrupted comparison has whole pairs."""
+    """Jobs ordered by repeat, so that an interrupted comparison has complete pairs."""
     jobs = []
     for seed in comparison.seeds:
         jobs.append(Job(ALL_LABELS, seed, ()))
@@ -124,7 +123,7 @@ def _jobs(comparison: Comparison) -> list[Job]:
 
 
 def _same_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write down what is compared. Raises ScanqueueError when the folder holds something else."""
+    """Record the settings. Raises ScanqueueError when the folder contains another comparison."""
     asked = {k: _plain(v) for k, v in asdict(comparison).items()}
     file = folder / "comparison.json"
     if file.exists():
@@ -132,8 +131,8 @@ def _same_comparison(comparison: Comparison, folder: Path) -> None:
         differs = [k for k in asked if there.get(k) != asked[k]]
         if differs:
             raise ScanqueueError(
-                f"{folder} holds another comparison ({differs[0]}: {there.get(differs[0])}, now {asked[differs[0]]}). "
-                "Give the same options to go on with it, or another folder."
+                f"{folder} contains another comparison ({differs[0]}: {there.get(differs[0])}, now {asked[differs[0]]})"
+                ". Give the same options to resume it, or another folder."
             )
         return
     aside = file.with_suffix(".part")

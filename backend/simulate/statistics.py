@@ -1,13 +1,12 @@
-"""What the rows of a simulation say: curves, areas, labels needed, and paired comparison with random choice.
+"""Statistics of a simulation: learning curves, areas, and paired comparison with random choice.
 
-Pairs: all arms of a repeat share its split into pool and test, the initial weights and the training, so
-differences within a repeat are free of what they have in common. Only what both sides have is compared.
+Pairs: all arms of a repeat share its split, initial weights and training, so differences within a repeat exclude this
+variation. Only repeats and budgets that both sides have are compared.
 
-Several data sets count equally, whatever their number of repeats: a mean is the mean of their means, and
-resampling draws repeats within each.
+All data sets have the same weight, whatever their number of repeats: a mean is the mean of their means, and resampling
+draws repeats within each.
 
-Sign of every difference: arm minus random choice. So for Dice above zero is better than random, for Hausdorff
-distances below zero is.
+Every difference is arm minus random choice: better above zero for Dice, below zero for Hausdorff distances.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from backend.simulate.results import (
 RESAMPLES = 10_000
 LEVEL = 0.95
 MINUS = "\N{MINUS SIGN}"
-ENOUGH = 5  # pairs; with fewer, not even the span from the least to the greatest would be a 90 % interval
+ENOUGH = 5  # minimum number of pairs; with fewer, even their full range covers less than 90 %
 
 Measure = Literal["dice", "hd", "hd95"]
 K = TypeVar("K")
@@ -46,7 +45,7 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n repeats with its interval; `low` and `high` are None where nothing can be said of it."""
+    """A mean over n repeats with its interval; `low` and `high` are None where undefined."""
 
     mean: float
     low: float | None
@@ -57,19 +56,19 @@ class Interval:
 def mean_interval(values: Mapping[str, Sequence[float]], *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
     """Mean over data sets with its 95 % bootstrap interval.
 
-    The interval is the percentile interval, widened as Hesterberg proposes: plain percentiles of a few repeats
-    are too narrow (about 83 % instead of 95 % with five). It cannot reach beyond the least and greatest value,
-    so below `ENOUGH` repeats it remains too narrow.
+    The percentile interval is widened as Hesterberg proposes: plain percentiles of few repeats are too narrow (about
+    83 % coverage instead of 95 % with five). It cannot exceed the range of the values, so below `ENOUGH` repeats it
+    remains too narrow.
 
-    values  data set to one finite value for each repeat, at least one; data sets without any are left out
-    seed    same input and seed, same answer
+    values  data set to one finite value for each repeat; empty data sets are left out
+    seed    the same input and seed give the same result
 
-    No interval when a data set has a single repeat. Raises ValueError when there is no value.
+    No interval when a data set has a single repeat. Raises ValueError when there are no values.
     Sources: Efron & Tibshirani 1993, chapters 13 and 16; Hesterberg 2015, section 5.3.
     """
     groups = [np.asarray(group, dtype=np.float64) for group in values.values() if len(group)]
     if not groups:
-        raise ValueError("mean_interval wants at least one value, got none")
+        raise ValueError("mean_interval: got no values, wanted at least one value")
 
     def mean(*samples: NDArray[np.float64], axis: int = -1) -> Any:
         return np.mean([np.mean(sample, axis=axis) for sample in samples], axis=0)
@@ -83,7 +82,7 @@ def mean_interval(values: Mapping[str, Sequence[float]], *, seed: int = 0, resam
         mean,
         n_resamples=resamples,
         vectorized=True,
-        paired=False,  # data sets are drawn from independently; the pairs are already differences
+        paired=False,  # data sets are resampled independently; pairs are already differences
         confidence_level=_widened(sizes),
         method="percentile",
         rng=np.random.default_rng(seed),
@@ -92,7 +91,7 @@ def mean_interval(values: Mapping[str, Sequence[float]], *, seed: int = 0, resam
 
 
 def _widened(sizes: Sequence[int]) -> float:
-    """The nominal level at which percentiles of resampled means cover as a t interval of `LEVEL` does."""
+    """Nominal level at which the percentile bootstrap has the width of a t interval of `LEVEL`."""
     least = min(sizes)
     reach = stats.t.ppf((1 + LEVEL) / 2, sum(sizes) - len(sizes)) * math.sqrt(least / (least - 1))
     return float(min(1 - 2 * stats.norm.sf(reach), 1 - 1e-9))
@@ -100,7 +99,7 @@ def _widened(sizes: Sequence[int]) -> float:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One arm at one budget of one data set. `hd` and `hd95` are in `unit`, None when distances have no mean."""
+    """One arm at one budget of one data set. `hd` and `hd95` are in `unit`; None without a common unit."""
 
     data: str
     arm: Arm
@@ -113,10 +112,10 @@ class CurvePoint:
 
 
 def learning_curves(rows: Sequence[Row], *, seed: int = 0, resamples: int = RESAMPLES) -> list[CurvePoint]:
-    """Mean and interval over the repeats of each data set, arm and budget that there is.
+    """Mean and interval over the repeats of each existing data set, arm and budget.
 
-    `labels` is the mean number of labels used. The intervals hold the differences between splits too, which
-    arms share; so overlapping intervals of two arms do not mean that they do not differ.
+    `labels` is the mean number of labels used. The intervals include the variation between splits, which arms share, so
+    overlapping intervals do not mean that two arms are equal.
     """
     points = []
     for data in data_sets(rows):
@@ -144,16 +143,16 @@ MEASURES: dict[Measure, Callable[[Row], float]] = {
 
 
 def area_under_curve(labels: Sequence[float], dice: Sequence[float]) -> float:
-    """Mean height of the learning curve, 0..1, high is good.
+    """Mean height of the learning curve, 0..1, higher is better.
 
-    Trapezoids over the number of labels, divided by its range. The abscissa is linear, as a radiologist's time is.
-    All at one number of labels, or one budget only: their mean.
+    Trapezoidal rule over the number of labels, divided by its range. The x axis is linear, like annotation time.
+    If all points have the same number of labels: their mean.
 
     >>> round(area_under_curve([10, 20, 40], [0.5, 0.7, 0.8]), 4)
     0.7
     """
     if len(labels) != len(dice) or not len(dice):
-        raise ValueError(f"area_under_curve wants as many labels as Dice, at least one, got {labels} and {dice}")
+        raise ValueError(f"area_under_curve: got {labels} and {dice}, wanted as many labels as Dice, at least one")
     order = np.argsort(labels, kind="stable")
     x, y = np.asarray(labels, dtype=np.float64)[order], np.asarray(dice, dtype=np.float64)[order]
     width = x[-1] - x[0]
@@ -161,7 +160,7 @@ def area_under_curve(labels: Sequence[float], dice: Sequence[float]) -> float:
 
 
 def area(curve: Mapping[int, Row], over: Iterable[int] | None = None) -> float:
-    """Area under the curve of one arm in one repeat, over some budgets or all."""
+    """Mean curve height of one arm in one repeat, over the given budgets or all."""
     picked = [curve[budget] for budget in (curve if over is None else over)]
     return area_under_curve([row.labels for row in picked], [row.dice for row in picked])
 
@@ -170,15 +169,15 @@ def area(curve: Mapping[int, Row], over: Iterable[int] | None = None) -> float:
 class Comparison:
     """One arm against random choice, over the repeats that have both. Differences are arm minus random.
 
-    area          of the areas under the learning curves, in Dice; None without any pair
-    by_pair       the difference of areas in each of its pairs
+    area          difference of mean curve heights, in Dice; None without pairs
+    by_pair       this difference in each pair
     over          data set to the budgets that its areas span
-    left_out      pairs that lack some of these budgets and so do not count for the area
-    dice, hd95    at each budget, over all pairs that have it; hd95 is in `unit`, {} when there is no one unit
-    p             two-sided, Wilcoxon signed-rank, of the differences of areas; None without any pair
-    p_holm        the same after Holm's correction over all arms compared
-    n_test        pairs that the test could use: those with a difference other than zero
-    least_p       the smallest p that so many pairs can give
+    left_out      number of pairs without all of these budgets, which the area excludes
+    dice, hd95    difference at each budget, over all pairs that have it; hd95 in `unit`, {} without a common unit
+    p             two-sided Wilcoxon signed-rank test of the area differences; None without pairs
+    p_holm        p after Holm's correction over all arms
+    n_test        number of pairs in the test: those with a nonzero difference
+    least_p       smallest possible p with this number of pairs
     """
 
     arm: Arm
@@ -197,10 +196,10 @@ class Comparison:
 
 
 def compare_with_random(rows: Sequence[Row], *, seed: int = 0, resamples: int = RESAMPLES) -> list[Comparison]:
-    """Every arm but random choice against random choice, best mean area first, those without any pair last.
+    """Compare every other arm with random choice; best mean area first, arms without pairs last.
 
-    Random choice through the same embedder is taken where there is one, else through whichever comes first. An
-    area spans the budgets of the most complete pair of its data set; pairs that lack any of them are left out.
+    The reference is random choice with the same embedder, else the first random arm. An area spans the budgets of the
+    most complete pair of its data set; pairs without all of them are left out.
 
     Sources: Wilcoxon 1945; Holm 1979; for the intervals see `mean_interval`.
     """
@@ -236,7 +235,7 @@ def compare_with_random(rows: Sequence[Row], *, seed: int = 0, resamples: int = 
     return sorted(found, key=lambda one: -one.area.mean if one.area else math.inf)
 
 
-Pairs = dict[Repeat, dict[int, tuple[Row, Row]]]  # budget to (arm, random), for each repeat that has both
+Pairs = dict[Repeat, dict[int, tuple[Row, Row]]]  # repeat to budget to (arm, random), where both exist
 
 
 def _pairs(rows: Sequence[Row], arm: Arm) -> Pairs:
@@ -286,12 +285,12 @@ def _by_budget(pairs: Pairs, measure: Measure, seed: int, resamples: int) -> dic
 
 
 def signed_rank(differences: Sequence[float]) -> tuple[float | None, int]:
-    """Two-sided p of Wilcoxon's signed-rank test, and how many differences are not zero.
+    """Two-sided p of Wilcoxon's signed-rank test, and the number of nonzero differences.
 
-    Exact up to 50 differences, with ties or zeros up to 13; p is None without any difference and 1 when all are
-    zero. Source: Wilcoxon 1945.
+    Exact up to 50 differences, with ties or zeros up to 13; p is None without differences and 1 when all are zero.
+    Source: Wilcoxon 1945.
     """
-    rounded = np.round(np.asarray(differences, dtype=np.float64), 12)  # so that equal ones are ties
+    rounded = np.round(np.asarray(differences, dtype=np.float64), 12)  # makes equal differences ties
     used = rounded[rounded != 0]
     if not len(used):
         return (1.0 if len(rounded) else None), 0
@@ -299,7 +298,7 @@ def signed_rank(differences: Sequence[float]) -> tuple[float | None, int]:
 
 
 def smallest_p(n: int) -> float:
-    """The smallest two-sided p that the signed-rank test of n pairs can give: all of one sign.
+    """Smallest possible two-sided p of the signed-rank test with n pairs: all of the same sign.
 
     >>> smallest_p(5)
     0.0625
@@ -308,7 +307,7 @@ def smallest_p(n: int) -> float:
 
 
 def holm(p_values: Mapping[K, float]) -> dict[K, float]:
-    """p values corrected for their number, never below the ones given. Source: Holm 1979.
+    """p values corrected for multiple testing. Source: Holm 1979.
 
     >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
     {'a': 0.03, 'c': 0.06, 'b': 0.06}
@@ -323,17 +322,17 @@ def holm(p_values: Mapping[K, float]) -> dict[K, float]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a comparison means, for a physician. `kind` is the same in one word."""
+    """Interpretation of a comparison for physicians; `kind` is its category."""
 
     kind: Literal["better", "worse", "open", "too few"]
     sentence: str
 
 
 def verdict(comparison: Comparison) -> Verdict:
-    """One honest sentence: how large the difference is, how sure, and over how many repeats.
+    """One sentence with the size of the difference, its uncertainty and the number of repeats.
 
-    Better or worse when the 95 % interval excludes zero, over at least `ENOUGH` pairs; it says so when the
-    signed-rank test, corrected for the number of strategies, does not confirm it, or cannot with so few pairs.
+    Better or worse when the 95 % interval over at least `ENOUGH` pairs excludes zero. The sentence mentions when the
+    Holm-corrected signed-rank test does not confirm this, or cannot with so few pairs.
     """
     gap = comparison.area
     if gap is None:
@@ -349,10 +348,10 @@ def verdict(comparison: Comparison) -> Verdict:
         span = f"(from {signed(seen[0])} to {signed(seen[-1])})"
         why = f"at least {ENOUGH} are needed" if gap.n < ENOUGH else "every data set needs at least two"
         return Verdict("too few", f"too few repeats to judge: {size} {span} {over}; {why}")
-    digits = 3 if min(abs(gap.low), abs(gap.high)) >= 0.0005 else 4  # an end that is not zero shall not look so
+    digits = 3 if min(abs(gap.low), abs(gap.high)) >= 0.0005 else 4  # a nonzero end must not look like zero
     figures = f"{size} (95 % interval {signed(gap.low, digits)} to {signed(gap.high, digits)}) {over}"
     if gap.low <= 0 <= gap.high:
-        return Verdict("open", f"no difference to random could be shown: {figures}; it may still lie in this interval")
+        return Verdict("open", f"no difference from random could be shown: {figures}")
     kind: Literal["better", "worse"] = "better" if gap.mean > 0 else "worse"
     return Verdict(kind, f"{kind} than random: {figures}{_confirmation(comparison)}")
 
@@ -363,13 +362,13 @@ def _confirmation(comparison: Comparison) -> str:
         return ""
     if comparison.least_p > 1 - LEVEL:
         return (
-            f"; a signed-rank test cannot confirm it, as the smallest p that {comparison.n_test} pairs can give "
+            f"; a signed-rank test cannot confirm it: the smallest possible p with {comparison.n_test} pairs "
             f"is {comparison.least_p:.4g}"
         )
-    return f"; not confirmed by the signed-rank test once all strategies compared are allowed for (p = {p:.2g})"
+    return f"; not confirmed by the signed-rank test after correction for all strategies (p = {p:.2g})"
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """A difference with its sign: +0.021, a true minus, 0.000."""
+    """A difference with its sign: +0.021, with a true minus, or 0.000."""
     text = f"{abs(value):.{digits}f}"
     return text if float(text) == 0 else f"{'+' if value > 0 else MINUS}{text}"

@@ -1,4 +1,4 @@
-"""Names and numbers as a reader sees them."""
+"""Display text for reports and figures."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 
 def printable(text: str) -> str:
-    """Text of a user without what neither a page nor a figure may hold: that becomes U+FFFD, as in browsers."""
+    """User text with unprintable characters replaced by U+FFFD, as in browsers."""
     return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
 
 
 def escaped(text: str) -> str:
-    """Text of a user as HTML: nothing in it is markup."""
+    """User text escaped for HTML."""
     return html.escape(printable(text))
 
 
 def listed(parts: Sequence[str], last: str) -> str:
-    """Parts as one says them.
+    """Parts joined as in a sentence.
 
     >>> listed(["10", "20", "40"], "or")
     '10, 20 or 40'

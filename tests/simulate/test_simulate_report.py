@@ -103,12 +103,12 @@ def test_the_page_is_well_formed_with_headings_captions_and_row_headings(written
     assert root.attrib["lang"] == "en"
     assert [h.text for h in root.iter("h1")] == ["Lungs"]
     assert [h.text for h in root.iter("h2")] == [
-        "In short",
-        "What each label brings",
-        "Each strategy against random choice",
+        "Summary",
+        "Learning curves",
+        "Strategies compared with random choice",
         "Labels needed",
-        "How far outlines are off (Hausdorff distance)",
-        "All figures",
+        "Outline errors (Hausdorff distance)",
+        "All values",
         "Method and limits",
     ]
     for table in root.iter("table"):
@@ -123,32 +123,32 @@ def test_the_page_is_well_formed_with_headings_captions_and_row_headings(written
 def test_the_answer_comes_first_and_does_not_boast(written: tuple[Path, str]) -> None:
     _, page = written
     text = words(page)
-    title = "Lungs Comparison of ways to choose which scans are labelled first. 2026-11-24, 0.1.0"
-    assert text.startswith(f"{title} In short")
+    title = "Lungs Comparison of strategies for choosing which scans to label first. 2026-11-24, 0.1.0"
+    assert text.startswith(f"{title} Summary")
     assert (
-        "2 ways of choosing scans were compared with choosing at random: each chose 10, 20 or 40 labelled scans, a "
-        "model was trained on these, and its masks were measured on 30 test scans that it had never seen; all of it 5 "
-        "times, each with another split of the scans."
+        "2 strategies were compared with random choice: each chose 10, 20 or 40 scans, a model was trained on their "
+        "labels and evaluated on 30 unseen test scans. The comparison was run 5 times, each with a different split of "
+        "the scans."
     ) in text
-    assert "default (scanqueue's own choice): better than random: +0.024 Dice on average (95 % interval +0.02" in text
-    assert "a signed-rank test cannot confirm it, as the smallest p that 5 pairs can give is 0.0625" in text
-    assert "Of all 2: 1 better than random and 1 worse." in text
-    assert "no difference" not in text.split("What each label brings")[0]
+    assert "default (scanqueue's default): better than random: +0.024 Dice on average (95 % interval +0.02" in text
+    assert "a signed-rank test cannot confirm it: the smallest possible p with 5 pairs is 0.0625" in text
+    assert "Of all 2 strategies: 1 better than random and 1 worse." in text
+    assert "no difference" not in text.split("Learning curves")[0]
 
 
 def test_labels_needed_are_read_off_in_words_and_cells(tmp_path: Path) -> None:
     # 95 % of 0.9 is 0.855; random ends at 0.8
     text = words(page_of(run({"default": 0.1}, seeds=1), tmp_path))
     # default: 0.75, 0.8, 0.9 at 10, 20, 40: 0.855 after 20 + 20 * 0.055 / 0.1 = 31
-    assert "default needed 31 labels and random did not get there with its largest budget in its only repeat." in text
-    assert "default 22 (1 of 1) 31 (1 of 1) 36 (1 of 1) only this one did (1 pair)" in text
+    assert "default needed 31 labels and random did not reach it with its largest budget in its only repeat." in text
+    assert "default 22 (1 of 1) 31 (1 of 1) 36 (1 of 1) only this strategy (1 pair)" in text
     assert "random not reached (0 of 1) not reached (0 of 1) not reached (0 of 1) reference reference reference" in text
 
 
 def test_without_a_model_of_all_labels_nothing_is_said_of_labels_saved(tmp_path: Path) -> None:
     (tmp_path / "labels-needed.png").write_bytes(b"of an earlier report")
     text = words(page_of(run({"default": 0.02}, whole=False), tmp_path))
-    assert "How many labels are saved cannot be said" in text
+    assert "The number of labels saved is unknown" in text
     assert not (tmp_path / "labels-needed.png").exists()
 
 
@@ -174,9 +174,9 @@ def test_an_interrupted_run_says_what_is_missing(tmp_path: Path) -> None:
         row for row in run({"default": 0.02}) if not (row.seed == 4 and row.strategy == "default" and row.budget > 10)
     ]
     text = words(page_of(rows, tmp_path))
-    assert "This run is not complete" in text
+    assert "This run is incomplete" in text
     assert "default lacks seed 4 (budget 20, 40)." in text
-    assert "1 interrupted pair lacks some budgets and did not count." in text
+    assert "1 interrupted pair lacks some budgets and was left out." in text
     assert "too few repeats to judge" in text
 
 
@@ -191,19 +191,19 @@ def test_a_run_that_has_only_begun_is_a_report_too(tmp_path: Path) -> None:
 def test_any_number_of_strategies_and_seeds_fits(tmp_path: Path, strategies: int, seeds: int) -> None:
     gains = {f"strategy {k}": k / 1000 for k in range(strategies)}
     text = words(page_of(run(gains, seeds=seeds, budgets=(10,)), tmp_path))
-    assert f"{strategies} way" in text
-    assert f"strategy {strategies - 1} (the best on average)" in text
+    assert f"{strategies} strateg" in text
+    assert f"strategy {strategies - 1} (best on average)" in text
 
 
 def test_several_data_sets_have_their_own_tables(tmp_path: Path) -> None:
     rows = run({"default": 0.02}, data="chest") + run({"default": 0.04}, data="bowel", budgets=(5, 10), unit="mm")
     text = words(page_of(rows, tmp_path))
-    assert "compared with choosing at random on 2 data sets" in text
+    assert "compared with random choice on 2 data sets" in text
     assert "+0.036 Dice on average" in text  # the mean of 0.024 and 0.048
     assert "Chest: distances" in text
     assert "Bowel: distances" in text
     assert "HD95 against random" not in text  # px and mm have no mean
-    assert "Several data sets. They count equally" in text
+    assert "Several data sets. Every data set has the same weight" in text
 
 
 def test_the_same_rows_give_the_same_report(tmp_path: Path) -> None:
@@ -214,17 +214,17 @@ def test_the_same_rows_give_the_same_report(tmp_path: Path) -> None:
 def test_settings_and_the_command_are_shown(written: tuple[Path, str]) -> None:
     text = words(written[1])
     assert "Images scans/images Masks scans/masks Epochs 30 Seeds 0, 1, 2, 3, 4" in text
-    assert text.endswith("Made by scanqueue simulate scans/images scans/masks")
+    assert text.endswith("Command scanqueue simulate scans/images scans/masks")
 
 
 def test_the_split_is_explained_with_and_without_patients() -> None:
     rows = run({"default": 0.02})
-    assert "all scans of a patient on one side (by folder)" in dict(method(rows, "by folder"))["Patients"]
-    assert "Scans were split one by one." in dict(method(rows, ""))["Patients"]
+    assert "same part of the split (by folder)" in dict(method(rows, "by folder"))["Patients"]
+    assert "Scans were split individually." in dict(method(rows, ""))["Patients"]
 
 
 def test_nothing_to_compare_and_a_folder_that_cannot_be_written_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(BadResults, match="not one model"):
+    with pytest.raises(BadResults, match="no strategy has a trained model"):
         write_report([], tmp_path, about={})
     (tmp_path / "report.html").mkdir()
     with pytest.raises(StorageFull, match=r"report\.html cannot be written"):

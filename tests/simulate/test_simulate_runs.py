@@ -153,10 +153,10 @@ def test_no_group_is_in_both_parts_and_the_share_is_kept() -> None:
     ("changes", "words"),
     [
         ({"strategies": ("luck",)}, "strategy: got 'luck'"),
-        ({"strategies": ("random", "random")}, "each may be named once"),
+        ({"strategies": ("random", "random")}, "each may be given only once"),
         ({"strategies": ()}, "at least one strategy"),
         ({"budgets": (6, 3)}, "ascending"),
-        ({"budgets": (0, 3)}, "from 1 up"),
+        ({"budgets": (0, 3)}, "from 1, ascending"),
         ({"test_share": 1.0}, "test share"),
         ({"alpha": 2.0}, "alpha"),
         ({"uncertainty": "mood"}, "wanted one of image, foreground"),
@@ -170,7 +170,7 @@ def test_what_cannot_be_compared_is_refused(folder: Path, changes: dict, words: 
 
 def test_a_budget_beyond_the_pool_is_refused_with_the_numbers(folder: Path, tmp_path: Path) -> None:
     bench = Bench(comparison(folder, budgets=(3, 23)), tmp_path)
-    with pytest.raises(BadSetting, match=r"24 scans in 24 groups give a pool of 14 and 10 to test on"):
+    with pytest.raises(BadSetting, match=r"24 scans in 24 groups give 14 pool scans and 10 test scans"):
         bench.split(0)
 
 
@@ -292,7 +292,7 @@ def test_a_training_never_holds_out_one_scan_of_a_patient_and_learns_from_anothe
 
 def test_output_folder_of_another_comparison_is_refused(folder: Path, tmp_path: Path) -> None:
     run(comparison(folder, budgets=(3,), strategies=("random",)), tmp_path, processes=1, progress=lambda *_: None)
-    with pytest.raises(ScanqueueError, match=r"holds another comparison \(budgets: \[3\], now \[3, 6\]\)"):
+    with pytest.raises(ScanqueueError, match=r"contains another comparison \(budgets: \[3\], now \[3, 6\]\)"):
         run(comparison(folder, strategies=("random",)), tmp_path, processes=1, progress=lambda *_: None)
 
 

@@ -119,7 +119,7 @@ def test_distances_of_mixed_units_may_be_empty(tmp_path: Path) -> None:
 
 
 def test_nothing_to_compare_is_refused() -> None:
-    with pytest.raises(BadResults, match="not one model of a strategy"):
+    with pytest.raises(BadResults, match="no strategy has a trained model"):
         check_rows([row(ALL_LABELS, 0, 100, 0.9)])
     with pytest.raises(BadResults, match="The same model appears twice: random, embedder e, seed 0, budget 10"):
         check_rows([row(RANDOM, 0, 10, 0.5), row(RANDOM, 0, 10, 0.6)])
@@ -322,7 +322,7 @@ def test_better_with_five_pairs_says_that_the_test_cannot_confirm_it() -> None:
     assert kind == "better"
     assert sentence.startswith("better than random: +0.021 Dice on average (95 % interval +0.01")
     assert sentence.endswith(
-        "over 5 paired repeats; a signed-rank test cannot confirm it, as the smallest p that 5 pairs can give is 0.0625"
+        "over 5 paired repeats; a signed-rank test cannot confirm it: the smallest possible p with 5 pairs is 0.0625"
     )
 
 
@@ -342,9 +342,9 @@ def test_an_interval_over_zero_is_never_called_equal() -> None:
     kind, sentence = one_verdict([-0.03, 0.02, -0.01, 0.03, 0.01])
     assert kind == "open"
     assert sentence.startswith(
-        "no difference to random could be shown: +0.004 Dice on average (95 % interval \N{MINUS SIGN}0.0"
+        "no difference from random could be shown: +0.004 Dice on average (95 % interval \N{MINUS SIGN}0.0"
     )
-    assert sentence.endswith("over 5 paired repeats; it may still lie in this interval")
+    assert sentence.endswith(") over 5 paired repeats")
 
 
 def test_fewer_than_five_pairs_are_no_verdict() -> None:
@@ -372,7 +372,7 @@ def test_what_luck_among_many_strategies_explains_is_said() -> None:
     said = verdict(compare_with_random(rows)[0])
     assert said.kind == "better"
     assert said.sentence.endswith(
-        "not confirmed by the signed-rank test once all strategies compared are allowed for (p = 0.12)"
+        "not confirmed by the signed-rank test after correction for all strategies (p = 0.12)"
     )
 
 
