@@ -17,7 +17,7 @@ from backend.workers.prefetch import ahead
 if TYPE_CHECKING:  # torch takes seconds to import: only inside functions
     pass
 BATCH = 16
-THREADS = min(4, os.cpu_count() or 1)  # that prepare images beside the network
+THREADS = min(4, os.cpu_count() or 1)  # threads that prepare images while the network computes
 Prepared = NDArray[Any]
 
 
@@ -89,7 +89,7 @@ class BatchedEmbedder(ABC):
 
 
 class NotFinite(ValueError):
-    """The network computed no number for an image."""
+    """The network returned NaN or infinity for an image."""
 
     def __init__(self, name: str, number: int) -> None:
         super().__init__(f"{name}: image {number} got NaN or infinity from the network. Use other weights")
@@ -97,7 +97,7 @@ class NotFinite(ValueError):
 
 
 class Pixels(BatchedEmbedder):
-    """The last resort: a small description of the picture itself, with nothing learned in it.
+    """The fallback: a small image descriptor without a trained network.
 
     A 16 x 16 thumbnail, a 32-bin histogram of gray levels and, in 4 x 4 cells, 8-bin histograms of edge
     directions; each part has length 1. It tells apart body parts, views and machines, and little that is finer.

@@ -40,7 +40,7 @@ _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow converts to gray
 
 @dataclass(frozen=True)
 class SegmenterSpec:
-    """What it takes to build a network.
+    """The parameters that define a network.
 
     architecture      a key of SEGMENTERS
     encoder           an encoder of segmentation_models_pytorch, "tu-NAME" for timm's NAME
@@ -88,7 +88,7 @@ def check_encoder(encoder: str) -> None:
 
 
 def check_image_size(image_size: int) -> None:
-    """Raise BadSetting unless five halvings of this side come out even."""
+    """Raise BadSetting unless this side can be halved five times."""
     if image_size < 32 or image_size % 32:
         below = max(32, image_size // 32 * 32)
         raise BadSetting(f"image_size must be a multiple of 32, got {image_size}; use {below} or {below + 32}")
@@ -121,7 +121,7 @@ class Segmenter:
     spec     what it is
     network  (N, channels, S, S) standardised scans -> (N, C, S, S) logits
     device   where it runs
-    warning  what did not go as asked while it was made (weights that could not be downloaded), or None
+    warning  a problem during creation (weights that could not be downloaded), or None
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Segmenter:
                 with offline_unless_reachable():
                     network = build(spec, in_channels=spec.channels, encoder_weights=wanted)
                 return cls(spec, network, device)
-            except Exception as error:  # whatever the hub client raises: carry on without, and say so
+            except Exception as error:  # the hub client raises many types: continue with a warning
                 warning = (
                     f"pretrained weights of {spec.encoder} could not be downloaded ({_first_line(error)}); "
                     "training starts from random weights. "
@@ -177,8 +177,8 @@ class Segmenter:
     def predict(self, images: Sequence[Letterboxed], batch_size: int = 8) -> list[NDArray[np.float32]]:
         """Class probabilities of each scan, cropped to its content box.
 
-        Returns one (C, h, w) float32 per scan, in order, summing to 1 over C. The same scan gives the same
-        probabilities whatever stands in its padding. Raises ValueError when a scan was letterboxed to another
+        Returns one (C, h, w) float32 per scan, in order, summing to 1 over C. The padding does not
+        affect the probabilities. Raises ValueError when a scan was letterboxed to another
         size.
         """
         answers: list[NDArray[np.float32]] = []

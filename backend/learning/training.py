@@ -1,10 +1,10 @@
 """Fitting a segmenter to the scans labelled so far.
 
-Every round trains from its starting weights again (random, or pretrained ones), not from the round before, so
-a model depends on its scans, settings and seed alone. The default for a CPU fits a lab's workstation: one
+Every round starts from the same weights (random or pretrained), not from the previous round, so a model
+depends on its scans, settings and seed alone. The default for a CPU fits a lab's workstation: one
 round of 20 scans in a few minutes on two cores.
 
-On cores shared with other work OpenMP's waiting threads take the time of the working ones: start the process
+On shared cores, waiting OpenMP threads slow down the working ones: start the process
 with OMP_WAIT_POLICY=PASSIVE in its environment (read once, when torch is first imported), or give it one thread.
 """
 
@@ -43,7 +43,7 @@ class Trained:
     """A finished training.
 
     segmenter  with the weights of the best validation Dice; without validation scans, the last ones
-    history    one dict for each look at the validation scans: step, loss (mean since the look before),
+    history    one dict per validation: step, loss (mean since the previous one),
                learning_rate, dice (0..1, None without validation scans), seconds (since the start)
     best_step  the step the weights are from
     seconds    wall time
@@ -238,7 +238,7 @@ def _seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
 
 
 def _endless(n: int, batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Full batches for ever: rows of one permutation after another, so every scan is seen equally often."""
+    """Endless full batches from successive permutations, so every scan is used equally often."""
     generator = np.random.default_rng([seed, n])
     waiting: list[int] = []
     while True:
@@ -249,14 +249,14 @@ def _endless(n: int, batch_size: int, seed: int) -> Iterator[list[int]]:
 
 
 def _one_cycle(progress: float, warmup: float) -> float:
-    """Share of the highest learning rate: up in a straight line, down to 0 along a cosine."""
+    """Share of the maximum learning rate: linear warm-up, then cosine decay to 0."""
     if progress < warmup:
         return progress / warmup
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1e-9, 1 - warmup)))
 
 
 class _Loss(nn.Module):
-    """Dice + cross-entropy of (N, C, S, S) logits against (N, S, S) classes; IGNORE pixels weigh nothing."""
+    """Dice + cross-entropy of (N, C, S, S) logits against (N, S, S) classes; IGNORE pixels do not count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ class _Loss(nn.Module):
 
 
 class _Average:
-    """Running mean of a network's weights and batch statistics; a young mean forgets faster."""
+    """Moving average of a network's weights and batch statistics, with faster decay at the start."""
 
     def __init__(self, network: nn.Module, keep: float) -> None:
         self.network = copy.deepcopy(network).eval()

@@ -22,22 +22,21 @@ class TrainingSettings:
     architecture, encoder, decoder_channels, image_size  see SegmenterSpec
     encoder_weights  None (random), "imagenet" or a path; see Segmenter.create
     device           "cpu", "cuda", "cuda:1", ...
-    batch_size       scans per step, 2 or more; fewer labelled scans than that are repeated, each time
-                     augmented anew
+    batch_size       scans per step, >= 2; fewer labelled scans are repeated with new augmentation
     max_steps        steps of the optimiser, whatever the number of scans: a round takes the same time
     learning_rate    highest rate of the one-cycle schedule (Smith & Topin 2018), reached after `warmup` of
                      all steps
-    weight_decay     of AdamW
-    ema              how much of the averaged weights is kept at each step, 0..1; 0: no averaging
-    validate_every   steps between two looks at the validation scans
-    patience         stop after so many looks without a better Dice; 0: never stop early
+    weight_decay     weight decay of AdamW
+    ema              share of the averaged weights kept at each step, 0..1; 0: no averaging
+    validate_every   steps between validations
+    patience         number of validations without a better Dice before stopping; 0: never stop early
     flip             mirror scans left to right; off, as left and right mean something in most anatomy
     rotate, shift, zoom, shear, contrast, gamma, noise  ranges of the augmentation: degrees, share of the
                                                         side, shares,
                      degrees, shares, exponent, standard deviation (of intensities in 0..1)
     seed             same seed, scans and number of threads: same weights, bit for bit, on a CPU
 
-    Raises BadSetting on a value that cannot be trained with.
+    Raises BadSetting on an invalid value.
     """
 
     encoder: str

@@ -25,8 +25,8 @@ log = logging.getLogger("scanqueue.embedders")
 class Network(BatchedEmbedder):
     """A vision network without its head, in evaluation mode, on one device.
 
-    On a GPU it computes in bfloat16, always with full batches and without kernels whose result varies, so that there
-    too a vector depends on nothing but its image.
+    On a GPU it computes in bfloat16 with full batches and deterministic kernels, so that a vector depends on its
+    image alone.
     """
 
     def __init__(self, name: str, model: torch.nn.Module, preprocessing: Preprocessing, device: str) -> None:
@@ -54,17 +54,17 @@ class Network(BatchedEmbedder):
         return vectors
 
     def ready(self, prepared: Sequence[Prepared]) -> torch.Tensor:
-        """What the network is called with: (N, channels, H, W) float32 on its device, of one batch."""
+        """One batch as network input: (N, channels, H, W) float32 on its device."""
         import torch
 
-        if self._device.type != "cuda":  # one look at a table per pixel and channel
+        if self._device.type != "cuda":  # one table look-up per pixel and channel
             height, width = self.preprocessing.size
             values = np.empty((len(prepared), height, width, self.preprocessing.channels), np.float32)
             for filled, image in zip(values, prepared, strict=True):
                 for channel, table in enumerate(self._table):
                     filled[:, :, channel] = table[image if image.ndim == 2 else image[:, :, channel]]
             return torch.from_numpy(values).permute(0, 3, 1, 2)
-        gray = all(image.ndim == 2 for image in prepared)  # becomes three channels there: a third to send
+        gray = all(image.ndim == 2 for image in prepared)  # expanded on the GPU: a third of the transfer
         pixels = np.zeros((self.batch, *self.preprocessing.size, 1 if gray else self.preprocessing.channels), np.uint8)
         for row, image in zip(pixels, prepared, strict=False):
             row[:] = image if image.ndim == 3 else image[:, :, None]
@@ -104,7 +104,7 @@ class Network(BatchedEmbedder):
 
     @cached_property
     def _recorded(self) -> _CudaGraph | None:
-        """On a GPU: the forward pass without Python in it. None where it cannot be had."""
+        """On a GPU, the forward pass as a CUDA graph; None if unavailable."""
         import torch
 
         if self._device.type != "cuda":
@@ -114,13 +114,13 @@ class Network(BatchedEmbedder):
             recorded = _CudaGraph(self.forward, blank)
             same = torch.allclose(recorded(blank).float(), self.forward(blank).float(), rtol=1e-2, atol=1e-3)
         except RuntimeError as error:
-            log.info("%s: no CUDA graph of it can be had: %s", self.name, str(error).partition("\n")[0])
+            log.info("%s: no CUDA graph is available: %s", self.name, str(error).partition("\n")[0])
             return None
         return recorded if same else None
 
 
 class _CudaGraph:
-    """A forward pass recorded as a CUDA graph, for inputs of one shape: replayed, the GPU waits for no Python.
+    """A forward pass recorded as a CUDA graph, for inputs of one shape, which avoids Python overhead.
 
     The output of one call is overwritten by the next.
     """
@@ -132,7 +132,7 @@ class _CudaGraph:
         with torch.cuda.device(sample.device):
             beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             beside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(beside):  # what is made on first use is made before
+            with torch.cuda.stream(beside):  # warm-up: lazy initialisation must happen before recording
                 for _ in range(3):
                     forward(self._input)
             torch.cuda.current_stream().wait_stream(beside)

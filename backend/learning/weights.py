@@ -1,7 +1,7 @@
-"""Pretrained weights by name: what they are, which file goes where, and whether a file is the right one.
+"""Pretrained weights by name: descriptions, files and places, in the table `WEIGHTS`.
 
-`WEIGHTS` is the one table of them. Everything works without a network: files are carried to the machine, checked,
-and put in place below the folder that SCANQUEUE_WEIGHTS_DIR names. Nothing in a file is executed.
+Everything works without a network: files are copied to the machine, checked, and put in place below the folder
+that SCANQUEUE_WEIGHTS_DIR names. Nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DIR_SETTING = "SCANQUEUE_WEIGHTS_DIR"
 class File:
     """A file of weights under its published name.
 
-    sha256  of the published file; empty where none is known
+    sha256  checksum of the published file; empty if unknown
     """
 
     name: str
@@ -31,16 +31,16 @@ class File:
 class Weights:
     """One row of the table.
 
-    key            what `scanqueue weights` calls it
-    embedder       what SCANQUEUE_EMBEDDER has to be to draw the map with it; empty: not an embedder
-    encoder        what SCANQUEUE_ENCODER has to be to start the segmentation from it; empty: not an encoder
+    key            name in `scanqueue weights`
+    embedder       value of SCANQUEUE_EMBEDDER that selects it; empty: not an embedder
+    encoder        value of SCANQUEUE_ENCODER that selects it; empty: not an encoder
     network        one of `networks.NETWORKS`, else an architecture of timm
     folder         below SCANQUEUE_WEIGHTS_DIR; all files go into it
     files          any one of them is enough; the first is what is downloaded
-    config         files that are needed beside it
-    hub            repository of the hub, owner/name; empty: not to be downloaded from there
-    source         where its authors give it out
-    megabytes      size of the first file, about
+    config         files needed in addition
+    hub            repository of the hub, owner/name; empty: not available there
+    source         where the authors publish it
+    megabytes      approximate size of the first file
     vector         length of a vector
     """
 
@@ -241,7 +241,7 @@ def weights_called(name: str) -> Weights:
 
 
 def weights_of(setting: str) -> Weights | None:
-    """The row that SCANQUEUE_EMBEDDER or SCANQUEUE_ENCODER means; None when it means something else."""
+    """The row that a value of SCANQUEUE_EMBEDDER or SCANQUEUE_ENCODER selects, or None."""
     return next((row for row in WEIGHTS if setting and setting in (row.embedder, row.encoder)), None)
 
 
@@ -252,7 +252,7 @@ def encoder_weights_at(path: Path) -> Weights | None:
 
 
 def found_file(row: Weights, folder: Path) -> Path | None:
-    """The weights of a row where they belong below `folder`, whatever is in them."""
+    """The weights of a row in their place below `folder`; the content is not checked."""
     return next((folder / row.folder / f.name for f in row.files if (folder / row.folder / f.name).is_file()), None)
 
 

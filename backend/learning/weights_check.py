@@ -14,12 +14,12 @@ from backend.learning.checkpoints import check_whole, read_tensors
 from backend.learning.networks import misfits, renamed, wanted_tensors
 from backend.learning.weights import WEIGHTS, File, Weights, found_file, how_to_get, where_published
 
-LOOKED_AT = 2000  # files of the weights folder, when one is missing and may have another name
+LOOKED_AT = 2000  # maximum number of files searched for a missing one under another name
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of looking at one file.
+    """The result of checking one file.
 
     state  "ok", "missing", "truncated", "renamed" or "wrong"
     what   a sentence: what is wrong, and what to do
@@ -32,7 +32,7 @@ class Verdict:
 
     @property
     def bad(self) -> bool:
-        """Something is there that cannot be used as it is."""
+        """A file exists but cannot be used as it is."""
         return self.state in ("truncated", "renamed", "wrong")
 
     def to_dict(self) -> dict[str, str]:
@@ -40,9 +40,9 @@ class Verdict:
 
 
 def verify(row: Weights, folder: Path, *, content: bool = True) -> list[Verdict]:
-    """Look at the files of a row below the weights folder, at the weights first.
+    """Check the files of a row below the weights folder, the weights first.
 
-    content  False: leave the checksum out, which takes a second per gigabyte or more
+    content  False: skip the checksum, which takes a second or more per gigabyte
     """
     path = found_file(row, folder)
     if path is not None:
@@ -59,7 +59,7 @@ def verify(row: Weights, folder: Path, *, content: bool = True) -> list[Verdict]
 
 
 def judge(row: Weights, path: Path, *, content: bool = True) -> Verdict:
-    """Whether a file, wherever it lies, is the one that the row describes."""
+    """Whether a file, in any place, is the one that the row describes."""
 
     def verdict(state: str, what: str) -> Verdict:
         return Verdict(row.key, state, path, what)
@@ -115,7 +115,7 @@ def judge_config(row: Weights, path: Path) -> Verdict:
 
 
 def _fits(row: Weights, path: Path) -> bool:
-    """Whether the file is whole and has the tensors of the row; for what has the name of another row's, no."""
+    """Whether the file is complete and has the tensors of the row."""
     try:
         tensors = renamed(row.network, read_tensors(path, device="meta"))
     except (BrokenWeights, OSError):
@@ -128,7 +128,7 @@ def _whose(path: Path, but: Weights) -> Weights | None:
 
 
 def _stray(row: Weights, folder: Path) -> Path | None:
-    """A file below the folder that holds these weights, and does not lie where other weights belong."""
+    """A file below the folder that contains these weights and is not in the place of other weights."""
     taken = {folder / other.folder / f.name for other in WEIGHTS for f in other.files}
     for path in files_below(folder):
         if path in taken and path.parent != folder / row.folder:
@@ -151,7 +151,7 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def matching_file(row: Weights, path: Path) -> File:
-    """Which of the row's files this is: by its name, else by what it is made of."""
+    """Which of the row's files this is, by its name, else by its content."""
     for file in row.files:
         if file.name == path.name:
             return file

@@ -1,4 +1,4 @@
-"""Put weight files in place: from a carried file or folder, or from the model hub."""
+"""Put weight files in place: from a local file or folder, or from the model hub."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ CHUNK = 1 << 20  # bytes copied at a time
 
 
 def fetch(row: Weights, folder: Path, source: Path | None = None, *, why_not: Callable[[], str]) -> list[Verdict]:
-    """Put the files of a row in place, from a carried file or folder, else from the hub; what is wrong stays out.
+    """Put the files of a row in place, from a local file or folder, else from the hub; wrong files are rejected.
 
     source   a file of weights (with its config files beside it), or a folder that holds them, at any depth
-    why_not  says why the hub cannot be asked; empty when it can
+    why_not  gives the reason why the hub is unreachable, or an empty string
 
-    A file that is in place already and right is left alone. Returns what was found in place at the end. Raises
-    BrokenWeights when a file is not the right one, WeightsMissing when one is not to be had, StorageFull when it
-    cannot be written.
+    Keeps correct files already in place. Returns the final check. Raises BrokenWeights when a file is wrong,
+    WeightsMissing when one is unavailable, StorageFull when it cannot be written.
     """
     if source is None:
         present = verify(row, folder)
@@ -38,7 +37,7 @@ def fetch(row: Weights, folder: Path, source: Path | None = None, *, why_not: Ca
 
 
 def _carried(row: Weights, source: Path) -> tuple[Path, list[Path]]:
-    """The weights and the config files among what was carried, all of them found right."""
+    """The weights and the config files in a source, all checked."""
     files = [source] if source.is_file() else list(files_below(source))
     names = [f.name for f in row.files]
     named = sorted((p for p in files if p.name in names), key=lambda p: names.index(p.name))
@@ -69,7 +68,7 @@ def _carried(row: Weights, source: Path) -> tuple[Path, list[Path]]:
 def _download(row: Weights, folder: Path, why_not: Callable[[], str]) -> list[Verdict]:
     get = how_to_get(row, folder)
     if not row.hub:
-        raise WeightsMissing(f"{row.key} is not to be had from the hub. {get}, or give it with --from")
+        raise WeightsMissing(f"{row.key} is not available from the hub. {get}, or give it with --from")
     if reason := why_not():
         raise WeightsMissing(f"{row.key} cannot be downloaded ({reason}). {get}, or give them with --from")
     from huggingface_hub import hf_hub_download
@@ -79,7 +78,7 @@ def _download(row: Weights, folder: Path, why_not: Callable[[], str]) -> list[Ve
         try:
             for name in (*row.config, row.files[0].name):
                 hf_hub_download(row.hub, name, local_dir=scratch)
-        except Exception as error:  # whatever the hub client raises: refused, gone, cut off
+        except Exception as error:  # the hub client raises many types: refused, gone, truncated
             raise WeightsMissing(
                 f"{row.key}: the download from {row.hub} failed ({type(error).__name__}). {get}, or give them with "
                 "--from"
@@ -95,7 +94,7 @@ def _place(row: Weights, folder: Path, weights: Path, configs: list[Path]) -> li
 
 
 def _copy(source: Path, place: Path) -> None:
-    """Copy beside the place, down to the disk, then rename: a copy that is cut off is never taken for the file."""
+    """Copy beside the place, down to the disk, then rename: an interrupted copy never appears as the file."""
     if place.exists() and place.samefile(source):
         return
     aside = place.with_name(f".{place.name}.part")
