@@ -64,7 +64,7 @@ class ScanqueueBackend(LabelStudioMLBase):  # type: ignore[misc]
     def setup(self) -> None:
         """Register the project and its extra params when Label Studio connects or checks the backend.
 
-        The class is made anew for every request; only /setup is handed on.
+        The class is instantiated for every request; only /setup is forwarded.
         """
         if not (has_request_context() and request.path.rstrip("/").endswith("/setup")):
             return

@@ -56,8 +56,8 @@ def _send_form(browser: httpx.Client, path: str, fields: dict[str, str]) -> None
     done = browser.post(path, data=form, headers={"Referer": str(page.url)})
     if browser.get("/api/current-user/whoami").status_code == 200:
         return
-    said = re.findall(r'class="[^"]*(?:error|alert)[^"]*"[^>]*>\s*(?:<li>)?\s*([^<\s][^<]*)', done.text)
-    why = html.unescape(said[0].strip()) if said else f"status {done.status_code}"
+    errors = re.findall(r'class="[^"]*(?:error|alert)[^"]*"[^>]*>\s*(?:<li>)?\s*([^<\s][^<]*)', done.text)
+    why = html.unescape(errors[0].strip()) if errors else f"status {done.status_code}"
     raise StudioRefused(f"Label Studio did not let {fields['email']} in at {path.split('?')[0]}: {why}")
 
 

@@ -38,7 +38,7 @@ class Annotator:
         self._tab: dict[int, int] = {}
 
     def next_task(self, project: int) -> dict[str, Any] | None:
-        """Press "Label All Tasks", or Next: the task Label Studio serves, or None when there is none left.
+        """Press "Label All Tasks", or Next: the task Label Studio serves, or None when no task is left.
 
         The task carries `predictions` (what the page draws) and `queue` (how it was chosen).
         """

@@ -186,7 +186,7 @@ def _base_environment(data: Path) -> dict[str, str]:
 
 
 def _migrated_database(executable: Path, cache: Path | None) -> Path:
-    """A migrated database without users; made once per installed version, whoever asks first."""
+    """A migrated database without users, created once per installed version."""
     root = executable.absolute().parent.parent
     found = sorted(root.glob("lib*/python*/site-packages/label_studio-*.dist-info"))
     version = found[0].name.removesuffix(".dist-info") if found else "label_studio"

@@ -52,7 +52,7 @@ class Round:
 
 
 def dice(one: Mask, other: Mask) -> float:
-    """Overlap of two masks in 0..1, high = alike; two empty masks are alike."""
+    """Overlap of two masks, 0..1, higher is better; 1 for two empty masks."""
     both = int(one.sum()) + int(other.sum())
     return 1.0 if both == 0 else 2.0 * int((one & other).sum()) / both
 

@@ -102,7 +102,7 @@ def check_address(settings: Settings, address: str, studio: Studio) -> Iterator[
         what = f"Label Studio connects to {shown} but creates no webhook for it: the host {host!r} has no dot."
         yield Finding("address", "error", what, webhook_advice(address))
         webhook = ""
-    unknown = next((said for said in (backend, webhook) if "resolve hostname" in said), "")
+    unknown = next((text for text in (backend, webhook) if "resolve hostname" in text), "")
     if unknown:
         what = f"Label Studio cannot look up the host of {shown}: {unknown}"
         cure = "Set SCANQUEUE_PUBLIC_URL to a name or address that Label Studio's machine knows."

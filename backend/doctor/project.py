@@ -83,8 +83,8 @@ def check_backend(
         cure = "Enter SCANQUEUE_USER and SCANQUEUE_PASSWORD in Settings > Model, Edit, as Basic Authentication."
         yield Finding("backend", "error", what, cure)
     else:
-        said = re.sub(r"//[^/@\s]+@", "//", str(ours.get("error_message") or "it does not answer"))[:200]
-        what = f"Label Studio cannot reach {redact_url(ours['url'])}: {said}"
+        reason = re.sub(r"//[^/@\s]+@", "//", str(ours.get("error_message") or "it does not answer"))[:200]
+        what = f"Label Studio cannot reach {redact_url(ours['url'])}: {reason}"
         cure = (
             "Check that this address answers on Label Studio's machine, correct it or its user and password in "
             "Settings > Model, Edit, and set SCANQUEUE_PUBLIC_URL to the same address."

@@ -93,7 +93,7 @@ class Uploads:
         return [found[file.name] for file in files]
 
     def _uploaded(self, name: str, data: bytes) -> str:
-        """The address of the same picture from an earlier attempt; "" if there is none."""
+        """The address of the same picture from an earlier attempt, or ""."""
         while self._spare.get(name):
             upload = self._spare[name].pop()
             try:

@@ -152,7 +152,7 @@ class Listing(Client):
         return {row["id"] for row in self._task_rows(project, "id", {})}
 
     def annotations(self, project: int, tasks: Sequence[int]) -> Iterator[Annotation | int]:
-        """For each of `tasks` the annotation that counts, or the bare task id if there is none."""
+        """For each of `tasks` the annotation that counts, or the bare task id without one."""
         for start in range(0, len(tasks), ANNOTATION_CHUNK):
             chunk = list(tasks[start : start + ANNOTATION_CHUNK])
             query = filters(("id", "in_list", "List", chunk))

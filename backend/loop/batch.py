@@ -120,7 +120,7 @@ class BatchProcessor:
         return scan, prepare_scan(file, self.learner.prepare, self.learner.image_size, self.store)
 
     def _fetched(self, scan: Scan) -> tuple[Scan, bytes | UnreadableScan]:
-        """The scan with its file, or with the reason why there is none."""
+        """The scan with its file, or with the reason for its absence."""
         try:
             return scan, self.studio.image(scan.image)
         except UnreadableScan as error:
@@ -179,7 +179,7 @@ class BatchProcessor:
                 self.store.put_uncertainty(model, {s.digest: v for s, v in zip(good, values, strict=True)})
 
     def draw(self, project: int, model: str, scans: Sequence[Scan]) -> None:
-        """Store the model's mask of these scans at original size, where there is none yet."""
+        """Store the model's mask of these scans at original size, unless already stored."""
         todo = [s for s in scans if not self.store.has("masks", fingerprint(model, s.digest))]
         if not todo:
             return  # and the model need not be loaded

@@ -39,7 +39,7 @@ def digest_of(data: bytes) -> str:
 def prepare_scan(data: bytes | UnreadableScan, prepare: Prepare, size: int, artefacts: Artefacts) -> Ready:
     """Decode a scan, cache it in the working square of `size` pixels, and prepare it for the embedder.
 
-    data  its file, or the reason why there is none
+    data  its file, or the reason for its absence
 
     Raises StorageFull.
     """

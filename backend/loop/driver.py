@@ -87,7 +87,7 @@ class Reconciler:
         self._backends: dict[int, tuple[float, list[str]]] = {}
 
     def reconcile(self, project: int) -> Plan:
-        """Do all that is missing in one project. Returns the last plan, which has no steps when nothing is missing.
+        """Do all pending steps of one project. Returns the last plan, which has no steps when nothing is pending.
 
         Raises Busy while another process works on the project. Every other failure is recorded as the project's
         `trouble`, which the status shows, and raised.

@@ -46,7 +46,7 @@ class ShardWorker:
                 self.stopping.wait(IDLE)
 
     def do_one(self) -> bool:
-        """Take one shard and do it; False when there is none."""
+        """Take and process one shard; False when no shard is available."""
         shard = self.shards.take()
         if shard is None:
             return False

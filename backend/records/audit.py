@@ -67,9 +67,9 @@ class AuditRecords(Database):
         here = change_table.c.project == project
         last = connection.execute(select(func.max(change_table.c.n)).where(here)).scalar_one()
         row = {"project": project, "n": (last or 0) + 1, "at": time.time(), "undone": 0}
-        told = {"before": to_json(change.before), "after": to_json(change.after)}
-        said = {"user": change.user, "kind": change.kind, "what": change.what}
-        connection.execute(change_table.insert().values(**row, **said, **told))
+        values = {"before": to_json(change.before), "after": to_json(change.after)}
+        about = {"user": change.user, "kind": change.kind, "what": change.what}
+        connection.execute(change_table.insert().values(**row, **about, **values))
         if change.undoes is not None:
             connection.execute(update(change_table).where(here, change_table.c.n == change.undoes).values(undone=1))
         return int(row["n"])
@@ -84,10 +84,10 @@ class AuditRecords(Database):
         """Activations of models, oldest first: {change, version, before, at, user}."""
         here = (change_table.c.project == project, change_table.c.kind == "activate")
         rows = self.rows(select(change_table).where(*here).order_by(change_table.c.n))
-        told = ((r, json.loads(r["before"]), json.loads(r["after"])) for r in rows)
+        parsed = ((r, json.loads(r["before"]), json.loads(r["after"])) for r in rows)
         return [
             {"change": r["n"], "version": after, "before": before, "at": r["at"], "user": r["user"]}
-            for r, before, after in told
+            for r, before, after in parsed
         ]
 
     def change(self, project: int, n: int) -> dict[str, Any] | None:

@@ -94,7 +94,7 @@ def known_project(store: Store, project: int) -> Any:
 @contextmanager
 def held(store: Store, project: int, wait: float, say: Say) -> Iterator[LockHandle]:
     """Wait for the project's lock and hold it. Raises ProjectBusy when it is not available within `wait` seconds."""
-    until, told = time.monotonic() + wait, False
+    until, announced = time.monotonic() + wait, False
     while True:
         with store.lock(project) as mine:
             if mine:
@@ -107,9 +107,9 @@ def held(store: Store, project: int, wait: float, say: Say) -> Iterator[LockHand
                 f"Project {project}: {at} and did not release it within {wait:.0f} s. Nothing was done. Give a longer "
                 "--wait (a training holds it until its end), or stop the workers first."
             )
-        if not told:
+        if not announced:
             say(f"Project {project}: {at}; waiting for it, at most {wait:.0f} s.")
-            told = True
+            announced = True
         time.sleep(POLL)
 
 

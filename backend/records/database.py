@@ -59,8 +59,8 @@ def _address(url: str) -> URL:
 
 def _patience(url: URL) -> dict[str, Any]:
     """PATIENCE, unless the address sets an option itself."""
-    said = {name for name in url.query if name in PATIENCE and name != "options"}
-    found: dict[str, Any] = {name: value for name, value in PATIENCE.items() if name not in said}
+    given = {name for name in url.query if name in PATIENCE and name != "options"}
+    found: dict[str, Any] = {name: value for name, value in PATIENCE.items() if name not in given}
     if "options" in url.query:  # the later one counts
         found["options"] = " ".join([str(PATIENCE["options"]), *url.normalized_query["options"]])
     return found
@@ -146,7 +146,7 @@ class Database(Artefacts):
                 "connections to it are waiting. It is tried again. Check that the database and its machine run."
             ) from error
         except (OperationalError, InterfaceError) as error:
-            said = str(error.orig)
+            detail = str(error.orig)
             code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # without the details
             unavailable = code in SQLITE_UNAVAILABLE
             if (error.orig and is_disk_full(error.orig)) or (unavailable and self._short()):
@@ -154,14 +154,14 @@ class Database(Artefacts):
                 raise StorageFull(f"The disk that holds {where} is full; nothing was lost. Make room.") from error
             if unavailable:
                 raise StoreUnavailable(
-                    f"The records in {self.folder} cannot be used now: {said}. It is tried again. Check the disk, and "
-                    "that the folder is writable."
+                    f"The records in {self.folder} cannot be used now: {detail}. It is tried again. Check the disk, "
+                    "and that the folder is writable."
                 ) from error
             if self._engine.dialect.name == "sqlite":
                 raise
             raise StoreUnavailable(
                 f"The database {self._engine.url.render_as_string(hide_password=True)} does not answer: "
-                f"{said.splitlines()[0] if said else type(error).__name__}. It is tried again; check that it runs "
+                f"{detail.splitlines()[0] if detail else type(error).__name__}. It is tried again; check that it runs "
                 "and that SCANQUEUE_DATABASE_URL is right."
             ) from error
 

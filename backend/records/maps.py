@@ -30,7 +30,7 @@ class StoredMap(NamedTuple):
 
 
 def read_map(artefacts: Artefacts, project: int, embedder: str) -> StoredMap | None:
-    """None when there is none yet."""
+    """The stored map; None if it does not exist yet."""
     try:
         found = artefacts.arrays("maps", map_name(project, embedder))
     except FileNotFoundError:

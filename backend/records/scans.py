@@ -168,8 +168,8 @@ class ScanRecords(Database):
         """Let the next run of the loop read the scan and its annotation again, if either has a problem."""
         with self.write() as connection:
             scan = (scan_table.c.project == project, scan_table.c.task == task, scan_table.c.problem != "")
-            anew = connection.execute(update(scan_table).where(*scan).values(problem="", problem_at=0.0, digest=""))
+            reset = connection.execute(update(scan_table).where(*scan).values(problem="", problem_at=0.0, digest=""))
             label = [label_table.c.project == project, label_table.c.task == task]
-            if not anew.rowcount:  # else its image may have changed, and the mask must fit it
+            if not reset.rowcount:  # else its image may have changed, and the mask must fit it
                 label.append((label_table.c.problem != "") | (label_table.c.remark != ""))
             connection.execute(delete(label_table).where(*label))

@@ -67,8 +67,8 @@ class Store(
         scored = select(func.count()).where(uncertainty_table.c.model == (model["fingerprint"] if model else ""))
         with suppress(OSError):
             found.append((self.path("maps", map_name(project, row["embedder"])).stat().st_mtime_ns,))
-        told = (row[name] for name in ("cursor", "active", "extra_params", "overrides", "embedder", "phase"))
-        return (*told, *found, *self._tuples(scored))
+        settings = (row[name] for name in ("cursor", "active", "extra_params", "overrides", "embedder", "phase"))
+        return (*settings, *found, *self._tuples(scored))
 
     @contextmanager
     def lock(self, project: int) -> Iterator[LockHandle]:

@@ -18,7 +18,7 @@ project_table = Table(
     Column("config", Text, nullable=False, default=""),  # the label config that the records match
     Column("phase", String(16), nullable=False, default="empty"),
     Column("reason", Text, nullable=False, default=""),
-    Column("trouble", Text, nullable=False, default=""),  # of the last run of the loop; "" for none
+    Column("trouble", Text, nullable=False, default=""),  # message from the last run of the loop, or ""
     Column("training_requests", Integer, nullable=False, default=0),
     Column("active", String(40), nullable=False, default=""),
     Column("embedder", Text, nullable=False, default=""),
