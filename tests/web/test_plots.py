@@ -384,7 +384,10 @@ def test_status_draws_a_png(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--project", "1", "--plot", "a.pdf"], r"^--plot: got 'a\.pdf'; expected a file name that ends in \.svg or \.png"),
+        (
+            ["--project", "1", "--plot", "a.pdf"],
+            r"^--plot: got 'a\.pdf'; expected a file name that ends in \.svg or \.png",
+        ),
         (["--project", "1", "--plot", "a"], r"^--plot: got 'a'; expected a file name that ends in \.svg or \.png"),
         (["--plot", "a.svg"], r"^--plot needs one project. Add its ID in Label Studio, for example --project 1\.$"),
         (["--project", "9", "--plot", "a.svg"], r"^Project 9 is not connected to this scanqueue\."),
