@@ -90,14 +90,9 @@ def train(
     total = settings.max_steps
     report(0, total)
     colour = any(one.pixels.ndim == 3 for one in (*scans, *watched))
-    spec = SegmenterSpec(
-        settings.architecture,
-        settings.encoder,
-        3 if colour else 1,
-        settings.image_size,
-        tuple(labels),
-        settings.decoder_channels,
-    )
+    channels, names = 3 if colour else 1, tuple(labels)
+    architecture, encoder, size = settings.architecture, settings.encoder, settings.image_size
+    spec = SegmenterSpec(architecture, encoder, channels, size, names, settings.decoder_channels)
     fit = _Fit(spec, scans, masks, settings)
     best = _Best()
     history: list[dict[str, float | int | None]] = []
