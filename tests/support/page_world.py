@@ -31,7 +31,9 @@ def lived(folder: Path) -> World:
 
 
 def application(world: World) -> FastAPI:
-    studio = SimpleNamespace(tasks_with_drafts=lambda project: world.order()[:1], user_names=lambda: {1: "anna@lab.example"})
+    studio = SimpleNamespace(
+        tasks_with_drafts=lambda project: world.order()[:1], user_names=lambda: {1: "anna@lab.example"}
+    )
     pictures = Pictures(world.store, world.reconciler().processor)
     checks = [{"level": "ok", "what": "Label Studio answers.", "cure": ""}]
     overview = Overview(world.store, studio, pictures, lambda project: checks)  # type: ignore[arg-type]
