@@ -12,9 +12,7 @@ from backend.loop.context import LoopContext, Postponed, Replan
 from backend.loop.decide import decide
 from backend.loop.observing import Observer
 from backend.loop.publishing import Publisher
-from backend.loop.steps import CompareWithControl, Done, OpenRound, ReadMasks, Seen, Train
-from backend.loop.stored import stored
-from backend.loop.trials import (
+from backend.loop.retraining import (
     PROGRESS_EVERY,
     TRAINING_ROOM,
     LabelledScan,
@@ -22,6 +20,8 @@ from backend.loop.trials import (
     evaluate,
     labelled_scans,
 )
+from backend.loop.steps import CompareWithControl, Done, OpenRound, ReadMasks, Seen, Train
+from backend.loop.stored import stored
 
 log = logging.getLogger("scanqueue.reconcile")
 

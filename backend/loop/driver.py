@@ -30,6 +30,7 @@ from backend.loop.decide import decide, next_step
 from backend.loop.observing import Observer, webhook_url
 from backend.loop.project_settings import extra_signal
 from backend.loop.publishing import Publisher
+from backend.loop.retraining import Trainer
 from backend.loop.rounds import extend_round, map_pool, open_round
 from backend.loop.sharing import share
 from backend.loop.steps import (
@@ -51,7 +52,6 @@ from backend.loop.steps import (
     describe,
 )
 from backend.loop.stored import stored
-from backend.loop.trials import Trainer
 from backend.records.store import Store
 from backend.settings import ProjectSettings, Settings
 from backend.workers.counters import CountCallback, discard
