@@ -35,8 +35,7 @@ demo: setup
 lint: lint-sources types
 
 # No test can reach anything but this machine (where we are root; else as it is). Two files at a time, each with a thread.
-# In the stack twenty annotators are timed and every packet that would leave is counted: only the quick tests run beside
-# it, with low priority and in a network namespace of their own.
+# The stack runs alone: twenty annotators are timed in it, and every packet that would leave is counted.
 PYTEST = scripts/offline .venv/bin/python -m pytest
 TWO = --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 STACK = tests/service/test_stack.py
@@ -47,7 +46,8 @@ check: lint-sources
 
 test: lint-sources
 	$(MAKE) --no-print-directory --jobs=2 types servers
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target stack quick PRIORITY="nice -n 10"
+	$(MAKE) --no-print-directory quick
+	$(MAKE) --no-print-directory stack
 
 test-all:
 	$(MAKE) --no-print-directory test LONG=
@@ -61,8 +61,8 @@ types:
 	.venv/bin/mypy
 
 quick:
-	$(PRIORITY) .venv/bin/python -m pytest -q --doctest-modules sampling
-	OMP_NUM_THREADS=1 $(PRIORITY) $(PYTEST) -m "not server and not slow and not long" $(TWO)
+	.venv/bin/python -m pytest -q --doctest-modules sampling
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not server and not slow and not long" $(TWO)
 
 servers:
 	OMP_NUM_THREADS=1 $(PYTEST) --durations=25 -m "(server or slow or long) $(LONG)" --ignore=$(STACK) $(TWO)

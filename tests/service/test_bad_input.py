@@ -123,7 +123,7 @@ def test_unreadable_scans_are_listed_with_a_cure_and_the_others_go_on(bad: dict[
     assert "60000" in problems[odd["bomb.png"]]
     assert "the server answered 404" in problems[odd["missing.png"]]
     assert "add it to SCANQUEUE_IMAGE_HOSTS" in problems[odd["elsewhere"]]
-    assert "re-import" in problems[odd["nothing"]]
+    assert "import it again" in problems[odd["nothing"]]
     assert not set(status["queue"]) & set(problems)
     assert status["scans"] == 10 + len(odd)
     assert status["embedded"] == 10 + 5
