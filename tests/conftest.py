@@ -40,6 +40,7 @@ LONGEST = (  # files that wait for servers, minutes each: they start first, or t
     *("test_faults", "test_many_workers", "test_clock", "test_proxy", "test_page_loop", "test_benchmarks"),
     *("test_patients", "test_demo_parts", "test_fuzz", "test_backup", "test_embedders", "test_api", "test_export"),
 )
+SLOW = ("test_driver", "test_whole_scans", "test_training")  # minutes of training: in `make test`, not in `make check`
 SERVERS = {"label_studio", "postgres", "redis_server", "chromium"}  # fixtures that start one
 STARTS_SERVERS = ("test_openapi", "test_disk", "test_simulate_runs", "test_fuzz", "test_compose")  # of their own
 
@@ -58,6 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             or (call is not None and "postgresql" in call.id.split("-"))
         ):
             item.add_marker("server")
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
 
 
 def pytest_collection_finish() -> None:
