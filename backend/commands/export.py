@@ -42,7 +42,7 @@ def export(
             help="Also export this model's masks, for example scanqueue-r2. Without a value: the active model.",
         ),
     ] = "",
-    names: Annotated[bool, typer.Option("--names", help="Include annotators' names beside their user IDs.")] = False,
+    names: Annotated[bool, typer.Option("--names", help="Include annotators' names as well as user IDs.")] = False,
     identities: Annotated[
         Path | None, typer.Option("--identities", help="Identities file of the import. Default: in the data folder.")
     ] = None,

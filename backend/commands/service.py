@@ -65,7 +65,7 @@ def doctor(
             console.print(f"{mark:18} ", end="")
             console.print(f.what, markup=False, highlight=False)
             if f.cure:
-                console.print(f"         cure: {f.cure}", markup=False, highlight=False, style="bold")
+                console.print(f"         fix: {f.cure}", markup=False, highlight=False, style="bold")
     if any(f.level == "error" for f in findings):
         raise typer.Exit(1)
 

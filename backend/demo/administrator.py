@@ -58,7 +58,7 @@ def _send_form(browser: httpx.Client, path: str, fields: dict[str, str]) -> None
         return
     errors = re.findall(r'class="[^"]*(?:error|alert)[^"]*"[^>]*>\s*(?:<li>)?\s*([^<\s][^<]*)', done.text)
     why = html.unescape(errors[0].strip()) if errors else f"status {done.status_code}"
-    raise StudioRefused(f"Label Studio did not let {fields['email']} in at {path.split('?')[0]}: {why}")
+    raise StudioRefused(f"Label Studio rejected {fields['email']} at {path.split('?')[0]}: {why}")
 
 
 class Administrator:

@@ -93,7 +93,7 @@ def _curve(axes: Axes, rounds: Sequence[dict[str, Any]], seen: Sequence[Round]) 
                     ha="center",
                     fontsize=8,
                 )
-    axes.set_title("What a round's model is worth")
+    axes.set_title("Quality of each round's model")
     axes.set_xlabel("labels when the round was opened")
     axes.set_ylabel("mean Dice")
     if points := held_out + shown:

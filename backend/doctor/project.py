@@ -79,7 +79,7 @@ def check_backend(
     if ours.get("state") == "CO":
         yield Finding("backend", "ok", f"Label Studio reaches us as ML backend {ours.get('title')!r}.")
     elif settings.user and ours.get("auth_method") != "BASIC_AUTH" and "@" not in urlsplit(ours["url"]).netloc:
-        what = "Label Studio calls us without credentials, and SCANQUEUE_USER is set."
+        what = "Label Studio calls us without credentials, but SCANQUEUE_USER is set."
         cure = "Enter SCANQUEUE_USER and SCANQUEUE_PASSWORD in Settings > Model, Edit, as Basic Authentication."
         yield Finding("backend", "error", what, cure)
     else:
@@ -175,7 +175,7 @@ def check_worker(settings: Settings, store: Store, project: int) -> Iterator[Fin
         yield Finding("worker", "ok", "A worker is running.")
     else:
         since = f"for {(time.time() - seen) / 60:.0f} minutes" if seen else "yet"
-        what = f"No worker has looked at project {project} {since}, and none picked up a request."
+        what = f"No worker has checked project {project} {since}, and none picked up a request."
         cure = (
             "Run `scanqueue worker` with this SCANQUEUE_DATA_DIR, or start `scanqueue serve` without --no-worker "
             "and check its log."
@@ -205,7 +205,7 @@ def check_scans(store: Store, project: int, row: Any) -> Iterator[Finding]:
     if row["trouble"]:
         what, _, cure = str(row["trouble"]).partition(". ")
         cure = cure or "See the log of the worker."
-        yield Finding("scans", "error", f"The last look failed: {what.rstrip('.')}.", cure)
+        yield Finding("scans", "error", f"The last check failed: {what.rstrip('.')}.", cure)
     problems = [f"task {s['task']}: {s['problem']}" for s in store.scans(project) if s["problem"]]
     problems += [f"task {r['task']}: {r['problem']}" for r in store.labels(project) if r["problem"]]
     if problems:

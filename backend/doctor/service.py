@@ -197,4 +197,4 @@ def check_encoder(settings: Settings) -> Iterator[Finding]:
         Segmenter.create(spec, encoder_weights=weights)
     from_where = {"None": "random weights", "imagenet": "ImageNet weights, downloaded at the first training"}
     start = from_where.get(str(weights), f"the weights in {weights}")
-    yield Finding("encoder", "ok", f"Segmentation trains {training.encoder} on {training.device} from {start}.")
+    yield Finding("encoder", "ok", f"Encoder {training.encoder} on {training.device}; training starts from {start}.")

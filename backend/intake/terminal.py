@@ -125,7 +125,7 @@ def _list(console: Console, tally: Tally, *, paths: bool) -> None:
     if len(warnings) > MOST:
         console.print(f"... and {len(warnings) - MOST} more.")
     if not paths and warnings:
-        console.print("To see the file names, run this at a terminal or with --show-paths.")
+        console.print("To see the file names, run this in a terminal or with --show-paths.")
 
 
 def _table(request: ImportRequest, tally: Tally) -> Table:

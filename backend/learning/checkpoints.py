@@ -25,9 +25,9 @@ OLD_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # start
 NESTED = ("state_dict", "model", "model_state_dict")  # keys under which training checkpoints store the weights
 NOT_WEIGHTS = (
     (b"version https://git-lfs", "it is a Git LFS pointer, not the file itself; fetch it with Git LFS"),
-    (b"<!DOCTYPE", "it is a web page, perhaps of a login or of a download that failed"),
-    (b"<html", "it is a web page, perhaps of a login or of a download that failed"),
-    (b"\x89HDF", "it is a Keras file (HDF5); take the PyTorch file of the same network"),
+    (b"<!DOCTYPE", "it is a web page, perhaps a login page or an error page"),
+    (b"<html", "it is a web page, perhaps a login page or an error page"),
+    (b"\x89HDF", "it is a Keras file (HDF5); use the PyTorch file of the same network"),
     (b"\x1f\x8b", "it is a gzip archive; unpack it first"),
 )
 
@@ -48,7 +48,7 @@ def check_whole(path: Path) -> None:
                 raise BrokenWeights(f"{path} holds no weights: {what}")
         if begin.startswith(b"PK\x03\x04"):
             if not zipfile.is_zipfile(path):  # the table of contents is at the end
-                raise BrokenWeights(f"{path} is truncated: its {size:,} bytes have no end", cut=True)
+                raise BrokenWeights(f"{path} is truncated: it ends after {size:,} bytes", cut=True)
             return
         if begin.startswith(OLD_MAGIC):
             return  # this format does not store its length; only reading detects truncation
@@ -124,7 +124,7 @@ def _read_torch(path: Path, device: str) -> dict[str, torch.Tensor]:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict):
-        raise ValueError(f"it holds a {type(loaded).__name__}, not a table of tensors")
+        raise ValueError(f"it contains a {type(loaded).__name__}, not a table of tensors")
     return {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
 
 

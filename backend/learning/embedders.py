@@ -241,7 +241,7 @@ def _open_published(kind: str, model: str, place: WeightSources) -> OpenEmbedder
     else:
         row = next(row for row in WEIGHTS if row.network == kind)
         file = place.find(model)
-        cure = f"Give a file in the folder named by SCANQUEUE_WEIGHTS_DIR, or take {row.embedder}"
+        cure = f"Give a file in the folder named by SCANQUEUE_WEIGHTS_DIR, or use {row.embedder}"
         reason = f"{name}: no file {model} in {place.weights_dir or 'the working folder'}"
     if file is None or not file.is_file():
         raise Unavailable(reason, cure)

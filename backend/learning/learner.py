@@ -83,7 +83,7 @@ class Learner:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and not torch.cuda.is_available():
-            raise BadSetting(f"SCANQUEUE_DEVICE={settings.device!r}, but no GPU can be used here; take cpu or auto.")
+            raise BadSetting(f"SCANQUEUE_DEVICE={settings.device!r}, but no GPU is available here; use cpu or auto.")
         overrides: dict[str, Any] = {}
         if settings.image_size:
             overrides["image_size"] = settings.image_size

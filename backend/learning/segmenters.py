@@ -242,7 +242,7 @@ def as_tensor(images: Sequence[Letterboxed], spec: SegmenterSpec) -> Tensor:
         pixels = image.pixels
         if pixels.shape[:2] != (spec.image_size, spec.image_size):
             raise ValueError(
-                f"the network wants scans letterboxed to {spec.image_size}, got {pixels.shape[0]} x {pixels.shape[1]}"
+                f"the network expects scans letterboxed to {spec.image_size}, got {pixels.shape[0]} x {pixels.shape[1]}"
             )
         plane = pixels.astype(np.float32) / 255
         if spec.channels == 1:
@@ -316,7 +316,7 @@ def _check_fit(wanted: dict[str, Tensor], state: dict[str, Tensor], spec: Segmen
     if bad:
         raise WeightsMissing(
             f"the weights at {file} do not belong to the encoder {spec.encoder}: {len(bad)} of {len(wanted)} "
-            f"tensors are missing or of another shape (first: {bad[0]}). "
+            f"tensors are missing or have another shape (first: {bad[0]}). "
             "Choose the encoder they were made for"
         )
 

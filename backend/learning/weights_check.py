@@ -78,7 +78,7 @@ def judge(row: Weights, path: Path, *, content: bool = True) -> Verdict:
         told = (
             f"they are those of {other.key}, which belong into {other.folder}/"
             if other
-            else f"{len(bad)} of {len(wanted)} tensors are missing or of another shape (first: {bad[0]})"
+            else f"{len(bad)} of {len(wanted)} tensors are missing or have another shape (first: {bad[0]})"
         )
         return verdict("wrong", f"{path} does not hold the weights of {row.key}: {told}. {again}.")
     known = matching_file(row, path).sha256

@@ -61,16 +61,16 @@ def _carried(row: Weights, source: Path) -> tuple[Path, list[Path]]:
     for path in configs:
         verdict = judge_config(row, path)
         if verdict.state != "ok":
-            raise WeightsMissing(f"beside the weights in {weights.parent}, {verdict.what.rstrip('.')}, and try again")
+            raise WeightsMissing(f"next to the weights in {weights.parent}, {verdict.what.rstrip('.')}, and try again")
     return weights, configs
 
 
 def _download(row: Weights, folder: Path, why_not: Callable[[], str]) -> list[Verdict]:
     get = how_to_get(row, folder)
     if not row.hub:
-        raise WeightsMissing(f"{row.key} is not available from the hub. {get}, or give it with --from")
+        raise WeightsMissing(f"{row.key} is not available from the hub. {get}, or pass it with --from")
     if reason := why_not():
-        raise WeightsMissing(f"{row.key} cannot be downloaded ({reason}). {get}, or give them with --from")
+        raise WeightsMissing(f"{row.key} cannot be downloaded ({reason}). {get}, or pass them with --from")
     from huggingface_hub import hf_hub_download
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def _download(row: Weights, folder: Path, why_not: Callable[[], str]) -> list[Ve
                 hf_hub_download(row.hub, name, local_dir=scratch)
         except Exception as error:  # the hub client raises many types: refused, gone, truncated
             raise WeightsMissing(
-                f"{row.key}: the download from {row.hub} failed ({type(error).__name__}). {get}, or give them with "
+                f"{row.key}: the download from {row.hub} failed ({type(error).__name__}). {get}, or pass them with "
                 "--from"
             ) from error
         return _place(row, folder, *_carried(row, Path(scratch) / row.files[0].name))

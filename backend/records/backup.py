@@ -59,7 +59,7 @@ def backup(
     """
     known_project(store, project)
     if file.is_dir() or (file.exists() and not force):
-        raise BadSetting(f"{file} exists already. Give another name, or --force to overwrite a file.")
+        raise BadSetting(f"{file} already exists. Use another name, or --force to overwrite a file.")
     if not file.parent.is_dir():
         raise BadSetting(f"{file.parent} is not a folder. Create it first.")
     with held(store, project, wait, say) as hold:
@@ -105,7 +105,7 @@ def held(store: Store, project: int, wait: float, say: Say) -> Iterator[LockHand
         if time.monotonic() >= until:
             raise ProjectBusy(
                 f"Project {project}: {at} and did not release it within {wait:.0f} s. Nothing was done. Give a longer "
-                "--wait (a training holds it until its end), or stop the workers first."
+                "--wait (training locks it until its end), or stop the workers first."
             )
         if not announced:
             say(f"Project {project}: {at}; waiting for it, at most {wait:.0f} s.")

@@ -55,7 +55,7 @@ def restore(
             except StorageFull as error:
                 raise StorageFull(
                     f"There is no room in {store.folder} or in the database: project {project} was not restored, its "
-                    "records are unchanged. Make room and run the same command again: it continues where it stopped."
+                    "records are unchanged. Free space and run the same command again: it continues where it stopped."
                 ) from error
         return archive.summary
 
@@ -76,7 +76,7 @@ def _check_unknown(store: Store, archive: Archive) -> None:
         scans, models = len(store.scans(archive.project)), len(store.models(archive.project))
         raise BadSetting(
             f"Project {archive.project} exists here ({row['title'] or 'no title'}: {scans} scans, {models} models), "
-            f"and the backup of {archive.summary.made_at} would replace it. Nothing was changed. To replace it, give "
+            f"and the backup of {archive.summary.made_at} would replace it. Nothing was changed. To replace it, pass "
             "--replace; everything learned since the backup is lost."
         )
 

@@ -62,7 +62,7 @@ def method(rows: Sequence[Row], groups: str) -> list[tuple[str, str]]:
         for data in data_sets(rows)
         if any(row.strategy == ALL_LABELS for row in of_data(rows, data))
     ]
-    pool = f" The pool held {listed(sizes, 'and')} labelled scans." if sizes else ""
+    pool = f" The pool contained {listed(sizes, 'and')} labelled scans." if sizes else ""
     said = [
         ("Repeats", REPEATS.format(times=times(rows), test=test_scans(rows), pool=pool)),
         ("Patients", BY_PATIENT.format(groups=groups) if groups else BY_SCAN),

@@ -308,7 +308,7 @@ def _explained(project: int, task: int | None = None) -> Iterator[None]:
         where = f"project {project}" + (f", task {task}" if task is not None else "")
         log.exception("%s: no picture", where)
         reason = str(error) or type(error).__name__
-        raise UnreadableScan(f"{where}: the picture cannot be made ({reason}); see the scanqueue log.") from error
+        raise UnreadableScan(f"{where}: the picture cannot be created ({reason}); see the scanqueue log.") from error
 
 
 def _check_side(side: int) -> None:

@@ -329,7 +329,7 @@ def test_the_keyboard_reaches_everything_in_the_order_in_which_it_stands(browser
             names.append(page.evaluate("document.activeElement.innerText.trim() || document.activeElement.ariaLabel"))
             assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
         assert names == [
-            *("Skip to content", "scanqueue", "Chest radiographs, 2026", "Label Studio", "JSON"),
+            *("Skip to content", "scanqueue", "Chest radiographs, 2026", "Label Studio", "API"),
             *("Now", "Map", "Queue", "Curve", "Models", "Settings", "Train now"),
         ]
         page.keyboard.press("Shift+Tab")
