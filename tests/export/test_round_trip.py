@@ -424,7 +424,7 @@ def test_moved_and_changed_files_are_said_and_found_again_and_pictures_need_none
     image = nib.load(kept)
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), np.diag([1, 1, 9, 1])), kept)
     lab.export("out", "--source", tmp_path / "archive", code=1)
-    assert f"problem: {second}: its source was changed since it was imported, so no volume was written" in lab.said
+    assert f"problem: {second}: its source has changed since the import, so no volume was written" in lab.said
     assert "The folders in --source do not contain it either." in lab.said
 
     # another machine, which has no identities and no scans
