@@ -33,7 +33,7 @@ def migrate(engine: Engine, lock: Path) -> None:
     with ExitStack() as stack:
         try:
             stack.enter_context(FileLock(lock, fallback_to_soft=False))
-        except (NotImplementedError, OSError) as error:  # a file system without locks: the database's own suffice
+        except (NotImplementedError, OSError) as error:  # no file locks here: the database's own are enough
             if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
         connection = stack.enter_context(engine.begin())
