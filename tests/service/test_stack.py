@@ -99,9 +99,7 @@ def labelled_once(stack: Stack, lab: Lab, *, miscounted: int = 0) -> None:
 
 def test_the_first_start_needs_only_a_user_and_a_token(stack: Stack, built: Built) -> None:
     assert stack.first_doctor.returncode == 1
-    assert re.findall(r"^error .*", stack.first_doctor.stdout, re.M) == [
-        "error      No Label Studio token is set."
-    ]
+    assert re.findall(r"^error .*", stack.first_doctor.stdout, re.M) == ["error      No Label Studio token is set."]
     server = stack.containers["scanqueue"]
     doctor = server.execute("scanqueue", "doctor")
     assert doctor.returncode == 0, doctor.stdout
