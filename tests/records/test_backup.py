@@ -314,7 +314,7 @@ def test_a_project_that_is_known_is_replaced_only_when_asked(made: Made, tmp_pat
     store.set_project(PROJECT, title="Here")
     store.put_tasks(PROJECT, [{"task": 900, "image": "x", "updated_at": "t", "annotated": 0, "skipped": 0}], "t")
     store.report(PROJECT, "training", 1, 2)
-    with pytest.raises(BadSetting, match=r"exists here \(Here: 1 scans, 0 models\).*give --replace"):
+    with pytest.raises(BadSetting, match=r"exists here \(Here: 1 scans, 0 models\).*pass --replace"):
         restored(made, store)
     assert files(store.folder) == {}
     restored(made, store, replace=True)
@@ -342,7 +342,7 @@ def test_an_unknown_project_is_refused(made: Made, tmp_path: Path) -> None:
 def test_a_file_that_exists_is_overwritten_only_when_asked(made: Made, tmp_path: Path) -> None:
     file = tmp_path / "x.zip"
     file.write_text("mine")
-    with pytest.raises(BadSetting, match="exists already"):
+    with pytest.raises(BadSetting, match="already exists"):
         backup(made.world.store, PROJECT, file)
     assert file.read_text() == "mine"
     backup(made.world.store, PROJECT, file, force=True)

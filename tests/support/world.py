@@ -95,7 +95,7 @@ class World:
             image_size=32,
             training_steps=steps,
             device="cpu",
-            encoder="resnet18",
+            encoder="tu-test_resnet",  # the smallest there is: these tests ask what is trained, not how well
         )
         self.masks: dict[int, Mapping[str, NDArray[np.bool_]]] = {}
         self.annotations: dict[int, int] = {}
