@@ -29,6 +29,9 @@ project_table = Table(
     Column("overrides", Text, nullable=False, default=""),  # JSON of the settings changed on the page
     Column("studio_url", Text, nullable=False, default=""),  # public address of Label Studio, as it reports it
     Column("task_data_version", Integer, nullable=False, default=0),  # `TASK_DATA_VERSION` of the last full listing
+    Column("label_renames", Text, nullable=False, default=""),  # JSON: old name of a label to its present name
+    Column("settings_before", Text, nullable=False, default=""),  # JSON: Label Studio's, before we changed them
+    Column("first_round", Integer, nullable=False, default=0),  # lowest number that a new round may have
 )
 scan_table = Table(
     "scan",
@@ -68,6 +71,7 @@ label_table = Table(
     Column("completed_by", BigInteger),
     Column("problem", Text, nullable=False, default=""),
     Column("remark", Text, nullable=False, default=""),
+    Column("empty", Integer, nullable=False, default=-1),  # 1: the mask has no foreground; -1: read by an older version
 )
 embedding_table = Table(
     "embedding",
@@ -124,6 +128,8 @@ shown_table = Table(
     Column("hd", Float, nullable=False),
     Column("hd95", Float, nullable=False),
     Column("unit", String(8), nullable=False),
+    Column("shown_empty", Integer, nullable=False, default=-1),  # 1: the shown mask has no foreground; -1: unknown
+    Column("label_empty", Integer, nullable=False, default=-1),  # the same for the submitted mask
 )
 progress_table = Table(
     "progress",

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import BigInteger, Engine, Integer, MetaData, create_engine, inspect, text
+from sqlalchemy import Engine, create_engine, inspect, text
 
 from backend.errors import BadSetting
-from backend.records.migrate import HEAD, upgrade
+from backend.records.migrate import FIRST, HEAD, upgrade
 from backend.records.store import Store
-from backend.records.tables import change_table, counter_table, metadata, shard_table, worker_table
+from backend.records.tables import metadata, shard_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,24 +43,10 @@ def differences(url: str) -> list[object]:
 
 
 def make_as_before(engine: Engine) -> None:
-    """The tables as they were before there were migrations: no shards, strata, page, volumes; ids of 32 bits."""
-    before = MetaData()
-    for table in metadata.sorted_tables:
-        if table not in (shard_table, counter_table, change_table, worker_table):
-            for column in table.to_metadata(before).columns:
-                if isinstance(column.type, BigInteger):
-                    column.type = Integer()
-    before.create_all(engine)
+    """The tables as they were before there were migrations."""
     with engine.begin() as connection:
-        for table, column in (
-            *(("uncertainty", "more"), ("scan", "stratum"), ("project", "stratify_by"), ("scan", "priority")),
-            *(("project", "overrides"), ("project", "studio_url"), ("round", "settings")),
-            *(("scan", name) for name in ("volume", "slice", "patient", "row_mm", "column_mm", "blank")),
-            ("project", "task_data_version"),
-        ):
-            connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
-        connection.execute(text("ALTER TABLE uncertainty RENAME TO entropy"))
-        connection.execute(text("ALTER TABLE project RENAME COLUMN training_requests TO asked"))
+        upgrade(connection, FIRST)
+        connection.execute(text("DROP TABLE alembic_version"))
 
 
 def test_a_migrated_database_is_just_what_the_code_describes(url: str, tmp_path: Path) -> None:
