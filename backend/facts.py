@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from backend.errors import NotSegmentable
-from backend.fingerprints import fingerprint
 
 SAMPLING = "Uncertainty sampling"
 VALIDATION_SHARE = 0.2
-MAX_LABELS = 253  # maximum number of labels per model: masks are bytes, and some values are reserved
 RECENT = 100  # number of newest annotations whose authors count as current annotators
-DRAWING_TAGS = {"BrushLabels": "brush", "PolygonLabels": "polygon"}
 SECRET_HEADER = "X-Scanqueue-Secret"  # webhook header that Label Studio sends and we require
 PENDING = "scanqueue-pending"  # version of predictions outside any round, which never count as published
 
@@ -29,89 +22,6 @@ def round_of(version: str) -> int | None:
     """The round of a version string; None when the version is not one of ours."""
     tail = version.removeprefix("scanqueue-r")
     return int(tail) if tail != version and tail.isascii() and tail.isdigit() else None
-
-
-@dataclass(frozen=True)
-class Tag:
-    """One control tag that draws masks: `<BrushLabels name= toName=>` or `<PolygonLabels ...>`."""
-
-    name: str
-    kind: str  # "brush" or "polygon"
-    to_name: str
-    labels: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class LabelConfig:
-    """The key of the image in the task data (`image_key`), and the tags that masks are drawn with."""
-
-    image_key: str
-    tags: tuple[Tag, ...]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The distinct labels in config order; class i + 1 of a mask is labels[i]."""
-        return tuple(dict.fromkeys(label for tag in self.tags for label in tag.labels))
-
-    def tag_of(self, label: str) -> Tag:
-        """The tag for our own masks of `label`: a brush if there is one."""
-        return next(tag for tag in self.tags if label in tag.labels)
-
-    @property
-    def key(self) -> str:
-        """Changes whenever something changes that masks or their encoding depend on."""
-        return fingerprint(self.to_json())
-
-    def to_json(self) -> str:
-        return json.dumps([self.image_key, [[t.name, t.kind, t.to_name, t.labels] for t in self.tags]])
-
-    @classmethod
-    def from_json(cls, text: str) -> LabelConfig | None:
-        """The config that `to_json` wrote; None for the empty text."""
-        if not text:
-            return None
-        image_key, tags = json.loads(text)
-        return cls(image_key, tuple(Tag(n, kind, to, tuple(labels)) for n, kind, to, labels in tags))
-
-    @classmethod
-    def from_parsed(cls, parsed: Mapping[str, Any], project: int) -> LabelConfig:
-        """Read Label Studio's own `parsed_label_config`.
-
-        Raises NotSegmentable, with what to add and where, when the config cannot draw masks on an image.
-        """
-        where = "in Settings > Labeling Interface > Code"
-        found: list[tuple[str, Tag]] = []
-        for name, tag in parsed.items():
-            kind = DRAWING_TAGS.get(tag.get("type", ""))
-            if kind is None:
-                continue
-            images = [i for i in tag.get("inputs", ()) if i.get("type") == "Image" and i.get("value")]
-            labels = tuple(tag.get("labels") or ())
-            if images and labels:
-                found.append((images[0]["value"], Tag(name, kind, tag["to_name"][0], labels)))
-        if not found:
-            drawing = [name for name, tag in parsed.items() if tag.get("type") in DRAWING_TAGS]
-            if drawing:
-                raise NotSegmentable(
-                    f"project {project}: {drawing[0]!r} in the label config has no labels or does not point "
-                    f'to an image. Give it at least one <Label value="..."/> and the toName of an '
-                    f'<Image name="image" value="$image"/> {where}.'
-                )
-            raise NotSegmentable(
-                f"project {project}: the label config has no BrushLabels or PolygonLabels, but segmentation "
-                f'needs one. Add <BrushLabels name="tag" toName="image"><Label value="Lung"/></BrushLabels> '
-                f'beside <Image name="image" value="$image"/> {where}.'
-            )
-        image_key, first = found[0]
-        tags = [tag for key, tag in found if key == image_key and tag.to_name == first.to_name]
-        tags.sort(key=lambda tag: tag.kind != "brush")  # stable: brushes first
-        config = cls(image_key, tuple(tags))
-        if len(config.labels) > MAX_LABELS:
-            raise NotSegmentable(
-                f"project {project}: the label config has {len(config.labels)} mask labels; a model can learn at most "
-                f"{MAX_LABELS}. Remove some {where}."
-            )
-        return config
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from label_studio_sdk import LabelStudio as Sdk
 
 from backend.demo.label_studio import LabelStudio
 from backend.demo.phantoms import phantom
-from backend.facts import LabelConfig
 from backend.fingerprints import fingerprint
+from backend.label_config import LabelConfig
 from backend.label_studio.masks import draw_mask
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner

@@ -17,7 +17,8 @@ from backend.doctor.finding import (
     same_address,
 )
 from backend.errors import BadSetting, NotSegmentable
-from backend.facts import SAMPLING, LabelConfig, version_name
+from backend.facts import SAMPLING, version_name
+from backend.label_config import LabelConfig
 from backend.label_studio.client import redact_url
 from backend.label_studio.listing import ProjectPage
 from backend.label_studio.studio import Studio

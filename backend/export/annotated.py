@@ -12,8 +12,8 @@ from backend.export.collect import Slice, best
 from backend.export.outcome import Outcome
 from backend.export.pictures import Pictures
 from backend.export.volumes import Place, Volume
-from backend.facts import LabelConfig
 from backend.formats.pixels import decode_image
+from backend.label_config import LabelConfig
 from backend.label_studio.listing import Annotation, OtherAnnotation
 from backend.label_studio.masks import read_mask
 from backend.label_studio.studio import Studio

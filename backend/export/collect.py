@@ -8,8 +8,8 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from backend.errors import BadSetting
-from backend.facts import LabelConfig
 from backend.formats import AXES
+from backend.label_config import LabelConfig
 from backend.label_studio.listing import Annotation, TaskRow
 
 BATCH = 25  # plain images per unit

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from backend.errors import NotKnown, UnreadableMask
 from backend.export.collect import Slice
-from backend.facts import LabelConfig, Scan, version_name
+from backend.facts import Scan, version_name
 from backend.formats.pixels import translate
+from backend.label_config import LabelConfig
 from backend.label_studio.masks import read_mask
 from backend.loop.batch import CHUNK, BatchProcessor
 

@@ -23,8 +23,8 @@ from backend.export.pictures import COCO, PNG, Pictures
 from backend.export.sources import Sources
 from backend.export.target import MADE_BY, Target
 from backend.export.volumes import NIFTI, SEG, Place, Volume
-from backend.facts import LabelConfig
 from backend.intake.identities import Identities
+from backend.label_config import LabelConfig
 from backend.label_studio.client import redact_url
 from backend.label_studio.listing import Annotation
 from backend.label_studio.studio import Studio

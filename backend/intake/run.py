@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from backend.errors import BadIdentities, ProjectBusy, ScanqueueError, StorageFull
-from backend.facts import LabelConfig
 from backend.formats import FileFacts, Geometry, Source, geometry_of, group
 from backend.intake.delivery import Delivery, LocalFiles, Uploads
 from backend.intake.existing_tasks import ExistingTasks
@@ -31,6 +30,7 @@ from backend.intake.slicing import (
     sniff_files,
     write_pictures,
 )
+from backend.label_config import LabelConfig
 from backend.label_studio.studio import Studio
 from backend.records.locks import Locks
 from backend.workers.process_pool import Crashed, Workers

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import UnreadableMask
-from backend.facts import LabelConfig
 from backend.formats.pixels import mask_to_polygons, merge_labels, polygon_to_mask
+from backend.label_config import LabelConfig
 
 DRAWN = ("brushlabels", "polygonlabels")  # region types that draw a mask
 _LENGTH_BITS = np.array([3, 4, 8, 16])  # bits of the four encodings of a run length

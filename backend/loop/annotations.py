@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import UnreadableMask
-from backend.facts import LabelConfig, version_name
+from backend.facts import version_name
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import translate
+from backend.label_config import LabelConfig
 from backend.label_studio.listing import Annotation
 from backend.label_studio.masks import read_mask
 from backend.loop.context import LoopContext

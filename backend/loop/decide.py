@@ -6,15 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from backend.facts import (
-    Label,
-    LabelConfig,
-    Scan,
-    round_of,
-    validation_rows,
-    version_name,
-)
+from backend.facts import Label, Scan, round_of, validation_rows, version_name
 from backend.fingerprints import fingerprint
+from backend.label_config import LabelConfig
 from backend.loop.publication import part_of_round, publication
 from backend.loop.steps import (
     CompareWithControl,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
-from backend.facts import LabelConfig
+from backend.label_config import LabelConfig
 from backend.label_studio.listing import ProjectPage, TaskRow
 from backend.loop.context import LoopContext
 from backend.loop.task_data import TASK_DATA_VERSION, TaskData, read_task_data, storable

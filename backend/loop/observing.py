@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from backend.errors import BadSetting, NotSegmentable
-from backend.facts import Label, LabelConfig, Live, Scan, annotators, version_name
+from backend.facts import Label, Live, Scan, annotators, version_name
+from backend.label_config import LabelConfig
 from backend.label_studio.listing import ProjectPage
 from backend.loop.context import LoopContext
 from backend.loop.listing import TaskListing

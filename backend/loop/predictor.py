@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.errors import ScanqueueError
-from backend.facts import PENDING, LabelConfig, score_of, version_name
+from backend.facts import PENDING, score_of, version_name
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import decode_image, letterbox
+from backend.label_config import LabelConfig
 from backend.label_studio.masks import draw_mask
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from backend.facts import Label, LabelConfig, Live, Model, Round, Scan
+from backend.facts import Label, Live, Model, Round, Scan
+from backend.label_config import LabelConfig
 from backend.settings import ProjectSettings
 
 

@@ -29,7 +29,7 @@ project_table = Table(
     Column("overrides", Text, nullable=False, default=""),  # JSON of the settings changed on the page
     Column("studio_url", Text, nullable=False, default=""),  # public address of Label Studio, as it reports it
     Column("task_data_version", Integer, nullable=False, default=0),  # `TASK_DATA_VERSION` of the last full listing
-    Column("label_renames", Text, nullable=False, default=""),  # JSON: old name of a label to its present name
+    Column("label_renames", Text, nullable=False, default=""),  # JSON of `label_config.Renames`
     Column("settings_before", Text, nullable=False, default=""),  # JSON: Label Studio's, before we changed them
     Column("first_round", Integer, nullable=False, default=0),  # lowest number that a new round may have
 )
@@ -72,6 +72,7 @@ label_table = Table(
     Column("problem", Text, nullable=False, default=""),
     Column("remark", Text, nullable=False, default=""),
     Column("empty", Integer, nullable=False, default=-1),  # 1: the mask has no foreground; -1: read by an older version
+    Column("unknown", Text, nullable=False, default=""),  # JSON: its labels that the label config does not have
 )
 embedding_table = Table(
     "embedding",

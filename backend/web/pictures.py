@@ -26,9 +26,10 @@ from backend.errors import (
     UnreadableScan,
     WeightsMissing,
 )
-from backend.facts import LabelConfig, Scan, validation_rows
+from backend.facts import Scan, validation_rows
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import Letterboxed, letterbox, translate
+from backend.label_config import LabelConfig
 from backend.loop.batch import CHUNK, BatchProcessor
 from backend.records.scans import scan_of
 from backend.records.store import Store

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from label_studio_sdk.converter import brush
 
 from backend.errors import UnreadableMask
-from backend.facts import LabelConfig, Tag
+from backend.label_config import LabelConfig, Tag
 from backend.label_studio.masks import draw_mask, encode_brush, read_mask
 
 ODD = 'Lung "left" <b>&amp;</b> 肺'

@@ -23,7 +23,8 @@ import backend.loop
 from backend.demo.annotator import Annotator
 from backend.demo.label_studio import LabelStudio
 from backend.errors import ProjectGone, StudioRefused, StudioUnavailable, UnreadableScan
-from backend.facts import SAMPLING, SECRET_HEADER, LabelConfig
+from backend.facts import SAMPLING, SECRET_HEADER
+from backend.label_config import LabelConfig
 from backend.label_studio import listing, queue
 from backend.label_studio.listing import Annotation
 from backend.label_studio.masks import draw_mask, encode_brush, read_mask

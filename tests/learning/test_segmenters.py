@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backend.errors import BadSetting, StorageFull, WeightsMissing
-from backend.facts import MAX_LABELS
 from backend.formats.pixels import Letterboxed, letterbox
+from backend.label_config import MAX_LABELS
 from backend.learning.segmenters import SEGMENTERS, Segmenter, SegmenterSpec
 
 SHARED = Path(__file__).parents[3] / "shared"

@@ -16,12 +16,10 @@ from backend.errors import NotSegmentable
 from backend.facts import (
     RECENT,
     Label,
-    LabelConfig,
     Live,
     Model,
     Round,
     Scan,
-    Tag,
     annotators,
     round_of,
     score_of,
@@ -29,6 +27,7 @@ from backend.facts import (
     version_name,
 )
 from backend.fingerprints import fingerprint
+from backend.label_config import LabelConfig, Tag
 from backend.loop.decide import decide, round_key
 from backend.loop.publication import prefix_length
 from backend.loop.steps import (

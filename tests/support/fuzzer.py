@@ -25,8 +25,8 @@ import numpy as np
 from PIL import Image
 
 from backend.errors import UnreadableMask, UnreadableScan
-from backend.facts import LabelConfig, Tag
 from backend.formats.pixels import decode_image
+from backend.label_config import LabelConfig, Tag
 from backend.label_studio.masks import encode_brush, read_mask
 
 SIDE = 96  # of the images that are damaged

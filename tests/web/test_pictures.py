@@ -26,8 +26,9 @@ from backend.errors import (
     UnreadableScan,
     WeightsMissing,
 )
-from backend.facts import LabelConfig, Tag, validation_rows
+from backend.facts import validation_rows
 from backend.fingerprints import fingerprint
+from backend.label_config import LabelConfig, Tag
 from backend.learning.learner import Learner
 from backend.learning.segmenters import Segmenter, SegmenterSpec
 from backend.loop.batch import BatchProcessor

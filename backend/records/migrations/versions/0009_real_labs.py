@@ -12,5 +12,6 @@ def upgrade() -> None:
         op.add_column("project", sa.Column(column, sa.Text(), nullable=False, server_default=""))
     op.add_column("project", sa.Column("first_round", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("label", sa.Column("empty", sa.Integer(), nullable=False, server_default="-1"))
+    op.add_column("label", sa.Column("unknown", sa.Text(), nullable=False, server_default=""))
     for column in ("shown_empty", "label_empty"):
         op.add_column("shown", sa.Column(column, sa.Integer(), nullable=False, server_default="-1"))
