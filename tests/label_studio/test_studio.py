@@ -1,4 +1,4 @@
-"""Label Studio: one contract for the real one and the in-memory one, then what only the real one has."""
+"""Label Studio: one contract for the real one and the in-memory one, then the parts that only the real one has."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def row(task: int, version: str, score: float = 0.5, *regions: Mapping[str, Any]
 
 
 class RealPeople:
-    """The people of `MemoryStudio`, in a separate project of a real Label Studio."""
+    """The actions of annotators in `MemoryStudio`, in a separate project of a real Label Studio."""
 
     def __init__(self, label_studio: LabelStudio, folder: Path) -> None:
         self.studio = label_studio
@@ -132,7 +132,7 @@ class RealPeople:
 
 @pytest.fixture(params=["memory", pytest.param("real", marks=pytest.mark.label_studio)])
 def sides(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any, Any]]:
-    """(ours, theirs): a Studio, and the people who work in it, in a fresh project `theirs.number`."""
+    """(ours, theirs): a Studio, and the annotators who use it, in a new project `theirs.number`."""
     if request.param == "memory":
         memory = MemoryStudio(CONFIG)
         yield memory, memory
@@ -146,7 +146,7 @@ def sides(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any,
 # -- the contract -----------------------------------------------------------------------------
 
 
-def test_the_one_in_memory_has_every_method_the_loop_calls() -> None:
+def test_the_in_memory_studio_has_every_method_that_the_loop_calls() -> None:
     called = {
         node.attr
         for path in Path(backend.loop.__path__[0]).glob("*.py")
@@ -170,12 +170,12 @@ def test_a_new_project_is_described(sides: tuple[Any, Any]) -> None:
     assert config.labels == ("Lung", "Heart")
 
 
-def test_a_project_that_does_not_exist_is_gone(sides: tuple[Any, Any]) -> None:
+def test_a_project_that_does_not_exist_is_reported_as_gone(sides: tuple[Any, Any]) -> None:
     with pytest.raises(ProjectGone, match="no such project"):
         sides[0].project(987_654)
 
 
-def test_the_listing_gives_what_changed_after_the_cursor_and_nothing_else(sides: tuple[Any, Any]) -> None:
+def test_the_listing_contains_exactly_the_changes_after_the_cursor(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     tasks = theirs.add_scans([png(i) for i in range(5)])
 
@@ -202,7 +202,7 @@ def test_the_listing_gives_what_changed_after_the_cursor_and_nothing_else(sides:
     assert changed() == []
 
 
-def test_the_project_counts_the_annotations_and_skips_that_the_listing_has(sides: tuple[Any, Any]) -> None:
+def test_the_counts_of_the_project_match_the_listing(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     tasks = theirs.add_scans([png(i) for i in range(4)])
     made = [theirs.annotate(t, [region()]) for t in (tasks[0], tasks[0], tasks[1], tasks[1])]
@@ -217,7 +217,7 @@ def test_the_project_counts_the_annotations_and_skips_that_the_listing_has(sides
             theirs.delete(made[0])
 
 
-def test_task_ids_are_those_that_are_left(sides: tuple[Any, Any]) -> None:
+def test_task_ids_are_those_of_the_remaining_tasks(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     tasks = theirs.add_scans([png(i) for i in range(3)])
     assert ours.task_ids(theirs.number) == set(tasks)
@@ -226,7 +226,7 @@ def test_task_ids_are_those_that_are_left(sides: tuple[Any, Any]) -> None:
     assert ours.project(theirs.number).tasks == 2
 
 
-def test_the_latest_annotation_that_was_not_cancelled_counts(sides: tuple[Any, Any]) -> None:
+def test_the_latest_uncancelled_annotation_counts(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     task, other = theirs.add_scans([png(1), png(2)])
 
@@ -253,7 +253,7 @@ def test_the_latest_annotation_that_was_not_cancelled_counts(sides: tuple[Any, A
     assert list(ours.annotations(theirs.number, [other, task])) == [other, task]
 
 
-def test_ground_truth_counts_before_anything_later(sides: tuple[Any, Any]) -> None:
+def test_ground_truth_takes_precedence_over_later_annotations(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     (task,) = theirs.add_scans([png(1)])
     truth = theirs.annotate(task, [region()], ground_truth=True)
@@ -262,7 +262,7 @@ def test_ground_truth_counts_before_anything_later(sides: tuple[Any, Any]) -> No
     assert found.id == truth
 
 
-def test_an_annotation_says_when_it_was_submitted_and_which_others_there_are(sides: tuple[Any, Any]) -> None:
+def test_an_annotation_has_its_submission_time_and_lists_the_others(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     (task,) = theirs.add_scans([png(1)])
     first = theirs.annotate(task, [region()])
@@ -283,7 +283,7 @@ def test_an_annotation_says_when_it_was_submitted_and_which_others_there_are(sid
     assert sorted(o.created_at for o in found.others) == [o.created_at for o in found.others]
 
 
-def test_what_was_drawn_for_a_task_is_its_newest_prediction_of_these_versions(sides: tuple[Any, Any]) -> None:
+def test_the_newest_prediction_of_the_given_versions_is_found(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     first, second, third = theirs.add_scans([png(1), png(2), png(3)])
     for version, rows in (("scanqueue-r1", 2), ("scanqueue-r2", 3), ("scanqueue-r3", 4)):
@@ -296,7 +296,7 @@ def test_what_was_drawn_for_a_task_is_its_newest_prediction_of_these_versions(si
     assert list(found[2][1]) == []
 
 
-def test_an_annotation_says_which_version_it_was_made_from(sides: tuple[Any, Any]) -> None:
+def test_an_annotation_names_the_version_that_it_started_from(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     first, second = theirs.add_scans([png(1), png(2)])
     for version in ("scanqueue-r1", "scanqueue-r2"):
@@ -307,7 +307,7 @@ def test_an_annotation_says_which_version_it_was_made_from(sides: tuple[Any, Any
     assert [(a.task, a.shown_version) for a in found] == [(second, ""), (first, "scanqueue-r1")]
 
 
-def test_what_is_published_of_a_version_is_exactly_its_own(sides: tuple[Any, Any]) -> None:
+def test_the_published_predictions_of_a_version_are_exactly_its_own(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     a, b, c = theirs.add_scans([png(i) for i in range(3)])
     assert ours.published(theirs.number, "scanqueue-r1") == {}
@@ -318,7 +318,7 @@ def test_what_is_published_of_a_version_is_exactly_its_own(sides: tuple[Any, Any
     assert ours.published(theirs.number, "scanqueue-r10") == {b: 1, c: 1}
 
 
-def test_doubled_predictions_are_counted_and_the_oldest_is_kept(sides: tuple[Any, Any]) -> None:
+def test_duplicate_predictions_are_counted_and_the_oldest_is_kept(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     a, b = theirs.add_scans([png(1), png(2)])
     ours.import_predictions(theirs.number, [row(a, "scanqueue-r1", 0.1), row(b, "scanqueue-r1", 0.2)])
@@ -341,7 +341,7 @@ def test_an_import_that_drops_a_row_is_refused(sides: tuple[Any, Any]) -> None:
     assert ours.published(theirs.number, "scanqueue-r1") == {a: 1}
 
 
-def test_an_import_for_a_task_that_is_gone_stores_nothing(sides: tuple[Any, Any]) -> None:
+def test_an_import_for_a_deleted_task_stores_nothing(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     a, b = theirs.add_scans([png(1), png(2)])
     theirs.delete_tasks([b])
@@ -350,7 +350,7 @@ def test_an_import_for_a_task_that_is_gone_stores_nothing(sides: tuple[Any, Any]
     assert ours.published(theirs.number, "scanqueue-r1") == {}
 
 
-def test_a_round_is_served_by_ascending_score_and_then_the_rest(sides: tuple[Any, Any]) -> None:
+def test_a_round_is_served_by_ascending_score_before_the_rest(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     a, b, c, d = theirs.add_scans([png(i) for i in range(4)])
     ours.import_predictions(theirs.number, [row(t, "scanqueue-r0", s) for t, s in ((a, 0.1), (b, 0.2))])
@@ -361,7 +361,7 @@ def test_a_round_is_served_by_ascending_score_and_then_the_rest(sides: tuple[Any
     assert (page.model_version, page.sampling, page.show_predictions) == ("scanqueue-r1", SAMPLING, True)
     served = []
     while (task := theirs.next_task()) is not None:
-        assert theirs.next_task() == task  # whoever holds a task is given it again
+        assert theirs.next_task() == task  # an annotator who holds a task gets it again
         served.append(task)
         theirs.annotate(task, [])
     assert served == [b, d, a, c]
@@ -388,14 +388,14 @@ def test_a_version_without_predictions_cannot_be_served(sides: tuple[Any, Any]) 
     assert (page.model_version, page.sampling) == ("", "Sequential sampling")
 
 
-def test_the_tab_of_the_queue_is_added(sides: tuple[Any, Any]) -> None:
+def test_the_queue_tab_is_added(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     assert not ours.has_view(theirs.number)
     ours.add_view(theirs.number)
     assert ours.has_view(theirs.number)
 
 
-def test_the_webhook_is_made_with_our_header(sides: tuple[Any, Any]) -> None:
+def test_the_webhook_is_created_with_our_header(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     url = "http://127.0.0.1:9090/webhook"
     assert not ours.has_webhook(theirs.number, url, "s3cret")
@@ -405,7 +405,7 @@ def test_the_webhook_is_made_with_our_header(sides: tuple[Any, Any]) -> None:
     assert not ours.has_webhook(theirs.number, "http://127.0.0.1:9091/webhook", "s3cret")
 
 
-def test_the_webhook_is_fixed_in_place_and_its_other_headers_kept(sides: tuple[Any, Any]) -> None:
+def test_the_webhook_is_repaired_in_place_and_keeps_its_other_headers(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     url = "http://127.0.0.1:9090/webhook"
     theirs.add_webhook(url, {"X-Site": "north"})
@@ -439,7 +439,7 @@ def test_an_image_comes_back_byte_for_byte(sides: tuple[Any, Any]) -> None:
 
 
 @pytest.mark.label_studio
-def test_an_access_token_that_label_studio_no_longer_takes_is_replaced(
+def test_an_access_token_that_label_studio_no_longer_accepts_is_replaced(
     label_studio: LabelStudio, tmp_path: Path
 ) -> None:
     """By our clock it is valid for another hour: one of the two clocks has jumped."""
@@ -454,7 +454,7 @@ def test_an_access_token_that_label_studio_no_longer_takes_is_replaced(
 
 
 @pytest.mark.label_studio
-def test_listings_and_imports_in_pieces_lose_and_double_nothing(
+def test_listings_and_imports_in_parts_neither_lose_nor_duplicate_anything(
     label_studio: LabelStudio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listing, "PAGE", 2)
@@ -513,7 +513,7 @@ def test_unusual_label_names_are_accepted_and_read_back(kind: str, label_studio:
 
 @pytest.fixture(scope="module")
 def folder_studio(tmp_path_factory: pytest.TempPathFactory, label_studio: LabelStudio) -> Iterator[LabelStudio]:
-    """A second Label Studio that serves local files, and whose organization a test may change."""
+    """A second Label Studio that serves local files; tests may change its organization."""
     root = tmp_path_factory.mktemp("documents")
     (root / "set").mkdir()
     (root / "set" / "a scan.png").write_bytes(png(11))
@@ -525,7 +525,7 @@ def folder_studio(tmp_path_factory: pytest.TempPathFactory, label_studio: LabelS
 
 
 @pytest.mark.label_studio
-def test_a_legacy_token_works_while_they_are_on_and_is_refused_with_advice_when_off(
+def test_a_legacy_token_works_while_enabled_and_is_refused_with_advice_when_disabled(
     folder_studio: LabelStudio,
 ) -> None:
     legacy = folder_studio.legacy_token()
@@ -550,7 +550,7 @@ def test_no_token_and_a_wrong_token_are_refused_with_advice(label_studio: LabelS
         Studio(label_studio.url, token).whoami()
 
 
-def test_a_label_studio_that_is_not_there_may_come_back(free_port: int) -> None:
+def test_an_unreachable_label_studio_counts_as_temporary(free_port: int) -> None:
     with pytest.raises(StudioUnavailable, match="does not answer"):
         Studio(f"http://127.0.0.1:{free_port}", "0" * 40).project(1)
 
@@ -588,7 +588,7 @@ def test_a_file_that_label_studio_forbids_is_a_problem_of_its_scan_alone(
     assert ours.image(task.data["image"]) == png(5)
 
 
-def test_an_upload_that_the_tokens_owner_may_not_see_is_a_problem_of_its_scan() -> None:
+def test_an_upload_that_the_token_owner_may_not_see_is_a_problem_of_its_scan() -> None:
     forwarder = Forwarder()
     forwarder.status = 403
     try:
@@ -631,7 +631,7 @@ class Host:
 
 
 def own_studio(*hosts: str) -> Studio:
-    """A Studio whose Label Studio need not run, because no image is requested from it."""
+    """A Studio whose Label Studio need not run because it serves none of the images."""
     return Studio("http://127.0.0.1:1", "0" * 40, image_hosts=hosts)
 
 
@@ -664,7 +664,7 @@ def test_a_redirect_between_listed_hosts_is_followed() -> None:
         "/user/login/?next=/data/x.png",
     ],
 )
-def test_a_task_cannot_have_our_token_sent_to_the_rest_of_label_studio(path: str) -> None:
+def test_a_task_cannot_make_us_send_our_token_to_the_rest_of_label_studio(path: str) -> None:
     with Host() as host:
         for sub_path in ("", "/studio"):
             ours = Studio(f"http://{host.name}{sub_path}", "0" * 40)
@@ -713,7 +713,7 @@ def test_a_redirect_to_a_host_that_is_not_listed_is_not_followed(target: str) ->
         assert inside.seen == []
 
 
-def test_a_redirect_in_a_circle_ends() -> None:
+def test_a_redirect_loop_ends() -> None:
     with Host(lambda path: path) as host:
         with pytest.raises(UnreadableScan, match="more than 5 redirects"):
             own_studio(host.name).image(f"http://{host.name}/scan.png")

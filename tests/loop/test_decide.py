@@ -233,16 +233,14 @@ WRITTEN_OUT = ProjectSettings(strategy="paper+paper")
         ({"stratify_by": "site"}, False, False),
     ],
 )
-def test_a_round_is_opened_by_what_its_order_depends_on_and_nothing_else(
-    changes: dict[str, Any], cold: bool, later: bool
-) -> None:
+def test_only_changes_that_affect_the_order_open_a_round(changes: dict[str, Any], cold: bool, later: bool) -> None:
     for done, differs in ((COLD, cold), (FIRST, later)):
         was = round_key(replace(done, settings=WRITTEN_OUT), CONFIG)
         now = round_key(replace(done, settings=replace(WRITTEN_OUT, **changes)), CONFIG)
         assert (was != now) == differs
 
 
-def test_rounds_of_before_there_were_such_settings_are_not_opened_again() -> None:
+def test_rounds_from_before_these_settings_existed_are_not_opened_again() -> None:
     settings = replace(WRITTEN_OUT, alpha=0.5)
     assert round_key(replace(COLD, settings=settings), CONFIG) == fingerprint("paper")
     old = fingerprint("scanqueue-r1", "scanqueue-r1", CONFIG.key, 0.5, "paper")
@@ -260,12 +258,12 @@ def test_other_strata_open_another_stratified_cold_start() -> None:
 # -- our order and chance --------------------------------------------------------------------------
 
 MANY = tuple(range(1, 31))
-DRAWN = (2, 4, 6, 8, 10, 12, 14, 16)  # tasks that were drawn at random; 1..20 are labelled
+DRAWN = (2, 4, 6, 8, 10, 12, 14, 16)  # control scans; tasks 1..20 are labelled
 
 
 def with_controls(**changes: Any) -> tuple[Seen, Done]:
     """A project in its first round, with nothing else to do."""
-    known = tuple(Label(t, f"{100 - t}@now", annotation=100 - t) for t in range(1, 21))  # labelled from 20 to 1
+    known = tuple(Label(t, f"{100 - t}@now", annotation=100 - t) for t in range(1, 21))  # labelled in the order 20 to 1
     digests = frozenset(f"d{t}" for t in MANY)
     settings = ProjectSettings(strategy="paper+paper", cold_start_size=20, round_size=5, control_share=0.4)
     model = replace(R1, trained_on=frozenset(label.key for label in known))
@@ -279,7 +277,7 @@ def with_controls(**changes: Any) -> tuple[Seen, Done]:
 HELD = {t for i, t in enumerate(range(1, 21)) if i in validation_rows([f"d{t}" for t in range(1, 21)])}
 
 
-def test_our_order_is_compared_with_chance_when_nobody_waits_for_anything() -> None:
+def test_our_order_is_compared_with_chance_when_nothing_else_is_due() -> None:
     given, done = with_controls()
     (step,) = decide(given, done).steps
     assert isinstance(step, CompareWithControl)
@@ -287,7 +285,7 @@ def test_our_order_is_compared_with_chance_when_nobody_waits_for_anything() -> N
     assert set(step.validation) == HELD
     assert step.control == tuple(t for t in DRAWN[::-1] if t not in HELD)
     ours = [t for t in range(20, 0, -1) if t not in HELD and t not in DRAWN]
-    assert step.ours == tuple(ours[: len(step.control)])  # the first that were labelled, as many as there are controls
+    assert step.ours == tuple(ours[: len(step.control)])  # the first labelled ones, as many as there are controls
     assert decide(given, done).phase == "active"
 
 
@@ -328,7 +326,7 @@ def test_labels_that_the_model_did_not_have_are_not_compared() -> None:
     assert not [s for s in decide(replace(given, labels=edited), done).steps if isinstance(s, CompareWithControl)]
 
 
-def test_a_blocked_project_asks_for_nothing_and_says_why() -> None:
+def test_a_blocked_project_has_no_steps_and_gives_the_reason() -> None:
     plan = decide(replace(seen(scans()), config=None, blocked="no masks"), START)
     assert (plan.phase, plan.reason, plan.steps) == ("blocked", "no masks", ())
 
@@ -339,14 +337,14 @@ def test_one_broken_scan_does_not_stop_the_others() -> None:
     assert plan.steps == (Publish((1, 2, 3, 4), True),)
 
 
-def test_with_the_button_nothing_is_trained_until_somebody_asks() -> None:
+def test_with_the_button_nothing_is_trained_until_requested() -> None:
     waiting = replace(COLD, settings=replace(SETTINGS, retrain="button"))
     given = seen(scans(1, 2, 3, 4), live(0, 5, 6, 7), label(1, 2, 3, 4))
     assert decide(given, waiting).steps == ()
     assert decide(given, replace(waiting, training_requests=1)).steps == (Train("scanqueue-r1", (1, 2, 3, 4)),)
 
 
-def test_asking_again_with_the_same_labels_trains_nothing() -> None:
+def test_another_request_with_the_same_labels_trains_nothing() -> None:
     given = seen(scans(1, 2, 3), live(1, 7, 5, 4, 6), label(1, 2, 3))
     assert decide(given, replace(FIRST, training_requests=1)).steps == ()
 
@@ -359,13 +357,13 @@ def test_activating_another_model_opens_a_round_with_it() -> None:
     assert [(s.n, s.model) for s in opened] == [(3, "scanqueue-r1")]
 
 
-def test_a_new_label_in_the_config_trains_as_soon_as_there_are_labels_enough() -> None:
+def test_a_new_label_in_the_config_trains_as_soon_as_there_are_enough_labels() -> None:
     config = LabelConfig("image", (Tag("tag", "brush", "image", ("Lung", "Heart")),))
     given = replace(seen(scans(1, 2, 3), live(1, 7, 5, 4, 6), label(1, 2, 3)), config=config)
     assert Train("scanqueue-r2", (1, 2, 3)) in decide(given, FIRST).steps
 
 
-def test_more_is_published_when_fewer_than_a_round_are_left() -> None:
+def test_more_is_published_when_less_than_a_round_is_left() -> None:
     order = tuple(range(1, 21))
     lengths = [prefix_length(order, frozenset(order[n:]), SETTINGS) for n in range(9)]
     assert lengths == [4, 4, 4, 6, 6, 8, 8, 10, 10]
@@ -373,20 +371,20 @@ def test_more_is_published_when_fewer_than_a_round_are_left() -> None:
 
 
 def test_more_is_published_for_more_annotators_than_a_round_has_scans() -> None:
-    """Each holds one: with as many open as there are annotators, the next who asks would be sent home."""
+    """Each holds a task: with only as many open as there are annotators, the next request would get none."""
     order = tuple(range(1, 41))
     lengths = [prefix_length(order, frozenset(order[n:]), SETTINGS, people=5) for n in range(4)]
     assert [length - n for n, length in enumerate(lengths)] == [10, 11, 10, 11]
     assert prefix_length(order, frozenset(order[2:]), SETTINGS, people=1) == 4
 
 
-def test_annotators_of_today_are_the_authors_of_the_newest_annotations() -> None:
+def test_current_annotators_are_the_authors_of_the_newest_annotations() -> None:
     assert annotators([]) == 0
     assert annotators([(3, 7), (2, 7), (1, 8), (4, None)]) == 2
     assert annotators([(n, 1 if n > RECENT else n + 1) for n in range(1, 2 * RECENT + 1)]) == 1
 
 
-def test_scores_ascend_with_the_place_and_stay_below_one_for_late_scans() -> None:
+def test_scores_increase_with_the_place_and_stay_below_one_for_late_scans() -> None:
     scores = [score_of(place, 5) for place in range(1, 5000)]
     assert all(a < b for a, b in itertools.pairwise(scores))
     assert scores[0] > 0
@@ -417,7 +415,7 @@ def test_a_config_is_read_with_brushes_first_and_every_label_once() -> None:
     assert LabelConfig.from_json(config.to_json()) == config
 
 
-def test_a_config_without_masks_says_what_to_add_where() -> None:
+def test_the_error_for_a_config_without_masks_says_what_to_add_and_where() -> None:
     with pytest.raises(NotSegmentable) as error:
         LabelConfig.from_parsed(parsed(choice=("Choices", ["ok"])), 12)
     assert str(error.value) == (
@@ -427,12 +425,12 @@ def test_a_config_without_masks_says_what_to_add_where() -> None:
     )
 
 
-def test_a_brush_without_labels_says_so() -> None:
+def test_a_brush_without_labels_is_reported() -> None:
     with pytest.raises(NotSegmentable, match="'tag' in the label config has no labels"):
         LabelConfig.from_parsed(parsed(tag=("BrushLabels", [])), 12)
 
 
-def test_more_labels_than_a_model_can_learn_are_refused_in_words() -> None:
+def test_more_labels_than_a_model_can_learn_are_refused_with_a_reason() -> None:
     names = [f"L{n}" for n in range(300)]
     assert len(LabelConfig.from_parsed(parsed(tag=("BrushLabels", names[:253])), 12).labels) == 253
     with pytest.raises(NotSegmentable, match=r"has 300 mask labels; a model can learn at most 253"):
@@ -443,7 +441,7 @@ def test_more_labels_than_a_model_can_learn_are_refused_in_words() -> None:
     ("fitted", "labelled", "step"),
     [(3, (), FitMap), (8, (), MapScans), (8, (1,), MapScans), (2, (1,), FitMap), (3, (1,), MapScans)],
 )
-def test_a_map_of_a_few_that_somebody_tried_is_laid_out_anew_whatever_is_labelled(
+def test_a_map_of_a_small_trial_is_laid_out_again_whatever_is_labelled(
     fitted: int, labelled: tuple[int, ...], step: type
 ) -> None:
     done = replace(COLD, mapped=ALL - {"d10"}, fitted=fitted)
@@ -451,7 +449,7 @@ def test_a_map_of_a_few_that_somebody_tried_is_laid_out_anew_whatever_is_labelle
     assert [type(s) for s in found.steps if type(s) in (FitMap, MapScans)] == [step]
 
 
-def test_what_is_carried_over_but_in_no_order_any_more_is_not_published_for_ever() -> None:
+def test_carried_scans_that_are_no_longer_in_an_order_are_not_published_forever() -> None:
     latest = Round(1, round_key(SCORED, CONFIG), "scanqueue-r1", (5, 4, 6, 8, 9, 10), carried=(7, 10))
     given = seen(scans(1, 2, 3), live(1, 5, 4, 6, 8), label(1, 2, 3))
     steps = decide(given, replace(SCORED, rounds=(*COLD.rounds, latest))).steps
@@ -459,13 +457,13 @@ def test_what_is_carried_over_but_in_no_order_any_more_is_not_published_for_ever
 
 
 def test_the_round_of_a_new_model_comes_before_another_training() -> None:
-    """Ten labels during a training must not train again and again, under the same version."""
+    """Ten labels during a training must not cause repeated trainings under the same version."""
     given = seen(scans(*range(1, 9)), live(0, 9), label(*range(1, 9)))
     steps = decide(given, replace(SCORED, rounds=COLD.rounds)).steps
     assert [type(s) for s in steps if not isinstance(s, Publish)] == [OpenRound]
 
 
-def test_a_scan_whose_image_was_exchanged_is_not_published_before_it_is_read() -> None:
+def test_a_scan_with_a_replaced_image_is_not_published_before_it_is_read() -> None:
     exchanged = tuple(replace(s, digest="") if s.task in (1, 2) else s for s in scans())
     assert decide(seen(exchanged), COLD).steps == (Publish((3, 4), True), ReadScans((1, 2)))
 
@@ -477,7 +475,7 @@ def test_late_scans_wait_while_a_round_with_another_model_is_due() -> None:
     assert not [s for s in decide(given, done).steps if isinstance(s, ExtendRound)]
 
 
-def test_only_the_part_of_the_order_that_was_ahead_is_carried_over() -> None:
+def test_only_the_upcoming_part_of_the_order_is_carried_over() -> None:
     order = (4, 5, 6, 7, 8, 9, 10)
     latest = Round(1, "old key", "scanqueue-r1", order, carried=(10,))
     given = seen(scans(1, 2, 3), live(1, 4, 5, 6, 7, 10), label(1, 2, 3))
@@ -485,7 +483,7 @@ def test_only_the_part_of_the_order_that_was_ahead_is_carried_over() -> None:
     assert opened.carried == (4, 5, 6, 7)
 
 
-def test_another_embedder_makes_its_own_map_and_then_a_new_round_with_the_same_model() -> None:
+def test_another_embedder_gets_its_own_map_and_then_a_new_round_with_the_same_model() -> None:
     was = replace(FIRST, rounds=(*FIRST.rounds[:-1], replace(FIRST.rounds[-1], embedder="pixels")))
     look = seen(scans(1, 2, 3), live(1, 7, 5, 4), label(1, 2, 3))
     assert OpenRound not in {type(s) for s in decide(look, was).steps}
@@ -497,17 +495,17 @@ def test_another_embedder_makes_its_own_map_and_then_a_new_round_with_the_same_m
     mapped = replace(read, mapped=ALL, fitted=N)
     opened = [s for s in decide(look, mapped).steps if isinstance(s, OpenRound)]
     assert [(s.n, s.model) for s in opened] == [(2, "scanqueue-r1")]
-    assert set(opened[0].carried) == {7, 5, 4}  # somebody may hold them
+    assert set(opened[0].carried) == {7, 5, 4}  # an annotator may hold them
 
 
-def test_a_round_of_which_nobody_wrote_the_embedder_down_is_not_opened_again() -> None:
+def test_a_round_without_a_recorded_embedder_is_not_opened_again() -> None:
     assert FIRST.rounds[-1].embedder == ""
     look = seen(scans(1, 2, 3), live(1, 7, 5, 4), label(1, 2, 3))
     steps = decide(look, replace(FIRST, embedder="timm:other")).steps
     assert OpenRound not in {type(s) for s in steps}
 
 
-# -- who is held out, and whole scans ---------------------------------------------------------
+# -- held-out scans, and whole scans ----------------------------------------------------------
 
 
 def share(name: str) -> float:
@@ -515,7 +513,7 @@ def share(name: str) -> float:
 
 
 @drawn(st.lists(DIGESTS, max_size=40))
-def test_without_groups_those_with_the_lowest_hashes_are_held_out(digests: list[str]) -> None:
+def test_without_groups_the_scans_with_the_lowest_hashes_are_held_out(digests: list[str]) -> None:
     held = validation_rows(digests)
     assert validation_rows(digests, [""] * len(digests)) == held
     low = {i for i, d in enumerate(digests) if share(d) < 0.2}
@@ -527,16 +525,16 @@ def test_without_groups_those_with_the_lowest_hashes_are_held_out(digests: list[
         assert held == {min(range(len(digests)), key=lambda i: share(digests[i]))}
 
 
-def test_too_many_with_low_hashes_leave_half_to_learn_from() -> None:
+def test_half_is_left_to_learn_from_when_too_many_hashes_are_low() -> None:
     low = [name for name in map(str, range(99)) if share(name) < 0.2]
     low.sort(key=share)
     assert validation_rows(low[:5]) == {0, 1}
-    assert validation_rows([low[0]] * 12) == set()  # one picture, a dozen times
+    assert validation_rows([low[0]] * 12) == set()  # twelve copies of one picture
     assert validation_rows([low[0]] * 4 + [low[1]] * 2) == {4, 5}
 
 
 @drawn(ROWS)
-def test_a_group_is_held_out_whole_or_not_at_all_and_something_is_left_to_learn_from(
+def test_a_group_is_held_out_as_a_whole_or_not_at_all_and_something_is_left_to_learn_from(
     rows: list[tuple[str, str]],
 ) -> None:
     digests, groups = [d for d, _ in rows], [g for _, g in rows]
@@ -550,7 +548,7 @@ def test_a_group_is_held_out_whole_or_not_at_all_and_something_is_left_to_learn_
 
 
 @drawn(ROWS, st.randoms(use_true_random=False))
-def test_who_is_held_out_does_not_depend_on_the_order_of_the_rows(rows: list[tuple[str, str]], random: Random) -> None:
+def test_the_held_out_rows_do_not_depend_on_their_order(rows: list[tuple[str, str]], random: Random) -> None:
     rows = list({d: (d, g) for d, g in rows}.values())
     other = random.sample(rows, len(rows))
     one, two = ({r[i] for i in validation_rows([d for d, _ in r], [g for _, g in r])} for r in (rows, other))
@@ -558,8 +556,10 @@ def test_who_is_held_out_does_not_depend_on_the_order_of_the_rows(rows: list[tup
 
 
 @drawn(ROWS, ROWS)
-def test_who_is_held_out_stays_so_when_rows_are_added(rows: list[tuple[str, str]], more: list[tuple[str, str]]) -> None:
-    """In the usual case: the hashes hold something out, and no more than half, before and after."""
+def test_held_out_rows_stay_held_out_when_rows_are_added(
+    rows: list[tuple[str, str]], more: list[tuple[str, str]]
+) -> None:
+    """In the usual case: before and after, the hashes hold out something, but at most half."""
 
     def usual(all_: list[tuple[str, str]]) -> bool:
         count = sum(1 for d, g in all_ if share(g or d) < 0.2)
@@ -571,7 +571,7 @@ def test_who_is_held_out_stays_so_when_rows_are_added(rows: list[tuple[str, str]
         assert before == {i for i in after if i < len(rows)}
 
 
-def test_too_many_patients_go_back_those_with_the_highest_hash_first() -> None:
+def test_of_too_many_held_out_patients_those_with_the_highest_hash_go_back_first() -> None:
     names = sorted((f"P{i}" for i in range(200)), key=share)
     low, next_low, high = names[0], names[1], names[-1]
     assert share(next_low) < 0.2 < share(high)
@@ -581,20 +581,20 @@ def test_too_many_patients_go_back_those_with_the_highest_hash_first() -> None:
 
     assert held(low, low, next_low, *[high] * 5) == {low, next_low}
     assert held(low, low, next_low, next_low, next_low, high) == {low}
-    assert held(*[low] * 9, high) == {high}  # there is more to learn from the others
-    assert held(*[high] * 3, *[names[-2]] * 3) == {names[-2]}  # no hash is low enough: the lowest
+    assert held(*[low] * 9, high) == {high}  # more scans are left to learn from
+    assert held(*[high] * 3, *[names[-2]] * 3) == {names[-2]}  # no hash is low enough: the lowest is held out
     assert held(*[high] * 3, *[names[-2]] * 4) == {high}
     assert held(*[low] * 9) == set()
     assert held(low, low, low, high) == set()  # fewer than five
 
 
-def test_slices_of_one_volume_belong_together_where_no_patient_is_known() -> None:
+def test_slices_of_one_volume_are_one_group_where_no_patient_is_known() -> None:
     slices = [Scan(t, "", f"d{t}", volume="V" if t < 6 else "W", patient="P" if t > 8 else "") for t in range(1, 11)]
     assert [s.group for s in slices] == ["V"] * 5 + ["W"] * 3 + ["P"] * 2
     assert [s.whole for s in (*slices[:1], Scan(1, "", "d"))] == ["V", "d"]
 
 
-def test_patients_are_not_parted_by_the_comparison_with_chance() -> None:
+def test_the_comparison_with_chance_does_not_split_patients() -> None:
     people = [f"P{t % 7}" for t in range(1, 31)]
     all_ = tuple(Scan(t, "", f"d{t}", annotated=True, patient=people[t - 1]) for t in range(1, 31))
     digests = frozenset(s.digest for s in all_)
@@ -622,12 +622,12 @@ SCAN = replace(SETTINGS, unit="scan")
 
 
 def volumes(*sizes: int) -> tuple[Scan, ...]:
-    """Volumes of so many slices; 0: an image that is of none."""
+    """Volumes with these numbers of slices; 0: an image that belongs to none."""
     whole = [(f"V{v}" if size else "", s) for v, size in enumerate(sizes) for s in range(max(size, 1))]
     return tuple(Scan(t, f"/{t}.png", f"d{t}", volume=v, slice=s) for t, (v, s) in enumerate(whole, start=1))
 
 
-def test_what_is_published_ends_where_a_volume_ends() -> None:
+def test_publishing_stops_at_the_end_of_a_volume() -> None:
     all_ = volumes(3, 5, 0, 4, 7)  # tasks 1-3, 4-8, 9, 10-13, 14-20
 
     def siblings(task: int) -> set[int]:
@@ -645,11 +645,11 @@ def test_what_is_published_ends_where_a_volume_ends() -> None:
     done = replace(START, settings=SCAN, embedded=ALL | {s.digest for s in all_}, mapped=ALL | {s.digest for s in all_})
     done = replace(done, rounds=(Round(0, round_key(done, CONFIG, all_), "", tuple(order)),))
     assert decide(given, done).steps == (Publish(tuple(range(1, 9)), True),)
-    apart = replace(done, rounds=(replace(done.rounds[0], order=(4, 1, 2, 3, *order[4:])),))  # 4 is wished for
+    apart = replace(done, rounds=(replace(done.rounds[0], order=(4, 1, 2, 3, *order[4:])),))  # 4 has priority
     assert decide(given, apart).steps == (Publish((4, 1, 2, 3), True),)
 
 
-def test_the_unit_opens_a_round_only_where_there_are_volumes() -> None:
+def test_the_selection_unit_opens_a_round_only_where_there_are_volumes() -> None:
     scan, slice_ = replace(START, settings=SCAN), START
     assert round_key(scan, CONFIG, scans()) == round_key(slice_, CONFIG, scans())
     assert round_key(scan, CONFIG, volumes(2, 3)) != round_key(slice_, CONFIG, volumes(2, 3))
@@ -659,9 +659,7 @@ def test_the_unit_opens_a_round_only_where_there_are_volumes() -> None:
 
 
 @pytest.mark.parametrize(("fitted", "step"), [(4, FitMap), (5, MapScans)])
-def test_a_map_of_volumes_is_laid_out_anew_when_there_are_many_more_volumes_and_not_for_slices(
-    fitted: int, step: type
-) -> None:
+def test_a_map_of_volumes_is_laid_out_again_for_many_more_volumes_but_not_for_slices(fitted: int, step: type) -> None:
     all_ = volumes(10, 10, 10, 10, 10, 10)
     digests = frozenset(s.digest for s in all_)
     done = replace(START, settings=SCAN, embedded=digests, mapped=digests - {"d60"}, fitted=fitted)

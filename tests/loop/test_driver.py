@@ -60,7 +60,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path / "data")
 
 
-# -- the way of a project ----------------------------------------------------------------------
+# -- the life of a project ---------------------------------------------------------------------
 
 
 def test_a_project_goes_from_the_cold_start_through_two_rounds(world: World) -> None:
@@ -89,7 +89,7 @@ def test_a_project_goes_from_the_cold_start_through_two_rounds(world: World) -> 
     assert (world.status()["phase"], world.status()["queue"]) == ("done", [])
 
 
-def test_a_mask_that_was_shown_but_not_kept_is_drawn_again_for_the_comparison(world: World) -> None:
+def test_a_lost_shown_mask_is_predicted_again_for_the_comparison(world: World) -> None:
     world.in_round_1()
     (task,) = world.label(1)
     for mask in (world.folder / "masks").rglob("*"):
@@ -99,7 +99,7 @@ def test_a_mask_that_was_shown_but_not_kept_is_drawn_again_for_the_comparison(wo
     assert [(s["task"], s["version"]) for s in world.store.shown(PROJECT)] == [(task, "scanqueue-r1")]
 
 
-def test_lost_artefacts_cost_time_and_nothing_else(world: World) -> None:
+def test_lost_artefacts_cost_only_time(world: World) -> None:
     world.in_round_1()
     version = world.status()["model"]
     for kind in ("labels", "pixels", "masks", "models"):
@@ -111,7 +111,7 @@ def test_lost_artefacts_cost_time_and_nothing_else(world: World) -> None:
     assert all(count == 1 for count in world.published(seen["model_version"]).values())
 
 
-def test_another_image_size_trains_and_compares_all_the_same(world: World) -> None:
+def test_training_and_comparison_work_after_a_change_of_image_size(world: World) -> None:
     world.in_round_1().label(ROUND)
     world.settings = replace(world.settings, image_size=64)
     world.run()
@@ -119,7 +119,7 @@ def test_another_image_size_trains_and_compares_all_the_same(world: World) -> No
     assert [m["version"] for m in world.store.models(PROJECT)] == ["scanqueue-r1", "scanqueue-r2"]
 
 
-def test_a_project_that_was_disconnected_is_left_alone_until_it_is_connected_again(world: World) -> None:
+def test_a_disconnected_project_is_left_alone_until_it_is_reconnected(world: World) -> None:
     world.studio.connected = [{"id": 1, "title": "scanqueue", "url": "http://127.0.0.1:9090"}]
     world.cold_started()
     world.studio.connected = []
@@ -134,7 +134,7 @@ def test_a_project_that_was_disconnected_is_left_alone_until_it_is_connected_aga
     assert world.studio.sampling == SAMPLING
 
 
-def test_looking_twice_writes_nothing(world: World) -> None:
+def test_a_second_reconciliation_writes_nothing(world: World) -> None:
     world.in_round_1().label(1)
     world.run()
     before, writes = world.end_state(), list(world.studio.writes)
@@ -148,14 +148,14 @@ def test_looking_twice_writes_nothing(world: World) -> None:
     assert {p: p.stat().st_mtime_ns for p in world.folder.rglob("*.npz")} == touched
 
 
-def test_a_second_process_leaves_a_project_that_is_being_worked_on_alone(world: World) -> None:
+def test_a_second_process_leaves_a_locked_project_alone(world: World) -> None:
     world.add_scans(0, 5)
     with world.store.lock(PROJECT), pytest.raises(Busy):
         world.reconciler().reconcile(PROJECT)
     assert world.studio.writes == []
 
 
-# -- killed anywhere ---------------------------------------------------------------------------
+# -- killed at any point -----------------------------------------------------------------------
 
 STUDIO_WRITES = {"import_predictions", "show_round", "add_view", "set_webhook", "remove_duplicate_predictions"}
 STORE_READS = {
@@ -167,13 +167,13 @@ STORE_WRITES = {name for name, _ in inspect.getmembers(Store, inspect.isfunction
 
 
 class Killed(BaseException):
-    """The process is no more."""
+    """The process was killed."""
 
 
 class Fuse:
-    """Lets writes pass until number `at`; there, and ever after, the process is dead.
+    """Lets writes through up to number `at`; from then on, the process is dead.
 
-    midway  the last write is begun: half of an import is stored, a folder is filled but not in its place
+    midway  the last write is half done: part of an import is stored, or a folder is filled but not yet in place
     """
 
     def __init__(self, at: int = 0, *, midway: bool = False) -> None:
@@ -199,7 +199,7 @@ class Fuse:
 
 
 class Fused:
-    """`target`, whose writes go through a fuse."""
+    """`target`, with its writes routed through a fuse."""
 
     def __init__(self, target: Any, writes: set[str], fuse: Fuse) -> None:
         self._target, self._writes, self._fuse = target, writes, fuse
@@ -212,10 +212,10 @@ class Fused:
 
 
 def scenario(folder: Path, fuse: Fuse) -> World:
-    """Cold start, late scans, the first model, a round, the second model; killed once, then started anew."""
+    """Cold start, late scans, the first model, a round, the second model; killed once, then restarted."""
     world = World(folder)
 
-    def look() -> None:
+    def reconcile_with_fuse() -> None:
         tools = world.reconciler()
         studio, store = Fused(tools.studio, STUDIO_WRITES, fuse), Fused(tools.store, STORE_WRITES, fuse)
         tools = replace(tools, studio=studio, store=store)  # type: ignore[arg-type]
@@ -226,21 +226,21 @@ def scenario(folder: Path, fuse: Fuse) -> World:
             world.run()
 
     world.add_scans(0, 10)
-    look()
+    reconcile_with_fuse()
     world.label(3)
     world.add_scans(10, 2)
-    look()
+    reconcile_with_fuse()
     world.label(COLD - 3)
-    look()
+    reconcile_with_fuse()
     world.label(ROUND - 1)
     world.studio.edit(next(iter(world.annotations.values())), [])
-    look()
+    reconcile_with_fuse()
     return world
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """The end of the scenario, and every write of ours on the way."""
+    """The final state of the scenario, and every write that led to it."""
     fuse = Fuse()
     world = scenario(tmp_path_factory.mktemp("undisturbed") / "data", fuse)
     assert world.studio.model_version == "scanqueue-r2"
@@ -259,7 +259,7 @@ def test_the_undisturbed_run_publishes_every_round_once(undisturbed: SimpleNames
 def _same_end(undisturbed: SimpleNamespace, folder: Path, at: int, *, midway: bool = False) -> None:
     fuse = Fuse(at, midway=midway)
     end = scenario(folder, fuse).end_state()
-    assert fuse.names[:at] == undisturbed.names[:at], "the run before the kill was another one"
+    assert fuse.names[:at] == undisturbed.names[:at], "the run before the kill was different"
     where = f"killed at write {at} of {len(undisturbed.names)}, {undisturbed.names[at - 1]}"
     for part, value in undisturbed.end.items():
         assert end[part] == value, f"{part}, {where}"
@@ -267,24 +267,22 @@ def _same_end(undisturbed: SimpleNamespace, folder: Path, at: int, *, midway: bo
 
 
 @pytest.mark.parametrize("first", [0, *(pytest.param(n, marks=pytest.mark.long) for n in range(1, 18))])
-def test_killed_before_any_write_it_ends_in_the_same_state(
+def test_a_kill_before_any_write_leads_to_the_same_end_state(
     first: int, undisturbed: SimpleNamespace, tmp_path: Path
 ) -> None:
-    """Dying after a write is dying before the next: nothing lasting lies between them."""
+    """A kill after a write equals a kill before the next one: nothing permanent happens in between."""
     for at in range(1 + first, len(undisturbed.names) + 1, 18):
         _same_end(undisturbed, tmp_path / "data", at)
 
 
-def test_killed_in_the_middle_of_a_large_write_it_ends_in_the_same_state(
-    undisturbed: SimpleNamespace, tmp_path: Path
-) -> None:
+def test_a_kill_during_a_large_write_leads_to_the_same_end_state(undisturbed: SimpleNamespace, tmp_path: Path) -> None:
     large = [i for i, name in enumerate(undisturbed.names, start=1) if name in ("import_predictions", "put_folder")]
     assert len(large) >= 7
     for at in large:
         _same_end(undisturbed, tmp_path / "data", at, midway=True)
 
 
-# -- answers that are lost ----------------------------------------------------------------------
+# -- lost answers -------------------------------------------------------------------------------
 
 
 def test_an_import_whose_answer_was_lost_is_not_sent_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +304,7 @@ def test_an_import_whose_answer_was_lost_is_not_sent_twice(world: World, monkeyp
     assert world.status()["trouble"] == ""
 
 
-def test_an_import_that_is_still_at_work_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_that_is_still_running_is_awaited(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     late: list[tuple[int, Sequence[Mapping[str, Any]]]] = []
     store_rows = world.studio.import_predictions
 
@@ -334,7 +332,7 @@ def test_an_import_that_is_still_at_work_is_waited_for(world: World, monkeypatch
     assert world.studio.writes.count("import_predictions") == 1
 
 
-def test_doubled_predictions_are_removed(world: World) -> None:
+def test_duplicate_predictions_are_removed(world: World) -> None:
     world.cold_started()
     rows = [{k: v for k, v in p.items() if k != "id"} for p in world.studio.predictions[:2]]
     world.studio.import_predictions(PROJECT, rows)
@@ -342,7 +340,7 @@ def test_doubled_predictions_are_removed(world: World) -> None:
     assert set(world.published().values()) == {1}
 
 
-def test_a_refused_webhook_is_said_and_the_queue_goes_on(world: World) -> None:
+def test_a_refused_webhook_is_reported_and_the_queue_goes_on(world: World) -> None:
     world.store.set_project(PROJECT, backend_url="http://backend:9090")
     world.add_scans(0, 12)
     world.reconciler().reconcile(PROJECT)
@@ -354,7 +352,7 @@ def test_a_refused_webhook_is_said_and_the_queue_goes_on(world: World) -> None:
     assert world.status()["trouble"] == ""
 
 
-def test_predictions_that_are_refused_are_said_and_sent_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_predictions_are_reported_and_sent_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.in_round_1().label(ROUND - 1)
     world.run()
     world.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | {"strategy": "facility+paper"}))
@@ -375,10 +373,10 @@ def test_predictions_that_are_refused_are_said_and_sent_again(world: World, monk
 # -- training -----------------------------------------------------------------------------------
 
 
-def test_a_worse_model_is_kept_and_remarked_upon_and_the_better_one_keeps_drawing(tmp_path: Path) -> None:
+def test_a_worse_model_is_kept_and_reported_and_the_better_one_stays_active(tmp_path: Path) -> None:
     world = World(tmp_path / "data", steps=30).in_round_1()
     (first,) = world.store.models(PROJECT)
-    assert first["validation"]["dice"] > 0.3  # it learnt something that can be lost
+    assert first["validation"]["dice"] > 0.3  # it learnt something that it can lose
     digests = {s["task"]: s["digest"] for s in world.store.scans(PROJECT)}
     labelled = list(world.annotations)
     watched = {labelled[i] for i in validation_rows([digests[t] for t in labelled])}
@@ -417,7 +415,7 @@ def test_a_worse_model_is_kept_and_remarked_upon_and_the_better_one_keeps_drawin
     assert len(world.store.models(PROJECT)) == 2
 
 
-def test_whether_more_labels_are_worth_it_is_said_once_there_are_models(world: World) -> None:
+def test_the_stopping_hint_appears_once_there_are_models(world: World) -> None:
     world.cold_started()
     assert world.status()["stopping"] is None
     world.label(COLD)
@@ -443,7 +441,7 @@ def test_whether_more_labels_are_worth_it_is_said_once_there_are_models(world: W
     assert world.status()["stopping"] is None
 
 
-def test_models_of_other_labels_are_no_part_of_the_learning_curve(world: World) -> None:
+def test_models_with_other_labels_are_not_on_the_learning_curve(world: World) -> None:
     world.in_round_1()
     world.studio.change_config(LARGER)
     world.run()
@@ -452,7 +450,7 @@ def test_models_of_other_labels_are_no_part_of_the_learning_curve(world: World) 
     assert "agreement" not in world.store.models(PROJECT)[1]["details"]
 
 
-def test_by_button_it_trains_only_when_asked(tmp_path: Path) -> None:
+def test_with_the_button_it_trains_only_on_request(tmp_path: Path) -> None:
     world = World(tmp_path / "data", retrain="button").cold_started()
     world.label(COLD + 1)
     world.run()
@@ -471,7 +469,7 @@ def test_by_button_it_trains_only_when_asked(tmp_path: Path) -> None:
     assert [m["version"] for m in world.store.models(PROJECT)] == ["scanqueue-r1", "scanqueue-r2"]
 
 
-def test_asking_before_anything_is_labelled_trains_nothing_and_is_not_remembered(world: World) -> None:
+def test_a_training_request_before_the_first_label_is_dropped(world: World) -> None:
     world.add_scans(0, 5)
     world.store.request_training(PROJECT)
     world.run()
@@ -507,7 +505,7 @@ def test_a_full_disk_leaves_the_project_as_it_was(when: str, world: World, monke
     assert world.status()["trouble"] == ""
 
 
-# -- what people do besides labelling -------------------------------------------------------------
+# -- other actions of annotators ------------------------------------------------------------------
 
 
 def test_a_deleted_annotation_makes_the_scan_unlabelled_again(world: World) -> None:
@@ -555,7 +553,7 @@ def test_a_skipped_scan_comes_last_and_is_not_counted_as_left(world: World) -> N
     assert world.label(len(fresh)) == fresh
 
 
-def test_a_black_scan_is_served_when_nothing_else_is_left(world: World) -> None:
+def test_a_black_scan_is_served_last(world: World) -> None:
     black = world.studio.add_scans([png(np.zeros((SIZE, SIZE), np.uint8))])
     world.masks[black[0]] = {"Lung": np.zeros((SIZE, SIZE), bool)}
     world.cold_started()
@@ -572,7 +570,7 @@ def test_a_black_scan_is_served_when_nothing_else_is_left(world: World) -> None:
     assert (len(served), served[-1]) == (13, black[0])
 
 
-def test_new_scans_do_not_move_what_is_published(world: World) -> None:
+def test_new_scans_do_not_move_published_ones(world: World) -> None:
     world.cold_started()
     order = world.order()
     late = world.add_scans(20, 3)
@@ -618,7 +616,7 @@ def test_another_embedder_makes_a_new_map_and_a_new_round_and_keeps_the_old_map_
     world.run()
     assert world.studio.model_version == "scanqueue-r2"
     assert world.status()["embedder"]["name"] == other
-    assert world.status()["model"] == "scanqueue-r1"  # nothing was trained for it
+    assert world.status()["model"] == "scanqueue-r1"  # no new model was trained
     assert world.store.labels(PROJECT) == labels
     assert sorted(world.order()) == sorted(before)
     new = world.store.arrays("maps", map_name(PROJECT, other))
@@ -638,7 +636,7 @@ def test_another_embedder_makes_a_new_map_and_a_new_round_and_keeps_the_old_map_
 
 
 @pytest.mark.parametrize("measure", ["foreground", "boundary", "top"])
-def test_another_measure_of_uncertainty_opens_a_round_and_the_pool_is_not_predicted_again(
+def test_another_uncertainty_measure_opens_a_round_without_predicting_the_pool_again(
     measure: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.in_round_1()
@@ -652,7 +650,7 @@ def test_another_measure_of_uncertainty_opens_a_round_and_the_pool_is_not_predic
     assert values == sorted(values, reverse=True)
 
 
-def test_rows_from_before_there_were_measures_count_as_scored_only_for_the_mean(world: World) -> None:
+def test_rows_without_signals_count_as_scored_for_the_mean_only(world: World) -> None:
     world.in_round_1()
     model = world.store.models(PROJECT)[0]["fingerprint"]
     with world.store.write() as connection:
@@ -665,9 +663,7 @@ def test_rows_from_before_there_were_measures_count_as_scored_only_for_the_mean(
 
 
 @pytest.mark.parametrize(("strategy", "signal"), [("clasp", "classes"), ("pairwise-dice", "disagreement")])
-def test_what_a_strategy_wants_to_know_is_asked_of_the_model_by_whoever_scores(
-    strategy: str, signal: str, tmp_path: Path
-) -> None:
+def test_scoring_computes_the_signals_that_the_strategy_needs(strategy: str, signal: str, tmp_path: Path) -> None:
     world = World(tmp_path / "data", strategy=strategy).in_round_1()
     model = world.store.models(PROJECT)[0]["fingerprint"]
     open_ = {s["digest"] for s in world.store.scans(PROJECT) if not s["annotated"]}
@@ -679,7 +675,7 @@ def test_what_a_strategy_wants_to_know_is_asked_of_the_model_by_whoever_scores(
     assert all(": " in q["reason"] and q["reason"] != f"{strategy}: {strategy}" for q in shown)
 
 
-def test_a_change_to_a_strategy_that_wants_more_scores_the_pool_again(world: World) -> None:
+def test_a_strategy_that_needs_more_signals_scores_the_pool_again(world: World) -> None:
     world.in_round_1()
     model = world.store.models(PROJECT)[0]["fingerprint"]
     world.set(strategy="paper+clasp")
@@ -688,7 +684,7 @@ def test_a_change_to_a_strategy_that_wants_more_scores_the_pool_again(world: Wor
     assert all("top" in said for said in world.store.uncertainty(model).values())
 
 
-def test_another_strategy_for_the_time_with_a_model_leaves_the_cold_start_alone(world: World) -> None:
+def test_another_model_strategy_leaves_the_cold_start_alone(world: World) -> None:
     world.cold_started()
     order, writes = world.order(), list(world.studio.writes)
     world.set(strategy="facility+entropy", uncertainty="top")
@@ -703,13 +699,13 @@ def test_another_strategy_for_the_time_with_a_model_leaves_the_cold_start_alone(
 
 
 def controls(world: World) -> list[int]:
-    """Places, counted from 0, at which the latest order has scans drawn at random."""
+    """Places of the control scans in the latest order, counted from 0."""
     latest = world.store.latest_round(PROJECT)
     assert latest is not None
     return [i for i, p in enumerate(latest["picks"]) if p.reason == "control"]
 
 
-def test_a_share_of_every_order_is_drawn_at_random_and_the_rest_stays_in_its_order(tmp_path: Path) -> None:
+def test_a_share_of_every_order_is_drawn_at_random_and_the_rest_keeps_its_order(tmp_path: Path) -> None:
     plain = World(tmp_path / "plain").cold_started()
     world = World(tmp_path / "data", control_share=0.25).cold_started()
     assert controls(world) == [1, 5, 9]
@@ -728,11 +724,11 @@ def test_a_share_of_every_order_is_drawn_at_random_and_the_rest_stays_in_its_ord
     assert controls(world) == [1, 5]
     digests = {s["task"]: s["digest"] for s in world.store.scans(PROJECT)}
     rest = sorted(world.order()[1:], key=lambda t: control_draw(Scan(t, "", digests[t]), 0))
-    assert world.order()[1] == rest[0]  # what chance would have drawn next, model or not
+    assert world.order()[1] == rest[0]  # the next random draw, with or without a model
     assert world.label(ROUND) == world.order()[:ROUND]
 
 
-def test_late_scans_may_be_drawn_too_and_published_places_stay(tmp_path: Path) -> None:
+def test_late_scans_may_become_controls_and_published_places_stay(tmp_path: Path) -> None:
     world = World(tmp_path / "data", control_share=0.5).cold_started()
     order = world.order()
     world.add_scans(20, 6)
@@ -743,7 +739,7 @@ def test_late_scans_may_be_drawn_too_and_published_places_stay(tmp_path: Path) -
     fresh.add_scans(0, 12)
     fresh.add_scans(20, 6)
     fresh.run()
-    drawn = {fresh.order()[i] for i in controls(fresh)}  # all at once: chance draws the same ones
+    drawn = {fresh.order()[i] for i in controls(fresh)}  # all at once: the same controls are drawn
     assert len(drawn & {world.order()[i] for i in controls(world)}) >= 7
 
 
@@ -762,7 +758,7 @@ def test_a_skipped_scan_is_not_drawn_again(tmp_path: Path) -> None:
     assert (latest["picks"][-1].task, latest["picks"][-1].reason) == (first, "skipped")
 
 
-def test_another_seed_draws_others(tmp_path: Path) -> None:
+def test_another_seed_draws_other_controls(tmp_path: Path) -> None:
     drawn = set()
     for seed in range(4):
         world = World(tmp_path / str(seed), control_share=0.25, seed=seed).cold_started()
@@ -774,7 +770,7 @@ CONTROLLED = {"control_share": 0.5, "cold_start_size": 18, "queue_depth": 18}
 
 
 def compared(folder: Path, fuse: Fuse | None = None) -> World:
-    """Eighteen labels, half of them of chance, and a model; killed once where the fuse says, then started anew."""
+    """Eighteen labels, half of them on control scans, and a model; killed once where the fuse says, then restarted."""
     world = World(folder, **CONTROLLED)
     world.add_scans(0, 24)
     world.run()
@@ -787,7 +783,7 @@ def compared(folder: Path, fuse: Fuse | None = None) -> World:
     return world
 
 
-def test_our_order_is_compared_with_chance_once_for_each_model_and_after_publishing(
+def test_our_order_is_compared_with_chance_once_per_model_after_publishing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = compared(tmp_path / "data", names := Fuse())
@@ -821,7 +817,7 @@ def test_without_controls_nothing_is_compared(world: World) -> None:
     assert not (world.folder / "arms").exists()
 
 
-def test_killed_during_the_comparison_it_ends_with_the_same_one(tmp_path: Path) -> None:
+def test_a_kill_during_the_comparison_does_not_change_it(tmp_path: Path) -> None:
     whole = compared(tmp_path / "whole", fuse := Fuse())
     last = len(fuse.names) - fuse.names[::-1].index("add_details")
     first = max(i for i, name in enumerate(fuse.names[: last - 1], start=1) if name == "put_folder") - 1
@@ -834,11 +830,11 @@ def test_killed_during_the_comparison_it_ends_with_the_same_one(tmp_path: Path) 
         left = [f for f in state["files"] if f.startswith("arms/")]
         state["files"] = [f for f in state["files"] if f not in left]
         assert state == end, f"killed at write {at}, {fuse.names[at - 1]}"
-        assert not left or at > last  # which retention removes after a day
+        assert not left or at > last  # retention removes these after a day
         shutil.rmtree(world.folder)
 
 
-def test_a_comparison_gives_way_to_a_training_and_is_made_with_the_newest_model(
+def test_a_comparison_yields_to_training_and_uses_the_newest_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path / "data", **CONTROLLED)
@@ -860,7 +856,7 @@ def test_a_comparison_gives_way_to_a_training_and_is_made_with_the_newest_model(
     assert world.studio.model_version == "scanqueue-r2"
 
 
-def test_a_comparison_waits_while_another_project_is_trained_and_keeps_nothing_up(
+def test_a_comparison_waits_for_another_projects_training_without_blocking_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path / "data", **CONTROLLED)
@@ -893,7 +889,7 @@ def strata(world: World, sites: Sequence[Any]) -> None:
         world.studio.set_data(task, {"image": world.studio.reference(task), "site": site})
 
 
-def test_every_beginning_of_a_stratified_order_has_its_share_of_each_site(tmp_path: Path) -> None:
+def test_every_prefix_of_a_stratified_order_has_its_share_of_each_site(tmp_path: Path) -> None:
     world = World(tmp_path / "data", strategy="stratified", stratify_by="site")
     tasks = world.add_scans(0, 12)
     strata(world, ["A"] * 6 + ["B"] * 4 + [3, None])
@@ -910,7 +906,7 @@ def test_every_beginning_of_a_stratified_order_has_its_share_of_each_site(tmp_pa
     assert {s["stratum"] for s in world.store.scans(PROJECT)} == {"A"}
 
 
-def test_strata_are_taken_over_when_the_setting_comes_later_or_changes(world: World) -> None:
+def test_strata_are_read_when_the_setting_is_added_or_changed(world: World) -> None:
     world.add_scans(0, 12)
     strata(world, ["A", "B"] * 6)
     world.run()
@@ -927,17 +923,17 @@ def test_strata_are_taken_over_when_the_setting_comes_later_or_changes(world: Wo
     again = world.reconciler()
     again.reconcile(PROJECT)
     again.reconcile(PROJECT)
-    assert listings[-1]  # and not all of them at every look
+    assert listings[-1]  # not all of them at every reconciliation
 
 
-def test_stratified_without_a_key_blocks_with_what_to_set(world: World) -> None:
+def test_stratified_without_a_key_blocks_and_names_the_setting(world: World) -> None:
     world.cold_started()
     world.set(strategy="stratified")
     assert world.status()["phase"] == "blocked"
     assert "set stratify_by to a key of the task data" in world.status()["reason"]
 
 
-def test_a_setting_that_cannot_be_used_blocks_with_the_reason_and_writes_nothing(world: World) -> None:
+def test_an_unusable_setting_blocks_with_the_reason_and_writes_nothing(world: World) -> None:
     world.cold_started()
     writes = list(world.studio.writes)
     world.store.set_project(PROJECT, extra_params='{"alfa": 1}')
@@ -955,7 +951,7 @@ def test_a_new_label_trains_a_model_that_has_it(world: World) -> None:
     assert world.status()["model"] == world.studio.model_version == "scanqueue-r2"
 
 
-def test_a_config_that_draws_no_masks_blocks_until_it_is_mended(world: World) -> None:
+def test_a_config_without_masks_blocks_until_it_is_fixed(world: World) -> None:
     world.in_round_1()
     before = world.end_state()
     world.studio.change_config(NO_MASKS)
@@ -980,7 +976,7 @@ def test_deleted_tasks_leave_the_queue_and_the_records(world: World) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_the_smallest_projects_come_to_their_end(count: int, tmp_path: Path) -> None:
+def test_the_smallest_projects_finish(count: int, tmp_path: Path) -> None:
     world = World(tmp_path / "data", cold_start_size=1, round_size=1)
     tasks = world.add_scans(0, count)
     world.run()
@@ -1027,7 +1023,7 @@ def test_gray_and_colour_scans_of_any_shape_share_a_project(world: World) -> Non
     assert len(world.store.models(PROJECT)) == 2
 
 
-def test_a_region_of_an_unknown_label_is_remarked_upon_and_the_rest_of_the_mask_counts(world: World) -> None:
+def test_a_region_with_an_unknown_label_is_reported_and_the_rest_of_the_mask_counts(world: World) -> None:
     world.cold_started()
     task = world.order()[0]
     world.submit(task, "Lung", "Heart")
@@ -1055,9 +1051,7 @@ def test_a_broken_annotation_is_listed_until_it_is_deleted(world: World) -> None
     assert world.status()["queue"][0] == task
 
 
-def test_an_unreadable_image_is_listed_and_read_once_it_is_mended(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_image_is_listed_and_read_once_it_is_fixed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = world.add_scans(0, 12)
     missing, broken = world.studio.reference(tasks[3]), world.studio.reference(tasks[5])
     kept = {r: world.studio.images[r] for r in (missing, broken)}
@@ -1068,7 +1062,7 @@ def test_an_unreadable_image_is_listed_and_read_once_it_is_mended(
     assert sorted(world.order()) == sorted(set(tasks) - {tasks[3], tasks[5]})
     world.studio.images |= kept
     world.run()
-    assert len(world.status()["problems"]) == 2  # not asked for at every look
+    assert len(world.status()["problems"]) == 2  # not requested at every reconciliation
     monkeypatch.setattr(observing, "PROBLEM_RETRY", 0.0)
     world.run()
     assert world.status()["problems"] == []
@@ -1076,12 +1070,12 @@ def test_an_unreadable_image_is_listed_and_read_once_it_is_mended(
 
 
 def lose_pixels(world: World) -> None:
-    """The cache is emptied, as it is of what was not used for long; the next model is taken whatever it is worth."""
+    """Empty the cache, as eviction would; the next model becomes active however good it is."""
     world.set(tolerance=1.0)
     shutil.rmtree(world.folder / "pixels")
 
 
-def test_an_image_that_was_replaced_under_its_address_is_read_anew_and_served(
+def test_an_image_replaced_at_the_same_address_is_read_again_and_served(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.in_round_1()
@@ -1099,7 +1093,7 @@ def test_an_image_that_was_replaced_under_its_address_is_read_anew_and_served(
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_a_mask_on_an_image_that_was_replaced_by_another_size_is_a_problem_and_training_goes_on(
+def test_a_mask_whose_image_was_replaced_by_one_of_another_size_is_a_problem_and_training_goes_on(
     world: World, monkeypatch: pytest.MonkeyPatch, asked: bool
 ) -> None:
     world.in_round_1()
@@ -1125,9 +1119,7 @@ def test_a_mask_on_an_image_that_was_replaced_by_another_size_is_a_problem_and_t
     assert world.status()["trouble"] == ""
 
 
-def test_scans_that_could_not_be_fetched_for_a_while_are_no_problems_once_they_can(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scans_that_can_be_fetched_again_are_no_longer_problems(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.in_round_1()
     lose_pixels(world)
     world.label(ROUND)
@@ -1149,7 +1141,7 @@ def test_scans_that_could_not_be_fetched_for_a_while_are_no_problems_once_they_c
     assert sorted(world.order()) == sorted(open_)
 
 
-def test_a_dozen_of_the_same_picture_is_learnt_from(world: World) -> None:
+def test_a_dozen_copies_of_one_picture_are_learnt_from(world: World) -> None:
     image, masks = next((i, m) for n in range(99) for i, m in [phantom(n, (SIZE, SIZE))] if held_out(png(i)))
     for _ in range(12):
         (task,) = world.studio.add_scans([png(image)])
@@ -1176,7 +1168,7 @@ def test_an_image_whose_task_changed_is_read_at_once(world: World) -> None:
     assert sorted(world.order()) == sorted(tasks)
 
 
-def test_a_label_studio_that_is_away_changes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_label_studio_changes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.in_round_1()
     before = world.end_state()
 
@@ -1194,10 +1186,10 @@ def test_a_label_studio_that_is_away_changes_nothing(world: World, monkeypatch: 
     assert world.end_state() == before
 
 
-def test_a_wish_that_comes_after_the_look_began_is_not_answered_by_it(
+def test_a_training_request_during_a_reconciliation_is_left_to_the_next_one(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be about labels that the look has not seen: only the next one says that there is nothing to learn."""
+    """It may concern labels that this one has not seen: only the next one may decide that there is nothing to learn."""
     world.add_scans(0, 5)
     world.run()
     real = world.studio.project
@@ -1219,7 +1211,7 @@ def test_a_wish_that_comes_after_the_look_began_is_not_answered_by_it(
     assert row["training_requests"] == 0
 
 
-def test_a_token_that_is_refused_blocks_with_the_reason(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_token_blocks_with_the_reason(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.cold_started()
 
     def refuse(*_: Any) -> None:
@@ -1234,17 +1226,17 @@ def test_a_token_that_is_refused_blocks_with_the_reason(world: World, monkeypatc
     assert world.status()["phase"] == "cold_start"
 
 
-def test_labels_behind_the_cursor_are_found_though_others_came_ahead_of_it(
+def test_labels_behind_the_cursor_are_found_even_if_others_are_ahead_of_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Label Studio's clock was set back between two submits, and one look meets both."""
+    """Label Studio's clock was set back between two submissions, and one reconciliation sees both."""
     world.cold_started()
     worker = world.reconciler()
     worker.reconcile(PROJECT)
     world.label(1)
     world.studio._now -= timedelta(hours=4)
     behind = world.label(2)
-    monkeypatch.setattr(listing, "FULL_AGAIN", 3600.0)  # all was listed a moment ago
+    monkeypatch.setattr(listing, "FULL_AGAIN", 3600.0)  # everything was listed a moment ago
     worker.reconcile(PROJECT)
     assert world.status()["labelled"] == 1
     monkeypatch.setattr(listing, "FULL_AGAIN", 0.0)
@@ -1256,10 +1248,10 @@ def test_labels_behind_the_cursor_are_found_though_others_came_ahead_of_it(
     monkeypatch.setattr(world.studio, "tasks", lambda project, since="": asked.append(since) or tasks(project, since))
     worker.reconcile(PROJECT)
     assert asked
-    assert all(asked)  # and not all of them again
+    assert all(asked)  # no full listing
 
 
-def test_progress_that_cannot_be_written_ends_no_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_of_the_progress_does_not_stop_a_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.cold_started().label(COLD)
 
     def full(self: Store, project: int, step: str, done: int, total: int) -> None:
@@ -1270,10 +1262,10 @@ def test_progress_that_cannot_be_written_ends_no_training(world: World, monkeypa
     assert world.studio.model_version == "scanqueue-r1"
 
 
-def test_labels_that_never_stop_coming_keep_neither_a_training_nor_its_round_away(
+def test_a_constant_stream_of_labels_prevents_neither_training_nor_its_round(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twenty annotators submit faster than annotations are read."""
+    """Twenty annotators submit faster than we read their annotations."""
     world.add_scans(0, 40)
     world.run()
     world.label(COLD)
@@ -1291,4 +1283,4 @@ def test_labels_that_never_stop_coming_keep_neither_a_training_nor_its_round_awa
         world.studio, "show_round", lambda p, v: (served.setdefault(v, len(world.annotations)), show(p, v))[1]
     )
     world.run()
-    assert served["scanqueue-r1"] <= COLD + 8  # one more at every reading between the other steps
+    assert served["scanqueue-r1"] <= COLD + 8  # one more for each read between the other steps

@@ -1,4 +1,4 @@
-"""A project in one file, and in place again: the same records, the same files, and nothing to do again."""
+"""Backing up a project to one file and restoring it: the same records, the same files, and no work to repeat."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ OTHER = 2
 
 @dataclass(frozen=True)
 class Made:
-    """A project that has come some way, and the file it was written to."""
+    """A project with some history, and its backup."""
 
     world: World
     file: Path
@@ -70,7 +70,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def records(store: Store) -> dict[str, list[dict[str, Any]]]:
-    """Every row of the tables that a backup holds, of all projects."""
+    """Every row of the tables that a backup covers, from all projects."""
     found = {}
     for table in TABLES:
         found[table.name] = [dict(r) for r in store.rows(select(table).order_by(*table.primary_key))]
@@ -87,7 +87,7 @@ def restored(made: Made, store: Store, file: Path | None = None, **options: Any)
 
 
 def changed(made: Made, file: Path, change: Callable[[dict[str, bytes], dict[str, Any]], None]) -> Path:
-    """A copy whose members and manifest were changed; what the manifest does not say otherwise it says rightly."""
+    """A copy with changed members and manifest; entries that `change` leaves out of the manifest are correct."""
     with zipfile.ZipFile(made.file) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     about = json.loads(members.pop(MANIFEST))
@@ -107,7 +107,7 @@ def rewritten(members: dict[str, bytes], about: dict[str, Any], name: str, data:
 
 
 def with_old_names(members: dict[str, bytes], about: dict[str, Any], schema: str = "0007") -> None:
-    """As scanqueue wrote it before tables and columns were renamed."""
+    """Convert to the names in use before tables and columns were renamed."""
     about["schema"] = schema
     for table, columns in {
         "project": {"overrides": "levers", "training_requests": "asked", "task_data_version": "taken"},
@@ -124,14 +124,14 @@ def with_old_names(members: dict[str, bytes], about: dict[str, Any], schema: str
 
 
 def refused(made: Made, folder: Path, file: Path) -> str:
-    """Why it is refused; nothing may have been written by then, not even an empty data folder."""
+    """The reason for the refusal; nothing may have been written, not even an empty data folder."""
     with pytest.raises(BadBackup) as caught:
         restore(lambda: Store(folder), file, wait=0.0)
     assert not folder.exists()
     return str(caught.value)
 
 
-# -- the promise -------------------------------------------------------------------------------
+# -- the guarantee -----------------------------------------------------------------------------
 
 
 def test_records_and_artefacts_come_back_row_by_row_and_byte_by_byte(made: Made, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_records_and_artefacts_come_back_row_by_row_and_byte_by_byte(made: Made,
     assert not (store.folder / "pixels").exists()
 
 
-def test_it_goes_from_sqlite_to_postgresql_and_back(made: Made, postgres: Any, tmp_path: Path) -> None:
+def test_a_project_moves_from_sqlite_to_postgresql_and_back(made: Made, postgres: Any, tmp_path: Path) -> None:
     there = Store(tmp_path / "there", postgres.new_database(f"backup-{secrets.token_hex(6)}"))
     restored(made, there)
     assert records(there) == made.records
@@ -160,7 +160,7 @@ def test_it_goes_from_sqlite_to_postgresql_and_back(made: Made, postgres: Any, t
 def test_a_restored_project_has_nothing_to_do(
     kind: str, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """No image is fetched, nothing is embedded, trained, scored or drawn, and Label Studio is sent nothing."""
+    """No image is fetched, nothing is embedded, trained, scored or predicted, and nothing is sent to Label Studio."""
     url = ""
     if kind == "postgresql":
         url = request.getfixturevalue("postgres").new_database(f"backup-{secrets.token_hex(6)}")
@@ -186,7 +186,7 @@ def test_a_restored_project_has_nothing_to_do(
 
 
 def test_a_restored_project_goes_on(made: Made, tmp_path: Path) -> None:
-    """Pixels are fetched again when they are needed, and the next model is trained on all labels."""
+    """Pixels are fetched again when needed, and the next model is trained on all labels."""
     world = World(tmp_path / "fresh")
     world.in_round_1()
     backup(world.store, PROJECT, tmp_path / "one.zip")
@@ -199,7 +199,7 @@ def test_a_restored_project_goes_on(made: Made, tmp_path: Path) -> None:
     assert [m["version"] for m in world.store.models(PROJECT)] == ["scanqueue-r1", "scanqueue-r2"]
 
 
-def test_the_file_is_for_its_owner_only_and_holds_no_pixels_and_no_pickles(made: Made) -> None:
+def test_the_file_is_readable_by_its_owner_only_and_has_no_pixels_and_no_pickles(made: Made) -> None:
     assert stat.S_IMODE(made.file.stat().st_mode) == 0o600
     with zipfile.ZipFile(made.file) as archive:
         names = archive.namelist()
@@ -210,7 +210,7 @@ def test_the_file_is_for_its_owner_only_and_holds_no_pixels_and_no_pickles(made:
     assert list(made.file.parent.glob(".*.part")) == []
 
 
-def test_a_backup_from_before_tables_and_columns_were_renamed_comes_back_whole(made: Made, tmp_path: Path) -> None:
+def test_a_backup_with_the_old_table_and_column_names_is_restored_completely(made: Made, tmp_path: Path) -> None:
     values = {"project": {"levers": '{"alpha":0.5}', "asked": 3, "taken": 1}, "scan": {"wish": -1}}
     renamed = {
         "project": {"overrides": '{"alpha":0.5}', "training_requests": 3, "task_data_version": 1},
@@ -230,7 +230,7 @@ def test_a_backup_from_before_tables_and_columns_were_renamed_comes_back_whole(m
     assert records(store) == wanted
 
 
-def test_only_the_old_names_belong_into_an_old_backup(made: Made, tmp_path: Path) -> None:
+def test_an_old_backup_may_contain_only_the_old_names(made: Made, tmp_path: Path) -> None:
     def both(members: dict[str, bytes], about: dict[str, Any]) -> None:
         with_old_names(members, about)
         members["records/uncertainty.jsonl"] = members["records/entropy.jsonl"]
@@ -239,8 +239,8 @@ def test_only_the_old_names_belong_into_an_old_backup(made: Made, tmp_path: Path
     assert "'records/entropy.jsonl' does not belong in a backup" in refused(made, tmp_path / "no", file)
 
 
-def test_a_backup_of_the_schema_before_comes_back_with_what_it_knew(made: Made, tmp_path: Path) -> None:
-    """It has neither signals besides the entropy nor strata, and the project goes on with that."""
+def test_a_backup_of_an_earlier_schema_is_restored_with_what_it_has(made: Made, tmp_path: Path) -> None:
+    """It has no strata and no signals except the entropy, and the project goes on with that."""
 
     def older(members: dict[str, bytes], about: dict[str, Any]) -> None:
         with_old_names(members, about, "0003")
@@ -266,7 +266,7 @@ def test_a_backup_of_the_schema_before_comes_back_with_what_it_knew(made: Made, 
 
 
 def neighbour(store: Store, made: Made) -> None:
-    """Another project that shares a checkpoint and a label mask, which have other bytes here."""
+    """Another project that shares a checkpoint and a label mask; their bytes differ here."""
     store.add_project(OTHER)
     model, label = made.records["model"][0], made.records["label"][0]
     row = {"version": "scanqueue-r1", "fingerprint": model["fingerprint"], "labels": ["Lung"], "trained_on": []}
@@ -305,10 +305,10 @@ def test_a_backup_holds_one_project_only(made: Made, tmp_path: Path) -> None:
     assert records(only) == made.records
 
 
-# -- known and unknown -------------------------------------------------------------------------
+# -- known and unknown projects ----------------------------------------------------------------
 
 
-def test_a_project_that_is_known_is_replaced_only_when_asked(made: Made, tmp_path: Path) -> None:
+def test_a_known_project_is_replaced_only_on_request(made: Made, tmp_path: Path) -> None:
     store = Store(tmp_path / "data")
     store.add_project(PROJECT)
     store.set_project(PROJECT, title="Here")
@@ -324,7 +324,7 @@ def test_a_project_that_is_known_is_replaced_only_when_asked(made: Made, tmp_pat
     assert records(store) == made.records
 
 
-def test_a_damaged_artefact_of_the_project_itself_is_mended(made: Made, tmp_path: Path) -> None:
+def test_a_damaged_artefact_of_the_same_project_is_repaired(made: Made, tmp_path: Path) -> None:
     store = Store(tmp_path / "data")
     restored(made, store)
     weights = next((store.folder / "models").rglob("model.safetensors"))
@@ -339,7 +339,7 @@ def test_an_unknown_project_is_refused(made: Made, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_exists_is_overwritten_only_when_asked(made: Made, tmp_path: Path) -> None:
+def test_an_existing_file_is_overwritten_only_on_request(made: Made, tmp_path: Path) -> None:
     file = tmp_path / "x.zip"
     file.write_text("mine")
     with pytest.raises(BadSetting, match="already exists"):
@@ -352,7 +352,7 @@ def test_a_file_that_exists_is_overwritten_only_when_asked(made: Made, tmp_path:
         backup(made.world.store, PROJECT, tmp_path / "nowhere" / "x.zip")
 
 
-def test_a_file_made_by_somebody_meanwhile_is_not_overwritten(
+def test_a_file_that_appears_meanwhile_is_not_overwritten(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "x.zip"
@@ -369,10 +369,10 @@ def test_a_file_made_by_somebody_meanwhile_is_not_overwritten(
     assert list(tmp_path.iterdir()) == [file]
 
 
-# -- a worker at it ----------------------------------------------------------------------------
+# -- a busy worker -----------------------------------------------------------------------------
 
 
-def test_a_worker_that_is_at_it_is_waited_for_and_then_given_up(made: Made, tmp_path: Path) -> None:
+def test_waiting_for_a_busy_worker_ends_after_a_time(made: Made, tmp_path: Path) -> None:
     said: list[str] = []
     store, other = Store(tmp_path / "data"), Store(tmp_path / "data")
     restored(made, store)
@@ -405,8 +405,8 @@ def test_a_worker_that_is_at_it_is_waited_for_and_then_given_up(made: Made, tmp_
     thread.join()
 
 
-def test_records_are_of_one_moment(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server takes no lock: what it writes during the backup is in all of it or in none."""
+def test_records_are_a_consistent_snapshot(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server takes no lock: what it writes during the backup is either included everywhere or nowhere."""
     store = Store(tmp_path / "data")
     restored(made, store)
     add = backups._add
@@ -438,7 +438,7 @@ def test_a_damaged_byte_anywhere_is_refused(made: Made, tmp_path: Path) -> None:
         assert "Nothing was changed." in refused(made, tmp_path / "data", file)
 
 
-def test_a_backup_from_before_changes_were_written_down_is_restored_without_any(made: Made, tmp_path: Path) -> None:
+def test_a_backup_from_before_the_change_log_is_restored_without_changes(made: Made, tmp_path: Path) -> None:
     def older(members: dict[str, bytes], about: dict[str, Any]) -> None:
         del members["records/change.jsonl"], about["members"]["records/change.jsonl"], about["counts"]["change"]
         about["schema"] = "0004"
@@ -449,14 +449,14 @@ def test_a_backup_from_before_changes_were_written_down_is_restored_without_any(
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9, 0.9999])
-def test_a_file_that_was_cut_off_is_refused(part: float, made: Made, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(part: float, made: Made, tmp_path: Path) -> None:
     file = tmp_path / "cut.zip"
     good = made.file.read_bytes()
     file.write_bytes(good[: int(len(good) * part)])
     assert "truncated or not a scanqueue backup" in refused(made, tmp_path / "data", file)
 
 
-def test_a_file_that_is_not_there_is_refused(made: Made, tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(made: Made, tmp_path: Path) -> None:
     assert "cannot be read: No such file" in refused(made, tmp_path / "data", tmp_path / "none.zip")
 
 
@@ -473,13 +473,13 @@ def test_a_file_that_is_not_there_is_refused(made: Made, tmp_path: Path) -> None
         "records/counter.jsonl",
     ],
 )
-def test_a_member_that_belongs_nowhere_is_refused(name: str, made: Made, tmp_path: Path) -> None:
+def test_an_unexpected_member_is_refused(name: str, made: Made, tmp_path: Path) -> None:
     file = changed(made, tmp_path / "x.zip", lambda members, _: members.update({name: b"x"}))
     assert "does not belong in a backup" in refused(made, tmp_path / "data", file)
     assert [p.name for p in tmp_path.iterdir()] == ["x.zip"]
 
 
-def test_an_artefact_that_no_record_names_is_refused(made: Made, tmp_path: Path) -> None:
+def test_an_artefact_that_no_record_refers_to_is_refused(made: Made, tmp_path: Path) -> None:
     name = "artefacts/labels/" + fingerprint("of another project")
     file = changed(made, tmp_path / "x.zip", lambda members, _: members.update({name: b"x"}))
     assert f"no record of it names '{name}'" in refused(made, tmp_path / "data", file)
@@ -527,7 +527,7 @@ def test_another_format_is_refused(made: Made, tmp_path: Path) -> None:
     assert "its format is 2, written by scanqueue 9.0; this one reads 1" in refused(made, tmp_path / "data", file)
 
 
-def test_a_column_that_came_later_has_its_default(made: Made, tmp_path: Path) -> None:
+def test_a_column_that_was_added_later_has_its_default(made: Made, tmp_path: Path) -> None:
     def without(members: dict[str, bytes], about: dict[str, Any]) -> None:
         row = json.loads(members["records/project.jsonl"])
         del row["embedder_why"]
@@ -559,7 +559,7 @@ def test_a_row_that_does_not_fit_is_refused(change: dict[str, Any], words: str, 
     assert words in refused(made, tmp_path / "data", changed(made, tmp_path / "x.zip", forge))
 
 
-def test_a_text_that_only_sqlite_can_hold_is_refused_by_postgresql_in_words(
+def test_a_text_that_only_sqlite_can_store_is_refused_for_postgresql_with_a_reason(
     made: Made, postgres: Any, tmp_path: Path
 ) -> None:
     def forge(members: dict[str, bytes], about: dict[str, Any]) -> None:
@@ -575,7 +575,7 @@ def test_a_text_that_only_sqlite_can_hold_is_refused_by_postgresql_in_words(
 
 
 @pytest.mark.parametrize("table", ["uncertainty", "embedding"])
-def test_values_for_models_and_scans_of_others_are_refused(table: str, made: Made, tmp_path: Path) -> None:
+def test_values_for_models_and_scans_of_other_projects_are_refused(table: str, made: Made, tmp_path: Path) -> None:
     def forge(members: dict[str, bytes], about: dict[str, Any]) -> None:
         name = f"records/{table}.jsonl"
         row = json.loads(members[name].splitlines()[0])
@@ -594,7 +594,7 @@ class Killed(BaseException):
     """The process is no more."""
 
 
-def test_killed_anywhere_and_run_again_it_ends_well(
+def test_a_restore_killed_at_any_point_succeeds_when_repeated(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before any artefact, in the middle of one, between artefacts and records, among the records."""
@@ -631,9 +631,7 @@ def test_killed_anywhere_and_run_again_it_ends_well(
         assert files(folder) == made.files
 
 
-def test_what_lies_there_already_is_not_written_again(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_existing_artefacts_are_not_written_again(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path / "data")
     restored(made, store)
 
@@ -693,7 +691,7 @@ def test_memory_does_not_grow_with_the_artefacts(made: Made, tmp_path: Path) -> 
 # -- the command line --------------------------------------------------------------------------
 
 
-def test_the_commands_say_what_they_did_and_a_worker_looks(made: Made, tmp_path: Path) -> None:
+def test_the_commands_report_what_they_did_and_a_worker_reconciles(made: Made, tmp_path: Path) -> None:
     run, file, data = CliRunner(), tmp_path / "x.zip", tmp_path / "data"
     environment = {"SCANQUEUE_DATA_DIR": str(made.world.folder)}
     done = run.invoke(cli.app, ["backup", str(file), "--project", "1"], env=environment)
@@ -712,7 +710,7 @@ def test_the_commands_say_what_they_did_and_a_worker_looks(made: Made, tmp_path:
     assert not (tmp_path / "no").exists()
 
 
-def test_an_archive_that_is_refused_is_closed(made: Made, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_refused_archive_is_closed(made: Made, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     file = tmp_path / "x.zip"
     file.write_bytes(b"no zip")
     with pytest.raises(BadBackup):

@@ -1,4 +1,4 @@
-"""What Label Studio and programs are answered over HTTP. The bodies have the shapes of Label Studio 1.23.2."""
+"""The HTTP answers to Label Studio and to programs. The bodies have the shapes of Label Studio 1.23.2."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Away:
 
 
 class Edge:
-    """The HTTP application on a real store, and what it asked of the worker and of the predictor."""
+    """The HTTP application on a real store, with its requests to the worker and the predictor."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.store = Store(folder)
@@ -99,7 +99,7 @@ class Edge:
 
     @property
     def touched(self) -> list[int]:
-        """What was passed on, once everything was."""
+        """The requests that were passed on, once all of them were."""
         until = time.monotonic() + 10
         while not self.buffer.idle():
             assert time.monotonic() < until
@@ -132,7 +132,7 @@ def basic(user: str, password: str, encoding: str = "utf-8") -> dict[str, str]:
 
 
 def refused(response: Response, code: int) -> str:
-    """The one line that says why; nothing else is in the answer."""
+    """The reason, the only content of the answer."""
     assert response.status_code == code, response.text
     assert response.headers["content-type"] == "application/json"
     body = response.json()
@@ -146,7 +146,7 @@ def refused(response: Response, code: int) -> str:
 # /health and /versions
 
 
-def test_health_is_answered_in_label_studios_words(edge: Edge) -> None:
+def test_health_has_the_wording_that_label_studio_expects(edge: Edge) -> None:
     response = edge.http.get("/health")
     assert (response.status_code, response.json()) == (200, {"status": "UP", "model_class": "scanqueue"})
 
@@ -162,7 +162,7 @@ def test_versions_lists_the_rounds_newest_first(edge: Edge) -> None:
 # /setup
 
 
-def test_setup_remembers_the_project_and_has_it_looked_at(edge: Edge) -> None:
+def test_setup_stores_the_project_and_requests_its_reconciliation(edge: Edge) -> None:
     response = edge.http.post("/setup", json=setup_body())
     assert (response.status_code, response.json()) == (200, {"model_version": "scanqueue-pending"})
     row = edge.store.project(4)
@@ -215,7 +215,7 @@ def test_predict_answers_one_item_per_task_in_their_order(edge: Edge) -> None:
     assert edge.predicted == [(4, [12, 7])]
 
 
-def test_predict_of_no_task_is_an_empty_list(edge: Edge) -> None:
+def test_predict_without_tasks_returns_an_empty_list(edge: Edge) -> None:
     assert edge.http.post("/predict", json=predict_body()).json() == {"results": []}
 
 
@@ -236,7 +236,7 @@ PROJECT_WORDS = '"project" must name a Label Studio project, for example "4.1795
 @pytest.mark.parametrize(
     "project", [None, "", "four", "-4", "4e3", "٤", "9" * 16, ".4", [], {}, {"id": None}, {"id": "x"}, True]
 )
-def test_a_project_that_is_none_is_refused(edge: Edge, path: str, project: Any) -> None:
+def test_an_invalid_project_is_refused(edge: Edge, path: str, project: Any) -> None:
     response = edge.http.post(path, json={"tasks": [], "project": project})
     assert refused(response, 400) == PROJECT_WORDS
     assert edge.store.projects() == []
@@ -255,7 +255,7 @@ def test_a_project_that_is_none_is_refused(edge: Edge, path: str, project: Any) 
         (b"null", "The request body must be a JSON object."),
     ],
 )
-def test_a_body_that_is_no_json_object_is_refused(edge: Edge, path: str, content: bytes, words: str) -> None:
+def test_a_body_that_is_not_a_json_object_is_refused(edge: Edge, path: str, content: bytes, words: str) -> None:
     assert refused(edge.http.post(path, content=content), 400) == words
 
 
@@ -266,7 +266,7 @@ def test_a_body_that_is_no_json_object_is_refused(edge: Edge, path: str, content
     "action",
     ["ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "TASKS_CREATED", "PROJECT_UPDATED", "NEW_ONE"],
 )
-def test_a_webhook_has_the_project_looked_at(edge: Edge, action: str) -> None:
+def test_a_webhook_requests_a_reconciliation_of_its_project(edge: Edge, action: str) -> None:
     edge.connect()
     response = edge.http.post("/webhook", json=hook_body(action))
     assert (response.status_code, response.json()) == (201, {"status": "noted"})
@@ -276,7 +276,7 @@ def test_a_webhook_has_the_project_looked_at(edge: Edge, action: str) -> None:
     assert edge.touched == [4]
 
 
-def test_start_training_is_marked_as_asked_for(edge: Edge) -> None:
+def test_start_training_is_recorded_as_a_request(edge: Edge) -> None:
     edge.connect()
     assert edge.http.post("/webhook", json=hook_body("START_TRAINING")).status_code == 201
     assert edge.touched == [4]
@@ -314,7 +314,7 @@ def test_a_webhook_is_accepted_with_the_secret_or_with_basic_credentials(guarded
     assert guarded.touched == [4, 4, 4]
 
 
-def test_a_secret_counts_for_its_own_project_and_cannot_ask_for_a_training(guarded: Edge) -> None:
+def test_a_secret_is_valid_for_its_own_project_only_and_cannot_request_training(guarded: Edge) -> None:
     """Members of Label Studio can read the headers of a project's webhook."""
     secret = {"X-Scanqueue-Secret": secret_of(guarded)}
     guarded.store.add_project(5)
@@ -336,7 +336,7 @@ def test_a_secret_counts_for_its_own_project_and_cannot_ask_for_a_training(guard
     assert asked() == 1
 
 
-def test_known_secrets_wait_for_no_database_and_unknown_ones_not_long(
+def test_known_secrets_do_not_wait_for_the_database_and_unknown_ones_not_long(
     guarded: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = {"X-Scanqueue-Secret": secret_of(guarded)}
@@ -357,7 +357,7 @@ def test_known_secrets_wait_for_no_database_and_unknown_ones_not_long(
             began = time.monotonic()
             assert guarded.http.post("/webhook", json=hook_body("X"), headers=headers).status_code == code
             assert time.monotonic() - began < api.PATIENCE
-        assert len(looks) <= 2  # the buffer's, and one at the secrets
+        assert len(looks) <= 2  # one by the buffer, and one for the secrets
     finally:
         thaw.set()
     assert guarded.touched[1:] in ([4], [4, 4])
@@ -372,7 +372,7 @@ def test_a_webhook_with_a_wrong_secret_is_refused(guarded: Edge, secret: str) ->
     assert guarded.touched == []
 
 
-def test_the_webhooks_secret_opens_nothing_else(guarded: Edge) -> None:
+def test_the_webhook_secret_gives_access_to_nothing_else(guarded: Edge) -> None:
     headers = {"X-Scanqueue-Secret": secret_of(guarded)}
     refused(guarded.http.post("/setup", json=setup_body(), headers=headers), 401)
     refused(guarded.http.get("/api/projects", headers=headers), 401)
@@ -420,26 +420,28 @@ def test_health_needs_no_credentials(guarded: Edge) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_credentials_open_everything_as_browsers_and_as_label_studio_write_them(guarded: Edge, encoding: str) -> None:
+def test_credentials_are_accepted_as_browsers_and_as_label_studio_write_them(guarded: Edge, encoding: str) -> None:
     headers = basic("lab", "Röntgen: 5/1", encoding)
     assert guarded.http.post("/setup", json=setup_body(), headers=headers).status_code == 200
     assert guarded.http.get("/api/projects/4", headers=headers).status_code == 200
 
 
-def test_without_a_user_no_credentials_are_asked_for(edge: Edge) -> None:
+def test_without_a_user_no_credentials_are_required(edge: Edge) -> None:
     assert edge.http.get("/api/projects").json() == {"projects": []}
 
 
 # failures
 
 
-def test_too_large_a_body_is_refused_by_its_announced_length(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_is_too_large_is_refused_by_its_announced_length(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bodies, "BODY_BYTES", 2**20)
     response = edge.http.post("/predict", content=b" " * (2**20 + 1))
     assert refused(response, 413) == "The request is larger than 1 MiB."
 
 
-def test_too_large_a_body_is_refused_as_it_comes(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_is_too_large_is_refused_while_it_arrives(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "BODY_BYTES", 2**20)
     sent = []
 
@@ -453,7 +455,7 @@ def test_too_large_a_body_is_refused_as_it_comes(edge: Edge, monkeypatch: pytest
     assert refused(response, 413) == "The request is larger than 1 MiB."
 
 
-def test_an_unexpected_failure_says_nothing_of_the_inside(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_failure_reveals_no_internals(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
     edge.fails = RuntimeError("the password is 1234")
     response = edge.http.post("/predict", json=predict_body(task(1)))
     assert refused(response, 500) == "Unexpected error; see the scanqueue log for details."
@@ -465,7 +467,7 @@ def test_an_unexpected_failure_says_nothing_of_the_inside(edge: Edge, caplog: py
     ("error", "code"),
     [(BadSetting("no such version"), 400), (UnreadableScan("not an image"), 422), (StudioUnavailable("is down"), 503)],
 )
-def test_an_explained_failure_is_passed_on_in_its_words(edge: Edge, error: Exception, code: int) -> None:
+def test_an_explained_failure_is_passed_on_verbatim(edge: Edge, error: Exception, code: int) -> None:
     edge.fails = error
     assert refused(edge.http.post("/predict", json=predict_body(task(1))), code) == str(error)
 
@@ -481,7 +483,7 @@ def test_a_page_or_a_method_that_does_not_exist_is_refused_in_the_same_shape(edg
 
 
 @pytest.mark.parametrize("rest", ["", "/map", "/queue", "/rounds"])
-def test_what_is_asked_of_an_unknown_project_is_refused(edge: Edge, rest: str) -> None:
+def test_requests_about_an_unknown_project_are_refused(edge: Edge, rest: str) -> None:
     edge.connect()
     response = edge.http.get(f"/api/projects/9{rest}")
     assert response.json() == UNKNOWN
@@ -489,7 +491,7 @@ def test_what_is_asked_of_an_unknown_project_is_refused(edge: Edge, rest: str) -
 
 
 @pytest.mark.parametrize(("rest", "body"), [("train", {}), ("activate", {"version": "scanqueue-r1"})])
-def test_what_is_ordered_of_an_unknown_project_is_refused(edge: Edge, rest: str, body: Any) -> None:
+def test_commands_for_an_unknown_project_are_refused(edge: Edge, rest: str, body: Any) -> None:
     edge.connect()
     response = edge.http.post(f"/api/projects/9/{rest}", json=body)
     assert response.json() == UNKNOWN
@@ -498,7 +500,7 @@ def test_what_is_ordered_of_an_unknown_project_is_refused(edge: Edge, rest: str,
 
 
 @pytest.mark.parametrize("project", ["four", "4.5", "%20"])
-def test_a_project_that_is_no_number_is_refused(edge: Edge, project: str) -> None:
+def test_a_project_that_is_not_a_number_is_refused(edge: Edge, project: str) -> None:
     words = refused(edge.http.get(f"/api/projects/{project}"), 400)
     assert words.startswith("project: ")
 
@@ -517,9 +519,9 @@ def test_a_new_project_is_empty(edge: Edge) -> None:
     assert edge.http.get("/api/projects/4/rounds").json() == {"rounds": [], "models": []}
 
 
-def test_a_training_can_be_asked_for(edge: Edge) -> None:
+def test_a_training_can_be_requested(edge: Edge) -> None:
     edge.connect()
-    form = edge.http.post("/api/projects/4/train")  # what a page of another site could send
+    form = edge.http.post("/api/projects/4/train")  # as a page of another site could send it
     assert (form.status_code, form.json()) == (400, {"error": "Send this as application/json."})
     response = edge.http.post("/api/projects/4/train", json={})
     assert (response.status_code, response.json()) == (202, {"status": "noted", "change": 1})
@@ -529,21 +531,21 @@ def test_a_training_can_be_asked_for(edge: Edge) -> None:
     assert edge.touched == [4]
 
 
-def test_a_model_that_does_not_exist_cannot_be_made_active(edge: Edge) -> None:
+def test_a_model_that_does_not_exist_cannot_be_activated(edge: Edge) -> None:
     edge.connect()
     response = edge.http.post("/api/projects/4/activate", json={"version": "scanqueue-r7"})
     assert refused(response, 400) == "project 4 has no model 'scanqueue-r7'; available: none yet."
     assert edge.touched == []
 
 
-def test_a_form_of_another_site_cannot_make_a_model_active(edge: Edge) -> None:
+def test_a_form_of_another_site_cannot_activate_a_model(edge: Edge) -> None:
     edge.connect()
     content = b'{"version": "scanqueue-r7"}'
     response = edge.http.post("/api/projects/4/activate", content=content, headers={"Content-Type": "text/plain"})
     assert refused(response, 400) == "Send this as application/json."
 
 
-def test_a_model_is_made_active(edge: Edge) -> None:
+def test_a_model_is_activated(edge: Edge) -> None:
     edge.connect()
     model = {
         "version": "scanqueue-r1",
@@ -565,11 +567,11 @@ def test_a_model_is_made_active(edge: Edge) -> None:
     assert edge.touched == [4]
 
 
-# what is not let in
+# rejected requests
 
 
 @pytest.mark.parametrize("length", ["many", "-1", "1e3", "+5", "\u0663"])
-def test_a_content_length_that_is_none_is_refused(edge: Edge, length: str) -> None:
+def test_an_invalid_content_length_is_refused(edge: Edge, length: str) -> None:
     edge.connect()
     headers = {"Content-Length": length.encode("utf-8")}
     assert "Content-Length" in refused(edge.http.post("/webhook", content=b"{}", headers=headers), 400)
@@ -594,7 +596,7 @@ def test_only_predict_may_be_large(edge: Edge, monkeypatch: pytest.MonkeyPatch) 
         {"Sec-Fetch-Site": "same-site"},
     ],
 )
-def test_a_page_of_another_site_cannot_order_anything(edge: Edge, headers: dict[str, str]) -> None:
+def test_a_page_of_another_site_cannot_change_anything(edge: Edge, headers: dict[str, str]) -> None:
     edge.connect()
     refused(edge.http.post("/api/projects/4/train", json={}, headers=headers), 403)
     row = edge.store.project(4)
@@ -608,14 +610,14 @@ def test_our_own_page_can(edge: Edge) -> None:
     assert edge.http.post("/api/projects/4/train", json={}, headers=headers).status_code == 202
 
 
-def test_no_answer_may_be_framed_guessed_at_or_kept(edge: Edge) -> None:
+def test_no_answer_may_be_framed_sniffed_or_cached(edge: Edge) -> None:
     for response in (edge.http.get("/health"), edge.http.get("/api/projects"), edge.http.get("/nowhere")):
         assert response.headers["x-content-type-options"] == "nosniff"
         assert "default-src 'none'" in response.headers["content-security-policy"]
         assert response.headers["cache-control"] == "no-store"
 
 
-def test_no_page_of_ours_loads_anything_from_elsewhere(edge: Edge) -> None:
+def test_our_pages_load_nothing_from_other_hosts(edge: Edge) -> None:
     edge.connect()
     for path in ("/docs", "/projects/4", "/projects/4/map", "/projects/4/settings"):
         page = edge.http.get(path)
@@ -625,7 +627,7 @@ def test_no_page_of_ours_loads_anything_from_elsewhere(edge: Edge) -> None:
         assert not [address for address in loaded if "//" in address]
 
 
-def test_a_database_that_is_away_is_said_and_label_studio_still_finds_us_healthy(tmp_path: Path) -> None:
+def test_an_unreachable_database_is_reported_and_label_studio_still_finds_us_healthy(tmp_path: Path) -> None:
     with PostgresServer() as server:
         store = Store(tmp_path, server.new_database("records"))
         settings = Settings(data_dir=tmp_path, user="u", password="p")
@@ -643,7 +645,7 @@ def test_a_database_that_is_away_is_said_and_label_studio_still_finds_us_healthy
 # -- the page's JSON ---------------------------------------------------------------------------
 
 
-def test_settings_are_set_shown_and_taken_back_and_the_project_is_looked_at(edge: Edge) -> None:
+def test_settings_are_set_shown_and_reset_and_the_project_is_reconciled(edge: Edge) -> None:
     edge.connect()
     touched = len(edge.touched)
     made = edge.http.post("/api/projects/4/settings", json={"alpha": 0.25})
@@ -657,7 +659,7 @@ def test_settings_are_set_shown_and_taken_back_and_the_project_is_looked_at(edge
     assert newest["what"] == "alpha: back to the setting in Label Studio"
 
 
-def test_a_change_bears_the_name_of_who_signed_in(tmp_path: Path) -> None:
+def test_a_change_has_the_name_of_the_signed_in_user(tmp_path: Path) -> None:
     edge = Edge(tmp_path, user="radiology", password="secret")
     edge.store.add_project(4)
     answer = edge.http.post("/api/projects/4/settings", json={"alpha": 0.25}, auth=("radiology", "secret"))
@@ -676,7 +678,7 @@ def test_a_change_bears_the_name_of_who_signed_in(tmp_path: Path) -> None:
         ("retry", {"task": 7}, "project 4 has no task 7."),
     ],
 )
-def test_a_change_that_cannot_be_made_is_refused_with_a_sentence(path: str, body: Any, words: str, edge: Edge) -> None:
+def test_an_impossible_change_is_refused_with_a_reason(path: str, body: Any, words: str, edge: Edge) -> None:
     edge.connect()
     answer = edge.http.post(f"/api/projects/4/{path}", json=body)
     assert (answer.status_code, answer.json()) == (400, {"error": words})
@@ -701,12 +703,12 @@ def test_other_sites_may_link_to_pages_and_load_nothing(edge: Edge) -> None:
         other = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": dest}
         for path in ("/projects/4/settings", "/api/doctor", "/api/projects/4/preview?alpha=1"):
             assert edge.http.get(path, headers=other).status_code == 403
-    own = {"Sec-Fetch-Site": "same-origin", "Origin": "https://lab.example"}  # behind a proxy that names us otherwise
+    own = {"Sec-Fetch-Site": "same-origin", "Origin": "https://lab.example"}  # behind a proxy that renames us
     assert edge.http.post("/api/projects/4/settings", json={"alpha": 0.25}, headers=own).status_code == 202
 
 
 @pytest.mark.parametrize("given", [{"stratify_by": "\ud800"}, {"stratify_by": "a\0b"}, {"seed": 2**31}])
-def test_settings_that_no_database_takes_are_refused(given: dict[str, Any], edge: Edge) -> None:
+def test_settings_that_no_database_can_store_are_refused(given: dict[str, Any], edge: Edge) -> None:
     edge.connect()
     assert edge.http.post("/api/projects/4/settings", content=json.dumps(given), headers=AS_JSON).status_code == 400
     assert edge.http.get(f"/api/projects/4/preview?seed={'[' * 20_000}").status_code == 400
@@ -715,14 +717,14 @@ def test_settings_that_no_database_takes_are_refused(given: dict[str, Any], edge
 @pytest.mark.parametrize(
     "path", ["atlas", "curve", "settings", "preview", "changes", "activity", "workers", "map", "queue", "rounds"]
 )
-def test_what_is_shown_of_an_unknown_project_is_404_and_of_an_empty_one_is_not(path: str, edge: Edge) -> None:
+def test_views_of_an_unknown_project_are_404_and_of_an_empty_one_are_not(path: str, edge: Edge) -> None:
     edge.connect()
     assert edge.http.get(f"/api/projects/4/{path}").status_code == 200
     missing = edge.http.get(f"/api/projects/9/{path}")
     assert (missing.status_code, missing.json()) == (404, UNKNOWN)
 
 
-def test_the_doctor_is_asked_of_the_service_or_of_a_project(edge: Edge) -> None:
+def test_the_doctor_examines_the_service_or_a_project(edge: Edge) -> None:
     edge.connect()
     assert edge.http.get("/api/doctor").json() == {"checks": [dict(CHECK, what="None")]}
     assert edge.http.get("/api/doctor?project=4").json() == {"checks": [dict(CHECK, what="4")]}
@@ -739,20 +741,20 @@ def test_the_doctor_is_asked_of_the_service_or_of_a_project(edge: Edge) -> None:
         ("http://[", "http://localhost:8080"),
     ],
 )
-def test_people_find_label_studio_where_it_says_it_is_unless_that_is_its_own_machine(
+def test_links_use_the_address_that_label_studio_reports_unless_it_is_loopback(
     said: Any, kept: str, edge: Edge
 ) -> None:
     edge.http.post("/setup", json=setup_body(hostname=said))
     assert edge.http.get("/api/projects/4").json()["studio_url"] == kept
 
 
-def test_where_ours_is_a_name_inside_a_compose_file_people_are_sent_where_label_studio_says(tmp_path: Path) -> None:
+def test_links_use_the_reported_address_where_ours_is_a_compose_service_name(tmp_path: Path) -> None:
     edge = Edge(tmp_path, label_studio_url="http://label-studio:8080")
     edge.http.post("/setup", json=setup_body(hostname="http://localhost:8080"))
     assert edge.http.get("/api/projects/4").json()["studio_url"] == "http://localhost:8080"
 
 
-def test_large_answers_are_compressed_for_those_who_take_it(edge: Edge) -> None:
+def test_large_answers_are_compressed_for_clients_that_accept_it(edge: Edge) -> None:
     answer = edge.http.get("/openapi.json", headers={"Accept-Encoding": "gzip"})
     assert answer.headers["content-encoding"] == "gzip"
     assert int(answer.headers["content-length"]) < len(answer.content) / 4
