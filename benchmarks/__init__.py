@@ -1,1 +1,1 @@
-"""One question a module: `python -m benchmarks.NAME [--quick]`. Figures are in README.md beside this file."""
+"""One question per module: `python -m benchmarks.NAME [--quick]`. The results are in README.md in this folder."""

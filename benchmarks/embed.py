@@ -1,17 +1,17 @@
-"""How much of a network's speed is left when it embeds PNG files from disk.
+"""How much of a network's speed remains when it embeds PNG files from disk.
 
-Ours: files are read, decoded, resized and embedded as a worker does it, the next ones while the network is at those
-before: on a CPU in threads, on a GPU in processes and with the network as a CUDA graph. Theirs, in turns with it: the
-bare forward pass of the same network, called as it is, on tensors that lie ready in memory, in the same batches, with
-its vectors brought to NumPy. The ratio is ours / theirs in images per second.
+Ours: files are read, decoded, resized and embedded as in a worker, while the network computes the previous ones: on a
+CPU in threads, on a GPU in processes and with the network as a CUDA graph. Theirs, alternating with ours: the bare
+forward pass of the same network, called directly, on ready tensors in memory, in the same batches, with its vectors
+converted to NumPy. The ratio is ours / theirs in images per second.
 
-Two networks: a vision transformer of the size of BiomedCLIP's (ViT-B/16 at 224 pixels), which is the size of the
-foundation models in `scanqueue weights list`, and MobileNetV2, a tenth of the work an image and so the hard case on a
-CPU, where decoding takes its time from the network. Both with random weights, as the time of a network does not depend
-on them, unless the folder that SCANQUEUE_WEIGHTS_DIR names, or ../shared/weights, has a mobilenetv2_100.
+Two networks: a vision transformer of BiomedCLIP's size (ViT-B/16 at 224 pixels), which is the size of the foundation
+models in `scanqueue weights list`, and MobileNetV2, a tenth of the work per image and therefore the hard case on a CPU,
+where decoding takes time from the network. Both have random weights, because a network's speed does not depend on its
+weights, unless SCANQUEUE_WEIGHTS_DIR or ../shared/weights contains a mobilenetv2_100.
 
-"worker" adds what else a worker does with a scan: the copy in the working square, compressed and flushed to the disk,
-and the records; it is told, and has no limit.
+"worker" adds a worker's other work on a scan: the copy in the working square, compressed and flushed to disk, and the
+records; it is reported, but has no limit.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "weights"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Embedding PNG files, against the bare forward pass.")
+    parser = argparse.ArgumentParser(description="Embedding PNG files, compared with the bare forward pass.")
     parser.add_argument("--quick", action="store_true", help="fewer images; under a minute on two cores")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     given = parser.parse_args()
@@ -68,7 +68,7 @@ def main() -> None:
         for model, (count, repetitions) in plan.items():
             weights = _weights(folder / "weights", model)
             ours, theirs, worker = measure(weights, scans[:count], folder / "data" / model, given.device, repetitions)
-            comparison = Comparison(theirs, ours)  # seconds the other way round: a ratio of speeds
+            comparison = Comparison(theirs, ours)  # swapped, so that the ratio is one of speeds
             found[model] = comparison.figures()
             seconds = [float(np.median(s)) for s in (theirs, ours, worker)]
             rows.append([model, count, *(count / s for s in seconds), found[model]["ratio"], seconds[0] / seconds[2]])
@@ -78,7 +78,7 @@ def main() -> None:
 def measure(
     weights: Path, files: Sequence[Path], data: Path, device: str, repetitions: int
 ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-    """Seconds of ours, of the bare network, and of a worker's whole reading, for all files each time."""
+    """Seconds of ours, of the bare network, and of a worker's complete reading, for all files each time."""
     settings = Settings(
         data_dir=data, embedder=f"timm:local-dir:{weights.name}", weights_dir=weights.parent, device=device
     )
@@ -92,7 +92,7 @@ def measure(
     decoders = learner.decoders()
 
     def batches() -> Iterator[list[Any]]:
-        """As `BatchProcessor.read` makes them."""
+        """The batches as `BatchProcessor.read` forms them."""
         if decoders is None:
             yield from ahead(load, files, size=network.batch, threads=FETCHES, first=FETCHES)
             return
@@ -140,14 +140,14 @@ def _worker(learner: Learner, data: Path, files: Sequence[Path]) -> float:
 
 
 class _Disk:
-    """As `Studio` answers, for scans whose image is a path."""
+    """Replacement for `Studio`, for scans whose image is a path."""
 
     def image(self, path: str) -> bytes:
         return Path(path).read_bytes()
 
 
 def _scans(folder: Path, count: int) -> list[Path]:
-    """PNG files, no two alike: synthetic radiographs take a second each, so a few are moved about."""
+    """Distinct PNG files: shifted copies of a few synthetic radiographs, which take a second each."""
     kinds = [decode_image(path.read_bytes()) for path in write_scans(folder / "kinds", min(count, KINDS), SIDE)]
     found = []
     for number in range(count):
@@ -158,7 +158,7 @@ def _scans(folder: Path, count: int) -> list[Path]:
 
 
 def _weights(folder: Path, model: str) -> Path:
-    """The folder of this network: a real one where it lies, else with random weights."""
+    """The folder of this network: the real weights if available, else random weights."""
     for place in (os.environ.get("SCANQUEUE_WEIGHTS_DIR", ""), str(SHARED)):
         if place and (Path(place) / model / "model.safetensors").is_file():
             return Path(place) / model
@@ -186,7 +186,7 @@ def _report(
             device=device,
         ),
         note="; ".join(f"{m}: {f['ratio']} ({f['low']} .. {f['high']})" for m, f in found.items())
-        + f"; wanted: {LIMIT}",
+        + f"; target: at least {LIMIT}",
     )
     if not met[counts]:
         raise SystemExit(1)

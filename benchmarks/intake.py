@@ -1,11 +1,11 @@
 """How fast scans are imported, and whether memory grows with their number.
 
-Ours: `scanqueue import --local-files` of made DICOM series into a real Label Studio, from the first look at the files
-until the last task is made, with identities, pseudonyms and the look for burnt-in text. Compared with: as many
-processes that do nothing but decode (pydicom), window (NumPy) and write each slice as a PNG (OpenCV, the same level and
-filter), on the same files, in turns. The processes of both are up before the clock runs.
+Ours: `scanqueue import --local-files` of synthetic DICOM series into a real Label Studio, from the first access to the
+files until the last task is created, with identities, pseudonyms and the detection of burnt-in text. Compared with: the
+same number of processes that only decode (pydicom), window (NumPy) and write each slice as a PNG (OpenCV, the same
+level and filter), on the same files, alternating. Both sets of processes are started before the time is measured.
 
-Memory: the highest sum of the proportional sets (PSS) of the command line's processes, with all series and with a
+Memory: the peak sum of the proportional set sizes (PSS) of the command line's processes, with all series and with a
 quarter of them.
 """
 
@@ -40,16 +40,16 @@ from benchmarks.measure import alternate, report, rounded, summary, timed
 from benchmarks.servers import CONFIG
 
 LIMIT = 0.8
-GROWTH = 1.15  # of memory, with so many times as many scans:
+GROWTH = 1.15  # limit for the growth of memory, with PART times as many scans
 PART = 4
 SIDE = 512
-DEEP = 50  # slices of a series
+DEEP = 50  # slices per series
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Import of DICOM slices, against a bare loop.")
+    parser = argparse.ArgumentParser(description="Import of DICOM slices, compared with a bare loop.")
     parser.add_argument("--quick", action="store_true", help="800 slices; about a minute")
-    parser.add_argument("--slices", type=int, help="how many; default 10,000")
+    parser.add_argument("--slices", type=int, help="number of slices; default: 10,000")
     given = parser.parse_args()
     slices = given.slices or (800 if given.quick else 10_000)
     side, repetitions = SIDE, 3
@@ -71,37 +71,37 @@ def main() -> None:
             few = sorted((folder / "scans").iterdir())[: max(2, slices // DEEP // PART)]
             small = lab.memory(*few)
             large = lab.memory(folder / "scans")
-    figures = found.inverted.figures()  # theirs / ours in time: our throughput as a part of theirs
+    figures = found.inverted.figures()  # theirs / ours in time: our throughput as a fraction of theirs
     growth = rounded(large / small)
     met = figures["ratio"] >= LIMIT and growth <= GROWTH
     ours, theirs_s = sorted(found.ours)[len(found.ours) // 2], sorted(found.theirs)[len(found.theirs) // 2]
     report(
         f"{slices} slices of {side} x {side} pixels, {processes} processes",
-        ["", "seconds", "slices a second", "peak memory, MiB"],
+        ["", "seconds", "slices per second", "peak memory, MiB"],
         [
             ["scanqueue import --local-files", ours, slices / ours, large / 2**20],
             ["pydicom, NumPy, cv2", theirs_s, slices / theirs_s, ""],
-            [f"import of {len(few) * DEEP} slices only", "", "", small / 2**20],
+            [f"import of only {len(few) * DEEP} slices", "", "", small / 2**20],
         ],
         summary(
             figures,
             unit="of the bare loop's throughput",
-            compared="scanqueue import to local files / pydicom decode, window, cv2 PNG in as many processes",
-            sizes={"slices": slices, "side": side, "slices of a series": DEEP, "repetitions": repetitions},
+            compared="scanqueue import to local files / pydicom decode, window, cv2 PNG in equally many processes",
+            sizes={"slices": slices, "side": side, "slices_per_series": DEEP, "repetitions": repetitions},
             memory={"growth": growth, "small": rounded(small), "large": rounded(large), "limit": GROWTH},
             limit=LIMIT,
             met=met,
         ),
         note=f"{figures['ratio']} of the bare loop's throughput ({figures['low']} .. {figures['high']}), "
-        f"wanted: {LIMIT}; {growth} times the memory with {slices / (len(few) * DEEP):.0f} times the slices; "
-        f"at most {GROWTH}",
+        f"target: at least {LIMIT}; {growth} times the memory with {slices / (len(few) * DEEP):.0f} times the slices, "
+        f"target: at most {GROWTH}",
     )
     if not met:
         raise SystemExit(1)
 
 
 class Lab:
-    """Imports into ever new projects of one Label Studio."""
+    """Imports, each into a new project of the same Label Studio."""
 
     def __init__(self, studio: LabelStudio, folder: Path, processes: int) -> None:
         self._studio = studio
@@ -111,14 +111,14 @@ class Lab:
         self._number = 0
 
     def _new(self) -> tuple[int, Path]:
-        """A new project, and a folder for its identities; nothing is left of the last one's pictures."""
+        """A new project, and a folder for its identities; the previous project's pictures are removed."""
         self._number += 1
         shutil.rmtree(self._folder / "served", ignore_errors=True)
         (self._folder / "served").mkdir()
         return self._studio.create_project(f"intake {self._number}", CONFIG), self._folder / f"data-{self._number}"
 
     def run(self, workers: Workers, scans: Path, slices: int) -> float:
-        """Seconds of one import."""
+        """Duration of one import, in seconds."""
         project, data = self._new()
         request = ImportRequest(
             project=project,
@@ -134,11 +134,11 @@ class Lab:
         tally = run(request, self._client, workers, Silent())
         seconds = time.perf_counter() - began
         if tally.made != slices or tally.problems:
-            raise RuntimeError(f"{tally.made} tasks were made of {slices} slices, {len(tally.problems)} problems")
+            raise RuntimeError(f"{tally.made} tasks were created from {slices} slices, {len(tally.problems)} problems")
         return seconds
 
     def memory(self, *paths: Path) -> float:
-        """Most bytes that the processes of the command line had together."""
+        """Peak total memory of the command line's processes, in bytes."""
         project, data = self._new()
         served = self._folder / "served" / "set"
         command = [
@@ -163,7 +163,7 @@ class Lab:
                 most = max(most, memory_of(process.pid))
                 time.sleep(0.05)
         if process.returncode:
-            raise RuntimeError(f"the import ended with {process.returncode}")
+            raise RuntimeError(f"the import exited with {process.returncode}")
         return most
 
 
@@ -176,7 +176,7 @@ class Silent:
 
 
 def memory_of(pid: int) -> float:
-    """Bytes of a process and all below it, shared ones counted in parts."""
+    """Bytes of a process and its descendants; shared pages count proportionally."""
     total, waiting = 0.0, [pid]
     while waiting:
         one = waiting.pop()
@@ -185,13 +185,13 @@ def memory_of(pid: int) -> float:
                 waiting += map(int, (task / "children").read_text().split())
             lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
         except OSError:
-            continue  # ended meanwhile
+            continue  # exited in the meantime
         total += sum(1024.0 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total
 
 
 def bare_processes(number: int) -> ProcessPoolExecutor:
-    """Up, with their modules imported."""
+    """Started processes, with their modules imported."""
     pool = ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn"))
     list(pool.map(_bare, [[]] * 4 * number, [Path()] * 4 * number))
     return pool
@@ -215,7 +215,7 @@ def _bare(files: list[Path], folder: Path) -> None:
 
 
 def write_series(folder: Path, slices: int, side: int) -> list[Path]:
-    """CT series of DEEP slices each, 12 bits, uncompressed, rescaled, with a window; noise as CT has it."""
+    """CT series of DEEP slices each, 12 bits, uncompressed, rescaled, with a window and CT-like noise."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]

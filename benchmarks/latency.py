@@ -1,8 +1,8 @@
-"""Whether Label Studio waits for us while we train: /health and /webhook during a real training, and while idle.
+"""Whether Label Studio waits for us while we train: /health and /webhook during real training, and while idle.
 
-Label Studio gives /health and /webhook one second each, and an annotator's Submit waits for the webhook. Ours: 500
-requests of each kind, in turns, a new connection each as Label Studio does, to the real service while its worker
-fits a network. The same requests to the same service, before anybody asked for the training, are the comparison.
+Label Studio waits at most one second for /health and for /webhook, and an annotator's Submit waits for the webhook.
+Ours: 500 requests of each kind, alternating, each on a new connection as in Label Studio, to the real service while its
+worker fits a network. Compared with: the same requests to the same service before training is requested.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from backend.demo.label_studio import LabelStudio
 from benchmarks.measure import report, rounded, spread, summary
 from benchmarks.servers import CONFIG, Service, annotate, servers, write_scans
 
-WORST, P99 = 1.0, 0.25  # seconds
+WORST, P99 = 1.0, 0.25  # limits in seconds
 SIDE = 512
-ENDLESS = 100_000  # steps of training: it is still running when the last request is answered
+ENDLESS = 100_000  # training steps; enough to outlast the last request
 RESAMPLES = 2000
 KINDS = ("/health", "/webhook")
 
@@ -40,7 +40,7 @@ class Requests:
         }
 
     def seconds(self, kind: str) -> float:
-        """One request on a connection of its own."""
+        """Duration of one request on its own connection."""
         method, body, headers = self._asked[kind]
         began = time.perf_counter()
         connection = HTTPConnection(self._host, timeout=60)
@@ -56,7 +56,7 @@ class Requests:
         return taken
 
     def series(self, count: int, pause: float) -> dict[str, list[float]]:
-        """`count` of each kind, in turns, `pause` seconds after each pair."""
+        """`count` requests of each kind, alternating, with a pause of `pause` seconds after each pair."""
         found: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for _ in range(count):
             for kind in KINDS:
@@ -89,7 +89,7 @@ def main() -> None:
         training = requests.series(count, pause)
         last = service.status(project)
         if not _trains(last) or last["job"]["done"] <= first["done"]:
-            raise RuntimeError(f"the training did not run to the end of the requests: {first}, then {last['job']}")
+            raise RuntimeError(f"training ended before the last request: {first}, then {last['job']}")
         steps = last["job"]["done"] - first["done"]
 
     rows = []
@@ -119,8 +119,8 @@ def main() -> None:
             requests=details,
         )
         | {"interval": "95 % of the ratio, by resampling the requests"},
-        note=f"During training: slowest {max(busy) * 1000:.0f} ms (at most {WORST * 1000:.0f} wanted), "
-        f"p99 {p99 * 1000:.0f} ms (at most {P99 * 1000:.0f}).",
+        note=f"During training: slowest {max(busy) * 1000:.0f} ms (target: at most {WORST * 1000:.0f}), "
+        f"p99 {p99 * 1000:.0f} ms (target: at most {P99 * 1000:.0f}).",
     )
     if not met:
         raise SystemExit(1)
@@ -131,7 +131,7 @@ def _trains(status: dict[str, Any]) -> bool:
 
 
 def _hook(studio: LabelStudio, service: Service, project: int) -> dict[str, Any]:
-    """The webhook as Label Studio has it, once the worker has given it a secret: its last write for now."""
+    """The webhook in Label Studio, once the worker has added a secret, which is its last write for now."""
     for _ in range(120):
         for hook in studio.webhooks(project):
             if hook["url"].startswith(service.url) and hook["headers"]:

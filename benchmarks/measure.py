@@ -1,4 +1,4 @@
-"""What every benchmark shares: two ways taken in turns, their ratio, a table for people, one JSON line for programs."""
+"""Shared by all benchmarks: two alternating methods, their ratio, a table for people, one JSON line for programs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INTERVAL = f"{LOW}th to {HIGH}th percentile of the paired ratios"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of two ways, measured in pairs: ours[i] and theirs[i] next to each other in time."""
+    """Seconds of two methods, measured in pairs: ours[i] and theirs[i] directly after each other."""
 
     ours: tuple[float, ...]
     theirs: tuple[float, ...]
@@ -32,7 +32,7 @@ class Comparison:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """ours / theirs of each pair: what disturbs the machine for longer than a pair disturbs both."""
+        """ours / theirs of each pair; a disturbance that outlasts a pair affects both."""
         return tuple(a / b for a, b in zip(self.ours, self.theirs, strict=True))
 
     @property
@@ -49,9 +49,9 @@ class Comparison:
 def alternate(
     ours: Callable[[], float], theirs: Callable[[], float], repetitions: int, *, warmup: int = 1
 ) -> Comparison:
-    """Take the two ways in turns, the first one of a pair in turns too; each returns its own seconds.
+    """Alternate the two methods and which of them goes first; each returns its own seconds.
 
-    The first `warmup` pairs are run and not counted.
+    The first `warmup` pairs are run, but not counted.
     """
     pairs = []
     for number in range(warmup + repetitions):
@@ -66,7 +66,7 @@ def alternate(
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Wall seconds of one call."""
+    """Wall time of one call, in seconds."""
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
@@ -90,7 +90,7 @@ def rounded(value: Any) -> float:
 def summary(
     figures: Mapping[str, float], *, unit: str, compared: str, sizes: Mapping[str, Any], **more: Any
 ) -> dict[str, Any]:
-    """What the last line says: {ratio, low, high, unit, compared, sizes, ..., machine}."""
+    """The object on the last line: {ratio, low, high, unit, compared, sizes, ..., machine}."""
     machine = {"cores": os.cpu_count(), "load": [round(x, 1) for x in os.getloadavg()]}
     return {
         **{name: figures[name] for name in ("ratio", "low", "high")},
@@ -106,7 +106,7 @@ def summary(
 def report(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], found: Mapping[str, Any], *, note: str = ""
 ) -> None:
-    """Print the table, then `found` as one line of JSON, which is the last."""
+    """Print the table, then `found` as one line of JSON, the last line."""
     console = Console(highlight=False)
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:

@@ -1,13 +1,13 @@
-"""How soon the map of a project can be used in a browser, and how much is sent for it.
+"""How soon a project's map is usable in a browser, and how many bytes are transferred for it.
 
-Ours: `scanqueue serve` with a store of that many scans, and its map view in headless Chromium. Theirs, in turns with it
-and in the same browser: what one would write down first, plotly's own page of the same points (`Figure.write_html` of
-one scattergl trace, its script included), sent gzip-compressed by a server of the same kind (uvicorn).
+Ours: `scanqueue serve` with a store of that many scans, and its map view in headless Chromium. Theirs, alternating with
+ours in the same browser: the obvious alternative, plotly's own page of the same points (`Figure.write_html` with one
+scattergl trace, script included), sent gzip-compressed by the same kind of server (uvicorn).
 
-Every visit has an empty cache and begins with the request for the page. Both pages are watched by the same script: the
-map counts as interactive once the mouse, which is moved over it all the time, has been answered with what is known of
-the scan under it (our panel, plotly's label) and the graphics card, or what stands in for it, has drawn all marks.
-Without a graphics card Chromium draws WebGL with the processor, which takes its share of the time in both pages.
+Every visit starts with an empty cache and begins with the request for the page. The same script watches both pages: the
+map counts as interactive once the page has answered the constantly moving mouse with details of the scan under the
+pointer (our panel, plotly's label) and the graphics card, or its software replacement, has drawn all markers.
+Without a graphics card, Chromium renders WebGL on the processor, which takes part of the time in both pages.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from backend.records.tables import label_table, scan_table
 from benchmarks.measure import Comparison, alternate, report, rounded, summary
 
 MANY, FEW = 100_000, 500
-PAINT, INTERACTIVE = 1.0, 3.0  # seconds, at most, with MANY scans
-MANY_BYTES, FEW_BYTES = 4_000_000, 2_000_000  # at most, as sent
+PAINT, INTERACTIVE = 1.0, 3.0  # limits in seconds, with MANY scans
+MANY_BYTES, FEW_BYTES = 4_000_000, 2_000_000  # limits, as transferred
 PROJECT = 4
 EMBEDDER, MODEL = "pixels", "benchmark"
 CLUSTERS, LABELLED, RANKED = 12, 0.02, 2000
-PATIENCE = 120  # seconds for one visit
+PATIENCE = 120  # timeout of one visit, in seconds
 VIEWPORT = (1366, 768)
-EVERY = 40  # milliseconds between two moves of the mouse
+EVERY = 40  # milliseconds between two mouse moves
 ARGUMENTS = [
     "--no-sandbox",
     "--no-first-run",
@@ -82,9 +82,9 @@ PAINTED = 'performance.getEntriesByName("first-contentful-paint").map((entry) =>
 
 @dataclass(frozen=True)
 class Page:
-    """One of the pages compared.
+    """One of the compared pages.
 
-    plot, answer  CSS selectors: of the map, and of what appears when a scan on it is pointed at
+    plot, answer  CSS selectors of the map, and of the element that appears when the pointer is over a scan
     """
 
     name: str
@@ -95,7 +95,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Visit:
-    """Seconds from the request until something was painted, and until the map was interactive; bytes as sent."""
+    """Seconds from the request to the first paint and to the interactive map; bytes as transferred."""
 
     painted: float
     interactive: float
@@ -103,7 +103,7 @@ class Visit:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The map of 100,000 scans and of 500, beside plotly's own page.")
+    parser = argparse.ArgumentParser(description="The map of 100,000 and of 500 scans, compared with plotly's page.")
     parser.add_argument("--quick", action="store_true", help="one counted visit of each page; about a minute")
     parser.add_argument("--serve", nargs=2, metavar=("FILE", "PORT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def visit(browser: Browser, page: Page) -> Visit:
-    """Open the page with an empty cache and point at its map until that is answered."""
+    """Open the page with an empty cache and move the mouse over its map until the page reacts."""
     context = browser.new_context(viewport={"width": VIEWPORT[0], "height": VIEWPORT[1]})
     try:
         context.add_init_script(WATCH.replace("ANSWER", json.dumps(page.answer)))
@@ -152,8 +152,8 @@ def visit(browser: Browser, page: Page) -> Visit:
         number = 0
         while not tab.evaluate("window.seen.interactive || 0"):
             if time.monotonic() > until:
-                raise TimeoutError(f"{page.name} did not answer the mouse within {PATIENCE} s")
-            across, down = (number * 0.7549) % 1, (number * 0.5698) % 1  # all over the middle, never in a row
+                raise TimeoutError(f"{page.name} did not react to the mouse within {PATIENCE} s")
+            across, down = (number * 0.7549) % 1, (number * 0.5698) % 1  # spread over the middle, never in sequence
             tab.mouse.move(
                 box["x"] + box["width"] * (0.2 + 0.6 * across), box["y"] + box["height"] * (0.2 + 0.6 * down)
             )
@@ -166,12 +166,12 @@ def visit(browser: Browser, page: Page) -> Visit:
         context.close()
 
 
-# -- what is visited ------------------------------------------------------------------------------
+# -- the pages ------------------------------------------------------------------------------------
 
 
 @contextmanager
 def pages(folder: Path, count: int) -> Iterator[tuple[Page, Page]]:
-    """Our map of so many scans and plotly's own page of the same, both served."""
+    """Our map of `count` scans and plotly's own page of the same scans, both served."""
     folder.mkdir()
     data = folder / "data"
     points = fill(Store(data), count)
@@ -198,7 +198,7 @@ def pages(folder: Path, count: int) -> Iterator[tuple[Page, Page]]:
 
 @dataclass(frozen=True)
 class Points:
-    """Scans on a map: places (N, 2), clusters from 0, entropies in 0..1; task numbers count from 1."""
+    """Scans on a map: positions (N, 2), clusters from 0, entropies in 0..1; task IDs start at 1."""
 
     xy: NDArray[np.float64]
     cluster: NDArray[np.int64]
@@ -206,7 +206,7 @@ class Points:
 
 
 def fill(store: Store, count: int) -> Points:
-    """Write a project of so many scans as `reconcile` leaves it behind in its second round."""
+    """Write a project of `count` scans in the state that `reconcile` leaves in the second round."""
     rng = np.random.default_rng(0)
     cluster = rng.integers(0, CLUSTERS, count)
     xy = rng.normal(0, 40, (CLUSTERS, 2))[cluster] + rng.normal(0, 8, (count, 2))
@@ -282,14 +282,14 @@ def _model(trained_on: Sequence[int]) -> dict[str, Any]:
 
 
 def _cold(points: Points, rng: np.random.Generator) -> list[Pick]:
-    """Everything, a medoid of each cluster first."""
+    """All scans, a medoid of each cluster first."""
     rows = rng.permutation(len(points.xy))
     kinds = ["medoid"] * CLUSTERS + ["farthest"] * len(rows)
     return [Pick(int(r) + 1, kind, cluster=int(points.cluster[r])) for r, kind in zip(rows, kinds, strict=False)]
 
 
 def _ranked(points: Points, labelled: NDArray[np.bool_], rng: np.random.Generator) -> list[Pick]:
-    """What has no label: the first ranked with all terms of their score, the others by entropy."""
+    """The unlabelled scans: the first ones with all terms of their score, the others ranked by entropy."""
     rows = np.flatnonzero(~labelled)
     rows = rows[np.argsort(-points.entropy[rows])]
     distance = rng.random(len(rows))
@@ -305,7 +305,7 @@ def _ranked(points: Points, labelled: NDArray[np.bool_], rng: np.random.Generato
 
 
 def plain(points: Points) -> str:
-    """The same points as plotly's own page: one trace, a colour for each cluster, the facts in the label."""
+    """The same points as plotly's own page: one trace, a colour for each cluster, the details in the label."""
     facts = [f"task {task}, entropy {entropy:.4f}" for task, entropy in enumerate(points.entropy, 1)]
     marker = {"color": points.cluster, "size": 4}
     figure = go.Figure(
@@ -315,7 +315,7 @@ def plain(points: Points) -> str:
 
 
 def _serve(file: Path, port: int) -> None:
-    """Answer every request for "/" with the compressed file, as our own server is run (uvicorn)."""
+    """Answer every request for "/" with the compressed file, on the same server as ours (uvicorn)."""
     content = file.read_bytes()
 
     async def page(_: Request) -> Response:
@@ -332,10 +332,10 @@ def _chromium() -> str:
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if found := shutil.which(name):
             return found
-    raise SystemExit("There is no Chromium on this machine; on Debian, `apt-get install chromium`.")
+    raise SystemExit("Chromium is not installed; on Debian, run `apt-get install chromium`.")
 
 
-# -- what is said of it ---------------------------------------------------------------------------
+# -- report ---------------------------------------------------------------------------------------
 
 
 def _report(
@@ -380,7 +380,7 @@ def _report(
             ratio_of_500=ratios[FEW].figures(),
             pages=details,
         ),
-        note="The first visit (first), not counted among the others, is the first that the server ever answered.",
+        note="first: the first visit after the server start, which the other times exclude",
     )
     if not met:
         raise SystemExit(1)

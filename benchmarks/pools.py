@@ -1,4 +1,4 @@
-"""Embeddings as a foundation model gives them, in any number, and how well a map or a choice of scans fits them."""
+"""Any number of embeddings like a foundation model's, and how well a map or a choice of scans fits them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sampling.arrays import blocks_of
 DIMENSIONS = 512
 GROUPS = 12
 FACTORS = 16  # directions in which the scans of a group differ
-AT_ONCE = 16_384  # rows drawn together: row i is the same in a pool of any size
+AT_ONCE = 16_384  # rows drawn at a time, so that row i is the same in a pool of any size
 
 Matrix = NDArray[np.floating[Any]]
 
@@ -21,8 +21,8 @@ Matrix = NDArray[np.floating[Any]]
 def embeddings(n: int, *, seed: int, later: bool = False) -> NDArray[np.float32]:
     """(n, 512) float32: groups of unequal size, each stretched along its own 16 directions, plus noise in all.
 
-    The groups share a common direction, as embeddings of one kind of image do, and overlap a little.
-    `later` gives other scans of the same groups.
+    The groups share a common direction, as embeddings of one kind of image do, and overlap slightly.
+    `later` draws other scans of the same groups.
     """
     random = np.random.default_rng(seed)
     common = random.normal(size=DIMENSIONS) / np.sqrt(DIMENSIONS)
@@ -45,13 +45,13 @@ def embeddings(n: int, *, seed: int, later: bool = False) -> NDArray[np.float32]
 
 
 def unit(rows: Matrix) -> Matrix:
-    """The rows at length 1: distances between embeddings are taken between these."""
+    """The rows scaled to length 1; distances between embeddings are measured between these."""
     lengths: Matrix = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return lengths
 
 
 def covering_radius(rows: Matrix, picks: Sequence[int]) -> float:
-    """The largest distance of a row of `rows`, at length 1, to the nearest of those picked."""
+    """The largest distance from any row, scaled to length 1, to the nearest picked row."""
     normal = unit(rows)
     centres = normal[np.asarray(picks)].T
     squared = [(2 - 2 * (normal[block] @ centres)).min(axis=1).max() for block in blocks_of(len(rows), 512, 4_000_000)]
@@ -59,11 +59,11 @@ def covering_radius(rows: Matrix, picks: Sequence[int]) -> float:
 
 
 def trustworthiness(rows: Matrix, xy: Matrix, of: Sequence[int], *, k: int = 10) -> tuple[float, float]:
-    """How far the k map neighbours of the rows `of` are neighbours as embeddings too: (trustworthiness, kept).
+    """How far the k map neighbours of the rows `of` are also neighbours as embeddings: (trustworthiness, kept).
 
-    Trustworthiness is in 0..1, 1 = all of them are among the k nearest; each one that is not costs how far down
-    it is in the order of all rows (Venna & Kaski 2001, here for some rows instead of all). `kept` is the share
-    of map neighbours that are among the k nearest embeddings, which tells finer.
+    Trustworthiness is in 0..1, 1 = all of them are among the k nearest embeddings; each one that is not adds a
+    penalty that grows with its rank among all rows (Venna & Kaski 2001, here for some rows instead of all). `kept`
+    is the share of map neighbours that are among the k nearest embeddings, a finer measure.
     """
     n, normal = len(rows), unit(rows)
     penalty, kept = 0.0, 0
@@ -72,7 +72,7 @@ def trustworthiness(rows: Matrix, xy: Matrix, of: Sequence[int], *, k: int = 10)
         near = ((xy - xy[row]) ** 2).sum(axis=1)
         apart[row] = near[row] = -np.inf
         place = np.empty(n, dtype=np.intp)
-        place[np.argsort(apart, kind="stable")] = np.arange(n)  # the row itself has place 0
+        place[np.argsort(apart, kind="stable")] = np.arange(n)  # the row itself has rank 0
         beyond = place[np.argpartition(near, k)[: k + 1]] - k
         penalty += float(beyond[beyond > 0].sum())
         kept += int((beyond <= 0).sum()) - 1
@@ -80,6 +80,6 @@ def trustworthiness(rows: Matrix, xy: Matrix, of: Sequence[int], *, k: int = 10)
 
 
 def power_law(sizes: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """(exponent, factor) of value = factor * size ** exponent, least squares in the logarithms."""
+    """(exponent, factor) of value = factor * size ** exponent, by least squares of the logarithms."""
     exponent, logarithm = np.polyfit(np.log(sizes), np.log(values), 1)
     return float(exponent), float(np.exp(logarithm))

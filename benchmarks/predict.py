@@ -1,10 +1,10 @@
-"""How long an annotator waits when Label Studio asks for one mask, against what the network alone takes.
+"""How long an annotator waits when Label Studio requests one mask, compared with the network alone.
 
 Ours: `POST /predict` for one scan of 1024 x 1024 pixels, over HTTP, to the real service, with the model loaded:
-once for a scan that the store knows but has no mask of, once for a scan that it has never seen and fetches from
-Label Studio. Theirs, in turns with it: the bare forward pass of the same network on a tensor that is ready, and
-label_studio_sdk's own `brush.mask2rle` of the same mask. Both use the same number of threads: one, unless told
-otherwise, as two threads wait for each other wherever somebody else uses a core too.
+once for a scan that the store knows but has no mask for, once for a scan that it has never seen and fetches from
+Label Studio. Theirs, alternating with ours: the bare forward pass of the same network on a ready tensor, and
+label_studio_sdk's own `brush.mask2rle` of the same mask. Both use the same number of threads: one by default,
+because two threads wait for each other whenever another program uses a core.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ LIMIT = 1.3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How long /predict takes, against the bare network.")
+    parser = argparse.ArgumentParser(description="How long /predict takes, compared with the bare network.")
     parser.add_argument("--quick", action="store_true", help="under a minute")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, on both sides")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads, for both methods")
     given = parser.parse_args()
     labelled, steps, repetitions = (2, 4, 10) if given.quick else (8, 60, 60)
     torch.set_num_threads(given.threads)
@@ -71,7 +71,7 @@ def main() -> None:
             [name, ours["median_ms"], theirs["median_ms"], figures["ratio"], f"{figures['low']} .. {figures['high']}"]
         )
         details[name] = {**figures, "ours": ours, "theirs": theirs}
-    rows.append(["mask stored already", spread(ready)["median_ms"], "", "", ""])
+    rows.append(["mask already stored", spread(ready)["median_ms"], "", "", ""])
     figures = cases["known to the store"].figures()
     met = figures["ratio"] <= LIMIT
     report(
@@ -81,7 +81,7 @@ def main() -> None:
         summary(
             figures,
             unit="time of /predict / time of the bare network and mask2rle",
-            compared="POST /predict over HTTP, scan known to the store, against the same smp network's forward pass "
+            compared="POST /predict over HTTP, scan known to the store / the same smp network's forward pass "
             "on a ready tensor plus label_studio_sdk brush.mask2rle of the same mask",
             sizes={"scan": [SIDE, SIDE], "network": [size, size], "threads": given.threads, "repetitions": repetitions},
             limit=LIMIT,
@@ -89,7 +89,7 @@ def main() -> None:
             cases=details,
             mask_stored_already_ms=rounded(spread(ready)["median_ms"]),
         ),
-        note=f"A scan that the store knows: {figures['ratio']} times the bare network; at most {LIMIT} is wanted.",
+        note=f"Scan known to the store: {figures['ratio']} times the bare network; target: at most {LIMIT}.",
     )
     if not met:
         raise SystemExit(1)

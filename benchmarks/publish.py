@@ -1,12 +1,12 @@
-"""Publishing a round: 5,000 scans ranked anew and 30 masks, against one SDK call per scan.
+"""Publishing a round of 5,000 scans ranked again and 30 masks, compared with one SDK call per scan.
 
-Ours: one `reconcile` of the real driver from the moment that a new model's entropies are stored until the round is
-served by a real Label Studio: look, rank, write the round down, look, import 30 predictions with masks, set the
-project, look again. Theirs, in turns with it: `predictions.create` of label_studio_sdk for every scan, 30 with the
-same masks, the others with a score only. That takes minutes, so a sample of these calls is measured and scaled
-linearly to all scans; drawing masks and computing scores is left out of theirs altogether.
+Ours: one `reconcile` of the real driver from the moment a new model's entropies are stored until a real Label Studio
+serves the round: inspect, rank, record the round, inspect, import 30 predictions with masks, set the project, inspect
+again. Theirs, alternating with ours: `predictions.create` of label_studio_sdk for every scan, 30 with the same masks,
+the others with only a score. This takes minutes, so a sample of these calls is measured and scaled linearly to all
+scans; their time excludes drawing masks and computing scores.
 
-Also counted: requests for 500 scans and for 5,000, and what a look costs that finds nothing to do.
+Also measured: the requests for 500 scans and for 5,000, and the cost of a reconciliation that finds nothing to do.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from backend.settings import Settings
 from benchmarks.measure import alternate, report, rounded, summary, timed
 from benchmarks.servers import CONFIG, label_studio
 
-DEPTH, LEFT = 20, 10  # the first of the order; scans of the round before that annotators may still hold
+DEPTH, LEFT = 20, 10  # length of the queue; scans of the previous round that annotators may still have open
 MASKS = DEPTH + LEFT
 SIDE = 1024
 LIMIT = 20
@@ -46,7 +46,7 @@ EXTRA_PARAMS = f'{{"retrain": "button", "round_size": {LEFT}, "queue_depth": {DE
 
 @dataclass
 class Pool:
-    """A project with `count` scans in Label Studio, whose embeddings, map and cold start are in the store."""
+    """A project with `count` scans in Label Studio; embeddings, map and cold start are in the store."""
 
     studio: LabelStudio
     reconciler: Reconciler
@@ -80,7 +80,7 @@ class Pool:
         self.reconciler.reconcile(self.project)  # the cold start
 
     def prepare(self) -> str:
-        """What happens between two rounds: all but LEFT are labelled; a model is there. Returns its version."""
+        """Do what happens between two rounds: label all but LEFT, add a model. Returns the model's version."""
         latest = self.reconciler.store.latest_round(self.project)
         assert latest is not None
         left = {p.task for p in latest["picks"][DEPTH - LEFT : DEPTH]}
@@ -92,10 +92,10 @@ class Pool:
         name = fingerprint("benchmark", self.project, number)
         rng = np.random.default_rng(number)
         store = self.reconciler.store
-        # what is left of the round before is not among the first again, so that just MASKS are sent
+        # scans left from the previous round are not first again, so that exactly MASKS masks are sent
         unsure = {t: 0.0 if t in left else float(rng.uniform(0.5, 1)) for t in self.digests}
         store.put_uncertainty(name, {self.digests[t]: {"image": value} for t, value in unsure.items()})
-        # whichever scans will be first: their masks are drawn already, as the network is not what is measured
+        # masks for any scans that may be first are drawn in advance, because the network is not measured
         done = {r["key"] for r in store.labels(self.project)}
         for i, digest in enumerate(self.digests.values()):
             source = self._mask_file(i % len(self.masks))
@@ -111,7 +111,7 @@ class Pool:
             "validation": {"dice": None, "hd95": None, "hd": None, "unit": None, "n": 0},
             "details": {},
         }
-        store.path("models", name).mkdir(parents=True)  # a model without its checkpoint would count as lost
+        store.path("models", name).mkdir(parents=True)  # without a checkpoint, the model would count as lost
         store.put_model(self.project, row, active=version, training_requests=0)
         return version
 
@@ -123,7 +123,7 @@ class Pool:
         return store.path("masks", name)
 
     def publish(self) -> float:
-        """Seconds of one reconcile that ranks and publishes; checks that Label Studio serves just that."""
+        """Seconds of one reconcile that ranks and publishes; checks that Label Studio serves exactly this round."""
         version = self.prepare()
         before = self.reconciler.studio.requests
         seconds = timed(lambda: self.reconciler.reconcile(self.project))
@@ -141,7 +141,7 @@ class Pool:
 
 
 def per_scan(pool: Pool, sdk: Sdk, masks: int, scores: int) -> Iterator[float]:
-    """Seconds that one SDK call per scan would take, from `masks` and `scores` calls that are really made."""
+    """Seconds that one SDK call per scan would take, extrapolated from `masks` and `scores` real calls."""
     config = LabelConfig("image", ())
     seen = pool.reconciler.observe(pool.project)
     config = seen.config or config
@@ -161,7 +161,7 @@ def per_scan(pool: Pool, sdk: Sdk, masks: int, scores: int) -> Iterator[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Publishing a round in bulk, against one SDK call per scan.")
+    parser = argparse.ArgumentParser(description="Publishing a round in bulk, compared with one SDK call per scan.")
     parser.add_argument("--quick", action="store_true", help="500 scans; under a minute")
     quick = parser.parse_args().quick
     few, count, repetitions, sample = (100, 500, 1, (4, 16)) if quick else (500, 5000, 3, (15, 50))
@@ -186,7 +186,7 @@ def main() -> None:
     same = set(small.requests) == set(pool.requests)
     met = same and (quick or figures["ratio"] >= LIMIT)
     report(
-        f"Publishing a round: {count} scans ranked anew, {MASKS} masks of {SIDE} x {SIDE} pixels",
+        f"Publishing a round: {count} scans ranked again, {MASKS} masks of {SIDE} x {SIDE} pixels",
         ["", "seconds", "requests"],
         [
             ["one reconcile", ours, "/".join(map(str, sorted(set(pool.requests))))],
@@ -198,7 +198,7 @@ def main() -> None:
             figures,
             unit="time of one SDK call per scan / time of one reconcile",
             compared=f"label_studio_sdk predictions.create for each of {count} scans, {MASKS} with masks; "
-            f"{sum(sample)} calls a repetition measured, scaled linearly",
+            f"{sum(sample)} calls measured per repetition, scaled linearly",
             sizes={"scans": count, "masks": MASKS, "mask": [SIDE, SIDE], "repetitions": repetitions},
             limit=LIMIT,
             met=met,
@@ -206,7 +206,7 @@ def main() -> None:
             requests={str(small.count): sorted(set(small.requests)), str(count): sorted(set(pool.requests))},
             nothing_to_do={"seconds": rounded(quiet), "requests": idle[-1][1]},
         ),
-        note=f"{figures['ratio']} times faster; at least {LIMIT} is wanted with 5,000 scans. "
+        note=f"{figures['ratio']} times faster; target: at least {LIMIT} with 5,000 scans. "
         f"Requests for {small.count} and for {count} scans: {'the same number' if same else 'NOT the same number'}.",
     )
     if not met:

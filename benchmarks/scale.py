@@ -1,19 +1,19 @@
-"""Whether the choice of scans works for a million of them, and what it costs to get there.
+"""Whether scan selection scales to a million scans, and at what cost.
 
-Embeddings are drawn as in benchmarks/pools.py: 512 numbers of 32 bits, 12 unequal groups that overlap a little.
+Embeddings are drawn by benchmarks/pools.py: 512 numbers of 32 bits, 12 unequal groups that overlap slightly.
 
-- compare: the cold start made with scikit-learn alone (PCA, TSNE of all, k-means and the full silhouette for each k of
-  2..20, then the same order), in turns with ours, at sizes that it can do. Its growth is fitted for the map and for the
-  clusters apart, and EXTRAPOLATED to 100,000, where ours is measured; one more size shows how good the fit is.
-  Silhouettes are of all rows, by scikit-learn: of each way's own clusters on its own map, of both ways' clusters of
-  their map, and of both among the embeddings. "half placed" is ours with t-SNE for half of the scans only, as with
-  100,000. Every repetition has another pool and seed; a limit is for the median over all pools.
-- growth: ours in a process of its own for each size, with its peak memory (VmHWM), embeddings included.
+- compare: the cold start with only scikit-learn (PCA, TSNE of all scans, k-means and the full silhouette for each k of
+  2..20, then the same order), alternating with ours, at sizes that scikit-learn can handle. Its growth is fitted
+  separately for the map and the clusters, and EXTRAPOLATED to 100,000, where ours is measured; one more size tests the
+  fit. Silhouettes are computed over all rows, by scikit-learn: of each method's own clusters on its own map, of both
+  methods' clusters on their map, and of both among the embeddings. "half placed" is ours with t-SNE for only half of
+  the scans, as with 100,000. Every repetition has its own pool and seed; limits apply to the median over all pools.
+- growth: ours in a separate process for each size, with its peak memory (VmHWM), including the embeddings.
 - rank: 30 picks from 1,000,000, with 1,000 labelled.
 - place: 1,000 later scans on the map of 100,000, compared with t-SNE of all 101,000 at once.
 
---only takes some of them. --keep FOLDER: what is measured in a process of its own is kept there, and what is there
-already is not measured again. --quick: small pools, which say nothing about growth; about a minute.
+--only selects some of them. --keep FOLDER: cache of the results of separate processes, which are not measured again.
+--quick: small pools, which show nothing about growth; about a minute.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from sampling.clustering import _numbered
 
 PARTS = ("compare", "growth", "rank", "place")
 SEED = 1
-PICKS = 100  # whose covering radius is compared
+PICKS = 100  # number of picks whose covering radius is compared
 RATIO, SILHOUETTE, RADIUS, TRUST = 0.25, 0.98, 1.05, 0.95
 GIGABYTES, RANK_SECONDS, PLACE_SECONDS = 8.0, 2.0, 10.0
 
@@ -49,10 +49,10 @@ GIGABYTES, RANK_SECONDS, PLACE_SECONDS = 8.0, 2.0, 10.0
 @dataclass(frozen=True)
 class Sizes:
     compared: tuple[int, ...]
-    check: int  # the size that shows how good the fit is
+    check: int  # size that tests the fit
     target: int
     growth: tuple[int, ...]
-    laid_out: int  # by t-SNE at most
+    laid_out: int  # maximum number of scans for t-SNE
     ranked: int
     later: int
     repetitions: int
@@ -64,7 +64,7 @@ QUICK = Sizes((300, 600), 900, 2_000, (1_000, 2_000, 20_000), 1_000, 1_000_000, 
 
 @dataclass(frozen=True)
 class ColdStart:
-    """A cold start and the seconds of its steps."""
+    """A cold start and the duration of its steps, in seconds."""
 
     xy: NDArray[np.float64]
     clustering: Clustering
@@ -78,7 +78,7 @@ class ColdStart:
 
 @dataclass
 class Found:
-    """What a part has to say: rows of the table, figures, and each limit with whether it was met."""
+    """Results of a part: table rows, figures, and whether each limit was met."""
 
     figures: dict[str, float]
     unit: str
@@ -99,7 +99,7 @@ def ours(rows: NDArray[np.float32], seed: int = SEED) -> ColdStart:
 
 
 def straightforward(rows: NDArray[np.float32], seed: int = SEED) -> ColdStart:
-    """The same with scikit-learn's own tools, as its documentation shows them."""
+    """The same with scikit-learn's own tools, used as in its documentation."""
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -123,7 +123,7 @@ def compare(sizes: Sizes, folder: Path) -> Found:
     rows: list[list[object]] = []
     cases: list[dict[str, Any]] = []
     theirs: list[list[ColdStart]] = []
-    ours(embeddings(400, seed=SEED)), straightforward(embeddings(400, seed=SEED))  # load what first calls load
+    ours(embeddings(400, seed=SEED)), straightforward(embeddings(400, seed=SEED))  # trigger lazy loading
     for n in (*sizes.compared, sizes.check):
         _say(f"compare: {n} scans")
         us: list[ColdStart] = []
@@ -150,7 +150,7 @@ def compare(sizes: Sizes, folder: Path) -> Found:
         totals.append(tuple(_extrapolated(law, n) for n in (sizes.check, sizes.target)))
     check, extrapolated = (float(np.median(column)) for column in zip(*totals, strict=True))
     took = theirs[-1][0].total
-    rows.append([f"{sizes.check} scans: their seconds as the fit says", "", check, f"took {took:.4g}"])
+    rows.append([f"{sizes.check} scans: their seconds as predicted by the fit", "", check, f"took {took:.4g}"])
     rows.append([f"{sizes.target} scans: seconds, theirs EXTRAPOLATED", target["seconds"]["all"], extrapolated, ""])
     figures = Comparison((target["seconds"]["all"],) * sizes.repetitions, tuple(t for _, t in totals)).figures()
     return Found(
@@ -184,11 +184,11 @@ def growth(sizes: Sizes, folder: Path) -> Found:
         rows.append([f"{n} scans: seconds ({steps})", run["seconds"]["all"], "", ""])
         rows.append([f"{n} scans: peak memory, GB (embeddings {run['rows_bytes'] / 1e9:.3g})", run["peak_gb"], "", ""])
     rows.append(["time grows with N to the power of", time_exponent, "", ""])
-    rows.append(["memory, beside the program itself, with N to the power of", memory_exponent, "", ""])
+    rows.append(["memory, excluding the program itself, grows with N to the power of", memory_exponent, "", ""])
     peak = runs[-1]["peak_gb"]
     return Found(
         {"ratio": peak, "low": peak, "high": peak},
-        f"GB of memory at most, {sizes.growth[-1]} scans",
+        f"peak memory in GB, {sizes.growth[-1]} scans",
         {"runs": runs, "exponents": {"time": rounded(time_exponent), "memory": rounded(memory_exponent)}},
         rows,
         {f"{sizes.growth[-1]} scans below {GIGABYTES:.0f} GB": peak < GIGABYTES},
@@ -218,7 +218,7 @@ def placing(sizes: Sizes, folder: Path) -> Found:
     with np.load(map_file(n, sizes.laid_out, folder)) as arrays:
         there = EmbeddingMap.from_state(arrays)
     before = there.xy.copy()
-    there.place(later[:1])  # loads what a first call loads
+    there.place(later[:1])  # trigger lazy loading
     placed: list[NDArray[np.float64]] = []
     seconds = timed(lambda: placed.append(there.place(later)))
     moved = not np.array_equal(before, there.xy)
@@ -233,7 +233,7 @@ def placing(sizes: Sizes, folder: Path) -> Found:
     name = f"{sizes.later} scans on a map of {n}"
     return Found(
         {"ratio": ratio, "low": ratio, "high": ratio},
-        "trustworthiness of placed scans / of the same after t-SNE of all",
+        "trustworthiness of placed scans / of the same scans after t-SNE of all",
         {
             "trustworthiness": [rounded(ours_is), rounded(theirs_is)],
             "neighbours_kept": [rounded(kept), rounded(theirs_kept)],
@@ -244,7 +244,7 @@ def placing(sizes: Sizes, folder: Path) -> Found:
         [
             [f"{name}: seconds, placed / t-SNE of all", seconds, refit_seconds, seconds / refit_seconds],
             [f"{name}: trustworthiness", ours_is, theirs_is, ratio],
-            [f"{name}: share of their 10 neighbours that are the nearest", kept, theirs_kept, kept / theirs_kept],
+            [f"{name}: share of 10 neighbours that are nearest embeddings", kept, theirs_kept, kept / theirs_kept],
             [f"{name}: old scans moved", "some" if moved else "none", "all", ""],
         ],
         {
@@ -257,7 +257,7 @@ def placing(sizes: Sizes, folder: Path) -> Found:
 
 @cache
 def alone(n: int, laid_out: int, folder: Path) -> dict[str, Any]:
-    """Ours for `n` scans in a process of its own: seconds, bytes; its map is in `map_file`."""
+    """Ours for `n` scans in a separate process: seconds, bytes; its map is in `map_file`."""
     _say(f"ours: {n} scans")
     kept = map_file(n, laid_out, folder)
     answer = kept.with_suffix(".json")
@@ -273,8 +273,8 @@ def map_file(n: int, laid_out: int, folder: Path) -> Path:
 
 
 def measure_alone(n: int, laid_out: int, kept: Path) -> None:
-    """What `alone` runs. Prints one line of JSON."""
-    import openTSNE  # noqa: F401  # the program itself, before anything grows with n
+    """The separate process that `alone` starts. Prints one line of JSON."""
+    import openTSNE  # noqa: F401  # loaded now: baseline memory, independent of n
     import sklearn.cluster  # noqa: F401
 
     before = _bytes_of("VmRSS")
@@ -305,7 +305,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="From a few thousand scans to a million.")
     parser.add_argument("--quick", action="store_true", help="small pools; under a minute")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--keep", metavar="FOLDER", help="of what is measured in a process of its own")
+    parser.add_argument("--keep", metavar="FOLDER", help="cache of the results of separate processes")
     parser.add_argument("--alone", nargs=3, metavar=("N", "LAID_OUT", "FILE"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.alone:
@@ -324,12 +324,12 @@ def main() -> None:
         found = {name: part(sizes, folder) for name, part in parts.items() if name in given.only}
     first = next(iter(found.values()))
     wanted = {what: ok for part in found.values() for what, ok in part.met.items()}
-    # Small pools say nothing about the comparisons, which are between ways of growing.
+    # Small pools show nothing about the comparisons, which concern growth.
     met = all(
         found[name].met[what] for name in found if not (given.quick and name == "compare") for what in found[name].met
     )
     report(
-        f"Choosing scans from {sizes.target} to {sizes.growth[-1]}, {DIMENSIONS} numbers each",
+        f"Choosing from {sizes.target} to {sizes.growth[-1]} scans, {DIMENSIONS} dimensions",
         ["", "ours", "compared with", "ratio"],
         [row for part in found.values() for row in part.rows],
         summary(
@@ -360,7 +360,7 @@ class _Clock:
 
 @contextmanager
 def _laid_out(scans: int) -> Iterator[None]:
-    """t-SNE for at most so many scans, their neighbours exact."""
+    """Limit t-SNE to this number of scans, with exact neighbours."""
     names = ("LARGEST_FIT", "LARGEST_EXACT_NEIGHBOURS")
     before = {name: getattr(projection, name) for name in names}
     try:
@@ -373,7 +373,7 @@ def _laid_out(scans: int) -> Iterator[None]:
 
 
 def _next(way: Callable[[NDArray[np.float32], int], ColdStart], n: int, into: list[ColdStart]) -> Callable[[], float]:
-    """A call that takes `way` for the next pool of n scans, of another seed each time, and returns its seconds."""
+    """A function that runs `way` on the next pool of n scans, with a new seed each time, and returns the seconds."""
 
     def call() -> float:
         seed = SEED + len(into)
@@ -384,18 +384,18 @@ def _next(way: Callable[[NDArray[np.float32], int], ColdStart], n: int, into: li
 
 
 QUALITIES = (
-    "silhouette on each way's own map",
+    "silhouette on each method's own map",
     "silhouette on their map",
-    "silhouette as embeddings",
-    "silhouette, half placed, on each way's own map",
-    "silhouette, half placed, as embeddings",
+    "silhouette among the embeddings",
+    "silhouette, half placed, on each method's own map",
+    "silhouette, half placed, among the embeddings",
     f"radius of {PICKS} picks",
     f"radius of {PICKS} picks, half placed",
 )
 
 
 def _qualities(n: int, seed: int, us: ColdStart, them: ColdStart) -> dict[str, tuple[float, float]]:
-    """Ours and theirs of each of QUALITIES, for one pool."""
+    """Our value and theirs of each of QUALITIES, for one pool."""
     pool = embeddings(n, seed=seed)
     with _laid_out(n // 2):
         half = ours(pool, seed)
@@ -428,7 +428,7 @@ def _extrapolated(law: dict[str, tuple[float, float]], n: int) -> float:
 
 
 def _bytes_of(name: str) -> int:
-    """VmRSS or VmHWM (its peak) of this process: unlike ru_maxrss, nothing of the process that started it."""
+    """VmRSS or VmHWM (its peak) of this process; unlike ru_maxrss, independent of the parent process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(name))) * 1024
 

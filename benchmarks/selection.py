@@ -1,12 +1,12 @@
-"""Does the order save labels? `scanqueue simulate` on two public data sets, against random, and the table of it.
+"""Does the order save labels? Tables of `scanqueue simulate` on two public data sets, compared with random choice.
 
-Montgomery chest radiographs (138, lungs) and BUSI breast ultrasound (647, lesions; near-duplicates never parted),
-with the embedders `pixels` and MobileNetV2 trained on ImageNet, for the cold start alone (every budget chosen at
-once) and for the whole loop (5 scans from the cold start, then each model chooses for the next). The network is
-small and works on 64 x 64 pixels, so that hundreds of trainings fit into an hour or two on two cores: what is
-compared are the strategies, not how good a model can get.
+Montgomery chest radiographs (138, lungs) and BUSI breast ultrasound (647, lesions; near-duplicates never separated),
+with the embedders `pixels` and MobileNetV2 trained on ImageNet, for the cold start alone (every budget chosen in one
+step) and for the full loop (5 scans from the cold start, then each model chooses for the next). The network is
+small and works on 64 x 64 pixels, so that hundreds of training runs take only an hour or two on two cores: the
+benchmark compares strategies, not the best possible models.
 
-Writes the tables into `benchmarks/selection.md`. What was trained before is kept in `--out` and not trained again.
+Writes the tables into `benchmarks/selection.md`. Trained models are cached in `--out` and not trained again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STEPS = 200
 
 @dataclass(frozen=True)
 class Moment:
-    """One set of runs: `strategies` with every embedder, `more` with the first one only."""
+    """One set of runs: `strategies` with every embedder, `more` with only the first one."""
 
     title: str
     cold_start_only: bool
@@ -54,7 +54,7 @@ class Moment:
     exploring: bool = False
 
 
-# The default was chosen on the exploring repeats, and is judged on repeats that nobody had looked at before.
+# The default was chosen on the exploring repeats and is judged on previously unseen repeats.
 EXPLORING, JUDGING = range(3), range(3, 8)
 MOMENTS = (
     Moment("Full loop", False, ("random", "default"), ("paper", "facility+paper")),
@@ -86,7 +86,7 @@ def comparison(data: str, folder: Path, moment: Moment, embedder: str, seeds: Se
 
 
 def spacing_table(root: Path, folder: Path) -> Path:
-    """Millimetres of a delivered pixel; where the data set's orientation is unknown, the mean of the two there are."""
+    """Pixel size of the delivered images in mm; where the orientation is unknown, the mean of the two sizes."""
     with open(root / "meta.csv", newline="") as opened:
         rows = list(csv.DictReader(opened))
     sizes = {float(r[f"inferred_spacing_{axis}_mm"]) for r in rows for axis in "xy" if r[f"inferred_spacing_{axis}_mm"]}
@@ -104,7 +104,7 @@ def spacing_table(root: Path, folder: Path) -> Path:
 def measure(
     folder: Path, moments: Sequence[Moment], data_sets: Sequence[str], seeds: Sequence[int], jobs: int
 ) -> dict[str, list[Row]]:
-    """Title of a moment to the rows of all its runs, data sets and embedders by their short names."""
+    """Title of each moment to the rows of all its runs, with short names of data sets and embedders."""
     found: dict[str, list[Row]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -127,7 +127,7 @@ def measure(
                         replace(r, data=DATA[data], embedder=embedder if r.embedder else "")
                         for r in read_rows(here / "results.csv")
                     ]
-                    # random and all labels look at no embedding: the same models for every embedder
+                    # random and all labels do not use embeddings: the same models for every embedder
                     rows = [r for r in rows if first or r.strategy not in (RANDOM, ALL_LABELS)]
                     found.setdefault(moment.title, []).extend(rows)
     return found
@@ -141,7 +141,7 @@ def _short(title: str) -> str:
 
 
 def over_embedders(rows: Sequence[Row], strategy: str) -> Interval | None:
-    """The strategy's area against random, averaged over the embedders of each repeat and then over the data sets."""
+    """Area difference from random, averaged over the embedders of each repeat and then over the data sets."""
     by_repeat: dict[Repeat, list[float]] = {}
     for one in compare_with_random(rows):
         if one.arm.strategy == strategy:
@@ -162,7 +162,7 @@ def interval(found: Interval | None, digits: int = 3) -> str:
 
 
 def tables(rows: Sequence[Row]) -> Iterator[str]:
-    """Markdown of one moment: learning curves, differences, labels needed."""
+    """Markdown for one moment: learning curves, differences, labels needed."""
     curves = {(p.data, p.arm, p.budget): p for p in learning_curves(rows)}
     arms = sorted({p.arm for p in curves.values()}, key=lambda arm: (arm.strategy != RANDOM, arm))
     for data in dict.fromkeys(p.data for p in curves.values()):
@@ -197,7 +197,7 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def saved(rows: Sequence[Row]) -> Iterator[str]:
-    """Markdown: labels needed for 90, 95 and 98 % of the Dice of all labels."""
+    """Markdown: labels needed to reach 90, 95 and 98 % of the all-labels Dice."""
     yield "Labels needed to reach a share of the Dice of all labels: median over the repeats (how many got there)\n"
     found = [n for n in labels_needed(rows) if n.arm.strategy != ALL_LABELS]
     fractions = sorted({n.fraction for n in found})
@@ -218,11 +218,11 @@ def saved(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Strategies against random on two data sets.")
-    parser.add_argument("--quick", action="store_true", help="two repeats of hardly trained models; writes no page")
+    parser = argparse.ArgumentParser(description="Strategies compared with random choice on two data sets.")
+    parser.add_argument("--quick", action="store_true", help="two repeats of barely trained models; writes no page")
     parser.add_argument("--seeds", type=int, default=len(JUDGING), help="paired repeats to judge on")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at once")
-    parser.add_argument("--out", type=Path, default=Path("selection-data"), help="what was trained is kept here")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel training runs")
+    parser.add_argument("--out", type=Path, default=Path("selection-data"), help="cache of trained models")
     given = parser.parse_args()
     seeds: Sequence[int] = range(JUDGING.start, JUDGING.start + given.seeds)
     moments, data_sets, out = MOMENTS, list(DATA), given.out
@@ -267,7 +267,7 @@ def main() -> None:
 
 
 def write_page(found: Mapping[str, Sequence[Row]], results: Mapping[str, Interval | None], seeds: int) -> None:
-    """The tables between the two marks of `selection.md`; what people wrote around them stays."""
+    """Replace the tables between the two markers in `selection.md`; the text around them is kept."""
     begin, end = "<!-- tables: written by benchmarks.selection -->", "<!-- end of tables -->"
     lines = [
         f"`default` is `{DEFAULT}`. {seeds} paired repeats ({len(EXPLORING)} to explore), {date.today().isoformat()}.\n"

@@ -1,4 +1,4 @@
-"""The real servers that benchmarks ask: Label Studio, and `scanqueue serve` with its worker."""
+"""The real servers that benchmarks use: Label Studio, and `scanqueue serve` with its worker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ USER, PASSWORD = "scanqueue", "benchmark"
 
 
 class Service:
-    """A running `scanqueue serve` that knows `studio`, with a user name and a password as in a lab."""
+    """A running `scanqueue serve` connected to `studio`, with a user name and password as in a lab."""
 
     def __init__(
         self, studio: LabelStudio, folder: Path, settings: Mapping[str, str], *, threads: int | None = None
@@ -70,7 +70,7 @@ class Service:
         return dict(response.json()) if response.status_code == 200 else {}
 
     def wait(self, project: int, ready: Callable[[dict[str, Any]], bool], *, seconds: float = 600) -> dict[str, Any]:
-        """Poll the status until `ready`; raises TimeoutError with the last one and the end of the log."""
+        """Poll the status until `ready`; raises TimeoutError with the last status and the end of the log."""
         until = time.monotonic() + seconds
         while True:
             seen = self.status(project)
@@ -87,7 +87,7 @@ class Service:
 
 @contextmanager
 def label_studio() -> Iterator[tuple[LabelStudio, Path]]:
-    """A new Label Studio and a scratch folder; both are gone afterwards."""
+    """A new Label Studio and a scratch folder; both are removed afterwards."""
     with TemporaryDirectory(prefix="scanqueue-benchmark-") as scratch:
         folder = Path(scratch)
         with LabelStudio.start(folder / "label-studio") as studio:
@@ -98,7 +98,7 @@ def label_studio() -> Iterator[tuple[LabelStudio, Path]]:
 def servers(*, threads: int | None = None, **settings: str) -> Iterator[tuple[LabelStudio, Service, Path]]:
     """Label Studio, and the service with these settings (`IMAGE_SIZE="256"` is SCANQUEUE_IMAGE_SIZE).
 
-    threads  of torch, in the server and in its worker; default: its own choice, one for each core
+    threads  torch threads of the server and of its worker; default: torch's default, one per core
     """
     with label_studio() as (studio, folder):
         given = {f"SCANQUEUE_{k}": v for k, v in settings.items()}
@@ -123,7 +123,7 @@ def write_scans(folder: Path, count: int, side: int) -> dict[Path, Mask]:
 
 
 def annotate(studio: LabelStudio, project: int, task: int, mask: Mask) -> Result:
-    """Submit a mask for a task, and return the regions that were sent."""
+    """Submit a mask for a task and return the regions sent."""
     result = to_brush({"Lung": np.asarray(mask, dtype=bool)}, CONTROL)
     studio.post(f"/api/tasks/{task}/annotations/?project={project}", {"result": result, "lead_time": 5.0})
     return result

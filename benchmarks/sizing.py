@@ -1,8 +1,8 @@
-"""How much disk and memory an installation needs, and how long its first looks take.
+"""How much disk space and memory an installation needs, and how long its first queues take.
 
-Ours: bytes in scanqueue's data folder after the first training. Compared with: bytes of the scans as they were
-uploaded. The settings are the defaults of a machine without a GPU; the embedder is a vision transformer of the size
-of BiomedCLIP's (ViT-B/16 at 224 pixels) with random weights, as neither time nor memory depend on the weights.
+Ours: bytes in scanqueue's data folder after the first training. Compared with: bytes of the uploaded scans. The
+settings are the defaults of a machine without a GPU; the embedder is a vision transformer of BiomedCLIP's size
+(ViT-B/16 at 224 pixels) with random weights, because neither time nor memory depends on the weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RECORDS = ("records.sqlite", "records.sqlite-wal", "records.sqlite-shm", "jobs.s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Disk, memory and first looks of an installation.")
+    parser = argparse.ArgumentParser(description="Disk space, memory and first queues of an installation.")
     parser.add_argument("--quick", action="store_true", help="a smaller network, pool and training")
     given = parser.parse_args()
     model, count = ("vit_small_patch16_224", 40) if given.quick else ("vit_base_patch16_224", 100)
@@ -55,12 +55,12 @@ def main() -> None:
     whole = sum(size.values())
     ratio = rounded(whole / uploaded)
     rows: list[list[object]] = [
-        ["a scan, as uploaded", uploaded / count / 1e6, "MB"],
-        ["a scan: pixels for the model", size["pixels"] / count / 1e6, "MB"],
-        ["a scan: records and map", (size["records"] + size["maps"]) / count / 1e6, "MB"],
-        ["a label: its mask", size["labels"] / LABELLED / 1e6, "MB"],
-        ["a round: masks drawn for the queue", size["masks"] / 1e6, "MB"],
-        ["a model: its checkpoint", size["models"] / 1e6, "MB"],
+        ["per scan: uploaded file", uploaded / count / 1e6, "MB"],
+        ["per scan: pixels for the model", size["pixels"] / count / 1e6, "MB"],
+        ["per scan: records and map", (size["records"] + size["maps"]) / count / 1e6, "MB"],
+        ["per label: mask", size["labels"] / LABELLED / 1e6, "MB"],
+        ["per round: masks drawn for the queue", size["masks"] / 1e6, "MB"],
+        ["per model: checkpoint", size["models"] / 1e6, "MB"],
         *[[f"peak memory of the {name}", peak / 1e6, "MB"] for name, peak in memory.items()],
         [f"first queue, {count} scans", first, "s"],
         [f"second queue, {LABELLED} labels: training, scoring, drawing", trained, "s"],
@@ -72,7 +72,7 @@ def main() -> None:
         summary(
             {"ratio": ratio, "low": ratio, "high": ratio},
             unit="bytes in the data folder per byte of the scans",
-            compared="scanqueue's data folder after one training / the scans as uploaded",
+            compared="scanqueue's data folder after one training / the uploaded scans",
             sizes={"scans": count, "side": SIDE, "embedder": model, "labels": LABELLED},
             megabytes={kind: rounded(n / 1e6) for kind, n in size.items()},
             peak_megabytes={name: rounded(n / 1e6) for name, n in memory.items()},
@@ -86,7 +86,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _peaks(server: int) -> dict[str, float]:
-    """The most bytes that the server and its worker had in memory at once, each."""
+    """Peak memory of the server and of its worker, in bytes."""
     threads = Path(f"/proc/{server}/task").glob("*/children")
     workers = [int(pid) for file in threads for pid in file.read_text().split()]
     return {"server": _peak(server), "worker": max(map(_peak, workers))}
