@@ -1,4 +1,4 @@
-"""The parts of the demo: a real Label Studio, people who use it, and synthetic scans."""
+"""The parts of the demo: a real Label Studio, its annotators, and synthetic scans."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_personal_access_token_is_exchanged_for_access(label_studio: LabelStud
 
 
 @pytest.mark.label_studio
-def test_legacy_tokens_work_only_while_they_are_on(label_studio: LabelStudio) -> None:
+def test_legacy_tokens_work_only_while_enabled(label_studio: LabelStudio) -> None:
     header = {"Authorization": f"Token {label_studio.legacy_token()}"}
 
     def who() -> int:
@@ -73,7 +73,7 @@ def test_legacy_tokens_work_only_while_they_are_on(label_studio: LabelStudio) ->
 
 
 @pytest.mark.label_studio
-def test_files_become_tasks_in_the_order_given_also_beyond_one_request(
+def test_files_become_tasks_in_the_given_order_even_over_several_requests(
     label_studio: LabelStudio, tmp_path: Path
 ) -> None:
     paths = [tmp_path / f"scan {number:03}.png" for number in range(130)]
@@ -118,7 +118,7 @@ def test_two_annotators_are_served_different_tasks_in_score_order(label_studio: 
 
 
 @pytest.mark.label_studio
-def test_a_submitted_mask_comes_back_exactly_and_a_skip_is_marked(label_studio: LabelStudio) -> None:
+def test_a_submitted_mask_is_read_back_exactly_and_a_skip_is_marked(label_studio: LabelStudio) -> None:
     project = label_studio.create_project("round trip", CONFIG)
     label_studio.import_tasks(project, [{"image": f"http://127.0.0.1:9/{n}.png"} for n in range(2)])
     _, masks = phantom(3, (96, 128))
@@ -178,7 +178,7 @@ def test_the_default_guards_refuse_a_backend_on_loopback(label_studio: LabelStud
             studio.connect_backend(project, "http://127.0.0.1:9090")
 
 
-def test_a_missing_label_studio_says_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_label_studio_says_where_it_was_expected(tmp_path: Path) -> None:
     with pytest.raises(ScanqueueError, match=r"no-such-place.*make setup"):
         LabelStudio.start(tmp_path, executable=tmp_path / "no-such-place")
 
@@ -196,7 +196,7 @@ def test_a_child_that_fails_at_once_shows_the_end_of_its_log(tmp_path: Path, fre
         child.stop()
 
 
-def test_a_child_and_what_it_started_end_with_a_killed_parent(tmp_path: Path) -> None:
+def test_a_child_and_its_children_end_when_the_parent_is_killed(tmp_path: Path) -> None:
     write_own_pid = "import os, pathlib; pathlib.Path('{}').write_text(str(os.getpid()))\n"
     sleep = "import time; time.sleep(600)\n"
     (tmp_path / "grandchild.py").write_text(write_own_pid.format("grandchild.pid") + sleep)
@@ -226,7 +226,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Running, and not merely waiting for a parent to ask how it ended."""
+    """Whether it is running, and not a zombie."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -238,7 +238,7 @@ def alive(pid: int) -> bool:
 # scans and masks
 
 
-def test_a_phantom_is_the_same_for_the_same_seed_and_another_for_another() -> None:
+def test_equal_seeds_give_equal_phantoms_and_different_seeds_different_ones() -> None:
     image, masks = phantom(7)
     again, masks_again = phantom(7)
     other, _ = phantom(8)
@@ -248,7 +248,7 @@ def test_a_phantom_is_the_same_for_the_same_seed_and_another_for_another() -> No
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_phantom_has_two_lungs_and_one_heart_apart_and_darker_lungs(seed: int) -> None:
+def test_a_phantom_has_two_dark_lungs_and_a_separate_heart(seed: int) -> None:
     image, masks = phantom(seed, (128, 160))
     assert image.shape == masks["Lung"].shape == (128, 160)
     assert not (masks["Lung"] & masks["Heart"]).any()
@@ -269,7 +269,7 @@ def test_written_phantoms_read_back_as_the_same_masks(tmp_path: Path) -> None:
     assert all(np.array_equal(truth[label], masks[label]) for label in LABELS)
 
 
-def test_a_folder_without_images_says_what_it_needs(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_without_images_says_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(ScanqueueError, match="has no folder images/"):
         read_folder(tmp_path)
 

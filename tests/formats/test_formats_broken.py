@@ -1,4 +1,4 @@
-"""Broken, huge and hostile files: one clear message, never a crash, gigabytes of memory, or a name."""
+"""Broken, huge and hostile files: one clear message, never a crash, gigabytes of memory, or a patient's name."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_file_that_is_cut_short_is_named_in_a_sentence(tmp_path: Path, name: str) -> None:
+def test_a_truncated_file_is_reported_with_its_name(tmp_path: Path, name: str) -> None:
     path = MAKERS[name](tmp_path / name)
     everything(path)
     whole = path.read_bytes()
@@ -122,14 +122,14 @@ def test_a_file_that_is_cut_short_is_named_in_a_sentence(tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_any_damage_is_a_sentence_or_another_picture(tmp_path: Path, name: str) -> None:
+def test_any_damage_gives_an_error_message_or_another_picture(tmp_path: Path, name: str) -> None:
     path = MAKERS[name](tmp_path / name)
     whole = np.frombuffer(path.read_bytes(), np.uint8)
     rng = np.random.default_rng(sum(name.encode()))
     said: list[str] = []
     for n in range(120):
         damaged = whole.copy()
-        if n % 3 == 2:  # a stretch is overwritten
+        if n % 3 == 2:  # overwrite a range
             at = int(rng.integers(len(whole)))
             damaged[at : at + 40] = rng.integers(0, 256, len(damaged[at : at + 40]))
         else:  # a few bytes, mostly of the header
@@ -144,7 +144,7 @@ def test_any_damage_is_a_sentence_or_another_picture(tmp_path: Path, name: str) 
     assert "Potter" not in " ".join(said)
 
 
-def test_names_of_patients_are_in_no_sentence_warning_or_log_line(
+def test_patient_names_are_in_no_message_warning_or_log_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     found = dataset(PIXELS, PatientName="Potter^Harry")
@@ -164,7 +164,7 @@ def test_names_of_patients_are_in_no_sentence_warning_or_log_line(
     assert "Potter" not in heard
 
 
-def test_an_error_comes_whole_out_of_another_process(tmp_path: Path) -> None:
+def test_an_error_from_another_process_arrives_completely(tmp_path: Path) -> None:
     error = pickle.loads(pickle.dumps(UnreadableFile(tmp_path / "Potter.dcm", "is broken; copy it again")))
     assert isinstance(error, UnreadableFile)
     assert str(error) == f"{tmp_path / 'Potter.dcm'}: is broken; copy it again"
@@ -183,7 +183,7 @@ def test_a_file_named_like_an_image_that_is_not_one_is_reported(tmp_path: Path) 
         sniff(tmp_path / "gone.dcm")
 
 
-def test_a_file_that_disappears_or_changes_in_between_is_reported(tmp_path: Path) -> None:
+def test_a_file_that_disappears_or_changes_meanwhile_is_reported(tmp_path: Path) -> None:
     paths = series(tmp_path, np.zeros((3, 6, 5), np.int16))
     (source,) = group(fact for fact in map(sniff, paths) if fact)
     header = pydicom.dcmread(paths[1])
@@ -260,7 +260,7 @@ def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path, little_memory: 
         everything(tmp_path / "a.png")
 
 
-def test_a_deflated_file_that_never_ends_is_refused(
+def test_an_endless_deflated_file_is_refused(
     tmp_path: Path, little_memory: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dicom, "MAX_INFLATED", 1 << 26)
@@ -279,7 +279,7 @@ def test_a_deflated_file_that_never_ends_is_refused(
         everything(path)
 
 
-def test_sequences_in_sequences_without_end_are_a_sentence(tmp_path: Path) -> None:
+def test_endlessly_nested_sequences_give_an_error_message(tmp_path: Path) -> None:
     path = plain(tmp_path / "a.dcm")
     whole = path.read_bytes()
     at = whole.index(struct.pack("<HH2s", 0x0010, 0x0010, b"PN"))

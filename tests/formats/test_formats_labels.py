@@ -34,7 +34,9 @@ def labels(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("codes", [(1, 0), (0, 1), (2, 1), (4, 4), (0, 0)])
 @pytest.mark.parametrize("shape", [(5, 6, 7), (5, 6, 7, 2), (5, 6), (5, 6, 7, 1)])
-def test_labels_lie_on_their_nifti_source(tmp_path: Path, kind: Any, codes: tuple[int, int], shape: Any) -> None:
+def test_labels_are_aligned_with_their_nifti_source(
+    tmp_path: Path, kind: Any, codes: tuple[int, int], shape: Any
+) -> None:
     turn = np.array([[0, -1.1, 0], [0, 0, 2.5], [0.9, 0, 0]]) @ np.diag([1, 1, 1])
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = turn, (-7.3, 11.9, 1 / 3)
@@ -70,7 +72,7 @@ def test_labels_lie_on_their_nifti_source(tmp_path: Path, kind: Any, codes: tupl
     assert said == {"labels": {"1": "Lung", "2": "Läsion 肺", "3": "Heart"}}
 
 
-def test_labels_on_a_dicom_source_lie_where_its_voxels_do(tmp_path: Path) -> None:
+def test_labels_are_aligned_with_the_voxels_of_their_dicom_source(tmp_path: Path) -> None:
     paths = series(tmp_path, RNG.integers(0, 99, (4, 6, 5)).astype(np.int16), orientation=(0.8, 0.6, 0, 0, 0, -1))
     (source,) = sources(*paths)
     ours = labels((5, 6, 4))
@@ -82,7 +84,7 @@ def test_labels_on_a_dicom_source_lie_where_its_voxels_do(tmp_path: Path) -> Non
     assert (found.header["sform_code"], found.header["qform_code"]) == (1, 1)
 
 
-def test_the_same_labels_give_the_same_bytes_and_nothing_is_left_beside(tmp_path: Path) -> None:
+def test_the_same_labels_give_the_same_bytes_and_no_other_files(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((5, 6, 7), np.int16), np.eye(4)), tmp_path / "source.nii")
     (source,) = sources(tmp_path / "source.nii")
     ours = labels((5, 6, 7))
@@ -116,7 +118,7 @@ def reread(path: Path, source: Source, names: int) -> np.ndarray[Any, Any]:
     return np.asarray(found).transpose(2, 1, 0)
 
 
-def test_a_seg_gives_the_labels_back_frame_for_frame(tmp_path: Path) -> None:
+def test_a_seg_returns_the_labels_frame_for_frame(tmp_path: Path) -> None:
     paths = series(tmp_path / "in", RNG.integers(0, 99, (5, 16, 12)).astype(np.int16), PatientName="Müller^Jörg")
     for path in paths:
         header = pydicom.dcmread(path)
@@ -162,7 +164,7 @@ def test_a_models_seg_names_the_model(tmp_path: Path) -> None:
         assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("unet-resnet34", "scanqueue-r3")
 
 
-def test_a_seg_without_a_single_pixel_is_a_seg(tmp_path: Path) -> None:
+def test_a_seg_without_pixels_is_valid(tmp_path: Path) -> None:
     (source,) = sources(*series(tmp_path / "in", np.zeros((4, 16, 12), np.int16)))
     write_dicom_seg(tmp_path / "a.dcm", np.zeros((12, 16, 4), np.uint8), source, names=NAMES)
     seg = pydicom.dcmread(tmp_path / "a.dcm")
@@ -210,7 +212,7 @@ def test_a_radiograph_and_its_seg(tmp_path: Path) -> None:
     assert (reread(tmp_path / "a.dcm", source, 3) == ours).all()
 
 
-def test_the_real_series_give_their_labels_back(shared: Path, tmp_path: Path) -> None:
+def test_the_labels_of_real_series_are_read_back(shared: Path, tmp_path: Path) -> None:
     for name in ("PGBM-003_T1post", "PGBM-003_FLAIRreg", "PGBM-002_T1post"):
         (source,) = sources(*(shared / "data" / "brain_mri_volumes" / name).iterdir())
         shape = read_geometry(source).shape
@@ -223,7 +225,7 @@ def test_the_real_series_give_their_labels_back(shared: Path, tmp_path: Path) ->
         assert (np.asanyarray(nib.load(tmp_path / "a.nii.gz").dataobj) == ours).all()
 
 
-def test_the_real_labels_go_back_on_their_volume(shared: Path, tmp_path: Path) -> None:
+def test_real_labels_are_written_back_onto_their_volume(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data" / "msd_hippocampus"
     for path in sorted((folder / "images").glob("*.nii.gz"))[:5]:
         truth = nib.load(folder / "masks" / path.name)
@@ -235,7 +237,7 @@ def test_the_real_labels_go_back_on_their_volume(shared: Path, tmp_path: Path) -
         assert (np.asanyarray(found.dataobj) == np.asanyarray(truth.dataobj)).all()
 
 
-def test_a_seg_needs_classes_and_does_not_take_uids_twice(tmp_path: Path) -> None:
+def test_a_seg_needs_classes_and_unique_uids(tmp_path: Path) -> None:
     (source,) = sources(*series(tmp_path / "in", np.zeros((2, 16, 12), np.int16), SeriesInstanceUID=generate_uid()))
     with pytest.raises(CannotExport, match="at least one class"):
         write_dicom_seg(tmp_path / "a.dcm", np.zeros((12, 16, 2), np.uint8), source, names=())

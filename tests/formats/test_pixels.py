@@ -65,7 +65,7 @@ def test_colour_with_three_equal_channels_becomes_gray() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_are_windowed_to_the_middle_99_percent(kind: str) -> None:
     deep = np.linspace(1000, 3000, 40_000).reshape(200, 200).astype(np.uint16)
-    deep[0, 0], deep[-1, -1] = 0, 65535  # one dead and one hot pixel must not take the contrast
+    deep[0, 0], deep[-1, -1] = 0, 65535  # one dead and one hot pixel must not reduce the contrast
     got = decode_image(encoded(Image.fromarray(deep), kind))
     assert got.dtype == np.uint8
     assert abs(int(got[100, 0]) - 128) <= 2
@@ -88,7 +88,7 @@ def test_constant_sixteen_bit_scan_is_black_not_an_error(value: int) -> None:
     assert not decode_image(encoded(Image.fromarray(flat), "PNG")).any()
 
 
-def test_transparency_is_laid_over_black() -> None:
+def test_transparency_is_composited_over_black() -> None:
     rgba = np.zeros((2, 2, 4), np.uint8)
     rgba[..., :3] = (200, 100, 50)
     rgba[0, :, 3] = (255, 0)
@@ -103,7 +103,7 @@ def test_gray_with_alpha_is_gray() -> None:
     assert np.array_equal(decode_image(encoded(Image.fromarray(la, "LA"), "PNG")), RAMP)
 
 
-def test_palette_is_resolved_to_its_colours() -> None:
+def test_a_palette_is_resolved_to_its_colours() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 0])
     image.putpixel((1, 0), 1)
@@ -155,13 +155,13 @@ def test_first_frame_of_several_is_read() -> None:
     assert np.array_equal(decode_image(data), RAMP)
 
 
-def test_empty_file_says_empty() -> None:
+def test_an_empty_file_is_reported_as_empty() -> None:
     with pytest.raises(UnreadableScan, match=r"^the file is empty \(0 bytes\); upload the scan again$"):
         decode_image(b"")
 
 
 @pytest.mark.parametrize("data", [b"<html>login</html>", b"\x00" * 300, b"PK\x03\x04zipped", b"%PDF-1.7"])
-def test_what_is_not_an_image_says_so(data: bytes) -> None:
+def test_data_that_is_no_image_is_refused_with_the_reason(data: bytes) -> None:
     with pytest.raises(UnreadableScan, match=r"^not an image: .* bytes starting with .*Upload PNG, JPEG"):
         decode_image(data)
 
@@ -199,7 +199,7 @@ def bomb(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("side", [9_000, 30_000, 2_000_000])
-def test_decompression_bomb_is_refused_from_its_header(side: int) -> None:
+def test_a_decompression_bomb_is_refused_by_its_header(side: int) -> None:
     started = time.monotonic()
     with pytest.raises(UnreadableScan, match=r"the image is too large.*at most 64,000,000.*smaller version"):
         decode_image(bomb(side, side))
@@ -251,7 +251,7 @@ def test_letterbox_mask_takes_the_class_covering_most_of_a_pixel() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
-def test_restore_gives_the_mask_back_at_original_size(classes: int) -> None:
+def test_restore_returns_the_mask_in_its_original_size(classes: int) -> None:
     truth = merge_labels([(n, disc(300, 420, 80 + 30 * n, 60 * n, 40)) for n in range(1, classes)], 300, 420)
     box = letterbox(truth, 128)
     small = letterbox_mask(truth, 128)[box.content]
@@ -279,7 +279,7 @@ def test_restore_to_a_megapixel_takes_milliseconds() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (4, 4), (2, 0, 4)])
-def test_restore_refuses_what_is_not_probabilities(shape: tuple[int, ...]) -> None:
+def test_restore_refuses_input_that_is_not_probabilities(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"restore expects \(C, h, w\)"):
         restore(np.zeros(shape, np.float32), 8, 8)
 
@@ -309,12 +309,12 @@ def test_polygon_direction_and_closing_point_do_not_matter(direction: int) -> No
     assert np.array_equal(polygon_to_mask(ring[::direction], 50, 70), polygon_to_mask(ring[:-1], 50, 70))
 
 
-def test_polygon_outside_the_image_is_cut_at_its_border() -> None:
+def test_polygon_outside_the_image_is_clipped_at_its_border() -> None:
     assert polygon_to_mask([[-50, -50], [150, -50], [150, 150], [-50, 150]], 6, 9).all()
     assert not polygon_to_mask([[110, 0], [120, 0], [120, 50]], 6, 9).any()
 
 
-def test_polygon_that_crosses_itself_is_filled_as_a_canvas_fills_it() -> None:
+def test_self_intersecting_polygon_is_filled_as_on_a_canvas() -> None:
     star = [[50 + 50 * np.sin(k * 4 * np.pi / 5), 50 - 50 * np.cos(k * 4 * np.pi / 5)] for k in range(5)]
     assert polygon_to_mask(star, 101, 101)[50, 50]
 
@@ -336,7 +336,7 @@ def test_polygon_of_fewer_than_three_points_is_unreadable(points: list[list[floa
         (None, "finite|pairs"),
     ],
 )
-def test_polygon_of_other_things_is_unreadable(points: Any, words: str) -> None:
+def test_polygon_with_invalid_points_is_unreadable(points: Any, words: str) -> None:
     with pytest.raises(UnreadableMask, match=words):
         polygon_to_mask(points, 10, 10)
 
@@ -350,7 +350,7 @@ def back(polygons: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
 
 @settings(max_examples=200, deadline=None)
 @given(arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14))))
-def test_polygons_without_tolerance_give_any_mask_back_exactly(mask: np.ndarray) -> None:
+def test_polygons_without_tolerance_reproduce_any_mask_exactly(mask: np.ndarray) -> None:
     assert np.array_equal(back(mask_to_polygons(mask, tolerance=0), mask.shape), mask)
 
 

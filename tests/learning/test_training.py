@@ -1,4 +1,4 @@
-"""Training: it learns, it repeats itself, it leaves the rest of the process alone, and odd pools do not break it."""
+"""Training: it learns, is reproducible, has no side effects on the process, and copes with unusual pools."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Pool = tuple[list[Letterboxed], list[np.ndarray]]
 
 
 def phantoms(n: int, seed: int = 0, *, shape: tuple[int, ...] = (60, 80), labels: int = 1, size: int = 64) -> Pool:
-    """Bright ellipses on a dark, uneven, noisy ground; label k is the k-th ellipse, brighter with k."""
+    """Bright ellipses on a dark, uneven, noisy background; label k is the k-th ellipse, brighter with k."""
     generator = np.random.default_rng(seed)
     height, width = shape[:2]
     y, x = np.ogrid[:height, :width]
@@ -80,7 +80,7 @@ def test_learns_a_handful_of_phantoms_and_finds_others() -> None:
     assert losses[-1] < losses[0] / 2
 
 
-# --- determinism and good manners
+# --- determinism and no side effects
 
 
 def test_same_seed_gives_the_same_weights_bit_for_bit() -> None:
@@ -98,7 +98,7 @@ def test_another_seed_gives_other_weights() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(other).values(), strict=True))
 
 
-def test_global_random_state_and_settings_are_left_as_they_were_even_by_an_abort() -> None:
+def test_global_random_state_and_settings_are_restored_even_after_an_abort() -> None:
     class Stop(Exception):
         pass
 
@@ -205,7 +205,7 @@ def test_augmentation_moves_the_mask_with_its_scan() -> None:
     assert moved > 10
 
 
-# --- odd pools
+# --- unusual pools
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
@@ -226,7 +226,7 @@ def test_all_background_masks_train_to_background() -> None:
     assert all((p[1] > 0.5).mean() < 0.05 for p in trained.segmenter.predict(scans))
 
 
-def test_label_that_nobody_has_drawn_yet_trains() -> None:
+def test_a_label_without_annotations_does_not_prevent_training() -> None:
     trained = train(*phantoms(3, labels=2), NONE, ["a", "b", "never drawn"], TINY)
     assert trained.segmenter.spec.classes == 4
     assert np.isfinite([entry["loss"] for entry in trained.history]).all()  # type: ignore[arg-type]
@@ -255,8 +255,8 @@ def test_best_step_is_the_one_with_the_best_validation_dice_and_its_weights_are_
 
 def test_among_equal_dice_the_longest_trained_weights_are_returned() -> None:
     scans, masks = phantoms(2)
-    nowhere = [np.where(mask == IGNORE, IGNORE, 2).astype(np.uint8) for mask in masks]
-    trained = train(scans, masks, (scans[:1], nowhere[:1]), ["a", "b"], replace(TINY, learning_rate=1e-12))
+    absent = [np.where(mask == IGNORE, IGNORE, 2).astype(np.uint8) for mask in masks]
+    trained = train(scans, masks, (scans[:1], absent[:1]), ["a", "b"], replace(TINY, learning_rate=1e-12))
     dices = {entry["step"]: entry["dice"] for entry in trained.history}
     assert trained.best_step == max(step for step, value in dices.items() if value == max(dices.values()))
 
@@ -273,7 +273,7 @@ def test_patience_stops_early() -> None:
 # --- reporting
 
 
-def test_on_step_hears_the_start_every_step_and_every_validation_batch() -> None:
+def test_on_step_is_called_at_the_start_for_every_step_and_every_validation_batch() -> None:
     heard: list[tuple[int, int]] = []
     train(*phantoms(3), phantoms(9, 1), ["a"], TINY, on_step=lambda done, total: heard.append((done, total)))
     assert heard[0] == (0, 6)
@@ -292,7 +292,7 @@ def test_default_on_a_cpu_reports_every_couple_of_seconds() -> None:
         settings,
         on_step=lambda *_: times.append(time.monotonic()),
     )
-    assert max(np.diff(times)) < 5  # a busy machine; 2 s and less on an idle one
+    assert max(np.diff(times)) < 5  # on a busy machine; at most 2 s on an idle one
 
 
 # --- refusals
@@ -310,7 +310,7 @@ def test_default_on_a_cpu_reports_every_couple_of_seconds() -> None:
         ({"epochs": 3}, "no training setting is called epochs; there are encoder, image_size"),
     ],
 )
-def test_settings_that_cannot_be_trained_with_say_why(change: dict[str, object], words: str) -> None:
+def test_unusable_training_settings_are_refused_with_the_reason(change: dict[str, object], words: str) -> None:
     with pytest.raises(BadSetting, match=words):
         TrainingSettings.for_device("cpu", **change)
 

@@ -1,4 +1,4 @@
-"""What people change on the page: it is in force at the next look, written down, and can be taken back."""
+"""Changes on the page: they take effect at the next reconciliation, are recorded, and can be undone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def queue(world: World) -> list[int]:
     return list(world.status()["queue"])
 
 
-def test_scans_that_are_wished_for_are_served_next_and_the_wish_can_be_taken_back(world: World) -> None:
+def test_prioritized_scans_are_served_next_and_the_priority_can_be_undone(world: World) -> None:
     before = queue(world.cold_started())
     wished = [before[-1], next(t for t in world.order() if t not in before)]
     number = audit.set_priorities(world.store, PROJECT, "anna", wished, "next")
@@ -43,7 +43,7 @@ def test_scans_that_are_wished_for_are_served_next_and_the_wish_can_be_taken_bac
     assert world.order()[:DEPTH] == before[:DEPTH]
 
 
-def test_scans_that_are_left_out_are_published_no_more_until_they_are_back(world: World) -> None:
+def test_excluded_scans_are_not_published_until_they_are_restored(world: World) -> None:
     before = queue(world.cold_started())
     audit.set_priorities(world.store, PROJECT, "anna", before[:2], "out")
     world.run()
@@ -56,10 +56,12 @@ def test_scans_that_are_left_out_are_published_no_more_until_they_are_back(world
     assert queue(world)[:DEPTH] == before[:DEPTH]
 
 
-def test_what_is_left_out_while_a_training_is_due_is_not_published_again_meanwhile(world: World) -> None:
+def test_scans_excluded_while_a_training_is_due_are_not_published_again_meanwhile(world: World) -> None:
     world.cold_started()
     first = queue(world)[0]
-    world.studio.predictions = [p for p in world.studio.predictions if p["task"] != first]  # somebody removed it there
+    world.studio.predictions = [
+        p for p in world.studio.predictions if p["task"] != first
+    ]  # somebody removed it in Label Studio
     audit.set_priorities(world.store, PROJECT, "anna", [first], "out")
     reconciler = world.reconciler()
     seen = reconciler.observer.observe(PROJECT)
@@ -70,7 +72,7 @@ def test_what_is_left_out_while_a_training_is_due_is_not_published_again_meanwhi
     assert first not in queue(world)
 
 
-def test_a_wish_for_a_scan_that_breaks_opens_no_round_and_none_when_it_is_mended(world: World) -> None:
+def test_the_priority_of_a_broken_scan_opens_no_round_not_even_once_it_is_fixed(world: World) -> None:
     world.cold_started()
     task = queue(world)[-1]
     audit.set_priorities(world.store, PROJECT, "anna", [task], "next")
@@ -83,14 +85,14 @@ def test_a_wish_for_a_scan_that_breaks_opens_no_round_and_none_when_it_is_mended
     assert len(world.store.rounds(PROJECT)) == rounds
 
 
-def test_alpha_opens_a_round_only_where_the_strategy_asks_for_it(world: World) -> None:
+def test_alpha_opens_a_round_only_if_the_strategy_uses_it(world: World) -> None:
     version = world.in_round_1().studio.model_version
     audit.set_overrides(world.store, PROJECT, "anna", {"alpha": 0.9})
     world.run()
     assert world.studio.model_version == version
 
 
-def test_a_cold_start_larger_than_any_pool_is_refused_and_one_larger_than_this_pool_is_not(world: World) -> None:
+def test_a_cold_start_may_be_larger_than_this_pool_but_not_than_any_pool(world: World) -> None:
     with pytest.raises(BadSetting, match="it must be at most 1000000"):
         audit.set_overrides(world.store, PROJECT, "anna", {"cold_start_size": 10**30})
     audit.set_overrides(world.store, PROJECT, "anna", {"cold_start_size": 1_000_000, "control_share": 0.5})
@@ -98,7 +100,7 @@ def test_a_cold_start_larger_than_any_pool_is_refused_and_one_larger_than_this_p
     assert sorted(world.order()) == sorted(s["task"] for s in world.store.scans(PROJECT))
 
 
-def test_changes_of_many_at_once_are_all_kept(world: World, postgres: PostgresServer) -> None:
+def test_concurrent_changes_are_all_kept(world: World, postgres: PostgresServer) -> None:
     for store in (world.store, Store(world.folder, postgres.new_database(f"changes-{secrets.token_hex(6)}"))):
         store.add_project(PROJECT)
         names = ("alpha", "tolerance", "control_share", "seed")
@@ -114,7 +116,7 @@ def test_changes_of_many_at_once_are_all_kept(world: World, postgres: PostgresSe
         assert set(json.loads(row["overrides"])) == set(names)
 
 
-def test_labelling_what_was_wished_for_opens_no_round(world: World) -> None:
+def test_labelling_prioritized_scans_opens_no_round(world: World) -> None:
     world.in_round_1()
     wished = world.order()[-1]
     audit.set_priorities(world.store, PROJECT, "anna", [wished], "next")
@@ -127,7 +129,7 @@ def test_labelling_what_was_wished_for_opens_no_round(world: World) -> None:
     assert world.status()["labelled"] == COLD + 1
 
 
-def test_a_wish_goes_before_having_been_skipped(world: World) -> None:
+def test_a_priority_overrides_a_skip(world: World) -> None:
     world.in_round_1()
     first = queue(world)[0]
     world.studio.skip(first)
@@ -138,7 +140,7 @@ def test_a_wish_goes_before_having_been_skipped(world: World) -> None:
     assert world.order()[0] == first
 
 
-def test_with_all_others_labelled_the_project_is_done_and_says_what_was_left_out(world: World) -> None:
+def test_with_all_others_labelled_the_project_is_done_and_reports_the_excluded_scans(world: World) -> None:
     world.in_round_1()
     out = world.order()[-2:]
     audit.set_priorities(world.store, PROJECT, "anna", out, "out")
@@ -152,7 +154,7 @@ def test_with_all_others_labelled_the_project_is_done_and_says_what_was_left_out
     assert found["reason"] == "Every scan is labelled except 2 left out of the order."
 
 
-def test_with_all_scans_left_out_before_any_label_there_is_an_empty_queue_and_the_way_back(world: World) -> None:
+def test_excluding_all_scans_before_any_label_empties_the_queue_and_can_be_undone(world: World) -> None:
     everything = world.cold_started().order()
     audit.set_priorities(world.store, PROJECT, "anna", everything, "out")
     world.run()
@@ -163,7 +165,7 @@ def test_with_all_scans_left_out_before_any_label_there_is_an_empty_queue_and_th
     assert world.order() == everything
 
 
-def test_new_scans_come_into_an_order_that_leaves_some_out(world: World) -> None:
+def test_new_scans_are_added_to_an_order_with_excluded_scans(world: World) -> None:
     out = queue(world.cold_started())[:1]
     audit.set_priorities(world.store, PROJECT, "anna", out, "out")
     world.run()
@@ -173,7 +175,7 @@ def test_new_scans_come_into_an_order_that_leaves_some_out(world: World) -> None
     assert not set(out) & set(world.order())
 
 
-def test_a_setting_of_the_page_goes_before_what_label_studio_says_and_can_be_taken_back(world: World) -> None:
+def test_a_setting_on_the_page_overrides_label_studio_and_can_be_undone(world: World) -> None:
     world.in_round_1()
     number = audit.set_overrides(world.store, PROJECT, "anna", {"round_size": 2, "strategy": "paper"})
     world.set(round_size=5)
@@ -188,7 +190,7 @@ def test_a_setting_of_the_page_goes_before_what_label_studio_says_and_can_be_tak
     assert json.loads(latest["settings"])["strategy"] == "facility+power-entropy"
 
 
-def test_null_takes_one_setting_back_to_what_label_studio_says(world: World) -> None:
+def test_null_resets_a_setting_to_the_value_in_label_studio(world: World) -> None:
     audit.set_overrides(world.store, PROJECT, "anna", {"round_size": 2, "alpha": 0.25})
     audit.set_overrides(world.store, PROJECT, "anna", {"round_size": None})
     row = world.store.project(PROJECT)
@@ -207,9 +209,7 @@ def test_null_takes_one_setting_back_to_what_label_studio_says(world: World) -> 
         ({}, "Nothing was changed"),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_refused_and_nothing_is_changed(
-    given: dict[str, object], words: str, world: World
-) -> None:
+def test_an_invalid_setting_is_refused_and_changes_nothing(given: dict[str, object], words: str, world: World) -> None:
     with pytest.raises(BadSetting, match=words):
         audit.set_overrides(world.store, PROJECT, "anna", given)
     row = world.store.project(PROJECT)
@@ -218,7 +218,7 @@ def test_a_setting_that_cannot_be_used_is_refused_and_nothing_is_changed(
     assert audit.listed(world.store, PROJECT) == []
 
 
-def test_what_somebody_changed_again_stays_when_the_first_change_is_taken_back(world: World) -> None:
+def test_a_later_change_stays_when_an_earlier_one_is_undone(world: World) -> None:
     world.cold_started()
     one, two, three = queue(world)[:3]
     first = audit.set_priorities(world.store, PROJECT, "anna", [one, two], "next")
@@ -229,7 +229,7 @@ def test_what_somebody_changed_again_stays_when_the_first_change_is_taken_back(w
     )
 
 
-def test_changes_say_who_did_what_and_what_was_taken_back(world: World) -> None:
+def test_changes_show_their_author_and_whether_they_were_undone(world: World) -> None:
     world.cold_started()
     number = audit.set_priorities(world.store, PROJECT, "anna", queue(world)[:2], "next")
     audit.undo(world.store, PROJECT, "ben", number)
@@ -245,8 +245,8 @@ def test_changes_say_who_did_what_and_what_was_taken_back(world: World) -> None:
         audit.undo(world.store, PROJECT, "ben", number)
 
 
-def test_an_older_model_made_active_draws_and_the_newer_one_is_back_after_an_undo(world: World) -> None:
-    world.set(tolerance=1.0)  # whatever it is worth, the newer one is taken
+def test_an_activated_older_model_predicts_and_undo_restores_the_newer_one(world: World) -> None:
+    world.set(tolerance=1.0)  # the newer one is accepted however good it is
     world.in_round_1().label(ROUND)
     world.run()
     newest = world.status()["model"]
@@ -262,7 +262,7 @@ def test_an_older_model_made_active_draws_and_the_newer_one_is_back_after_an_und
     assert world.status()["model"] == newest
 
 
-def test_a_broken_scan_is_read_again_at_once_when_somebody_asks(world: World) -> None:
+def test_a_broken_scan_is_read_again_at_once_on_request(world: World) -> None:
     world.cold_started()
     task = world.studio.add_scans([b"no image"])[0]
     world.run()
@@ -270,14 +270,14 @@ def test_a_broken_scan_is_read_again_at_once_when_somebody_asks(world: World) ->
     good = world.add_scans(70, 1)[0]
     world.studio.images[world.studio.reference(task)] = world.studio.images[world.studio.reference(good)]
     world.run()
-    assert [p["task"] for p in world.status()["problems"]] == [task]  # it waits for its ten minutes
+    assert [p["task"] for p in world.status()["problems"]] == [task]  # it is retried only after ten minutes
     audit.retry(world.store, PROJECT, "anna", task)
     world.run()
     assert world.status()["problems"] == []
     assert task in world.order()
 
 
-def test_a_task_or_a_wish_that_does_not_exist_is_refused(world: World) -> None:
+def test_an_unknown_task_or_priority_is_refused(world: World) -> None:
     world.cold_started()
     with pytest.raises(BadSetting, match="has no task 999"):
         audit.set_priorities(world.store, PROJECT, "anna", [999], "next")
@@ -287,14 +287,14 @@ def test_a_task_or_a_wish_that_does_not_exist_is_refused(world: World) -> None:
         audit.undo(world.store, PROJECT, "anna", 7)
 
 
-def test_taking_back_what_was_changed_again_says_so(world: World) -> None:
+def test_undoing_a_change_that_was_changed_again_is_refused_with_the_reason(world: World) -> None:
     number = audit.set_overrides(world.store, PROJECT, "anna", {"alpha": 0.25})
     audit.set_overrides(world.store, PROJECT, "ben", {"alpha": 0.75})
     with pytest.raises(BadSetting, match=r"\(alpha: 0.25\) cannot be undone: its settings were changed again"):
         audit.undo(world.store, PROJECT, "anna", number)
 
 
-def test_what_is_so_already_is_no_change(world: World) -> None:
+def test_setting_the_current_value_is_no_change(world: World) -> None:
     world.in_round_1()
     with pytest.raises(BadSetting, match="scanqueue-r1 is already active"):
         audit.activate(world.store, PROJECT, "anna", "scanqueue-r1")

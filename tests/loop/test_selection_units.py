@@ -1,4 +1,4 @@
-"""Whole scans: their map, and the order that is made of them."""
+"""Whole scans as selection units: their map and their order."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def stack(volumes: int, slices: int = SLICES) -> list[Scan]:
-    """Volumes A, B, ... of so many slices; the tasks of each run against the order of its slices."""
+    """Volumes A, B, ... with `slices` slices each; the tasks of each are in reverse slice order."""
     return [
         Scan(v * slices + s + 1, "", f"{chr(65 + v)}{slices - 1 - s}", volume=chr(65 + v), slice=slices - 1 - s)
         for v in range(volumes)
@@ -72,13 +72,13 @@ def said(store: Store, scans: Sequence[Scan], seed: int = 1) -> dict[str, float]
 
 
 def volumes_of(picks: Sequence[Pick], scans: Sequence[Scan]) -> list[str]:
-    """The volumes in the order in which their slices follow each other."""
+    """The volumes in the order of their picked slices."""
     by_task = {s.task: s for s in scans}
     return [volume for volume, _ in groupby(by_task[p.task].volume for p in picks)]
 
 
 def whole(picks: Sequence[Pick], scans: Sequence[Scan]) -> None:
-    """Every volume comes in one piece, its slices in their order and alike in everything else."""
+    """Check that every volume is contiguous, with its slices in order and otherwise equal."""
     by_task = {s.task: s for s in scans}
     for _, group in groupby(picks, lambda p: by_task[p.task].volume):
         pieces = list(group)
@@ -91,7 +91,7 @@ def whole(picks: Sequence[Pick], scans: Sequence[Scan]) -> None:
 # -- the map ----------------------------------------------------------------------------------
 
 
-def test_a_map_of_whole_scans_is_fitted_on_their_means_and_all_slices_stand_where_they_do(store: Store) -> None:
+def test_a_map_of_whole_scans_is_fitted_on_mean_vectors_and_all_slices_share_their_place(store: Store) -> None:
     scans = stack(7)
     vectors = embed(store, scans)
     found = mapped(store, scans)
@@ -108,7 +108,7 @@ def test_a_map_of_whole_scans_is_fitted_on_their_means_and_all_slices_stand_wher
     assert kept.xy.tolist() == found.xy.tolist()
 
 
-def test_a_map_of_slices_is_what_it_was(store: Store) -> None:
+def test_a_map_of_slices_is_unchanged(store: Store) -> None:
     scans = stack(3)
     vectors = embed(store, scans)
     found = mapped(store, scans, "slice")
@@ -116,9 +116,7 @@ def test_a_map_of_slices_is_what_it_was(store: Store) -> None:
     assert read_map(store, PROJECT, EMBEDDER)[3:] == ("slice", {})  # type: ignore[index]
 
 
-def test_means_are_the_same_whether_they_are_taken_at_once_or_in_parts(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_means_are_the_same_whether_computed_at_once_or_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     scans = stack(9)
     embed(store, scans)
     at_once = mean_embeddings(store, EMBEDDER, group_by_place(scans))
@@ -126,8 +124,8 @@ def test_means_are_the_same_whether_they_are_taken_at_once_or_in_parts(
     assert mean_embeddings(store, EMBEDDER, group_by_place(scans)).tolist() == at_once.tolist()
 
 
-def test_later_slices_stand_with_their_volume_and_a_new_volume_where_its_mean_belongs(store: Store) -> None:
-    """An empty slice looks alike in everybody: it makes nobody a part of somebody else."""
+def test_later_slices_are_placed_with_their_volume_and_a_new_volume_at_its_mean(store: Store) -> None:
+    """Empty slices look the same in every patient: they do not make one volume part of another."""
     scans = stack(8)
     vectors = embed(store, scans)
     first = mapped(store, [s for s in scans if s.slice < 3])
@@ -149,7 +147,7 @@ def test_later_slices_stand_with_their_volume_and_a_new_volume_where_its_mean_be
     assert (again.digests, again.xy.tolist()) == (found.digests, found.xy.tolist())
 
 
-def test_a_volume_of_which_every_slice_is_somewhere_else_too_stands_where_most_of_them_do(store: Store) -> None:
+def test_a_volume_whose_slices_all_occur_elsewhere_is_placed_where_most_of_them_are(store: Store) -> None:
     scans = stack(4)
     embed(store, scans)
     found = mapped(store, scans)
@@ -185,7 +183,7 @@ def test_an_order_with_a_model_has_every_volume_whole(store: Store, strategy: st
     assert {p.reason for p in picks[: 4 * SLICES]} == {strategy}
 
 
-def test_a_volume_is_as_unsure_as_its_slices_are_on_average(store: Store) -> None:
+def test_the_uncertainty_of_a_volume_is_the_mean_over_its_slices(store: Store) -> None:
     scans = stack(8)
     embed(store, scans)
     mapped(store, scans)
@@ -198,7 +196,7 @@ def test_a_volume_is_as_unsure_as_its_slices_are_on_average(store: Store) -> Non
 
 
 @pytest.mark.parametrize("model", ["", MODEL])
-def test_what_is_begun_comes_to_its_end_first(store: Store, model: str) -> None:
+def test_volumes_in_progress_are_completed_first(store: Store, model: str) -> None:
     scans = stack(8)
     embed(store, scans)
     mapped(store, scans)
@@ -206,7 +204,7 @@ def test_what_is_begun_comes_to_its_end_first(store: Store, model: str) -> None:
     of = {(s.volume, s.slice): s.task for s in scans}
     labelled = {of["C", 1], of["F", 0], of["F", 1], of["F", 3], *(of["H", i] for i in range(SLICES))}
     scans = [replace(s, annotated=s.task in labelled) for s in scans]
-    first = [of["B", 2], of["B", 3]]  # laid out, but not labelled
+    first = [of["B", 2], of["B", 3]]  # published, but not labelled
     picks = order(inputs(store, model=model), scans, first)
     assert sorted(p.task for p in picks) == sorted({s.task for s in scans} - labelled - set(first))
     whole(picks, scans)
@@ -218,7 +216,7 @@ def test_what_is_begun_comes_to_its_end_first(store: Store, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["", MODEL])
-def test_wishes_and_skips_are_of_single_slices(store: Store, model: str) -> None:
+def test_priorities_and_skips_apply_to_single_slices(store: Store, model: str) -> None:
     scans = stack(6)
     embed(store, scans)
     mapped(store, scans)
@@ -242,14 +240,12 @@ def test_wishes_and_skips_are_of_single_slices(store: Store, model: str) -> None
 
 
 @pytest.mark.parametrize("model", ["", MODEL])
-def test_controls_are_whole_volumes_and_stay_what_they_are_when_the_order_is_continued(
-    store: Store, model: str
-) -> None:
+def test_controls_are_whole_volumes_and_stay_controls_when_the_order_is_continued(store: Store, model: str) -> None:
     scans = stack(20)
     embed(store, scans)
     mapped(store, scans)
     said(store, scans)
-    scans[7] = replace(scans[7], annotated=True)  # B is begun
+    scans[7] = replace(scans[7], annotated=True)  # B is in progress
     settings = replace(SETTINGS, control_share=0.4)
     picks = order(inputs(store, settings, model), scans)
     whole(picks, scans)
@@ -271,7 +267,7 @@ def test_controls_are_whole_volumes_and_stay_what_they_are_when_the_order_is_con
 
 @pytest.mark.parametrize("share", [0.0, 0.2])
 @pytest.mark.parametrize("model", ["", MODEL])
-def test_scans_of_no_volume_are_ordered_as_slices_are(store: Store, model: str, share: float) -> None:
+def test_scans_without_a_volume_are_ordered_like_slices(store: Store, model: str, share: float) -> None:
     scans = [replace(s, volume="", annotated=s.task in (3, 9), skipped=s.task in (9, 12)) for s in stack(8)]
     embed(store, scans)
     said(store, scans)
@@ -285,7 +281,7 @@ def test_scans_of_no_volume_are_ordered_as_slices_are(store: Store, model: str, 
 
 @pytest.mark.parametrize("model", ["", MODEL])
 @pytest.mark.parametrize("unit", ["slice", "scan"])
-def test_an_order_can_be_tried_out_on_the_map_of_the_other_unit(store: Store, unit: str, model: str) -> None:
+def test_an_order_can_be_previewed_on_the_map_of_the_other_unit(store: Store, unit: str, model: str) -> None:
     scans = stack(9)
     embed(store, scans)
     said(store, scans)
@@ -298,9 +294,7 @@ def test_an_order_can_be_tried_out_on_the_map_of_the_other_unit(store: Store, un
 
 @pytest.mark.parametrize("share", [0.0, 0.4])
 @pytest.mark.parametrize("model", ["", MODEL])
-def test_scans_with_nothing_to_see_come_last_unless_somebody_wishes_for_them(
-    store: Store, model: str, share: float
-) -> None:
+def test_blank_scans_come_last_unless_they_have_priority(store: Store, model: str, share: float) -> None:
     blank, skipped, wished, labelled, given = {3, 9, 17, 24, 30, 40}, {9, 12}, {17}, {24}, {30}
     scans = [
         replace(
@@ -323,7 +317,7 @@ def test_scans_with_nothing_to_see_come_last_unless_somebody_wishes_for_them(
 
 
 @pytest.mark.parametrize("model", ["", MODEL])
-def test_with_whole_scans_a_volume_keeps_its_slices_with_nothing_to_see(store: Store, model: str) -> None:
+def test_with_whole_scans_a_volume_keeps_its_blank_slices(store: Store, model: str) -> None:
     scans = [replace(s, blank=s.slice in (0, SLICES - 1)) for s in stack(8)]
     scans.append(Scan(41, "", "alone", blank=True))
     embed(store, scans)
@@ -337,7 +331,7 @@ def test_with_whole_scans_a_volume_keeps_its_slices_with_nothing_to_see(store: S
 
 
 @pytest.mark.parametrize("model", ["", MODEL])
-def test_where_nothing_is_left_but_what_comes_last_it_is_offered(store: Store, model: str) -> None:
+def test_scans_that_come_last_are_offered_when_nothing_else_is_left(store: Store, model: str) -> None:
     scans = stack(2)
     embed(store, scans)
     said(store, scans)
@@ -358,7 +352,7 @@ def test_units_are_single_scans_or_whole_volumes() -> None:
     assert [[s.task for s in one] for one in group_by_place(scans)] == [[3, 2, 1], [6, 5, 4], [7, 8]]
 
 
-def test_strategies_that_look_at_embeddings_look_at_means(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strategies_that_use_embeddings_get_the_means(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "badge" in EMBEDDED
     scans = stack(6)
     embed(store, scans)

@@ -1,4 +1,4 @@
-"""Projects whose tasks say of which scan and of whom they are a slice, and how large their pixels are."""
+"""Projects whose tasks give the scan and the patient of each slice, and its pixel spacing."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ SPACING = [3.0, 0.5]
 WHOLE = {"unit": "scan"}
 
 
-def tell(world: World, tasks: Sequence[int], **data: Any) -> None:
+def set_task_data(world: World, tasks: Sequence[int], **data: Any) -> None:
     for task in tasks:
         world.studio.set_data(task, world.studio._tasks[task]["data"] | data)
 
 
 def add_volumes(world: World, names: str, slices: int = SLICES) -> None:
-    """Volumes of so many slices, two of a patient each; the tasks run against the order of the slices."""
+    """Volumes with `slices` slices each, two per patient; the tasks are in reverse slice order."""
     for name in names:
         tasks = world.add_scans(len(world.masks), slices)
         for n, task in enumerate(reversed(tasks)):
-            tell(world, [task], scan=f"S-{name}", slice=n, group=f"P-{(ord(name) - 65) // 2}", spacing_mm=SPACING)
+            set_task_data(
+                world, [task], scan=f"S-{name}", slice=n, group=f"P-{(ord(name) - 65) // 2}", spacing_mm=SPACING
+            )
 
 
 def places(world: World) -> dict[int, tuple[str, int]]:
@@ -46,7 +48,7 @@ def places(world: World) -> dict[int, tuple[str, int]]:
 
 
 def pieces(world: World, tasks: Sequence[int]) -> list[tuple[str, list[int]]]:
-    """(volume, slices) as they follow each other."""
+    """Consecutive runs as (volume, slices)."""
     of = places(world)
     return [(volume, [of[t][1] for t in run]) for volume, run in groupby(tasks, lambda t: of[t][0])]
 
@@ -56,7 +58,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path / "data", **WHOLE)
 
 
-def test_a_project_of_volumes_is_published_volume_by_volume_and_no_patient_is_both_taught_and_tested(
+def test_a_project_of_volumes_is_published_by_volume_and_no_patient_is_both_trained_on_and_held_out(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_volumes(world, "ABCDEFG")
@@ -82,14 +84,14 @@ def test_a_project_of_volumes_is_published_volume_by_volume_and_no_patient_is_bo
         assert all(slices == sorted(slices) for _, slices in found)
         shown = {t for t in ahead if t not in served}
         of = places(world)
-        assert shown == {t for t in waiting if of[t][0] in {of[s][0] for s in shown}}  # whole, whatever is left of them
+        assert shown == {t for t in waiting if of[t][0] in {of[s][0] for s in shown}}  # all remaining slices of each
         assert world.status()["queue"] == [t for t in order if t in shown]
         assert len(shown) >= min(DEPTH, len(waiting))
         served += world.label(min(ROUND, len(waiting)))
         world.run()
     assert world.status()["phase"] == "done"
     taken = pieces(world, served)
-    assert sorted(volume for volume, _ in taken) == [f"S-{c}" for c in "ABCDEFG"]  # none was left for another
+    assert sorted(volume for volume, _ in taken) == [f"S-{c}" for c in "ABCDEFG"]  # no volume was abandoned for another
     assert all(slices == list(range(SLICES)) for _, slices in taken)
     assert all(learnt and not learnt & judged for learnt, judged in trainings)
     assert {p for _, judged in trainings for p in judged}
@@ -103,10 +105,10 @@ def test_a_project_of_volumes_is_published_volume_by_volume_and_no_patient_is_bo
     assert (found_map.unit, sorted(found_map.volumes)) == ("scan", [f"S-{c}" for c in "ABCDEFG"])
 
 
-def test_what_a_mask_missed_is_measured_in_the_millimetres_of_its_scan(tmp_path: Path) -> None:
+def test_mask_distances_are_in_the_millimetres_of_the_scan(tmp_path: Path) -> None:
     world = World(tmp_path / "data")
     world.cold_started()
-    tell(world, [t for t in world.masks if t % 2], spacing_mm=SPACING)
+    set_task_data(world, [t for t in world.masks if t % 2], spacing_mm=SPACING)
     world.label(COLD)
     world.run()
     world.label(6)
@@ -131,7 +133,7 @@ def test_what_a_mask_missed_is_measured_in_the_millimetres_of_its_scan(tmp_path:
     assert (shown["unit"], shown["hd95"], shown["n"]) == ("mixed", None, len(rows))
 
 
-def test_what_older_versions_left_in_the_data_is_taken_over_once(world: World) -> None:
+def test_task_data_that_older_versions_did_not_read_is_read_once(world: World) -> None:
     add_volumes(world, "ABC")
     tools = world.reconciler()
     for _ in range(3):
@@ -140,7 +142,7 @@ def test_what_older_versions_left_in_the_data_is_taken_over_once(world: World) -
     assert set(known.values()) == {(f"S-{v}", n) for v in "ABC" for n in range(SLICES)}
     blank = {"volume": "", "slice": 0, "patient": "", "row_mm": 0.0, "column_mm": 0.0}
     with world.store.write() as connection:
-        connection.execute(update(scan_table).values(**blank))  # as the upgrade leaves them
+        connection.execute(update(scan_table).values(**blank))  # as after the upgrade
     world.store.set_project(PROJECT, task_data_version=0)
     listings: list[str] = []
     tasks = world.studio.tasks
@@ -156,7 +158,7 @@ def test_what_older_versions_left_in_the_data_is_taken_over_once(world: World) -
     assert world.status()["trouble"] == ""
 
 
-def test_data_that_makes_no_sense_stops_nothing_and_is_taken_over_once_it_does(world: World) -> None:
+def test_invalid_task_data_stops_nothing_and_is_read_once_it_is_valid(world: World) -> None:
     world.add_scans(0, 8)
     odd: list[dict[str, Any]] = [
         {"scan": ["S"], "slice": "first", "group": {"a": 1}, "spacing_mm": "1 mm"},
@@ -165,20 +167,20 @@ def test_data_that_makes_no_sense_stops_nothing_and_is_taken_over_once_it_does(w
         {"scan": True, "slice": 1.5, "group": 1.5, "spacing_mm": [10**400, 1]},
     ]
     for task, data in enumerate(odd, start=1):
-        tell(world, [task], **data)
+        set_task_data(world, [task], **data)
     world.run()
     assert set(places(world).values()) == {("", 0)}
     assert {(s["patient"], s["row_mm"]) for s in world.store.scans(PROJECT)} == {("", 0.0)}
     assert sorted(world.order()) == sorted(world.masks)
     assert world.status()["trouble"].startswith('The unit is "scan", but no task states which scan it is a slice of')
-    tell(world, [1, 2], scan="S", group="P", slice=1, spacing_mm=[1, 2])
+    set_task_data(world, [1, 2], scan="S", group="P", slice=1, spacing_mm=[1, 2])
     world.run()
     assert [places(world)[t] for t in (1, 2, 3)] == [("S", 1), ("S", 1), ("", 0)]
     assert world.status()["trouble"] == ""
     assert pieces(world, world.order()).count(("S", [1, 1])) == 1
 
 
-def test_another_unit_lays_the_map_out_anew_and_opens_a_round_and_so_does_the_way_back(tmp_path: Path) -> None:
+def test_a_change_of_the_unit_and_back_each_refits_the_map_and_opens_a_round(tmp_path: Path) -> None:
     world = World(tmp_path / "data")
     add_volumes(world, "ABCDEF")
     world.run()
@@ -209,14 +211,14 @@ def test_another_unit_lays_the_map_out_anew_and_opens_a_round_and_so_does_the_wa
     assert (world.status()["round"], world.order()) == (3, before)
 
 
-def test_models_are_judged_on_patients_of_whom_neither_has_learnt(tmp_path: Path) -> None:
-    """One patient after the other is labelled; the first is held out as soon as that leaves as much to learn from."""
+def test_models_are_compared_on_patients_that_neither_has_learnt_from(tmp_path: Path) -> None:
+    """Patients are labelled one by one; the first is held out as soon as at least as much is left to learn from."""
     names = sorted((f"P-{i}" for i in range(200)), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     low, *high = names[0], names[-1], names[-2]
     world = World(tmp_path / "data")
     tasks = world.add_scans(0, 21)
     for patient, (start, end) in zip((low, *high), ((0, 8), (8, 16), (16, 21)), strict=True):
-        tell(world, tasks[start:end], group=patient)
+        set_task_data(world, tasks[start:end], group=patient)
     world.run()
     patient = {s["task"]: s["patient"] for s in world.store.scans(PROJECT)}
     held, said, against = [], [], []
@@ -238,14 +240,14 @@ def test_models_are_judged_on_patients_of_whom_neither_has_learnt(tmp_path: Path
     assert world.status()["validation"]["n"] == 8
 
 
-def test_slices_that_come_late_follow_what_is_published_of_their_volume(world: World) -> None:
+def test_late_slices_follow_the_published_ones_of_their_volume(world: World) -> None:
     add_volumes(world, "ABCDEF")
     world.run()
     order, ahead = world.order(), world.published()
     first = places(world)[order[0]][0]
     late = world.add_scans(90, 2)
     for n, task in enumerate(late):
-        tell(world, [task], scan=first, slice=50 + n)
+        set_task_data(world, [task], scan=first, slice=50 + n)
     add_volumes(world, "G")
     world.run()
     now = world.order()
@@ -258,7 +260,7 @@ def test_slices_that_come_late_follow_what_is_published_of_their_volume(world: W
     assert set(world.published()) >= set(order[: len(ahead)])
 
 
-def test_the_rest_of_a_control_stays_one(tmp_path: Path) -> None:
+def test_the_remaining_slices_of_a_control_stay_controls(tmp_path: Path) -> None:
     world = World(tmp_path / "data", **WHOLE, control_share=0.5)
     add_volumes(world, "ABCDEFG")
     world.run()
@@ -268,15 +270,15 @@ def test_the_rest_of_a_control_stays_one(tmp_path: Path) -> None:
         world.label(COLD // 2)
         world.run()
     assert world.status()["round"] == 1
-    begun = {p.task for p in world.picks() if p.reason == "begun"}
-    assert len(begun) == SLICES - COLD % SLICES
+    in_progress = {p.task for p in world.picks() if p.reason == "begun"}
+    assert len(in_progress) == SLICES - COLD % SLICES
     kept = served(world.store, PROJECT)
-    assert {t: kept[t] for t in begun} == {t: t in chance for t in begun}
-    assert begun <= chance or not begun & chance
+    assert {t: kept[t] for t in in_progress} == {t: t in chance for t in in_progress}
+    assert in_progress <= chance or not in_progress & chance
 
 
-def test_the_settings_of_other_projects_are_as_they_were(tmp_path: Path) -> None:
-    """Without volumes and patients the unit changes neither what is asked first nor who is held out."""
+def test_projects_without_volumes_are_unaffected(tmp_path: Path) -> None:
+    """Without volumes and patients, the unit changes neither the first queries nor the held-out scans."""
     orders, held = [], []
     for unit in ("slice", "scan"):
         world = World(tmp_path / unit, unit=unit)

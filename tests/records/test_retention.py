@@ -1,4 +1,4 @@
-"""What is removed after a while, and what never is."""
+"""What is removed after a time, and what never is."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_newest_the_active_one_and_that_of_the_latest_round_are_kept(store: 
     assert not list(store.folder.rglob(".new-*"))
 
 
-def test_zero_keeps_them_all(store: Store) -> None:
+def test_zero_keeps_all_checkpoints(store: Store) -> None:
     for n in range(1, 5):
         model(store, 1, n, f"m{n}")
     assert retention(store, keep=0).remove_checkpoints(1) == []
@@ -111,7 +111,7 @@ def test_a_checkpoint_that_another_project_keeps_is_not_removed(store: Store) ->
     assert store.image_entropies("m1")
 
 
-def test_a_project_that_is_being_worked_on_is_left_for_the_next_time(store: Store) -> None:
+def test_a_locked_project_is_left_for_the_next_sweep(store: Store) -> None:
     for n in range(1, 4):
         model(store, 1, n, f"m{n}")
     with Store(store.folder, store.database_url).lock(1):
@@ -120,7 +120,7 @@ def test_a_project_that_is_being_worked_on_is_left_for_the_next_time(store: Stor
     assert retention(store, keep=1).remove_checkpoints(1) == ["m1", "m2"]
 
 
-def test_scores_that_a_killed_worker_left_behind_are_removed_too(store: Store) -> None:
+def test_scores_left_behind_by_a_killed_worker_are_removed_too(store: Store) -> None:
     for n in range(1, 4):
         model(store, 1, n, f"m{n}")
     store.remove_folder("models", "m1")
@@ -128,7 +128,7 @@ def test_scores_that_a_killed_worker_left_behind_are_removed_too(store: Store) -
     assert not store.image_entropies("m1")
 
 
-def test_a_model_whose_checkpoint_is_gone_cannot_be_made_active(store: Store) -> None:
+def test_a_model_without_its_checkpoint_cannot_be_activated(store: Store) -> None:
     for n in range(1, 4):
         model(store, 1, n, f"m{n}", active=n == 3)
     retention(store).remove_checkpoints(1)
@@ -143,7 +143,7 @@ def test_a_model_whose_checkpoint_is_gone_cannot_be_made_active(store: Store) ->
     assert row["active"] == "scanqueue-r3"
 
 
-def test_a_model_made_active_just_then_is_either_refused_or_kept(store: Store) -> None:
+def test_a_model_activated_during_removal_is_either_refused_or_kept(store: Store) -> None:
     for n in range(1, 31):
         model(store, 1, n, f"m{n}", active=n == 30)
 
@@ -164,7 +164,7 @@ def test_a_model_made_active_just_then_is_either_refused_or_kept(store: Store) -
     assert row["active"] in kept(store, 1)
 
 
-def test_a_project_whose_old_checkpoint_was_removed_trains_and_publishes_nothing_again(tmp_path: Path) -> None:
+def test_removing_an_old_checkpoint_repeats_no_training_and_no_publishing(tmp_path: Path) -> None:
     world = World(tmp_path / "data", tolerance=1.0).in_round_1()  # the next model is taken
     world.label(ROUND)
     world.run()
@@ -178,7 +178,7 @@ def test_a_project_whose_old_checkpoint_was_removed_trains_and_publishes_nothing
     assert [r["validation"]["n"] > 0 for r in status.round_list(world.store, PROJECT)] == [False, True, True]
 
 
-def test_a_mask_of_a_removed_checkpoint_is_still_compared_with_what_was_submitted(tmp_path: Path) -> None:
+def test_a_mask_of_a_removed_checkpoint_is_still_compared_with_the_submitted_one(tmp_path: Path) -> None:
     world = World(tmp_path / "data", tolerance=1.0).in_round_1()  # the next model is taken
     late = world.studio.next_task()
     assert late is not None
@@ -196,7 +196,7 @@ def test_a_mask_of_a_removed_checkpoint_is_still_compared_with_what_was_submitte
 # -- cached files ------------------------------------------------------------------------------
 
 
-def test_cached_files_that_nobody_used_are_removed_and_labels_and_maps_stay(store: Store) -> None:
+def test_unused_cached_files_are_removed_and_labels_and_maps_stay(store: Store) -> None:
     looked(store, EVERY)
     old = [mask(store, "old1", 92), mask(store, "old2", 92, "pixels")]
     young = [mask(store, "young1", 80), mask(store, "young2", 80, "pixels")]
@@ -205,14 +205,14 @@ def test_cached_files_that_nobody_used_are_removed_and_labels_and_maps_stay(stor
     assert [p.exists() for p in (*old, *young, *forever)] == [False] * 2 + [True] * 4
 
 
-def test_zero_days_keep_them_for_ever(store: Store) -> None:
+def test_zero_days_keep_cached_files_forever(store: Store) -> None:
     looked(store, EVERY)
     old = mask(store, "old1", 4000)
     assert retention(store, days=0).remove_files(NOW) == 0
     assert old.exists()
 
 
-def test_what_is_used_stays(store: Store) -> None:
+def test_used_files_stay(store: Store) -> None:
     now = time.time()
     looked(store, EVERY, now)
     paths = [mask(store, name, 0) for name in ("read", "asked", "idle")]
@@ -224,7 +224,7 @@ def test_what_is_used_stays(store: Store) -> None:
     assert [p.exists() for p in paths] == [True, True, False]
 
 
-def test_the_use_of_a_file_is_noted_once_a_day_at_most(store: Store) -> None:
+def test_the_use_of_a_file_is_recorded_at_most_once_a_day(store: Store) -> None:
     now = time.time()
     path = aged(mask(store, "mask", 0), 0.9, now)
     before = path.stat().st_mtime
@@ -239,7 +239,7 @@ def test_the_use_of_a_file_is_noted_once_a_day_at_most(store: Store) -> None:
     assert label.stat().st_mtime == before
 
 
-def test_a_clock_set_a_year_ahead_removes_nothing_and_set_back_neither(store: Store) -> None:
+def test_setting_the_clock_a_year_ahead_and_back_removes_nothing(store: Store) -> None:
     path = mask(store, "mask", 10)
     for now in (NOW, NOW + EVERY):
         looked(store, EVERY, now)
@@ -247,7 +247,7 @@ def test_a_clock_set_a_year_ahead_removes_nothing_and_set_back_neither(store: St
     ahead = NOW + 2 * EVERY + 365 * DAY
     for now in (ahead, ahead + EVERY, NOW + 3 * EVERY, NOW + 4 * EVERY):
         assert retention(store).remove_files(now) == 0
-    assert path.stat().st_mtime <= NOW + 3 * EVERY  # not from the future any more, so that it grows old again
+    assert path.stat().st_mtime <= NOW + 3 * EVERY  # no longer in the future, so that it ages again
 
 
 def test_time_in_which_no_worker_ran_does_not_count(store: Store) -> None:
@@ -260,13 +260,13 @@ def test_time_in_which_no_worker_ran_does_not_count(store: Store) -> None:
     assert retention(store).remove_files(NOW) == 1
 
 
-def test_the_first_look_of_all_only_notes_the_time(store: Store) -> None:
+def test_the_very_first_sweep_only_records_the_time(store: Store) -> None:
     path = mask(store, "mask", 4000)
     assert retention(store).remove_files(NOW) == 0
     assert path.exists()
 
 
-def test_a_look_that_was_cut_off_makes_files_younger_than_they_are_and_never_older(store: Store) -> None:
+def test_an_interrupted_sweep_makes_files_younger_than_they_are_and_never_older(store: Store) -> None:
     path = mask(store, "mask", 60)
     looked(store, 40 * DAY)
     stopped = retention(store)
@@ -288,7 +288,7 @@ def test_folders_of_killed_writers_are_removed_after_a_day(store: Store) -> None
     assert [f.exists() for f in folders] == [True, False] * 6
 
 
-def test_models_of_a_comparison_that_was_cut_off_are_removed_after_a_day(store: Store) -> None:
+def test_models_of_an_interrupted_comparison_are_removed_after_a_day(store: Store) -> None:
     looked(store, EVERY)
     store.add_project(1)
     for kind, name in (("arms", "aa1"), ("arms", "aa2"), ("models", "aa1")):
@@ -299,7 +299,7 @@ def test_models_of_a_comparison_that_was_cut_off_are_removed_after_a_day(store: 
     assert there == [False, True, True]
 
 
-def test_one_worker_at_a_time_looks_through_the_caches(store: Store) -> None:
+def test_one_worker_at_a_time_sweeps_the_caches(store: Store) -> None:
     looked(store, EVERY)
     path = mask(store, "mask", 200)
     with Store(store.folder, store.database_url).cache_slot() as mine:
@@ -309,7 +309,7 @@ def test_one_worker_at_a_time_looks_through_the_caches(store: Store) -> None:
     assert retention(store).remove_files(NOW) == 1
 
 
-def test_it_runs_soon_and_ends_with_the_worker(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sweep_starts_soon_and_ends_with_the_worker(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backend.records.retention.FIRST", 0.01)
     for n in range(1, 4):
         model(store, 1, n, f"m{n}")

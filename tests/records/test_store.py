@@ -38,7 +38,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 def reopened(store: Store) -> Store:
-    """The same records and files, as another process has them."""
+    """The same records and files, as another process opens them."""
     return Store(store.folder, store.database_url)
 
 
@@ -55,7 +55,7 @@ def test_a_project_is_added_once_and_keeps_its_secret(store: Store) -> None:
     assert store.projects() == [1]
 
 
-def test_a_task_keeps_what_was_read_of_it_until_its_image_changes(store: Store) -> None:
+def test_a_task_keeps_its_scan_data_until_its_image_changes(store: Store) -> None:
     store.put_tasks(1, [task(1), task(2)], "t1")
     read = {"digest": "d", "height": 5, "width": 6, "blank": 1, "problem": ""}
     store.set_scans(1, [{"task": 1, **read}, {"task": 2, **read}])
@@ -68,7 +68,7 @@ def test_a_task_keeps_what_was_read_of_it_until_its_image_changes(store: Store) 
     assert store.project(1)["cursor"] == "t2"
 
 
-def test_what_was_read_of_an_annotation_is_forgotten_with_the_scan_under_it(store: Store) -> None:
+def test_annotation_data_is_forgotten_with_its_scan(store: Store) -> None:
     tasks = [1, 2, 3, 4]
     store.put_tasks(1, [task(n, annotated=1) for n in tasks], "t1")
     read = {"height": 5, "width": 6, "problem": ""}
@@ -98,7 +98,7 @@ def test_deleted_tasks_are_forgotten_and_others_kept(store: Store) -> None:
     assert [s["task"] for s in store.scans(1)] == list(range(2, 1500))
 
 
-def test_embeddings_come_back_in_the_order_asked_for(store: Store) -> None:
+def test_embeddings_are_returned_in_the_requested_order(store: Store) -> None:
     vectors = np.arange(12, dtype=np.float32).reshape(3, 4)
     store.put_embeddings("pixels", ["a", "b", "c"], vectors)
     assert np.array_equal(store.embeddings("pixels", ["c", "a", "c"]), vectors[[2, 0, 2]])
@@ -106,8 +106,8 @@ def test_embeddings_come_back_in_the_order_asked_for(store: Store) -> None:
     assert store.embedded("other") == set()
 
 
-def test_signals_that_were_not_asked_for_again_stay(store: Store) -> None:
-    """Two projects with one model and other strategies would else score the same scans for ever."""
+def test_signals_that_were_not_requested_again_stay(store: Store) -> None:
+    """Otherwise two projects with one model and different strategies would score the same scans forever."""
     store.put_uncertainty("m", {"d": {"image": 0.5, "top": 0.75, "classes": [0.25, 0.5]}})
     store.put_uncertainty("m", {"d": {"image": 0.5, "top": 0.75, "disagreement": 0.125}, "e": {"image": 0.25}})
     assert store.uncertainty("m") == {
@@ -121,7 +121,7 @@ def test_signals_that_were_not_asked_for_again_stay(store: Store) -> None:
     assert store.uncertainty("m") == {}
 
 
-def test_two_that_write_the_same_rows_in_another_order_do_not_block_each_other(store: Store) -> None:
+def test_two_writers_of_the_same_rows_in_different_order_do_not_deadlock(store: Store) -> None:
     names = [f"{n:03d}" for n in range(200)]
     vectors = np.zeros((200, 4), np.float32)
     orders = [names, names[::-1]] * 10
@@ -130,7 +130,7 @@ def test_two_that_write_the_same_rows_in_another_order_do_not_block_each_other(s
     assert store.embedded("pixels") == set(names)
 
 
-def test_arrays_are_there_whole_or_not_at_all(store: Store) -> None:
+def test_arrays_are_complete_or_absent(store: Store) -> None:
     store.put_arrays("masks", "abcd", mask=np.eye(3, dtype=np.uint8))
     assert np.array_equal(store.arrays("masks", "abcd")["mask"], np.eye(3))
 
@@ -145,7 +145,7 @@ def test_arrays_are_there_whole_or_not_at_all(store: Store) -> None:
 
 
 def test_a_full_disk_is_explained_and_leaves_nothing_half_written(store: Store, tmp_path: Path) -> None:
-    """A file-size limit makes the write fail for real, in a process of its own."""
+    """A file-size limit makes the write really fail, in a separate process."""
     program = f"""
 import resource, sys
 import numpy as np
@@ -168,7 +168,7 @@ except StorageFull as error:
     assert list(store.path("models", "abcd").parent.iterdir()) == []
 
 
-def test_trouble_that_the_records_do_not_take_is_noted_beside_them(
+def test_trouble_that_the_records_cannot_store_is_noted_beside_them(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(project: int, **values: Any) -> None:
@@ -186,7 +186,7 @@ def test_trouble_that_the_records_do_not_take_is_noted_beside_them(
     assert store.trouble(1) == ""
 
 
-def test_records_that_another_holds_or_that_cannot_be_opened_are_away_and_not_an_unexpected_failure(
+def test_locked_or_unopenable_records_count_as_unavailable_not_as_an_unexpected_failure(
     tmp_path: Path,
 ) -> None:
     store = Store(tmp_path / "data")
@@ -203,10 +203,10 @@ def test_records_that_another_holds_or_that_cannot_be_opened_are_away_and_not_an
         impatient.projects()
 
 
-def test_a_database_that_hangs_holds_some_up_and_is_said_to_the_others(
+def test_a_hanging_database_delays_a_few_requests_and_is_reported_to_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Frozen, with its connections open: no network timeout ends those."""
+    """It is frozen with open connections, which no network timeout ends."""
     monkeypatch.setattr(backend.records.database, "POOL_WAIT", 0.5)
     monkeypatch.setattr(backend.records.database, "PATIENCE", PATIENCE | {"connect_timeout": 2})
     with PostgresServer() as server:
@@ -238,7 +238,7 @@ def test_a_database_that_hangs_holds_some_up_and_is_said_to_the_others(
         assert store.projects() == [1]
 
 
-def test_a_statement_without_end_is_given_up_but_a_migration_waits_for_others(
+def test_an_endless_statement_times_out_but_a_migration_waits_for_others(
     postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend.records.database, "PATIENCE", PATIENCE | {"options": "-c statement_timeout=500"})
@@ -253,7 +253,7 @@ def test_a_statement_without_end_is_given_up_but_a_migration_waits_for_others(
     assert len(unhurried.rows(text("SELECT pg_sleep(1)"))) == 1
 
 
-def test_progress_that_a_clock_jumped_over_keeps_its_pace(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_jump_does_not_change_the_estimated_time_left(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1_000_000.0]
     monkeypatch.setattr("backend.records.progress.time.time", lambda: now[0])
     for done, seconds in enumerate((0.0, 10.0, 3 * 86_400.0, 10.0, -5 * 86_400.0, 10.0)):
@@ -264,13 +264,13 @@ def test_progress_that_a_clock_jumped_over_keeps_its_pace(store: Store, monkeypa
     assert job["seconds_left"] == 30.0  # 5 of 10 done in 30 seconds
 
 
-def test_too_little_room_is_said_before_the_work_is_done(store: Store) -> None:
+def test_too_little_disk_space_is_reported_before_the_work(store: Store) -> None:
     with pytest.raises(StorageFull, match="MiB are free"):
         store.check_room(2**60)
     store.check_room(1)
 
 
-def test_the_order_of_a_round_comes_back_as_it_was(store: Store) -> None:
+def test_the_order_of_a_round_is_read_back_unchanged(store: Store) -> None:
     picks = [Pick(5, "paper", 0.9, 1.0, 0.8), Pick(3, "medoid", cluster=2)]
     store.put_round(1, n=0, key="k", model="", picks=picks, carried=[7], size=2, labels=0)
     (found,) = store.rounds(1)
@@ -288,7 +288,7 @@ def test_one_process_at_a_time_works_on_a_project(store: Store) -> None:
         assert again
 
 
-def test_the_lock_of_a_killed_process_is_given_back(store: Store) -> None:
+def test_the_lock_of_a_killed_process_is_released(store: Store) -> None:
     program = f"""
 import os, signal
 from pathlib import Path
@@ -302,7 +302,7 @@ with Store(Path({str(store.folder)!r}), {store.database_url!r}).lock(1) as mine:
         assert mine
 
 
-def test_a_wish_that_came_during_a_training_is_kept(store: Store) -> None:
+def test_a_training_request_during_a_training_is_kept(store: Store) -> None:
     store.request_training(1)
     store.request_training(1)
     model = {
@@ -320,7 +320,7 @@ def test_a_wish_that_came_during_a_training_is_kept(store: Store) -> None:
         activate_model(store, 1, "nope")
 
 
-def test_progress_is_forgotten_when_finished_and_tells_the_time_left(store: Store) -> None:
+def test_progress_shows_the_time_left_and_is_forgotten_when_finished(store: Store) -> None:
     assert store.progress(1) is None
     store.report(1, "training", 0, 10)
     store.report(1, "training", 5, 10)
@@ -331,28 +331,26 @@ def test_progress_is_forgotten_when_finished_and_tells_the_time_left(store: Stor
     assert store.progress(1) is None
 
 
-def test_a_database_that_is_away_is_explained_without_its_password_and_then_used_again(tmp_path: Path) -> None:
-    with PostgresServer(password="not-to-be-told") as server:
+def test_an_unreachable_database_is_reported_without_its_password_and_used_again_later(tmp_path: Path) -> None:
+    with PostgresServer(password="must-stay-secret") as server:
         store = Store(tmp_path, server.new_database("records"))
         store.add_project(1)
         server.kill()
         for ask in (lambda: store.project(1), lambda: store.request_training(1)):
             with pytest.raises(StoreUnavailable, match=r"does not answer.*tried again") as raised:
                 ask()
-            assert "not-to-be-told" not in str(raised.value)
+            assert "must-stay-secret" not in str(raised.value)
         server.start()
         store.request_training(1)
         assert store.project(1)["training_requests"] == 1
 
 
-def test_an_address_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_address_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match=r"SCANQUEUE_DATABASE_URL is not an address"):
         Store(tmp_path, "the database in the cellar")
 
 
-def test_of_an_order_that_another_took_the_place_of_only_the_beginning_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_first_picks_of_a_superseded_order_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backend.records.rounds.KEPT_PICKS", 3)
     store = Store(tmp_path)
     store.add_project(1)

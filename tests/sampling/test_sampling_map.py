@@ -1,4 +1,4 @@
-"""The map: same seed same map, later scans find their place, tiny and degenerate pools work."""
+"""The map: same seed, same map; later scans are placed well; tiny and degenerate pools work."""
 
 from __future__ import annotations
 
@@ -66,19 +66,19 @@ def test_a_copy_of_a_scan_lands_on_that_scan(fitted) -> None:
     np.testing.assert_allclose(found.place(embeddings), found.xy, atol=1e-9)
 
 
-def test_a_scan_lands_in_the_same_place_whoever_comes_with_it(fitted) -> None:
+def test_the_place_of_a_scan_does_not_depend_on_the_others_placed_with_it(fitted) -> None:
     _, _, found = fitted
     later, _ = blobs(20, seed=3)
     alone = np.vstack([found.place(row[None]) for row in later])
     np.testing.assert_allclose(found.place(later), alone, atol=1e-9)
 
 
-def test_placing_in_blocks_is_placing_at_once(fitted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_placing_in_blocks_equals_placing_at_once(fitted, monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, found = fitted
     later, _ = blobs(20, seed=3)
     at_once = found.place(later)
     monkeypatch.setattr("sampling.projection.BLOCK", 200)
-    # sums of other lengths may be rounded otherwise
+    # sums of other lengths may round differently
     np.testing.assert_allclose(found.place(later), at_once, rtol=1e-12)
 
 
@@ -94,7 +94,7 @@ def test_a_map_read_back_from_a_file_places_scans_exactly_as_the_original(fitted
     np.testing.assert_array_equal(restored.place(later), found.place(later))
 
 
-def test_a_map_state_that_lost_an_array_is_refused_by_name(fitted) -> None:
+def test_a_map_state_without_an_array_is_refused_with_its_name(fitted) -> None:
     state = fitted[2].state()
     del state["reduced"]
     with pytest.raises(ValueError, match=r"^map state: reduced missing, got \['components', 'mean', 'xy'\]"):
@@ -128,7 +128,7 @@ def test_identical_scans_share_one_place(n: int) -> None:
     np.testing.assert_array_equal(found.place(np.eye(8)), np.zeros((8, 2)))
 
 
-def test_exact_copies_do_not_upset_the_map_and_stay_together() -> None:
+def test_exact_copies_do_not_disturb_the_map_and_stay_together() -> None:
     embeddings, _ = blobs(20)
     found = fit_map(np.vstack([embeddings] * 3), seed=0)
     assert np.isfinite(found.xy).all()
@@ -183,7 +183,7 @@ def test_nan_is_refused_with_its_row(value: float, fitted) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (4,), (2, 2, 2)])
-def test_a_wrong_shape_is_refused_with_the_shape_wanted(shape: tuple[int, ...]) -> None:
+def test_a_wrong_shape_is_refused_with_the_expected_shape(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"^embeddings: got shape \(.*\), wanted \(N, D\), one row per scan"):
         fit_map(np.zeros(shape), seed=0)
 
@@ -199,7 +199,7 @@ def test_a_seed_must_be_a_whole_number_from_zero(seed) -> None:
         fit_map(np.eye(3), seed=seed)
 
 
-def test_approximate_neighbours_of_large_pools_give_the_same_map_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_approximate_neighbours_of_large_pools_give_a_reproducible_map(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sampling.projection.LARGEST_EXACT_NEIGHBOURS", 10)
     embeddings, group = blobs(120)
     first, second = (fit_map(embeddings, seed=1) for _ in range(2))
@@ -211,7 +211,7 @@ def test_approximate_neighbours_of_large_pools_give_the_same_map_again(monkeypat
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray, EmbeddingMap]:
-    """A pool of 200 of which t-SNE laid out 80."""
+    """A pool of 200 scans, 80 of them laid out by t-SNE."""
     monkeypatch.setattr("sampling.projection.LARGEST_FIT", 80)
     embeddings, group = blobs(200)
     return embeddings, group, fit_map(embeddings, seed=7)
@@ -300,7 +300,7 @@ def test_the_nearest_scans_are_those_of_a_full_search_ties_to_the_lower_row(
     every = ((later[:, None] - there) ** 2).sum(axis=2)
     np.testing.assert_array_equal(squared, np.sort(every, axis=1)[:, :k])
     np.testing.assert_array_equal(squared, np.take_along_axis(every, rows, axis=1))
-    if n <= 13:  # all are candidates: with more, equal ones far down may be missed
+    if n <= 13:  # all are candidates: with more, ties far down may be missed
         np.testing.assert_array_equal(rows, np.argsort(every, axis=1, kind="stable")[:, :k])
 
 

@@ -1,4 +1,4 @@
-"""The contract of every strategy, over whatever the two dicts hold, and what each of them promises besides."""
+"""The contract that every strategy in the two registries keeps, and the specific guarantees of each."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MAPS = {
 
 
 def pool_of(xy: np.ndarray, **changes: object) -> Pool:
-    """Embeddings that lie as the map does, two strata, and every signal; the odd rows' signals are unknown."""
+    """A pool with the map as embeddings, two strata, and every signal; the signals of the odd rows are unknown."""
     random = np.random.default_rng(1)
     n = len(xy)
     embeddings = np.hstack([xy, np.ones((n, 3))]).astype(np.float32)
@@ -75,7 +75,7 @@ def same(first: Order | Ranking, second: Order | Ranking) -> bool:
 @pools
 class TestEveryStrategy:
     @pytest.mark.parametrize("count", [0, 1, 2, 3, 1000])
-    def test_exactly_as_many_distinct_rows_as_asked_for_or_left_and_none_chosen(
+    def test_gives_the_requested_number_of_distinct_unchosen_rows_or_all_that_are_left(
         self, strategy: ColdStart | WithModel, pool: Pool, count: int
     ) -> None:
         found = strategy(pool, count, chosen=odd(pool), seed=4)
@@ -97,7 +97,7 @@ class TestEveryStrategy:
             np.testing.assert_array_equal(now, before)
         assert chosen == odd(pool)
 
-    def test_chosen_rows_may_come_in_any_order_and_doubled(self, strategy: ColdStart | WithModel, pool: Pool) -> None:
+    def test_chosen_rows_may_be_unsorted_and_repeated(self, strategy: ColdStart | WithModel, pool: Pool) -> None:
         once = strategy(pool, 9, chosen=odd(pool), seed=4)
         assert same(once, strategy(pool, 9, chosen=[*odd(pool)[::-1], *odd(pool)], seed=4))
 
@@ -124,7 +124,7 @@ def test_terms_are_between_zero_and_one_for_every_pick(strategy: WithModel, pool
 
 
 @both
-def test_a_pool_without_what_the_strategy_looks_at_is_refused(strategy: ColdStart | WithModel) -> None:
+def test_a_pool_without_the_inputs_of_the_strategy_is_refused(strategy: ColdStart | WithModel) -> None:
     bare = Pool(MAPS["many"], POOLS["many"].clustering)
     name = next(n for d in (COLD_START, WITH_MODEL) for n, s in d.items() if s is strategy)  # type: ignore[comparison-overlap]
     moment = WITH_MODEL if strategy in WITH_MODEL.values() else COLD_START
@@ -157,7 +157,7 @@ def test_a_pool_whose_arrays_do_not_match_is_refused() -> None:
         COLD_START["kcenter"](pool_of(MAPS["many"], embeddings=broken), 2)
 
 
-# -- what each of them promises ---------------------------------------------------------------
+# -- what each strategy guarantees ------------------------------------------------------------
 
 
 def islands(sizes: tuple[int, ...], *, apart: float = 10.0, seed: int = 0) -> np.ndarray:
@@ -165,7 +165,7 @@ def islands(sizes: tuple[int, ...], *, apart: float = 10.0, seed: int = 0) -> np
     return np.concatenate([random.normal((apart * i, 0.0), 0.5, (n, 2)) for i, n in enumerate(sizes)])
 
 
-def test_the_paper_strategies_are_the_two_functions_of_the_design() -> None:
+def test_the_paper_strategies_are_the_two_functions_of_the_paper_design() -> None:
     pool = pool_of(MAPS["many"])
     assert same(COLD_START["paper"](pool, 70, seed=1), sampling.cold_start_order(pool.xy, pool.clustering))
     entropy = np.random.default_rng(2).random(70)
@@ -174,7 +174,7 @@ def test_the_paper_strategies_are_the_two_functions_of_the_design() -> None:
     assert same(WITH_MODEL["paper"](ranked, 8, chosen=[3], alpha=0.3, seed=1), expected)
 
 
-def test_random_orders_differ_by_seed_and_go_on_where_they_stopped() -> None:
+def test_random_orders_differ_by_seed_and_can_be_continued() -> None:
     pool = pool_of(MAPS["many"])
     first = COLD_START["random"](pool, 70, seed=1)
     assert not same(first, COLD_START["random"](pool, 70, seed=2))
@@ -182,18 +182,18 @@ def test_random_orders_differ_by_seed_and_go_on_where_they_stopped() -> None:
     np.testing.assert_array_equal(later.rows, first.rows[20:])
 
 
-def test_stratified_gives_every_stratum_its_share_of_every_beginning() -> None:
+def test_stratified_gives_every_stratum_its_share_of_every_prefix() -> None:
     strata = np.repeat([5, 9, 2], [40, 20, 10])
     pool = pool_of(MAPS["many"], strata=strata)
     for length in (7, 14, 28, 70):
         rows = COLD_START["stratified"](pool, length, seed=3).rows
         assert [int((strata[rows] == s).sum()) for s in (5, 9, 2)] == [length * 4 // 7, length * 2 // 7, length // 7]
-    missing = [int(r) for r in np.flatnonzero(strata == 5)][:30]  # labelled before: the others catch up first
+    missing = [int(r) for r in np.flatnonzero(strata == 5)][:30]  # already labelled: the others catch up first
     rows = COLD_START["stratified"](pool, 9, chosen=missing, seed=3).rows
     assert 5 not in strata[rows]
 
 
-def test_kcenter_takes_the_farthest_from_everything_picked() -> None:
+def test_kcenter_takes_the_scan_farthest_from_all_picks() -> None:
     line = np.array([[0.0, 0], [1, 0], [4, 0], [9, 0], [10, 0]])
     assert representative.spread(line, 3, np.array([0])).tolist() == [4, 2, 1]
     assert representative.spread(line, 2, np.array([], dtype=np.intp)).tolist() == [2, 4]  # the mean is 4.8
@@ -226,7 +226,7 @@ def test_alps_takes_the_scan_nearest_to_each_centre() -> None:
     assert picks.tolist() == nearest
 
 
-def test_probcover_covers_every_scan_once_and_never_picks_one_twice() -> None:
+def test_probcover_covers_every_scan_and_never_picks_one_twice() -> None:
     points = islands((30, 20, 10))
     classes = np.repeat([0, 1, 2], [30, 20, 10])
     picks = representative.covering(points, 60, np.array([], dtype=np.intp), classes=classes, seed=0)
@@ -252,7 +252,7 @@ def test_the_pure_radius_is_the_largest_at_which_balls_stay_in_one_class() -> No
     assert (other > radius + 1).mean() < representative.PURITY
 
 
-def test_facility_location_is_greedy_and_lazy_evaluation_changes_nothing() -> None:
+def test_facility_location_is_greedy_and_lazy_evaluation_gives_the_same_picks() -> None:
     points = np.random.default_rng(5).normal(size=(80, 3))
     distances = np.linalg.norm(points[:, None] - points, axis=2)
     far = 2 * np.linalg.norm(points - points.mean(axis=0), axis=1).max()
@@ -273,7 +273,7 @@ def test_facility_location_starts_in_the_largest_group_and_leaves_an_outlier_for
 
 
 @pytest.mark.parametrize("name", ["facility", "probcover", "typiclust", "alps", "kcenter"])
-def test_large_pools_are_sampled_and_still_exactly_counted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_pools_are_subsampled_and_still_give_exact_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(representative, "SAMPLE", 20)
     pool = pool_of(MAPS["many"])
     rows = COLD_START[name](pool, 60, chosen=[1, 2, 3], seed=4).rows
@@ -315,7 +315,7 @@ def test_a_stochastic_batch_beats_the_mean_of_random_ones_and_is_not_the_top() -
     assert (np.diff(entropy[found]) <= 0).all()
 
 
-def test_badge_starts_with_the_most_uncertain_and_then_takes_different_ones() -> None:
+def test_badge_starts_with_the_most_uncertain_scan_and_then_takes_different_ones() -> None:
     points = np.repeat(np.eye(2), 50, axis=0)
     entropy = np.full(100, 0.5)
     entropy[0] = 0.9
@@ -324,7 +324,7 @@ def test_badge_starts_with_the_most_uncertain_and_then_takes_different_ones() ->
         first, second = noise.uncertain_and_apart(entropy, points, 2, np.random.default_rng(seed))
         assert first == 0
         seconds.append(second >= 50)
-    # squared distance 0.16 to each of 49 alike, 1.06 to each of 50 others
+    # squared distance 0.16 to each of 49 similar scans, 1.06 to each of 50 others
     assert abs(np.mean(seconds) - 50 * 1.06 / (50 * 1.06 + 49 * 0.16)) < 0.06
 
 
@@ -332,12 +332,12 @@ def test_badge_starts_with_the_most_uncertain_and_then_takes_different_ones() ->
 
 
 @pytest.mark.parametrize("moment", [COLD_START, WITH_MODEL], ids=["cold start", "with model"])
-def test_both_moments_offer_the_paper_and_chance(moment: dict) -> None:
+def test_both_registries_have_the_paper_strategy_and_random_choice(moment: dict) -> None:
     assert next(iter(moment)) == "paper"
     assert "random" in moment
 
 
-def test_a_name_stands_for_a_pair() -> None:
+def test_a_name_means_a_pair_of_strategies() -> None:
     usual = tuple(DEFAULT.split("+"))
     assert strategy_pair("default") == usual
     assert strategy_pair("paper") == ("paper", "paper")
@@ -347,7 +347,7 @@ def test_a_name_stands_for_a_pair() -> None:
 
 
 @pytest.mark.parametrize("name", ["luck", "luck+paper", "paper+luck", "entropy+paper", "+", ""])
-def test_an_unknown_strategy_is_refused_with_the_names_there_are(name: str) -> None:
+def test_an_unknown_strategy_is_refused_with_the_known_names(name: str) -> None:
     with pytest.raises(ValueError, match=r"^strategy: got .*, wanted .*paper"):
         strategy_pair(name)
     with pytest.raises(ValueError, match=re.escape("strategy: got 'luck', wanted one of paper, random, stratified")):
@@ -356,14 +356,14 @@ def test_an_unknown_strategy_is_refused_with_the_names_there_are(name: str) -> N
 
 @pytest.mark.parametrize("name", COLD_START)
 @pools
-def test_a_whole_order_begins_as_the_strategy_does_and_holds_every_scan_once(name: str, pool: Pool) -> None:
+def test_a_full_order_begins_with_the_picks_of_the_strategy_and_has_every_scan_once(name: str, pool: Pool) -> None:
     order = whole_order(name, pool, 5, chosen=[0], seed=4)
     assert sorted(order.rows) == list(range(1, len(pool)))
     np.testing.assert_array_equal(order.rows[:5], COLD_START[name](pool, 5, chosen=[0], seed=4).rows)
 
 
 @pytest.mark.parametrize("name", WITH_MODEL)
-def test_a_long_ranking_is_the_strategys_own_or_made_of_its_sets(name: str) -> None:
+def test_a_long_ranking_is_that_of_the_strategy_or_is_made_of_its_batches(name: str) -> None:
     pool = POOLS["many"]
     found = long_ranking(name, pool, 30, 7, chosen=odd(pool), seed=4)
     assert len(set(found.rows.tolist())) == 30

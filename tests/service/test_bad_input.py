@@ -1,4 +1,4 @@
-"""Broken scans, broken annotations, a broken Label Studio: said clearly, nothing lost, the rest goes on."""
+"""Broken scans, annotations and a broken Label Studio are reported clearly; nothing is lost, the rest goes on."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def file_server(tmp_path_factory: pytest.TempPathFactory, scans60: Scans) -> Iterator[tuple[Path, str]]:
-    """A folder of images, good and bad, on an HTTP server of its own."""
+    """A folder of good and bad images on a separate HTTP server."""
     folder = tmp_path_factory.mktemp("files")
     gray = Image.open(scans60[0][0]).convert("L")
     wide = np.asarray(gray).astype(np.uint16) * 200
@@ -93,7 +93,7 @@ def bad(
     file_server: tuple[Path, str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, Any]]:
-    """A project with ten good scans and one of every broken kind, connected."""
+    """A connected project with ten good scans and one broken scan of every kind."""
     folder, host = file_server
     forwarder = Forwarder(label_studio.url)
     env = {"SCANQUEUE_IMAGE_HOSTS": host, "SCANQUEUE_LABEL_STUDIO_URL": f"http://127.0.0.1:{forwarder.port}"}
@@ -111,7 +111,7 @@ def bad(
     forwarder.close()
 
 
-def test_unreadable_scans_are_listed_with_a_cure_and_the_others_go_on(bad: dict[str, Any]) -> None:
+def test_unreadable_scans_are_listed_with_advice_and_the_others_go_on(bad: dict[str, Any]) -> None:
     lab, service, odd = bad["lab"], bad["service"], bad["odd"]
     status = service.status(lab.project)
     problems = by_task(status)
@@ -181,13 +181,13 @@ def test_broken_annotations_are_listed_and_the_good_ones_train(bad: dict[str, An
     lab.wait_for_round(1)
     status = service.status(lab.project)
     assert status["phase"] == "active"
-    # mending one makes its problem go away
+    # fixing one removes its problem
     studio.patch(f"/api/annotations/{ids[good[0]]}/", {"result": lab.truth(good[0])})
     service.wait(lab.project, lambda s: good[0] not in by_task(s))
     assert "Traceback" not in service.log()
 
 
-def test_a_changed_label_config_is_followed(bad: dict[str, Any]) -> None:
+def test_a_changed_label_config_takes_effect(bad: dict[str, Any]) -> None:
     lab, service = bad["lab"], bad["service"]
     before = service.status(lab.project)["round"]
     lab.studio.patch(
@@ -212,7 +212,7 @@ def test_tasks_deleted_in_the_middle_of_a_round_are_forgotten(bad: dict[str, Any
     assert service.wait(lab.project, lambda s: s["job"] is None)["trouble"] == ""
 
 
-def test_an_image_that_disappeared_is_a_problem_of_its_scan_alone(bad: dict[str, Any]) -> None:
+def test_a_deleted_image_is_a_problem_of_its_scan_alone(bad: dict[str, Any]) -> None:
     lab, service, folder = bad["lab"], bad["service"], bad["folder"]
     (folder / "vanishing.png").unlink()
     for cached in service.folder.glob("pixels/*/*"):
@@ -237,7 +237,9 @@ def test_an_image_that_disappeared_is_a_problem_of_its_scan_alone(bad: dict[str,
     ],
     ids=["500", "401", "down"],
 )
-def test_a_failing_label_studio_is_said_and_survived(bad: dict[str, Any], fault: dict[str, Any], words: str) -> None:
+def test_a_failing_label_studio_is_reported_and_survived(
+    bad: dict[str, Any], fault: dict[str, Any], words: str
+) -> None:
     lab, service, forwarder = bad["lab"], bad["service"], bad["forwarder"]
     for name, value in fault.items():
         setattr(forwarder, name, value)
@@ -251,7 +253,7 @@ def test_a_failing_label_studio_is_said_and_survived(bad: dict[str, Any], fault:
     assert "Traceback" not in service.log()
 
 
-def test_a_slow_label_studio_slows_nobody_else(bad: dict[str, Any]) -> None:
+def test_a_slow_label_studio_slows_nothing_else(bad: dict[str, Any]) -> None:
     lab, service, forwarder = bad["lab"], bad["service"], bad["forwarder"]
     forwarder.delay = 2.0
     hook = {"action": "PROJECT_UPDATED", "project": {"id": lab.project}}
@@ -262,7 +264,7 @@ def test_a_slow_label_studio_slows_nobody_else(bad: dict[str, Any]) -> None:
     forwarder.delay = 0.0
 
 
-def test_two_backends_are_remarked_upon(bad: dict[str, Any], label_studio: LabelStudio, scans60: Scans) -> None:
+def test_two_connected_backends_are_reported(bad: dict[str, Any], label_studio: LabelStudio, scans60: Scans) -> None:
     service, lab = bad["service"], Lab(label_studio, scans60[:6])
     second = Forwarder(service.url)
     label_studio.connect_backend(lab.project, f"http://127.0.0.1:{second.port}", title="another")

@@ -1,4 +1,4 @@
-"""The disk becomes full under a running project, a real one: nothing lost, nothing doubled, on again by itself."""
+"""A real disk fills up under a running project: nothing is lost or duplicated, and it recovers by itself."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from backend.workers.worker import Queue
 
 COLD, ROUND, SCANS = 8, 5, 96
 SETTINGS = {"cold_start_size": COLD, "round_size": ROUND}
-SIZE = 900 * 2**20  # more than a training wants to see free
-MINUTE = 75.0  # seconds until the sweep comes, and a step of what it finds to do
+SIZE = 900 * 2**20  # more than the free space that a training requires
+MINUTE = 75.0  # seconds until the next sweep and its first step
 Scans = list[tuple[Path, Path]]
 
 _MS_REMOUNT = 32
@@ -40,7 +40,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Disk:
-    """A file system of its own, mounted on `folder`, which can be made full at any moment."""
+    """A separate file system, mounted on `folder`, that can be filled at any moment."""
 
     def __init__(self, folder: Path, size: int = SIZE) -> None:
         self.folder, self._size = folder, size
@@ -66,7 +66,7 @@ class Disk:
 
     @contextmanager
     def full(self) -> Iterator[None]:
-        """While inside not a byte is free, whatever others delete."""
+        """Inside the context, no byte is free, whatever others delete."""
         over = threading.Event()
         self._fill()  # at once, then again and again
         filler = threading.Thread(target=lambda: [self._fill() for _ in iter(lambda: over.wait(0.01), True)])
@@ -84,14 +84,14 @@ class Disk:
                 try:
                     os.posix_fallocate(file.fileno(), file.tell(), free)
                 except OSError:
-                    continue  # somebody was faster
+                    continue  # another process was faster
                 file.seek(0, os.SEEK_END)
 
     def __enter__(self) -> Disk:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _libc.umount2(bytes(self.folder), 2)  # lazily: whoever still has a file open there keeps it
+        _libc.umount2(bytes(self.folder), 2)  # lazily: files that are still open there stay usable
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +102,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Scans:
 
 
 def answers_sensibly(service: Service, lab: Lab, version: str) -> None:
-    """What Label Studio asks is answered at once and without an error page, and people are told what to do."""
+    """Requests from Label Studio are answered at once without an error page, and people see what to do."""
     began = time.monotonic()
     assert service.http.get("/health").status_code == 200
     setup = {"project": f"{lab.project}.1", "hostname": "", "extra_params": None}
     setup["extra_params"] = dict(lab.extra_params)  # type: ignore[assignment]
     answer = service.http.post("/setup", json=setup)
     assert (answer.status_code, answer.json()) == (200, {"model_version": version})
-    # what cannot be written down is not pretended to be
+    # what cannot be stored is not reported as stored
     answer = service.http.post("/setup", json=setup | {"project": "987654321.1"})
     assert answer.status_code == 503
     assert "Make room" in answer.json()["error"]
@@ -131,7 +131,7 @@ def says_to_make_room(service: Service, lab: Lab) -> None:
 
 @contextmanager
 def goes_on(service: Service) -> Iterator[None]:
-    """After what is inside, a step is done soon without anybody's help."""
+    """After the block, a step is soon done without intervention."""
     yield
     before = len(service.log())
     until = time.monotonic() + MINUTE
@@ -141,7 +141,7 @@ def goes_on(service: Service) -> Iterator[None]:
 
 
 @pytest.mark.label_studio
-def test_a_disk_that_is_full_while_it_reads_trains_and_records_is_waited_for(
+def test_reading_training_and_recording_wait_for_a_full_disk(
     label_studio: LabelStudio, many: Scans, tmp_path: Path
 ) -> None:
     with Disk(tmp_path / "data") as disk:
@@ -158,7 +158,7 @@ def test_a_disk_that_is_full_while_it_reads_trains_and_records_is_waited_for(
                 assert service.status(lab.project)["embedded"] < SCANS
             lab.wait_for_round(0, seconds=300)
 
-            # it becomes full while it trains: what is trained cannot be written
+            # the disk fills up during a training: its result cannot be written
             lab.label(COLD - 2)
             service.wait(lab.project, lambda s: s["phase"] == "training" and bool(s["job"]) and s["job"]["done"] > 0)
             with goes_on(service), disk.full():
@@ -169,7 +169,7 @@ def test_a_disk_that_is_full_while_it_reads_trains_and_records_is_waited_for(
                 assert said["round"] == 0
             lab.wait_for_round(1, seconds=300)
 
-            # at rest, so that the first thing to be written is what the annotators did; the worker dies of it, too
+            # idle, so that the first write is the work of the annotators; the worker is killed as well
             service.wait(lab.project, lambda s: s["job"] is None)
             with goes_on(service), disk.full():
                 lab.label(ROUND)
@@ -187,11 +187,11 @@ def test_a_disk_that_is_full_while_it_reads_trains_and_records_is_waited_for(
 
 
 @pytest.mark.parametrize("command", [["status"], ["serve", "--no-worker"], ["worker", "--parent", "1"]])
-def test_what_is_started_on_a_full_disk_says_so_and_ends(command: list[str], tmp_path: Path) -> None:
+def test_commands_started_on_a_full_disk_report_it_and_exit(command: list[str], tmp_path: Path) -> None:
     with Disk(tmp_path / "data", 2**25) as disk:
         for made in (open_store(Settings(data_dir=disk.folder)), Queue(Settings(data_dir=disk.folder))):
             del made
-        gc.collect()  # the last that has the records open takes its files beside them with it
+        gc.collect()  # the last connection that closes removes SQLite's files beside the records
         env = {k: v for k, v in os.environ.items() if not k.startswith("SCANQUEUE_")}
         with disk.full():
             ended = subprocess.run(
@@ -208,7 +208,7 @@ def test_what_is_started_on_a_full_disk_says_so_and_ends(command: list[str], tmp
 
 
 def kept_running(postgres: PostgresServer, over: threading.Event) -> None:
-    """What a supervisor does: start the server again whenever it has ended. It may end again at once."""
+    """As a supervisor, restart the server whenever it exits. It may exit again at once."""
     while not over.wait(1):
         if not postgres.child.running:
             with suppress(Exception):
@@ -217,7 +217,7 @@ def kept_running(postgres: PostgresServer, over: threading.Event) -> None:
 
 
 def use_up(url: str) -> None:
-    """Write until PostgreSQL takes nothing more, neither into its tables nor into its log; it may die of that."""
+    """Write until PostgreSQL accepts nothing more, in tables or in its log; it may crash."""
     until = time.monotonic() + 60
     with suppress(psycopg.OperationalError), psycopg.connect(url, autocommit=True) as connection:
         connection.execute("CREATE TABLE heap (it text)")
@@ -230,7 +230,9 @@ def use_up(url: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.label_studio
-def test_a_full_disk_under_postgresql_is_waited_for(label_studio: LabelStudio, many: Scans, tmp_path: Path) -> None:
+def test_the_service_waits_for_a_full_disk_under_postgresql(
+    label_studio: LabelStudio, many: Scans, tmp_path: Path
+) -> None:
     with (
         Disk(Path(tempfile.mkdtemp(prefix="scanqueue-disk-"))) as disk,
         PostgresServer(folder=disk.folder) as postgres,
@@ -256,11 +258,11 @@ def test_a_full_disk_under_postgresql_is_waited_for(label_studio: LabelStudio, m
                         assert (answer.status_code, len(answer.json()["results"])) == (200, 1)
                         said = service.http.get(f"/api/projects/{lab.project}")
                         assert said.status_code in (200, 503)
-                        told = said.json()["trouble"] if said.status_code == 200 else said.json()["error"]
+                        message = said.json()["trouble"] if said.status_code == 200 else said.json()["error"]
                         hook = {"action": "ANNOTATION_CREATED", "project": {"id": lab.project}}
                         assert service.http.post("/webhook", json=hook).status_code in (201, 503)
                         time.sleep(1)
-                    assert "Make room" in told or "does not answer" in told
+                    assert "Make room" in message or "does not answer" in message
                 lab.wait_for_round(1, seconds=300)
                 lab.label(ROUND)
                 lab.wait_for_round(2, seconds=300)

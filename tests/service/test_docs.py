@@ -37,7 +37,7 @@ WITH_COMMANDS = [page for page in PAGES if not page.startswith("benchmarks/")]
 COMMANDS = typer.main.get_command(cli.app)
 SERVICES = set(yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"])
 
-# beginning of a command: the file that runs it, and the text in this file that shows it
+# prefix of a command: the file that runs it, and the text in this file that proves it
 RUN_BY = {
     "apt-get install": (".ci/run", "apt-get install"),
     "pip install -c constraints.txt": ("scripts/setup", "install .venv --constraint constraints.txt"),
@@ -51,7 +51,7 @@ RUN_BY = {
     "docker save": ("tests/support/containers.py", "class Dockerfile"),
     "docker load": ("tests/support/containers.py", "class Dockerfile"),
 }
-# beginning of what docker compose runs inside a service: likewise
+# prefix of a command that docker compose runs inside a service: likewise
 RUN_INSIDE = {
     "pg_dump": ("tests/service/test_stack.py", "pg_dump -U labelstudio -Fc"),
     "pg_restore": ("tests/service/test_stack.py", "pg_restore -U labelstudio --clean --create -e -d postgres"),
@@ -117,7 +117,7 @@ def test_every_link_leads_to_a_file_and_an_anchor(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_file_of_the_repository_that_is_named_exists(page: str) -> None:
+def test_every_repository_file_that_is_mentioned_exists(page: str) -> None:
     folders = "backend|sampling|tests|scripts|deploy|docs|benchmarks"
     named = [span for span in code_spans(page) if re.fullmatch(rf"(?:{folders})/[\w./*-]*", span)]
     assert not [name for name in named if not (ROOT / name).exists()]
@@ -126,7 +126,7 @@ def test_every_file_of_the_repository_that_is_named_exists(page: str) -> None:
 # commands
 
 
-def test_every_block_says_what_it_is() -> None:
+def test_every_block_names_its_language() -> None:
     for page in WITH_COMMANDS:
         opened = re.findall(r"^ *```(.*)$", text_of(page), re.M)[::2]
         assert set(opened) <= {"sh", "yaml", "json", "python"}, page
@@ -139,7 +139,7 @@ def test_every_command_in_a_block_is_valid_and_run(page: str, tmp_path: Path) ->
 
 
 def commands_of(page: str, folder: Path) -> list[list[str]]:
-    """What the blocks of the page call, in a folder with the files of the repository that they may need."""
+    """The commands that the blocks of the page call, in a folder with the repository files that they may need."""
     stubs, record = folder / "stubs", folder / "record"
     stubs.mkdir()
     for name in STUBS:
@@ -177,7 +177,7 @@ def check(command: list[str]) -> None:
 
 
 def parse(arguments: list[str]) -> None:
-    """Let the commands' own parser take the arguments, without running anything."""
+    """Let the parser of the command check the arguments, without running anything."""
     command: Any = COMMANDS
     context = click.Context(command)
     while hasattr(command, "commands"):

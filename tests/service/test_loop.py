@@ -31,7 +31,7 @@ Scans = list[tuple[Path, Path]]
 
 
 def end_state(lab: Lab, service: Service) -> dict[str, Any]:
-    """Everything that must be the same whatever happened on the way, by file name."""
+    """Everything that must not depend on what happened on the way, by file name."""
     store = Store(service.folder)
     name = lab.names
     project = lab.studio.get(f"/api/projects/{lab.project}/")
@@ -57,7 +57,7 @@ def digest(result: Any) -> str:
 
 
 def greedy(entropy: np.ndarray, xy: np.ndarray, labelled: list[int], alpha: float) -> list[int]:
-    """S(i), slowly and obviously: every distance anew for every pick."""
+    """S(i) in its slow, obvious form: every distance is computed again for every pick."""
     pool = [i for i in range(len(xy)) if i not in labelled]
     low, high = min(entropy[pool]), max(entropy[pool])
     order: list[int] = []
@@ -80,7 +80,7 @@ def greedy(entropy: np.ndarray, xy: np.ndarray, labelled: list[int], alpha: floa
 def run(
     label_studio: LabelStudio, scans60: Scans, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Any]]:
-    """One undisturbed run: connect, 8 labels, round 1, 5 labels, round 2. What was seen on the way."""
+    """One undisturbed run, with its observations: connect, 8 labels, round 1, 5 labels, round 2."""
     folder = tmp_path_factory.mktemp("undisturbed")
     forwarder = Forwarder()
     service = Service(label_studio, folder / "data", public_port=forwarder.port)
@@ -119,7 +119,7 @@ def test_the_order_served_is_the_cold_start_order(run: dict[str, Any]) -> None:
     assert rounds[0]["picks"][0].reason == "medoid"
 
 
-def test_the_first_queue_is_there_within_a_minute(run: dict[str, Any]) -> None:
+def test_the_first_queue_is_published_within_a_minute(run: dict[str, Any]) -> None:
     assert run["first queue"] < 60
 
 
@@ -180,7 +180,7 @@ def test_a_reconcile_with_nothing_to_do_writes_nothing(run: dict[str, Any]) -> N
     assert service.log() == log
 
 
-def test_ten_tasks_done_while_the_backend_was_down_are_caught_up(run: dict[str, Any]) -> None:
+def test_ten_tasks_labelled_while_the_backend_was_down_are_caught_up(run: dict[str, Any]) -> None:
     lab, service = run["lab"], run["service"]
     service.stop()
     lab.label(10)
@@ -194,7 +194,7 @@ def test_ten_tasks_done_while_the_backend_was_down_are_caught_up(run: dict[str, 
     lab.wait_for_round(3)
 
 
-def test_an_older_model_made_active_draws_the_masks_again(run: dict[str, Any]) -> None:
+def test_an_activated_older_model_predicts_the_masks_again(run: dict[str, Any]) -> None:
     lab, service = run["lab"], run["service"]
     command = [sys.executable, "-m", "backend.cli", "models", "activate", "scanqueue-r1"]
     subprocess.run([*command, "--project", str(lab.project), "--data-dir", str(service.folder)], check=True)
@@ -217,7 +217,7 @@ def test_an_older_model_made_active_draws_the_masks_again(run: dict[str, Any]) -
 def _with_kills(
     kills: int, run: dict[str, Any], label_studio: LabelStudio, scans: Scans, folder: Path
 ) -> dict[str, Any]:
-    """The run of `run` again, with server and worker killed `kills` times at random moments."""
+    """The same run as `run`, with server and worker killed `kills` times at random moments."""
     rng = random.Random(kills)
     service = Service(label_studio, folder / "data")
     lab = Lab(label_studio, scans, extra_params=SETTINGS)
@@ -266,7 +266,7 @@ def _assert_same(state: dict[str, Any], undisturbed: dict[str, Any]) -> None:
 
 
 @pytest.mark.long
-def test_killed_three_times_it_ends_in_the_same_state(
+def test_three_kills_lead_to_the_same_end_state(
     run: dict[str, Any], label_studio: LabelStudio, scans60: Scans, tmp_path: Path
 ) -> None:
     _assert_same(_with_kills(3, run, label_studio, scans60, tmp_path), run["end"])
@@ -274,7 +274,7 @@ def test_killed_three_times_it_ends_in_the_same_state(
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_killed_ten_times_it_ends_in_the_same_state(
+def test_ten_kills_lead_to_the_same_end_state(
     run: dict[str, Any], label_studio: LabelStudio, scans60: Scans, tmp_path: Path
 ) -> None:
     _assert_same(_with_kills(10, run, label_studio, scans60, tmp_path), run["end"])

@@ -1,4 +1,4 @@
-"""Settings: read once, typed, refused with words that say what to do."""
+"""Settings: read once, typed, and refused with a message that says what to do."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_environment_written_for_the_worker_is_read_back_the_same() -> None:
     assert Settings.from_env(to_env(settings)) == settings
 
 
-def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
+def test_an_unknown_name_is_refused_with_the_known_names() -> None:
     known = ", ".join(f"SCANQUEUE_{name}" for name in NAMES)
     assert refusal(PROT="9090") == f"SCANQUEUE_PROT is not a scanqueue setting. Known settings: {known}."
 
@@ -122,12 +122,12 @@ def test_a_file_is_read_for_secrets_only() -> None:
         ({"PASSWORD": "word"}, "SCANQUEUE_USER and SCANQUEUE_PASSWORD must be set together; set both or neither."),
     ],
 )
-def test_a_value_that_cannot_be_used_is_refused_in_words(given: dict[str, str], words: str) -> None:
+def test_an_unusable_value_is_refused_with_a_reason(given: dict[str, str], words: str) -> None:
     assert refusal(**given) == words
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "scanqueue.example.org"])
-def test_a_host_that_others_reach_needs_credentials(host: str) -> None:
+def test_a_host_that_is_reachable_from_outside_needs_credentials(host: str) -> None:
     assert refusal(HOST=host) == (
         f"SCANQUEUE_HOST='{host}' is reachable from other machines, but SCANQUEUE_USER and "
         "SCANQUEUE_PASSWORD are not set. Set both, or listen on 127.0.0.1."
@@ -160,7 +160,7 @@ def test_a_secret_is_read_from_a_file_and_never_shown(name: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("url", ["redis://:secret/part@redis:6379/0", "redis://:123#part@redis:6379/0", "redis:6379"])
-def test_an_address_of_redis_that_cannot_be_read_is_refused_without_its_password(url: str) -> None:
+def test_an_invalid_redis_address_is_refused_without_its_password(url: str) -> None:
     assert refusal(REDIS_URL=url) == (
         "SCANQUEUE_REDIS_URL is not an address such as redis://:PASSWORD@redis:6379/0. "
         "In the password, write / as %2F, # as %23, ? as %3F and @ as %40."
@@ -168,7 +168,7 @@ def test_an_address_of_redis_that_cannot_be_read_is_refused_without_its_password
 
 
 @pytest.mark.parametrize("url", ["redis://localhost", "rediss://:a%2Fb@redis:6379/0", "unix:///run/redis.sock?db=1"])
-def test_addresses_of_redis_are_taken(url: str) -> None:
+def test_valid_redis_addresses_are_accepted(url: str) -> None:
     assert Settings.from_env({"SCANQUEUE_REDIS_URL": url}).redis_url == url
 
 
@@ -179,7 +179,7 @@ def test_a_secret_given_twice_is_refused_and_not_repeated(tmp_path: Path) -> Non
     assert words == ("SCANQUEUE_LABEL_STUDIO_API_KEY and SCANQUEUE_LABEL_STUDIO_API_KEY_FILE are both set; keep one.")
 
 
-def test_a_secret_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_secret_file_is_named(tmp_path: Path) -> None:
     missing = str(tmp_path / "no-such-file")
     words = refusal(PASSWORD_FILE=missing, USER="lab")
     assert words == f"SCANQUEUE_PASSWORD_FILE: cannot read {missing!r}: No such file or directory."
@@ -263,20 +263,20 @@ KNOWN = (
         ({"control_share": "some"}, "control_share is 'some'; it must be a number from 0 to 0.5."),
     ],
 )
-def test_a_project_setting_that_cannot_be_used_is_refused_in_words(given: Any, words: str) -> None:
+def test_an_unusable_project_setting_is_refused_with_a_reason(given: Any, words: str) -> None:
     assert project_refusal(given) == words
 
 
-# strategies and measures there are
+# strategies and measures
 
 
 @pytest.mark.parametrize("strategy", ["default", "paper", "random", "typiclust+entropy", "power-entropy", "probcover"])
-def test_a_strategy_is_written_out_for_both_moments(strategy: str) -> None:
+def test_a_strategy_is_written_out_for_cold_start_and_model(strategy: str) -> None:
     assert project_settings({"strategy": strategy}).moments == strategy_pair(strategy)
     assert project_settings("").moments == strategy_pair("default")
 
 
-def test_a_strategy_or_measure_that_does_not_exist_is_refused_with_those_that_do() -> None:
+def test_an_unknown_strategy_or_measure_is_refused_with_the_known_ones() -> None:
     with pytest.raises(BadSetting, match=r"^strategy: got 'luck', wanted default, one of paper, .*COLD\+MODEL\.$"):
         project_settings('{"strategy": "luck"}')
     with pytest.raises(BadSetting, match=r"^strategy: got 'luck', wanted one of paper, entropy"):
@@ -286,7 +286,7 @@ def test_a_strategy_or_measure_that_does_not_exist_is_refused_with_those_that_do
     assert str(refused.value) == "uncertainty is 'mean'; it must be one of image, foreground, boundary, top."
 
 
-def test_stratified_without_a_key_says_what_to_set() -> None:
+def test_stratified_without_a_key_is_refused_with_what_to_set() -> None:
     with pytest.raises(BadSetting, match="needs a key to group the scans by: set stratify_by to a key"):
         project_settings({"strategy": "stratified"})
     assert project_settings({"strategy": "stratified", "stratify_by": "site"}).stratify_by == "site"
@@ -295,11 +295,11 @@ def test_stratified_without_a_key_says_what_to_set() -> None:
 @pytest.mark.parametrize(
     ("strategy", "extra"), [("paper", ""), ("clasp", "classes"), ("pairwise-dice", "disagreement")]
 )
-def test_what_a_strategy_has_to_be_told_of_a_scan_is_known(strategy: str, extra: str) -> None:
+def test_the_signals_that_a_strategy_needs_are_known(strategy: str, extra: str) -> None:
     assert extra_signal(project_settings({"strategy": strategy})) == extra
 
 
-def test_extra_params_that_are_not_json_say_where_it_breaks() -> None:
+def test_invalid_json_in_extra_params_is_reported_with_its_position() -> None:
     words = project_refusal("round_size: 3")
     assert words.startswith("extra params: invalid JSON: Expecting value: line 1 column 1")
     assert words.endswith('Example: {"round_size": 10}.')

@@ -1,6 +1,6 @@
 """docker-compose.yml run on this machine: every service with the file's own command and environment (`stack`).
 
-First start, the loop, twenty annotators, kills at random moments; and not one packet that would leave the machine.
+First start, the loop, twenty annotators, kills at random moments; and no packet leaves the machine.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ THINKING = (2.0, 6.0)  # seconds that a simulated annotator looks at a scan
 
 
 def packets_without_a_way_out() -> dict[str, int]:
-    """How often the kernel was asked to send something to an address that is not of this machine."""
+    """How often a process tried to send something to an address outside this machine."""
     lines = Path("/proc/net/snmp").read_text().splitlines()
     names, values = (line.split() for line in lines if line.startswith("Ip:"))
     found = dict(zip(names, values, strict=True))
@@ -48,7 +48,7 @@ def packets_without_a_way_out() -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def building() -> Iterator[Future[Built]]:
-    """While Label Studio makes its tables."""
+    """Build in the background, while Label Studio creates its tables."""
     need_isolation()
     folder = scratch("image")
     try:
@@ -81,10 +81,10 @@ def published_once(lab: Lab) -> None:
 
 
 def labelled_once(stack: Stack, lab: Lab, *, miscounted: int = 0) -> None:
-    """Every scan that was submitted has one annotation, no other scan has any, and scanqueue knows just these.
+    """Every submitted scan has exactly one annotation, no other scan has any, and scanqueue knows exactly these.
 
-    miscounted  annotations that Label Studio may hold without counting them at their task: it writes the two one
-                after the other, and was killed so many times
+    miscounted  annotations that Label Studio may store without counting them in their task: it writes the annotation
+                and the count one after the other, and was killed this many times
     """
     rows = stack.studio.get("/api/tasks", project=lab.project, page_size=10_000, include="id,total_annotations")
     counts = {row["id"]: row["total_annotations"] for row in rows["tasks"] if row["total_annotations"]}
@@ -111,8 +111,8 @@ def test_the_first_start_needs_only_a_user_and_a_token(stack: Stack, built: Buil
     assert server.execute("grep", "^CapBnd", "/proc/self/status").stdout.split()[1] == "0" * 16
 
 
-def test_what_would_leave_the_machine_is_counted() -> None:
-    """The control of the assertions below: an address that documentation is written with, and no way there."""
+def test_packets_that_would_leave_the_machine_are_counted() -> None:
+    """Verifies the counter that the tests below rely on: an address reserved for documentation, without a route."""
     need_isolation()
     before = packets_without_a_way_out()
     with socket.socket() as outward, pytest.raises(OSError, match="unreachable"):
@@ -120,7 +120,7 @@ def test_what_would_leave_the_machine_is_counted() -> None:
     assert packets_without_a_way_out()["OutNoRoutes"] > before["OutNoRoutes"]
 
 
-def test_the_loop_runs_in_it(stack: Stack, scans60: Scans) -> None:
+def test_the_loop_runs_in_the_stack(stack: Stack, scans60: Scans) -> None:
     before = packets_without_a_way_out()
     lab = Lab(stack.studio, scans60, extra_params={"cold_start_size": 8, "round_size": 5})
     lab.connect(stack)
@@ -129,7 +129,7 @@ def test_the_loop_runs_in_it(stack: Stack, scans60: Scans) -> None:
     cold = lab.label(8)
     assert all(p["result"] == [] for task in cold for p in task["predictions"])
     lab.wait_for_round(1, seconds=600)
-    warm = lab.label(7)[2:]  # the first two may be tasks that were held since the cold start
+    warm = lab.label(7)[2:]  # the annotators may have held the first two since the cold start
     assert all(task["predictions"][-1]["result"] for task in warm)
     lab.wait_for_round(2, seconds=600)
     seen = stack.wait(lab.project, lambda s: s["job"] is None and s["labelled"] == 15)
@@ -147,17 +147,17 @@ def test_the_loop_runs_in_it(stack: Stack, scans60: Scans) -> None:
     assert {k: again[k] for k in ("round", "model_version", "queue", "shown")} == {
         k: seen[k] for k in ("round", "model_version", "queue", "shown")
     }
-    # nothing tried to reach another machine, not even for a name
+    # nothing tried to reach another machine, not even to resolve a name
     assert packets_without_a_way_out() == before
 
 
 class Reading:
-    """Annotators who work at the same time, each in a thread; what they met."""
+    """Concurrent annotators, one thread each, and a record of what they met."""
 
     def __init__(
         self, lab: Lab, total: int, *, stubborn: bool = False, thinking: tuple[float, float] = THINKING
     ) -> None:
-        """stubborn: what fails is tried again, as a person would."""
+        """stubborn: retry what fails, as a person would."""
         self.lab, self.left, self.stubborn, self.thinking = lab, total, stubborn, thinking
         self.lock = threading.Lock()
         self.held: Counter[int] = Counter()
@@ -213,7 +213,7 @@ class Reading:
         return task
 
     def _submit(self, annotator: Annotator, task: dict[str, Any], truth: list[dict[str, Any]]) -> None:
-        # when it is tried again: it may have arrived all the same
+        # before a retry: the first attempt may have arrived
         if not self.stubborn or not self.lab.studio.annotations(task["id"]):
             annotator.submit(task, truth)
 
@@ -257,7 +257,7 @@ def test_twenty_annotators_at_once(stack: Stack, many: Scans, total: int) -> Non
     with log.open("rb") as file:
         file.seek(read_before)
         unanswered = re.findall(rb"^requests\.exceptions\..*", file.read(), re.M)
-    time.sleep(EVERY + 1)  # until the server has written down what it counted
+    time.sleep(EVERY + 1)  # until the server has stored its counters
     rounds = stack.get(f"/api/projects/{lab.project}/rounds")["rounds"]
     print(
         f"\n{READERS} annotators, {total} labels in {spent:.0f} s, {len(rounds) - 1} rounds after the cold start, "
@@ -278,20 +278,20 @@ def test_twenty_annotators_at_once(stack: Stack, many: Scans, total: int) -> Non
 
 
 def learnt(stack: Stack, lab: Lab) -> int:
-    """How many labels the newest model was trained on."""
+    """The number of labels that the newest model was trained on."""
     models = stack.get(f"/api/projects/{lab.project}/rounds")["models"]
     return int(models[-1]["trained_on"]) if models else 0
 
 
 def slow_answers(stack: Stack) -> list[str]:
-    """Requests of Label Studio that it must not wait for and scanqueue took more than a second for."""
+    """Requests from Label Studio that must be answered at once but took scanqueue more than a second."""
     text = stack.http.get("/metrics").text
     return re.findall(r'^scanqueue_http_slow_total\{path="/(?:webhook|setup|health)"\} .*', text, re.M)
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(32, marks=pytest.mark.long)])
-def test_killed_at_random_moments_nothing_is_lost_or_doubled(stack: Stack, many: Scans, kills: int) -> None:
-    """SIGKILL to a whole container at a time; each is started again by its restart policy, as Docker would."""
+def test_kills_at_random_moments_lose_and_duplicate_nothing(stack: Stack, many: Scans, kills: int) -> None:
+    """SIGKILL to one whole container at a time; its restart policy starts it again, as in Docker."""
     size = 6
     total, pause, thinking = (4 * size, 5.0, THINKING) if kills < 10 else (24 * size, 10.0, (4.0, 12.0))
     settings = {"cold_start_size": size, "round_size": size, "queue_depth": 6 * size}
@@ -332,7 +332,7 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(stack: Stack, many:
 
 
 @pytest.mark.long
-def test_dumps_of_the_databases_are_put_back_as_the_deployment_page_says(stack: Stack, scans60: Scans) -> None:
+def test_database_dumps_are_restored_as_the_deployment_page_says(stack: Stack, scans60: Scans) -> None:
     page = (ROOT / "docs" / "how-to" / "deployment.md").read_text()
     lab = Lab(stack.studio, scans60[:24], extra_params={"cold_start_size": 8, "round_size": 5})
     lab.connect(stack)
@@ -350,7 +350,7 @@ def test_dumps_of_the_databases_are_put_back_as_the_deployment_page_says(stack: 
             f"pg_restore -U labelstudio --clean --create -e -d postgres < {file}",
         ):
             assert command in page
-            if command.startswith("pg_restore"):  # as a newer version would have made it
+            if command.startswith("pg_restore"):  # as a newer version would have left it
                 newer = "CREATE TABLE newer (project bigint REFERENCES project)"
                 assert postgres.execute("psql", "-U", "labelstudio", "-d", name, "-c", newer).returncode == 0
             done = postgres.execute("sh", "-c", f"cd /tmp && {command}")

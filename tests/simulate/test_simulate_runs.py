@@ -1,4 +1,4 @@
-"""The trainings behind a comparison: what is read, how it is split, that pairs are pairs, that a kill costs nothing."""
+"""The trainings behind a comparison: reading, splitting, pairing, and restarting after a kill."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def test_groups_are_united_over_columns_and_pairs(tmp_path: Path) -> None:
     patients = write(tmp_path / "p.csv", "name,patient", "a.png,1", "b,1", "c,2", "d,", "elsewhere,1")
     pairs = write(tmp_path / "q.csv", "one,other,how", "c,e,0.9", "e,f,0.8", "a,elsewhere,1")
     found = read_groups([f"{patients}:patient", f"{pairs}:one,other"], names)
-    together = {frozenset(n for n, g in zip(names, found, strict=True) if g == group) for group in found}
-    assert together == {frozenset("ab"), frozenset("cef"), frozenset("d")}
+    united = {frozenset(n for n, g in zip(names, found, strict=True) if g == group) for group in found}
+    assert united == {frozenset("ab"), frozenset("cef"), frozenset("d")}
     assert len(set(read_groups([], names))) == 6
 
 
@@ -177,7 +177,7 @@ def test_a_budget_beyond_the_pool_is_refused_with_the_numbers(folder: Path, tmp_
 # -- what is trained --------------------------------------------------------------------------
 
 
-def test_rows_are_paired_complete_and_made_with_the_strategies_of_the_service(folder: Path, tmp_path: Path) -> None:
+def test_rows_are_paired_complete_and_use_the_strategies_of_the_service(folder: Path, tmp_path: Path) -> None:
     asked = comparison(folder, strategies=("facility+entropy", "random"))
     seen: list[tuple[int, int]] = []
     rows = run(asked, tmp_path / "out", processes=2, progress=lambda done, total, left: seen.append((done, total)))
@@ -209,7 +209,7 @@ def test_rows_are_paired_complete_and_made_with_the_strategies_of_the_service(fo
     whole = COLD_START["random"](pool, 6, seed=0).rows
     assert chosen("random", 6) == [bench.scans.names[part.pool[r]] for r in whole]
 
-    # what a kill would have left out is made again, and nothing else becomes of it
+    # rows lost in a kill are computed again, with the same results
     for lost in sorted((tmp_path / "out" / "cells").glob("*.json"))[::2]:
         lost.unlink()
     (tmp_path / "out" / "results.csv").unlink()
@@ -217,7 +217,7 @@ def test_rows_are_paired_complete_and_made_with_the_strategies_of_the_service(fo
     assert table(tmp_path / "out" / "picks.csv") == picks
 
 
-def test_what_two_strategies_both_choose_is_trained_once(
+def test_a_selection_that_two_strategies_share_is_trained_once(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench(comparison(folder), tmp_path)
@@ -235,7 +235,7 @@ def test_what_two_strategies_both_choose_is_trained_once(
     assert trained == [3, 6]
 
 
-def test_cold_starts_alone_never_ask_a_model(folder: Path, tmp_path: Path) -> None:
+def test_cold_starts_alone_never_use_a_model(folder: Path, tmp_path: Path) -> None:
     rows = run(
         comparison(folder, strategies=("alps", "random"), cold_start_only=True),
         tmp_path / "out",
@@ -260,7 +260,7 @@ def test_distances_are_in_millimetres_where_the_spacing_is_known(folder: Path, t
     assert mm["dice"] == px["dice"]
 
 
-def test_a_training_holds_out_what_the_service_would(folder: Path, tmp_path: Path) -> None:
+def test_a_training_holds_out_the_same_scans_as_the_service(folder: Path, tmp_path: Path) -> None:
     bench = Bench(comparison(folder), tmp_path)
     part = bench.split(0)
     seen: list[tuple[int, int]] = []
@@ -271,7 +271,7 @@ def test_a_training_holds_out_what_the_service_would(folder: Path, tmp_path: Pat
     assert seen == [(10 - len(held), len(held))]
 
 
-def test_a_training_never_holds_out_one_scan_of_a_patient_and_learns_from_another(folder: Path, tmp_path: Path) -> None:
+def test_a_training_never_splits_the_scans_of_a_patient(folder: Path, tmp_path: Path) -> None:
     names = [path.stem for path in sorted((folder / "images").iterdir())]
     file = write(tmp_path / "patients.csv", "name,patient", *(f"{name},{i // 3}" for i, name in enumerate(names[:21])))
     bench = Bench(comparison(folder, groups=(f"{file}:patient",), test_share=0.2), tmp_path / "cells")
@@ -284,7 +284,7 @@ def test_a_training_never_holds_out_one_scan_of_a_patient_and_learns_from_anothe
     assert learn
     assert watch
     assert not watch & learn
-    assert len(told[0][1]) >= 3  # a patient whole
+    assert len(told[0][1]) >= 3  # all scans of a patient
     plain = Bench(comparison(folder, test_share=0.2), tmp_path / "cells")
     few = np.arange(6)
     assert bench._recipe(0, part, few) != plain._recipe(0, part, few)

@@ -46,7 +46,7 @@ def row(
 def pairs(
     gains: list[float], *, strategy: str = "default", data: str = "", budgets: tuple[int, ...] = (10, 20)
 ) -> list[Row]:
-    """Random choice at 0.6 and a strategy better by one gain for each seed, at every budget alike."""
+    """Random choice at 0.6 and a strategy that is better by one gain per seed, the same at every budget."""
     made = []
     for seed, gain in enumerate(gains):
         for budget in budgets:
@@ -63,7 +63,7 @@ def write(path: Path, *lines: str, header: str = ",".join(COLUMNS)) -> Path:
 # Reading
 
 
-def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+def test_rows_are_read_back_as_written(tmp_path: Path) -> None:
     path = write(
         tmp_path / "results.csv",
         "paper+entropy,pixels,3,20,18,0.75,4.5,2.25,mm,30,12.5",
@@ -75,7 +75,7 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     ]
 
 
-def test_a_column_for_data_sets_is_read_where_there_is_one_and_others_are_ignored(tmp_path: Path) -> None:
+def test_a_data_set_column_is_read_if_present_and_other_columns_are_ignored(tmp_path: Path) -> None:
     path = write(
         tmp_path / "r.csv", "chest,random,e,0,10,10,0.5,1,1,px,3,1,x", header=",".join(("data", *COLUMNS, "more"))
     )
@@ -104,7 +104,7 @@ def test_a_bad_line_is_named_with_its_column(tmp_path: Path, line: str, message:
     assert str(caught.value).startswith(f"{path}, {message}")
 
 
-def test_a_missing_column_is_named_with_those_that_there_are(tmp_path: Path) -> None:
+def test_a_missing_column_is_named_with_the_existing_ones(tmp_path: Path) -> None:
     path = write(tmp_path / "r.csv", header="strategy;seed")
     with pytest.raises(BadResults, match=r"line 1: no column strategy, embedder, .*; found strategy;seed\. Give"):
         read_rows(path)
@@ -125,14 +125,14 @@ def test_nothing_to_compare_is_refused() -> None:
         check_rows([row(RANDOM, 0, 10, 0.5), row(RANDOM, 0, 10, 0.6)])
 
 
-def test_an_arm_is_named_with_its_embedder_only_where_there_are_several() -> None:
+def test_an_arm_name_has_the_embedder_only_if_there_are_several() -> None:
     one = [row("default", 0, 10, 0.5, embedder="a"), row(RANDOM, 0, 10, 0.5, embedder="")]
     assert set(arm_names(one).values()) == {"default", "random"}
     two = [*one, row("default", 0, 10, 0.5, embedder="b")]
     assert set(arm_names(two).values()) == {"default (a)", "default (b)", "random"}
 
 
-def test_what_an_interrupted_run_lacks_is_said() -> None:
+def test_the_missing_rows_of_an_interrupted_run_are_reported() -> None:
     rows = [*pairs([0.1, 0.1]), row(ALL_LABELS, 0, 100, 0.9)]
     del rows[-2]  # default, seed 1, budget 20
     assert missing_models(rows) == [
@@ -145,15 +145,15 @@ def test_what_an_interrupted_run_lacks_is_said() -> None:
 # Areas and curves
 
 
-def test_area_is_trapezoids_over_the_range_of_labels() -> None:
+def test_the_area_uses_trapezoids_over_the_range_of_labels() -> None:
     # (10 * (0.5 + 0.7) / 2 + 20 * (0.7 + 0.8) / 2) / 30
     assert area_under_curve([10, 20, 40], [0.5, 0.7, 0.8]) == pytest.approx(0.7)
     assert area_under_curve([40, 10, 20], [0.8, 0.5, 0.7]) == pytest.approx(0.7)
 
 
-def test_area_of_one_budget_is_its_dice() -> None:
+def test_the_area_of_a_single_budget_is_its_dice() -> None:
     assert area_under_curve([10], [0.5]) == 0.5
-    assert area_under_curve([10, 10], [0.5, 0.7]) == pytest.approx(0.6)  # the pool was that small
+    assert area_under_curve([10, 10], [0.5, 0.7]) == pytest.approx(0.6)  # a pool this small
 
 
 def test_area_of_nothing_is_refused() -> None:
@@ -177,7 +177,7 @@ def test_a_curve_point_is_the_mean_over_seeds_in_its_unit() -> None:
 
 
 @pytest.mark.parametrize("n", [5, 10])
-def test_intervals_cover_the_truth_about_as_often_as_they_say(n: int) -> None:
+def test_intervals_have_about_their_nominal_coverage(n: int) -> None:
     draw = np.random.default_rng(0)
     inside = 0
     for repeat in range(300):
@@ -188,7 +188,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(n: int) -> None:
     assert 0.90 <= inside / 300 <= 0.98  # plain percentiles of five: 0.83
 
 
-def test_intervals_of_two_data_sets_draw_within_each_and_count_them_equally() -> None:
+def test_intervals_over_two_data_sets_resample_within_each_and_weight_them_equally() -> None:
     found = mean_interval({"a": [0.0] * 9, "b": [1.0] * 3}, resamples=QUICK)
     assert (found.mean, found.low, found.high, found.n) == (0.5, 0.5, 0.5, 12)
 
@@ -199,7 +199,7 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     assert mean_interval(values, seed=1, resamples=QUICK) != mean_interval(values, seed=2, resamples=QUICK)
 
 
-def test_one_repeat_has_no_interval_and_none_no_mean() -> None:
+def test_one_repeat_has_no_interval_and_zero_repeats_no_mean() -> None:
     alone = mean_interval({"a": [0.5], "b": [0.1, 0.3]})
     assert (alone.mean, alone.low, alone.high, alone.n) == (pytest.approx(0.35), None, None, 3)
     with pytest.raises(ValueError, match="at least one value"):
@@ -224,9 +224,9 @@ def test_a_difference_is_arm_minus_random_for_dice_and_distances() -> None:
     assert found.unit == "px"
 
 
-def test_only_pairs_are_compared_and_an_interrupted_one_is_left_out_of_the_area() -> None:
+def test_only_pairs_are_compared_and_an_incomplete_one_is_left_out_of_the_area() -> None:
     rows = pairs([0.1, 0.2, 0.3])
-    rows = [r for r in rows if not (r.strategy == RANDOM and r.seed == 1)]  # no partner at all
+    rows = [r for r in rows if not (r.strategy == RANDOM and r.seed == 1)]  # no partner
     rows = [r for r in rows if not (r.strategy == "default" and r.seed == 2 and r.budget == 20)]
     (found,) = compare_with_random(rows, resamples=QUICK)
     assert found.by_pair == {Repeat("", 0): pytest.approx(0.1)}
@@ -235,7 +235,7 @@ def test_only_pairs_are_compared_and_an_interrupted_one_is_left_out_of_the_area(
     assert found.dice[10].mean == pytest.approx(0.2)
 
 
-def test_an_area_spans_only_the_budgets_that_both_have() -> None:
+def test_an_area_covers_only_the_budgets_of_both_arms() -> None:
     rows = [*pairs([0.1]), row("default", 0, 40, 1.0)]
     (found,) = compare_with_random(rows, resamples=QUICK)
     assert found.over == {"": (10, 20)}
@@ -243,7 +243,7 @@ def test_an_area_spans_only_the_budgets_that_both_have() -> None:
     assert found.area.mean == pytest.approx(0.1)
 
 
-def test_the_partner_is_random_choice_through_the_same_embedder() -> None:
+def test_the_control_arm_is_random_choice_with_the_same_embedder() -> None:
     rows = [
         row(RANDOM, 0, 10, 0.5, embedder="a"),
         row(RANDOM, 0, 10, 0.6, embedder="b"),
@@ -254,7 +254,7 @@ def test_the_partner_is_random_choice_through_the_same_embedder() -> None:
     assert gains == {"b": pytest.approx(0.1), "c": pytest.approx(0.4)}
 
 
-def test_data_sets_count_equally_whatever_their_number_of_repeats() -> None:
+def test_data_sets_count_equally_regardless_of_their_number_of_repeats() -> None:
     rows = pairs([0.1] * 6, data="a") + pairs([0.3] * 2, data="b")
     (found,) = compare_with_random(rows, resamples=QUICK)
     assert found.area is not None
@@ -275,7 +275,7 @@ def test_without_random_choice_nothing_is_compared() -> None:
     assert verdict(found).sentence == "cannot be compared: no repeat has both this strategy and random choice"
 
 
-def test_comparisons_come_best_first() -> None:
+def test_comparisons_are_sorted_best_first() -> None:
     rows = pairs([0.1] * 2, strategy="good") + [r for r in pairs([-0.1] * 2, strategy="bad") if r.strategy == "bad"]
     rows.append(row("lonely", 7, 10, 0.5))
     assert [one.name for one in compare_with_random(rows, resamples=QUICK)] == ["good", "bad", "lonely"]
@@ -283,19 +283,19 @@ def test_comparisons_come_best_first() -> None:
 
 def test_signed_rank_is_exact_for_few_pairs() -> None:
     assert signed_rank([0.01, 0.02, 0.03, 0.04, 0.05]) == (pytest.approx(0.0625), 5)
-    # the sums of ranks as small as 1 of 3 pairs: {} and {1}, both ways: 4 / 8
+    # 3 pairs: rank sums of at most 1 are {} and {1}, on either side: 4 / 8
     assert signed_rank([-0.1, 0.2, 0.3]) == (pytest.approx(0.5), 3)
     assert signed_rank([0.1, 0.1, 0.1, 0.0]) == (pytest.approx(0.25), 3)  # ties and a zero
     assert signed_rank([0.0, 0.0]) == (1.0, 0)
     assert signed_rank([]) == (None, 0)
 
 
-def test_the_smallest_p_is_that_of_all_differences_on_one_side() -> None:
+def test_p_is_smallest_if_all_differences_have_one_sign() -> None:
     for n in range(1, 11):
         assert smallest_p(n) == pytest.approx(signed_rank([0.01 * k for k in range(1, n + 1)])[0])
 
 
-def test_holm_multiplies_by_the_number_of_those_left_and_never_descends() -> None:
+def test_holm_multiplies_by_the_number_of_remaining_tests_and_never_decreases() -> None:
     corrected = holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.9})
     assert corrected == pytest.approx({"b": 0.04, "c": 0.09, "a": 0.09, "d": 0.9})
     assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
@@ -317,7 +317,7 @@ def one_verdict(gains: list[float]) -> tuple[str, str]:
     return said.kind, said.sentence
 
 
-def test_better_with_five_pairs_says_that_the_test_cannot_confirm_it() -> None:
+def test_the_verdict_better_with_five_pairs_says_that_the_test_cannot_confirm_it() -> None:
     kind, sentence = one_verdict([0.010, 0.020, 0.020, 0.025, 0.030])
     assert kind == "better"
     assert sentence.startswith("better than random: +0.021 Dice on average (95 % interval +0.01")
@@ -326,19 +326,19 @@ def test_better_with_five_pairs_says_that_the_test_cannot_confirm_it() -> None:
     )
 
 
-def test_better_with_enough_pairs_is_said_plainly() -> None:
+def test_the_verdict_better_with_enough_pairs_has_no_reservation() -> None:
     kind, sentence = one_verdict([0.010, 0.020, 0.020, 0.025, 0.030, 0.015, 0.018])
     assert kind == "better"
     assert sentence.endswith(") over 7 paired repeats")
 
 
-def test_worse_carries_a_minus() -> None:
+def test_the_verdict_worse_has_a_minus_sign() -> None:
     kind, sentence = one_verdict([-0.010, -0.020, -0.020, -0.025, -0.030, -0.015, -0.018])
     assert kind == "worse"
     assert sentence.startswith("worse than random: \N{MINUS SIGN}0.020 Dice on average")
 
 
-def test_an_interval_over_zero_is_never_called_equal() -> None:
+def test_an_interval_that_includes_zero_is_never_called_equal() -> None:
     kind, sentence = one_verdict([-0.03, 0.02, -0.01, 0.03, 0.01])
     assert kind == "open"
     assert sentence.startswith(
@@ -347,7 +347,7 @@ def test_an_interval_over_zero_is_never_called_equal() -> None:
     assert sentence.endswith(") over 5 paired repeats")
 
 
-def test_fewer_than_five_pairs_are_no_verdict() -> None:
+def test_fewer_than_five_pairs_give_no_verdict() -> None:
     kind, sentence = one_verdict([0.1, 0.2, 0.1, 0.1])
     assert kind == "too few"
     assert sentence == (
@@ -357,14 +357,14 @@ def test_fewer_than_five_pairs_are_no_verdict() -> None:
     assert one_verdict([0.1]) == ("too few", "one paired repeat is too few to judge: +0.100 Dice; 5 are needed")
 
 
-def test_a_data_set_with_a_single_repeat_leaves_no_verdict() -> None:
+def test_a_data_set_with_a_single_repeat_gives_no_verdict() -> None:
     (found,) = compare_with_random(pairs([0.1] * 6, data="a") + pairs([0.3], data="b"), resamples=QUICK)
     said = verdict(found)
     assert said.kind == "too few"
     assert said.sentence.endswith("over 7 paired repeats; every data set needs at least two")
 
 
-def test_what_luck_among_many_strategies_explains_is_said() -> None:
+def test_a_lead_that_chance_explains_among_many_strategies_is_reported() -> None:
     gains = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]
     rows = pairs(gains, strategy="s0")
     for k in range(1, 4):
@@ -384,14 +384,14 @@ def test_labels_to_reach_lie_on_the_line_between_two_budgets() -> None:
     assert labels_to_reach([10, 20, 40], [0.5, 0.7, 0.8], 0.7) == Needed(20.0)
     assert labels_to_reach([10, 20, 40], [0.5, 0.7, 0.8], 0.5) == Needed(10.0, at_first=True)
     assert labels_to_reach([10, 20, 40], [0.5, 0.7, 0.8], 0.81) == Needed(None)
-    assert labels_to_reach([10, 20, 40], [0.5, 0.8, 0.6], 0.65) == Needed(15.0)  # the first time counts
+    assert labels_to_reach([10, 20, 40], [0.5, 0.8, 0.6], 0.65) == Needed(15.0)  # the first crossing counts
 
 
 def reaching(strategy: str, seed: int, *dice: float) -> list[Row]:
     return [row(strategy, seed, budget, value) for budget, value in zip((10, 20, 40), dice, strict=True)]
 
 
-def test_labels_needed_are_medians_against_the_repeats_own_target() -> None:
+def test_labels_needed_are_medians_relative_to_the_target_of_each_repeat() -> None:
     rows = [row(ALL_LABELS, seed, 100, full) for seed, full in enumerate((1.0, 0.8, 1.0))]
     rows += (
         reaching(RANDOM, 0, 0.5, 0.8, 1.0) + reaching(RANDOM, 1, 0.52, 0.62, 0.82) + reaching(RANDOM, 2, 0.1, 0.2, 0.3)
@@ -408,18 +408,18 @@ def test_labels_needed_are_medians_against_the_repeats_own_target() -> None:
     assert random.median == pytest.approx(30)
     assert default.each == (Needed(pytest.approx(15)), Needed(10.0, at_first=True), Needed(pytest.approx(40)))
     assert (default.median, default.at_most) == (pytest.approx(15), False)
-    # saved: 15, 20, and more than any number: only default got there
+    # saved: 15, 20, and infinitely many: only default reached its target
     assert (default.saved, default.saved_pairs) == (pytest.approx(20), 3)
 
 
-def test_a_median_among_those_that_never_got_there_is_none() -> None:
+def test_a_median_among_repeats_that_never_reached_the_target_is_none() -> None:
     rows = [row(ALL_LABELS, 0, 100, 1.0), *reaching(RANDOM, 0, 0.9, 0.9, 0.9), *reaching("default", 0, 0.1, 0.2, 0.3)]
     random, default = labels_needed(rows, [0.9])
     assert (random.median, random.at_most) == (10.0, True)
     assert (default.median, default.reached, default.saved) == (None, 0, -math.inf)
 
 
-def test_without_a_model_of_all_labels_nothing_is_needed() -> None:
+def test_without_a_model_of_all_labels_there_is_no_target() -> None:
     assert labels_needed(pairs([0.1])) == []
     rows = [row(ALL_LABELS, 9, 100, 1.0), row("default", 0, 10, 0.5)]
     assert [(one.repeats, one.median) for one in labels_needed(rows, [0.9])] == [(0, None)]

@@ -1,4 +1,4 @@
-"""Dockerfile and containers without Docker: the same files, user, capabilities and commands, by bubblewrap.
+"""Dockerfile and containers without Docker: bubblewrap with the same files, user, capabilities and commands.
 
 A Dockerfile is followed instruction by instruction in a folder that becomes the root of the containers. What its
 base image brings is this machine's /usr and Python. Containers share the network of the tests.
@@ -26,12 +26,12 @@ import pytest
 
 PYTHON = Path(sys.base_prefix)
 PATH = f"{PYTHON}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Docker's defaults, as far as they are of use here
+# Docker's defaults, as far as they are needed here
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP")
 
 
 def need_isolation() -> None:
-    """Skip, or in CI fail, unless containers can be made and no connection can leave this machine."""
+    """Skip (or in CI, fail) unless containers work and no connection can leave this machine."""
     routes = Path("/proc/net/route").read_text().splitlines()[1:] if Path("/proc/net/route").exists() else ["?"]
     missing = [name for name in ("bwrap", "setpriv", "nsenter", "docker-compose") if shutil.which(name) is None]
     reason = ""
@@ -45,7 +45,7 @@ def need_isolation() -> None:
 
 @dataclass(frozen=True)
 class Image:
-    """What a container is started from. `root` is its file system; nobody writes to it but `build`."""
+    """What a container is started from. `root` is its file system; only `build` writes to it."""
 
     root: Path
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Image:
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     folder: str = "/"
-    binds: Mapping[str, str] = field(default_factory=dict)  # further parts of this machine it is made of, read-only
+    binds: Mapping[str, str] = field(default_factory=dict)  # further read-only parts of this machine
 
 
 def bare_root(root: Path) -> Path:
@@ -70,7 +70,7 @@ def bare_root(root: Path) -> Path:
 
 
 class Dockerfile:
-    """Follows the instructions that ours uses; any other is an error, so that none is passed over in silence."""
+    """Supports the instructions that ours uses; any other is an error, so that none is silently ignored."""
 
     def __init__(self, text: str, context: Path, scratch: Path, arguments: Mapping[str, str]) -> None:
         self.context, self.scratch, self.arguments = context, scratch, arguments
@@ -133,7 +133,7 @@ class Dockerfile:
                 shutil.copy(self.context / source, place)
 
     def _run(self, image: Image, command: str) -> None:
-        """As root, with the network that packages come from."""
+        """Run as root, with network access for packages."""
         network = []
         if inherited := os.environ.get("OUTSIDE_NETWORK"):
             network = ["nsenter", f"--net={inherited}", "--"]
@@ -165,7 +165,7 @@ class _Ignored:
 
 
 def _cached_wheels(root: Path) -> Path | None:
-    """uv's cache as hard links inside `root`, where uv can link from it; a copy of it would be gigabytes."""
+    """uv's cache as hard links inside `root`, so that uv can link from it; a copy would take gigabytes."""
     found = subprocess.run(
         [str(Path(sys.prefix) / "bin" / "uv"), "cache", "dir"], capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -174,21 +174,21 @@ def _cached_wheels(root: Path) -> Path | None:
         return None
     target.parent.mkdir(parents=True, exist_ok=True)
     if subprocess.run(["cp", "-al", found, str(target)], capture_output=True, check=False).returncode:
-        shutil.rmtree(target, ignore_errors=True)  # another file system: packages are fetched
+        shutil.rmtree(target, ignore_errors=True)  # another file system: packages are downloaded
         return None
     return target
 
 
 def sandbox(image: Image, *, write: bool, environment: Mapping[str, str], tmpfs: Sequence[str] = ()) -> list[str]:
-    """The beginning of a bubblewrap command line: root file system, devices, empty folders, environment."""
+    """The first part of a bubblewrap command line: root file system, devices, empty folders, environment."""
     binds = {"/usr": "/usr", str(PYTHON): str(PYTHON), **image.binds}
     line = ["bwrap", "--bind" if write else "--ro-bind", str(image.root), "/", "--dev", "/dev", "--proc", "/proc"]
-    for target in tmpfs:  # before the parts of this machine, which may lie below them
+    for target in tmpfs:  # before the parts of this machine, which may be below them
         line += ["--tmpfs", target]
     for source, target in binds.items():
         if not target.startswith("/usr/"):
             below = [p for p in reversed(Path(target).parents) if any(str(p).startswith(f"{t}/") for t in tmpfs)]
-            for parent in below:  # which bubblewrap would make for root alone
+            for parent in below:  # bubblewrap would create these for root only
                 line += ["--perms", "0755", "--dir", str(parent)]
             (image.root / target.lstrip("/")).mkdir(parents=True, exist_ok=True)
             line += ["--ro-bind", source, target]
@@ -199,7 +199,7 @@ def sandbox(image: Image, *, write: bool, environment: Mapping[str, str], tmpfs:
 
 
 class Container:
-    """One running container. Ended by itself or killed it is started again, as `restart: unless-stopped` says."""
+    """One running container. When it exits or is killed, it starts again, as with `restart: unless-stopped`."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class Container:
         grace: float = 10.0,
         log: Path,
     ) -> None:
-        """mounts: target: (source, may be written to); healthcheck: its `test`, as compose gives it."""
+        """mounts: target: (source, writable); healthcheck: its `test` in the compose file."""
         self.name, self.log, self.grace, self.healthcheck = name, log, grace, list(healthcheck)
         self._image, self._user = image, user or image.user
         self._argv = [*image.entrypoint, *(command or image.command)]
@@ -226,7 +226,7 @@ class Container:
         self._capabilities = list(capabilities)
         self._stopped = threading.Event()
         self._keeper: threading.Thread | None = None
-        self.pid = 0  # of its first process, as seen from here
+        self.pid = 0  # of its first process, in the PID namespace of the tests
         self.starts = 0
 
     def start(self) -> None:
@@ -275,7 +275,7 @@ class Container:
         user, _, group = self._user.partition(":")
         kept = ",".join(["-all", *(f"+{name.lower()}" for name in self._capabilities)])
         line = ["setpriv", f"--reuid={user}", f"--regid={group or user}", "--clear-groups", "--no-new-privs"]
-        # another user's process forgets that it is to end with its parent, unless told again
+        # a change of user clears the parent-death signal, so it is set again
         return [*line, f"--bounding-set={kept}", "--inh-caps=-all", "--pdeathsig=KILL", "--"]
 
     def execute(self, *command: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -286,7 +286,7 @@ class Container:
         return subprocess.run(line, text=True, capture_output=True, timeout=timeout, check=False)
 
     def healthy(self) -> bool:
-        """What its own check says, once."""
+        """Run its health check once."""
         if not self.pid:
             return False
         kind, *rest = self.healthcheck
@@ -303,12 +303,12 @@ class Container:
             time.sleep(0.5)
 
     def kill(self) -> None:
-        """SIGKILL to everything in it at once; it is started again by itself."""
+        """SIGKILL to everything in it at once; it restarts by itself."""
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """SIGTERM, and after its grace SIGKILL; it stays stopped."""
+        """SIGTERM, and SIGKILL after the grace period; it stays stopped."""
         self._stopped.set()
         if self._keeper is None:
             return
@@ -324,7 +324,7 @@ class Container:
 
 
 def new_volume(folder: Path, image: Image, target: str, user: str) -> Path:
-    """A named volume: empty, and owned as the image has it at that place."""
+    """A named volume: empty, with the owner that the image has at that place."""
     folder.mkdir(parents=True)
     place = image.root / target.lstrip("/")
     owner: Any = place.stat() if place.exists() else None
@@ -334,7 +334,7 @@ def new_volume(folder: Path, image: Image, target: str, user: str) -> Path:
 
 
 def scratch(name: str) -> Path:
-    """A temporary folder that every user may enter; pytest's own are its user's alone."""
+    """A temporary folder that every user may enter, unlike those of pytest."""
     folder = Path(tempfile.mkdtemp(prefix=f"scanqueue-{name}-"))
     folder.chmod(0o755)
     return folder

@@ -1,10 +1,10 @@
-"""Feeds hostile input to the decoders, as a process of its own: `python fuzzer.py KIND SECONDS SEED FOLDER`.
+"""Feeds hostile input to the decoders, in a separate process: `python fuzzer.py KIND SECONDS SEED FOLDER`.
 
-First come the worst that we could think of, then SECONDS of random damage.
+It starts with the worst inputs that we could think of, followed by SECONDS of random damage.
 
-Prints one JSON line: how many inputs there were, how many were decoded, the slowest in seconds, and by how many MiB
-the process grew. Whatever is raised but the errors of a single scan or mask ends it with a traceback; the input that
-is being decoded lies in FOLDER/input, so that a crash or a hang can be looked at.
+Prints one JSON line: the number of inputs, how many were decoded, the slowest in seconds, and the growth of the
+process in MiB. Any exception except the errors of a single scan or mask ends it with a traceback. The current input
+is in FOLDER/input, so that a crash or a hang can be investigated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from backend.formats.pixels import decode_image
 from backend.label_config import LabelConfig, Tag
 from backend.label_studio.masks import encode_brush, read_mask
 
-SIDE = 96  # of the images that are damaged
+SIDE = 96  # of the damaged images
 SIZE = {"original_width": SIDE, "original_height": SIDE}
 CONFIG = LabelConfig(
     image_key="image",
@@ -41,7 +41,7 @@ CONFIG = LabelConfig(
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
-    """A few bytes changed, cut out, doubled, or set to what is large where it is a number."""
+    """A few bytes changed, removed, duplicated, or set to large numbers."""
     found = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
         at = rng.randrange(max(len(found), 1))
@@ -66,7 +66,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 
 
 def files() -> dict[str, bytes]:
-    """A small image in every format and mode that is read, and in some that are not."""
+    """A small image in every supported format and mode, and in some unsupported ones."""
     rng = np.random.default_rng(0)
     gray = (np.add.outer(np.arange(SIDE), np.arange(SIDE)) + rng.integers(0, 40, (SIDE, SIDE))).astype(np.uint8)
     colour = Image.fromarray(np.stack([gray, gray[::-1], gray[:, ::-1]], axis=2))
@@ -104,8 +104,8 @@ def files() -> dict[str, bytes]:
 
 
 def bombs() -> Iterator[bytes]:
-    """Small files that promise or unpack to much."""
-    for depth, colour, width in ((8, 6, 4), (16, 0, 2)):  # as many pixels as are read, with transparency and deep
+    """Small files that claim large sizes or unpack to them."""
+    for depth, colour, width in ((8, 6, 4), (16, 0, 2)):  # the maximum number of pixels, with transparency and 16 bits
         head = struct.pack(">IIBBBBB", 8000, 8000, depth, colour, 0, 0, 0)
         yield png(_chunk(b"IHDR", head), b"IDAT", bytes(8000 * (8000 * width + 1)))
     for size in ((8000, 8000), (60000, 60000), (2**31 - 1, 1), (1, 2**31 - 1), (2**32 - 1, 2**32 - 1)):
@@ -127,7 +127,7 @@ def bombs() -> Iterator[bytes]:
     plain = files()["progressive"]
     yield plain[:2] + (b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif) * 8 + plain[2:]
     yield b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + files()["gif"][13:]
-    width = 4000  # every pixel a run of its own
+    width = 4000  # every pixel is a separate run
     runs = (b"\x01\x07" * width + b"\0\0") * width
     head = struct.pack("<IiiHHIIiiII", 40, width, width, 1, 8, 1, len(runs), 0, 0, 256, 0)
     yield b"BM" + struct.pack("<IHHI", 1078 + len(runs), 0, 0, 1078) + head + bytes(1024) + runs
@@ -160,7 +160,7 @@ def damaged_files(rng: random.Random) -> Iterator[bytes]:
 
 
 def brush_bits(*fields: tuple[int, int]) -> list[int]:
-    """(value, width) after one another, as bytes."""
+    """Consecutive (value, width) fields, as bytes."""
     text = "".join(f"{value:0{width}b}" for value, width in fields)
     text += "0" * (-len(text) % 8)
     return [int(text[i : i + 8], 2) for i in range(0, len(text), 8)]
@@ -206,7 +206,7 @@ def damaged_regions(rng: random.Random) -> Iterator[Any]:
             yield [brush(rle if rng.random() < 0.5 else good[:9] + rle[9:])]
         elif kind == 1:
             yield [polygon([[rng.choice((rng.uniform(-200, 300), 0, 100)) for _ in range(2)] for _ in range(9)])]
-        else:  # anything in the place of anything
+        else:  # anything in any place
             region: Any = brush(good) if kind == 2 else polygon([[1, 1], [90, 1], [50, 90]])
             where = rng.choice((region, region["value"]))
             where[rng.choice(list(where))] = rng.choice(odd)
@@ -214,13 +214,13 @@ def damaged_regions(rng: random.Random) -> Iterator[Any]:
 
 
 def start_of_peak() -> int:
-    """Resident KiB now, from which on `peak` counts."""
+    """The resident KiB now; resets `peak`."""
     Path("/proc/self/clear_refs").write_text("5")
     return _memory("VmRSS")
 
 
 def peak() -> int:
-    """The most KiB that were resident since `start_of_peak`."""
+    """The highest resident KiB since `start_of_peak`."""
     return _memory("VmHWM")
 
 
@@ -230,7 +230,7 @@ def _memory(name: str) -> int:
 
 
 def in_time(inputs: Iterator[Any], seconds: float) -> Iterator[Any]:
-    until = time.monotonic() + seconds  # reached only after what comes before it in a chain
+    until = time.monotonic() + seconds  # starts only after the preceding inputs in a chain
     yield from itertools.takewhile(lambda _: time.monotonic() < until, inputs)
 
 

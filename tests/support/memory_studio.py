@@ -1,6 +1,6 @@
-"""An in-memory Label Studio with one project: `backend.label_studio.studio.Studio` on one side, a person on the other.
+"""An in-memory Label Studio with one project: the `Studio` interface on one side, an annotator on the other.
 
-It behaves as Label Studio 1.23 does where the loop depends on it, and `test_studio.py` holds it to that:
+It behaves like Label Studio 1.23 where the loop depends on it, and `test_studio.py` verifies that:
 imports are never de-duplicated, bad rows are dropped, the `updated_at` of a task moves with its annotations
 and not with imports, a version can be served only once it has a prediction, and "Label All Tasks" gives the
 lowest score of the served version first, then anything that is left.
@@ -28,10 +28,10 @@ SECOND = timedelta(seconds=1)
 
 
 class MemoryStudio:
-    """One project. Its clock stands still between the things that people do, and moves a second with each.
+    """One project. Its clock advances by one second with each action of a person and stands still otherwise.
 
-    url     where it would be
-    writes  the name of every write that came from our side, in order
+    url     its pretended address
+    writes  the name of every write from our side, in order
     """
 
     def __init__(self, config: str, project: int = 1) -> None:
@@ -54,7 +54,7 @@ class MemoryStudio:
         self._numbers = itertools.count(1)
         self._now = datetime(2026, 1, 1, tzinfo=UTC)
 
-    # -- what people do -----------------------------------------------------------------------
+    # -- actions of people --------------------------------------------------------------------
 
     def add_scans(self, images: Sequence[bytes]) -> list[int]:
         """Import images; returns the new tasks."""
@@ -99,7 +99,7 @@ class MemoryStudio:
     def annotate(
         self, task: int, result: Sequence[Mapping[str, Any]], *, shown: int | None = None, ground_truth: bool = False
     ) -> int:
-        """Submit; `shown` is the prediction that the annotation began as."""
+        """Submit; `shown` is the prediction that the annotation started from."""
         return self._annotate(task, result, shown, "reader", ground_truth=ground_truth, was_cancelled=False)
 
     def skip(self, task: int, user: str = "reader") -> int:
@@ -126,7 +126,7 @@ class MemoryStudio:
         return max(p["id"] for p in self.predictions if p["task"] == task and p["model_version"] == version)
 
     def add_webhook(self, url: str, headers: Mapping[str, str]) -> None:
-        """As Label Studio makes one when a backend is connected."""
+        """Add a webhook as Label Studio does when a backend is connected."""
         hook = {"project": self.number, "url": url, "headers": dict(headers), "is_active": True, "actions": []}
         self.hooks.append(hook | {"send_payload": True, "send_for_all_actions": True})
 

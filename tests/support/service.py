@@ -1,4 +1,4 @@
-"""A real `scanqueue serve` with its worker, as a process of its own, for the end-to-end tests."""
+"""A real `scanqueue serve` with its worker, in separate processes, for the end-to-end tests."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def phantom_scans(folder: Path, count: int, *, seed: int, side: int = 256) -> li
 
 
 class Remote(abc.ABC):
-    """A running scanqueue, seen from outside. `credentials`: user name and password it wants, or None."""
+    """A running scanqueue, seen from outside. `credentials`: the required user name and password, or None."""
 
     http: httpx.Client
     public_url: str
@@ -87,7 +87,7 @@ class Remote(abc.ABC):
 
 
 class Service(Remote):
-    """scanqueue connected to `studio`; can be stopped, killed and started again on the same folder."""
+    """scanqueue connected to `studio`; can be stopped, killed and restarted on the same folder."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Service(Remote):
         env: Mapping[str, str] | None = None,
         workers: int | None = None,
     ) -> None:
-        """workers: so many `scanqueue worker` beside `serve --no-worker`; default: the one that serve starts."""
+        """workers: number of `scanqueue worker` beside `serve --no-worker`; default: the one that serve starts."""
         self.port = free_port()
         self.folder = folder
         self.url = f"http://127.0.0.1:{self.port}"
@@ -144,17 +144,17 @@ class Service(Remote):
 
     @property
     def pid(self) -> int:
-        """Of the server."""
+        """Process id of the server."""
         assert self._child is not None
         return self._child.pid
 
     def kill_server(self) -> None:
-        """SIGKILL the server; workers that were started beside it live on."""
+        """SIGKILL the server; workers that were started beside it survive."""
         assert self._number is not None
         self._kill()
 
     def kill(self) -> None:
-        """SIGKILL server and worker at the same instant."""
+        """SIGKILL server and worker at the same time."""
         self._kill()
 
     def _kill(self) -> None:
@@ -217,7 +217,7 @@ class Lab:
         return list(to_result({"Lung": mask > 127}, CONTROL))
 
     def label(self, count: int) -> list[dict[str, Any]]:
-        """The annotators take turns: both ask, then both submit the true mask. Returns the served tasks."""
+        """The annotators take turns: both request a task, then both submit the true mask. Returns the served tasks."""
         served: list[dict[str, Any]] = []
         while len(served) < count:
             held = []
@@ -236,7 +236,7 @@ class Lab:
         return str(self.studio.get(f"/api/projects/{self.project}/")["model_version"])
 
     def wait_for_round(self, n: int, *, seconds: float = 600) -> None:
-        """Until Label Studio serves round n; asks nobody but Label Studio."""
+        """Wait until Label Studio serves round n; queries only Label Studio."""
         until = time.monotonic() + seconds
         while self.served_version() != f"scanqueue-r{n}":
             assert time.monotonic() < until, f"round {n} was not served; it is {self.served_version()!r}"
@@ -246,7 +246,7 @@ class Lab:
         return list(self.studio.get("/api/predictions/", project=self.project))
 
     def ended_whole(self, store: Store, rounds: int) -> None:
-        """Nothing lost, nothing doubled: every label is learnt, each round trained for and published once."""
+        """Check that nothing was lost or duplicated: every label learnt from, each round trained and published once."""
         versions = [f"scanqueue-r{n}" for n in range(1, rounds + 1)]
         models = store.models(self.project)
         assert [m["version"] for m in models] == versions
@@ -258,7 +258,7 @@ class Lab:
         assert all(s["digest"] and not s["problem"] for s in scans)
         counts = Counter((p["task"], p["model_version"]) for p in self.predictions())
         assert set(counts.values()) == {1}
-        # whoever asks for a task before the first round gets one of no round
+        # an annotator who requests a task before the first round gets one without a round
         assert {version for _, version in counts} - {PENDING} == {"scanqueue-r0", *versions}
 
     def close(self) -> None:
@@ -267,13 +267,13 @@ class Lab:
 
 
 class Forwarder:
-    """Passes requests on to `target` and notes their paths; on demand it answers wrongly, late, or not at all."""
+    """Forwards requests to `target` and records their paths; on demand, it answers wrongly, late, or not at all."""
 
     def __init__(self, target: str = "") -> None:
         self.target = target
         self.paths: list[str] = []
-        self.status = 0  # answered instead of passing on
-        self.delay = 0.0  # seconds before passing on
+        self.status = 0  # returned instead of forwarding
+        self.delay = 0.0  # seconds before forwarding
         self.hangs_up = False
         outer = self
 

@@ -1,4 +1,4 @@
-"""The lab's engineer in a real browser: connects the service, draws, and is shown predicted masks.
+"""An engineer in a real browser connects the service, draws a mask, and sees predicted masks.
 
 Pictures of every step are left in test-output/browser/.
 """
@@ -30,12 +30,12 @@ PICTURES = Path(__file__).resolve().parents[2] / "test-output" / "browser"
 COLD, ROUND = 4, 3
 USER, PASSWORD = "radiology", "Röntgen: 5/1"
 SIDE = 256  # of the scans, in pixels
-BRUSH_WIDTH = 4  # of the page's brush, in pixels of such a scan, and a little less
+BRUSH_WIDTH = 4  # of the page's brush, in pixels of such a scan, rounded down
 PATIENCE = 600  # seconds; a training takes a few where nothing else runs
 
 
 class Engineer:
-    """A person at Label Studio's pages. What they press and see, and what the browser asks of whom."""
+    """A person on Label Studio's pages: what they press and see, and the requests of the browser."""
 
     def __init__(self, context: BrowserContext, studio: LabelStudio) -> None:
         self.studio = studio
@@ -81,7 +81,7 @@ class Engineer:
         self.picture("2-connected")
 
     def data_manager(self, project: int, version: str, picture: str) -> tuple[list[str], list[int]]:
-        """Open the project and its tab "scanqueue"; the titles of all tabs, and the tasks that are listed."""
+        """Open the project and its tab "scanqueue"; returns the titles of all tabs, and the listed tasks."""
         self.open(f"/projects/{project}/data")
         ours = self.page.get_by_role("tab", name="scanqueue")
         ours.click()
@@ -95,7 +95,7 @@ class Engineer:
         return self.page.locator("[class*=row-wrapper]")
 
     def label_all_tasks(self) -> dict[str, Any]:
-        """Press "Label All Tasks"; the task as Label Studio served it, once the page shows it."""
+        """Press "Label All Tasks"; returns the task as Label Studio served it, once the page shows it."""
         with self.page.expect_response(_is_next_task) as served:
             self.press("Label All Tasks")
         task: dict[str, Any] = served.value.json()
@@ -112,7 +112,7 @@ class Engineer:
         return self.page.locator(".konvajs-content").first
 
     def scan(self) -> NDArray[np.uint8]:
-        """What is drawn where the scan is, (side, side, 3); waits until it is there and stands still."""
+        """The pixels of the scan on the page, (side, side, 3); waits until they no longer change."""
         last: NDArray[np.uint8] | None = None
         for _ in range(100):
             seen = cv2.imdecode(np.frombuffer(self.canvas().screenshot(), np.uint8), cv2.IMREAD_COLOR)
@@ -123,10 +123,10 @@ class Engineer:
                 return scan
             last = scan
             self.page.wait_for_timeout(100)
-        raise AssertionError("the scan is not drawn, or does not stand still")
+        raise AssertionError("the scan is not drawn, or keeps changing")
 
     def paint(self, label: str, mask: NDArray[np.bool_]) -> None:
-        """Choose the label and fill the mask (side, side), one stroke of the brush for each piece of it."""
+        """Choose the label and fill the mask (side, side), with one brush stroke per connected part."""
         self.page.locator("[class*=label__text]", has_text=label).click()
         box = self.canvas().bounding_box()
         assert box is not None
@@ -141,7 +141,7 @@ class Engineer:
                 ends = [int(inside[0]) + BRUSH_WIDTH // 2, int(inside[-1]) - BRUSH_WIDTH // 2]
                 for x in ends if number % 2 else ends[::-1]:
                     self.page.mouse.move(box["x"] + (x + 0.5) * scale, box["y"] + (y + 0.5) * scale)
-                    # of moves within one frame a busy browser hands only the last one on
+                    # a busy browser passes on only the last of several moves within one frame
                     self.page.evaluate("() => new Promise((done) => requestAnimationFrame(done))")
                     if not held:
                         self.page.mouse.down()
@@ -154,7 +154,7 @@ class Engineer:
         return self.page.locator("[class*=outliner] [role=treeitem]")
 
     def submit(self) -> tuple[dict[str, Any], int | None]:
-        """Press Submit; the annotation as stored, and the task that opens next."""
+        """Press Submit; returns the stored annotation, and the task that opens next."""
         with (
             self.page.expect_response(_is_submit) as stored,
             self.page.expect_response(_is_next_task) as served,
@@ -194,7 +194,7 @@ def session(
     label_studio: LabelStudio,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
-    """One session from the login to the first mask submitted; what was seen on the way."""
+    """One session from the login to the first submitted mask, with what was observed on the way."""
     shutil.rmtree(PICTURES, ignore_errors=True)
     PICTURES.mkdir(parents=True)
     folder = tmp_path_factory.mktemp("browser")
@@ -243,7 +243,7 @@ def _draw_and_submit(engineer: Engineer, lab: Lab, service: Service, seen: dict[
     engineer.picture("5-painted")
     seen["painted"], held = engineer.submit()
     engineer.picture("6-next-task")
-    # the same person labels on, without the browser: the task that the page shows comes first
+    # the same person goes on without the browser, beginning with the task that the page shows
     hand = Annotator(lab.studio.url, lab.studio.email, lab.studio.password)
     seen["labelled by hand"] = []
     for _ in range(COLD - 1):
@@ -292,11 +292,11 @@ def test_the_webhook_carries_our_secret(session: dict[str, Any]) -> None:
     assert hook["send_for_all_actions"]
 
 
-def test_our_tab_stands_beside_the_one_with_all_tasks(session: dict[str, Any]) -> None:
+def test_our_tab_is_next_to_the_one_with_all_tasks(session: dict[str, Any]) -> None:
     assert session["tabs"] == ["Default", "scanqueue"]
 
 
-def test_our_tab_lists_the_unlabelled_scans_in_the_order_of_the_queue(session: dict[str, Any]) -> None:
+def test_our_tab_lists_the_unlabelled_scans_in_queue_order(session: dict[str, Any]) -> None:
     for listed, status in (("cold list", "cold"), ("new list", "active")):
         assert len(session[listed]) >= 6
         assert session[listed][:6] == session[status]["queue"][:6]
@@ -307,10 +307,10 @@ def test_label_all_tasks_opens_the_first_scan_of_the_cold_start_without_a_mask(s
     assert session["first regions"] == 0
 
 
-def test_what_the_mouse_painted_is_stored_where_it_was_painted(session: dict[str, Any]) -> None:
+def test_the_painted_region_is_stored_where_it_was_painted(session: dict[str, Any]) -> None:
     (region,) = session["painted"]["result"]
     assert (region["original_height"], region["original_width"]) == (SIDE, SIDE)
-    assert session["painted"]["parent_prediction"] is not None  # it ordered the scan, and drew nothing
+    assert session["painted"]["parent_prediction"] is not None  # it only orders the scan and has no mask
     assert dice(from_result([region], (SIDE, SIDE))["Lung"], session["wanted"]) > 0.9
 
 

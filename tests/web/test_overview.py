@@ -1,4 +1,4 @@
-"""What people see of a project, held against what the loop did."""
+"""What the page shows of a project, compared with what the loop did."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def column(found: dict[str, Any], name: str) -> dict[int, Any]:
     return dict(zip(found["task"], found[name], strict=True))
 
 
-def test_the_map_has_every_scan_where_it_lies_with_its_place_in_the_order(world: World) -> None:
+def test_the_map_has_the_position_and_the_rank_of_every_scan(world: World) -> None:
     world.in_round_1()
     found = atlas(world.store, PROJECT)
     row = world.store.project(PROJECT)
@@ -67,9 +67,9 @@ def test_the_map_has_every_scan_where_it_lies_with_its_place_in_the_order(world:
     assert found["score"][found["task"].index(first.task)] == pytest.approx(first.score, abs=1e-4)
 
 
-def test_the_map_tells_labelled_scans_and_the_round_they_were_labelled_in(world: World) -> None:
+def test_the_map_marks_labelled_scans_with_their_round(world: World) -> None:
     published = set(world.cold_started().published())
-    labelled = set(world.label(COLD))  # more than were published: the last came in no order
+    labelled = set(world.label(COLD))  # more than were published: the last were in no order
     world.run()
     found = atlas(world.store, PROJECT)
     assert {t for t, s in column(found, "state").items() if s == LABELLED} == labelled
@@ -78,7 +78,7 @@ def test_the_map_tells_labelled_scans_and_the_round_they_were_labelled_in(world:
     assert all(e is not None for t, e in column(found, "entropy").items() if t not in labelled)
 
 
-def test_a_scan_that_came_after_the_cold_start_belongs_to_the_cluster_of_its_nearest_neighbour(world: World) -> None:
+def test_a_scan_added_after_the_cold_start_belongs_to_the_cluster_of_its_nearest_neighbour(world: World) -> None:
     world.in_round_1()
     late = world.add_scans(40, 1)[0]
     world.run()
@@ -98,7 +98,7 @@ def test_a_scan_that_broke_later_is_a_problem_on_the_map(world: World) -> None:
     assert column(atlas(world.store, PROJECT), "state")[task] == PROBLEM
 
 
-def test_the_packed_map_is_made_anew_whenever_something_changed(world: World) -> None:
+def test_the_packed_map_is_rebuilt_after_every_change(world: World) -> None:
     seen = overview(world.in_round_1())
 
     def unpacked() -> dict[str, Any]:
@@ -124,12 +124,12 @@ def test_the_packed_map_is_made_anew_whenever_something_changed(world: World) ->
         assert unpacked() == atlas(world.store, PROJECT)
 
 
-def test_before_anything_was_read_the_map_is_empty(world: World) -> None:
+def test_the_map_is_empty_before_any_scan_is_read(world: World) -> None:
     found = atlas(world.store, PROJECT)
     assert (found["task"], found["x"], found["kinds"], found["clusters"]) == ([], [], [], 0)
 
 
-def test_the_learning_curve_has_the_models_their_held_out_scans_and_what_was_shown(world: World) -> None:
+def test_the_learning_curve_has_models_held_out_scans_and_shown_masks(world: World) -> None:
     world.in_round_1().label(ROUND)
     world.run()
     found = curve(world.store, PROJECT)
@@ -150,7 +150,7 @@ def test_the_learning_curve_has_the_models_their_held_out_scans_and_what_was_sho
     assert found["unit"] == "px"
 
 
-def test_a_mean_over_pixels_and_millimetres_is_none_and_rounds_of_either_are_told_apart(world: World) -> None:
+def test_no_mean_mixes_pixels_and_millimetres_and_every_round_has_its_unit(world: World) -> None:
     numbers = {"label": "k", "dice": 0.5, "hd": 2.0, "hd95": 1.0}
     for task, version, unit in ((1, "r1", "px"), (2, "r1", "px"), (3, "r2", "px"), (4, "r2", "mm"), (5, "r3", "mm")):
         world.store.put_shown(PROJECT, {"task": task, "version": f"scanqueue-{version}", "unit": unit} | numbers)
@@ -174,7 +174,7 @@ def test_one_scan_has_no_interval(world: World) -> None:
     assert (shown["dice"], shown["dice_low"], shown["dice_high"]) == (0.5, None, None)
 
 
-def test_a_preview_is_the_order_that_saving_would_bring_and_changes_nothing(world: World) -> None:
+def test_a_preview_is_the_order_after_saving_and_changes_nothing(world: World) -> None:
     world.in_round_1()
     audit.set_overrides(world.store, PROJECT, "anna", {"strategy": "paper"})
     world.run()
@@ -202,20 +202,20 @@ def test_a_preview_before_the_first_model_is_the_cold_start(world: World) -> Non
     assert [p["task"] for p in found["then"]] == world.order()
 
 
-def test_a_preview_of_what_the_model_was_not_asked_for_says_so(world: World) -> None:
+def test_a_preview_that_needs_missing_signals_is_refused_with_the_reason(world: World) -> None:
     world.in_round_1()
     found = overview(world).preview(PROJECT, {"strategy": "pairwise-dice"})
     assert found["then"] == []
     assert found["note"].startswith("The model has not computed")
 
 
-def test_a_preview_of_settings_that_cannot_be_used_is_refused(world: World) -> None:
+def test_a_preview_of_invalid_settings_is_refused(world: World) -> None:
     world.cold_started()
     with pytest.raises(BadSetting, match="it must be from 0 to 1"):
         overview(world).preview(PROJECT, {"alpha": "7"})
 
 
-def test_settings_tell_where_each_comes_from(world: World) -> None:
+def test_settings_show_where_each_comes_from(world: World) -> None:
     audit.set_overrides(world.store, PROJECT, "anna", {"alpha": 0.25})
     found = overview(world).settings(PROJECT)
     assert found["settings"]["alpha"] == 0.25
@@ -226,7 +226,7 @@ def test_settings_tell_where_each_comes_from(world: World) -> None:
     assert "'alfa' is not a project setting" in overview(world).settings(PROJECT)["problem"]
 
 
-def test_the_interval_of_many_values_is_that_of_resampling_without_its_cost() -> None:
+def test_the_interval_of_many_values_matches_resampling_at_lower_cost() -> None:
     values = np.random.default_rng(0).gamma(2.0, size=1001)
     for statistic in (np.mean, np.median):
         rows = np.random.default_rng(1).integers(len(values), size=(2000, len(values)))
@@ -234,9 +234,7 @@ def test_the_interval_of_many_values_is_that_of_resampling_without_its_cost() ->
         assert _interval(values.tolist(), statistic) == pytest.approx(tuple(wanted), abs=0.02)
 
 
-def test_more_of_the_slow_questions_than_can_be_answered_at_once_are_told_to_come_again(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_requests_beyond_the_limit_are_asked_to_retry(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backend.web.overview.PATIENCE", 0.05)
     going, answered = threading.Event(), threading.Event()
 
@@ -260,7 +258,7 @@ def test_more_of_the_slow_questions_than_can_be_answered_at_once_are_told_to_com
 
 
 class Names:
-    """The part of a Label Studio that knows people."""
+    """The part of a Label Studio that knows user names."""
 
     def __init__(self) -> None:
         self.away = False
@@ -274,7 +272,7 @@ class Names:
         return {1: "Anna Reader"}
 
 
-def test_activity_says_who_labelled_what_last_and_what_is_begun(world: World) -> None:
+def test_activity_shows_recent_labels_with_annotators_and_drafts(world: World) -> None:
     last = world.cold_started().label(3)[-1]
     world.run()
     studio = Names()
@@ -288,7 +286,7 @@ def test_activity_says_who_labelled_what_last_and_what_is_begun(world: World) ->
     assert (len(found["lately"]), found["now"], found["note"]) == (3, [], "Label Studio does not answer.")
 
 
-def test_a_worker_is_seen_at_its_work_and_gone_when_it_ends(tmp_path: Path) -> None:
+def test_a_worker_is_shown_while_it_works_and_gone_when_it_ends(tmp_path: Path) -> None:
     store, stopping = Store(tmp_path), threading.Event()
     roster = Roster(store, "host:7")
     thread = threading.Thread(target=roster.run, args=(stopping,))

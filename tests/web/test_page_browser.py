@@ -1,4 +1,4 @@
-"""The page in a real browser, on a lab that is made up: what is drawn, pressed and asked of whom.
+"""The page in a real browser, with a fake lab: rendering, clicks and requests.
 
 Pictures of every view at two sizes and in both colour schemes are left in test-output/page/.
 """
@@ -49,7 +49,7 @@ def browser(chromium: str) -> Iterator[Browser]:
 
 
 class Visit:
-    """One tab on one lab; nothing goes wrong in it unseen."""
+    """One tab on one lab; records every error in it."""
 
     def __init__(self, page: Page, lab: Lab, url: str) -> None:
         self.page, self.lab, self.url = page, lab, url
@@ -80,7 +80,7 @@ def visit(
     colours: str = "light",
     scripts: bool = True,
 ) -> Iterator[Visit]:
-    """A tab of its own; at its end nothing was asked of another machine, and the console is empty."""
+    """A separate tab; at the end, it must have contacted no other machine, and its console must be empty."""
     width, height = SIZES[size]
     with served(app or make_app(lab)) as url:
         context = browser.new_context(
@@ -116,7 +116,7 @@ def pictures() -> None:
 
 
 def violations(page: Page, axe: str) -> list[str]:
-    """What axe-core calls serious or critical, each with the elements."""
+    """The serious and critical violations that axe-core finds, each with its elements."""
     page.evaluate(axe)
     found: dict[str, Any] = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
     return [
@@ -136,20 +136,20 @@ def violations(page: Page, axe: str) -> list[str]:
         pytest.param("phone", "light", marks=pytest.mark.long),
     ],
 )
-def test_every_view_can_be_used_by_everybody(browser: Browser, axe: str, size: str, colours: str) -> None:
+def test_every_view_is_accessible(browser: Browser, axe: str, size: str, colours: str) -> None:
     with visit(browser, Lab(), size=size, colours=colours) as seen:
         for name in VIEWS:
             page = seen.open(name)
-            page.evaluate("scrollTo(0, document.body.scrollHeight)")  # pictures further down are loaded when seen
+            page.evaluate("scrollTo(0, document.body.scrollHeight)")  # pictures below load lazily
             page.wait_for_load_state("networkidle")
             page.screenshot(path=PICTURES / f"{name}-{size}-{colours}.png", full_page=True)
             assert violations(page, axe) == [], name
             wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             assert wide <= 0, f"{name} is {wide} pixels wider than the window"
-        seen.errors = [e for e in seen.errors if "/projects/9" not in e]  # a browser says so of every 404
+        seen.errors = [e for e in seen.errors if "/projects/9" not in e]  # browsers log every 404
 
 
-def test_now_follows_what_happens_without_being_loaded_again(browser: Browser) -> None:
+def test_now_updates_without_a_reload(browser: Browser) -> None:
     lab = Lab()
     with visit(browser, lab) as seen:
         page = seen.open("now")
@@ -163,7 +163,7 @@ def test_now_follows_what_happens_without_being_loaded_again(browser: Browser) -
         assert page.evaluate("document.body.dataset.mark") == "same page"
 
 
-def test_a_problem_appears_and_goes_and_the_focus_stays(browser: Browser) -> None:
+def test_a_problem_appears_and_disappears_and_the_focus_stays(browser: Browser) -> None:
     lab = Lab()
     with visit(browser, lab) as seen:
         page = seen.open("now")
@@ -175,7 +175,7 @@ def test_a_problem_appears_and_goes_and_the_focus_stays(browser: Browser) -> Non
         expect(page.get_by_text("No scan has a problem.")).to_be_visible()
 
 
-def test_a_hidden_tab_asks_nothing(browser: Browser) -> None:
+def test_a_hidden_tab_sends_no_requests(browser: Browser) -> None:
     lab = Lab()
     with visit(browser, lab) as seen:
         page = seen.open("now")
@@ -186,7 +186,7 @@ def test_a_hidden_tab_asks_nothing(browser: Browser) -> None:
         assert lab.looks == looks
 
 
-def test_when_scanqueue_goes_away_the_page_says_so(browser: Browser) -> None:
+def test_the_page_reports_that_scanqueue_is_unreachable(browser: Browser) -> None:
     from backend.errors import StoreUnavailable
 
     lab = Lab()
@@ -196,7 +196,7 @@ def test_when_scanqueue_goes_away_the_page_says_so(browser: Browser) -> None:
         expect(page.locator("body.away")).to_have_count(1)
         lab.broken = None
         expect(page.locator("body.away")).to_have_count(0)
-        seen.errors.clear()  # the browser noted the failed requests
+        seen.errors.clear()  # the browser logged the failed requests
 
 
 def test_train_now_and_try_again_are_sent(browser: Browser) -> None:
@@ -210,7 +210,7 @@ def test_train_now_and_try_again_are_sent(browser: Browser) -> None:
         assert lab.asked == [("train", {}), ("retry", {"task": 58})]
 
 
-def test_the_checks_are_run_when_asked_for_and_stay_text(browser: Browser) -> None:
+def test_the_checks_run_on_request_and_stay_text(browser: Browser) -> None:
     with visit(browser, Lab()) as seen:
         page = seen.open("now")
         page.get_by_role("button", name="Run checks").click()
@@ -219,7 +219,7 @@ def test_the_checks_are_run_when_asked_for_and_stay_text(browser: Browser) -> No
         page.screenshot(path=PICTURES / "now-checks.png", full_page=True)
 
 
-def test_a_scan_is_left_out_and_taken_back_at_once(browser: Browser) -> None:
+def test_a_scan_is_excluded_and_restored_at_once(browser: Browser) -> None:
     lab = Lab()
     with visit(browser, lab) as seen:
         page = seen.open("queue")
@@ -231,14 +231,14 @@ def test_a_scan_is_left_out_and_taken_back_at_once(browser: Browser) -> None:
         assert lab.asked == [("wishes", {"tasks": [33], "wish": "out"}), ("undo", {"change": 13})]
 
 
-def test_the_queue_says_what_is_being_labelled(browser: Browser) -> None:
+def test_the_queue_shows_what_is_being_labelled(browser: Browser) -> None:
     with visit(browser, Lab()) as seen:
         page = seen.open("queue")
         expect(page.get_by_text("ben@lab.example has a draft")).to_be_visible()
         expect(page.get_by_text("23 Nov 2026, 10:15").first).to_be_visible()
 
 
-def test_moving_alpha_shows_how_the_queue_would_change_and_changes_nothing(browser: Browser) -> None:
+def test_moving_alpha_previews_the_queue_and_changes_nothing(browser: Browser) -> None:
     lab = Lab()
     with visit(browser, lab) as seen:
         page = seen.open("settings")
@@ -275,7 +275,7 @@ def test_only_what_was_changed_is_saved_and_can_be_undone(browser: Browser) -> N
         assert lab.asked[-1] == ("undo", {"change": 13})
 
 
-def test_a_setting_goes_back_to_what_label_studio_says(browser: Browser) -> None:
+def test_a_setting_is_reset_to_the_value_in_label_studio(browser: Browser) -> None:
     lab = Lab()
     with visit(browser, lab) as seen:
         page = seen.open("settings")
@@ -284,16 +284,16 @@ def test_a_setting_goes_back_to_what_label_studio_says(browser: Browser) -> None
         assert lab.asked == [("settings", {"alpha": None})]
 
 
-def test_a_value_that_cannot_be_used_is_refused_in_a_sentence_beside_the_form(browser: Browser) -> None:
+def test_an_invalid_value_is_refused_with_a_reason_beside_the_form(browser: Browser) -> None:
     with visit(browser, Lab()) as seen:
         page = seen.open("settings")
         page.get_by_label("Round size").fill("0")
         page.get_by_role("button", name="Save").click()
         expect(page.get_by_role("alert")).to_have_text("round_size is 0; it must be a whole number, 1 or more.")
-        seen.errors.clear()  # a browser notes every 400
+        seen.errors.clear()  # browsers log every 400
 
 
-def test_another_model_is_activated_after_a_question(browser: Browser) -> None:
+def test_another_model_is_activated_after_confirmation(browser: Browser) -> None:
     lab = Lab()
     with visit(browser, lab) as seen:
         page = seen.open("models")
@@ -320,7 +320,7 @@ def test_two_models_are_chosen_and_compared(browser: Browser) -> None:
         assert page.url.endswith("/compare?first=scanqueue-r1&second=scanqueue-r2")
 
 
-def test_the_keyboard_reaches_everything_in_the_order_in_which_it_stands(browser: Browser) -> None:
+def test_the_keyboard_reaches_everything_in_visual_order(browser: Browser) -> None:
     with visit(browser, Lab()) as seen:
         page = seen.open("now")
         names = []
@@ -366,7 +366,7 @@ def test_without_scripts_everything_can_still_be_read(browser: Browser) -> None:
         expect(page.get_by_label("Round size")).to_be_disabled()
 
 
-def test_the_queue_weighs_little(browser: Browser) -> None:
+def test_the_queue_page_is_small(browser: Browser) -> None:
     with visit(browser, Lab()) as seen:
         sizes: list[int] = []
         seen.page.on("requestfinished", lambda request: sizes.append(request.sizes()["responseBodySize"]))
@@ -375,7 +375,7 @@ def test_the_queue_weighs_little(browser: Browser) -> None:
         assert sum(sizes) < 200_000
 
 
-def test_on_real_records_the_order_and_the_levers_are_changed_and_changed_back(
+def test_on_real_records_the_order_and_the_settings_are_changed_and_restored(
     browser: Browser, axe: str, tmp_path: Path
 ) -> None:
     world = lived(tmp_path / "data")

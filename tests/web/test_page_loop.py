@@ -61,12 +61,12 @@ class Visitor:
         self.page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
 
     def drawn(self) -> None:
-        """Until the map has its marks."""
+        """Wait until the map shows its marks."""
         self.page.locator("#map-plot canvas").first.wait_for()
         expect(self.page.locator("#map-legend li").first).to_be_visible()
 
     def widths(self, pictures: str) -> list[int]:
-        """Of pictures as they came, in pixels; fails when one does not come."""
+        """Widths of the loaded pictures, in pixels; fails if one does not load."""
         found = self.page.locator(pictures).evaluate_all(
             """images => Promise.all(images.map(image => {
                 image.loading = "eager";
@@ -76,7 +76,7 @@ class Visitor:
         return list(found)
 
     def where(self, task: int) -> tuple[float, float]:
-        """Where a scan lies on the screen."""
+        """The position of a scan on the screen."""
         return tuple(
             self.page.evaluate(
                 """async ([api, task]) => {
@@ -93,7 +93,7 @@ class Visitor:
         )
 
     def sent(self, path: str, act: Callable[[], Any]) -> Any:
-        """The body of the request that `act` makes the page send, once it was answered."""
+        """The body of the request that `act` triggers, after its response."""
 
         def ours(request: Request) -> bool:
             return request.method == "POST" and request.url.endswith(path)
@@ -110,7 +110,7 @@ class Visitor:
 def seen(
     chromium: str, label_studio: LabelStudio, scans60: list[tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Any]]:
-    """One session at the page, from the broken scan of the first day to an older model that draws again."""
+    """One session on the page, from a broken scan on the first day to an older model that is active again."""
     shutil.rmtree(PICTURES, ignore_errors=True)
     PICTURES.mkdir(parents=True)
     folder = tmp_path_factory.mktemp("page-loop")
@@ -143,7 +143,7 @@ def seen(
 
 
 def _settled(lab: Lab, service: Service, ready: Callable[[dict[str, Any]], bool] = lambda _: True) -> dict[str, Any]:
-    """The status once nothing runs and Label Studio serves the newest round."""
+    """The status, once nothing runs and Label Studio serves the newest round."""
     return service.wait(
         lab.project,
         lambda s: s["job"] is None and bool(s["queue"]) and s["model_version"] == lab.served_version() and ready(s),
@@ -163,13 +163,13 @@ def _first_day(visitor: Visitor, lab: Lab, service: Service, found: dict[str, An
     good = lab.studio.get(f"/api/tasks/{found['cold']['queue'][0]}/")["data"]["image"]
     lab.studio.patch(f"/api/tasks/{problem['task']}/", {"data": {"image": good}})
     page.get_by_role("button", name=f"Try again with task {problem['task']}").click()
-    expect(page.get_by_text("No scan has a problem.")).to_be_visible(timeout=120_000)  # without being loaded again
-    visitor.picture("2-mended")
+    expect(page.get_by_text("No scan has a problem.")).to_be_visible(timeout=120_000)  # without a reload
+    visitor.picture("2-fixed")
     page.get_by_role("button", name="Run checks").click()
     expect(page.locator("#checks li").first).to_be_visible(timeout=60_000)
     found["checks"] = page.locator("#checks li").all_inner_texts()
     visitor.picture("3-checks")
-    found["mended"] = problem["task"]
+    found["fixed"] = problem["task"]
 
 
 def _lasso(visitor: Visitor, lab: Lab, service: Service, found: dict[str, Any]) -> None:
@@ -198,14 +198,14 @@ def _lasso(visitor: Visitor, lab: Lab, service: Service, found: dict[str, Any]) 
     expect(page.locator("#map-chosen")).to_contain_text("selected")
     visitor.picture("5-lasso")
     sent = visitor.sent("/wishes", page.get_by_role("button", name="Label these next").click)
-    found["wished"] = sent["tasks"]
+    found["prioritized"] = sent["tasks"]
     after = _settled(lab, service, lambda s: s["round"] > before["round"])
     served = lab.annotators[0].next_task(lab.project)
     assert served is not None
     found["served after wishing"] = served["id"]
     found["queue after wishing"] = after["queue"]
     found["reason"] = service.get(f"/api/projects/{lab.project}/queue")["queue"][0]["kind"]
-    visitor.picture("6-wished")
+    visitor.picture("6-prioritized")
     visitor.sent("/undo", page.get_by_role("button", name="Undo").click)
     undone = _settled(lab, service, lambda s: s["round"] > after["round"])
     found["queue before"], found["queue after undoing"] = before["queue"], undone["queue"]
@@ -213,7 +213,7 @@ def _lasso(visitor: Visitor, lab: Lab, service: Service, found: dict[str, Any]) 
 
 def _with_models(visitor: Visitor, lab: Lab, service: Service, found: dict[str, Any]) -> None:
     def published(models: int) -> Callable[[dict[str, Any]], bool]:
-        """Whether so many were trained, and the round of the last one is open."""
+        """A check that `models` models were trained and that the round of the last one is open."""
 
         def is_so(status: dict[str, Any]) -> bool:
             trained = found["store"].models(lab.project)
@@ -291,20 +291,20 @@ def _older_model(visitor: Visitor, lab: Lab, service: Service, found: dict[str, 
         visitor.picture(f"phone-{view or 'now'}")
 
 
-def test_a_broken_scan_appears_with_its_cure_and_goes_when_it_is_mended(seen: dict[str, Any]) -> None:
-    assert f"Task {seen['mended']}" in seen["problem"]
+def test_a_broken_scan_appears_with_advice_and_disappears_once_fixed(seen: dict[str, Any]) -> None:
+    assert f"Task {seen['fixed']}" in seen["problem"]
     assert "truncated" in seen["problem"] or "damaged" in seen["problem"] or "cannot be" in seen["problem"]
-    scan = seen["store"].scan(seen["lab"].project, seen["mended"])
+    scan = seen["store"].scan(seen["lab"].project, seen["fixed"])
     assert (scan["problem"], bool(scan["digest"])) == ("", True)
 
 
-def test_the_page_shows_who_works_and_the_checks_of_the_doctor(seen: dict[str, Any]) -> None:
+def test_the_page_shows_the_workers_and_the_checks_of_the_doctor(seen: dict[str, Any]) -> None:
     assert seen["workers"] == 1
     assert len(seen["checks"]) >= 8
     assert any("webhook" in text for text in seen["checks"])
 
 
-def test_pointing_at_a_mark_shows_the_scan_and_why_it_stands_where_it_does(seen: dict[str, Any]) -> None:
+def test_pointing_at_a_mark_shows_the_scan_and_the_reason_for_its_place(seen: dict[str, Any]) -> None:
     assert "Most representative of the scans not represented yet." in seen["pointed at"]
     assert seen["thumbnail"] >= 32
 
@@ -315,13 +315,13 @@ def test_a_click_on_a_mark_opens_its_task_in_label_studio(seen: dict[str, Any]) 
 
 
 def test_scans_inside_the_lasso_are_served_next_by_label_studio(seen: dict[str, Any]) -> None:
-    assert seen["wished"]
-    assert seen["served after wishing"] in seen["wished"]
-    assert set(seen["queue after wishing"][: len(seen["wished"])]) == set(seen["wished"])
+    assert seen["prioritized"]
+    assert seen["served after wishing"] in seen["prioritized"]
+    assert set(seen["queue after wishing"][: len(seen["prioritized"])]) == set(seen["prioritized"])
     assert seen["reason"] == "wished"
 
 
-def test_undoing_it_brings_the_order_back(seen: dict[str, Any]) -> None:
+def test_undo_restores_the_order(seen: dict[str, Any]) -> None:
     assert seen["queue after undoing"][: 3 * ROUND] == seen["queue before"][: 3 * ROUND]
 
 
@@ -330,12 +330,12 @@ def test_the_queue_shows_each_scan_with_the_outline_of_its_mask(seen: dict[str, 
     assert seen["outlined"] == seen["loaded"] == len(seen["cards"]) > ROUND
 
 
-def test_the_queue_says_who_labelled_lately(seen: dict[str, Any]) -> None:
+def test_the_queue_shows_who_labelled_recently(seen: dict[str, Any]) -> None:
     emails = [a.email for a in seen["lab"].annotators]
     assert any(email in seen["lately"] for email in emails)
 
 
-def test_the_learning_curve_is_drawn_and_told_in_numbers(seen: dict[str, Any]) -> None:
+def test_the_learning_curve_is_shown_as_plot_and_numbers(seen: dict[str, Any]) -> None:
     assert seen["curve drawn"] > 100
     models = seen["store"].models(seen["lab"].project)
     assert f"{models[0]['validation']['dice']:.3f}" in seen["curve"]
@@ -351,26 +351,26 @@ def test_the_learning_curve_is_drawn_and_told_in_numbers(seen: dict[str, Any]) -
         ("curve.png", "image/png", b"\x89PNG"),
     ],
 )
-def test_the_plots_can_be_had_as_files(name: str, kind: str, begins: bytes, seen: dict[str, Any]) -> None:
+def test_the_plots_are_available_as_files(name: str, kind: str, begins: bytes, seen: dict[str, Any]) -> None:
     status, found, body = seen[name]
     assert status == 200
     assert found.startswith(kind)
     assert body.startswith(begins)
 
 
-def test_the_preview_is_what_saving_brings(seen: dict[str, Any]) -> None:
+def test_the_preview_shows_the_order_after_saving(seen: dict[str, Any]) -> None:
     assert seen["sent settings"] == {"alpha": 1, "strategy": "paper"}
     assert len(seen["preview"]) >= ROUND
     assert seen["preview"][:ROUND] == seen["order after settings"][:ROUND]
     assert seen["served after settings"] == seen["queue after settings"][0] == seen["preview"][0]
 
 
-def test_changes_bear_the_name_of_who_made_them(seen: dict[str, Any]) -> None:
+def test_changes_show_the_name_of_their_author(seen: dict[str, Any]) -> None:
     assert USER in seen["changes"]
     assert "alpha: 1" in seen["changes"]
 
 
-def test_an_older_model_that_is_activated_draws_the_masks_of_new_tasks(seen: dict[str, Any]) -> None:
+def test_an_activated_older_model_predicts_the_masks_of_new_tasks(seen: dict[str, Any]) -> None:
     lab, store = seen["lab"], seen["store"]
     assert seen["older"] != seen["newer"]
     task = seen["served with older"]
@@ -397,7 +397,7 @@ def test_a_title_that_is_a_script_stays_text(seen: dict[str, Any]) -> None:
     assert not [words for words in seen["visitor"].dialogs if words == "1"]
 
 
-def test_nobody_but_this_machine_was_asked_and_nothing_went_wrong_in_the_browser(seen: dict[str, Any]) -> None:
+def test_the_browser_contacted_only_this_machine_and_reported_no_errors(seen: dict[str, Any]) -> None:
     visitor = seen["visitor"]
     assert {host(url) for url in visitor.asked} - {""} == {"127.0.0.1"}
     assert visitor.complaints == []

@@ -1,4 +1,4 @@
-"""The figures for papers: their words, their intervals, their size, and what they say when there is nothing."""
+"""The figures for papers: texts, intervals, sizes, and the message where there is no data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPEN, LABELLED, PROBLEM, SKIPPED = range(4)
 
 
 def atlas(count: int = 60, clusters: int = 3) -> dict[str, Any]:
-    """Groups beside each other; of every ten scans the first is labelled, of every thirty one has each other state."""
+    """Separate groups; the first of every ten scans is labelled, and one in thirty has each other state."""
     generator = np.random.default_rng(0)
     cluster = np.arange(count) % clusters
     state = np.where(np.arange(count) % 10 == 0, LABELLED, OPEN)
@@ -72,7 +72,7 @@ def model(n: int, *, accepted: bool = True, sure: bool = True) -> dict[str, Any]
 
 
 def curve(**changes: Any) -> dict[str, Any]:
-    """Five models, the fourth not taken and the first judged on one scan only; three rounds of shown masks."""
+    """Five models, the fourth rejected and the first evaluated on one scan only; three rounds of shown masks."""
     shown = [{"round": n, "model_version": f"scanqueue-r{n}", "labels": 20 * n} for n in (1, 2, 3)]
     return {
         "unit": "px",
@@ -110,7 +110,7 @@ def texts(data: bytes) -> list[str]:
 
 
 def marks(data: bytes, gid: str) -> int:
-    """How many strokes, or copies of a marker, the group of this name has."""
+    """The number of strokes or markers in the group of this name."""
     (group,) = [node for node in parsed(data).iter(f"{SVG}g") if node.get("id") == gid]
     inside = {id(node) for defs in group.iter(f"{SVG}defs") for node in defs.iter()}
     return sum(1 for node in group.iter() if node.tag in (f"{SVG}path", f"{SVG}use") and id(node) not in inside)
@@ -128,7 +128,7 @@ def pixels(data: bytes) -> NDArray[np.uint8]:
 # -- the map -------------------------------------------------------------------------------------
 
 
-def test_a_map_names_its_axes_its_states_and_how_many_scans_are_in_each() -> None:
+def test_a_map_names_its_axes_and_its_states_with_their_numbers_of_scans() -> None:
     found = texts(map_plot(atlas()))
     assert "t-SNE, first axis (no unit)" in found
     assert "t-SNE, second axis (no unit)" in found
@@ -150,7 +150,7 @@ def test_every_scan_is_one_point_with_the_marker_of_its_state() -> None:
     assert len(shapes) == 4
 
 
-def test_groups_are_numbered_from_one_so_that_they_are_told_apart_without_colour() -> None:
+def test_groups_are_numbered_from_one_to_be_distinguishable_without_colour() -> None:
     assert {"1", "2", "3"} <= set(texts(map_plot(atlas())))
     assert "4" not in texts(map_plot(atlas()))
     assert not {"1", "2", "3"} & set(texts(map_plot(atlas(), colour="state")))
@@ -177,18 +177,18 @@ def test_high_values_are_dark() -> None:
     assert bright[0] > 2 * bright[1]
 
 
-def test_a_scan_that_has_no_place_is_left_out() -> None:
+def test_a_scan_without_coordinates_is_left_out() -> None:
     some = atlas()
     some["x"][3] = None
     assert marks(map_plot(some), "scans-open") == 49
 
 
-def test_a_hundred_thousand_scans_stay_a_small_file() -> None:
+def test_a_hundred_thousand_scans_make_a_small_file() -> None:
     many = atlas(100_000, 30)
     drawn = map_plot(many)
     assert len(drawn) < 3_000_000
     assert f"open ({many['state'].count(OPEN):,})" in texts(drawn)
-    assert next(parsed(drawn).iter(f"{SVG}image"), None) is not None  # the points, as pixels
+    assert next(parsed(drawn).iter(f"{SVG}image"), None) is not None  # the points are rasterized
     assert len(list(parsed(drawn).iter(f"{SVG}use"))) < 5_000
 
 
@@ -203,10 +203,10 @@ def test_a_curve_names_its_axes_with_their_units() -> None:
     assert "HD95 (mm)" in texts(curve_plot(curve(unit="mm")))
 
 
-def test_there_is_one_bar_for_each_interval_that_is_known() -> None:
+def test_there_is_one_bar_for_each_known_interval() -> None:
     drawn = curve_plot(curve())
     for name in ("dice", "hd95"):
-        assert marks(drawn, f"intervals-{name}-models") == 3  # of four that were taken, one has none
+        assert marks(drawn, f"intervals-{name}-models") == 3  # one of the four accepted models has none
         assert marks(drawn, f"intervals-{name}-models-not-taken") == 1
         assert marks(drawn, f"intervals-{name}-shown") == 3
     assert marks(drawn, "intervals-label-1") == marks(drawn, "intervals-label-2") == 3
@@ -214,7 +214,7 @@ def test_there_is_one_bar_for_each_interval_that_is_known() -> None:
     assert "95 % interval" in texts(drawn)
 
 
-def test_a_curve_without_intervals_speaks_of_none() -> None:
+def test_a_curve_without_intervals_does_not_mention_them() -> None:
     drawn = curve_plot(curve(models=[model(1, sure=False)], shown=[], lead_time={}))
     assert not [name for name in groups(drawn) if name.startswith("intervals-")]
     assert "95 % interval" not in texts(drawn)
@@ -226,7 +226,7 @@ def test_many_intervals_become_a_band() -> None:
     assert marks(drawn, "intervals-dice-models") == 1
 
 
-def test_the_legend_names_only_what_is_drawn() -> None:
+def test_the_legend_lists_only_what_is_drawn() -> None:
     every = {
         "model, on held-out scans",
         "model that was not accepted",
@@ -239,7 +239,7 @@ def test_the_legend_names_only_what_is_drawn() -> None:
     assert every & set(texts(curve_plot(plain))) == {"model, on held-out scans"}
 
 
-def test_distances_in_different_units_are_said_and_not_drawn() -> None:
+def test_distances_in_different_units_are_reported_and_not_drawn() -> None:
     models = [m | {"hd95": None, "hd95_low": None, "hd95_high": None} for m in curve()["models"]]
     drawn = curve_plot(curve(unit="mixed", models=models, shown=[], control=[]))
     said = " ".join(texts(drawn))
@@ -248,7 +248,7 @@ def test_distances_in_different_units_are_said_and_not_drawn() -> None:
 
 
 def test_pixels_and_millimetres_are_never_on_one_axis() -> None:
-    """The spacing of the scans became known after the first round: what was measured in pixels stays so."""
+    """The pixel spacing became known after the first round: earlier distances stay in pixels."""
     units = ("px", "px", "mm", "mixed", "mm")
     models = [m | {"unit": unit} for m, unit in zip(curve()["models"], units, strict=True)]
     models[3] |= {"hd95": None, "hd95_low": None, "hd95_high": None}
@@ -266,7 +266,7 @@ def test_pixels_and_millimetres_are_never_on_one_axis() -> None:
 
 def test_what_is_unknown_is_left_out() -> None:
     odd = curve()
-    odd["shown"][0]["labels"] = None  # of a round that is gone
+    odd["shown"][0]["labels"] = None  # of a deleted round
     odd["shown"][1]["dice"] = float("nan")
     odd["control"][0]["control"]["dice"] = None
     odd["lead_time"]["without"] = {"median": None, "low": None, "high": None, "n": 0}
@@ -275,7 +275,7 @@ def test_what_is_unknown_is_left_out() -> None:
     assert "no data" in texts(drawn)
 
 
-def test_names_of_labels_stay_as_they_are_written() -> None:
+def test_label_names_stay_as_they_are_written() -> None:
     names = ["$\\frac{1}{2}$ & <Lung>", "肺\x00\n左"]
     each = {"dice": 0.5, "low": 0.4, "high": 0.6, "n": 3}
     drawn = curve_plot(curve(labels=names, models=[model(1) | {"classes": dict.fromkeys(names, each)}]))
@@ -285,18 +285,18 @@ def test_names_of_labels_stay_as_they_are_written() -> None:
 # -- both ----------------------------------------------------------------------------------------
 
 
-def test_nothing_yet_is_said_in_a_sentence() -> None:
+def test_missing_data_is_explained_in_a_sentence() -> None:
     for drawn, said in (
         (map_plot({"x": [], "y": []}), "There is no map yet: no scan has been read."),
         (curve_plot(nothing()), "There is no learning curve yet: no model has been evaluated on held-out scans."),
     ):
         assert " ".join(texts(drawn)) == said
-    together = " ".join(texts(both({}, {})))
-    assert "There is no map yet" in together
-    assert "There is no learning curve yet" in together
+    all_texts = " ".join(texts(both({}, {})))
+    assert "There is no map yet" in all_texts
+    assert "There is no learning curve yet" in all_texts
 
 
-def test_panels_are_lettered_in_the_order_of_reading() -> None:
+def test_panels_are_lettered_in_reading_order() -> None:
     found = texts(both(atlas(), curve()))
     assert [t for t in found if re.fullmatch("[a-e]", t)] == ["a", "b", "c", "d", "e"]
     assert "a" not in texts(map_plot(atlas()))
@@ -304,7 +304,7 @@ def test_panels_are_lettered_in_the_order_of_reading() -> None:
     assert "a" not in texts(curve_plot(only))
 
 
-def test_a_png_has_the_width_of_a_column_or_a_page_at_300_dpi() -> None:
+def test_a_png_has_column_or_page_width_at_300_dpi() -> None:
     for drawn, millimetres in (
         (map_plot(atlas(), kind="png"), 89),
         (curve_plot(curve(), kind="png"), 89),
@@ -317,12 +317,12 @@ def test_a_png_has_the_width_of_a_column_or_a_page_at_300_dpi() -> None:
         assert (pixels(drawn)[-3:] == 255).all()
 
 
-def test_letters_are_7_or_8_points() -> None:
+def test_font_sizes_are_7_or_8_points() -> None:
     drawn = both(atlas(), curve()).decode()
     assert set(re.findall(r"font(?:-size)?: [^;\"]*?([\d.]+)px", drawn)) == {"7", "8"}
 
 
-def test_the_same_object_gives_the_same_file_whatever_else_is_drawn() -> None:
+def test_the_same_object_gives_the_same_file_independently_of_other_plots() -> None:
     first = both(atlas(), curve())
     found: list[bytes] = []
     threads = [threading.Thread(target=lambda: found.append(both(atlas(), curve()))) for _ in range(3)]
@@ -362,7 +362,7 @@ def status(*arguments: str, data: Path) -> Any:
 
 
 @pytest.mark.parametrize(("panel", "map_", "curve_"), [("map", 1, 0), ("curve", 0, 1), ("both", 1, 1), ("", 1, 1)])
-def test_status_draws_what_is_asked_for(data: Path, tmp_path: Path, panel: str, map_: int, curve_: int) -> None:
+def test_status_draws_the_requested_panels(data: Path, tmp_path: Path, panel: str, map_: int, curve_: int) -> None:
     file = tmp_path / "Project.SVG"
     asked = ["--panel", panel] if panel else []
     done = status("--project", "1", "--plot", str(file), *asked, data=data)
