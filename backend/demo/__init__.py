@@ -1,1 +1,1 @@
-"""A real Label Studio, simulated people and synthetic scans: what `scanqueue demo` and the tests run on."""
+"""A real Label Studio, simulated people and synthetic scans, for `scanqueue demo` and the tests."""

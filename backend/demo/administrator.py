@@ -1,4 +1,4 @@
-"""What an administrator does in Label Studio's web interface: the same HTTP calls in the same session."""
+"""An administrator's actions in Label Studio's web interface: the same HTTP calls in the same session."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import httpx
 
 from backend.errors import ScanqueueError, StudioRefused
 
-# Label Studio answers 500 to more than this many files in one request (DATA_UPLOAD_MAX_NUMBER_FILES)
+# Label Studio answers 500 if a request has more files than this (DATA_UPLOAD_MAX_NUMBER_FILES)
 FILES_PER_REQUEST = 100
 BYTES_PER_REQUEST = 100 * 1024 * 1024
 
@@ -35,7 +35,7 @@ def sign_up(url: str, invite: str, email: str, password: str) -> httpx.Client:
 
 
 def answer(response: httpx.Response) -> Any:
-    """The JSON of a successful response; StudioRefused with Label Studio's own words otherwise."""
+    """The JSON of a successful response. Raises StudioRefused with Label Studio's message otherwise."""
     if response.is_success:
         return response.json() if response.content else None
     call = f"{response.request.method} {response.request.url.path}"
@@ -43,7 +43,7 @@ def answer(response: httpx.Response) -> Any:
 
 
 def _browser(url: str) -> httpx.Client:
-    # Label Studio's development server is local here: no proxy, and slow only while it works
+    # Label Studio's development server is local: no proxy, and slow responses only while it works
     return httpx.Client(base_url=url, trust_env=False, follow_redirects=True, timeout=120)
 
 
@@ -62,7 +62,7 @@ def _send_form(browser: httpx.Client, path: str, fields: dict[str, str]) -> None
 
 
 class Administrator:
-    """The first user of one Label Studio. Signs in at the first call that needs it."""
+    """The first user of one Label Studio. Signs in on the first call that needs it."""
 
     def __init__(self, url: str, email: str, password: str) -> None:
         self.url = url
@@ -99,15 +99,15 @@ class Administrator:
         return self._token
 
     def legacy_token(self) -> str:
-        """This user's legacy token; it works only while legacy tokens are on."""
+        """This user's legacy token; it works only while legacy tokens are enabled."""
         return str(self.get("/api/current-user/token")["token"])
 
     def legacy_tokens(self, on: bool) -> None:
-        """Turn legacy tokens on or off for the organization; personal access tokens stay on."""
+        """Enable or disable legacy tokens for the organization; personal access tokens stay enabled."""
         self.post("/api/jwt/settings", {"api_tokens_enabled": True, "legacy_api_tokens_enabled": on})
 
     def invite(self, email: str, password: str) -> None:
-        """A second person signs up through the organization's invite link."""
+        """Sign up another person through the organization's invite link."""
         link = self.get("/api/invite")["invite_url"]
         sign_up(self.url, link, email, password).close()
 
@@ -119,7 +119,7 @@ class Administrator:
         return int(self.post("/api/projects/", body)["id"])
 
     def import_files(self, project: int, paths: Iterable[Path]) -> list[int]:
-        """Upload files from disk, at most 100 a request, and return the new tasks in the order of `paths`."""
+        """Upload files from disk, at most 100 per request, and return the new tasks in the order of `paths`."""
         created: list[int] = []
         for chunk in _chunks(list(paths)):
             with ExitStack() as opened:
@@ -167,12 +167,12 @@ class Administrator:
         return self.task_ids(project)
 
     def task_ids(self, project: int) -> list[int]:
-        """Every task of the project, by id."""
+        """All task IDs of the project."""
         reply = self.get("/api/tasks", project=project, page_size=100_000, include="id")
         return sorted(task["id"] for task in reply["tasks"])
 
     def annotations(self, task: int) -> list[dict[str, Any]]:
-        """Every annotation of one task, skips included."""
+        """All annotations of one task, including skips."""
         return list(self.get(f"/api/tasks/{task}/annotations/"))
 
     # backends and webhooks

@@ -22,7 +22,7 @@ Result = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Control:
-    """The labelling control of a project: its names in the label config, and its kind."""
+    """A project's labelling control: its names in the label config, and its kind."""
 
     from_name: str
     to_name: str
@@ -30,7 +30,7 @@ class Control:
 
 
 class Annotator:
-    """A member of the organization who labels. Not for use by two threads at once."""
+    """A member of the organization who labels. Not thread-safe."""
 
     def __init__(self, ls_url: str, email: str, password: str) -> None:
         self.email = email
@@ -38,7 +38,7 @@ class Annotator:
         self._tab: dict[int, int] = {}
 
     def next_task(self, project: int) -> dict[str, Any] | None:
-        """Press "Label All Tasks", or Next: the task Label Studio serves, or None when no task is left.
+        """Press "Label All Tasks" or Next. Returns the task that Label Studio serves, or None when no task is left.
 
         The task carries `predictions` (what the page draws) and `queue` (how it was chosen).
         """
@@ -52,7 +52,7 @@ class Annotator:
         return dict(answer(response))
 
     def submit(self, task: Mapping[str, Any], result: Result, *, lead_time: float = 5.0) -> dict[str, Any]:
-        """Press Submit. An annotation that began as the shown prediction says so, as the page does."""
+        """Press Submit. As on the page, an annotation based on the shown prediction refers to it."""
         shown = shown_prediction(task)
         return self._annotate(task, result, lead_time, shown["id"] if shown else None, skip=False)
 
@@ -92,12 +92,12 @@ class Annotator:
 
 
 def shown_prediction(task: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The prediction that the labelling page opens with: the newest of those it was given."""
+    """The prediction that the labelling page shows first: the newest of the task's predictions."""
     return max(task.get("predictions") or [], key=lambda prediction: int(prediction["id"]), default=None)
 
 
 def file_name(task: Mapping[str, Any], key: str = "image") -> str:
-    """The name under which the scan was imported, without the prefix that an upload adds."""
+    """The file name with which the scan was imported, without the prefix that an upload adds."""
     name = unquote(str(task["data"][key])).rsplit("/", 1)[-1]
     if "/data/upload/" in str(task["data"][key]):
         name = re.sub(r"^[0-9a-f]{8}-", "", name)
@@ -105,7 +105,7 @@ def file_name(task: Mapping[str, Any], key: str = "image") -> str:
 
 
 def label_map_to_masks(label_map: NDArray[Any], labels: Sequence[str]) -> dict[str, Mask]:
-    """Split a label map: 0 is background, 1 is the first of `labels`. With one label, all that is not 0."""
+    """Split a label map: 0 is background, 1 is the first of `labels`. A single label covers all nonzero values."""
     if len(labels) == 1:
         return {labels[0]: label_map > 0}
     return {label: label_map == number for number, label in enumerate(labels, start=1)}
@@ -123,7 +123,7 @@ def to_brush(masks: Mapping[str, Mask], control: Control) -> Result:
 
 
 def to_polygons(masks: Mapping[str, Mask], control: Control) -> Result:
-    """One polygon per outer contour, in percent of the image. Holes, and specks under 3 points, are lost."""
+    """One polygon per outer contour, in percent of the image. Holes and specks with fewer than 3 points are lost."""
     result = []
     count = itertools.count()
     for label, mask in masks.items():
@@ -131,7 +131,7 @@ def to_polygons(masks: Mapping[str, Mask], control: Control) -> Result:
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         for contour in contours:
             if len(contour) >= 3:
-                # a contour runs through pixel centres
+                # contours run through pixel centres
                 points = (contour[:, 0, :] + 0.5) * (100.0 / width, 100.0 / height)
                 value = {"points": points.tolist(), "closed": True, "polygonlabels": [label]}
                 result.append(_region(f"polygon{next(count)}", "polygonlabels", mask, value, control))
@@ -144,7 +144,7 @@ def to_result(masks: Mapping[str, Mask], control: Control) -> Result:
 
 
 def from_result(result: Result, shape: tuple[int, int]) -> dict[str, Mask]:
-    """What the page would draw: the union of each label's regions, scaled to `shape` (height, width)."""
+    """The masks as the page would draw them: the union of each label's regions, scaled to `shape` (height, width)."""
     masks: dict[str, Mask] = {}
     for region in result:
         value = region["value"]

@@ -1,4 +1,4 @@
-"""A child process that ends with its parent, writes a log, and is stopped by its own process group only."""
+"""A child process that ends with its parent, writes a log, and is stopped through its own process group only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import httpx
 
 from backend.errors import ScanqueueError
 
-# Holds the read end of a pipe. When the parent dies, however it dies, the pipe closes and the group is ended.
+# Holds the read end of a pipe. When the parent dies for any reason, the pipe closes and the group is killed.
 _WATCHER = """
 import os, signal, sys, time
 sys.stdin.buffer.read()
@@ -30,14 +30,14 @@ for sig in (signal.SIGTERM, signal.SIGKILL):
 
 
 def free_port() -> int:
-    """A TCP port on the loopback address that nothing listens on at this moment."""
+    """A loopback TCP port on which nothing listens at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def port_is_free(port: int) -> bool:
-    """Whether a server could listen on this loopback port now."""
+    """Whether a server can listen on this loopback port now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -48,13 +48,13 @@ def port_is_free(port: int) -> bool:
 
 
 class Child:
-    """One command in a process group of its own.
+    """One command in its own process group.
 
-    A Ctrl-C in the terminal does not reach it, so its parent can end several of them in order.
+    Ctrl-C in the terminal does not reach it, so its parent can end several children in order.
     """
 
     def __init__(self, name: str, command: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
-        """Start `command`; what it prints is appended to `log`."""
+        """Start `command`; its output is appended to `log`."""
         self.name = name
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ class Child:
         return "\n".join(text.splitlines()[-lines:])
 
     def wait_healthy(self, url: str, *, timeout: float) -> float:
-        """Wait until `url` answers 200 and return the seconds that took.
+        """Wait until `url` answers 200 and return how many seconds this took.
 
         Raises ScanqueueError with the end of the log if the process exits first or `timeout` passes.
         """
@@ -117,7 +117,7 @@ class Child:
                 time.sleep(0.1)
 
     def stop(self, *, grace: float = 10.0) -> None:
-        """Ask the process to end, then insist after `grace` seconds. Stopping twice is harmless."""
+        """Terminate the process; kill it after `grace` seconds. Stopping twice is harmless."""
         if self.running:
             self._signal(signal.SIGTERM)
             try:
@@ -126,7 +126,7 @@ class Child:
                 self._signal(signal.SIGKILL)
                 self._process.wait()
         if self._watcher.poll() is None:
-            # what the process itself started and left behind, while the watcher keeps the pid from reuse
+            # kill processes that it started and left running, while the watcher prevents reuse of the pid
             self._signal(signal.SIGKILL)
             self._watcher.kill()
             self._watcher.wait()

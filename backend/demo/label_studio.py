@@ -23,7 +23,7 @@ from backend.errors import ScanqueueError
 
 Guards = Literal["narrow", "default", "ml-only-off"]
 
-# Out of the box Label Studio calls no ML backend and no webhook on a private or loopback address.
+# By default, Label Studio calls no ML backend or webhook at a private or loopback address.
 GUARDS: dict[Guards, dict[str, str]] = {
     # private and loopback addresses are allowed, the cloud's metadata address is not
     "narrow": {"USE_DEFAULT_BANNED_SUBNETS": "false", "USER_ADDITIONAL_BANNED_SUBNETS": "169.254.0.0/16"},
@@ -37,7 +37,7 @@ _DATABASE = "label_studio.sqlite3"
 
 
 def default_executable() -> Path:
-    """LABEL_STUDIO_EXECUTABLE if set, else the environment that `make setup` creates beside the product."""
+    """LABEL_STUDIO_EXECUTABLE if set, else the environment that `make setup` creates next to the product's."""
     named = os.environ.get("LABEL_STUDIO_EXECUTABLE")
     if named:
         return Path(named).absolute()
@@ -84,11 +84,11 @@ class LabelStudio(Administrator):
     ) -> Self:
         """Start Label Studio with its data in `folder` and wait until it answers.
 
-        port          default: any free one
+        port          default: any free port
         guards        which addresses Label Studio may call, a key of GUARDS
-        legacy_token  40 hexadecimal digits: legacy tokens are on and this is the first user's
+        legacy_token  40 hexadecimal digits: enables legacy tokens, with this one for the first user
         local_files   a folder that local storages may serve; default: serving is off
-        extra_env     further environment variables, which win over all others
+        extra_env     additional environment variables, which override all others
         cache         where the migrated database is kept; default: in Label Studio's own environment
 
         Raises ScanqueueError if Label Studio is not installed, or with the end of its log if it does not
@@ -136,7 +136,7 @@ class LabelStudio(Administrator):
             f"--username={self.email}",
             f"--password={self.password}",
         ]
-        # on a taken port Label Studio moves on to the next one, and another server would answer here
+        # if the port is in use, Label Studio takes the next one, and another server would answer here
         if not port_is_free(self.port):
             raise ScanqueueError(f"Label Studio cannot start: port {self.port} is taken. Choose another one.")
         self._child = Child("Label Studio", command, env=self._environment, log=self.log)
@@ -151,7 +151,7 @@ class LabelStudio(Administrator):
         return self._child.pid if self._child is not None and self._child.running else None
 
     def stop(self) -> None:
-        """End the process that was started here, and no other. The data stays in the folder."""
+        """End the process that this object started, and no other. The data stays in the folder."""
         self.close()
         if self._child is not None:
             self._child.stop()
@@ -172,12 +172,12 @@ class LabelStudio(Administrator):
 
 
 def _base_environment(data: Path) -> dict[str, str]:
-    """None of the caller's settings: Label Studio also reads plain HOST, PORT, USERNAME and PASSWORD."""
+    """An environment without the caller's settings: Label Studio also reads plain HOST, PORT, USERNAME, PASSWORD."""
     return {
         **{name: os.environ[name] for name in _KEPT if name in os.environ},
         "PYTHONUNBUFFERED": "1",
         "LABEL_STUDIO_BASE_DATA_DIR": str(data),
-        # it has error reporting, analytics and a version check that call out by default
+        # error reporting, analytics and the version check contact other servers by default
         "SENTRY_DSN": "",
         "FRONTEND_SENTRY_DSN": "",
         "COLLECT_ANALYTICS": "false",
@@ -196,7 +196,7 @@ def _migrated_database(executable: Path, cache: Path | None) -> Path:
     with FileLock(f"{template}.lock"):
         if not template.exists():
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                # every command migrates first; this one does nothing else
+                # every command runs the migrations first; this one does nothing else
                 done = subprocess.run(
                     [str(executable), "version"],
                     env=_base_environment(Path(scratch)),

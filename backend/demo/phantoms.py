@@ -1,4 +1,4 @@
-"""Synthetic chest radiographs with exact masks, because no data set may be shipped."""
+"""Synthetic chest radiographs with exact masks, because the product cannot ship a real data set."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _lungs(rng: np.random.Generator, x: Field, y: Field, dome_top: float) -> Fie
         reach, middle = rng.uniform(0.74, 0.84), rng.uniform(0.10, 0.15)
         top = rng.uniform(-0.86, -0.76)
         base = dome_top + rng.uniform(-0.03, 0.03) + (0.05 if side > 0 else 0.0)
-        # narrow apex, wide base; below, the dome of the diaphragm, which slopes down laterally
+        # narrow apex, wide base; below it the dome of the diaphragm, which slopes down laterally
         swell = np.clip((y - top) / (base - top), 0.0, 1.4)
         half = (reach - middle) / 2 * np.minimum(1.0, swell + 1e-6) ** rng.uniform(0.30, 0.42)
         centre = (reach + middle) / 2 - 0.07 * (1 - swell) ** 2

@@ -1,4 +1,4 @@
-"""One picture of a finished demonstration: the map with the picks in order, and what each round brought."""
+"""One picture of a finished demonstration: the map with the picks in order, and the results of each round."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from backend.demo.simulation import Round
 def draw(path: Path, scans: Sequence[dict[str, Any]], rounds: Sequence[dict[str, Any]], seen: Sequence[Round]) -> Path:
     """Write a PNG.
 
-    scans   of GET /api/projects/ID/map: task, x, y, cluster
-    rounds  of GET /api/projects/ID/rounds: round, labels, validation
-    seen    what the simulated annotators noted themselves
+    scans   from GET /api/projects/ID/map: task, x, y, cluster
+    rounds  from GET /api/projects/ID/rounds: round, labels, validation
+    seen    recorded by the simulated annotators
     """
     figure = Figure(figsize=(15, 6.5), layout="constrained")
     FigureCanvasAgg(figure)

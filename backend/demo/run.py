@@ -27,7 +27,7 @@ from backend.errors import ScanqueueError
 
 READERS = [("reader1@example.com", "scanqueue-demo"), ("reader2@example.com", "scanqueue-demo")]
 
-# settings taken from the user's environment; the demonstration sets all others
+# settings from the user's environment; the demonstration sets all others
 _PASSED_ON = ("WEIGHTS_DIR", "DEVICE", "EMBEDDER", "ENCODER", "IMAGE_SIZE", "TRAINING_STEPS")
 
 
@@ -50,7 +50,7 @@ def run_demo(
     simulate      two simulated annotators label `labels` scans; the result is plotted in demo.png
     port          port of Label Studio; default: 8080, or a free port
     service_port  port of scanqueue; default: 9090, or a free port
-    label_names   names for the mask values 1, 2, ...; default: labels.txt in `data`
+    label_names   names of the mask values 1, 2, ...; default: labels.txt in `data`
     stay          keep everything running until Ctrl-C; default: unless simulating
 
     Stops everything that it started before it returns or raises.
@@ -104,7 +104,7 @@ def _create_project(console: Console, studio: LabelStudio, scans: ScanFolder) ->
 
 
 def _with_masks(scans: ScanFolder, data: Path | None) -> ScanFolder:
-    """Only the scans with a true mask, which simulated annotators need."""
+    """Only the scans with true masks, which simulated annotators need."""
     if not scans.masks:
         raise ScanqueueError(
             f"{data} contains no masks/, so annotators cannot be simulated. Add the true masks, with the same names "
@@ -208,7 +208,7 @@ def _port(asked: int | None, usual: int) -> int:
 
 @contextmanager
 def _terminated_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, so that it also stops the child processes in order."""
+    """Let SIGTERM raise KeyboardInterrupt, so that it also stops the child processes in order."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The scans of a demonstration: a folder of images with, where known, the true masks of the same names."""
+"""The scans of a demonstration: a folder of images and, where known, true masks with the same names."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image
 from backend.demo.annotator import Control, Mask, label_map_to_masks
 from backend.errors import ScanqueueError
 
-# what Label Studio draws as it is; for DICOM and NIfTI there is `scanqueue import`
+# formats that Label Studio displays directly; `scanqueue import` converts DICOM and NIfTI
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 COLOURS = ("#2f7ed8", "#e4572e", "#3a9d5d", "#8e5bd0", "#c9a227", "#17a2b8")
 
 
 @dataclass(frozen=True)
 class ScanFolder:
-    """images/ and masks/ of one folder. `masks` maps an image's path to its mask's path."""
+    """images/ and masks/ of one folder. `masks` maps image paths to mask paths."""
 
     images: tuple[Path, ...]
     masks: dict[Path, Path]
@@ -28,7 +28,7 @@ class ScanFolder:
     left_out: int
 
     def truth(self, image: Path) -> dict[str, Mask]:
-        """The true mask of every label, in the image's own pixels."""
+        """The true mask of every label, in image pixels."""
         with Image.open(self.masks[image]) as opened:
             label_map = np.asarray(opened.convert("L") if opened.mode not in ("L", "P") else opened)
         with Image.open(image) as opened:
@@ -57,10 +57,10 @@ class ScanFolder:
 
 
 def read_folder(folder: Path, labels: Sequence[str] = ()) -> ScanFolder:
-    """Look at a folder that holds images/ and, optionally, masks/ and labels.txt (one name a line).
+    """Read a folder that contains images/ and, optionally, masks/ and labels.txt (one name per line).
 
     A mask has the name of its image; its values are 0 for background and 1, 2, ... for the labels in order,
-    or anything but 0 where there is one label. Without names a label is called "Region".
+    or any nonzero value if there is only one label. Without names, the label is called "Region".
     """
     if not (folder / "images").is_dir():
         raise ScanqueueError(f"{folder} has no folder images/; put the scans there (and true masks in masks/)")

@@ -1,4 +1,4 @@
-"""Two simulated annotators work off the queue, wait for every new round, and note how good its masks were."""
+"""Two simulated annotators work through the queue, wait for each new round, and record the quality of its masks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from backend.demo.annotator import Annotator, Mask, from_result, shown_predictio
 from backend.demo.scans import ScanFolder
 from backend.errors import ScanqueueError, StudioRefused
 
-# how long the queue may stand still, with all labels seen and no job running, before we label on
+# longest wait for a new queue, once all labels are seen and no job runs, before labelling continues
 _QUIET = 90.0
 
 
 @dataclass(frozen=True)
 class Label:
-    """One submitted scan and the mask that was shown before; dice is None where no mask was shown."""
+    """A submitted scan, compared with the mask shown before; dice is None if no mask was shown."""
 
     task: int
     reader: str
@@ -37,7 +37,7 @@ class Label:
 
 @dataclass
 class Round:
-    """One published queue, and what was labelled from it."""
+    """One published queue, and the scans labelled from it."""
 
     number: int
     labels_before: int
@@ -77,10 +77,10 @@ def compare(shown: Mapping[str, Mask], truth: Mapping[str, Mask]) -> tuple[float
 
 
 class Simulation:
-    """Labels `labels` scans of a project in rounds and keeps what it saw in `rounds`.
+    """Labels `labels` scans of a project in rounds and records them in `rounds`.
 
     tasks  the image of each task
-    alive  is called while waiting; it raises when the service has ended
+    alive  called while waiting; raises an error if the service has exited
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Simulation:
         self._stop = threading.Event()
 
     def run(self) -> None:
-        """Label to the end; one printed line per round."""
+        """Label all scans; prints one line per round."""
         annotators = [Annotator(self._studio.url, email, password) for email, password in self._readers]
         done = 0
         try:
@@ -130,7 +130,7 @@ class Simulation:
                 annotator.close()
 
     def status(self) -> dict[str, Any]:
-        """The service's own account of the project."""
+        """The project status from the service."""
         return self._ask(f"/api/projects/{self._project}")
 
     def _ask(self, path: str) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Simulation:
         return dict(response.json())
 
     def _wait_for_round(self, labelled: int) -> None:
-        """Wait until annotators are served a later round than the last, then note the head of its queue."""
+        """Wait until annotators get a later round, then record the head of its queue."""
         last = self.rounds[-1].number if self.rounds else -1
         number = last + 1
         began = quiet_since = time.monotonic()
@@ -173,15 +173,15 @@ class Simulation:
         self.rounds.append(Round(number, labelled, head, dict(seen.get("validation") or {})))
 
     def _label(self, annotators: list[Annotator], count: int) -> None:
-        """Every annotator asks, corrects and submits until `count` more scans are labelled."""
+        """Each annotator requests, corrects and submits tasks until `count` more scans are labelled."""
         left = [count]
         failures: list[BaseException] = []
 
         def work(annotator: Annotator) -> None:
             try:
                 while not self._stop.is_set():
-                    # On SQLite two requests in the same instant may be served the same task; people are
-                    # never that close together, so neither are these.
+                    # On SQLite, two simultaneous requests may be served the same task. People are never
+                    # that close together, so these requests are not either.
                     with self._asking:
                         if left[0] == 0:
                             return
@@ -238,7 +238,7 @@ class Simulation:
 
 
 def _milestones(labels: int, cold_start_size: int, round_size: int) -> list[int]:
-    """Numbers of labels after which a new round is waited for; the last one is `labels` or just below."""
+    """Label counts at which to wait for a new round; the last one is `labels` or slightly lower."""
     return list(range(cold_start_size, labels + 1, round_size))
 
 

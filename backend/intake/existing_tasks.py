@@ -44,7 +44,7 @@ class ExistingTasks:
     # -- existing tasks ---------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """List tasks that are not known yet. If a slice that we have just added has a second task, delete that."""
+        """List tasks not known yet. If a slice that we have just added gets a second task, delete the second."""
         self._tasks = self._studio.task_count(self._project)
         last, superfluous = self._last, []
         for task, data, touched in self._studio.task_data(self._project, after=self._last):

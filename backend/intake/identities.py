@@ -76,7 +76,7 @@ class Identities:
     file        its path; the folder is created, too (mode 0700), if necessary
     must_exist  raise BadIdentities instead of creating it
 
-    Safe for several threads and several processes. Raises BadIdentities if the file is of another kind, from a later
+    Safe for several threads and several processes. Raises BadIdentities if the file has another format, is from a later
     version, damaged, or not writable.
     """
 

@@ -1,4 +1,4 @@
-"""What an import is asked to do, what it reports while it runs, and what it did."""
+"""The request, progress and results of an import."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Tally:
     files, others   files found, and those of them that are not images
     scans           identified sources, without copies
     copies          files that are copies of others
-    slices          selected slices; of them
-    made            became tasks (or would have, in a dry run)
-    there           already had a task
+    slices          selected slices
+    made            those that became tasks (or would have, in a dry run)
+    there           those that already had a task
     skipped         scans skipped because of text in their pixels
     doubles         tasks in Label Studio for slices that already have another task
     """

@@ -324,7 +324,7 @@ def _each_once(things: deque[Thing]) -> Iterator[Thing]:
 
 
 def _geometry(source: Source, known: Mapping[Path, FileFacts]) -> Geometry | None:
-    """Of slices that are a file each; others must be read."""
+    """Geometry of slices that have one file each; other files must be read."""
     files = [known[path] for path in source.files]
     single = source.kind == "dicom" and source.volumes == 1 and all(facts.frames == 1 for facts in files)
     return geometry_of(files) if single else None

@@ -1,4 +1,4 @@
-"""What every embedder does: images to vectors, batch by batch; and the embedder that needs no weights."""
+"""The interface of all embedders, which turn images into vectors in batches; and an embedder without weights."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Prepared = NDArray[Any]
 class Embedder(Protocol):
     """Turns images into vectors of one length; similar images should get similar vectors.
 
-    name   opens the same embedder again
+    name   reopens the same embedder
     dim    length of a vector
-    batch  how many images are computed at once
+    batch  number of images computed at a time
     """
 
     @property
@@ -39,7 +39,7 @@ class Embedder(Protocol):
     def batch(self) -> int: ...
 
     def prepare(self, image: Uint8Image) -> Prepared:
-        """What `embed_prepared` takes of one image: small, whatever the image's size. Any thread may call it.
+        """One image as input for `embed_prepared`: small, whatever the image's size. Thread-safe.
 
         image  (H, W) gray or (H, W, 3) RGB uint8, of any size. Raises ValueError on another shape or type.
         """
@@ -51,9 +51,9 @@ class Embedder(Protocol):
         """
 
     def embed(self, images: Sequence[Uint8Image]) -> NDArray[np.float32]:
-        """(N, D): the same of N images, which are prepared while the ones before them are computed.
+        """(N, D): the same for N images, which are prepared while the previous ones are computed.
 
-        Images are taken in batches, so N may be large. Raises ValueError, naming the image's number, on what is no
+        Images are processed in batches, so N may be large. Raises ValueError with the image's number if it is not an
         image.
         """
 
@@ -100,7 +100,7 @@ class Pixels(BatchedEmbedder):
     """The fallback: a small image descriptor without a trained network.
 
     A 16 x 16 thumbnail, a 32-bin histogram of gray levels and, in 4 x 4 cells, 8-bin histograms of edge
-    directions; each part has length 1. It tells apart body parts, views and machines, and little that is finer.
+    directions; each part has length 1. It distinguishes body parts, views and machines, but few finer details.
     """
 
     name = "pixels"

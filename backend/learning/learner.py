@@ -53,7 +53,7 @@ class Learner:
 
     at_once  False = load torch on the first computation, unless the settings must be checked against this machine
 
-    Raises BadSetting at once when this machine does not support the settings.
+    Raises BadSetting immediately when this machine does not support the settings.
     """
 
     def __init__(self, settings: Settings, *, at_once: bool = True) -> None:

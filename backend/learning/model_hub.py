@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-HUB_SECONDS = 3.0  # longest wait in a hospital without internet
+HUB_SECONDS = 3.0  # maximum wait without internet access
 
 
 def unreachable() -> str:
@@ -27,7 +27,7 @@ def answers(url: str) -> bool:
     def ask() -> None:
         try:
             huggingface_hub.get_session().head(url, timeout=HUB_SECONDS, follow_redirects=False)
-        except Exception:  # no route, unknown name, a proxy's refusal: the session may be a lab's own
+        except Exception:  # no route, unknown name, refused by a proxy; a lab may configure its own session
             return
         answered.set()
 

@@ -147,7 +147,7 @@ class Segmenter:
         """A new network. What is not pretrained is random, drawn from torch's global generator.
 
         encoder_weights  None: random, and no network access. "imagenet": downloaded (or from the local
-                         cache); where that fails the encoder is random and `warning` says so. Else the path
+                         cache); if that fails, the encoder is random and `warning` says so. Else the path
                          of a .safetensors or .pth file of encoder weights (RadImageNet's too), or of a timm
                          folder (config.json and model.safetensors). The first layer of a 3-channel encoder is
                          adapted to gray by timm's and smp's own rule.

@@ -74,8 +74,8 @@ def train(
                   modified
     validation    the same for scans to judge by; may be two empty lists
     labels        names of classes 1..
-    on_step       called as on_step(steps done, of) after every step and every validation batch; may raise to
-                  abort
+    on_step       called as on_step(steps done, total steps) after every step and every validation batch; may
+                  raise to abort
 
     Colour scans give a network for colour, unless all are gray. Raises ValueError when scans and masks do not
     match.

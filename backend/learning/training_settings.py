@@ -23,7 +23,7 @@ class TrainingSettings:
     encoder_weights  None (random), "imagenet" or a path; see Segmenter.create
     device           "cpu", "cuda", "cuda:1", ...
     batch_size       scans per step, >= 2; fewer labelled scans are repeated with new augmentation
-    max_steps        steps of the optimiser, whatever the number of scans: a round takes the same time
+    max_steps        optimiser steps, independent of the number of scans, so every round takes the same time
     learning_rate    highest rate of the one-cycle schedule (Smith & Topin 2018), reached after `warmup` of
                      all steps
     weight_decay     weight decay of AdamW

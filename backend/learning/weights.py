@@ -233,7 +233,7 @@ WEIGHTS = (
 
 
 def weights_called(name: str) -> Weights:
-    """A row by its key, or by what SCANQUEUE_EMBEDDER or SCANQUEUE_ENCODER call it. Raises BadSetting."""
+    """A row by its key, or by its value of SCANQUEUE_EMBEDDER or SCANQUEUE_ENCODER. Raises BadSetting."""
     for row in WEIGHTS:
         if name and name in (row.key, row.embedder, row.encoder):
             return row
@@ -246,7 +246,7 @@ def weights_of(setting: str) -> Weights | None:
 
 
 def encoder_weights_at(path: Path) -> Weights | None:
-    """The row whose encoder weights belong at the end of this path, a file's or a folder's."""
+    """The row with encoder weights at this path, a file or a folder; only the end of the path counts."""
     ends = {row.encoder.partition("@")[2]: row for row in WEIGHTS if row.encoder}
     return ends.get(path.name) or ends.get(f"{path.parent.name}/{path.name}")
 
@@ -257,7 +257,7 @@ def found_file(row: Weights, folder: Path) -> Path | None:
 
 
 def how_to_get(row: Weights, folder: Path | None) -> str:
-    """Which files go where, and where they are available: a sentence without its full stop."""
+    """Which files go where, and where to get them: a sentence without its full stop."""
     where = f"{folder / row.folder}/" if folder else f"{row.folder}/ of the folder that {DIR_SETTING} names"
     return f"Put {files_of(row)} into {where}: {'they are' if row.config else 'it is'} {where_published(row)}"
 

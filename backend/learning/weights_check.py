@@ -128,7 +128,7 @@ def _whose(path: Path, but: Weights) -> Weights | None:
 
 
 def _stray(row: Weights, folder: Path) -> Path | None:
-    """A file below the folder that contains these weights and is not in the place of other weights."""
+    """A file below the folder that contains these weights, but is not in the place of other weights."""
     taken = {folder / other.folder / f.name for other in WEIGHTS for f in other.files}
     for path in files_below(folder):
         if path in taken and path.parent != folder / row.folder:
