@@ -1,4 +1,4 @@
-"""Export, on a Label Studio in memory: what is written, what is listed, what is refused; without scans' files."""
+"""Export from an in-memory Label Studio: what is written, listed and refused; without source files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SCAN, OTHER_SCAN = "S-ABCDEFGHIJ22", "S-ABCDEFGHIJ33"
 
 
 class Lab:
-    """A project with a scan of four slices, two plain pictures, and whoever annotates them."""
+    """A project with a scan of four slices, two plain pictures, and an annotator."""
 
     def __init__(self, config: str = LARGER) -> None:
         self.studio = MemoryStudio(config)
@@ -82,7 +82,7 @@ def lab() -> Lab:
 # -- pictures ----------------------------------------------------------------------------------
 
 
-def test_every_labelled_picture_is_a_png_of_class_numbers(lab: Lab, tmp_path: Path) -> None:
+def test_every_labelled_picture_becomes_a_png_of_class_numbers(lab: Lab, tmp_path: Path) -> None:
     masks = {f"{SCAN}.axial.0001": lab.draw(lab.slices[1], 2, 1), f"task-{lab.plain[0]}": lab.draw(lab.plain[0], 1)}
     done = lab.export(tmp_path / "out")
     assert tree(tmp_path / "out") == ["coco.json", "manifest.json", *(f"png/{name}.png" for name in masks)]
@@ -162,7 +162,7 @@ def test_slices_along_two_axes_are_kept_apart(lab: Lab, tmp_path: Path) -> None:
     ]
 
 
-def test_only_the_scans_that_were_asked_for(lab: Lab, tmp_path: Path) -> None:
+def test_only_the_requested_scans_are_exported(lab: Lab, tmp_path: Path) -> None:
     lab.describe(lab.slices[3], scan=OTHER_SCAN, axis="axial", slice=0)
     for task in lab.tasks:
         lab.draw(task, 1)
@@ -174,7 +174,7 @@ def test_only_the_scans_that_were_asked_for(lab: Lab, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_task_data_that_import_would_not_write_makes_a_plain_picture(lab: Lab, tmp_path: Path) -> None:
+def test_task_data_that_import_does_not_write_give_a_plain_picture(lab: Lab, tmp_path: Path) -> None:
     odd: Sequence[dict[str, Any]] = (
         {"scan": "../../etc", "axis": "axial", "slice": 0},
         {"scan": SCAN, "axis": "../axial", "slice": 0},
@@ -196,7 +196,7 @@ def test_task_data_that_import_would_not_write_makes_a_plain_picture(lab: Lab, t
 # -- the manifest ------------------------------------------------------------------------------
 
 
-def test_the_manifest_says_who_drew_what_when_and_what_else_there_was(lab: Lab, tmp_path: Path) -> None:
+def test_the_manifest_records_who_drew_what_when_and_the_other_annotations(lab: Lab, tmp_path: Path) -> None:
     task = lab.slices[0]
     lab.draw(task, 1)
     mask = np.zeros(SHAPE, bool)
@@ -220,7 +220,7 @@ def test_the_manifest_says_who_drew_what_when_and_what_else_there_was(lab: Lab, 
     assert "Rita" not in (tmp_path / "unnamed" / "manifest.json").read_text()
 
 
-def test_of_two_tasks_that_show_one_slice_the_better_annotation_counts(lab: Lab, tmp_path: Path) -> None:
+def test_of_two_tasks_for_one_slice_the_better_annotation_counts(lab: Lab, tmp_path: Path) -> None:
     first, second = lab.slices[0], lab.slices[1]
     lab.describe(second, scan=SCAN, axis="axial", slice=0)
     lab.draw(first, 1)
@@ -262,7 +262,7 @@ def test_an_annotation_that_cannot_be_read_is_listed_and_the_rest_goes_on(lab: L
     assert np.array_equal(read_png(tmp_path / "out" / "png" / f"{SCAN}.axial.0002.png"), good)
 
 
-def test_a_region_whose_label_is_gone_is_left_out_and_said(lab: Lab, tmp_path: Path) -> None:
+def test_a_region_with_a_removed_label_is_left_out_and_reported(lab: Lab, tmp_path: Path) -> None:
     lab.draw(lab.slices[0], 1, 2)
     lab.studio.change_config(CONFIG)
     done = lab.export(tmp_path / "out")
@@ -284,10 +284,10 @@ def test_the_sections_of_a_manifest_are_valid_json_with_any_number_of_rows(tmp_p
         assert os.listdir(tmp_path) == ["made.json"]
 
 
-# -- what is asked for -------------------------------------------------------------------------
+# -- the request -------------------------------------------------------------------------------
 
 
-def test_without_identities_pictures_are_written_and_what_is_missing_is_said(lab: Lab, tmp_path: Path) -> None:
+def test_without_identities_pictures_are_written_and_the_rest_is_reported(lab: Lab, tmp_path: Path) -> None:
     lab.draw(lab.slices[0], 1)
     done = lab.export(tmp_path / "out")
     assert done.problem_count == 0
@@ -311,7 +311,7 @@ def test_more_labels_than_a_mask_holds_are_refused(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_the_size_of_a_picture_that_cannot_be_had_is_that_of_its_regions(lab: Lab, tmp_path: Path) -> None:
+def test_the_size_of_an_unavailable_picture_is_that_of_its_regions(lab: Lab, tmp_path: Path) -> None:
     lab.draw(lab.slices[0], 1)
     lab.draw(lab.slices[1])
     lab.studio.images.clear()
@@ -319,13 +319,13 @@ def test_the_size_of_a_picture_that_cannot_be_had_is_that_of_its_regions(lab: La
     (row,) = manifest(tmp_path / "out")["slices"]
     assert row["task"] == lab.slices[0]
     (problem,) = done.problems
-    assert "is not available" in problem.what  # nothing says how large an empty annotation is
+    assert "is not available" in problem.what  # an empty annotation has no size
 
 
 # -- the folder --------------------------------------------------------------------------------
 
 
-def test_an_earlier_export_of_the_project_is_redone(lab: Lab, tmp_path: Path) -> None:
+def test_an_earlier_export_of_the_project_is_replaced(lab: Lab, tmp_path: Path) -> None:
     lab.draw(lab.slices[0], 1)
     lab.export(tmp_path / "out")
     number = lab.studio.annotate(lab.slices[1], [])
@@ -362,7 +362,7 @@ def test_a_folder_that_is_no_export_of_the_project_is_refused_and_never_deleted(
         lab.export(file)
 
 
-def test_a_failure_on_the_way_leaves_what_was_there(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_keeps_the_earlier_export(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.draw(lab.slices[0], 1)
     lab.export(tmp_path / "out")
     before = {name: (tmp_path / "out" / name).read_bytes() for name in tree(tmp_path / "out")}
@@ -394,7 +394,7 @@ def with_model(world: World, out: Path, model: str = "active", **asked: Any) -> 
     return Export(world.studio, PROJECT, **asked).run(out)  # type: ignore[arg-type]
 
 
-def test_a_models_masks_stand_apart_and_say_whose_they_are(world: World, tmp_path: Path) -> None:
+def test_predicted_masks_are_kept_apart_and_name_their_model(world: World, tmp_path: Path) -> None:
     (model,) = world.store.models(PROJECT)
     digests = [r["digest"] for r in world.store.scans(PROJECT)]
     kept = sum(world.store.has("masks", fingerprint(model["fingerprint"], digest)) for digest in digests)
@@ -416,7 +416,7 @@ def test_a_models_masks_stand_apart_and_say_whose_they_are(world: World, tmp_pat
         assert np.array_equal(sum(drawn, np.zeros_like(mask)), mask)
 
 
-def test_masks_that_are_not_stored_are_those_that_label_studio_was_given(world: World, tmp_path: Path) -> None:
+def test_masks_that_are_not_stored_are_taken_from_label_studio(world: World, tmp_path: Path) -> None:
     with_model(world, tmp_path / "before")
     (model,) = world.store.models(PROJECT)
     rows = {r["task"]: r["digest"] for r in world.store.scans(PROJECT)}
@@ -459,7 +459,7 @@ def command(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_the_command_says_what_is_where(lab: Lab, command: Any, tmp_path: Path) -> None:
+def test_the_command_lists_what_it_wrote(lab: Lab, command: Any, tmp_path: Path) -> None:
     lab.draw(lab.slices[0], 1)
     done = command("--out", str(tmp_path / "out"), "--format", "png, coco")
     assert done.exit_code == 0, done.output
@@ -472,14 +472,14 @@ def test_the_command_says_what_is_where(lab: Lab, command: Any, tmp_path: Path) 
     assert "note: NIfTI and DICOM SEG were not written" in done.output
 
 
-def test_model_alone_is_the_active_one(command: Any, tmp_path: Path) -> None:
+def test_the_model_option_without_value_means_the_active_one(command: Any, tmp_path: Path) -> None:
     for args in (["--model"], ["--model", "--names"], ["--model", "active"]):
         done = command("--out", str(tmp_path / "out"), *args)
         assert isinstance(done.exception, BadSetting)  # and not "option needs a value"
         assert "contains no scanqueue records" in str(done.exception)
 
 
-def test_wrong_words_are_refused(command: Any, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(command: Any, tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "out")]
     assert "unknown axis 'oblique'" in str(command(*out, "--axis", "oblique").exception)
     assert "folder /nowhere does not exist" in str(command(*out, "--source", "/nowhere").exception)

@@ -1,6 +1,6 @@
-"""Scans in, masks out: import, annotate through a real Label Studio, export, and every voxel is where it belongs.
+"""Scans in, masks out: import, annotation in a real Label Studio, and export, with every voxel in its place.
 
-Annotators draw on the pictures as Label Studio serves them, and know nothing of volumes.
+Annotators draw on the pictures that Label Studio serves, and know nothing about volumes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Draw = Callable[[Mapping[str, Any], Callable[[], Mask]], Mask]
 
 
 class Lab:
-    """One project in a real Label Studio, one folder of ours, one annotator."""
+    """One project in a real Label Studio, one data folder, one annotator."""
 
     def __init__(self, studio: LabelStudio, folder: Path) -> None:
         self.studio = studio
@@ -59,9 +59,9 @@ class Lab:
         self.drawn: dict[tuple[str, str, int], Mask] = {}
 
     def run(self, command: str, *args: str | Path) -> tuple[int, str]:
-        """`scanqueue COMMAND`, as a person calls it, but in this process: starting one takes seconds.
+        """Run `scanqueue COMMAND` as on the command line, but in this process: starting one takes seconds.
 
-        Its exit code, and what it said.
+        Returns its exit code and its output.
         """
         settings = {
             "SCANQUEUE_LABEL_STUDIO_URL": self.studio.url,
@@ -101,7 +101,7 @@ class Lab:
         return np.asarray(Image.open(io.BytesIO(answer.content)), np.uint8)
 
     def annotate(self, draw: Draw, tasks: Sequence[Mapping[str, Any]] | None = None) -> None:
-        """Draw and submit each task; `draw` is given its data and, if it asks, its picture."""
+        """Draw and submit each task; `draw` gets its data and a function that returns its picture."""
         for task in self.tasks() if tasks is None else tasks:
             mask = draw(task["data"], lambda task=task: self.picture(task))  # type: ignore[misc]
             self.annotator.submit(task, to_result(label_map_to_masks(mask, LABELS), CONTROL))
@@ -131,7 +131,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def same_space(written: Any, source: Any) -> None:
-    """Two NIfTI images say the same about where their voxels are."""
+    """Check that two NIfTI images place their voxels equally."""
     assert written.shape == source.shape[:3]
     assert np.array_equal(written.affine, source.affine)
     for form in ("sform", "qform"):
@@ -147,7 +147,7 @@ def same_space(written: Any, source: Any) -> None:
 
 
 def hippocampi(lab: Lab, shared: Path, names: Sequence[str], axes: Sequence[str]) -> None:
-    """Import volumes, each along one of `axes` in turn, annotate every slice as their masks say, and compare."""
+    """Import volumes, each along one of `axes` in turn, annotate every slice with its true mask, and compare."""
     data = shared / "data" / "msd_hippocampus"
     truth: dict[str, Any] = {}
     for axis, along in itertools.groupby(sorted(zip(itertools.cycle(axes), names, strict=False)), key=lambda p: p[0]):
@@ -186,13 +186,13 @@ def hippocampi(lab: Lab, shared: Path, names: Sequence[str], axes: Sequence[str]
         assert np.array_equal(again, wanted)
 
 
-def test_volumes_come_back_voxel_for_voxel(lab: Lab, shared: Path) -> None:
+def test_volumes_are_exported_voxel_for_voxel(lab: Lab, shared: Path) -> None:
     hippocampi(lab, shared, ("hippocampus_001.nii.gz", "hippocampus_003.nii.gz"), ("sagittal", "coronal"))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-def test_all_volumes_come_back_voxel_for_voxel(lab: Lab, shared: Path) -> None:
+def test_all_volumes_are_exported_voxel_for_voxel(lab: Lab, shared: Path) -> None:
     files = sorted((shared / "data" / "msd_hippocampus" / "images").glob("*.nii.gz"))
     assert len(files) == 260
     hippocampi(lab, shared, [file.name for file in files], AXES)
@@ -204,7 +204,7 @@ LEVELS = (0, 100, 200)  # of background and the two classes
 
 
 def levelled(shape: tuple[int, int, int], seed: int) -> NDArray[np.int16]:
-    """A volume of the three LEVELS that no flip and no turn leaves as it is: blocks and single voxels at random."""
+    """A volume of the three LEVELS that every flip and rotation changes: random blocks and single voxels."""
     rng = np.random.default_rng(seed)
     values = rng.choice(LEVELS, size=shape, p=(0.6, 0.25, 0.15)).astype(np.int16)
     values[0, 0, 0], values[-1, 0, 0], values[0, -1, 0], values[0, 0, -1] = 200, 0, 100, 0
@@ -212,13 +212,13 @@ def levelled(shape: tuple[int, int, int], seed: int) -> NDArray[np.int16]:
 
 
 def see(task: Mapping[str, Any], picture: Callable[[], Mask]) -> Mask:
-    """What an annotator would draw who knows nothing but the picture: each level with its label."""
+    """What an annotator would draw from the picture alone: each level with its label."""
     pixels = picture()
     assert set(np.unique(pixels)) <= {0, 127, 128, 255}
     return np.where(pixels == 255, 2, np.where(pixels > 100, 1, 0)).astype(np.uint8)
 
 
-def test_a_scan_of_every_orientation_comes_back_voxel_for_voxel(lab: Lab, tmp_path: Path) -> None:
+def test_a_scan_of_every_orientation_is_exported_voxel_for_voxel(lab: Lab, tmp_path: Path) -> None:
     folder = tmp_path / "scans"
     shape, spacing = (2, 3, 4), (0.7, 1.1, 2.3)
     turns = [
@@ -258,7 +258,7 @@ def test_a_scan_of_every_orientation_comes_back_voxel_for_voxel(lab: Lab, tmp_pa
 
 
 def made_mask(pixels: NDArray[Any]) -> Mask:
-    """A mask of a picture that no flip leaves as it is: what is bright, the second class in one corner."""
+    """A mask of a picture that every flip changes: the bright pixels, with the second class in one corner."""
     bright = pixels > np.percentile(pixels, 80)
     corner = np.zeros(pixels.shape, bool)
     corner[: pixels.shape[0] // 3, : pixels.shape[1] // 2] = True
@@ -267,7 +267,7 @@ def made_mask(pixels: NDArray[Any]) -> Mask:
     return mask
 
 
-def test_dicom_series_come_back_as_nifti_and_as_segmentations_of_their_instances(lab: Lab, shared: Path) -> None:
+def test_dicom_series_are_exported_as_nifti_and_as_segmentations_of_their_instances(lab: Lab, shared: Path) -> None:
     data = shared / "data" / "brain_mri_volumes"
     lab.bring_in(*sorted(data.glob("PGBM-*")))
     headers = {}
@@ -294,7 +294,7 @@ def test_dicom_series_come_back_as_nifti_and_as_segmentations_of_their_instances
         assert len(own) == len(record.source.instances) == 22
         check_nifti(nib.load(out / f"{scan}.nii.gz"), own, masks)
         check_segmentation(out / f"{scan}.seg.dcm", own, masks)
-    for path in out.rglob("*"):  # of the patient nothing is anywhere but in the DICOM SEG
+    for path in out.rglob("*"):  # patient data are only in the DICOM SEG
         if path.is_file() and path.suffix != ".dcm":
             content = path.read_bytes()
             for header in headers.values():
@@ -303,7 +303,7 @@ def test_dicom_series_come_back_as_nifti_and_as_segmentations_of_their_instances
 
 
 def check_nifti(written: Any, headers: Sequence[Any], masks: Mapping[str, Mask]) -> None:
-    """Each pixel of each instance is at the place in the patient that its header says, in millimetres."""
+    """Check that each pixel of each instance is at the patient position of its header, in millimetres."""
     labels = np.asarray(written.dataobj)
     columns, rows = headers[0].Columns, headers[0].Rows
     assert labels.shape == (columns, rows, len(headers))
@@ -317,7 +317,7 @@ def check_nifti(written: Any, headers: Sequence[Any], masks: Mapping[str, Mask])
         mask = masks[header.SOPInstanceUID]
         for row, column in ((0, 0), (rows - 1, columns - 1), *np.argwhere(mask)[::997].tolist()):
             place = first + right * column * between_columns + down * row * between_rows
-            voxel = back @ [-place[0], -place[1], place[2], 1]  # DICOM's x and y run the other way
+            voxel = back @ [-place[0], -place[1], place[2], 1]  # DICOM's x and y have the opposite direction
             assert np.allclose(voxel, np.rint(voxel), atol=0.02)
             assert labels[tuple(np.rint(voxel[:3]).astype(int))] == mask[row, column]
     assert int((labels > 0).sum()) == sum(int((masks[h.SOPInstanceUID] > 0).sum()) for h in headers)
@@ -355,7 +355,7 @@ def check_segmentation(path: Path, headers: Sequence[Any], masks: Mapping[str, M
         assert np.array_equal(pixels, masks[uid])
 
 
-def test_some_slices_of_a_head_come_back_and_the_others_stay_empty(lab: Lab, shared: Path) -> None:
+def test_annotated_slices_of_a_head_are_exported_and_the_others_stay_empty(lab: Lab, shared: Path) -> None:
     file = shared / "data" / "brain_mri_volumes" / "brainchop_t1_crop.nii.gz"
     source = nib.load(file)
     assert "".join(nib.aff2axcodes(source.affine)) == "LIA"
@@ -371,10 +371,10 @@ def test_some_slices_of_a_head_come_back_and_the_others_stay_empty(lab: Lab, sha
     out = lab.export("out")
     (scan,) = lab.sources()
     values = np.asarray(source.dataobj)
-    # Seen from here: how the picture of a slice comes from the volume, in nibabel's words.
+    # Computed independently with nibabel: the picture of a slice of the volume.
     numbered = np.arange(values.size, dtype=np.int32).reshape(values.shape)
     head = nib.as_closest_canonical(nib.Nifti1Image(numbered, source.affine))
-    voxels = np.asarray(head.dataobj)  # R, A, S: the number of the voxel in the file
+    voxels = np.asarray(head.dataobj)  # R, A, S: the index of the voxel in the file
     for axis, along in (("axial", 2), ("coronal", 1)):
         written = nib.load(out / f"{scan}.{axis}.nii.gz")
         same_space(written, source)
@@ -397,7 +397,7 @@ def test_some_slices_of_a_head_come_back_and_the_others_stay_empty(lab: Lab, sha
 # -- where the files are -----------------------------------------------------------------------
 
 
-def test_moved_and_changed_files_are_said_and_found_again_and_pictures_need_none(lab: Lab, tmp_path: Path) -> None:
+def test_moved_and_changed_files_are_reported_and_found_again_and_pictures_need_none(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     for number in range(2):
         affine = np.diag([1, 1.5, 2 + number, 1])
@@ -427,7 +427,7 @@ def test_moved_and_changed_files_are_said_and_found_again_and_pictures_need_none
     assert f"problem: {second}: its source has changed since the import, so no volume was written" in lab.said
     assert "The folders in --source do not contain it either." in lab.said
 
-    # another machine, which has no identities and no scans
+    # another machine without identities and scans
     shutil.move(lab.folder / "data", lab.folder / "at home")
     out = lab.export("elsewhere")
     assert "note: NIfTI and DICOM SEG were not written. They need the identities file" in lab.said
@@ -443,7 +443,7 @@ def test_moved_and_changed_files_are_said_and_found_again_and_pictures_need_none
 # -- the loop ----------------------------------------------------------------------------------
 
 
-def test_from_scans_through_the_queue_to_a_models_masks(lab: Lab, shared: Path, tmp_path: Path) -> None:
+def test_from_scans_through_the_queue_to_predicted_masks(lab: Lab, shared: Path, tmp_path: Path) -> None:
     data = shared / "data" / "msd_hippocampus"
     files = [data / "images" / f"hippocampus_{n}.nii.gz" for n in ("001", "003", "004")]
     lab.bring_in("--axis", "coronal", "--best", "5", *files)

@@ -56,7 +56,7 @@ def picture(volume: Volume, n: int = 0) -> np.ndarray[Any, Any]:
 # ---- which files belong together
 
 
-def test_slices_are_in_order_of_place_whatever_their_names_and_numbers(tmp_path: Path) -> None:
+def test_slices_are_ordered_by_position_whatever_their_names_and_numbers(tmp_path: Path) -> None:
     paths = series(tmp_path, STACK)
     shuffled = [path.rename(path.with_name(f"{9 - n}.x")) for n, path in enumerate(paths)]
     random.Random(3).shuffle(shuffled)
@@ -66,7 +66,7 @@ def test_slices_are_in_order_of_place_whatever_their_names_and_numbers(tmp_path:
     assert (read(source).values == STACK.transpose(2, 1, 0)).all()
 
 
-def test_a_source_is_named_without_its_path_and_goes_through_pickle_and_text(tmp_path: Path) -> None:
+def test_a_source_is_named_without_its_path_and_survives_pickle_and_text(tmp_path: Path) -> None:
     (source,) = sources(series(tmp_path / "a", STACK))
     again = sources([path.rename(tmp_path / f"x{path.name}") for path in source.files])
     assert again[0].uid == source.uid != ""
@@ -88,7 +88,7 @@ def test_the_same_instance_twice_counts_once_and_the_longer_copy_is_read(tmp_pat
     assert (read(source).values == STACK.transpose(2, 1, 0)).all()
 
 
-def test_other_orientations_sizes_and_frames_of_reference_are_other_stacks(tmp_path: Path) -> None:
+def test_other_orientations_sizes_and_frames_of_reference_are_separate_stacks(tmp_path: Path) -> None:
     uid = generate_uid()
     paths = series(tmp_path / "a", STACK, SeriesInstanceUID=uid)
     paths += series(tmp_path / "b", STACK, SeriesInstanceUID=uid)  # its own frame of reference
@@ -105,7 +105,7 @@ def test_other_orientations_sizes_and_frames_of_reference_are_other_stacks(tmp_p
     assert found == sources(paths[::-1])
 
 
-def test_images_at_one_position_are_distinguished_by_their_marks(tmp_path: Path) -> None:
+def test_images_at_one_position_are_distinguished_by_their_attributes(tmp_path: Path) -> None:
     uid, frame = generate_uid(), generate_uid()
     both = {"SeriesInstanceUID": uid, "FrameOfReferenceUID": frame, "Modality": "MR", "SOPClassUID": MR}
     first = series(tmp_path / "late", STACK, EchoTime=80.0, **both)
@@ -117,14 +117,14 @@ def test_images_at_one_position_are_distinguished_by_their_marks(tmp_path: Path)
         assert len({path.parent for path in source.files}) == 1
 
 
-def test_images_at_one_position_without_marks_are_distinguished_by_order(tmp_path: Path) -> None:
+def test_images_at_one_position_without_attributes_are_distinguished_by_order(tmp_path: Path) -> None:
     both: dict[str, Any] = {"SeriesInstanceUID": generate_uid(), "FrameOfReferenceUID": generate_uid()}
     paths = series(tmp_path, np.concatenate([STACK, STACK + 1]), places=(0, 2, 4, 6) * 2, **both)
     found = sources(paths)
     assert [source.files for source in found] == [tuple(paths[:4]), tuple(paths[4:])]
 
 
-def test_radiographs_of_a_series_are_scans_of_their_own(tmp_path: Path) -> None:
+def test_radiographs_of_a_series_are_separate_scans(tmp_path: Path) -> None:
     uid = generate_uid()
     facts = {"SOPClassUID": CR, "Modality": "CR", "SeriesInstanceUID": uid}
     paths = [save(tmp_path / f"{n}", dataset(PIXELS, InstanceNumber=n, **facts)) for n in range(3)]
@@ -133,7 +133,7 @@ def test_radiographs_of_a_series_are_scans_of_their_own(tmp_path: Path) -> None:
     assert [source.uid for source in found] == [source.instances[0] for source in found]
 
 
-def test_slices_without_a_place_are_stacked_by_their_number(tmp_path: Path) -> None:
+def test_slices_without_a_position_are_stacked_by_their_number(tmp_path: Path) -> None:
     paths = series(tmp_path, STACK, ImageOrientationPatient=None, ImagePositionPatient=None)
     (source,) = sources(paths[::-1])
     volume = read(source)
@@ -146,7 +146,9 @@ def test_slices_without_a_place_are_stacked_by_their_number(tmp_path: Path) -> N
     ("places", "regular"),
     [((0, 2.5, 5, 7.5), True), ((0, 2.5, 7.5, 10), False), ((0, 2.501, 4.998, 7.5), True), ((0, 1, 5, 9), False)],
 )
-def test_gaps_are_no_failure_and_no_regular_volume(tmp_path: Path, places: tuple[float, ...], regular: bool) -> None:
+def test_gaps_are_no_error_but_make_a_volume_irregular(
+    tmp_path: Path, places: tuple[float, ...], regular: bool
+) -> None:
     (source,) = sources(series(tmp_path, STACK, places=places))
     volume = read(source)
     assert volume.geometry.regular is regular
@@ -155,7 +157,7 @@ def test_gaps_are_no_failure_and_no_regular_volume(tmp_path: Path, places: tuple
     assert volume.geometry.spacing[2] == pytest.approx(4 if places[1] == 1 else 2.5)
 
 
-def test_a_tilted_gantry_is_no_regular_volume(tmp_path: Path) -> None:
+def test_a_tilted_gantry_makes_a_volume_irregular(tmp_path: Path) -> None:
     paths = series(tmp_path, STACK)
     for k, path in enumerate(paths):
         header = pydicom.dcmread(path)
@@ -196,7 +198,7 @@ def test_files_that_are_not_images_are_ignored(tmp_path: Path) -> None:
         ("u1", 1, 0, "u1"),
     ],
 )
-def test_rescale_is_applied_and_integers_stay(
+def test_rescale_is_applied_and_keeps_integers(
     tmp_path: Path, kind: str, slope: float, intercept: float, expected: str
 ) -> None:
     stored = RNG.integers(0 if "u" in kind else -1000, 250 if kind == "u1" else 4000, (6, 5)).astype(kind)
@@ -206,7 +208,7 @@ def test_rescale_is_applied_and_integers_stay(
     assert (picture(volume) == stored.astype(float) * slope + intercept).all()
 
 
-def test_slices_with_scales_of_their_own_keep_their_values(tmp_path: Path) -> None:
+def test_slices_with_individual_scales_keep_their_values(tmp_path: Path) -> None:
     paths = series(tmp_path, STACK)
     slopes = [(1, -1024), (0.25, 7), (3, 0), (1, 0)]
     for path, (slope, intercept) in zip(paths, slopes, strict=True):
@@ -220,7 +222,7 @@ def test_slices_with_scales_of_their_own_keep_their_values(tmp_path: Path) -> No
         assert (picture(volume, k) == STACK[k].astype(float) * slope + intercept).all()
 
 
-def test_a_wider_slice_widens_the_volume(tmp_path: Path) -> None:
+def test_a_slice_with_a_wider_range_widens_the_type_of_the_volume(tmp_path: Path) -> None:
     volume = np.zeros((3, 4, 4), np.uint16)
     volume[2] = 60_000
     paths = series(tmp_path, volume, RescaleSlope=1, RescaleIntercept=-1)
@@ -228,7 +230,7 @@ def test_a_wider_slice_widens_the_volume(tmp_path: Path) -> None:
     assert [int(read(source).values[0, 0, k]) for k in range(3)] == [-1, -1, 59_999]
 
 
-def test_a_modality_table_is_followed(tmp_path: Path) -> None:
+def test_a_modality_lut_is_applied(tmp_path: Path) -> None:
     item = pydicom.Dataset()
     item.LUTDescriptor, item.ModalityLUTType = [4096, 0, 16], "US"
     item.LUTData = [(3 * n) % 65536 for n in range(4096)]
@@ -239,8 +241,8 @@ def test_a_modality_table_is_followed(tmp_path: Path) -> None:
     assert (picture(volume) == PIXELS * 3.0).all()
 
 
-def test_bits_above_those_stored_are_no_pixels(tmp_path: Path) -> None:
-    stored = PIXELS | 0x8000  # an overlay of old
+def test_bits_above_the_stored_ones_are_ignored(tmp_path: Path) -> None:
+    stored = PIXELS | 0x8000  # an old-style overlay
     volume = one(save(tmp_path / "a.dcm", dataset(stored, BitsStored=12, HighBit=11)))
     assert (picture(volume) == PIXELS).all()
     signed = (PIXELS.astype(np.int16) - 2000) & 0x0FFF
@@ -255,13 +257,13 @@ def test_monochrome1_is_shown_inverted(tmp_path: Path) -> None:
     )
     volume = one(path)
     assert volume.inverted
-    assert (picture(volume) == PIXELS).all()  # the values stay
+    assert (picture(volume) == PIXELS).all()  # the values are unchanged
     shown = to_uint8(picture(volume), choose_window(volume, None), inverted=volume.inverted)
     lightest, darkest = (np.unravel_index(n, PIXELS.shape) for n in (PIXELS.argmax(), PIXELS.argmin()))
     assert shown[lightest] < shown[darkest]
 
 
-def test_the_windows_of_a_header_have_names(tmp_path: Path) -> None:
+def test_windows_in_the_header_have_names(tmp_path: Path) -> None:
     header = dataset(
         PIXELS,
         WindowCenter=[40, -600, 7],
@@ -275,7 +277,7 @@ def test_the_windows_of_a_header_have_names(tmp_path: Path) -> None:
     assert choose_window(volume, "lung") == Window(-600, 1500, "SIGMOID")
 
 
-def test_a_voi_table_is_the_window(tmp_path: Path) -> None:
+def test_a_voi_lut_is_the_window(tmp_path: Path) -> None:
     item = pydicom.Dataset()
     item.LUTDescriptor, item.LUTExplanation = [4096, 0, 8], "NORMAL"
     item.LUTData = [n // 16 for n in range(4096)]
@@ -289,13 +291,13 @@ def test_a_voi_table_is_the_window(tmp_path: Path) -> None:
     assert (window.center, window.width) == (2048, 4096)
 
 
-def test_padding_is_known(tmp_path: Path) -> None:
+def test_padding_is_recognized(tmp_path: Path) -> None:
     header = dataset(PIXELS.astype(np.int16), PixelPaddingValue=-2000, RescaleIntercept=-24, RescaleSlope=1)
     header["PixelPaddingValue"].VR = "SS"
     assert one(save(tmp_path / "a.dcm", header)).padding == (-2024, -2024)
 
 
-def test_spacing_is_the_patients_else_the_detectors_else_unknown(tmp_path: Path) -> None:
+def test_spacing_is_that_in_the_patient_or_at_the_detector_or_unknown(tmp_path: Path) -> None:
     def spacing(**header: Any) -> tuple[float, ...] | None:
         path = save(tmp_path / "a.dcm", dataset(PIXELS, Modality="DX", **header))
         return one(path).geometry.spacing
@@ -310,7 +312,7 @@ def test_spacing_is_the_patients_else_the_detectors_else_unknown(tmp_path: Path)
 # ---- colour
 
 
-def test_colour_is_rgb_of_8_bits(tmp_path: Path) -> None:
+def test_colour_is_8_bit_rgb(tmp_path: Path) -> None:
     stored = RNG.integers(0, 255, (6, 5, 3)).astype(np.uint8)
     volume = one(save(tmp_path / "a.dcm", dataset(stored, SOPClassUID=US, Modality="US")))
     assert (picture(volume) == stored).all()
@@ -380,7 +382,7 @@ def test_a_scan_is_the_same_in_every_transfer_syntax(name: str) -> None:
         "examples_ybr_color.dcm",
     ],
 )
-def test_pydicoms_own_files_are_read_as_pydicom_reads_them(name: str) -> None:
+def test_the_files_of_pydicom_are_read_as_pydicom_reads_them(name: str) -> None:
     path = str(get_testdata_file(name))
     header = pydicom.dcmread(path)
     volume = one(Path(path))
@@ -411,16 +413,16 @@ def test_fields_have_the_values_that_pydicom_gives_them() -> None:
     assert asked > 500
 
 
-def test_jpeg_of_12_bits_is_read() -> None:
+def test_12_bit_jpeg_is_read() -> None:
     volume = one(Path(str(get_testdata_file("JPGExtended.dcm"))))
     assert volume.values.dtype == np.uint16
-    assert (picture(volume)[420, 140], picture(volume)[230, 120]) == (244, 95)  # as pydicom's own tests have it
+    assert (picture(volume)[420, 140], picture(volume)[230, 120]) == (244, 95)  # as in pydicom's own tests
 
 
 # ---- multi-frame
 
 
-def test_an_enhanced_file_is_a_volume_in_order_of_place(tmp_path: Path) -> None:
+def test_an_enhanced_file_is_a_volume_ordered_by_position(tmp_path: Path) -> None:
     places = [[0, 0, 3.0 * n] for n in (2, 0, 3, 1)]
     path = enhanced(tmp_path / "a.dcm", STACK, places, rescale=[(1, 0), (2, 1), (1, 5), (1, 0)], window=(40, 400))
     volume = one(path)
@@ -431,7 +433,7 @@ def test_an_enhanced_file_is_a_volume_in_order_of_place(tmp_path: Path) -> None:
         assert (picture(volume, k) == STACK[n] * slope + intercept).all()
 
 
-def test_a_multi_frame_file_over_time_wants_a_time(tmp_path: Path) -> None:
+def test_a_multi_frame_file_over_time_needs_a_time_index(tmp_path: Path) -> None:
     frames = RNG.integers(0, 4000, (6, 6, 5)).astype(np.uint16)
     places = [[0, 0, 3.0 * n] for n in (0, 0, 1, 1, 2, 2)]
     (source,) = sources([enhanced(tmp_path / "a.dcm", frames, places, SOPClassUID=ENHANCED_MR, Modality="MR")])
@@ -453,7 +455,7 @@ def test_a_compressed_enhanced_file_is_read(tmp_path: Path) -> None:
     assert (volume.values == STACK.transpose(2, 1, 0)).all()
 
 
-def test_a_film_of_one_place_is_a_stack_of_its_frames(tmp_path: Path) -> None:
+def test_a_cine_loop_at_one_position_is_a_stack_of_its_frames(tmp_path: Path) -> None:
     frames = RNG.integers(0, 255, (7, 6, 5, 3)).astype(np.uint8)
     path = save(
         tmp_path / "a.dcm", dataset(frames, SOPClassUID=US_FRAMES, Modality="US", NumberOfFrames=7, InstanceNumber=3)
@@ -468,7 +470,7 @@ def test_a_film_of_one_place_is_a_stack_of_its_frames(tmp_path: Path) -> None:
 # ---- the header
 
 
-def test_the_header_says_what_an_import_needs(tmp_path: Path) -> None:
+def test_the_header_has_what_an_import_needs(tmp_path: Path) -> None:
     header = dataset(PIXELS, PatientName="Potter^Harry", InstitutionName="Mungo", BurnedInAnnotation="YES")
     path = save(tmp_path / "a.dcm", header)
     (source,) = sources([path])
@@ -479,7 +481,7 @@ def test_the_header_says_what_an_import_needs(tmp_path: Path) -> None:
     assert "Potter" not in repr(found)
 
 
-def test_burnt_in_text_of_one_slice_is_that_of_the_scan(tmp_path: Path) -> None:
+def test_burnt_in_text_in_one_slice_marks_the_scan(tmp_path: Path) -> None:
     paths = series(tmp_path, STACK, BurnedInAnnotation="NO")
     header = pydicom.dcmread(paths[2])
     header.BurnedInAnnotation = "YES"

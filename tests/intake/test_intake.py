@@ -1,4 +1,4 @@
-"""`scanqueue import` into a real Label Studio: every slice once, identical to its source, whatever happens."""
+"""`scanqueue import` into a real Label Studio: every slice exactly once, identical to its source, whatever happens."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Lab:
         }
 
     def command(self, *arguments: object) -> subprocess.Popen[str]:
-        """The command line in a process of its own."""
+        """The command line in a separate process."""
         line = [sys.executable, "-m", "backend.cli", "import", "--project", str(self.project), *map(str, arguments)]
         return subprocess.Popen(
             line,
@@ -125,7 +125,7 @@ class Lab:
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LabelStudio, Path]]:
-    """A Label Studio of this file that serves local files below a folder."""
+    """A Label Studio for this file that serves local files below a folder."""
     if not default_executable().exists():
         pytest.skip(f"Label Studio is not installed at {default_executable()}; run `make setup`")
     root = tmp_path_factory.mktemp("served")
@@ -142,7 +142,7 @@ def lab(serving: tuple[LabelStudio, Path], tmp_path: Path) -> Lab:
 # -- what arrives -----------------------------------------------------------------------------
 
 
-def test_a_series_arrives_slice_for_slice_with_its_spacing_window_and_names_of_nobody(lab: Lab, tmp_path: Path) -> None:
+def test_a_series_arrives_slice_for_slice_with_spacing_and_window_but_without_names(lab: Lab, tmp_path: Path) -> None:
     named = {"PatientID": "4711", "PatientName": "Roe^Jane", "InstitutionName": "St. Elsewhere"}
     write_series(tmp_path / "in" / "Roe, Jane", "one", range(5), **named)
     tally = lab.run(tmp_path / "in")
@@ -178,7 +178,7 @@ def test_a_series_arrives_slice_for_slice_with_its_spacing_window_and_names_of_n
     assert not (lab.data / "spool" / "import").exists()
 
 
-def test_a_nifti_volume_is_cut_as_asked_and_plain_pictures_come_along(lab: Lab, tmp_path: Path) -> None:
+def test_a_nifti_volume_is_cut_as_requested_and_plain_pictures_are_imported_too(lab: Lab, tmp_path: Path) -> None:
     values = write_nifti(tmp_path / "in" / "v.nii.gz", 3)
     color = np.dstack([np.full((30, 20), n, np.uint8) for n in (10, 120, 250)])
     assert cv2.imwrite(str(tmp_path / "in" / "c.png"), color)
@@ -209,7 +209,7 @@ def test_the_most_informative_slices_are_chosen_once(lab: Lab, tmp_path: Path) -
     assert (again.made, again.there) == (3, 3)
 
 
-def test_what_cannot_be_read_is_counted_and_the_rest_arrives(lab: Lab, tmp_path: Path) -> None:
+def test_unreadable_files_are_counted_and_the_rest_arrives(lab: Lab, tmp_path: Path) -> None:
     paths = write_series(tmp_path / "in", "two", range(5))
     complete = paths[3].read_bytes()
     paths[3].write_bytes(complete[:-900])
@@ -232,10 +232,10 @@ def test_what_cannot_be_read_is_counted_and_the_rest_arrives(lab: Lab, tmp_path:
     assert np.array_equal(lab.picture(lab.tasks()[-1]), to_uint8(stored, Window(500, 1000), inverted=False))
 
 
-# -- once -------------------------------------------------------------------------------------
+# -- no duplicates ----------------------------------------------------------------------------
 
 
-def test_moved_renamed_and_read_by_another_number_of_processes_it_is_the_same_scan(lab: Lab, tmp_path: Path) -> None:
+def test_a_moved_or_renamed_scan_stays_the_same_for_any_number_of_processes(lab: Lab, tmp_path: Path) -> None:
     write_series(tmp_path / "in", "three", range(6))
     write_nifti(tmp_path / "in" / "v.nii.gz", 5)
     assert cv2.imwrite(str(tmp_path / "in" / "p.png"), pixels(1, 50, 40).astype(np.uint8))
@@ -252,10 +252,10 @@ def test_moved_renamed_and_read_by_another_number_of_processes_it_is_the_same_sc
     assert lab.keys() == before
     with Identities(lab.data / "identities.sqlite") as identities:
         files = {path for record in identities.scans() for path in record.source.files}
-    assert all(path.exists() for path in files)  # where they lie now
+    assert all(path.exists() for path in files)  # their current paths
 
 
-def test_a_dry_run_says_what_would_be_made_and_writes_nothing(lab: Lab, tmp_path: Path) -> None:
+def test_a_dry_run_reports_what_it_would_create_and_writes_nothing(lab: Lab, tmp_path: Path) -> None:
     write_series(tmp_path / "in", "four", range(4))
     tally = lab.run(tmp_path / "in", dry_run=True)
     assert (tally.scans, tally.slices, tally.made, tally.there) == (1, 4, 4, 0)
@@ -268,7 +268,7 @@ def test_a_dry_run_says_what_would_be_made_and_writes_nothing(lab: Lab, tmp_path
     assert (lab.data / "identities.sqlite").read_bytes() == existing
 
 
-def test_a_series_that_grows_at_its_end_goes_on_counting(lab: Lab, tmp_path: Path) -> None:
+def test_slices_added_at_the_end_of_a_series_continue_its_numbering(lab: Lab, tmp_path: Path) -> None:
     write_series(tmp_path / "in", "five", range(4))
     lab.run(tmp_path / "in")
     write_series(tmp_path / "in", "five", range(4, 7))
@@ -286,7 +286,7 @@ def test_a_series_that_grows_at_its_end_goes_on_counting(lab: Lab, tmp_path: Pat
         assert record.geometry.shape == (32, 40, 7)
 
 
-def test_slices_that_come_in_between_are_a_scan_of_their_own_and_renumber_nothing(lab: Lab, tmp_path: Path) -> None:
+def test_slices_added_in_between_become_a_separate_scan_and_renumber_nothing(lab: Lab, tmp_path: Path) -> None:
     write_series(tmp_path / "in", "six", [0, 2, 4], PatientID="1")
     lab.run(tmp_path / "in")
     before = lab.tasks()
@@ -303,7 +303,7 @@ def test_slices_that_come_in_between_are_a_scan_of_their_own_and_renumber_nothin
         assert np.array_equal(lab.picture(data), to_uint8(stored, Window(500, 1000), inverted=False))
     again = lab.run(tmp_path / "in")
     assert (again.made, again.there) == (0, 5)
-    # some of the files alone are what they are in the whole
+    # a subset of the files gives the same slices as all of them
     subset = lab.run(tmp_path / "in" / "0002.dcm", tmp_path / "in" / "0003.dcm")
     assert (subset.made, subset.there) == (0, 2)
 
@@ -317,7 +317,7 @@ def test_a_grown_series_is_not_cut_across_again(lab: Lab, tmp_path: Path) -> Non
     assert "grown by 2 slices" in tally.problems[0].what
 
 
-def test_a_task_that_was_deleted_is_made_again_alone(lab: Lab, tmp_path: Path) -> None:
+def test_only_a_deleted_task_is_created_again(lab: Lab, tmp_path: Path) -> None:
     write_series(tmp_path / "in", "eight", range(4))
     lab.run(tmp_path / "in")
     task = lab.studio.task_ids(lab.project)[1]
@@ -331,7 +331,7 @@ def test_a_task_that_was_deleted_is_made_again_alone(lab: Lab, tmp_path: Path) -
     assert np.array_equal(lab.picture(last), to_uint8(stored, Window(500, 1000), inverted=False))
 
 
-def test_another_file_of_identities_is_noticed(lab: Lab, tmp_path: Path) -> None:
+def test_another_identities_file_is_detected(lab: Lab, tmp_path: Path) -> None:
     write_series(tmp_path / "in", "nine", range(2))
     lab.run(tmp_path / "in")
     with pytest.raises(BadIdentities, match="with another identities file"):
@@ -347,7 +347,7 @@ def test_two_imports_into_one_project_do_not_run_at_once(lab: Lab, tmp_path: Pat
             lab.run(tmp_path / "in")
 
 
-# -- killed, interrupted, unanswered ----------------------------------------------------------
+# -- kills, interrupts, lost answers ----------------------------------------------------------
 
 
 def _wait(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 90) -> None:
@@ -357,7 +357,7 @@ def _wait(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: fl
         time.sleep(0.02)
 
 
-def test_killed_anywhere_and_run_again_every_slice_is_there_once(lab: Lab, tmp_path: Path) -> None:
+def test_after_kills_at_any_point_a_rerun_imports_every_slice_exactly_once(lab: Lab, tmp_path: Path) -> None:
     for name in "abcdefg":
         write_series(tmp_path / "in" / name, name, range(48), size=(32, 32))
     stops: list[Callable[[], bool]] = [
@@ -388,7 +388,7 @@ def test_killed_anywhere_and_run_again_every_slice_is_there_once(lab: Lab, tmp_p
 
 
 def _group(number: int) -> list[int]:
-    """The processes of a group that are still running."""
+    """The running processes of a group."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -401,12 +401,12 @@ def _group(number: int) -> list[int]:
     return found
 
 
-def test_ctrl_c_ends_in_order_and_the_same_command_goes_on(lab: Lab, tmp_path: Path) -> None:
+def test_ctrl_c_exits_cleanly_and_the_same_command_continues(lab: Lab, tmp_path: Path) -> None:
     for name in "hijk":
         write_series(tmp_path / "in" / name, name, range(60), size=(32, 32))
     process = lab.command(tmp_path / "in", "--json")
     _wait(lambda: len(lab.uploads()) > 0, process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    os.killpg(process.pid, signal.SIGINT)  # to the whole group, as a terminal does
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
     assert "Traceback" not in err
@@ -420,7 +420,7 @@ def test_ctrl_c_ends_in_order_and_the_same_command_goes_on(lab: Lab, tmp_path: P
 
 
 class Deaf(ThreadingHTTPServer):
-    """Before Label Studio: passes everything on, and hangs up instead of answering the first `deaf` writes."""
+    """A proxy to Label Studio that closes the connection instead of answering the first `deaf` writes."""
 
     daemon_threads = True
 
@@ -457,7 +457,7 @@ class _Ear(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("deaf", [1, 2])
-def test_answers_that_never_come_double_nothing(lab: Lab, tmp_path: Path, deaf: int) -> None:
+def test_lost_answers_duplicate_nothing(lab: Lab, tmp_path: Path, deaf: int) -> None:
     write_series(tmp_path / "in", "eleven", range(30))
     proxy = Deaf(lab.studio.url, deaf)
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
@@ -474,14 +474,14 @@ def test_answers_that_never_come_double_nothing(lab: Lab, tmp_path: Path, deaf: 
     assert len(lab.uploads()) == 30
 
 
-def test_tasks_that_a_killed_import_had_on_its_way_are_not_made_again(lab: Lab) -> None:
+def test_tasks_in_flight_from_a_killed_import_are_not_created_again(lab: Lab) -> None:
     rows = [{"image": "/data/x.png", "scan": "S-A", "axis": "axial", "slice": n, "slices": 5} for n in range(5)]
     existing = ExistingTasks(lab.client, lab.project)
     existing.refresh()
     lab.studio.import_tasks(lab.project, rows[:3])  # arrives only now
     assert existing.add(rows) == 2
     assert sorted(data["slice"] for data in lab.tasks()) == [0, 1, 2, 3, 4]
-    # even when it arrives at the same moment, the second one of a pair is removed again, unless somebody drew on it
+    # even if both arrive at the same moment, the second one of a pair is removed, unless somebody drew on it
     lab.studio.import_tasks(lab.project, rows[3:])
     late = lab.studio.task_ids(lab.project)[-1]
     lab.studio.post(f"/api/tasks/{late}/annotations/", {"result": [], "lead_time": 1.0})
@@ -490,7 +490,7 @@ def test_tasks_that_a_killed_import_had_on_its_way_are_not_made_again(lab: Lab) 
     assert existing.doubles == 1
 
 
-def test_a_silent_label_studio_is_waited_for_and_then_given_up(lab: Lab) -> None:
+def test_waiting_for_a_silent_label_studio_ends_after_a_time(lab: Lab) -> None:
     existing = ExistingTasks(lab.client, lab.project)
     existing.refresh()
     existing = ExistingTasks(Studio("http://127.0.0.1:9", "0" * 40), lab.project, patience=0.0)
@@ -514,13 +514,13 @@ def test_pictures_in_a_folder_that_label_studio_serves_are_not_uploaded(lab: Lab
         assert np.array_equal(lab.picture(data), to_uint8(stored, Window(500, 1000), inverted=False))
     (storage,) = lab.studio.get("/api/storages/localfiles/", project=lab.project)
     assert storage["path"] == str(lab.root)
-    # "Sync" in Label Studio makes no tasks of the same pictures
+    # "Sync" in Label Studio creates no tasks from the same pictures
     lab.studio.post(f"/api/storages/localfiles/{storage['id']}/sync")
     assert len(lab.tasks()) == 4
     write_series(tmp_path / "in", "thirteen", range(2))
     assert lab.run(tmp_path / "in", local=lab.root).made == 2
     assert len(lab.studio.get("/api/storages/localfiles/", project=lab.project)) == 1
-    # what we wrote is no scan to be imported
+    # our own output is not imported
     assert lab.run(lab.root, tmp_path / "in", local=lab.root).made == 0
 
 
@@ -539,7 +539,7 @@ def test_a_folder_that_label_studio_cannot_serve_is_refused_with_advice(
     assert lab.tasks() == []
 
 
-def test_another_folder_under_the_same_name_is_noticed_before_tasks_are_made(lab: Lab, tmp_path: Path) -> None:
+def test_another_folder_with_the_same_name_is_detected_before_tasks_are_created(lab: Lab, tmp_path: Path) -> None:
     write_series(tmp_path / "in", "fifteen", range(2))
     mounted = tmp_path / "mounted"
     (lab.root / f"project-{lab.project}").mkdir(parents=True)

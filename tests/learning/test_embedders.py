@@ -1,4 +1,4 @@
-"""Embedders: one contract for all, honest reasons, and weights only ever read from where they may be."""
+"""Embedders: one contract for all, correct reasons, and weights that are read only from permitted places."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 class TestEveryEmbedder:
-    def test_gives_one_finite_vector_an_image_whatever_its_size(self, opened: OpenEmbedder) -> None:
+    def test_gives_one_finite_vector_per_image_of_any_size(self, opened: OpenEmbedder) -> None:
         vectors = opened.embedder.embed(pictures(5))
         assert vectors.shape == (5, opened.embedder.dim)
         assert vectors.dtype == np.float32
@@ -115,7 +115,7 @@ class TestEveryEmbedder:
         monkeypatch.setattr(embedding, "BATCH", 3)
         np.testing.assert_allclose(opened.embedder.embed(images), first, atol=1e-4)
 
-    def test_gray_is_rgb_with_three_equal_channels(self, opened: OpenEmbedder) -> None:
+    def test_gray_equals_rgb_with_three_equal_channels(self, opened: OpenEmbedder) -> None:
         gray = pictures(1)[0]
         first, second = opened.embedder.embed([gray, np.stack([gray] * 3, axis=2)])
         np.testing.assert_allclose(first, second, atol=1e-5)
@@ -151,11 +151,11 @@ class TestEveryEmbedder:
             ("scan.png", "image 1: got str, wanted a uint8 array. Scale its window to 0..255 first"),
         ],
     )
-    def test_what_is_no_image_is_refused_with_its_number(self, opened: OpenEmbedder, image, words: str) -> None:
+    def test_an_invalid_image_is_refused_with_its_number(self, opened: OpenEmbedder, image, words: str) -> None:
         with pytest.raises(ValueError, match=re.escape(words)):
             opened.embedder.embed([pictures(1)[0], image])
 
-    def test_says_its_name_and_why_it_was_taken(self, opened: OpenEmbedder) -> None:
+    def test_reports_its_name_and_why_it_was_chosen(self, opened: OpenEmbedder) -> None:
         assert opened.embedder.name == opened.name
         assert opened.why
 
@@ -164,7 +164,7 @@ def test_a_constant_image_has_a_descriptor_too() -> None:
     assert np.isfinite(local("pixels", None).embedder.embed([np.zeros((9, 9), np.uint8)])).all()
 
 
-def test_a_timm_folder_gives_what_timm_itself_computes(tmp_path: Path) -> None:
+def test_a_timm_folder_gives_the_vectors_of_timm(tmp_path: Path) -> None:
     found = tiny_timm(tmp_path)
     model = timm.create_model(f"local-dir:{tmp_path / 'tiny'}", pretrained=True, num_classes=0).eval()
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)  # the network's own size
@@ -204,8 +204,8 @@ def test_biomedclip_is_taken_from_its_folder_by_its_hub_name(tmp_path: Path) -> 
     assert (found.name, found.why) == (BIOMEDCLIP, f"BiomedCLIP found in {tmp_path}")
 
 
-def test_an_image_half_made_by_timm_as_biomedclips_is_gives_its_512_numbers(tmp_path: Path) -> None:
-    """BiomedCLIP's own vision settings but for a smaller ViT, randomly initialised."""
+def test_a_timm_image_half_like_that_of_biomedclip_gives_512_numbers(tmp_path: Path) -> None:
+    """BiomedCLIP's own vision settings, except for a smaller, randomly initialised ViT."""
     from open_clip.model import _build_vision_tower
 
     vision = {
@@ -233,14 +233,14 @@ def test_weights_of_a_known_architecture_come_from_a_file(tmp_path: Path, monkey
     assert found.embedder.dim == 24
 
 
-def test_auto_prefers_biomedclip_and_says_where_it_was(tmp_path: Path) -> None:
+def test_auto_prefers_biomedclip_and_reports_where_it_was_found(tmp_path: Path) -> None:
     clip_folder(tmp_path / "biomedclip")
     timm_folder(tmp_path / "tiny")
     found = local("auto", tmp_path)
     assert (found.name, found.why) == (BIOMEDCLIP, f"using BiomedCLIP found in {tmp_path}")
 
 
-def test_auto_without_network_takes_a_timm_folder_and_says_why_not_biomedclip(tmp_path: Path) -> None:
+def test_auto_without_network_takes_a_timm_folder_and_explains_why_not_biomedclip(tmp_path: Path) -> None:
     timm_folder(tmp_path / "tiny")
     found = open_embedder("auto", weights_dir=tmp_path, device="cpu")
     assert found.name == "timm:local-dir:tiny"
@@ -251,7 +251,7 @@ def test_auto_without_network_takes_a_timm_folder_and_says_why_not_biomedclip(tm
     assert local(found.name, tmp_path).embedder.dim == found.embedder.dim
 
 
-def test_auto_passes_over_a_damaged_folder_and_says_so(tmp_path: Path) -> None:
+def test_auto_skips_a_damaged_folder_and_reports_it(tmp_path: Path) -> None:
     (timm_folder(tmp_path / "broken") / "model.safetensors").write_bytes(b"not weights")
     clip_folder(tmp_path / "other")
     timm_folder(tmp_path / "whole")
@@ -264,7 +264,7 @@ def test_auto_passes_over_a_damaged_folder_and_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_auto_with_nothing_at_all_falls_to_pixels_and_says_so(tmp_path: Path, there: bool) -> None:
+def test_auto_without_any_weights_falls_back_to_pixels_and_reports_it(tmp_path: Path, there: bool) -> None:
     found = local("auto", tmp_path if there else None)
     where = tmp_path / "biomedclip" if there else "any weights folder"
     assert found.name == "pixels"
@@ -274,7 +274,7 @@ def test_auto_with_nothing_at_all_falls_to_pixels_and_says_so(tmp_path: Path, th
     )
 
 
-def test_auto_takes_the_best_of_the_real_weights() -> None:
+def test_auto_chooses_the_best_of_the_real_weights() -> None:
     if not (WEIGHTS / "mobilenetv2_100").is_dir():
         pytest.skip("no shared/weights/mobilenetv2_100 beside this checkout")
     found = open_embedder("auto", weights_dir=WEIGHTS, device="cpu")
@@ -305,7 +305,7 @@ def test_auto_takes_the_best_of_the_real_weights() -> None:
         ),
     ],
 )
-def test_missing_weights_are_refused_with_which_file_goes_where(tmp_path: Path, name: str, words: str) -> None:
+def test_the_error_for_missing_weights_says_which_file_goes_where(tmp_path: Path, name: str, words: str) -> None:
     with pytest.raises(WeightsMissing, match=re.escape(words.format(name=name, dir=tmp_path))):
         local(name, tmp_path)
 
@@ -323,7 +323,7 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
         local(f"open_clip:local-dir:{folder}", None)
 
 
-def test_a_download_that_fails_ends_as_weights_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_download_raises_weights_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def broken(repo: str, name: str, *, local_files_only: bool, etag_timeout: float) -> str:
         raise OSError("cut off")
 
@@ -333,7 +333,7 @@ def test_a_download_that_fails_ends_as_weights_missing(monkeypatch: pytest.Monke
         open_embedder(BIOMEDCLIP, weights_dir=tmp_path, device="cpu")
 
 
-def test_a_hub_download_is_used_when_the_network_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_download_is_used_when_the_network_responds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     remote = clip_folder(tmp_path / "elsewhere")
 
     def download(repo: str, name: str, *, local_files_only: bool, etag_timeout: float) -> str:
@@ -368,7 +368,7 @@ def test_a_timm_model_of_the_hub_is_read_from_the_downloaded_file(
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in state.items())
 
 
-def test_a_network_that_never_answers_is_given_up_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unresponsive_network_times_out_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(hub, "HUB_SECONDS", 0.2)
     hanging = SimpleNamespace(head=lambda url, **_: time.sleep(5))
@@ -379,13 +379,13 @@ def test_a_network_that_never_answers_is_given_up_within_seconds(monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["", "resnet18", "timm:", "keras:vgg", "timm:no_such_model", "open_clip:no-such"])
-def test_a_name_that_means_nothing_is_refused(name: str) -> None:
+def test_an_unknown_name_is_refused(name: str) -> None:
     with pytest.raises(BadSetting, match=r"^embedder: "):
         local(name, None)
 
 
 @pytest.mark.parametrize("device", ["tpu9", "cuda"])
-def test_a_device_that_is_not_there_is_refused(tmp_path: Path, device: str) -> None:
+def test_a_missing_device_is_refused(tmp_path: Path, device: str) -> None:
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     folder = timm_folder(tmp_path / "tiny")
@@ -393,9 +393,9 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path, device: str) -> N
         open_embedder(f"timm:local-dir:{folder}", weights_dir=None, device=device)
 
 
-def test_a_network_that_answers_anything_at_all_is_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_answer_proves_that_there_is_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # answers 501 to all
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # answers everything with 501
         threading.Thread(target=server.serve_forever, daemon=True).start()
         assert hub.answers(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
@@ -410,7 +410,7 @@ def test_importing_embedders_does_not_import_torch() -> None:
 
 
 @pytest.mark.parametrize("shape", [(50, 70), (50, 70, 3)])
-def test_a_gray_image_resized_once_is_what_three_equal_channels_are(shape: tuple[int, ...]) -> None:
+def test_resizing_a_gray_image_once_equals_resizing_three_equal_channels(shape: tuple[int, ...]) -> None:
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     wanted = Preprocessing((33, 44), (0.5,) * 3, (0.5,) * 3)
     expected = np.asarray(Image.fromarray(image).convert("RGB").resize((44, 33), Image.Resampling.BICUBIC))
@@ -418,21 +418,21 @@ def test_a_gray_image_resized_once_is_what_three_equal_channels_are(shape: tuple
     np.testing.assert_array_equal(got if got.ndim == 3 else np.stack([got] * 3, axis=2), expected)
 
 
-def test_a_network_of_one_channel_sees_colour_as_luminance() -> None:
+def test_a_one_channel_network_gets_colour_as_luminance() -> None:
     image = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
     one = Preprocessing((20, 20), (0.5,), (1 / 2048,))
     np.testing.assert_array_equal(one.resized(image), np.asarray(Image.fromarray(image).convert("L")))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_on_a_gpu_a_vector_depends_on_nothing_but_its_image_and_is_nearly_the_cpus(tmp_path: Path) -> None:
+def test_on_a_gpu_a_vector_depends_only_on_its_image_and_nearly_equals_that_of_the_cpu(tmp_path: Path) -> None:
     name = f"timm:local-dir:{timm_folder(tmp_path / 'tiny')}"
     gpu = open_embedder(name, weights_dir=None, device="cuda").embedder
     images = pictures(40)
     vectors = gpu.embed(images)
     np.testing.assert_array_equal(gpu.embed(images), vectors)
     np.testing.assert_array_equal(np.concatenate([gpu.embed([image]) for image in images]), vectors)
-    grays = [image for image in images if image.ndim == 2]  # sent as one channel where all of a batch are
+    grays = [image for image in images if image.ndim == 2]  # sent as one channel if all of a batch are gray
     np.testing.assert_array_equal(gpu.embed(grays), vectors[[image.ndim == 2 for image in images]])
     assert isinstance(gpu, Network)
     assert gpu._recorded is not None
@@ -443,7 +443,7 @@ def test_on_a_gpu_a_vector_depends_on_nothing_but_its_image_and_is_nearly_the_cp
     assert cosine.min() > 0.99  # bfloat16
 
 
-def test_an_image_that_got_no_numbers_is_named(tmp_path: Path) -> None:
+def test_an_image_without_finite_numbers_is_named(tmp_path: Path) -> None:
     found = tiny_timm(tmp_path).embedder
     for parameter in found._model.parameters():
         parameter.fill_(float("nan"))

@@ -1,4 +1,4 @@
-"""The table of weights: rows that fit the libraries, files that are told apart, and ways to put them in place."""
+"""The table of weights: rows that match the libraries, verification of files, and ways to install them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def folder_of(where: Path) -> Path:
 
 
 def one(row: Weights, folder: Path) -> weights.Verdict:
-    """The verdict on the weights; those on the config come after it."""
+    """The verdict on the weights; those on the config follow it."""
     return verify(row, folder)[0]
 
 
@@ -80,14 +80,14 @@ def sha256(path: Path) -> str:
 # -- the table --------------------------------------------------------------------------------
 
 
-def test_keys_names_and_places_are_of_one_row_each() -> None:
+def test_keys_names_and_places_are_unique() -> None:
     for field in ("key", "embedder", "folder"):
         values = [getattr(row, field) for row in WEIGHTS]
         assert len(set(values)) == len(values)
 
 
 @pytest.mark.parametrize("row", WEIGHTS, ids=lambda row: row.key)
-def test_every_row_says_what_somebody_needs_to_know(row: Weights) -> None:
+def test_every_row_has_the_necessary_information(row: Weights) -> None:
     assert row.licence
     assert row.source
     assert row.megabytes > 0
@@ -97,7 +97,7 @@ def test_every_row_says_what_somebody_needs_to_know(row: Weights) -> None:
 
 
 @pytest.mark.parametrize("row", [r for r in WEIGHTS if r.embedder.startswith("timm:")], ids=lambda row: row.key)
-def test_rows_of_timm_say_what_timm_says(row: Weights) -> None:
+def test_timm_rows_match_timm(row: Weights) -> None:
     known = timm.get_pretrained_cfg(row.embedder.removeprefix("timm:"))
     assert known is not None
     assert (known.hf_hub_id, known.architecture) == (row.hub, row.network)
@@ -118,7 +118,7 @@ def timm_whole(row: Weights) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("row", [r for r in WEIGHTS if r.encoder], ids=lambda row: row.key)
-def test_an_encoder_is_one_that_a_segmenter_can_be_built_on(row: Weights) -> None:
+def test_a_segmenter_can_be_built_on_every_encoder(row: Weights) -> None:
     SegmenterSpec("unet", row.encoder.partition("@")[0], 1, 64, ("Lung",))
 
 
@@ -134,10 +134,10 @@ def test_the_document_lists_every_row() -> None:
         assert row.source in text
 
 
-# -- embedders whose files have names of their own ---------------------------------------------
+# -- embedders with their own file names -------------------------------------------------------
 
 
-def test_radimagenet_gives_what_torchvision_computes(tmp_path: Path) -> None:
+def test_radimagenet_matches_torchvision(tmp_path: Path) -> None:
     import torchvision
 
     file = radimagenet_file(tmp_path / "radimagenet" / "ResNet50.pt")
@@ -146,14 +146,14 @@ def test_radimagenet_gives_what_torchvision_computes(tmp_path: Path) -> None:
     backbone = torch.nn.Sequential(*list(torchvision.models.resnet50(weights=None).children())[:9]).eval()
     backbone.load_state_dict({k.removeprefix("backbone."): v for k, v in torch.load(file, weights_only=True).items()})
     image = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
-    values = (torch.from_numpy(image).permute(2, 0, 1).float() - 127.5) * 2 / 255  # as the authors' example
+    values = (torch.from_numpy(image).permute(2, 0, 1).float() - 127.5) * 2 / 255  # as in the authors' example
     with torch.inference_mode():
         expected = backbone(values[None]).flatten().numpy()
     np.testing.assert_allclose(found.embedder.embed([image])[0], expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("file", ["model.pt", "state_dict.pt"])
-def test_torchxrayvision_gives_its_features_of_values_from_minus_to_plus_1024(tmp_path: Path, file: str) -> None:
+def test_torchxrayvision_gets_values_from_minus_to_plus_1024(tmp_path: Path, file: str) -> None:
     from torchvision.models import densenet121
 
     state = torchxrayvision_state()
@@ -172,7 +172,7 @@ def test_torchxrayvision_gives_its_features_of_values_from_minus_to_plus_1024(tm
 
 
 @pytest.mark.parametrize("size", [64, 240])
-def test_mobilesams_encoder_computes_what_its_authors_describe(size: int) -> None:
+def test_the_mobilesam_encoder_matches_the_description_of_its_authors(size: int) -> None:
     state = mobile_sam_state()
     network = mobile_sam().eval()
     network.load_state_dict(
@@ -188,7 +188,7 @@ def test_mobilesams_encoder_computes_what_its_authors_describe(size: int) -> Non
 
 def test_mobilesam_opens_from_its_published_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = weights_called("mobilesam")
-    small = replace(row, preprocessing=replace(row.preprocessing, size=(64, 64)))  # 1024 takes seconds an image
+    small = replace(row, preprocessing=replace(row.preprocessing, size=(64, 64)))  # 1024 takes seconds per image
     monkeypatch.setattr("backend.learning.embedders.weights_of", lambda name: small)
     (tmp_path / "mobilesam").mkdir()
     torch.save(mobile_sam_state(), tmp_path / "mobilesam" / "mobile_sam.pt")
@@ -198,7 +198,9 @@ def test_mobilesam_opens_from_its_published_file(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     "row", [r for r in WEIGHTS if not r.embedder.startswith(("timm", "open"))], ids=lambda r: r.key
 )
-def test_a_published_embedder_without_its_file_says_which_goes_where(row: Weights, tmp_path: Path) -> None:
+def test_the_error_for_a_published_embedder_without_its_file_says_which_goes_where(
+    row: Weights, tmp_path: Path
+) -> None:
     with pytest.raises(WeightsMissing) as error:
         opened(row.embedder, tmp_path)
     assert f"Put {row.files[0].name}" in str(error.value)
@@ -206,18 +208,18 @@ def test_a_published_embedder_without_its_file_says_which_goes_where(row: Weight
     assert (row.hub or row.source) in str(error.value)
 
 
-def test_a_file_of_ones_own_of_the_same_kind_is_opened_by_its_name(tmp_path: Path) -> None:
+def test_a_custom_file_of_the_same_kind_is_opened_by_its_name(tmp_path: Path) -> None:
     torch.save(torchxrayvision_state(), tmp_path / "mine.pt")
     assert opened("torchxrayvision:mine.pt", tmp_path).embedder.dim == 1024
     with pytest.raises(WeightsMissing, match=r"radimagenet:mine.pt: .*mine.pt does not hold weights of this net"):
         opened("radimagenet:mine.pt", tmp_path)
 
 
-# -- nothing is executed ------------------------------------------------------------------------
+# -- no code is executed ------------------------------------------------------------------------
 
 
 def stored_network(path: Path, *, zipped: bool = True) -> dict[str, torch.Tensor]:
-    """A whole network object, of a class that only its authors have; the class is gone afterwards."""
+    """A pickled network object of a class that only its authors have; the class is removed afterwards."""
     module = types.ModuleType("torchxrayvision.models")
     code = (
         "from torch import nn\n"
@@ -269,7 +271,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
         read_tensors(tmp_path / "model.pt")
 
 
-def test_the_weights_in_a_trainings_checkpoint_are_found(tmp_path: Path) -> None:
+def test_the_weights_in_a_training_checkpoint_are_found(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "state_dict": {"module.a.weight": torch.ones(2)}}, tmp_path / "a.pth")
     assert list(read_tensors(tmp_path / "a.pth")) == ["a.weight"]
 
@@ -277,7 +279,7 @@ def test_the_weights_in_a_trainings_checkpoint_are_found(tmp_path: Path) -> None
 # -- verify -------------------------------------------------------------------------------------
 
 
-def test_right_files_are_right(tmp_path: Path) -> None:
+def test_correct_files_pass(tmp_path: Path) -> None:
     folder_of(tmp_path)
     found = verify(TINY, tmp_path)
     assert [v.state for v in found] == ["ok", "ok"]
@@ -287,7 +289,7 @@ def test_right_files_are_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "old torch", "empty"])
-def test_a_truncated_file_is_called_cut_off(tmp_path: Path, kind: str) -> None:
+def test_a_truncated_file_is_reported_as_truncated(tmp_path: Path, kind: str) -> None:
     file = folder_of(tmp_path) / "model.safetensors"
     if kind in ("zip", "old torch"):
         state = read_tensors(file)
@@ -304,7 +306,7 @@ def test_a_truncated_file_is_called_cut_off(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["test_resnet.r160_in1k/model (1).safetensors", "model.safetensors", "x/weights.dat"])
-def test_a_renamed_file_is_found_and_said_where_it_belongs(tmp_path: Path, place: str) -> None:
+def test_a_renamed_file_is_recognized_and_its_place_is_reported(tmp_path: Path, place: str) -> None:
     folder = folder_of(tmp_path)
     (tmp_path / place).parent.mkdir(exist_ok=True)
     shutil.move(folder / "model.safetensors", tmp_path / place)
@@ -316,7 +318,7 @@ def test_a_renamed_file_is_found_and_said_where_it_belongs(tmp_path: Path, place
     )
 
 
-def test_weights_of_another_network_are_called_wrong_and_whose_they_are(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_wrong_and_identified(tmp_path: Path) -> None:
     file = folder_of(tmp_path) / "model.safetensors"
     save_file(timm.create_model("test_vit").state_dict(), file)
     verdict = one(TINY, tmp_path)
@@ -339,13 +341,15 @@ def test_weights_of_another_network_are_called_wrong_and_whose_they_are(tmp_path
         (b"anything else, and long enough", "neither safetensors nor a file of torch.save"),
     ],
 )
-def test_what_is_no_weights_at_all_is_called_wrong_and_what_it_is(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_file_without_weights_is_wrong_and_its_content_is_reported(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
     (folder_of(tmp_path) / "model.safetensors").write_bytes(content)
     verdict = one(TINY, tmp_path)
     assert (verdict.state, words in verdict.what) == ("wrong", True), verdict
 
 
-def test_other_numbers_in_the_right_shapes_are_told_by_the_checksum_alone(tmp_path: Path) -> None:
+def test_other_numbers_in_the_right_shapes_are_detected_by_the_checksum_alone(tmp_path: Path) -> None:
     file = folder_of(tmp_path) / "model.safetensors"
     known = replace(TINY, files=(File("model.safetensors", sha256(file)),))
     state = read_tensors(file)
@@ -356,7 +360,7 @@ def test_other_numbers_in_the_right_shapes_are_told_by_the_checksum_alone(tmp_pa
     assert verify(known, tmp_path, content=False)[0].state == "ok"
 
 
-def test_truncated_renamed_and_wrong_are_three_different_sentences(tmp_path: Path) -> None:
+def test_truncated_renamed_and_wrong_files_have_different_messages(tmp_path: Path) -> None:
     found = []
     for case in ("truncated", "renamed", "wrong"):
         file = folder_of(tmp_path / case) / "model.safetensors"
@@ -380,7 +384,7 @@ def test_truncated_renamed_and_wrong_are_three_different_sentences(tmp_path: Pat
         ('{"architecture": "resnet18"}', "describes the network resnet18, not test_resnet"),
     ],
 )
-def test_the_file_beside_the_weights_is_looked_at_too(tmp_path: Path, text: str | None, words: str) -> None:
+def test_the_config_beside_the_weights_is_checked_too(tmp_path: Path, text: str | None, words: str) -> None:
     config = folder_of(tmp_path) / "config.json"
     config.unlink() if text is None else config.write_text(text)
     assert words in verify(TINY, tmp_path)[1].what
@@ -394,7 +398,7 @@ def offline() -> str:
 
 
 @pytest.mark.parametrize("what", ["folder", "folder above it", "file"])
-def test_what_was_carried_is_checked_and_put_in_place(tmp_path: Path, what: str) -> None:
+def test_a_copied_file_is_checked_and_put_in_place(tmp_path: Path, what: str) -> None:
     carried = folder_of(tmp_path / "stick")
     source = {"folder": carried, "folder above it": tmp_path / "stick", "file": carried / "model.safetensors"}[what]
     found = fetch(TINY, tmp_path / "weights", source, why_not=offline)
@@ -403,14 +407,14 @@ def test_what_was_carried_is_checked_and_put_in_place(tmp_path: Path, what: str)
     assert {p.name for p in (tmp_path / "weights" / TINY.folder).iterdir()} == {"config.json", "model.safetensors"}
 
 
-def test_a_carried_file_under_another_name_gets_the_right_one(tmp_path: Path) -> None:
+def test_a_copied_file_with_another_name_is_renamed(tmp_path: Path) -> None:
     file = radimagenet_file(tmp_path / "stick" / "download(3).pt")
     fetch(RADIMAGENET, tmp_path / "weights", file, why_not=offline)
     assert opened("radimagenet:resnet50", tmp_path / "weights").embedder.dim == 2048
 
 
 @pytest.mark.parametrize("how", ["truncated", "wrong"])
-def test_a_wrong_carried_file_stays_out(tmp_path: Path, how: str) -> None:
+def test_a_wrong_copied_file_is_rejected(tmp_path: Path, how: str) -> None:
     file = folder_of(tmp_path / "stick") / "model.safetensors"
     if how == "truncated":
         file.write_bytes(file.read_bytes()[:-1])
@@ -422,7 +426,7 @@ def test_a_wrong_carried_file_stays_out(tmp_path: Path, how: str) -> None:
     assert not (tmp_path / "weights").exists()
 
 
-def test_a_carried_file_without_its_config_is_refused_with_what_is_missing(tmp_path: Path) -> None:
+def test_a_copied_file_without_its_config_is_refused_with_what_is_missing(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "stick")
     (folder / "config.json").unlink()
     with pytest.raises(
@@ -431,7 +435,7 @@ def test_a_carried_file_without_its_config_is_refused_with_what_is_missing(tmp_p
         fetch(TINY, tmp_path / "weights", folder, why_not=offline)
 
 
-def test_a_carried_folder_without_the_weights_says_what_is_wanted(tmp_path: Path) -> None:
+def test_the_error_for_a_copied_folder_without_weights_says_what_is_expected(tmp_path: Path) -> None:
     (tmp_path / "stick").mkdir()
     with pytest.raises(WeightsMissing, match=r"wanted model.safetensors or pytorch_model.bin, in timm/test_resnet"):
         fetch(TINY, tmp_path / "weights", tmp_path / "stick", why_not=offline)
@@ -439,7 +443,7 @@ def test_a_carried_folder_without_the_weights_says_what_is_wanted(tmp_path: Path
         fetch(TINY, tmp_path / "weights", tmp_path / "nowhere", why_not=offline)
 
 
-def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported(tmp_path: Path) -> None:
     carried = folder_of(tmp_path / "stick")
     (tmp_path / "weights").write_text("a file where a folder should be")
     with pytest.raises(StorageFull, match=r"could not be written \(.*\); check that .* may be written to"):
@@ -473,7 +477,7 @@ def test_with_a_network_the_files_come_from_the_hub_and_are_checked(
     found = fetch(TINY, tmp_path / "weights", why_not=lambda: "")
     assert [v.state for v in found] == ["ok", "ok"]
     assert asked == [(TINY.hub, "config.json"), (TINY.hub, "model.safetensors")]
-    assert fetch(TINY, tmp_path / "weights", why_not=offline) == found  # they are there: nobody is asked
+    assert fetch(TINY, tmp_path / "weights", why_not=offline) == found  # already present: no request
     assert len(asked) == 2
 
     (remote / "model.safetensors").write_bytes(b"<html>Access denied</html>")
@@ -514,10 +518,12 @@ def test_the_command_lists_fetches_and_verifies(monkeypatch: pytest.MonkeyPatch,
     assert "truncated" in text
     code, text = run(monkeypatch, tmp_path / "w", "verify", "--json")
     assert json.loads(text.split("\n}")[0] + "\n}")["files"][0]["state"] == "truncated"
-    assert run(monkeypatch, tmp_path / "w", "verify", "resnet34")[0] == 1  # asked for by name, and not there
+    assert run(monkeypatch, tmp_path / "w", "verify", "resnet34")[0] == 1  # requested by name and missing
 
 
-def test_without_a_weights_folder_the_command_says_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_weights_folder_the_command_names_the_setting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert "SCANQUEUE_WEIGHTS_DIR is not set" in run(monkeypatch, None, "verify")[1]
     code, text = run(monkeypatch, tmp_path / "none", "verify")
     assert code == 1
@@ -526,7 +532,7 @@ def test_without_a_weights_folder_the_command_says_what_to_set(monkeypatch: pyte
     assert "no weights are called 'x'" in run(monkeypatch, None, "fetch", "x")[1]
 
 
-def test_the_doctor_names_a_truncated_embedder_of_a_project_that_runs(tmp_path: Path) -> None:
+def test_the_doctor_reports_a_truncated_embedder_of_a_running_project(tmp_path: Path) -> None:
     from backend.doctor.service import check_embedder
 
     file = radimagenet_file(tmp_path / "radimagenet" / "ResNet50.pt")
@@ -564,7 +570,7 @@ def test_an_encoder_of_timm_starts_from_its_folder_in_the_weights_folder(tmp_pat
     assert torch.equal(found, read_tensors(tmp_path / row.folder / "model.safetensors")["layer2.0.conv1.weight"])
 
 
-def test_the_working_folder_is_looked_into_after_the_weights_folder(
+def test_the_working_folder_is_searched_after_the_weights_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -580,19 +586,19 @@ def test_the_working_folder_is_looked_into_after_the_weights_folder(
 
 
 @pytest.mark.parametrize("row", [r for r in WEIGHTS if r.encoder], ids=lambda row: row.key)
-def test_an_encoder_without_its_file_says_which_goes_where(row: Weights, tmp_path: Path) -> None:
+def test_the_error_for_an_encoder_without_its_file_says_which_goes_where(row: Weights, tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing) as error:
         encoder(row.encoder, tmp_path)
     assert f"put {' and '.join([*row.config, row.files[0].name])}" in str(error.value)
     assert f"into {tmp_path / row.folder}/" in str(error.value)
 
 
-def test_a_lab_without_any_weights_trains_from_random_ones(tmp_path: Path) -> None:
+def test_without_weights_training_starts_from_random_ones(tmp_path: Path) -> None:
     made = encoder("auto", tmp_path / "nothing here")
     assert made.warning is None
     assert open_embedder("auto", weights_dir=tmp_path, device="cpu").name == "pixels"
 
 
-def test_a_name_that_no_row_has_lists_those_there_are() -> None:
+def test_the_error_for_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(BadSetting, match=r"no weights are called 'resnet99'. There are biomedclip, radimag"):
         weights_called("resnet99")

@@ -1,4 +1,4 @@
-"""Every trap is provoked for real: real Label Studio instances with other guards, a real server of ours."""
+"""Every known trap, provoked for real: Label Studio instances with other guards, and a real server of ours."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ USER, PASSWORD = "label-studio", "open-sesame-7531"
 
 @dataclass
 class Bench:
-    """Our server with its records, connected to one project of `studio`; a worker only while it is asked for."""
+    """Our server with its records, connected to one project of `studio`; a worker runs only when needed."""
 
     studio: LabelStudio
     settings: Settings
     project: int
-    alive: list[Finding]  # what was said of the worker while it ran and had not looked lately
+    alive: list[Finding]  # findings about the worker while it ran without recent activity
 
     @property
     def store(self) -> Store:
@@ -64,7 +64,7 @@ class Bench:
         self.studio.patch(f"/api/webhooks/{hook['id']}/", {"actions": hook["actions"], **changes})
 
 
-# the worker's own loop, with nothing to do: it turns to what is touched
+# the worker's own loop, with nothing to do: it takes the requested projects
 IDLE_WORKER = """
 import threading
 from backend.settings import Settings
@@ -111,7 +111,7 @@ def bench(label_studio: LabelStudio, tmp_path_factory: pytest.TempPathFactory, p
         finally:
             worker.stop()
         store.set_project(project, seen_at=time.time())
-        patch.setattr(project_checks, "PICKED_UP", 1.0)  # from here on there is no worker to wait for
+        patch.setattr(project_checks, "PICKED_UP", 1.0)  # from here on, no worker runs
         yield Bench(label_studio, settings, project, alive)
     finally:
         patch.undo()
@@ -119,12 +119,12 @@ def bench(label_studio: LabelStudio, tmp_path_factory: pytest.TempPathFactory, p
 
 
 class Answering:
-    post_status = 0  # when set, what the servers of `answering` say to every POST
+    post_status = 0  # if set, the status with which the servers of `answering` reply to every POST
 
 
 @contextmanager
 def answering(status: int, body: str, kind: str = "text/html") -> Iterator[str]:
-    """A web server that always says the same; yields its address."""
+    """A web server that always gives the same answer; yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -144,7 +144,7 @@ def answering(status: int, body: str, kind: str = "text/html") -> Iterator[str]:
 
 @contextmanager
 def stripping(target: str, header: str) -> Iterator[str]:
-    """A proxy that passes everything on to `target` but one header."""
+    """A proxy that forwards everything to `target` except one header."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -180,7 +180,7 @@ def of(findings: list[Finding], check: str) -> list[Finding]:
 
 
 def one(findings: list[Finding], check: str, level: str) -> Finding:
-    """The only finding of this check and level."""
+    """The only finding with this check and level."""
     found = [f for f in findings if f.check == check and f.level == level]
     assert len(found) == 1, findings
     assert level == "ok" or found[0].cure.endswith("."), found
@@ -191,10 +191,10 @@ def bad(findings: list[Finding]) -> list[Finding]:
     return [f for f in findings if f.level != "ok"]
 
 
-# -- healthy ----------------------------------------------------------------------------------
+# -- a healthy setup --------------------------------------------------------------------------
 
 
-def test_a_healthy_setup_has_nothing_to_mend(bench: Bench) -> None:
+def test_a_healthy_setup_has_nothing_to_fix(bench: Bench) -> None:
     findings = examine(bench.settings, bench.project)
     assert bad(findings) == []
     assert one(findings, "token", "ok").what == "The personal access token of admin@example.com is accepted."
@@ -219,7 +219,7 @@ def test_a_healthy_setup_has_nothing_to_mend(bench: Bench) -> None:
     ]
 
 
-def test_examining_changes_nothing_in_label_studio(bench: Bench) -> None:
+def test_the_examination_changes_nothing_in_label_studio(bench: Bench) -> None:
     def state() -> Any:
         project = bench.studio.get(f"/api/projects/{bench.project}/")
         backends = bench.studio.get("/api/ml", project=bench.project)
@@ -230,7 +230,7 @@ def test_examining_changes_nothing_in_label_studio(bench: Bench) -> None:
     assert state() == before
 
 
-def test_no_secret_is_in_any_text(bench: Bench) -> None:
+def test_no_finding_contains_a_secret(bench: Bench) -> None:
     row = bench.store.project(bench.project)
     assert row is not None
     secrets = [bench.settings.label_studio_api_key, PASSWORD, row["secret"]]
@@ -239,7 +239,7 @@ def test_no_secret_is_in_any_text(bench: Bench) -> None:
         assert not [s for s in [*secrets, settings.label_studio_api_key] if s in text]
 
 
-def test_the_command_prints_findings_and_ends_with_1_on_errors(bench: Bench) -> None:
+def test_the_command_prints_findings_and_exits_with_1_on_errors(bench: Bench) -> None:
     environment: dict[str, str | None] = {**to_env(bench.settings)}
     done = CliRunner().invoke(cli.app, ["doctor", "--json"], env=environment)
     assert done.exit_code == 0, done.output
@@ -258,7 +258,7 @@ def test_listening_beyond_this_machine_needs_credentials() -> None:
     assert "SCANQUEUE_USER" in found.cure
 
 
-def test_the_data_folder_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_folder_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", Path("/proc/scanqueue")):
         found = one(list(service.check_data_folder(Settings(data_dir=folder))), "data-folder", "error")
@@ -269,7 +269,7 @@ def test_the_data_folder_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "new").exists()
 
 
-def test_a_job_queue_that_is_away_is_named(tmp_path: Path) -> None:
+def test_an_unreachable_job_queue_is_reported(tmp_path: Path) -> None:
     assert list(service.check_job_queue(Settings())) == []
     with RedisServer(tmp_path / "redis", password="hush") as broker:
         settings = Settings(redis_url=broker.url)
@@ -281,7 +281,7 @@ def test_a_job_queue_that_is_away_is_named(tmp_path: Path) -> None:
     assert "hush" not in found.what + found.cure
 
 
-def test_the_next_step_is_told(tmp_path: Path) -> None:
+def test_the_next_step_is_reported(tmp_path: Path) -> None:
     settings = Settings(user=USER, password=PASSWORD)
     (found,) = service.suggest_next_step(settings, None, "http://scanqueue.internal:9090")
     assert "Connect Model, http://scanqueue.internal:9090 with Basic Authentication" in found.what
@@ -292,7 +292,7 @@ def test_the_next_step_is_told(tmp_path: Path) -> None:
     assert found.what == "Connected projects: 7. To check one: scanqueue doctor --project 7"
 
 
-def test_a_server_that_is_down_or_behind_a_proxy_is_named(bench: Bench) -> None:
+def test_a_server_that_is_down_or_behind_a_proxy_is_reported(bench: Bench) -> None:
     settings = replace(bench.settings, public_url=f"http://127.0.0.1:{free_port()}")
     found = one(list(service.check_server(settings, settings.public_url)), "server", "error")
     assert found.what.endswith(f"The server does answer at http://127.0.0.1:{settings.port}.")
@@ -307,7 +307,9 @@ def test_a_server_that_is_down_or_behind_a_proxy_is_named(bench: Bench) -> None:
     assert "Authorization" in found.cure
 
 
-def test_pixels_as_last_resort_name_the_files_that_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fallback_to_pixels_is_reported_with_the_missing_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     found = one(list(service.check_embedder(Settings(weights_dir=tmp_path), None)), "embedder", "warning")
     assert f"{tmp_path / 'biomedclip'}/" in found.cure
@@ -320,7 +322,7 @@ def test_pixels_as_last_resort_name_the_files_that_help(tmp_path: Path, monkeypa
     assert "embedder: got 'resnet'" in found.what
 
 
-def test_encoder_weights_are_looked_for(tmp_path: Path) -> None:
+def test_encoder_weights_are_checked(tmp_path: Path) -> None:
     settings = Settings(encoder=f"resnet18@{tmp_path / 'encoder.pth'}", device="cpu")
     found = one(doctor_findings("encoder", settings), "encoder", "error")
     assert f"{tmp_path / 'encoder.pth'}" in found.what
@@ -329,12 +331,12 @@ def test_encoder_weights_are_looked_for(tmp_path: Path) -> None:
 
 
 def doctor_findings(check: str, settings: Settings) -> list[Finding]:
-    """What `examine` says of one check of our side, with Label Studio away."""
+    """The findings of one check on our side, with Label Studio unreachable."""
     away = replace(settings, label_studio_url="http://127.0.0.1:9", data_dir=Path("/proc/none"))
     return of(examine(away), check)
 
 
-def test_a_dead_worker_is_told_from_a_live_and_from_a_busy_one(bench: Bench) -> None:
+def test_dead_live_and_busy_workers_are_distinguished(bench: Bench) -> None:
     assert [f.level for f in bench.alive] == ["ok"]
     store = bench.store
     store.set_project(bench.project, seen_at=time.time() - 600)
@@ -378,7 +380,7 @@ def jwt(**claims: Any) -> str:
     return ".".join([*texts, "c2lnbmF0dXJl"])
 
 
-def test_each_kind_of_wrong_token_has_its_cure(label_studio: LabelStudio, tmp_path: Path) -> None:
+def test_each_kind_of_wrong_token_has_its_own_advice(label_studio: LabelStudio, tmp_path: Path) -> None:
     def token(key: str, level: str = "error") -> Finding:
         settings = Settings(
             label_studio_url=label_studio.url, label_studio_api_key=key, data_dir=tmp_path, embedder="pixels"
@@ -414,7 +416,7 @@ def test_each_kind_of_wrong_token_has_its_cure(label_studio: LabelStudio, tmp_pa
         label_studio.legacy_tokens(False)
 
 
-def test_the_two_guards_are_told_apart(tmp_path: Path) -> None:
+def test_the_two_guards_are_distinguished(tmp_path: Path) -> None:
     for guards in ("default", "ml-only-off"):
         with LabelStudio.start(tmp_path / guards, guards=guards) as studio, _our_health() as url:
             settings = Settings(
@@ -441,7 +443,7 @@ def test_the_two_guards_are_told_apart(tmp_path: Path) -> None:
             assert "Settings > Model > Connect Model" in one(findings, "backend", "error").cure
         else:
             assert "ML_BLOCK_LOCAL_IP=false lifts only one of two guards" in found.what
-            assert one(findings, "backend", "ok")  # the row stayed, and Label Studio calls it Connected
+            assert one(findings, "backend", "ok")  # the row is still there, and Label Studio shows it as Connected
 
 
 @contextmanager
@@ -450,7 +452,7 @@ def _our_health() -> Iterator[str]:
         yield url
 
 
-def test_an_address_label_studio_cannot_use_is_named(bench: Bench) -> None:
+def test_an_address_that_label_studio_cannot_use_is_reported(bench: Bench) -> None:
     def address(url: str) -> list[Finding]:
         return of(examine(replace(bench.settings, public_url=url)), "address")
 
@@ -466,7 +468,7 @@ def test_an_address_label_studio_cannot_use_is_named(bench: Bench) -> None:
 # -- one project ------------------------------------------------------------------------------
 
 
-def test_a_project_that_is_gone_ends_the_examination(bench: Bench) -> None:
+def test_a_missing_project_ends_the_examination(bench: Bench) -> None:
     findings = examine(bench.settings, 987654)
     assert "no such project" in one(findings, "project", "error").what
     assert findings[-1].check == "project"
@@ -482,7 +484,7 @@ def test_a_label_config_without_masks_is_explained(bench: Bench) -> None:
     assert "--data-dir" in one(findings, "records", "error").cure
 
 
-def test_webhooks_that_never_arrive_are_found(bench: Bench) -> None:
+def test_webhooks_that_never_arrive_are_detected(bench: Bench) -> None:
     hook = bench.hook()
     right = {k: hook[k] for k in ("is_active", "send_payload", "send_for_all_actions", "headers", "actions")}
 
@@ -524,7 +526,7 @@ def test_webhooks_that_never_arrive_are_found(bench: Bench) -> None:
         bench.studio.post("/api/webhooks/", {"project": bench.project, "url": hook["url"], **right})
 
 
-def test_a_proxy_that_drops_the_secret_header_is_found(bench: Bench) -> None:
+def test_a_proxy_that_drops_the_secret_header_is_detected(bench: Bench) -> None:
     row = bench.store.project(bench.project)
     assert row is not None
     with stripping(bench.settings.public_url, SECRET_HEADER) as url:
@@ -539,7 +541,7 @@ def test_a_proxy_that_drops_the_secret_header_is_found(bench: Bench) -> None:
     assert "set SCANQUEUE_PUBLIC_URL" in one(findings, "backend", "warning").cure
 
 
-def test_a_queue_that_is_not_served_is_found(bench: Bench) -> None:
+def test_a_queue_that_is_not_served_is_detected(bench: Bench) -> None:
     path = f"/api/projects/{bench.project}/"
     wrong = {"model_version": "scanqueue", "sampling": "Sequential sampling", "maximum_annotations": 2}
     right = {
@@ -564,13 +566,13 @@ def test_a_queue_that_is_not_served_is_found(bench: Bench) -> None:
         bench.studio.patch(path, right)
 
 
-def test_before_the_first_round_the_queue_is_nobodys_fault(bench: Bench) -> None:
+def test_a_missing_queue_before_the_first_round_is_no_error(bench: Bench) -> None:
     project = bench.studio.create_project("empty", CONFIG)
     bench.studio.connect_backend(project, bench.settings.public_url, user=USER, password=PASSWORD)
     assert "first round sets" in one(examine(bench.settings, project), "queue", "ok").what
 
 
-def test_backends_that_are_not_ours_or_not_reached_are_found(bench: Bench) -> None:
+def test_foreign_and_unreachable_backends_are_detected(bench: Bench) -> None:
     with answering(200, "{}", "application/json") as other:
         project = bench.studio.create_project("two models", CONFIG)
         bench.studio.connect_backend(project, other, title="other")
@@ -592,7 +594,7 @@ def test_backends_that_are_not_ours_or_not_reached_are_found(bench: Bench) -> No
     assert PASSWORD not in json.dumps([f.to_dict() for f in findings])
 
 
-def test_credentials_that_came_after_the_connection_are_missed(bench: Bench) -> None:
+def test_credentials_that_were_set_after_the_connection_are_reported_as_missing(bench: Bench) -> None:
     project = bench.studio.create_project("connected early", CONFIG)
     health = '{"model_class": "scanqueue", "model_version": "scanqueue-r0"}'
     with answering(200, health, "application/json") as url:
@@ -606,7 +608,7 @@ def test_credentials_that_came_after_the_connection_are_missed(bench: Bench) -> 
     assert "SCANQUEUE_PASSWORD in Settings > Model" in found.cure
 
 
-def test_a_backend_that_label_studio_cannot_reach_is_found(bench: Bench) -> None:
+def test_a_backend_that_label_studio_cannot_reach_is_detected(bench: Bench) -> None:
     project = bench.studio.create_project("unreached", CONFIG)
     with _our_health() as url:
         bench.studio.connect_backend(project, url)

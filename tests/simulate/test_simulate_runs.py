@@ -276,15 +276,15 @@ def test_a_training_never_splits_the_scans_of_a_patient(folder: Path, tmp_path: 
     file = write(tmp_path / "patients.csv", "name,patient", *(f"{name},{i // 3}" for i, name in enumerate(names[:21])))
     bench = Bench(comparison(folder, groups=(f"{file}:patient",), test_share=0.2), tmp_path / "cells")
     part = bench.split(0)
-    told: list[tuple[list[Case], list[Case]]] = []
-    bench.learner.train = lambda learn, watch, *a, **k: (told.append((learn, watch)), (None, {}))[1]  # type: ignore[method-assign,assignment,func-returns-value]
+    trained_on: list[tuple[list[Case], list[Case]]] = []
+    bench.learner.train = lambda learn, watch, *a, **k: (trained_on.append((learn, watch)), (None, {}))[1]  # type: ignore[method-assign,assignment,func-returns-value]
     bench._train(0, part, np.arange(len(part.pool)))
     patients = {bench.scans.masks[i].tobytes(): min(i // 3, 7) + (i if i > 20 else 0) for i in range(24)}
-    learn, watch = ({patients[c.mask.tobytes()] for c in cases} for cases in told[0])
+    learn, watch = ({patients[c.mask.tobytes()] for c in cases} for cases in trained_on[0])
     assert learn
     assert watch
     assert not watch & learn
-    assert len(told[0][1]) >= 3  # all scans of a patient
+    assert len(trained_on[0][1]) >= 3  # all scans of a patient
     plain = Bench(comparison(folder, test_share=0.2), tmp_path / "cells")
     few = np.arange(6)
     assert bench._recipe(0, part, few) != plain._recipe(0, part, few)

@@ -247,8 +247,8 @@ class Container:
                     start_new_session=True,
                 )
             os.close(writing)
-            with os.fdopen(reading) as told:
-                text = told.read()
+            with os.fdopen(reading) as report:
+                text = report.read()
             self.pid = int(json.loads(text)["child-pid"]) if text.strip() else 0
             self.starts += 1
             process.wait()

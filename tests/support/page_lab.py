@@ -1,6 +1,6 @@
-"""A lab that is made up: everything the page reads, as the JSON interface answers it, and what the page asks to change.
+"""A fake lab: everything that the page reads, as the JSON API returns it, and the changes that the page requests.
 
-For the tests of the page that need no Label Studio and no model. Titles, labels and problems hold what a lab may type.
+For tests of the page that need no Label Studio and no model. Titles, labels and problems contain what users may type.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Lab:
     """One project, number 4, in round 2 of 60 scans. Change its parts before asking for a page."""
 
     def __init__(self, *, title: str = "Chest radiographs, 2026", studio_url: str = "http://127.0.0.1:9") -> None:
-        self.asked: list[tuple[str, Json]] = []  # what the page wanted changed
+        self.asked: list[tuple[str, Json]] = []  # changes that the page requested
         self.looks = 0
         self.broken: ScanqueueError | None = None
         self.one: Json = {
@@ -347,12 +347,12 @@ class Lab:
 
         @app.get("/api/projects/{project}", tags=["projects"])
         def one(project: int) -> Json:
-            """One project as people and programs see it."""
+            """One project."""
             return {}
 
         @app.post("/api/projects/{project}/activate", tags=["projects"])
         def activate(project: int) -> Json:
-            """Let another model draw the masks."""
+            """Activate another model."""
             return {}
 
         describe(app)
@@ -383,7 +383,7 @@ class Lab:
             "why": {"paper": "the model is unsure of it, and it is unlike the others"},
         }
 
-    # what the page asks
+    # what the page requests
 
     def preview(self, query: Json) -> Json:
         head = self.waiting[:10]
@@ -419,7 +419,7 @@ class Lab:
 
 @lru_cache(maxsize=256)
 def drawing(task: int, side: int, outline: bool) -> bytes:
-    """A scan of a chest, roughly: two dark lungs in a bright body."""
+    """A rough chest scan: two dark lungs in a bright body."""
     rng = np.random.default_rng(task)
     image = np.full((side, side, 3), 30, np.uint8)
     c = side / 100
@@ -434,7 +434,7 @@ def drawing(task: int, side: int, outline: bool) -> bytes:
 
 
 def make_app(lab: Lab) -> FastAPI:
-    """The page beside a JSON interface of the same lab, with errors as the real application answers them."""
+    """The page and the JSON API of the same lab, with errors as the real application returns them."""
     app = FastAPI(title="scanqueue", docs_url=None, redoc_url=None)
     app.include_router(create_page(lab, lab.openapi))
 
@@ -483,8 +483,8 @@ def make_app(lab: Lab) -> FastAPI:
 
 @contextmanager
 def served(app: FastAPI) -> Iterator[str]:
-    """The address of `app`, served by a real server on loopback."""
-    listening = socket.create_server(("127.0.0.1", 0))  # held from now on: nobody else is given this port
+    """Serve `app` with a real server on loopback; yields its address."""
+    listening = socket.create_server(("127.0.0.1", 0))  # held from now on: no other process gets this port
     port = listening.getsockname()[1]
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -31,7 +31,7 @@ COLD, ROUND = 4, 3
 USER, PASSWORD = "radiology", "Röntgen: 5/1"
 SIDE = 256  # of the scans, in pixels
 BRUSH_WIDTH = 4  # of the page's brush, in pixels of such a scan, rounded down
-PATIENCE = 600  # seconds; a training takes a few where nothing else runs
+PATIENCE = 600  # seconds; a training takes a few on an idle machine
 
 
 class Engineer:

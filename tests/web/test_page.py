@@ -1,4 +1,4 @@
-"""The page as HTML: what each view says, that whatever comes from data stays text, and what may be loaded."""
+"""The page as HTML: what each view shows, that all data stays text, and what may be loaded."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REAL = ("", "/map", "/queue", "/activity", "/curve", "/models", "/settings")
 
 
 class Read(HTMLParser):
-    """What a browser finds in a page: texts, addresses, identities."""
+    """What a browser finds in a page: texts, addresses, element ids."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -87,13 +87,13 @@ def test_every_view_has_one_heading_one_main_and_a_language(lab: Lab, name: str)
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_no_identity_appears_twice(lab: Lab, name: str) -> None:
+def test_no_element_id_appears_twice(lab: Lab, name: str) -> None:
     found = view(lab, name).with_("id")
     assert sorted(found) == sorted(set(found))
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_what_a_label_or_description_points_at_is_there(lab: Lab, name: str) -> None:
+def test_targets_of_labels_and_descriptions_exist(lab: Lab, name: str) -> None:
     seen = view(lab, name)
     there = set(seen.with_("id"))
     for attribute in ("aria-labelledby", "aria-describedby", "for"):
@@ -102,7 +102,7 @@ def test_what_a_label_or_description_points_at_is_there(lab: Lab, name: str) -> 
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_all_addresses_are_relative_or_label_studios(lab: Lab, name: str) -> None:
+def test_all_addresses_are_relative_or_in_label_studio(lab: Lab, name: str) -> None:
     seen = view(lab, name)
     for address in (*seen.with_("href"), *seen.with_("src"), *seen.with_("action")):
         assert address.startswith("http://127.0.0.1:9/projects/4/") or not address.startswith(("/", "http", "//")), (
@@ -111,20 +111,20 @@ def test_all_addresses_are_relative_or_label_studios(lab: Lab, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_links_of_the_page_lead_somewhere(lab: Lab, name: str) -> None:
+def test_links_of_the_page_resolve(lab: Lab, name: str) -> None:
     http = client(lab)
     seen = view(lab, name)
     here = "http://127.0.0.1:9090" + VIEWS[name]
     for address in {*seen.with_("href"), *seen.with_("src")}:
         if not address.startswith(("http:", "#")):
             target = urljoin(here, address).partition("#")[0]
-            lost = re.search(r"/scans/5[89]\.png", target)  # of these the lab has no pixels
+            lost = re.search(r"/scans/5[89]\.png", target)  # the lab has no pixels of these
             if not target.endswith("/openapi.json"):
                 assert http.get(target, headers=HTML).status_code == (204 if lost else 200), target
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_no_script_stands_in_the_page_itself(lab: Lab, name: str) -> None:
+def test_no_script_is_inline(lab: Lab, name: str) -> None:
     seen = view(lab, name)
     assert all(s["src"] for s in seen.all("script"))
     assert not [a for _, attributes in seen.tags for a in attributes if a.startswith("on")]
@@ -159,7 +159,7 @@ def hostile() -> Lab:
 
 
 @pytest.mark.parametrize("name", sorted(set(VIEWS) - {"docs", "compare"}))
-def test_a_script_in_a_text_of_the_lab_stays_text(name: str) -> None:
+def test_a_script_in_data_stays_text(name: str) -> None:
     seen = view(hostile(), name)
     assert {s["src"].partition("?")[0].rpartition("/")[2] for s in seen.all("script")} <= {
         "page.js",
@@ -177,7 +177,7 @@ def test_a_script_in_an_address_stays_text(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_a_view_may_load_from_nowhere_else(lab: Lab, name: str) -> None:
+def test_a_view_may_not_load_from_elsewhere(lab: Lab, name: str) -> None:
     headers = client(lab).get(VIEWS[name]).headers
     policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
     assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
@@ -197,7 +197,7 @@ def test_every_text_that_a_view_or_script_names_exists() -> None:
         assert set(named) <= known, path
 
 
-def test_the_scripts_get_their_texts(lab: Lab) -> None:
+def test_the_scripts_receive_their_texts(lab: Lab) -> None:
     script = client(lab).get("/assets/texts.js").text
     assert '"undone": "Undone."' in script
     assert "queue.title" not in script
@@ -207,17 +207,17 @@ def test_values_in_a_text_with_html_are_escaped() -> None:
     assert SCRIPT not in texts.rich("now.doctor_noscript", project=SCRIPT)
 
 
-def test_one_project_is_opened_at_once(lab: Lab) -> None:
+def test_a_single_project_is_opened_directly(lab: Lab) -> None:
     response = client(lab).get("/", follow_redirects=False)
     assert (response.status_code, response.headers["location"]) == (307, "projects/4")
 
 
 @pytest.mark.parametrize("address", ["/projects/4", "/projects/4/queue"])
-def test_a_slash_too_many_does_no_harm(lab: Lab, address: str) -> None:
+def test_an_extra_slash_does_no_harm(lab: Lab, address: str) -> None:
     assert client(lab).get(address + "/").url.path == address
 
 
-def test_several_projects_are_listed_with_what_they_are_at(lab: Lab) -> None:
+def test_several_projects_are_listed_with_their_status(lab: Lab) -> None:
     lab.others = [{**lab.one, "project": 9, "title": "Brains", "phase": "blocked", "problems": []}]
     seen = view(lab, "/")
     assert [a["href"] for a in seen.all("a") if a["href"].startswith("projects/")] == ["projects/4", "projects/9"]
@@ -226,12 +226,12 @@ def test_several_projects_are_listed_with_what_they_are_at(lab: Lab) -> None:
     assert "Stopped: action needed" in seen.text
 
 
-def test_without_a_project_the_list_says_how_to_connect_one(lab: Lab) -> None:
+def test_an_empty_project_list_says_how_to_connect_one(lab: Lab) -> None:
     lab.projects = list  # type: ignore[method-assign]
     assert "Settings > Model > Connect Model" in view(lab, "/").text
 
 
-def test_now_says_what_is_done_how_far_it_is_and_how_good_the_model_is(lab: Lab) -> None:
+def test_now_shows_the_step_its_progress_and_the_quality_of_the_model(lab: Lab) -> None:
     text = view(lab, "now").text
     for words in (
         "Choosing with a model",
@@ -247,7 +247,7 @@ def test_now_says_what_is_done_how_far_it_is_and_how_good_the_model_is(lab: Lab)
         assert words in text
 
 
-def test_the_progress_bar_stands_where_the_step_is(lab: Lab) -> None:
+def test_the_progress_bar_matches_the_progress_of_the_step(lab: Lab) -> None:
     (bar,) = view(lab, "now").all("progress")
     assert (bar["value"], bar["max"]) == ("120", "400")
 
@@ -258,14 +258,14 @@ def test_a_step_of_unknown_length_has_a_bar_without_a_value(lab: Lab) -> None:
     assert "value" not in bar
 
 
-def test_a_problem_is_listed_with_its_cure_and_a_button_that_tries_again(lab: Lab) -> None:
+def test_a_problem_is_listed_with_advice_and_a_retry_button(lab: Lab) -> None:
     seen = view(lab, "now")
     assert "it is truncated. Export it again from the archive, and put it in the place of the old file." in seen.text
     assert '{"task": 58}' in [b.get("data-body") for b in seen.all("button") if b.get("data-send") == "retry"]
     assert "http://127.0.0.1:9/projects/4/data?task=58" in seen.with_("href")
 
 
-def test_of_many_problems_the_first_are_listed_and_the_others_are_a_press_away(lab: Lab) -> None:
+def test_of_many_problems_the_first_are_listed_and_the_others_on_demand(lab: Lab) -> None:
     lab.one["problems"] = [{"task": t, "what": "Gone. Put it back."} for t in range(1, 1001)]
     seen = view(lab, "now")
     assert len([b for b in seen.all("button") if b.get("data-send") == "retry"]) == page.PROBLEMS
@@ -273,7 +273,7 @@ def test_of_many_problems_the_first_are_listed_and_the_others_are_a_press_away(l
     assert "1 000 scans could not be read or used." in seen.text
 
 
-def test_a_project_of_which_nothing_was_read_yet_has_every_view(tmp_path: Path) -> None:
+def test_a_project_without_data_has_every_view(tmp_path: Path) -> None:
     http = TestClient(application(World(tmp_path / "data")), base_url="http://127.0.0.1:9090")
     for name in REAL:
         assert http.get(f"/projects/{LIVED}{name}", headers=HTML).status_code == 200, name
@@ -285,9 +285,9 @@ def test_without_a_worker_now_says_how_to_start_one(lab: Lab) -> None:
     assert "Start a worker with scanqueue worker" in view(lab, "now").text
 
 
-def test_a_change_can_be_undone_once(lab: Lab) -> None:
+def test_only_changes_that_can_be_undone_have_a_button(lab: Lab) -> None:
     undo = [b["data-body"] for b in view(lab, "now").all("button") if b.get("data-send") == "undo"]
-    assert undo == ['{"change": 12}']  # 11 cannot be, 10 is
+    assert undo == ['{"change": 12}']  # 11 cannot be undone, 10 already is
 
 
 def test_the_queue_shows_the_first_scans_with_reason_terms_and_outline(lab: Lab) -> None:
@@ -301,13 +301,13 @@ def test_the_queue_shows_the_first_scans_with_reason_terms_and_outline(lab: Lab)
     assert "?count=48#scan-55" in seen.with_("href")
 
 
-def test_the_rest_of_the_queue_is_there_when_asked_for(lab: Lab) -> None:
+def test_the_rest_of_the_queue_is_shown_on_request(lab: Lab) -> None:
     seen = view(lab, f"{VIEWS['queue']}?count=48")
     assert len([a for a in seen.all("li") if a.get("class") == "scan-card"]) == 26
     assert "Show more" not in seen.text
 
 
-def test_only_an_order_by_s_has_an_s(lab: Lab) -> None:
+def test_only_an_order_by_s_shows_s(lab: Lab) -> None:
     for pick in lab.waiting:
         pick["kind"] = "power-entropy"
     seen = view(lab, "queue")
@@ -324,18 +324,18 @@ def test_in_the_cold_start_scans_are_shown_without_an_outline(lab: Lab) -> None:
     assert "Entropy" not in seen.text
 
 
-def test_an_empty_queue_says_why(lab: Lab) -> None:
+def test_an_empty_queue_gives_the_reason(lab: Lab) -> None:
     lab.waiting = []
     assert "The queue is empty. 4 of 10 labels" in view(lab, "queue").text
 
 
-def test_activity_says_who_labelled_what_and_how_long_it_took(lab: Lab) -> None:
+def test_activity_shows_who_labelled_what_and_how_long_it_took(lab: Lab) -> None:
     text = view(lab, "activity").text
     assert "Task 31 ben@lab.example has a draft Label Studio tells of drafts" in text
     assert "Task 29 anna@lab.example 23 Nov 2026, 10:15 UTC 1 min 34 s" in text
 
 
-def test_the_plot_has_a_sentence_for_those_who_do_not_see_it(lab: Lab) -> None:
+def test_the_plot_has_a_text_alternative(lab: Lab) -> None:
     (plot,) = [i for i in view(lab, "curve").all("img") if "plots" in i["src"]]
     assert plot["alt"].replace("\N{NO-BREAK SPACE}", " ") == (
         "Mean Dice on the held-out scans rises to 0.912 with 30 labels, from 0.871 with 20. "
@@ -354,7 +354,7 @@ def test_the_curve_is_also_a_table_with_intervals_units_and_every_label(lab: Lab
     assert "scanqueue-r2 12 0.900 4.0 px 0.880 4.8 px" in text
 
 
-def test_without_a_model_the_curve_says_so(lab: Lab) -> None:
+def test_a_curve_without_models_is_explained(lab: Lab) -> None:
     nothing = {"median": None, "low": None, "high": None, "n": 0}
     lab.line |= {"models": [], "shown": [], "control": [], "stopping": None, "unit": None, "labels": []}
     lab.line["lead_time"] = {"with": nothing, "without": nothing}
@@ -363,7 +363,7 @@ def test_without_a_model_the_curve_says_so(lab: Lab) -> None:
     assert "No mask has been shown and submitted yet." in text
 
 
-def test_a_curve_that_went_from_pixels_to_millimetres_compares_no_two_of_them(lab: Lab) -> None:
+def test_a_curve_with_pixels_and_millimetres_does_not_compare_them(lab: Lab) -> None:
     lab.line["unit"] = "mixed"
     for row, unit in zip(lab.line["models"], ("px", "mm"), strict=True):
         row["unit"] = unit
@@ -373,14 +373,14 @@ def test_a_curve_that_went_from_pixels_to_millimetres_compares_no_two_of_them(la
     assert "0.912 0.882 to 0.932 3.5 mm" in text
 
 
-def test_distances_in_different_units_are_not_called_either(lab: Lab) -> None:
+def test_distances_in_different_units_have_neither_unit(lab: Lab) -> None:
     lab.line["unit"] = "mixed"
     for row in lab.line["models"]:
         row |= {"hd95": None, "hd95_low": None, "hd95_high": None}
     assert "mixed units" in view(lab, "curve").text
 
 
-def test_a_model_says_how_good_it_is_who_activated_it_and_what_it_replaced(lab: Lab) -> None:
+def test_a_model_shows_its_quality_who_activated_it_and_what_it_replaced(lab: Lab) -> None:
     text = view(lab, "models").text
     newest = text.partition("Models scanqueue-r2")[2]
     for words in (
@@ -393,21 +393,21 @@ def test_a_model_says_how_good_it_is_who_activated_it_and_what_it_replaced(lab: 
         assert words in newest
 
 
-def test_a_model_whose_checkpoint_is_gone_cannot_be_activated_and_says_why(lab: Lab) -> None:
+def test_a_model_without_a_checkpoint_cannot_be_activated_and_gives_the_reason(lab: Lab) -> None:
     lab.models[0]["kept"] = False
     seen = view(lab, "models")
     assert not [b for b in seen.all("button") if b.get("data-send") == "activate"]
     assert "Its checkpoint was removed" in seen.text
 
 
-def test_a_training_is_drawn_with_its_loss_and_dice() -> None:
+def test_a_training_is_plotted_with_loss_and_dice() -> None:
     drawn = formatting.training_curve([{"step": 0, "loss": 2.0, "dice": 0.5}, {"step": 10, "loss": 1.0, "dice": 1.0}])
     assert drawn is not None
     assert [line["points"] for line in drawn["lines"]] == ["0.0,0.0 280.0,42.0", "0.0,42.0 280.0,0.0"]
     assert formatting.training_curve([]) is None
 
 
-def test_means_over_the_worst_scans_are_not_passed_off_as_means_over_all(lab: Lab) -> None:
+def test_means_over_the_worst_scans_are_not_presented_as_means_over_all(lab: Lab) -> None:
     assert "Means over these 3 scans: A 0.788" in view(lab, "compare").text
     lab.more_held_out = 37
     assert "Means over the worst 3 of 40 held-out scans: A 0.788" in view(lab, "compare").text
@@ -424,7 +424,7 @@ def test_models_are_compared_worst_first_with_pictures_of_both(lab: Lab) -> None
     assert "A 0.788 , B 0.858" in text
 
 
-def test_each_lever_says_what_it_does_and_where_its_value_comes_from(lab: Lab) -> None:
+def test_each_setting_shows_its_effect_and_the_source_of_its_value(lab: Lab) -> None:
     text = view(lab, "settings").text
     assert set(lab.overrides["settings"]) == {control.name for control in formatting.CONTROLS}
     for control in formatting.CONTROLS:
@@ -435,12 +435,12 @@ def test_each_lever_says_what_it_does_and_where_its_value_comes_from(lab: Lab) -
     assert "from Label Studio default: 10" in text
 
 
-def test_a_lever_set_here_can_go_back(lab: Lab) -> None:
+def test_a_setting_changed_on_the_page_can_be_reset(lab: Lab) -> None:
     back = [b["data-body"] for b in view(lab, "settings").all("button") if b.get("data-send") == "settings"]
     assert back == ['{"alpha": null}']
 
 
-def test_what_label_studio_said_wrong_is_shown_beside_the_levers(lab: Lab) -> None:
+def test_invalid_extra_params_are_shown_beside_the_settings(lab: Lab) -> None:
     lab.overrides["problem"] = "alpha is 7; it must be from 0 to 1."
     assert "alpha is 7; it must be from 0 to 1." in view(lab, "settings").text
 
@@ -455,21 +455,21 @@ def test_every_endpoint_is_described_with_its_fields(lab: Lab) -> None:
     assert '"version": "scanqueue-r2"' in seen.text
 
 
-def test_a_project_nobody_knows_is_a_page_with_a_way_out(lab: Lab) -> None:
+def test_an_unknown_project_has_a_page_with_a_link_out(lab: Lab) -> None:
     seen = view(lab, "/projects/9", 404)
     assert "Project 9 is not known here. Connect scanqueue in its Settings > Model in Label Studio." in seen.text
     assert "../?all" in seen.with_("href")
 
 
 @pytest.mark.parametrize("address", ["/nowhere", "/projects/9/queue", "/projects/4/plots/other.svg", "/a/b/c/d"])
-def test_an_address_that_leads_nowhere_is_a_page_for_a_browser(lab: Lab, address: str) -> None:
+def test_a_browser_gets_a_page_for_an_unknown_address(lab: Lab, address: str) -> None:
     seen = view(lab, address, 404)
     assert "Not found" in seen.text
     root = next(a["href"] for a in seen.all("a") if a.get("class") == "brand")
     assert urljoin(f"http://h{address}", root) == "http://h/?all"
 
 
-def test_a_database_that_is_away_is_a_page_for_a_browser(lab: Lab) -> None:
+def test_a_browser_gets_a_page_for_an_unreachable_database(lab: Lab) -> None:
     def away(project: int) -> Any:
         raise StoreUnavailable("The database does not answer. Try again.")
 
@@ -477,31 +477,31 @@ def test_a_database_that_is_away_is_a_page_for_a_browser(lab: Lab) -> None:
     assert "The database does not answer. Try again." in view(lab, "queue", 503).text
 
 
-def test_a_program_is_told_as_json(lab: Lab) -> None:
+def test_a_program_gets_errors_as_json(lab: Lab) -> None:
     response = client(lab).get("/projects/9", headers={"Accept": "application/json"})
     assert response.json() == {
         "error": "Project 9 is not known here. Connect scanqueue in its Settings > Model in Label Studio."
     }
 
 
-def test_pictures_are_kept_by_no_browser(lab: Lab) -> None:
+def test_browsers_do_not_cache_pictures(lab: Lab) -> None:
     response = client(lab).get("/projects/4/scans/7.png?side=64")
     assert response.content[:4] == b"\x89PNG"
     assert (response.headers["content-type"], response.headers["cache-control"]) == ("image/png", "no-store")
 
 
 @pytest.mark.parametrize(("asked", "given"), [(5, 32), (64, 64), (10**9, 1024)])
-def test_a_picture_has_the_size_that_was_asked_for_within_bounds(lab: Lab, asked: int, given: int) -> None:
+def test_a_picture_has_the_requested_size_within_bounds(lab: Lab, asked: int, given: int) -> None:
     content = client(lab).get(f"/projects/4/scans/7.png?side={asked}").content
     assert int.from_bytes(content[16:20], "big") == given
 
 
-def test_a_picture_that_cannot_be_had_is_an_error_for_a_program_and_nothing_for_a_view(lab: Lab) -> None:
+def test_an_unavailable_picture_is_an_error_for_a_program_and_empty_in_a_view(lab: Lab) -> None:
     assert client(lab).get("/projects/4/scans/58.png").json() == {"error": "Task 58 has no pixels."}
     assert client(lab).get("/projects/4/scans/58.png?quiet=1").status_code == 204
 
 
-def test_a_plot_opened_by_itself_runs_nothing(lab: Lab) -> None:
+def test_a_plot_opened_directly_runs_no_scripts(lab: Lab) -> None:
     response = client(lab).get("/projects/4/plots/curve.svg")
     assert response.headers["content-type"] == "image/svg+xml"
     assert "default-src 'none'" in response.headers["content-security-policy"]
@@ -512,7 +512,7 @@ def asset(lab: Lab, address: str, **headers: str) -> Response:
     return client(lab).get(address, headers=headers)
 
 
-def test_an_asset_is_kept_for_ever_at_the_address_of_its_content_only(lab: Lab) -> None:
+def test_an_asset_is_cached_forever_only_at_the_address_with_its_content_hash(lab: Lab) -> None:
     address = next(a for a in view(lab, "now").with_("href") if "page.css" in a)
     named = urljoin("/projects/4", address)
     assert asset(lab, named).headers["cache-control"] == "public, max-age=31536000, immutable"
@@ -520,7 +520,7 @@ def test_an_asset_is_kept_for_ever_at_the_address_of_its_content_only(lab: Lab) 
     assert asset(lab, "/assets/page.css?v=0").headers["cache-control"] == "no-cache"
 
 
-def test_an_asset_comes_compressed_to_those_who_take_it(lab: Lab) -> None:
+def test_an_asset_is_compressed_for_clients_that_accept_it(lab: Lab) -> None:
     plain = asset(lab, "/assets/page.js", **{"Accept-Encoding": "identity"})
     packed = asset(lab, "/assets/page.js", **{"Accept-Encoding": "gzip"})
     assert plain.content == packed.content == (rendering.PAGES / "page.js").read_bytes()
@@ -545,9 +545,9 @@ def test_only_assets_are_served(lab: Lab, name: str) -> None:
 
 
 def test_without_scripts_every_button_that_needs_them_is_off(lab: Lab) -> None:
-    for name in sorted(set(VIEWS) - {"map"}):  # of a map nothing can be read without scripts
+    for name in sorted(set(VIEWS) - {"map"}):  # the map needs scripts
         for button in view(lab, name).all("button"):
-            assert "disabled" in button or button == {"type": "submit"}  # of a form that is a plain address
+            assert "disabled" in button or button == {"type": "submit"}  # the button of a plain GET form
 
 
 @pytest.mark.parametrize(
@@ -562,21 +562,21 @@ def test_without_scripts_every_button_that_needs_them_is_off(lab: Lab) -> None:
         (7500, "2 h 5 min"),
     ],
 )
-def test_how_long_something_took_is_told_as_people_do(seconds: float | None, words: str) -> None:
+def test_durations_are_worded_for_people(seconds: float | None, words: str) -> None:
     assert formatting.duration(seconds).replace("\N{NO-BREAK SPACE}", " ") == words
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(4, "a few seconds left"), (38, "about 40 seconds left"), (None, "")])
-def test_the_time_left_is_no_more_exact_than_it_is_known(seconds: float | None, words: str) -> None:
+def test_the_time_left_is_not_more_precise_than_known(seconds: float | None, words: str) -> None:
     assert formatting.left(seconds) == words
 
 
 @pytest.mark.parametrize("value", ["no time", None, float("nan"), 1e300, ""])
-def test_a_time_that_is_none_is_a_dash(value: Any) -> None:
+def test_an_invalid_time_is_a_dash(value: Any) -> None:
     assert formatting.when(value) == formatting.NONE
 
 
-def test_a_model_without_held_out_scans_is_no_sentence_of_numbers() -> None:
+def test_a_model_without_held_out_scans_has_no_numbers() -> None:
     assert formatting.curve({"models": [], "unit": None}).startswith("There is no learning curve yet")
     assert quality()["dice"] is None
 
@@ -601,7 +601,7 @@ def test_every_view_shows_real_records(real: TestClient, name: str) -> None:
         assert word not in Read(response.text).text
 
 
-def test_the_pictures_and_plots_of_real_records_are_there(real: TestClient) -> None:
+def test_real_records_have_pictures_and_plots(real: TestClient) -> None:
     for name in ("queue", "curve", "activity"):
         seen = Read(real.get(f"/projects/{LIVED}/{name}", headers=HTML).text)
         addresses = [urljoin(f"/projects/{LIVED}/{name}", a) for a in (*seen.with_("src"), *seen.with_("href"))]
@@ -611,14 +611,14 @@ def test_the_pictures_and_plots_of_real_records_are_there(real: TestClient) -> N
             assert real.get(address).headers["content-type"] in ("image/png", "image/svg+xml"), address
 
 
-def test_the_queue_stands_in_the_order_of_the_records(real: TestClient, world: World) -> None:
+def test_the_queue_has_the_order_of_the_records(real: TestClient, world: World) -> None:
     seen = Read(real.get(f"/projects/{LIVED}/queue", headers=HTML).text)
     cards = [a["id"] for a in seen.all("li") if a.get("class") == "scan-card"]
     assert cards == [f"scan-{task}" for task in world.status()["queue"]]
     assert "1 scan is left out of the order." in seen.text
 
 
-def test_what_was_changed_is_shown_with_who_did_it(real: TestClient) -> None:
+def test_changes_are_shown_with_their_author(real: TestClient) -> None:
     text = Read(real.get(f"/projects/{LIVED}/settings", headers=HTML).text).text
     assert "alpha: 0.7 anna," in text
     assert "set here" in text

@@ -1,4 +1,4 @@
-"""Pictures of scans: what is on them, pixel by pixel, and which scans two models are compared on."""
+"""Pictures of scans: their content, pixel by pixel, and the scans on which two models are compared."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Image = NDArray[np.uint8]
 
 
 class Files:
-    """As much of a Label Studio as pictures need: it gives out files."""
+    """The part of Label Studio that pictures need: it serves files."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -77,7 +77,7 @@ class Lab:
         self.pictures = Pictures(self.store, self.processor)
 
     def add(self, task: int, image: Image, mask: Image | None = None) -> str:
-        """A scan that was read, and the mask that was submitted for it; returns its digest."""
+        """Add a scan that was read, with its submitted mask if given; returns its digest."""
         reference = f"/data/upload/1/{task}.png"
         self.files.files[reference] = png(image)
         digest = hashlib.sha256(self.files.files[reference]).hexdigest()[:32]
@@ -99,7 +99,7 @@ class Lab:
         return name
 
     def model(self, version: str, *, labels: Sequence[str] = ("Lung", "Heart"), checkpoint: bool = False) -> str:
-        """A model of this version; returns its fingerprint."""
+        """Add a model with this version; returns its fingerprint."""
         name = fingerprint("model", version)
         if checkpoint:
             with torch.random.fork_rng(devices=[]):
@@ -116,7 +116,7 @@ class Lab:
         return name
 
     def draw(self, version: str, task: int, mask: Image) -> None:
-        """As if that model had drawn this mask."""
+        """Store the mask as if that model had predicted it."""
         self.store.put_arrays("masks", self.mask_name(version, task), mask=mask)
 
     def mask_name(self, version: str, task: int) -> str:
@@ -151,7 +151,7 @@ def where(picture: Image, colour: str) -> NDArray[np.bool_]:
 
 
 def border(area: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels of an area of which one of the four neighbours lies outside."""
+    """The pixels of an area with at least one of the four neighbours outside."""
     around = np.pad(area, 1)
     return area & ~(around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:])
 
@@ -169,17 +169,17 @@ def square(top: int, left: int, side: int, label: int = 1, *, on: Image | None =
 # -- one scan ----------------------------------------------------------------------------------
 
 
-def test_a_scan_is_shown_with_its_own_aspect_and_nothing_around_it(lab: Lab) -> None:
+def test_a_scan_is_shown_with_its_own_aspect_ratio_and_without_padding(lab: Lab) -> None:
     image = np.repeat(np.linspace(40, 200, 120).astype(np.uint8)[None], 60, axis=0)  # lighter to the right
     lab.add(7, image)
     for side, shape in ((32, (16, 32)), (160, (80, 160)), (1024, (512, 1024))):
         picture = read(lab.pictures.scan(PROJECT, 7, side=side))
         assert picture.shape == shape
-        assert picture.min() >= 40  # no black of the working square
+        assert picture.min() >= 40  # no black padding of the working square
         assert (picture[:, 0].mean(), picture[:, -1].mean()) == pytest.approx((40, 200), abs=4)
 
 
-def test_a_scan_is_shown_as_a_browser_turns_it(lab: Lab) -> None:
+def test_a_scan_is_rotated_as_in_a_browser(lab: Lab) -> None:
     from io import BytesIO
 
     from PIL import Image as Pillow
@@ -187,7 +187,7 @@ def test_a_scan_is_shown_as_a_browser_turns_it(lab: Lab) -> None:
     pixels = np.zeros((40, 80), np.uint8)
     pixels[:, :40] = 200
     exif = Pillow.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise
     file = BytesIO()
     Pillow.fromarray(pixels).save(file, "PNG", exif=exif)
     lab.add(7, gray(0))
@@ -199,7 +199,7 @@ def test_a_scan_is_shown_as_a_browser_turns_it(lab: Lab) -> None:
     assert (picture[:30].min(), picture[34:].max()) == (200, 0)
 
 
-def test_colours_stay_what_they_are(lab: Lab) -> None:
+def test_colours_are_unchanged(lab: Lab) -> None:
     lab.add(7, np.full((SIZE, SIZE, 3), (200, 30, 90), np.uint8))
     assert (read(lab.pictures.scan(PROJECT, 7, side=64)) == (200, 30, 90)).all()
 
@@ -212,14 +212,14 @@ def test_a_scan_in_the_cache_is_not_fetched_again(lab: Lab) -> None:
     assert lab.files.asked == ["/data/upload/1/7.png"]
 
 
-def test_a_scan_that_could_not_be_read_is_not_asked_for_again_for_its_picture(lab: Lab) -> None:
+def test_an_unreadable_scan_is_not_requested_again_for_its_picture(lab: Lab) -> None:
     lab.add(7, gray(0))
     lab.store.set_scans(PROJECT, [{"task": 7, "digest": "", "problem": "its server does not answer."}])
     with pytest.raises(UnreadableScan, match="its server does not answer"):
         lab.pictures.scan(PROJECT, 7)
 
 
-def test_a_scan_that_is_not_read_yet_is_shown_and_nothing_is_kept_of_it(lab: Lab) -> None:
+def test_a_scan_that_was_not_read_yet_is_shown_and_not_stored(lab: Lab) -> None:
     lab.files.files["new"] = png(gray(70))
     row = {"task": 8, "image": "new", "updated_at": "", "annotated": 0, "skipped": 0}
     lab.store.put_tasks(PROJECT, [row], "")
@@ -231,7 +231,7 @@ def test_a_scan_that_is_not_read_yet_is_shown_and_nothing_is_kept_of_it(lab: Lab
 
 
 @pytest.mark.parametrize("ground", [0, 255])
-def test_the_outline_runs_where_the_mask_ends_with_a_halo_beside_it(lab: Lab, ground: int) -> None:
+def test_the_outline_follows_the_edge_of_the_mask_with_a_halo(lab: Lab, ground: int) -> None:
     mask = square(10, 20, 20)
     lab.add(7, gray(ground), mask)
     picture = read(lab.pictures.scan(PROJECT, 7, side=SIZE, model=ANNOTATOR))
@@ -260,7 +260,7 @@ def test_a_hole_is_outlined_too(lab: Lab) -> None:
     assert not drawn[22:38, 22:38].any()
 
 
-def test_a_label_too_small_for_the_thumbnail_is_marked_all_the_same(lab: Lab) -> None:
+def test_a_label_too_small_for_the_thumbnail_is_still_marked(lab: Lab) -> None:
     mask = np.zeros((640, 640), np.uint8)
     mask[300:303, 100:103] = 2
     mask[400:600, 400:600] = 1
@@ -272,7 +272,7 @@ def test_a_label_too_small_for_the_thumbnail_is_marked_all_the_same(lab: Lab) ->
     assert np.array_equal(where(picture, COLOURS[0]), border(wanted))
 
 
-def test_a_label_has_one_colour_whatever_its_number_in_a_model(lab: Lab) -> None:
+def test_a_label_has_the_same_colour_whatever_its_number_in_a_model(lab: Lab) -> None:
     lab.add(7, gray(128))
     lab.model(R1, labels=("Heart", "Gone", "Lung"))
     lab.draw(R1, 7, square(40, 40, 10, 2, on=square(10, 40, 10, 1, on=square(10, 10, 10, 3))))
@@ -281,7 +281,7 @@ def test_a_label_has_one_colour_whatever_its_number_in_a_model(lab: Lab) -> None
         assert np.array_equal(where(picture, colour), border(square(top, left, 10) == 1))
 
 
-def test_a_mask_that_is_missing_is_drawn_by_its_model_and_kept(lab: Lab) -> None:
+def test_a_missing_mask_is_predicted_by_its_model_and_stored(lab: Lab) -> None:
     lab.add(7, np.random.default_rng(0).integers(0, 256, (50, SIZE), dtype=np.uint8))
     name = lab.model(R1, checkpoint=True)
     picture = lab.pictures.scan(PROJECT, 7, side=SIZE, model=R1)
@@ -293,7 +293,7 @@ def test_a_mask_that_is_missing_is_drawn_by_its_model_and_kept(lab: Lab) -> None
         assert where(read(picture), COLOURS[label - 1]).any()
 
 
-def test_a_damaged_mask_is_drawn_again(lab: Lab) -> None:
+def test_a_damaged_mask_is_predicted_again(lab: Lab) -> None:
     lab.add(7, np.random.default_rng(0).integers(0, 256, (SIZE, SIZE), dtype=np.uint8))
     lab.model(R1, checkpoint=True)
     first = lab.pictures.scan(PROJECT, 7, model=R1)
@@ -304,7 +304,7 @@ def test_a_damaged_mask_is_drawn_again(lab: Lab) -> None:
 # -- what is missing or broken -------------------------------------------------------------------
 
 
-def test_what_is_asked_for_wrongly_is_said(lab: Lab) -> None:
+def test_invalid_requests_are_explained(lab: Lab) -> None:
     lab.add(7, gray(0))
     lab.model(R1)
     with pytest.raises(NotKnown, match=r"^project 1 has no task 8 here; it was deleted or has not been read yet\.$"):
@@ -322,7 +322,7 @@ def test_what_is_asked_for_wrongly_is_said(lab: Lab) -> None:
         lab.pictures.difference(PROJECT, 7, R1, R1, "all")
 
 
-def test_a_mask_that_cannot_be_had_is_explained(lab: Lab) -> None:
+def test_an_unavailable_mask_is_explained(lab: Lab) -> None:
     lab.add(7, gray(0))
     lab.model(R1)
     with pytest.raises(WeightsMissing, match=r"task 7: the mask of scanqueue-r1 is not stored, and .* was removed"):
@@ -334,7 +334,7 @@ def test_a_mask_that_cannot_be_had_is_explained(lab: Lab) -> None:
         lab.pictures.scan(PROJECT, 7, model=ANNOTATOR)
 
 
-def test_a_broken_scan_or_a_lost_artefact_raises_what_can_be_explained(lab: Lab) -> None:
+def test_a_broken_scan_or_a_lost_artefact_raises_an_explained_error(lab: Lab) -> None:
     lab.add(1, gray(0), square(10, 10, 20))
     lab.model(R1, checkpoint=True)
     lab.model(R2, checkpoint=True)
@@ -354,7 +354,7 @@ def test_a_broken_scan_or_a_lost_artefact_raises_what_can_be_explained(lab: Lab)
     for file in lab.store.path("models", fingerprint("model", R1)).iterdir():
         file.write_bytes(b"torn")
     fails(2, R1)
-    lab.store.put_arrays("masks", lab.mask_name(R2, 2), something=np.zeros(3))  # whole, but another's
+    lab.store.put_arrays("masks", lab.mask_name(R2, 2), something=np.zeros(3))  # valid, but with other content
     fails(2, R2)
     lab.store.put_arrays("masks", lab.mask_name(R2, 2), mask=np.zeros((SIZE, SIZE), np.float32))
     fails(2, R2)
@@ -388,7 +388,7 @@ def test_a_difference_is_filled_where_the_masks_differ_and_nowhere_else(lab: Lab
     assert np.array_equal(where(swapped, ONLY_SECOND), where(picture, ONLY_FIRST))
 
 
-def test_two_models_that_agree_differ_nowhere(lab: Lab) -> None:
+def test_two_identical_masks_have_no_difference(lab: Lab) -> None:
     lab.add(7, np.full((SIZE, SIZE, 3), (200, 30, 90), np.uint8))
     for version in (R1, R2):
         lab.model(version)
@@ -396,10 +396,10 @@ def test_two_models_that_agree_differ_nowhere(lab: Lab) -> None:
     picture = read(lab.pictures.difference(PROJECT, 7, R1, R2, "difference"))
     assert picture.shape == (256, 256, 3)
     assert not any(where(picture, colour).any() for colour in (ONLY_FIRST, ONLY_SECOND, OTHER_LABEL))
-    assert (picture.max(axis=2) == picture.min(axis=2)).all()  # the scan is gray in it
+    assert (picture.max(axis=2) == picture.min(axis=2)).all()  # the scan is shown in gray
 
 
-def test_a_difference_of_a_few_pixels_is_seen_in_a_thumbnail(lab: Lab) -> None:
+def test_a_difference_of_a_few_pixels_is_visible_in_a_thumbnail(lab: Lab) -> None:
     one = np.zeros((640, 640), np.uint8)
     one[100:300, 100:300] = 1
     other = one.copy()
@@ -429,7 +429,7 @@ def test_the_other_parts_are_the_scan_with_each_mask(lab: Lab) -> None:
 
 
 def with_labels(lab: Lab, count: int = 40) -> list[int]:
-    """So many labelled scans, each with the square at (10, 10); returns those that are held out, as drawn by hash."""
+    """Add `count` labelled scans, each with the square at (10, 10); returns those held out by their hashes."""
     digests = [lab.add(task, gray(task), square(10, 10, 20)) for task in range(1, count + 1)]
     lab.model(R1)
     lab.model(R2)
@@ -446,7 +446,7 @@ def test_models_are_compared_on_the_held_out_scans_worst_first(lab: Lab) -> None
     assert sorted(lab.pictures.held_out(PROJECT)) == held
     assert [c.task for c in found] == held[::-1]
     for place, task in enumerate(held):
-        overlap = (20 - place) / 20  # of two equal squares, moved against each other
+        overlap = (20 - place) / 20  # of two equal squares, shifted relative to each other
         expected = Compared(task, pytest.approx(overlap), 1.0, pytest.approx(overlap), float(place), 0.0, "px")
         assert found[-1 - place] == expected
     assert lab.pictures.compare(PROJECT, R1, R2, limit=2) == found[:2]
@@ -457,13 +457,13 @@ def test_models_are_compared_on_the_held_out_scans_worst_first(lab: Lab) -> None
 def test_distances_are_in_millimetres_where_the_size_of_a_pixel_is_known(lab: Lab) -> None:
     held = with_labels(lab)
     for task in held:
-        lab.draw(R1, task, square(10, 14, 20))  # four columns beside it
-        lab.draw(R2, task, square(12, 10, 20))  # two rows below it
+        lab.draw(R1, task, square(10, 14, 20))  # shifted by four columns
+        lab.draw(R2, task, square(12, 10, 20))  # shifted by two rows
     assert {(c.first_hd95, c.second_hd95, c.unit) for c in lab.pictures.compare(PROJECT, R1, R2)} == {(4.0, 2.0, "px")}
     row = lab.store.scan(PROJECT, held[0])
     assert row is not None
-    told = {name: row[name] for name in ("task", "image", "updated_at", "annotated", "skipped")}
-    lab.store.put_tasks(PROJECT, [told | {"row_mm": 3.0, "column_mm": 0.5}], "")
+    task_row = {name: row[name] for name in ("task", "image", "updated_at", "annotated", "skipped")}
+    lab.store.put_tasks(PROJECT, [task_row | {"row_mm": 3.0, "column_mm": 0.5}], "")
     found = {c.task: (c.first_hd95, c.second_hd95, c.unit) for c in lab.pictures.compare(PROJECT, R1, R2)}
     assert found.pop(held[0]) == (2.0, 6.0, "mm")
     assert set(found.values()) == {(4.0, 2.0, "px")}
@@ -480,27 +480,27 @@ def test_a_label_that_a_model_does_not_know_counts_as_missed(lab: Lab) -> None:
     assert [(c.first, c.second, c.agreement) for c in found] == [(0.5, 1.0, 0.5)] * len(held)
 
 
-def test_scans_without_a_mask_that_can_be_had_are_left_out(lab: Lab) -> None:
+def test_scans_without_an_available_mask_are_left_out(lab: Lab) -> None:
     held = with_labels(lab)
     for task in held:
         lab.draw(R1, task, square(10, 10, 20))
     for task in held[1:]:
         lab.draw(R2, task, square(10, 10, 20))
     assert sorted(c.task for c in lab.pictures.compare(PROJECT, R1, R2)) == held[1:]
-    lab.store.path("masks", lab.mask_name(R1, held[1])).unlink()  # whatever was remembered of it
+    lab.store.path("masks", lab.mask_name(R1, held[1])).unlink()  # even if its result was cached
     assert sorted(c.task for c in lab.pictures.compare(PROJECT, R1, R2)) == held[2:]
 
 
-def test_what_no_longer_fits_is_left_out(lab: Lab) -> None:
+def test_masks_that_no_longer_match_are_left_out(lab: Lab) -> None:
     held = with_labels(lab)
     for task in held:
         for version in (R1, R2):
             lab.draw(version, task, square(10, 10, 20))
-    lab.draw(R2, held[0], np.zeros((10, 10), np.uint8))  # of an image of another size
+    lab.draw(R2, held[0], np.zeros((10, 10), np.uint8))  # for an image of another size
     assert sorted(c.task for c in lab.pictures.compare(PROJECT, R1, R2)) == held[1:]
 
 
-def test_only_labels_that_were_read_and_are_kept_are_held_out(lab: Lab) -> None:
+def test_only_labels_that_were_read_and_stored_are_held_out(lab: Lab) -> None:
     held = with_labels(lab)
     lab.submit(held[0], square(10, 10, 20), problem="cannot be read")
     lab.submit(held[1], square(10, 10, 20), config="of other labels")
@@ -512,7 +512,7 @@ def test_only_labels_that_were_read_and_are_kept_are_held_out(lab: Lab) -> None:
     assert few.pictures.compare(PROJECT, R1, R2) == []
 
 
-def test_missing_masks_are_drawn_for_a_comparison_and_kept(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_masks_are_predicted_for_a_comparison_and_stored(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     lab.model(R1, checkpoint=True)
     lab.model(R2, checkpoint=True)
     generator = np.random.default_rng(0)
@@ -527,12 +527,14 @@ def test_missing_masks_are_drawn_for_a_comparison_and_kept(lab: Lab, monkeypatch
         assert one.first == pytest.approx(lab.learner.compare(first, truth, 3).dice)
         assert one.second == pytest.approx(lab.learner.compare(second, truth, 3).dice)
         assert one.agreement == pytest.approx(lab.learner.compare(first, second, 3).dice)
-    monkeypatch.setattr(lab.learner, "compare", None)  # known by now
+    monkeypatch.setattr(lab.learner, "compare", None)  # cached by now
     monkeypatch.setattr(lab.learner, "masks", None)
     assert lab.pictures.compare(PROJECT, R1, R2) == found
 
 
-def test_a_comparison_ends_in_time_and_the_next_one_gets_further(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_respects_its_time_limit_and_the_next_one_continues(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = with_labels(lab)
     assert len(held) > 2
     monkeypatch.setattr(pictures, "CHUNK", 2)
@@ -545,7 +547,7 @@ def test_a_comparison_ends_in_time_and_the_next_one_gets_further(lab: Lab, monke
     assert time.monotonic() - began < pictures.PATIENCE
 
 
-def test_a_label_studio_that_is_away_is_said_when_nothing_could_be_drawn(lab: Lab) -> None:
+def test_an_unreachable_label_studio_is_reported_when_nothing_could_be_predicted(lab: Lab) -> None:
     held = with_labels(lab)
     for version in (R1, R2):
         lab.model(version, checkpoint=True)
@@ -557,7 +559,7 @@ def test_a_label_studio_that_is_away_is_said_when_nothing_could_be_drawn(lab: La
     assert [c.task for c in lab.pictures.compare(PROJECT, R1, R2)] == held[:1]
 
 
-def test_a_comparison_says_what_training_measured(tmp_path: Path) -> None:
+def test_a_comparison_gives_the_values_measured_in_training(tmp_path: Path) -> None:
     world = World(tmp_path / "data").in_round_1()
     world.label(ROUND)
     world.run()
@@ -573,7 +575,7 @@ def test_a_comparison_says_what_training_measured(tmp_path: Path) -> None:
         assert read(Pictures(world.store, processor).difference(PROJECT, task, R1, R2, part)).shape[:2] == (256, 256)
 
 
-def test_a_project_without_a_label_config_is_compared_in_the_labels_of_its_models(lab: Lab) -> None:
+def test_a_project_without_a_label_config_is_compared_by_the_labels_of_its_models(lab: Lab) -> None:
     held = with_labels(lab)
     lab.store.set_project(PROJECT, config="")
     for task in held:
