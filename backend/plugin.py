@@ -138,6 +138,6 @@ class ScanqueueBackend(LabelStudioMLBase):  # type: ignore[misc]
         except (OSError, ValueError) as error:
             raise NotAnswering(
                 f"scanqueue does not answer at {self.url} ({type(error).__name__}). Start `scanqueue serve`, and set "
-                "SCANQUEUE_PUBLIC_URL (or SCANQUEUE_HOST and SCANQUEUE_PORT) for this plugin to where it is."
+                "SCANQUEUE_PUBLIC_URL (or SCANQUEUE_HOST and SCANQUEUE_PORT) for this plugin to its address."
             ) from error
         return found if isinstance(found, dict) else {}

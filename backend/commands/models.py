@@ -25,7 +25,7 @@ def models_list(project: ProjectId, as_json: AsJson = False, data_dir: DataDir =
     table = Table("version", "active", "checkpoint", "labels", "validation", "remark")
     for m in found:
         mark = "active" if m["active"] else "" if m["accepted"] else "rejected"
-        file = "kept" if m["kept"] else "gone"
+        file = "kept" if m["kept"] else "removed"
         table.add_row(m["version"], mark, file, str(m["trained_on"]), quality_text(m["validation"]), m["remark"])
     console.print(table)
 

@@ -108,12 +108,12 @@ def check_address(settings: Settings, address: str, studio: Studio) -> Iterator[
         cure = "Set SCANQUEUE_PUBLIC_URL to a name or address that Label Studio's machine knows."
         yield Finding("address", "error", what, cure)
     elif webhook and backend:
-        what = f"Label Studio calls neither an ML backend nor a webhook at {shown}: {webhook}"
+        what = f"Label Studio accepts neither an ML backend nor a webhook at {shown}: {webhook}"
         yield Finding("address", "error", what, BOTH_GUARDS_OFF)
     elif webhook:
         what = (
             f"Label Studio accepts {shown} as an ML backend but sends it no webhooks: {webhook} "
-            "ML_BLOCK_LOCAL_IP=false lifts only one of two guards."
+            "ML_BLOCK_LOCAL_IP=false disables only one of two checks."
         )
         yield Finding("address", "error", what, BOTH_GUARDS_OFF)
     elif backend:

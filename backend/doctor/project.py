@@ -65,8 +65,8 @@ def check_backend(
     if len(rows) > 1:
         first = redact_url(rows[0]["url"])
         asked = "ours" if rows[0] is ours else first
-        what = f"The project has {len(rows)} ML backends; Label Studio asks only the first one, {asked}."
-        cure = "Remove the other ones in Settings > Model."
+        what = f"The project has {len(rows)} ML backends; Label Studio uses only the first one, {asked}."
+        cure = "Remove the others in Settings > Model."
         yield Finding("backend", "warning" if rows[0] is ours else "error", what, cure)
     if "@" in urlsplit(ours["url"]).netloc:
         what = "The backend's URL contains a password that every member can read in Label Studio."

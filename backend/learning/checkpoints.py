@@ -45,7 +45,7 @@ def check_whole(path: Path) -> None:
             raise BrokenWeights(f"{path} is empty", cut=True)
         for magic, what in NOT_WEIGHTS:
             if begin.lower().startswith(magic.lower()):
-                raise BrokenWeights(f"{path} holds no weights: {what}")
+                raise BrokenWeights(f"{path} contains no weights: {what}")
         if begin.startswith(b"PK\x03\x04"):
             if not zipfile.is_zipfile(path):  # the table of contents is at the end
                 raise BrokenWeights(f"{path} is truncated: it ends after {size:,} bytes", cut=True)
@@ -53,10 +53,10 @@ def check_whole(path: Path) -> None:
         if begin.startswith(OLD_MAGIC):
             return  # this format does not store its length; only reading detects truncation
         if len(begin) < 9 or begin[8:9] != b"{":
-            raise BrokenWeights(f"{path} holds no weights: it is neither safetensors nor a file of torch.save")
+            raise BrokenWeights(f"{path} contains no weights: it is neither a safetensors nor a torch.save file")
         (length,) = struct.unpack("<Q", begin[:8])
         if length > HEADER:
-            raise BrokenWeights(f"{path} holds no weights: it is neither safetensors nor a file of torch.save")
+            raise BrokenWeights(f"{path} contains no weights: it is neither a safetensors nor a torch.save file")
         file.seek(8)
         header = file.read(length)
     wanted = 8 + length
@@ -65,7 +65,7 @@ def check_whole(path: Path) -> None:
             entries = json.loads(header)
             wanted += max((e["data_offsets"][1] for n, e in entries.items() if n != "__metadata__"), default=0)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BrokenWeights(f"{path} holds no weights: its header is damaged") from error
+            raise BrokenWeights(f"{path} contains no weights: its header is damaged") from error
     if size < wanted:
         raise BrokenWeights(f"{path} is truncated: it has {size:,} of at least {wanted:,} bytes", cut=True)
     if size > wanted:
@@ -90,7 +90,7 @@ def read_tensors(path: Path, *, device: str = "cpu", below: str = "") -> dict[st
     except Exception as error:  # libraries raise many types on other content
         if code := re.search(r"GLOBAL (\S+)", str(error)):
             raise BrokenWeights(
-                f"{path} holds more than weights: it refers to code ({code[1]}), which is not run here. "
+                f"{path} contains more than weights: it refers to code ({code[1]}), which is not run here. "
                 "Store the network's state_dict() instead, on a machine where the file is trusted"
             ) from error
         raise BrokenWeights(f"{path} cannot be read as weights ({type(error).__name__}: {_short(error)})") from error

@@ -167,7 +167,7 @@ def _open_clip_repository(model: str, place: WeightSources) -> OpenEmbedder:
         config = folder / CLIP_CONFIG
         weights = next((folder / file for file in CLIP_WEIGHTS if (folder / file).is_file()), None)
         if weights is None:
-            raise Unavailable(f"{name}: {folder} holds none of {', '.join(CLIP_WEIGHTS)}", cure)
+            raise Unavailable(f"{name}: {folder} contains none of {', '.join(CLIP_WEIGHTS)}", cure)
     elif kind == "hf-hub":
         config = place.hub_file(given, [CLIP_CONFIG])
         weights = place.hub_file(given, CLIP_WEIGHTS) if config is not None else None
@@ -218,7 +218,7 @@ def _vision_tower(
     tower = _build_vision_tower(config["embed_dim"], vision, quick_gelu=config.get("quick_gelu", False))
     state = from_open_clip(read_tensors(weights, below="visual."))
     if not state:
-        raise ValueError("it holds no visual.* weights: not a CLIP model in open_clip's format")
+        raise ValueError("it contains no visual.* weights: not a CLIP model in open_clip's format")
     tower.load_state_dict(state)
     final = merge_preprocess_dict(PreprocessCfg(), preprocess)
     size = tower.image_size
@@ -251,7 +251,7 @@ def _open_published(kind: str, model: str, place: WeightSources) -> OpenEmbedder
         tensors, wanted = published.rename(read_tensors(file)), network.state_dict()
         if bad := misfits(wanted, tensors):
             raise BrokenWeights(
-                f"{file} does not hold weights of this network: {len(bad)} of {len(wanted)} tensors are missing "
+                f"{file} does not contain weights of this network: {len(bad)} of {len(wanted)} tensors are missing "
                 f"or have another shape (first: {bad[0]})"
             )
         network.load_state_dict({n: tensors.get(n, value) for n, value in wanted.items()})

@@ -92,7 +92,7 @@ class NotFinite(ValueError):
     """The network returned NaN or infinity for an image."""
 
     def __init__(self, name: str, number: int) -> None:
-        super().__init__(f"{name}: image {number} got NaN or infinity from the network. Use other weights")
+        super().__init__(f"{name}: the network returned NaN or infinity for image {number}. Use other weights")
         self.number = number
 
 

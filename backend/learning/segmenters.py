@@ -61,7 +61,7 @@ class SegmenterSpec:
 
     def __post_init__(self) -> None:
         if self.architecture not in SEGMENTERS:
-            raise BadSetting(f"no segmenter is called {self.architecture!r}; choose from {', '.join(SEGMENTERS)}")
+            raise BadSetting(f"unknown segmenter {self.architecture!r}; choose from {', '.join(SEGMENTERS)}")
         check_encoder(self.encoder)
         if self.channels not in (1, 3):
             raise BadSetting(f"channels must be 1 (gray) or 3 (colour), got {self.channels}")
@@ -82,7 +82,7 @@ def check_encoder(encoder: str) -> None:
     known = timm.is_model(encoder[3:]) if encoder.startswith("tu-") else encoder in smp.encoders.get_encoder_names()
     if not known:
         raise BadSetting(
-            f"no encoder is called {encoder!r}; choose one of segmentation_models_pytorch "
+            f"unknown encoder {encoder!r}; choose one of segmentation_models_pytorch "
             "(resnet18, resnet34, mobilenet_v2, efficientnet-b0, ...) or tu-NAME for a timm model"
         )
 
@@ -223,11 +223,11 @@ class Segmenter:
             network.load_state_dict(safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes()))
         except FileNotFoundError as error:
             raise WeightsMissing(
-                f"the model file {error.filename} is missing; make another version active or train again"
+                f"the model file {error.filename} is missing; activate another version or train again"
             ) from error
         except Exception as error:  # damaged JSON, damaged safetensors, weights of another network
             raise WeightsMissing(
-                f"the model in {folder} is damaged ({_first_line(error)}); make another version active or train again"
+                f"the model in {folder} is damaged ({_first_line(error)}); activate another version or train again"
             ) from error
         return cls(spec, network, device)
 
@@ -332,7 +332,7 @@ def _write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        cure = "free some space" if is_disk_full(error) else "check that the data folder exists and may be written to"
+        cure = "free some space" if is_disk_full(error) else "check that the data folder exists and is writable"
         raise StorageFull(
             f"the model could not be saved ({len(data):,} bytes to {path}): {error.strerror}; {cure}, then train again"
         ) from error

@@ -86,7 +86,7 @@ class TrainingSettings:
         unknown = sorted(set(overrides) - set(cls.__dataclass_fields__))
         if unknown:
             raise BadSetting(
-                f"no training setting is called {', '.join(unknown)}; there are {', '.join(cls.__dataclass_fields__)}"
+                f"unknown training setting {', '.join(unknown)}; choose from {', '.join(cls.__dataclass_fields__)}"
             )
         return replace(base, device=device, **overrides)
 

@@ -94,7 +94,7 @@ def _timm(
     )
 
 
-DINOV3 = "DINOv3 License (of Meta: to be accepted; commercial use allowed, military use and others not)"
+DINOV3 = "DINOv3 License (Meta; must be accepted; allows commercial use, but not military and some other uses)"
 
 WEIGHTS = (
     Weights(
@@ -115,7 +115,7 @@ WEIGHTS = (
         megabytes=784,
         vector=512,
         preprocessing=Preprocessing((224, 224), *OPENAI),
-        note="what `auto` takes first; only the image half is read",
+        note="`auto` uses it first; only the image encoder is read",
     ),
     Weights(
         key="radimagenet-resnet50",
@@ -178,7 +178,7 @@ WEIGHTS = (
         518,
         88,
         384,
-        note="slow without a GPU: 1,369 patches an image",
+        note="slow without a GPU: 1,369 patches per image",
     ),
     _timm(
         "dinov2-base",
@@ -188,7 +188,7 @@ WEIGHTS = (
         346,
         768,
         sha256="55cbb5d887b336d430e649c277b85a1429e724871f9d02ac16203235886d8c7b",
-        note="slow without a GPU: 1,369 patches an image",
+        note="slow without a GPU: 1,369 patches per image",
     ),
     _timm(
         "dinov3-small",
@@ -237,7 +237,7 @@ def weights_called(name: str) -> Weights:
     for row in WEIGHTS:
         if name and name in (row.key, row.embedder, row.encoder):
             return row
-    raise BadSetting(f"no weights are called {name!r}. There are {', '.join(row.key for row in WEIGHTS)}")
+    raise BadSetting(f"unknown weights {name!r}. Known weights: {', '.join(row.key for row in WEIGHTS)}")
 
 
 def weights_of(setting: str) -> Weights | None:

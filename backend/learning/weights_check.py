@@ -49,7 +49,7 @@ def verify(row: Weights, folder: Path, *, content: bool = True) -> list[Verdict]
         found = [judge(row, path, content=content)]
     elif stray := _stray(row, folder):
         place = folder / row.folder / matching_file(row, stray).name
-        what = f"{stray} holds the weights of {row.key} under another name. Move it: they are looked for as {place}"
+        what = f"{stray} holds the weights of {row.key} under another name. Move it: they are expected at {place}"
         found = [Verdict(row.key, "renamed", stray, what)]
     else:
         place = folder / row.folder / row.files[0].name
@@ -69,18 +69,18 @@ def judge(row: Weights, path: Path, *, content: bool = True) -> Verdict:
         tensors = renamed(row.network, read_tensors(path, device="meta"))
     except BrokenWeights as error:
         if error.cut:
-            return verdict("truncated", f"{error}. Copy it again, to the end: it should be about {row.megabytes} MB.")
+            return verdict("truncated", f"{error}. Copy all of it again: it should be about {row.megabytes} MB.")
         return verdict("wrong", f"{error}. {again}.")
     wanted = wanted_tensors(row.network)
     bad = misfits(wanted, tensors)
     if bad:
         other = _whose(path, row)
         told = (
-            f"they are those of {other.key}, which belong into {other.folder}/"
+            f"they are those of {other.key}, which belong in {other.folder}/"
             if other
             else f"{len(bad)} of {len(wanted)} tensors are missing or have another shape (first: {bad[0]})"
         )
-        return verdict("wrong", f"{path} does not hold the weights of {row.key}: {told}. {again}.")
+        return verdict("wrong", f"{path} does not contain the weights of {row.key}: {told}. {again}.")
     known = matching_file(row, path).sha256
     if known and content:
         digest = _sha256(path)
@@ -90,10 +90,10 @@ def judge(row: Weights, path: Path, *, content: bool = True) -> Verdict:
                 f"{path} has the tensors of {row.key}, but it is not the published file: its SHA-256 is {digest}, not "
                 f"{known}. {again}.",
             )
-        return verdict("ok", f"{path} is the published file: its SHA-256 is the one that is known of it.")
-    why = "was left out" if known else "of the published file is not known"
+        return verdict("ok", f"{path} is the published file: its SHA-256 matches the known one.")
+    why = "was not computed" if known else "of the published file is not known"
     return verdict(
-        "ok", f"{path} is whole and has the tensors of {row.key}; its numbers were not checked, as a SHA-256 {why}."
+        "ok", f"{path} is complete and has the tensors of {row.key}; its values were not checked, as the SHA-256 {why}."
     )
 
 
@@ -106,7 +106,7 @@ def judge_config(row: Weights, path: Path) -> Verdict:
         vision = config["model_cfg"]["vision_cfg"] if "model_cfg" in config else {}
         architecture = "" if vision else config["architecture"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"{path} is not the description of a network ({type(error).__name__}). {get}."
+        what = f"{path} does not describe a network ({type(error).__name__}). {get}."
         return Verdict(row.key, "wrong", path, what)
     if not vision and architecture != row.network:
         what = f"{path} describes the network {architecture}, not {row.network}. {get}."

@@ -31,7 +31,7 @@ def fetch(row: Weights, folder: Path, source: Path | None = None, *, why_not: Ca
             return present
         return _download(row, folder, why_not)
     if not source.exists():
-        raise WeightsMissing(f"{source} is not there. Give the file or the folder that was carried here")
+        raise WeightsMissing(f"{source} does not exist. Pass the file or folder that was copied here")
     weights, configs = _carried(row, source)
     return _place(row, folder, weights, configs)
 
@@ -108,5 +108,5 @@ def _copy(source: Path, place: Path) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             aside.unlink()
-        cure = "free some space" if is_disk_full(error) else f"check that {place.parent} may be written to"
+        cure = "free some space" if is_disk_full(error) else f"check that {place.parent} is writable"
         raise StorageFull(f"{place} could not be written ({error.strerror or error}); {cure} and try again") from error

@@ -202,7 +202,7 @@ class Archive:
             strange.discard(named)
         if strange:
             kind, name = min(strange)
-            self._bad(f"no record of it names 'artefacts/{kind}/{name}'.")
+            self._bad(f"none of its records refers to 'artefacts/{kind}/{name}'.")
 
     def artefacts(self) -> Iterator[tuple[str, str, dict[str, str]]]:
         """(kind, name, members by file name); the file name of an artefact that is not a folder is ""."""
@@ -254,7 +254,7 @@ def _row(table: Table, given: Any, project: int) -> dict[str, Any]:
         if wanted is float and type(value) is int:
             value = float(value)
         if not (value is None and column.nullable) and type(value) is not wanted:
-            raise ValueError(f"{name!r} is {str(value)[:40]!r}, and should be {wanted.__name__}")
+            raise ValueError(f"{name!r} is {str(value)[:40]!r}; expected {wanted.__name__}")
         if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
             raise ValueError(f"{name!r} contains invalid characters")
         bits = 63 if isinstance(column.type, BigInteger) else 31

@@ -55,7 +55,8 @@ class Artefacts:
         free = self._free()
         if free < needed:
             raise StorageFull(
-                f"Only {free >> 20} MiB are free in {self.folder}, and {work} needs {needed >> 20}. Make room; {then}"
+                f"Only {free >> 20} MiB are free in {self.folder}, and {work} needs {needed >> 20}. "
+                f"Free disk space; {then}"
             )
 
     def put_arrays(self, kind: str, name: str, **arrays: Any) -> None:
@@ -119,7 +120,7 @@ class Artefacts:
         except OSError as error:
             if is_disk_full(error):
                 raise StorageFull(
-                    f"No room to write {kind} to {self.folder}: {error.strerror}. Make room; "
+                    f"No space to write {kind} to {self.folder}: {error.strerror}. Free disk space; "
                     "only the last step is repeated."
                 ) from error
             raise

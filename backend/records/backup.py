@@ -76,7 +76,7 @@ def backup(
         except OSError as error:
             if is_disk_full(error):
                 raise StorageFull(
-                    f"The disk that holds {file.parent} is full: no backup was written. Make room, or choose a "
+                    f"The disk that holds {file.parent} is full: no backup was written. Free disk space, or choose a "
                     "file on another disk."
                 ) from error
             raise BadSetting(f"{file} cannot be written: {error.strerror}.") from error
@@ -101,10 +101,10 @@ def held(store: Store, project: int, wait: float, say: Say) -> Iterator[LockHand
                 yield mine
                 return
         job = store.progress(project)
-        at = f"a worker holds it ({job['step']}, {job['done']} of {job['total']})" if job else "a worker holds it"
+        at = f"a worker is using it ({job['step']}, {job['done']} of {job['total']})" if job else "a worker is using it"
         if time.monotonic() >= until:
             raise ProjectBusy(
-                f"Project {project}: {at} and did not release it within {wait:.0f} s. Nothing was done. Give a longer "
+                f"Project {project}: {at} and did not release it within {wait:.0f} s. Nothing was done. Use a longer "
                 "--wait (training locks it until its end), or stop the workers first."
             )
         if not announced:
@@ -125,10 +125,10 @@ def _rename(part: Path, file: Path, force: bool) -> None:
     try:
         os.link(part, file)  # unlike a rename, a link overwrites nothing
     except FileExistsError:
-        raise BadSetting(f"{file} was made by somebody else meanwhile; it was left as it is.") from None
+        raise BadSetting(f"{file} was meanwhile created by another process; it is unchanged.") from None
     except OSError:  # a file system without links
         if file.exists():
-            raise BadSetting(f"{file} was made by somebody else meanwhile; it was left as it is.") from None
+            raise BadSetting(f"{file} was meanwhile created by another process; it is unchanged.") from None
         os.replace(part, file)
 
 

@@ -151,7 +151,7 @@ class Database(Artefacts):
             unavailable = code in SQLITE_UNAVAILABLE
             if (error.orig and is_disk_full(error.orig)) or (unavailable and self._short()):
                 where = self.folder if self._engine.dialect.name == "sqlite" else "the database"
-                raise StorageFull(f"The disk that holds {where} is full; nothing was lost. Make room.") from error
+                raise StorageFull(f"The disk that holds {where} is full; nothing was lost. Free disk space.") from error
             if unavailable:
                 raise StoreUnavailable(
                     f"The records in {self.folder} cannot be used now: {detail}. It is tried again. Check the disk, "

@@ -77,7 +77,7 @@ class Locks:
         except (NotImplementedError, OSError) as error:
             if isinstance(error, OSError) and is_disk_full(error):
                 raise StorageFull(
-                    f"No room for a lock in {self._folder}: {error.strerror}. Make room; nothing was lost."
+                    f"No space for a lock in {self._folder}: {error.strerror}. Free disk space; nothing was lost."
                 ) from error
             if isinstance(error, OSError) and error.errno not in NO_LOCKS:
                 raise

@@ -72,7 +72,7 @@ class ProjectRecords(Database):
         """What is wrong now, else what went wrong in the last run of the loop; "" for nothing."""
         if self._short():
             return (
-                f"The disk that holds {self.folder} is full: only {self._free() >> 20} MiB are free. Make room; "
+                f"The disk that holds {self.folder} is full: only {self._free() >> 20} MiB are free. Free disk space; "
                 "nothing was lost, and work continues within a minute."
             )
         with suppress(OSError):

@@ -54,7 +54,7 @@ def restore(
                 ) from error
             except StorageFull as error:
                 raise StorageFull(
-                    f"There is no room in {store.folder} or in the database: project {project} was not restored, its "
+                    f"There is no space in {store.folder} or in the database: project {project} was not restored, its "
                     "records are unchanged. Free space and run the same command again: it continues where it stopped."
                 ) from error
         return archive.summary
@@ -67,7 +67,7 @@ def _check_room(store: Store, archive: Archive) -> None:
         if not store.has(kind, name)
         for member in members.values()
     ]
-    store.check_room(sum(missing) + ROOM, "restoring", "nothing was changed. Run the same command again then.")
+    store.check_room(sum(missing) + ROOM, "restoring", "nothing was changed. Then run the same command again.")
 
 
 def _check_unknown(store: Store, archive: Archive) -> None:

@@ -99,7 +99,7 @@ def _projects(store: Store) -> list[Metric]:
     shards = Counter(r["project"] for r in store.rows(shard_table.select()) if r["state"] == "open")
     steps = {r["project"]: r for r in store.rows(progress_table.select())}
     families = {name: _gauge(name, text, "project") for name, text, _ in PROJECT}
-    phase = _gauge("phase", "1 for the phase that the project is in.", "project", "phase")
+    phase = _gauge("phase", "1 for the current phase of the project.", "project", "phase")
     waiting = _gauge("shards_open", "Shards of batch work that no worker has taken.", "project")
     progress = _gauge("job_progress_ratio", "Progress of the current step, 0 to 1.", "project", "step")
     age = _gauge("job_age_seconds", "Time since the current step started.", "project", "step")

@@ -260,7 +260,7 @@ def test_auto_skips_a_damaged_folder_and_reports_it(tmp_path: Path) -> None:
     found = local("auto", tmp_path)
     assert found.name == "timm:local-dir:whole"
     assert f"timm folder broken: {tmp_path / 'broken'} cannot be used (SafetensorError" in found.why
-    assert f"open_clip folder other: {tmp_path / 'other'} holds none of open_clip_model.safetensors" in found.why
+    assert f"open_clip folder other: {tmp_path / 'other'} contains none of open_clip_model.safetensors" in found.why
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -447,5 +447,5 @@ def test_an_image_without_finite_numbers_is_named(tmp_path: Path) -> None:
     found = tiny_timm(tmp_path).embedder
     for parameter in found._model.parameters():
         parameter.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"image 0 got NaN or infinity from the network. Use other weights"):
+    with pytest.raises(ValueError, match=r"the network returned NaN or infinity for image 0. Use other weights"):
         found.embed(pictures(3))

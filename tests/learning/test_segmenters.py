@@ -127,9 +127,9 @@ def test_scan_of_another_size_is_refused() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("architecture", "segnet", r"no segmenter is called 'segnet'; choose from unet, unetplusplus"),
-        ("encoder", "resnet19", r"no encoder is called 'resnet19'; choose one of .*tu-NAME for a timm model"),
-        ("encoder", "tu-resnet19", r"no encoder is called 'tu-resnet19'"),
+        ("architecture", "segnet", r"unknown segmenter 'segnet'; choose from unet, unetplusplus"),
+        ("encoder", "resnet19", r"unknown encoder 'resnet19'; choose one of .*tu-NAME for a timm model"),
+        ("encoder", "tu-resnet19", r"unknown encoder 'tu-resnet19'"),
         ("channels", 2, r"channels must be 1 \(gray\) or 3 \(colour\), got 2"),
         ("image_size", 100, r"image_size must be a multiple of 32, got 100; use 96 or 128"),
         ("image_size", 0, r"image_size must be a multiple of 32, got 0; use 32 or 64"),
@@ -147,7 +147,7 @@ def test_spec_that_cannot_be_built_says_why(field: str, value: object, words: st
 
 
 def test_missing_model_says_which_file(tmp_path: Path) -> None:
-    with pytest.raises(WeightsMissing, match=r"model\.json is missing; make another version active or train"):
+    with pytest.raises(WeightsMissing, match=r"model\.json is missing; activate another version or train"):
         Segmenter.load(tmp_path)
     made().save(tmp_path)
     (tmp_path / "model.safetensors").unlink()
@@ -235,7 +235,7 @@ def test_encoder_weights_that_are_not_there_or_not_weights_are_refused(tmp_path:
         Segmenter.create(SPEC, encoder_weights=tmp_path / "nowhere")
     for name in ("text.safetensors", "text.pth"):
         (tmp_path / name).write_text("not weights")
-        with pytest.raises(WeightsMissing, match=f"cannot be read: .*{name} holds no weights"):
+        with pytest.raises(WeightsMissing, match=f"cannot be read: .*{name} contains no weights"):
             Segmenter.create(SPEC, encoder_weights=tmp_path / name)
 
 

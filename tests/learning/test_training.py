@@ -304,10 +304,10 @@ def test_default_on_a_cpu_reports_every_couple_of_seconds() -> None:
         ({"batch_size": 1}, "batch_size must be 2 or more, got 1"),
         ({"max_steps": 0}, "max_steps must be 1 or more, got 0"),
         ({"image_size": 65}, "image_size must be a multiple of 32, got 65; use 64 or 96"),
-        ({"encoder": "nope"}, "no encoder is called 'nope'"),
+        ({"encoder": "nope"}, "unknown encoder 'nope'"),
         ({"ema": 1.0}, "ema must be at least 0 and below 1"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
-        ({"epochs": 3}, "no training setting is called epochs; there are encoder, image_size"),
+        ({"epochs": 3}, "unknown training setting epochs; choose from encoder, image_size"),
     ],
 )
 def test_unusable_training_settings_are_refused_with_the_reason(change: dict[str, object], words: str) -> None:

@@ -211,7 +211,7 @@ def test_the_error_for_a_published_embedder_without_its_file_says_which_goes_whe
 def test_a_custom_file_of_the_same_kind_is_opened_by_its_name(tmp_path: Path) -> None:
     torch.save(torchxrayvision_state(), tmp_path / "mine.pt")
     assert opened("torchxrayvision:mine.pt", tmp_path).embedder.dim == 1024
-    with pytest.raises(WeightsMissing, match=r"radimagenet:mine.pt: .*mine.pt does not hold weights of this net"):
+    with pytest.raises(WeightsMissing, match=r"radimagenet:mine.pt: .*mine.pt does not contain weights of this net"):
         opened("radimagenet:mine.pt", tmp_path)
 
 
@@ -254,7 +254,8 @@ def test_the_tensors_of_a_stored_network_are_read_and_its_class_is_not_run(tmp_p
 def test_an_old_stored_network_is_refused_with_what_to_do(tmp_path: Path) -> None:
     stored_network(tmp_path / "model.pt", zipped=False)
     words = (
-        r"holds more than weights: it refers to code \(torchxrayvision.models.DenseNet\), which is not run here. Store"
+        r"contains more than weights: it refers to code \(torchxrayvision.models.DenseNet\), which is not run here. "
+        "Store"
     )
     with pytest.raises(BrokenWeights, match=words):
         read_tensors(tmp_path / "model.pt")
@@ -283,7 +284,7 @@ def test_correct_files_pass(tmp_path: Path) -> None:
     folder_of(tmp_path)
     found = verify(TINY, tmp_path)
     assert [v.state for v in found] == ["ok", "ok"]
-    assert "its numbers were not checked, as a SHA-256 of the published file is not known" in found[0].what
+    assert "its values were not checked, as the SHA-256 of the published file is not known" in found[0].what
     known = replace(TINY, files=(File("model.safetensors", sha256(found[0].path)), File("pytorch_model.bin")))
     assert "is the published file" in one(known, tmp_path).what
 
@@ -302,7 +303,7 @@ def test_a_truncated_file_is_reported_as_truncated(tmp_path: Path, kind: str) ->
         verdict = one(TINY, tmp_path)
         assert verdict.state == "truncated", verdict
         assert str(file) in verdict.what
-        assert verdict.what.endswith("Copy it again, to the end: it should be about 2 MB.")
+        assert verdict.what.endswith("Copy all of it again: it should be about 2 MB.")
 
 
 @pytest.mark.parametrize("place", ["test_resnet.r160_in1k/model (1).safetensors", "model.safetensors", "x/weights.dat"])
@@ -313,7 +314,7 @@ def test_a_renamed_file_is_recognized_and_its_place_is_reported(tmp_path: Path, 
     verdict = one(TINY, tmp_path)
     assert verdict.state == "renamed"
     assert verdict.what == (
-        f"{tmp_path / place} holds the weights of tiny under another name. Move it: they are looked for as "
+        f"{tmp_path / place} holds the weights of tiny under another name. Move it: they are expected at "
         f"{folder / 'model.safetensors'}"
     )
 
@@ -323,13 +324,13 @@ def test_weights_of_another_network_are_wrong_and_identified(tmp_path: Path) -> 
     save_file(timm.create_model("test_vit").state_dict(), file)
     verdict = one(TINY, tmp_path)
     assert verdict.state == "wrong"
-    assert re.search(r"does not hold the weights of tiny: \d+ of \d+ tensors are missing .*\(first: ", verdict.what)
+    assert re.search(r"does not contain the weights of tiny: \d+ of \d+ tensors are missing .*\(first: ", verdict.what)
     assert verdict.what.endswith(
         "Replace it by the file of that name in timm/test_resnet.r160_in1k on the Hugging Face hub."
     )
     radimagenet_file(tmp_path / "x.pt")
     shutil.move(tmp_path / "x.pt", file)
-    assert "they are those of radimagenet-resnet50, which belong into radimagenet/" in one(TINY, tmp_path).what
+    assert "they are those of radimagenet-resnet50, which belong in radimagenet/" in one(TINY, tmp_path).what
 
 
 @pytest.mark.parametrize(
@@ -338,7 +339,7 @@ def test_weights_of_another_network_are_wrong_and_identified(tmp_path: Path) -> 
         (b"<!DOCTYPE html><html>Sign in</html>", "it is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "it is a Git LFS pointer"),
         (b"\x89HDF\r\n\x1a\n" + bytes(90), "it is a Keras file"),
-        (b"anything else, and long enough", "neither safetensors nor a file of torch.save"),
+        (b"anything else, and long enough", "neither a safetensors nor a torch.save file"),
     ],
 )
 def test_a_file_without_weights_is_wrong_and_its_content_is_reported(
@@ -380,7 +381,7 @@ def test_truncated_renamed_and_wrong_files_have_different_messages(tmp_path: Pat
     ("text", "words"),
     [
         (None, "is not there. Get it in timm/test_resnet.r160_in1k on the Hugging Face hub and put it there"),
-        ("{", "is not the description of a network (JSONDecodeError)"),
+        ("{", "does not describe a network (JSONDecodeError)"),
         ('{"architecture": "resnet18"}', "describes the network resnet18, not test_resnet"),
     ],
 )
@@ -420,7 +421,7 @@ def test_a_wrong_copied_file_is_rejected(tmp_path: Path, how: str) -> None:
         file.write_bytes(file.read_bytes()[:-1])
     else:
         save_file({"a": torch.ones(2)}, file)
-    words = "is truncated" if how == "truncated" else "does not hold the weights of tiny"
+    words = "is truncated" if how == "truncated" else "does not contain the weights of tiny"
     with pytest.raises(BrokenWeights, match=words):
         fetch(TINY, tmp_path / "weights", file, why_not=offline)
     assert not (tmp_path / "weights").exists()
@@ -439,14 +440,14 @@ def test_the_error_for_a_copied_folder_without_weights_says_what_is_expected(tmp
     (tmp_path / "stick").mkdir()
     with pytest.raises(WeightsMissing, match=r"wanted model.safetensors or pytorch_model.bin, in timm/test_resnet"):
         fetch(TINY, tmp_path / "weights", tmp_path / "stick", why_not=offline)
-    with pytest.raises(WeightsMissing, match=r"is not there. Give the file or the folder that was carried here"):
+    with pytest.raises(WeightsMissing, match=r"does not exist. Pass the file or folder that was copied here"):
         fetch(TINY, tmp_path / "weights", tmp_path / "nowhere", why_not=offline)
 
 
 def test_an_unwritable_folder_is_reported(tmp_path: Path) -> None:
     carried = folder_of(tmp_path / "stick")
     (tmp_path / "weights").write_text("a file where a folder should be")
-    with pytest.raises(StorageFull, match=r"could not be written \(.*\); check that .* may be written to"):
+    with pytest.raises(StorageFull, match=r"could not be written \(.*\); check that .* is writable"):
         fetch(TINY, tmp_path / "weights", carried, why_not=offline)
 
 
@@ -529,7 +530,7 @@ def test_without_a_weights_folder_the_command_names_the_setting(
     assert code == 1
     assert "The weights folder" in text
     assert "which is not set" in run(monkeypatch, None, "list")[1]
-    assert "no weights are called 'x'" in run(monkeypatch, None, "fetch", "x")[1]
+    assert "unknown weights 'x'" in run(monkeypatch, None, "fetch", "x")[1]
 
 
 def test_the_doctor_reports_a_truncated_embedder_of_a_running_project(tmp_path: Path) -> None:
@@ -600,5 +601,5 @@ def test_without_weights_training_starts_from_random_ones(tmp_path: Path) -> Non
 
 
 def test_the_error_for_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(BadSetting, match=r"no weights are called 'resnet99'. There are biomedclip, radimag"):
+    with pytest.raises(BadSetting, match=r"unknown weights 'resnet99'. Known weights: biomedclip, radimag"):
         weights_called("resnet99")

@@ -130,7 +130,7 @@ def test_a_disk_that_is_full_ends_the_reading_and_loses_nothing(
 ) -> None:
     processes.files.pictures[30] = np.full((30, 30), 255, np.uint8)
     monkeypatch.setattr(processes.learner, "prepare_elsewhere", lambda: crasher.no_room_for_white)
-    with pytest.raises(StorageFull, match="No room to write pixels"):
+    with pytest.raises(StorageFull, match="No space to write pixels"):
         processes.read()
     monkeypatch.undo()
     assert [row["task"] - 1 for row in processes.read() if row["problem"]] == [GONE, BROKEN]

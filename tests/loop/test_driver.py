@@ -497,7 +497,7 @@ def test_a_full_disk_leaves_the_project_as_it_was(when: str, world: World, monke
     assert world.store.models(PROJECT) == []
     assert world.studio.model_version == "scanqueue-r0"
     assert set(world.status()["queue"]) == set(world.published()) - set(world.annotations)
-    assert "Make room" in world.status()["trouble"]
+    assert "Free disk space" in world.status()["trouble"]
     assert world.status()["job"] is None
     assert list(world.folder.rglob(".new-*")) == []
     world.run()
@@ -1255,7 +1255,7 @@ def test_a_failed_write_of_the_progress_does_not_stop_a_training(world: World, m
     world.cold_started().label(COLD)
 
     def full(self: Store, project: int, step: str, done: int, total: int) -> None:
-        raise StorageFull("The disk is full. Make room.")
+        raise StorageFull("The disk is full. Free disk space.")
 
     monkeypatch.setattr(Store, "report", full)
     world.run()

@@ -363,7 +363,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(
         return write(*args)
 
     monkeypatch.setattr(backups, "_write", slow)
-    with pytest.raises(BadSetting, match="made by somebody else meanwhile"):
+    with pytest.raises(BadSetting, match="meanwhile created by another process"):
         backup(made.world.store, PROJECT, file)
     assert file.read_text() == "theirs"
     assert list(tmp_path.iterdir()) == [file]
@@ -383,9 +383,9 @@ def test_waiting_for_a_busy_worker_ends_after_a_time(made: Made, tmp_path: Path)
         with pytest.raises(ProjectBusy):
             restored(made, store, replace=True)
     assert said == [
-        "Project 1: a worker holds it (training scanqueue-r2 on 9 labels, 5 of 60); waiting for it, at most 0 s."
+        "Project 1: a worker is using it (training scanqueue-r2 on 9 labels, 5 of 60); waiting for it, at most 0 s."
     ]
-    assert "did not release it within 0 s. Nothing was done. Give a longer --wait" in str(busy.value)
+    assert "did not release it within 0 s. Nothing was done. Use a longer --wait" in str(busy.value)
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
     holding, free = threading.Event(), threading.Event()
@@ -482,7 +482,7 @@ def test_an_unexpected_member_is_refused(name: str, made: Made, tmp_path: Path) 
 def test_an_artefact_that_no_record_refers_to_is_refused(made: Made, tmp_path: Path) -> None:
     name = "artefacts/labels/" + fingerprint("of another project")
     file = changed(made, tmp_path / "x.zip", lambda members, _: members.update({name: b"x"}))
-    assert f"no record of it names '{name}'" in refused(made, tmp_path / "data", file)
+    assert f"none of its records refers to '{name}'" in refused(made, tmp_path / "data", file)
 
 
 def test_a_link_is_refused(made: Made, tmp_path: Path) -> None:
@@ -544,7 +544,7 @@ def test_a_column_that_was_added_later_has_its_default(made: Made, tmp_path: Pat
     ("change", "words"),
     [
         ({"id": 5}, "it does not belong to project 1"),
-        ({"id": "1"}, "'id' is '1', and should be int"),
+        ({"id": "1"}, "'id' is '1'; expected int"),
         ({"title": "half \ud800 a character"}, "'title' contains invalid characters"),
         ({"training_requests": 2**40}, "'training_requests' is 1099511627776, which is out of range"),
         ({"seen_at": float("nan")}, "'seen_at' is nan, which is out of range"),
@@ -660,7 +660,7 @@ def test_a_full_disk_is_explained_and_the_records_stay(
     with monkeypatch.context() as patch:
         patch.setattr("backend.records.artefacts.os.replace", full)
         with pytest.raises(
-            StorageFull, match=r"There is no room in .*: project 1 was not restored, its records are un"
+            StorageFull, match=r"There is no space in .*: project 1 was not restored, its records are un"
         ):
             restored(made, store)
     assert store.projects() == []

@@ -162,8 +162,8 @@ except StorageFull as error:
     print(error)
 """
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert said.startswith(f"No room to write models to {store.folder}: ")
-    assert "Make room" in said
+    assert said.startswith(f"No space to write models to {store.folder}: ")
+    assert "Free disk space" in said
     assert not store.has("models", "abcd")
     assert list(store.path("models", "abcd").parent.iterdir()) == []
 
@@ -179,8 +179,8 @@ def test_trouble_that_the_records_cannot_store_is_noted_beside_them(
     assert store.trouble(1) == "Label Studio does not answer."
     monkeypatch.setattr(store, "set_project", full)
     with pytest.raises(StorageFull):
-        store.set_trouble(1, "The disk that holds the database is full. Make room.")
-    assert store.trouble(1) == "The disk that holds the database is full. Make room."
+        store.set_trouble(1, "The disk that holds the database is full. Free disk space.")
+    assert store.trouble(1) == "The disk that holds the database is full. Free disk space."
     monkeypatch.undo()
     store.set_trouble(1, "")
     assert store.trouble(1) == ""

@@ -112,7 +112,7 @@ def answers_sensibly(service: Service, lab: Lab, version: str) -> None:
     # what cannot be stored is not reported as stored
     answer = service.http.post("/setup", json=setup | {"project": "987654321.1"})
     assert answer.status_code == 503
-    assert "Make room" in answer.json()["error"]
+    assert "Free disk space" in answer.json()["error"]
     task = min(lab.names)
     body = {"project": f"{lab.project}.1", "tasks": [{"id": task, "data": {"image": "/data/upload/1/none.png"}}]}
     answer = service.http.post("/predict", json=body)
@@ -125,7 +125,7 @@ def answers_sensibly(service: Service, lab: Lab, version: str) -> None:
 
 
 def says_to_make_room(service: Service, lab: Lab) -> None:
-    said = service.wait(lab.project, lambda s: "Make room" in s["trouble"], seconds=20)
+    said = service.wait(lab.project, lambda s: "Free disk space" in s["trouble"], seconds=20)
     assert str(service.folder) in said["trouble"]
 
 
@@ -203,7 +203,7 @@ def test_commands_started_on_a_full_disk_report_it_and_exit(command: list[str], 
             )
     said = " ".join((ended.stdout + ended.stderr).split())
     assert ended.returncode == 1
-    assert "Make room" in said
+    assert "Free disk space" in said
     assert "Traceback" not in said
 
 
@@ -262,7 +262,7 @@ def test_the_service_waits_for_a_full_disk_under_postgresql(
                         hook = {"action": "ANNOTATION_CREATED", "project": {"id": lab.project}}
                         assert service.http.post("/webhook", json=hook).status_code in (201, 503)
                         time.sleep(1)
-                    assert "Make room" in message or "does not answer" in message
+                    assert "Free disk space" in message or "does not answer" in message
                 lab.wait_for_round(1, seconds=300)
                 lab.label(ROUND)
                 lab.wait_for_round(2, seconds=300)

@@ -442,7 +442,7 @@ def test_the_two_guards_are_distinguished(tmp_path: Path) -> None:
             assert "neither an ML backend nor a webhook" in found.what
             assert "Settings > Model > Connect Model" in one(findings, "backend", "error").cure
         else:
-            assert "ML_BLOCK_LOCAL_IP=false lifts only one of two guards" in found.what
+            assert "ML_BLOCK_LOCAL_IP=false disables only one of two checks" in found.what
             assert one(findings, "backend", "ok")  # the row is still there, and Label Studio shows it as Connected
 
 
@@ -582,8 +582,8 @@ def test_foreign_and_unreachable_backends_are_detected(bench: Bench) -> None:
         body = {"user": USER, "password": PASSWORD, "extra_params": {"rounds": 3}}
         ours = bench.studio.connect_backend(project, bench.settings.public_url, **body)
         second, extra = (f for f in of(examine(bench.settings, project), "backend") if f.level == "error")
-        assert f"asks only the first one, {other}" in second.what
-        assert "Remove the other ones in Settings > Model" in second.cure
+        assert f"uses only the first one, {other}" in second.what
+        assert "Remove the others in Settings > Model" in second.cure
         assert "'rounds' is not a project setting" in extra.what
         assert "extra params in Settings > Model" in extra.cure
     inside = bench.settings.public_url.replace("://", f"://{USER}:{PASSWORD}@")
@@ -621,7 +621,7 @@ def test_scans_that_cannot_be_read_are_listed(bench: Bench) -> None:
     store = bench.store
     task = store.scans(bench.project)[0]["task"]
     store.set_scans(bench.project, [{"task": task, "problem": "truncated."}])
-    store.set_project(bench.project, trouble="The disk is full. Make room.")
+    store.set_project(bench.project, trouble="The disk is full. Free disk space.")
     try:
         findings = examine(bench.settings, bench.project)
     finally:
@@ -629,4 +629,4 @@ def test_scans_that_cannot_be_read_are_listed(bench: Bench) -> None:
         store.set_project(bench.project, trouble="")
     assert f"task {task}: truncated." in one(findings, "scans", "warning").what
     assert "scanqueue status --project" in one(findings, "scans", "warning").cure
-    assert one(findings, "scans", "error").cure == "Make room."
+    assert one(findings, "scans", "error").cure == "Free disk space."

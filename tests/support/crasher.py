@@ -22,5 +22,5 @@ def crash_on_white(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def no_room_for_white(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if image.min() == 255:
-        raise StorageFull("No room to write pixels.")
+        raise StorageFull("No space to write pixels.")
     return WANTED.resized(image)

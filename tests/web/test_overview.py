@@ -191,7 +191,7 @@ def test_a_preview_is_the_order_after_saving_and_changes_nothing(world: World) -
     assert found["then"][0]["reason"].endswith("(alpha 1)")
     assert found["note"] == ""
     other = overview(world).preview(PROJECT, {"alpha": "0", "strategy": "power-entropy"})
-    assert "only the strategy paper" in other["note"]
+    assert "only the strategy “paper”" in other["note"]
 
 
 def test_a_preview_before_the_first_model_is_the_cold_start(world: World) -> None:

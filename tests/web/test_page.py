@@ -339,7 +339,7 @@ def test_the_plot_has_a_text_alternative(lab: Lab) -> None:
     (plot,) = [i for i in view(lab, "curve").all("img") if "plots" in i["src"]]
     assert plot["alt"].replace("\N{NO-BREAK SPACE}", " ") == (
         "Mean Dice on the held-out scans rises to 0.912 with 30 labels, from 0.871 with 20. "
-        "HD95 goes from 5.2 px to 3.5 px."
+        "HD95 changes from 5.2 px to 3.5 px."
     )
 
 

@@ -154,9 +154,9 @@ def test_now_updates_without_a_reload(browser: Browser) -> None:
     with visit(browser, lab) as seen:
         page = seen.open("now")
         page.evaluate("document.body.dataset.mark = 'same page'")
-        lab.one |= {"phase": "blocked", "reason": "The disk is full. Make room.", "job": None, "labelled": 35}
+        lab.one |= {"phase": "blocked", "reason": "The disk is full. Free disk space.", "job": None, "labelled": 35}
         expect(page.locator("h1")).to_have_text("Stopped: action needed")
-        expect(page.get_by_text("The disk is full. Make room.")).to_be_visible()
+        expect(page.get_by_text("The disk is full. Free disk space.")).to_be_visible()
         expect(page.locator("progress")).to_have_count(0)
         expect(page.locator(".tiles")).to_contain_text("35")
         expect(page.locator(".top .phase")).to_have_text("Stopped: action needed")

@@ -230,7 +230,7 @@ def test_the_legend_lists_only_what_is_drawn() -> None:
     every = {
         "model, on held-out scans",
         "model that was not accepted",
-        "mask shown, against the submitted mask",
+        "mask shown vs. submitted mask",
         "scans chosen by the strategy",
         "same number of random scans",
     }
