@@ -28,13 +28,13 @@ from backend.records import migrate
 from backend.records.store import Store
 from backend.workers import shards
 
-if "CI" not in os.environ:  # there Hypothesis does so itself: how fast an example is found or run is never a failure
+if "CI" not in os.environ:  # in CI, Hypothesis does the same by itself: a slow example is not a failure
     settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("patient")
 
 ScanPairs = list[tuple[Path, Path]]
 
-LONGEST = (  # files that wait for servers, minutes each: they start first, or the last one would run alone at the end
+LONGEST = (  # files that wait for servers, minutes each: they start first, so that none runs alone at the end
     *("test_intake", "test_driver", "test_loop", "test_simulate_runs", "test_disk", "test_studio", "test_browser"),
     *("test_doctor", "test_bad_input", "test_page_browser", "test_openapi", "test_plugin", "test_round_trip"),
     *("test_faults", "test_many_workers", "test_clock", "test_proxy", "test_page_loop", "test_benchmarks"),
@@ -42,7 +42,7 @@ LONGEST = (  # files that wait for servers, minutes each: they start first, or t
 )
 SLOW = ("test_driver", "test_whole_scans", "test_training")  # minutes of training: in `make test`, not in `make check`
 SERVERS = {"label_studio", "postgres", "redis_server", "chromium"}  # fixtures that start one
-STARTS_SERVERS = ("test_openapi", "test_disk", "test_simulate_runs", "test_fuzz", "test_compose")  # of their own
+STARTS_SERVERS = ("test_openapi", "test_disk", "test_simulate_runs", "test_fuzz", "test_compose")  # their own
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
@@ -64,16 +64,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # modules and items stay until the end: no collection needs to visit them again
+    gc.freeze()  # modules and items live until the end: no collection needs to visit them
 
 
 def pytest_unconfigure() -> None:
-    gc.unfreeze()  # else some libraries complain about leaks at exit
+    gc.unfreeze()  # otherwise some libraries report leaks at exit
 
 
 @pytest.fixture(scope="session")
 def _empty_records(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The statements that create the records' tables in SQLite, as all migrations together leave them."""
+    """The SQLite statements that create the records' tables as they are after all migrations."""
     folder = tmp_path_factory.mktemp("records")
     Store(folder).close()
     with closing(sqlite3.connect(folder / "records.sqlite")) as connection:
@@ -82,7 +82,7 @@ def _empty_records(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _migrated_once(request: pytest.FixtureRequest, _empty_records: list[str]) -> Iterator[None]:
-    """Stores of this process get their tables at once: migrating takes 0.13 s and leaves 1 MB behind, each time."""
+    """Give the stores of this process their tables at once: each migration takes 0.13 s and leaves 1 MB behind."""
     upgrade = migrate.upgrade
 
     def quick(connection: Connection) -> None:
@@ -100,14 +100,14 @@ def _migrated_once(request: pytest.FixtureRequest, _empty_records: list[str]) ->
 
 @pytest.fixture(scope="module", autouse=True)
 def _closed() -> Iterator[None]:
-    """What a file's tests opened and dropped (databases, above all) is closed before the next file begins."""
+    """Close what the tests of a file opened and dropped (mainly databases) before the next file begins."""
     yield
     gc.collect()
 
 
 @pytest.fixture(scope="session")
 def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
-    """One Label Studio for the whole run. A test makes its own projects in it and leaves the rest alone."""
+    """One Label Studio for the whole run. Each test creates its own projects and leaves the others alone."""
     if not default_executable().exists():
         pytest.skip(f"Label Studio is not installed at {default_executable()}; run `make setup`")
     with LabelStudio.start(tmp_path_factory.mktemp("label-studio")) as studio:
@@ -116,7 +116,7 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStud
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of data sets that may lie beside the checkout."""
+    """The optional folder of data sets beside the checkout."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip("no folder ../shared with data sets beside this checkout")
@@ -125,21 +125,21 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """One Redis for the whole run; a test may empty it, not stop it."""
+    """One Redis for the whole run; tests may empty it, but not stop it."""
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """One PostgreSQL for the whole run; a test makes its own databases in it, and does not stop it."""
+    """One PostgreSQL for the whole run; tests create their own databases and do not stop it."""
     with PostgresServer() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """The browser's program."""
+    """The browser's executable."""
     found = find_chromium()
     if found is None:
         pytest.skip("no Chromium on this machine; on Debian, `apt-get install chromium`")
@@ -163,7 +163,7 @@ def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scans60(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ScanPairs:
     """60 chest radiographs, each with the mask of its lungs (0 or 255), 256 x 256 pixels.
 
-    Real ones where ../shared has them, synthetic ones elsewhere.
+    They are real if ../shared has them, otherwise synthetic.
     """
     real = Path(__file__).resolve().parents[2] / "shared" / "data" / "montgomery_cxr"
     source = real if real.is_dir() else request.getfixturevalue("phantom_folder")
@@ -186,8 +186,8 @@ def scans60(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def miniature() -> Iterator[None]:
-    """For the loop in one process (`world`): no waiting for late imports, one look at the queue during a process's
-    steps, however slow they are, and shards so small that a few scans are cut into several."""
+    """For the loop in one process (`world`): no waiting for late imports, one check of the queue during the steps of
+    a process, however slow they are, and shards so small that a few scans make several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(observing, "SETTLE", 0.01)
         patch.setattr(publishing, "TEND_EVERY", 60.0)

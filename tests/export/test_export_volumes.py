@@ -1,4 +1,4 @@
-"""Volumes of an export: which scans get one, in which format, and how much memory that takes."""
+"""Volumes of an export: which scans get one, in which format, and the memory that this takes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def source_of(*paths: Path) -> Source:
 
 
 def remember(known: Identities, number: int, source: Source) -> ScanRecord:
-    """As import does."""
+    """Store the scan as import does."""
     scan = f"S-AAAAAAAAAAA{LETTERS[number]}"
     record = ScanRecord(scan, source, digest(source), read_geometry(source), None, "MR", "", time.time())
     known.put_scan(record)
@@ -59,7 +59,7 @@ def write_volume(path: Path, seed: int, shape: tuple[int, int, int] = (5, 6, 4))
 
 
 def lab_of(records: Sequence[ScanRecord], slices: int = 1) -> MemoryStudio:
-    """A project with the first `slices` of each scan, all of each labelled but for one corner."""
+    """A project with the first `slices` of each scan, each fully labelled except for one corner."""
     studio = MemoryStudio(CONFIG)
     for record in records:
         place = cut(record.geometry, "acquisition")
@@ -85,7 +85,7 @@ def labels(path: Path) -> NDArray[np.uint8]:
     return np.asarray(nib.load(path).dataobj)
 
 
-def test_each_scan_gets_the_formats_that_fit_it(known: Identities, tmp_path: Path) -> None:
+def test_each_scan_gets_the_suitable_formats(known: Identities, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     picture.write_bytes(png(np.arange(60, dtype=np.uint8).reshape(6, 10)))
     dicom = remember(known, 0, source_of(*write_series(tmp_path / "even", "even", range(3))))
@@ -110,10 +110,10 @@ def test_each_scan_gets_the_formats_that_fit_it(known: Identities, tmp_path: Pat
     said = [p.what for p in asked.problems]
     assert len(said) == 3
     assert sum("DICOM SEG refers to DICOM instances, which this scan does not have" in what for what in said) == 2
-    assert labels(tmp_path / "asked" / f"{plain.scan}.nii.gz").shape == (10, 6, 1)  # asked for by name
+    assert labels(tmp_path / "asked" / f"{plain.scan}.nii.gz").shape == (10, 6, 1)  # requested by name
 
 
-def test_labels_are_where_they_were_drawn_and_nowhere_else(known: Identities, tmp_path: Path) -> None:
+def test_labels_are_exactly_where_they_were_drawn(known: Identities, tmp_path: Path) -> None:
     record = remember(known, 0, source_of(write_volume(tmp_path / "v.nii.gz", 1)))
     export(lab_of([record], slices=2), tmp_path / "out", known)
     place = cut(record.geometry, "acquisition")
@@ -124,7 +124,7 @@ def test_labels_are_where_they_were_drawn_and_nowhere_else(known: Identities, tm
         assert picture.sum() == (picture.size - 1 if n < 2 else 0)
 
 
-def test_a_task_that_says_a_slice_beyond_the_scan_is_a_problem(known: Identities, tmp_path: Path) -> None:
+def test_a_task_with_a_slice_number_beyond_the_scan_is_a_problem(known: Identities, tmp_path: Path) -> None:
     record = remember(known, 0, source_of(write_volume(tmp_path / "v.nii.gz", 1)))
     studio = lab_of([record], slices=2)
     task = max(studio.task_ids(PROJECT))
@@ -137,7 +137,7 @@ def test_a_task_that_says_a_slice_beyond_the_scan_is_a_problem(known: Identities
     assert done.slices == 1
 
 
-def test_a_scan_of_other_identities_is_a_problem(known: Identities, tmp_path: Path) -> None:
+def test_a_scan_from_another_identities_file_is_a_problem(known: Identities, tmp_path: Path) -> None:
     record = remember(known, 0, source_of(write_volume(tmp_path / "v.nii.gz", 1)))
     with Identities(tmp_path / "others.sqlite") as others:
         done = export(lab_of([record]), tmp_path / "out", others)
@@ -146,7 +146,7 @@ def test_a_scan_of_other_identities_is_a_problem(known: Identities, tmp_path: Pa
     assert done.slices == 1
 
 
-def test_a_models_segmentation_says_that_nobody_drew_it(tmp_path: Path, known: Identities) -> None:
+def test_a_predicted_segmentation_is_marked_as_automatic(tmp_path: Path, known: Identities) -> None:
     record = remember(known, 0, source_of(*write_series(tmp_path / "s", "s", range(3))))
     place = Place(record, cut(record.geometry, "acquisition"), record.source, frozenset({NIFTI, SEG}))
     volume = Volume(place)
@@ -166,7 +166,7 @@ def test_a_models_segmentation_says_that_nobody_drew_it(tmp_path: Path, known: I
     assert files.kinds == {"model/seg": 1}
 
 
-def test_files_are_known_again_by_what_they_are(known: Identities, tmp_path: Path) -> None:
+def test_files_are_recognized_by_their_content(known: Identities, tmp_path: Path) -> None:
     series = write_series(tmp_path / "s", "s", range(3))
     dicom = remember(known, 0, source_of(*series))
     nifti = remember(known, 1, source_of(write_volume(tmp_path / "a.nii.gz", 1)))
@@ -175,7 +175,7 @@ def test_files_are_known_again_by_what_they_are(known: Identities, tmp_path: Pat
     for number, path in enumerate(reversed(series)):
         path.rename(tmp_path / "new" / f"{number}.bin")
     (tmp_path / "a.nii.gz").rename(tmp_path / "new" / "b.nii.gz")
-    write_volume(tmp_path / "new" / "a.nii.gz", 2)  # another one under its name
+    write_volume(tmp_path / "new" / "a.nii.gz", 2)  # another file with the same name
     (tmp_path / "new" / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\1" * 9)
     for record in (dicom, nifti):
         with pytest.raises(LostSource, match="its source was moved or deleted") as caught:
@@ -190,7 +190,7 @@ def test_files_are_known_again_by_what_they_are(known: Identities, tmp_path: Pat
         Sources([tmp_path / "new"]).find(dicom)
 
 
-def test_a_series_that_lies_elsewhere_in_the_patient_now_is_not_written_on(known: Identities, tmp_path: Path) -> None:
+def test_a_series_whose_position_in_the_patient_changed_is_not_exported(known: Identities, tmp_path: Path) -> None:
     series = write_series(tmp_path / "s", "s", range(3))
     record = remember(known, 0, source_of(*series))
     for path in series:
@@ -209,17 +209,17 @@ def test_one_scan_is_in_memory_at_a_time(known: Identities, tmp_path: Path) -> N
         nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{number}.nii.gz")
         records.append(remember(known, number, source_of(tmp_path / f"{number}.nii.gz")))
     peaks = []
-    for count in (1, 1, 9):  # the first also loads what is loaded once
+    for count in (1, 1, 9):  # the first run also does one-time loading
         studio = lab_of(records[:count])
         tracemalloc.start()
         done = export(studio, tmp_path / f"out-{len(peaks)}", known)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert done.files["nifti"] == count
-    assert peaks[2] < peaks[1] + np.prod(shape)  # nine times the work, not a volume more
+    assert peaks[2] < peaks[1] + np.prod(shape)  # nine times the work, but less than one more volume in memory
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(
+def test_a_full_disk_is_reported_and_leaves_nothing_behind(
     known: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = remember(known, 0, source_of(write_volume(tmp_path / "v.nii.gz", 1)))

@@ -1,4 +1,4 @@
-"""The position of a volume in the patient, and its cuts: every orientation, round trip, voxel for voxel."""
+"""The position of a volume in the patient, and its cuts: round trips in every orientation, voxel for voxel."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_there_are_48_orientations() -> None:
 
 
 @pytest.mark.parametrize("code", ORIENTATIONS)
-def test_every_orientation_gives_the_same_pictures_and_takes_them_back(tmp_path: Path, code: str) -> None:
+def test_every_orientation_gives_the_same_pictures_and_restores_them(tmp_path: Path, code: str) -> None:
     volume = read(oriented(tmp_path / "scan.nii.gz", code))
     geometry = volume.geometry
     assert geometry.orientation == code
@@ -58,7 +58,7 @@ def test_every_orientation_gives_the_same_pictures_and_takes_them_back(tmp_path:
     for plane, positive in AXIAL_NAMES.items():
         slices = cut(geometry, plane)
         world = "RAS".index(positive)
-        with_it = positive in code  # slices go as the voxels do
+        with_it = positive in code  # slices and voxels have the same direction
         assert slices.count == CANONICAL.shape[world]
         assert slices.thickness == SPACING[world]
         back = np.zeros_like(volume.values)
@@ -111,7 +111,7 @@ def test_a_dicom_voxel_is_where_its_header_says(tmp_path: Path, name: str) -> No
     assert (found.geometry.affine @ [i, j, k, 1])[:3] == pytest.approx(lps * (-1, -1, 1), abs=1e-5)
     slices = cut(found.geometry, "acquisition")
     for k in range(4):
-        assert (slices.take(found.values, k) == volume[k]).all()  # as stored, pixel for pixel
+        assert (slices.take(found.values, k) == volume[k]).all()  # equal to the stored pixels
     assert slices.spacing == (0.5, 0.75)
     assert slices.thickness == pytest.approx(2.5)
 
@@ -139,7 +139,7 @@ def test_a_cut_that_is_not_possible_is_refused(tmp_path: Path) -> None:
     uneven = group([f for f in map(sniff, series(tmp_path / "a", volume, places=(0, 1, 2, 9))) if f])
     single = group([f for f in map(sniff, series(tmp_path / "b", volume[:1])) if f])
     assert not read_geometry(uneven[0]).regular
-    assert cut(read_geometry(uneven[0]), "axial").count == 4  # the acquisition axis by its other name
+    assert cut(read_geometry(uneven[0]), "axial").count == 4  # another name of the acquisition axis
     assert cut(read_geometry(single[0]), "axial").count == 1
     with pytest.raises(CannotCut, match=r"not evenly spaced or not parallel\. Cut along 'acquisition'"):
         cut(read_geometry(uneven[0]), "coronal")
@@ -149,7 +149,7 @@ def test_a_cut_that_is_not_possible_is_refused(tmp_path: Path) -> None:
         cut(read_geometry(single[0]), "oblique")
 
 
-def test_take_and_put_refuse_what_does_not_fit() -> None:
+def test_take_and_put_refuse_mismatched_input() -> None:
     geometry = Geometry((2, 3, 4), np.diag([-1.0, -1, 1, 1]), None, True, 2, "LPS", as_stored=True)
     slices = cut(geometry, "axial")
     with pytest.raises(IndexError, match=r"slices 0..3, got slice 4"):
@@ -160,7 +160,7 @@ def test_take_and_put_refuse_what_does_not_fit() -> None:
         slices.put(np.zeros((2, 3, 4)), 0, np.zeros((2, 3)))
 
 
-def test_a_geometry_comes_back_from_text_to_the_last_bit() -> None:
+def test_a_geometry_is_restored_from_text_bit_for_bit() -> None:
     affine = np.random.default_rng(0).normal(size=(4, 4))
     for spacing in ((0.1, 1 / 3, 6.5), None):
         geometry = Geometry((2, 3, 4), affine, spacing, False, 1, "LIA")
@@ -171,7 +171,7 @@ def test_a_geometry_comes_back_from_text_to_the_last_bit() -> None:
     assert geometry != Geometry((2, 3, 4), affine + 1e-16 * affine, (1.0, 1.0, 1.0), False, 1, "LIA")
 
 
-def test_the_real_scans_lie_as_their_headers_say(shared: Path) -> None:
+def test_real_scans_have_the_position_of_their_headers(shared: Path) -> None:
     folder = shared / "data" / "brain_mri_volumes"
     expected = {
         "PGBM-003_T1post": ((280, 320, 22), 0.6875),

@@ -75,7 +75,7 @@ def test_a_scale_is_applied_in_32_bits(tmp_path: Path) -> None:
     assert (volume.values == nib.load(tmp_path / "a.nii").get_fdata()).all()
 
 
-def test_time_is_chosen(tmp_path: Path) -> None:
+def test_the_time_index_selects_a_volume(tmp_path: Path) -> None:
     values = RNG.integers(0, 100, (4, 5, 6, 3)).astype(np.int16)
     nib.save(nib.Nifti1Image(values, AFFINE), tmp_path / "a.nii.gz")
     found = source(tmp_path / "a.nii.gz")
@@ -102,14 +102,14 @@ def test_a_flat_file_is_one_slice(tmp_path: Path) -> None:
     assert (picture(volume) == values.T).all()
 
 
-def test_colour_of_nifti(tmp_path: Path) -> None:
+def test_nifti_colour_is_read(tmp_path: Path) -> None:
     values = RNG.integers(0, 255, (4, 5, 6, 3)).astype(np.uint8)
     packed = np.ascontiguousarray(values).view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
     nib.save(nib.Nifti1Image(packed, AFFINE), tmp_path / "a.nii")
     assert (one(tmp_path / "a.nii").values == values).all()
 
 
-def test_units_other_than_mm_are_mm(tmp_path: Path) -> None:
+def test_other_units_are_converted_to_mm(tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.diag([500.0, 500, 2000, 1]))
     image.header.set_xyzt_units("micron")
     nib.save(image, tmp_path / "a.nii")
@@ -118,14 +118,14 @@ def test_units_other_than_mm_are_mm(tmp_path: Path) -> None:
     assert np.diag(geometry.affine) == pytest.approx([0.5, 0.5, 2, 1])
 
 
-def test_the_range_that_the_file_names_is_the_window(tmp_path: Path) -> None:
+def test_the_range_in_the_header_is_the_window(tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), AFFINE)
     image.header["cal_min"], image.header["cal_max"] = 10, 60
     nib.save(image, tmp_path / "a.nii")
     assert one(tmp_path / "a.nii").window == Window(35, 50, "LINEAR_EXACT")
 
 
-def test_an_invalid_affine_is_an_unknown_position(tmp_path: Path) -> None:
+def test_an_invalid_affine_gives_an_unknown_position(tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), AFFINE)
     image.header["srow_x"] = (0, 0, 0, 0)
     image.header["sform_code"], image.header["qform_code"] = 1, 0
@@ -145,7 +145,7 @@ def test_complex_numbers_are_refused(tmp_path: Path) -> None:
         sniff(tmp_path / "a.nii")
 
 
-def test_the_real_volumes_are_what_nibabel_says(shared: Path) -> None:
+def test_real_volumes_are_read_as_nibabel_reads_them(shared: Path) -> None:
     for path in sorted((shared / "data" / "msd_hippocampus" / "images").glob("*.nii.gz"))[:5]:
         image = nib.load(path)
         volume = one(path)
@@ -158,7 +158,7 @@ def test_the_real_volumes_are_what_nibabel_says(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp", "a.jp2"])
-def test_gray_and_colour_pictures_are_what_was_saved(tmp_path: Path, name: str) -> None:
+def test_gray_and_colour_pictures_are_read_back_as_saved(tmp_path: Path, name: str) -> None:
     gray = RNG.integers(0, 255, (20, 30)).astype(np.uint8)
     colour = RNG.integers(0, 255, (20, 30, 3)).astype(np.uint8)
     for saved in (gray, colour):
@@ -180,13 +180,13 @@ def test_16_bits_are_kept(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["i4", "f4"])
-def test_wide_tiffs_keep_their_numbers(tmp_path: Path, kind: str) -> None:
+def test_tiffs_with_wide_types_keep_their_values(tmp_path: Path, kind: str) -> None:
     saved = (RNG.normal(size=(20, 30)) * 1e5).astype(kind)
     Image.fromarray(saved).save(tmp_path / "a.tif")
     assert (picture(one(tmp_path / "a.tif")) == saved).all()
 
 
-def test_the_pages_of_a_tiff_are_a_stack(tmp_path: Path) -> None:
+def test_the_pages_of_a_tiff_become_a_stack(tmp_path: Path) -> None:
     for kind in (np.uint8, np.uint16):
         pages = RNG.integers(0, 255, (4, 20, 30)).astype(kind)
         images = [Image.fromarray(page) for page in pages]
@@ -202,7 +202,7 @@ def test_the_pages_of_a_tiff_are_a_stack(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_a_turned_jpeg_is_shown_upright(tmp_path: Path, turn: int) -> None:
+def test_a_rotated_jpeg_is_shown_upright(tmp_path: Path, turn: int) -> None:
     upright = np.zeros((32, 64), np.uint8)
     upright[:16, :16] = 255  # one white corner
     undo = {2: lambda p: p[:, ::-1], 3: lambda p: p[::-1, ::-1], 4: lambda p: p[::-1], 5: lambda p: p.T}
@@ -215,7 +215,7 @@ def test_a_turned_jpeg_is_shown_upright(tmp_path: Path, turn: int) -> None:
     assert np.abs(picture(volume).astype(int) - upright).max() < 40
 
 
-def test_transparency_palette_and_one_bit(tmp_path: Path) -> None:
+def test_transparency_palette_and_one_bit_are_read(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 5, 4), (200, 100, 50, 128), np.uint8)).save(tmp_path / "a.png")
     assert (picture(one(tmp_path / "a.png")) == (100, 50, 25)).all()
     Image.new("P", (5, 4), 3).save(tmp_path / "b.png")

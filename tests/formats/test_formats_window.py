@@ -20,8 +20,8 @@ def volume(values: np.ndarray, **more: object) -> Volume:
 
 @pytest.mark.parametrize("function", ["LINEAR", "SIGMOID", "LINEAR_EXACT"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_window_is_dicoms(kind: str, function: str) -> None:
-    """Against pydicom, which scales to 16 bits: ties of rounding may differ by one."""
+def test_a_window_matches_dicom(kind: str, function: str) -> None:
+    """Compared with pydicom, which scales to 16 bits: rounding ties may differ by one."""
     low, high = (0, 255) if kind == "u1" else (-128, 127) if kind == "i1" else (-2000, 3000)
     low = max(low, 0) if "u" in kind else low
     picture = np.random.default_rng(0).integers(low, high, (64, 48)).astype(kind)
@@ -37,7 +37,7 @@ def test_a_window_is_dicoms(kind: str, function: str) -> None:
     assert np.abs(turned + ours.astype(int) - 255).max() <= 1
 
 
-def test_the_ends_of_a_linear_window_are_those_of_the_standard() -> None:
+def test_the_ends_of_a_linear_window_match_the_standard() -> None:
     """PS3.3 C.11.2.1.2.1, example: c = 2048, w = 4096 maps 0..4095 to black..white."""
     picture = np.array([[-5, 0, 1, 2047, 2048, 4094, 4095, 9000]], np.int16)
     assert to_uint8(picture, Window(2048, 4096), inverted=False).tolist() == [[0, 0, 0, 127, 128, 255, 255, 255]]
@@ -45,7 +45,7 @@ def test_the_ends_of_a_linear_window_are_those_of_the_standard() -> None:
     assert threshold.tolist() == [[0, 0, 0, 0, 255, 255, 255, 255]]
 
 
-def test_16_bits_go_through_a_table_and_give_what_numbers_give() -> None:
+def test_the_16_bit_lookup_table_gives_the_same_as_arithmetic() -> None:
     picture = np.arange(-32768, 32768, dtype=np.int16).reshape(256, 256)
     for window in (Window(-600.5, 1500), Window(0, 3, "SIGMOID"), Window(100, 0.5, "LINEAR_EXACT")):
         exact = to_uint8(picture.astype(np.float64), window, inverted=False)
@@ -57,14 +57,14 @@ def test_16_bits_go_through_a_table_and_give_what_numbers_give() -> None:
     ).all()
 
 
-def test_a_table_of_the_header_is_followed() -> None:
+def test_a_lut_in_the_header_is_applied() -> None:
     table = VoiTable(100, 12, tuple(range(0, 4096, 16)))
     picture = np.array([[-7, 99, 100, 101, 355, 356, 30000]], np.int16)
     shown = to_uint8(picture, Window(228, 256, "LINEAR", table), inverted=False)
     assert shown.tolist() == [[0, 0, 0, 1, 254, 254, 254]]
 
 
-def test_what_is_no_number_is_black_and_infinity_is_an_end() -> None:
+def test_nan_is_black_and_infinity_is_clipped() -> None:
     picture = np.array([[np.nan, -np.inf, np.inf, 0.5]], np.float32)
     window = Window(0.5, 1.0, "LINEAR_EXACT")
     assert to_uint8(picture, window, inverted=False).tolist() == [[0, 0, 255, 128]]
@@ -72,7 +72,7 @@ def test_what_is_no_number_is_black_and_infinity_is_an_end() -> None:
     assert np.isnan(picture[0, 0])  # not modified
 
 
-def test_colour_passes() -> None:
+def test_colour_is_unchanged() -> None:
     picture = np.random.default_rng(0).integers(0, 255, (4, 5, 3)).astype(np.uint8)
     assert (to_uint8(picture, Window(1, 2), inverted=False) == picture).all()
 
@@ -91,7 +91,7 @@ def test_a_window_that_shows_nothing_is_refused(window: Window, words: str) -> N
         to_uint8(np.zeros((2, 2), np.int16), window, inverted=False)
 
 
-def test_the_wanted_window_wins_then_the_headers_then_the_percentiles() -> None:
+def test_the_requested_window_takes_precedence_then_the_header_then_the_percentiles() -> None:
     presets = {"LUNG": Window(-600, 1500), "Bone": Window(400, 1800)}
     scan = volume(np.arange(1000, dtype=np.int16).reshape(10, 10, 10), window=presets["LUNG"], presets=presets)
     assert choose_window(scan, Window(1, 2)) == Window(1, 2)
@@ -105,7 +105,7 @@ def test_the_wanted_window_wins_then_the_headers_then_the_percentiles() -> None:
         choose_window(scan, "BRAIN")
 
 
-def test_padding_and_holes_do_not_count_for_the_window() -> None:
+def test_padding_and_nan_do_not_affect_the_window() -> None:
     values = np.full((40, 40, 4), -2000, np.int16)
     values[10:30, 10:30] = np.random.default_rng(0).integers(0, 100, (20, 20, 4))
     assert choose_window(volume(values, padding=(-2000, -2000)), None).width < 101
@@ -122,7 +122,7 @@ def test_a_constant_volume_has_a_window(value: float) -> None:
     assert len(np.unique(shown)) == 1
 
 
-def test_a_large_volume_is_sampled_and_the_window_hardly_moves() -> None:
+def test_sampling_a_large_volume_hardly_changes_the_window() -> None:
     values = np.random.default_rng(0).normal(1000, 100, (300, 200, 100)).astype(np.int16)
     found = choose_window(volume(values), None)
     low, high = np.percentile(values, (0.5, 99.5))
@@ -130,7 +130,7 @@ def test_a_large_volume_is_sampled_and_the_window_hardly_moves() -> None:
     assert found.center + found.width / 2 == pytest.approx(high, abs=3)
 
 
-def test_informative_slices_pass_over_air_and_are_spread() -> None:
+def test_informative_slices_avoid_air_and_are_spread_out() -> None:
     rng = np.random.default_rng(0)
     values = np.zeros((40, 40, 50), np.int16)
     values[5:35, 5:35, 20:40] = rng.integers(0, 1000, (30, 30, 20))
@@ -144,7 +144,7 @@ def test_informative_slices_pass_over_air_and_are_spread() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 10, 50])
-def test_informative_slices_are_as_many_as_wanted(k: int) -> None:
+def test_the_requested_number_of_informative_slices_is_found(k: int) -> None:
     values = np.zeros((8, 8, 10), np.uint8)
     values[..., 3] = np.arange(64).reshape(8, 8)  # one slice has it all
     scan = volume(values)

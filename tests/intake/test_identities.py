@@ -37,7 +37,7 @@ def identities(tmp_path: Path) -> Identities:
     return Identities(tmp_path / "new" / "identities.sqlite")
 
 
-def test_a_value_has_one_pseudonym_for_ever_and_another_in_each_file_and_kind(tmp_path: Path) -> None:
+def test_a_value_has_one_permanent_pseudonym_per_file_and_kind(tmp_path: Path) -> None:
     with Identities(tmp_path / "one.sqlite") as one, Identities(tmp_path / "two.sqlite") as two:
         patient = one.pseudonym("patient", "Roe^Jané")
         assert patient[:2] == "P-"
@@ -53,14 +53,14 @@ def test_a_value_has_one_pseudonym_for_ever_and_another_in_each_file_and_kind(tm
         assert again.value("P-NOBODY") is None
 
 
-def test_a_pseudonym_that_is_not_to_be_remembered_is_not(identities: Identities) -> None:
+def test_a_pseudonym_can_be_computed_without_being_stored(identities: Identities) -> None:
     made = identities.pseudonym("scan", "x", remember=False)
     assert identities.value(made) is None
     assert identities.pseudonym("scan", "x") == made
     assert identities.value(made) == "x"
 
 
-def test_a_scan_comes_back_as_it_was_to_the_last_bit(identities: Identities) -> None:
+def test_a_scan_is_restored_bit_for_bit(identities: Identities) -> None:
     identities.put_scan(record())
     identities.put_scan(record("S-TWO", time=3, added_at=4.0, source=Source("image", (Path("/p\udcff.png"),), "")))
     assert identities.scan("S-ONE") == record()
@@ -79,7 +79,7 @@ def test_a_scan_is_found_by_any_of_its_instances(identities: Identities) -> None
     assert identities.scans_with_instances([str(n) for n in range(3000)] + ["1.2.5"]) == [record(source=moved)]
 
 
-def test_what_is_remembered_together_is_there_whole_or_not_at_all(identities: Identities) -> None:
+def test_a_transaction_is_stored_completely_or_not_at_all(identities: Identities) -> None:
     lost = identities.pseudonym("patient", "lost", remember=False)
 
     def fail() -> None:
@@ -96,7 +96,7 @@ def test_what_is_remembered_together_is_there_whole_or_not_at_all(identities: Id
     assert identities.value(lost) == "lost"
 
 
-def test_file_and_folder_are_for_their_owner_only(identities: Identities) -> None:
+def test_file_and_folder_are_accessible_to_their_owner_only(identities: Identities) -> None:
     assert identities.file.stat().st_mode & 0o777 == 0o600
     assert identities.file.parent.stat().st_mode & 0o777 == 0o700
     identities.close()
@@ -110,13 +110,13 @@ def _key(file: Path) -> str:
         return identities.pseudonym("scan", "same")
 
 
-def test_processes_that_make_the_file_at_once_have_one_key(tmp_path: Path) -> None:
+def test_processes_that_create_the_file_concurrently_share_one_key(tmp_path: Path) -> None:
     with ProcessPoolExecutor(4) as pool:
         made = set(pool.map(_key, [tmp_path / "x" / "identities.sqlite"] * 16))
     assert len(made) == 1
 
 
-def test_what_is_no_such_file_is_refused_in_words(tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused_with_a_reason(tmp_path: Path) -> None:
     with pytest.raises(BadIdentities, match="does not exist"):
         Identities(tmp_path / "none.sqlite", must_exist=True)
     assert not (tmp_path / "none.sqlite").exists()

@@ -27,7 +27,7 @@ from backend.workers.process_pool import Crashed, Workers
 # -- walking ----------------------------------------------------------------------------------
 
 
-def test_every_file_is_found_once_in_the_order_of_names(tmp_path: Path) -> None:
+def test_every_file_is_found_once_in_name_order(tmp_path: Path) -> None:
     for name in ("b/2", "b/1", "a/x", "a/.hidden", ".git/y", "ours/z"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -46,7 +46,7 @@ def test_a_path_that_does_not_exist_is_reported_first(tmp_path: Path) -> None:
 # -- worker processes -------------------------------------------------------------------------
 
 
-def test_results_come_in_the_order_of_the_items_and_not_too_many_are_taken() -> None:
+def test_results_are_in_item_order_and_few_items_are_taken_ahead() -> None:
     taken: list[int] = []
 
     def items() -> object:
@@ -61,7 +61,7 @@ def test_results_come_in_the_order_of_the_items_and_not_too_many_are_taken() -> 
     assert len(taken) == 30
 
 
-def test_a_process_that_dies_takes_nobody_elses_work_with_it() -> None:
+def test_a_crashed_process_does_not_affect_the_work_of_others() -> None:
     programs = [f"{n} * 2" for n in range(12)]
     programs[3] = "__import__('os')._exit(9)"
     programs[7] = "__import__('os').kill(__import__('os').getpid(), 11)"
@@ -73,7 +73,7 @@ def test_a_process_that_dies_takes_nobody_elses_work_with_it() -> None:
     ]
 
 
-def test_after_stop_nothing_more_is_begun() -> None:
+def test_no_work_starts_after_stop() -> None:
     with Workers(2) as workers:
         seen = []
         for item, _ in workers.each(abs, range(1000), int, ahead=4):
@@ -83,7 +83,7 @@ def test_after_stop_nothing_more_is_begun() -> None:
     assert seen == list(range(11))
 
 
-def test_worker_processes_are_silent_leave_ctrl_c_alone_and_do_not_import_the_program_that_began_them() -> None:
+def test_worker_processes_are_silent_ignore_ctrl_c_and_do_not_import_the_main_program() -> None:
     programs = [
         "__import__('os').readlink('/proc/self/fd/2')",
         "__import__('signal').getsignal(2)",
@@ -97,7 +97,7 @@ def test_worker_processes_are_silent_leave_ctrl_c_alone_and_do_not_import_the_pr
 # -- pictures ---------------------------------------------------------------------------------
 
 
-def test_a_png_is_there_whole_and_without_a_word(tmp_path: Path) -> None:
+def test_a_png_is_complete_and_has_no_text_chunks(tmp_path: Path) -> None:
     color = np.dstack([pixels(n, 20, 30) // 4 for n in range(3)]).astype(np.uint8)
     write_png(tmp_path / "a.png", color)
     assert np.array_equal(cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_COLOR_RGB), color)
@@ -129,14 +129,14 @@ def _written(picture: np.ndarray, text: str, height: int, corner: int, rng: rand
 
 @pytest.fixture(scope="module")
 def radiographs() -> list[np.ndarray]:
-    """Without text; drawn small, because drawing takes long."""
+    """Radiographs without text; drawn small, because drawing is slow."""
     return [np.asarray(cv2.resize(phantom(seed, (192, 192))[0], (512, 512))) for seed in range(6)]
 
 
 @pytest.mark.parametrize("height", [10, 14, 20, 28])
-def test_most_text_along_the_border_is_seen(height: int, radiographs: list[np.ndarray]) -> None:
+def test_most_text_along_the_border_is_detected(height: int, radiographs: list[np.ndarray]) -> None:
     rng = random.Random(height)
-    on_dark, on_bright = [], []  # as bright as the text itself
+    on_dark, on_bright = [], []  # on a background as bright as the text
     for picture in radiographs:
         for corner in range(4):
             ground = (picture[:60] if corner < 2 else picture[-60:])[:, slice(250) if corner % 2 else slice(-250, None)]
@@ -149,15 +149,15 @@ def test_most_text_along_the_border_is_seen(height: int, radiographs: list[np.nd
     assert np.mean(on_bright) >= 0.3
 
 
-def test_pictures_without_text_raise_hardly_any_alarm(radiographs: list[np.ndarray]) -> None:
+def test_pictures_without_text_cause_hardly_any_false_alarms(radiographs: list[np.ndarray]) -> None:
     sizes = [(512, 512), (300, 400), (1024, 800), (128, 128), (2000, 2000)]
     assert not any(has_text(cv2.resize(picture, size)) for picture in radiographs for size in sizes)
     assert not has_text(np.zeros((300, 300), np.uint8))
     assert not has_text(np.random.default_rng(0).integers(0, 256, (400, 400), np.uint8))
 
 
-def test_where_the_text_is(tmp_path: Path) -> None:
-    picture = np.full((2048, 1500), 30, np.uint8)  # made smaller before it is looked at
+def test_the_position_of_the_text_is_found(tmp_path: Path) -> None:
+    picture = np.full((2048, 1500), 30, np.uint8)  # reduced before detection
     cv2.putText(picture, "ROE JANE 1931", (60, 1990), cv2.FONT_HERSHEY_SIMPLEX, 2.0, 255, 4, cv2.LINE_AA)
     (line,) = text_lines(picture)
     assert 40 <= line.left <= 80
@@ -168,7 +168,7 @@ def test_where_the_text_is(tmp_path: Path) -> None:
 
 def test_real_scans_with_text_and_without(shared: Path) -> None:
     folder = shared / "data" / "montgomery_cxr" / "images"
-    # "PA ERECT" is burnt into it, as everybody can see; nothing is into the other
+    # "PA ERECT" is visibly burnt into this one; the other has no text
     assert has_text(_gray(folder / "MCUCXR_0001_0.png"))
     found = [has_text(_gray(path)) for path in sorted((shared / "data" / "busi_ultrasound" / "images").glob("n*.png"))]
     assert sum(found) <= 0.3 * len(found)
@@ -211,7 +211,7 @@ def test_modalities_are_those_of_the_standard() -> None:
     assert all(len(code) <= 16 and code == code.upper() for code in MODALITIES)
 
 
-def test_the_command_says_what_is_wrong_before_it_asks_anybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_reports_errors_before_any_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCANQUEUE_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("SCANQUEUE_LABEL_STUDIO_URL", "http://127.0.0.1:9")
     done = CliRunner().invoke(app, ["import", "--project", "1", str(tmp_path / "none")])

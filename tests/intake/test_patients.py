@@ -1,6 +1,6 @@
-"""No patient data leave: text planted in every field of DICOM, NIfTI and picture files is only in the identities file.
+"""No patient data leak: text planted in every field of DICOM, NIfTI and picture files is only in the identities file.
 
-`World.places` are searched; tests of the page, the loop or the export add their own places and call `hunt` again.
+`World.places` are searched; tests of the page, the loop or the export add their places and call `hunt` again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONFIG = (
 
 @dataclass
 class World:
-    """A Label Studio with imported scans. `places`: folders, files and texts that may not name anybody."""
+    """A Label Studio with imported scans. `places`: folders, files and texts that must not contain patient data."""
 
     studio: LabelStudio
     project: int
@@ -53,7 +53,7 @@ class World:
         }
 
     def command(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        """Run scanqueue; its output is among the places."""
+        """Run scanqueue; its output is added to the places."""
         line = [sys.executable, "-m", "backend.cli", *map(str, arguments)]
         done = subprocess.run(line, env=self.environment(), capture_output=True, text=True, timeout=300)
         self.places += [done.stdout, done.stderr]
@@ -87,7 +87,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield made
 
 
-def test_the_planted_texts_are_in_the_sources_and_the_hunt_finds_them(world: World) -> None:
+def test_the_search_finds_the_planted_texts_in_the_sources(world: World) -> None:
     assert world.planted > 3000
     found = hunt([world.sources])
     word = WORD.lower()
@@ -99,7 +99,7 @@ def test_the_planted_texts_are_in_the_sources_and_the_hunt_finds_them(world: Wor
     assert max(words.values()) > 1500  # in one file
 
 
-def test_the_file_of_identities_knows_who_is_who(world: World) -> None:
+def test_the_identities_file_maps_pseudonyms_to_patients(world: World) -> None:
     assert hunt([world.identities])
     assert world.identities.stat().st_mode & 0o077 == 0
     with sqlite3.connect(world.identities) as database:

@@ -1,4 +1,4 @@
-"""Our encoder of brush masks against label_studio_sdk's, number by number."""
+"""Our brush mask encoder, compared with that of label_studio_sdk, number by number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check(mask: NDArray[np.bool_]) -> None:
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.1, 0.5, 0.9, 1])
-def test_it_writes_what_the_sdk_writes(share: float) -> None:
+def test_the_output_equals_that_of_the_sdk(share: float) -> None:
     rng = np.random.default_rng(0)
     for _ in range(40):
         height, width = rng.integers(1, 70, 2)
@@ -24,8 +24,8 @@ def test_it_writes_what_the_sdk_writes(share: float) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 63, 64, 65, 16383, 16384, 16385, 32768, 32769, 49152])
-def test_runs_as_long_as_each_way_to_write_them_can_be(length: int) -> None:
-    """A pixel is four values; 8, 16, 256 and 65,536 of them are the limits."""
+def test_runs_at_the_limits_of_each_encoding(length: int) -> None:
+    """A pixel has four values; the limits are 8, 16, 256 and 65,536 values."""
     check(np.ones((1, length), bool))
     check(np.pad(np.ones((1, length), bool), ((0, 0), (7, 50))))
 

@@ -40,7 +40,7 @@ def region(**changes: Any) -> dict[str, Any]:
     return base | changes
 
 
-def test_brush_labels_come_back_pixel_by_pixel_and_polygons_nearly() -> None:
+def test_brush_labels_are_read_back_exactly_and_polygons_nearly() -> None:
     mask = labelmap()
     result = draw_mask(mask, CONFIG.labels, CONFIG, "scanqueue-r3")
     assert [r["type"] for r in result] == ["brushlabels", "brushlabels", "polygonlabels"]
@@ -62,12 +62,12 @@ def test_a_brush_mask_of_any_size_decodes_to_itself(height: int, width: int, see
     assert np.array_equal(decoded, mask * 255)
 
 
-def test_the_same_mask_is_drawn_with_the_same_region_ids() -> None:
+def test_the_same_mask_gets_the_same_region_ids() -> None:
     first, second = (draw_mask(labelmap(), CONFIG.labels, CONFIG, "scanqueue-r3") for _ in range(2))
     assert first == second
 
 
-def test_labels_that_the_config_lost_are_not_drawn() -> None:
+def test_labels_removed_from_the_config_are_not_written() -> None:
     config = LabelConfig("image", (Tag("brush tag", "brush", "img", ("Lung",)),))
     assert [r["value"]["brushlabels"] for r in draw_mask(labelmap(), CONFIG.labels, config, "v")] == [["Lung"]]
 
@@ -79,7 +79,7 @@ def test_an_annotation_without_regions_is_all_background() -> None:
     assert remarks == []
 
 
-def test_a_region_of_a_label_that_is_gone_is_skipped_with_a_warning() -> None:
+def test_a_region_with_a_removed_label_is_skipped_with_a_warning() -> None:
     gone = region(value={"format": "rle", "rle": encode_brush(disc(30, 60, 9)), "brushlabels": ["Spleen"]})
     mask, remarks = read_mask([region(), gone], CONFIG, H, W)
     assert np.array_equal(mask == 1, disc(20, 20, 12))
@@ -89,7 +89,7 @@ def test_a_region_of_a_label_that_is_gone_is_skipped_with_a_warning() -> None:
     ]
 
 
-def test_tags_that_draw_no_masks_are_ignored() -> None:
+def test_tags_without_masks_are_ignored() -> None:
     box = {"type": "rectanglelabels", "value": {"x": 1, "y": 1, "width": 5, "height": 5, "rectanglelabels": ["Lung"]}}
     mask, remarks = read_mask([box, {"type": "choices", "value": {"choices": ["ok"]}}], CONFIG, H, W)
     assert not mask.any()
@@ -104,7 +104,7 @@ def test_tags_that_draw_no_masks_are_ignored() -> None:
         {"original_width": None},
     ],
 )
-def test_a_region_drawn_on_another_size_is_refused(changes: dict[str, Any]) -> None:
+def test_a_region_drawn_at_another_size_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UnreadableMask, match=r"region 1 \('Lung'\) was drawn on .* but the image has 80 x 60"):
         read_mask([region(**changes)], CONFIG, H, W)
 
@@ -119,7 +119,7 @@ GOOD = encode_brush(disc(20, 20, 12))
         "abc",
         [],
         [0, 0, 0, 8, 11, 0, 0, 0, 0],
-        [255, 255, 255, 255, *GOOD[4:]],  # claims four thousand million values
+        [255, 255, 255, 255, *GOOD[4:]],  # claims four billion values
         GOOD[: len(GOOD) // 2],
         [-1, *GOOD[1:]],
         [1.5, *GOOD[1:]],

@@ -52,7 +52,7 @@ class Hostile:
                     else:
                         self.wfile.write(b"pixels")
                 except OSError:
-                    pass  # we hung up, as we should
+                    pass  # we closed the connection, as intended
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -77,26 +77,26 @@ def ours(*hosts: str) -> Studio:
     return Studio("http://label-studio.invalid", "0" * 40, image_hosts=hosts)
 
 
-def test_a_listed_name_that_leads_to_the_local_network_is_not_asked(hostile: Hostile) -> None:
+def test_a_listed_name_that_resolves_to_the_local_network_gets_no_request(hostile: Hostile) -> None:
     with pytest.raises(UnreadableScan, match=r"local network.*localhost!"):
         ours("localhost").image(f"http://localhost:{hostile.port}/scan.png")
     assert hostile.seen == []
 
 
 @pytest.mark.parametrize("entry", ["localhost!", "localhost:{}!"])
-def test_a_marked_name_is_asked_without_our_token(hostile: Hostile, entry: str) -> None:
+def test_a_marked_name_gets_requests_without_our_token(hostile: Hostile, entry: str) -> None:
     host = entry.format(hostile.port)
     assert ours(host).image(f"http://localhost:{hostile.port}/scan.png") == b"pixels"
     assert "Authorization" not in hostile.seen[0][1]
 
 
-def test_every_hop_of_a_redirect_is_looked_at(hostile: Hostile) -> None:
+def test_every_hop_of_a_redirect_is_checked(hostile: Hostile) -> None:
     with pytest.raises(UnreadableScan, match="local network"):
         ours("127.0.0.1", "localhost").image(f"http://127.0.0.1:{hostile.port}/away")
     assert [path for path, _ in hostile.seen] == ["/away"]
 
 
-def test_we_connect_to_the_address_that_was_looked_at(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_we_connect_to_the_address_that_was_checked(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the check is replaced, so that a loopback server can represent one on the internet."""
     monkeypatch.setattr(scan_source, "_is_public", lambda _: True)
     asked: list[str] = []
@@ -113,7 +113,7 @@ def test_we_connect_to_the_address_that_was_looked_at(hostile: Hostile, monkeypa
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "u:p@127.0.0.1", "label-studio.invalid@127.0.0.1"])
-def test_an_address_with_a_user_name_is_not_asked(hostile: Hostile, name: str) -> None:
+def test_an_address_with_a_user_name_gets_no_request(hostile: Hostile, name: str) -> None:
     address = f"http://{name}:{hostile.port}/scan.png"
     if "@" not in name:
         assert ours("127.0.0.1").image(address) == b"pixels"
@@ -123,7 +123,7 @@ def test_an_address_with_a_user_name_is_not_asked(hostile: Hostile, name: str) -
     assert hostile.seen == []
 
 
-def test_what_is_packed_or_too_large_or_comes_too_slowly_is_given_up(
+def test_compressed_too_large_or_too_slow_answers_are_aborted(
     hostile: Hostile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scan_source, "IMAGE_BYTES", 2**20)
@@ -136,7 +136,7 @@ def test_what_is_packed_or_too_large_or_comes_too_slowly_is_given_up(
         assert time.monotonic() - began < 5
 
 
-def test_an_image_is_in_memory_once_and_the_largest_that_is_decoded_still_fits(
+def test_an_image_is_in_memory_once_and_the_largest_decodable_one_fits(
     hostile: Hostile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 128 * 2**20 < scan_source.IMAGE_BYTES <= 160 * 2**20  # 64 million pixels of 16 bits are 122 MiB
@@ -156,17 +156,17 @@ def test_an_image_is_in_memory_once_and_the_largest_that_is_decoded_still_fits(
         *("fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "ff02::1"),
     ],
 )
-def test_addresses_that_are_not_of_the_internet_are_known(address: str) -> None:
+def test_non_public_addresses_are_recognized(address: str) -> None:
     assert not _is_public(address)
 
 
 @pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1"])
-def test_addresses_of_the_internet_are_known(address: str) -> None:
+def test_public_addresses_are_recognized(address: str) -> None:
     assert _is_public(address)
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "PCX", "TGA", "ICO", "SGI"])
-def test_formats_that_no_browser_shows_are_not_interpreted(kind: str) -> None:
+def test_formats_that_no_browser_shows_are_not_decoded(kind: str) -> None:
     file = io.BytesIO()
     Image.new("RGB", (32, 32), "red").save(file, kind)
     with pytest.raises(UnreadableScan, match="not an image"):

@@ -1,4 +1,4 @@
-"""Evaluation: Dice and surface distances against brute force and by hand."""
+"""Evaluation: Dice and surface distances, compared with brute force and values by hand."""
 
 from __future__ import annotations
 
@@ -97,14 +97,14 @@ def test_both_empty_is_perfect() -> None:
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_one_empty_is_zero_dice_and_the_diagonal(swapped: bool) -> None:
+def test_one_empty_map_gives_zero_dice_and_the_diagonal(swapped: bool) -> None:
     pair = (np.zeros((40, 60), np.uint8), square(5, 5))
     got = score(*(pair[::-1] if swapped else pair), 2, spacing=(2.0, 1.0))
     assert got.dice == 0.0
     assert got.hd == got.hd95 == pytest.approx(math.hypot(80, 60))
 
 
-def test_label_that_neither_map_has_does_not_count() -> None:
+def test_a_label_in_neither_map_does_not_count() -> None:
     assert score(square(5, 5), square(5, 5), 4).per_class == {1: 1.0}
 
 
@@ -145,7 +145,7 @@ def test_summary_is_the_mean_over_scans_and_fits_json() -> None:
     assert json.loads(json.dumps(summary))["n"] == 2
 
 
-def test_summary_of_nothing_has_no_means() -> None:
+def test_an_empty_summary_has_no_means() -> None:
     assert summarise([]) == {"dice": None, "hd95": None, "hd": None, "unit": None, "n": 0}
 
 

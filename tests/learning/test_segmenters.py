@@ -1,4 +1,4 @@
-"""Segmenters: every architecture keeps the same promises; files survive; failures say what to do."""
+"""Segmenters: every architecture gives the same guarantees; files are restored; errors say what to do."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def segmenter(request: pytest.FixtureRequest) -> Segmenter:
     return made(replace(SPEC, architecture=request.param))
 
 
-# --- what every architecture promises
+# --- what every architecture guarantees
 
 
 def test_probabilities_are_cropped_to_the_content_and_sum_to_one(segmenter: Segmenter) -> None:
@@ -52,13 +52,13 @@ def test_probabilities_are_cropped_to_the_content_and_sum_to_one(segmenter: Segm
         assert np.allclose(answer.sum(axis=0), 1, atol=1e-5)
 
 
-def test_batching_changes_nothing_that_matters(segmenter: Segmenter) -> None:
+def test_batching_does_not_change_the_predictions(segmenter: Segmenter) -> None:
     batch = scans((50, 90), (90, 50), (64, 64))
-    together, apart = segmenter.predict(batch), segmenter.predict(batch, batch_size=1)
-    assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(together, apart, strict=True))
+    batched, single = segmenter.predict(batch), segmenter.predict(batch, batch_size=1)
+    assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(batched, single, strict=True))
 
 
-def test_what_stands_in_the_padding_never_matters(segmenter: Segmenter) -> None:
+def test_the_content_of_the_padding_does_not_matter(segmenter: Segmenter) -> None:
     (clean,) = scans((30, 90))
     noise = np.random.default_rng(1).integers(0, 256, clean.pixels.shape, dtype=np.uint8)
     noise[clean.content] = clean.pixels[clean.content]
@@ -94,11 +94,11 @@ def test_prediction_and_loading_leave_the_global_random_state_alone(segmenter: S
 # --- channels
 
 
-def test_no_scans_give_no_answers() -> None:
+def test_no_scans_give_no_predictions() -> None:
     assert made().predict([]) == []
 
 
-def test_gray_scan_in_a_colour_network_is_its_repetition() -> None:
+def test_a_colour_network_gets_a_gray_scan_in_three_equal_channels() -> None:
     segmenter = made(replace(SPEC, channels=3))
     (gray,) = scans((40, 64))
     colour = replace(gray, pixels=np.repeat(gray.pixels[..., None], 3, axis=2))
@@ -106,7 +106,7 @@ def test_gray_scan_in_a_colour_network_is_its_repetition() -> None:
     assert np.allclose(a, b, atol=1e-5)
 
 
-def test_colour_scan_in_a_gray_network_is_its_luminance() -> None:
+def test_a_gray_network_gets_a_colour_scan_as_luminance() -> None:
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[:32, :, 1], pixels[32:, :, 0], pixels[:, :20, 2] = 200, 100, 50
     colour = letterbox(pixels, 64)
@@ -138,7 +138,7 @@ def test_scan_of_another_size_is_refused() -> None:
         ("decoder_channels", (16, 8), r"five positive widths"),
     ],
 )
-def test_spec_that_cannot_be_built_says_why(field: str, value: object, words: str) -> None:
+def test_an_impossible_spec_is_refused_with_the_reason(field: str, value: object, words: str) -> None:
     with pytest.raises(BadSetting, match=words):
         replace(SPEC, **{field: value})  # type: ignore[arg-type]
 
@@ -146,7 +146,7 @@ def test_spec_that_cannot_be_built_says_why(field: str, value: object, words: st
 # --- files
 
 
-def test_missing_model_says_which_file(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_model_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match=r"model\.json is missing; activate another version or train"):
         Segmenter.load(tmp_path)
     made().save(tmp_path)
@@ -156,7 +156,7 @@ def test_missing_model_says_which_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
-def test_truncated_weights_are_damaged_not_a_crash(tmp_path: Path, share: float) -> None:
+def test_truncated_weights_are_reported_as_damaged(tmp_path: Path, share: float) -> None:
     made().save(tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
@@ -165,14 +165,14 @@ def test_truncated_weights_are_damaged_not_a_crash(tmp_path: Path, share: float)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 99}', '{"format": 1, "labels": ["a"]}'])
-def test_damaged_spec_is_damaged_not_a_crash(tmp_path: Path, text: str) -> None:
+def test_a_damaged_spec_is_reported_as_damaged(tmp_path: Path, text: str) -> None:
     made().save(tmp_path)
     (tmp_path / "model.json").write_text(text)
     with pytest.raises(WeightsMissing, match="is damaged"):
         Segmenter.load(tmp_path)
 
 
-def test_weights_of_another_network_are_damaged(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_reported_as_damaged(tmp_path: Path) -> None:
     made().save(tmp_path)
     spec = json.loads((tmp_path / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps(spec | {"labels": ["only one"]}))
@@ -181,7 +181,7 @@ def test_weights_of_another_network_are_damaged(tmp_path: Path) -> None:
 
 
 def test_full_disk_while_saving_is_storage_full(tmp_path: Path) -> None:
-    """A real failing write: the kernel cuts the file at 100 kB (RLIMIT_FSIZE), as a full disk would."""
+    """A write that really fails: the kernel limits the file to 100 kB (RLIMIT_FSIZE), like a full disk."""
     segmenter = made()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
@@ -194,7 +194,7 @@ def test_full_disk_while_saving_is_storage_full(tmp_path: Path) -> None:
     assert str(caught.value).endswith("File too large; free some space, then train again")
 
 
-def test_saving_into_a_folder_that_is_gone_is_storage_full(tmp_path: Path) -> None:
+def test_saving_into_a_missing_folder_is_storage_full(tmp_path: Path) -> None:
     with pytest.raises(StorageFull, match=r"No such file or directory; check that the data folder exists"):
         made().save(tmp_path / "gone")
 
@@ -230,7 +230,7 @@ def test_weights_of_another_encoder_are_refused(tmp_path: Path) -> None:
             Segmenter.create(replace(SPEC, encoder=encoder), encoder_weights=file)
 
 
-def test_encoder_weights_that_are_not_there_or_not_weights_are_refused(tmp_path: Path) -> None:
+def test_missing_and_invalid_encoder_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match=r"no encoder weights at .*nowhere; check the path"):
         Segmenter.create(SPEC, encoder_weights=tmp_path / "nowhere")
     for name in ("text.safetensors", "text.pth"):
@@ -240,12 +240,12 @@ def test_encoder_weights_that_are_not_there_or_not_weights_are_refused(tmp_path:
 
 
 @pytest.mark.parametrize("encoder", ["mobilenet_v2", "tu-mobilenetv2_100"])
-def test_failed_download_falls_back_to_random_weights_and_says_so_at_once(
+def test_a_failed_download_falls_back_to_random_weights_and_reports_it_at_once(
     encoder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens on the discard port
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens on the discard port
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     started = time.monotonic()
     segmenter = Segmenter.create(replace(SPEC, encoder=encoder), encoder_weights="imagenet")

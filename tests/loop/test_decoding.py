@@ -1,4 +1,4 @@
-"""Reading scans, in threads and in processes: the same records, whatever single files do."""
+"""Reading scans in threads and in processes: the same records, whatever individual files do."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from backend.settings import Settings
 from backend.workers.process_pool import Workers
 
 PROJECT = 1
-COUNT = 45  # some batches, and a part of one
+COUNT = 45  # several batches and a partial one
 GONE, BROKEN, COLOUR, BLANK, NEARLY = 7, 20, 33, 40, 41
 
 
 class Files:
-    """Answers for Label Studio."""
+    """The files that Label Studio would serve."""
 
     def __init__(self) -> None:
         generator = np.random.default_rng(0)
@@ -84,14 +84,14 @@ def threads(tmp_path: Path) -> Lab:
 
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[Lab]:
-    """As on a GPU, with the network on the CPU."""
+    """As on a GPU, but with the network on the CPU."""
     lab = Lab(tmp_path / "processes")
     with Workers(2, "backend.loop.decoding") as workers:
         lab.learner._decoders = workers
         yield lab
 
 
-def test_processes_read_what_threads_read(threads: Lab, processes: Lab) -> None:
+def test_processes_read_the_same_as_threads(threads: Lab, processes: Lab) -> None:
     rows, others = threads.read(), processes.read()
     assert rows == others
     assert [row["task"] - 1 for row in rows if row["problem"]] == [GONE, BROKEN]
@@ -113,7 +113,7 @@ def test_processes_read_what_threads_read(threads: Lab, processes: Lab) -> None:
     np.testing.assert_allclose(scan, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_scan_that_crashes_its_decoder_is_a_problem_of_its_own(
+def test_a_scan_that_crashes_its_decoder_is_a_problem_of_that_scan_only(
     processes: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processes.files.pictures[12] = np.full((30, 30), 255, np.uint8)
@@ -122,12 +122,10 @@ def test_a_scan_that_crashes_its_decoder_is_a_problem_of_its_own(
     assert {row["task"] - 1: row["problem"] for row in rows if row["problem"]}.keys() == {GONE, BROKEN, 12}
     assert rows[12]["problem"] == CRASHED
     assert processes.learner.decoders() is not None
-    assert scan_of(processes.store.scan(PROJECT, 12) or {}).digest  # beside it, in the same group
+    assert scan_of(processes.store.scan(PROJECT, 12) or {}).digest  # its neighbour in the same batch
 
 
-def test_a_disk_that_is_full_ends_the_reading_and_loses_nothing(
-    processes: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_stops_reading_and_loses_nothing(processes: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     processes.files.pictures[30] = np.full((30, 30), 255, np.uint8)
     monkeypatch.setattr(processes.learner, "prepare_elsewhere", lambda: crasher.no_room_for_white)
     with pytest.raises(StorageFull, match="No space to write pixels"):

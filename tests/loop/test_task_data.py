@@ -1,4 +1,4 @@
-"""Task data is written by anybody: what makes no sense in it is unknown, and stops nothing."""
+"""Anybody can write task data: invalid values count as unknown and stop nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ANYTHING = st.recursive(
 SIZES = st.lists(st.floats() | st.integers() | st.just("1"), min_size=1, max_size=3)
 
 
-def test_what_an_import_writes_is_taken_over() -> None:
+def test_the_data_written_by_an_import_are_read() -> None:
     data = {"image": "x.png", "scan": "S-1", "axis": "axial", "slice": 17, "spacing_mm": [0.6875, 2], "group": "P-1"}
     assert read_task_data(data) == TaskData("S-1", 17, "P-1", 0.6875, 2.0)
     assert read_task_data({}) == read_task_data({"image": "x.png"}) == TaskData()
@@ -48,12 +48,12 @@ def test_what_an_import_writes_is_taken_over() -> None:
         ),
     ],
 )
-def test_what_makes_no_sense_is_unknown(data: dict[str, Any], expected: TaskData) -> None:
+def test_invalid_values_are_unknown(data: dict[str, Any], expected: TaskData) -> None:
     assert read_task_data(data) == expected
 
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, ANYTHING | SIZES)))
-def test_whatever_is_in_the_data_comes_out_as_every_database_takes_it(data: dict[str, Any]) -> None:
+def test_any_data_become_values_that_every_database_accepts(data: dict[str, Any]) -> None:
     found = read_task_data(data)
     for text in (found.volume, found.patient):
         assert len(text) <= MAX_LENGTH
@@ -65,7 +65,7 @@ def test_whatever_is_in_the_data_comes_out_as_every_database_takes_it(data: dict
 
 
 @given(st.text(st.characters()))
-def test_text_that_no_database_takes_is_made_so_that_it_does(text: str) -> None:
+def test_text_that_no_database_accepts_is_converted(text: str) -> None:
     found = storable(text, 10)
     assert len(found) <= 10
     assert found.encode().decode().replace("\0", "") == found

@@ -1,4 +1,4 @@
-"""Locks between workers: files alone, a real Redis alone, and both."""
+"""Locks between workers: only files, only a real Redis, and both."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.05)
 
 
-def test_only_one_holds_a_lock_and_it_is_free_again_afterwards(tmp_path: Path) -> None:
+def test_only_one_holds_a_lock_and_it_is_free_afterwards(tmp_path: Path) -> None:
     one, other = Locks(tmp_path), Locks(tmp_path)
     with one.held("project-1") as mine:
         assert mine
@@ -42,7 +42,7 @@ def test_only_one_holds_a_lock_and_it_is_free_again_afterwards(tmp_path: Path) -
         assert again
 
 
-def test_redis_keeps_apart_workers_whose_folders_share_no_locks(tmp_path: Path, redis_server: RedisServer) -> None:
+def test_redis_excludes_workers_whose_folders_share_no_locks(tmp_path: Path, redis_server: RedisServer) -> None:
     one, other = Locks(tmp_path / "a", redis_server.url), Locks(tmp_path / "b", redis_server.url)
     with one.held("project-1") as mine, other.held("project-1") as theirs:
         assert mine
@@ -52,7 +52,7 @@ def test_redis_keeps_apart_workers_whose_folders_share_no_locks(tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_lock_is_kept_longer_than_its_lease_while_its_holder_lives(tmp_path: Path, redis_server: RedisServer) -> None:
+def test_a_live_holder_keeps_its_lock_beyond_the_lease(tmp_path: Path, redis_server: RedisServer) -> None:
     one, other = Locks(tmp_path / "a", redis_server.url), Locks(tmp_path / "b", redis_server.url)
     with one.held("project-1") as mine:
         time.sleep(3)
@@ -62,7 +62,7 @@ def test_a_lock_is_kept_longer_than_its_lease_while_its_holder_lives(tmp_path: P
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_holder_takes_its_lock_again_when_redis_was_emptied(tmp_path: Path, redis_server: RedisServer) -> None:
+def test_a_holder_reacquires_its_lock_after_redis_was_emptied(tmp_path: Path, redis_server: RedisServer) -> None:
     client = redis.Redis.from_url(redis_server.url)
     one, other = Locks(tmp_path / "a", redis_server.url), Locks(tmp_path / "b", redis_server.url)
     with one.held("project-1") as mine:
@@ -74,7 +74,7 @@ def test_a_holder_takes_its_lock_again_when_redis_was_emptied(tmp_path: Path, re
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_holder_learns_that_somebody_else_was_faster(tmp_path: Path, redis_server: RedisServer) -> None:
+def test_a_holder_learns_that_another_took_its_lock(tmp_path: Path, redis_server: RedisServer) -> None:
     client = redis.Redis.from_url(redis_server.url)
     one, other = Locks(tmp_path / "a", redis_server.url), Locks(tmp_path / "b", redis_server.url)
     with one.held("project-1") as mine:
@@ -86,7 +86,7 @@ def test_a_holder_learns_that_somebody_else_was_faster(tmp_path: Path, redis_ser
 
 
 @pytest.mark.usefixtures("quick")
-def test_files_keep_workers_of_one_machine_apart_even_when_redis_was_emptied(
+def test_file_locks_exclude_workers_on_one_machine_even_after_redis_was_emptied(
     tmp_path: Path, redis_server: RedisServer
 ) -> None:
     one, other = Locks(tmp_path, redis_server.url), Locks(tmp_path, redis_server.url)
@@ -96,10 +96,10 @@ def test_files_keep_workers_of_one_machine_apart_even_when_redis_was_emptied(
             assert not theirs
 
 
-def test_a_file_system_without_locks_is_said_or_left_to_redis(
+def test_a_file_system_without_locks_is_reported_or_replaced_by_redis(
     tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lock that is a mere file would outlive a holder that was killed, and nobody could work any more."""
+    """A plain lock file would outlive a killed holder and block all workers."""
 
     def missing(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
@@ -116,9 +116,9 @@ def test_a_file_system_without_locks_is_said_or_left_to_redis(
         assert not theirs
     with other.held("without-files") as again:
         assert again
-    assert Store(tmp_path).projects() == []  # the records are made all the same
+    assert Store(tmp_path).projects() == []  # the records are still created
 
 
-def test_a_redis_that_is_away_gives_no_lock_and_no_error(tmp_path: Path, free_port: int) -> None:
+def test_an_unreachable_redis_gives_no_lock_and_no_error(tmp_path: Path, free_port: int) -> None:
     with Locks(tmp_path, f"redis://127.0.0.1:{free_port}/0").held("project-1") as mine:
         assert not mine

@@ -1,4 +1,4 @@
-"""The schema of the records: made, adopted, upgraded, and refused when it is newer than the code."""
+"""The schema of the records: created, adopted, upgraded, and refused if it is newer than the code."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ def revision(url: str) -> str | None:
 
 
 def differences(url: str) -> list[object]:
-    """Between the database and what the code describes."""
+    """The differences between the database and the schema in the code."""
     with create_engine(url).connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         return list(compare_metadata(context, metadata))
 
 
 def make_as_before(engine: Engine) -> None:
-    """The tables as they were before there were migrations."""
+    """Create the tables as before the first migration."""
     with engine.begin() as connection:
         upgrade(connection, FIRST)
         connection.execute(text("DROP TABLE alembic_version"))
 
 
-def test_a_migrated_database_is_just_what_the_code_describes(url: str, tmp_path: Path) -> None:
+def test_a_migrated_database_matches_the_schema_in_the_code(url: str, tmp_path: Path) -> None:
     Store(tmp_path, url)
     assert differences(url) == []
     assert revision(url) == HEAD
 
 
-def test_a_database_from_before_there_were_migrations_is_adopted_with_its_rows(url: str, tmp_path: Path) -> None:
+def test_a_database_from_before_the_first_migration_is_adopted_with_its_rows(url: str, tmp_path: Path) -> None:
     engine = create_engine(url)
     make_as_before(engine)
     with engine.begin() as connection:
@@ -86,7 +86,7 @@ def test_a_database_from_before_there_were_migrations_is_adopted_with_its_rows(u
 
 
 @pytest.mark.parametrize("adopted", [False, True])
-def test_a_process_killed_in_the_middle_of_a_migration_leaves_the_database_as_it_was(
+def test_a_process_killed_during_a_migration_leaves_the_database_unchanged(
     url: str, tmp_path: Path, adopted: bool
 ) -> None:
     if adopted:
@@ -139,7 +139,7 @@ def test_a_database_of_schema_0007_keeps_its_rows_under_the_new_names(url: str, 
     assert differences(url) == []
 
 
-def test_a_database_that_is_newer_than_the_code_is_refused_and_left_alone(url: str, tmp_path: Path) -> None:
+def test_a_database_that_is_newer_than_the_code_is_refused_and_unchanged(url: str, tmp_path: Path) -> None:
     Store(tmp_path, url).add_project(1)
     engine = create_engine(url)
     with engine.begin() as connection:

@@ -1,4 +1,4 @@
-"""Clusters and their medoids, against slow obvious code and scikit-learn's silhouette."""
+"""Clusters and their medoids, compared with naive code and scikit-learn's silhouette."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def three_blobs(n: int = 60) -> np.ndarray:
 
 @few
 @given(maps)
-def test_a_medoid_has_the_least_summed_distance_and_the_lowest_row_of_those(points: np.ndarray) -> None:
+def test_a_medoid_has_the_least_summed_distance_and_the_lowest_row_among_ties(points: np.ndarray) -> None:
     assert medoid(points) == slow_medoid(points)
 
 
 @few
 @given(st.one_of(maps, st.integers(1, 40).flatmap(lambda n: arrays(np.float64, (n, 2), elements=st.floats(-9, 9)))))
-def test_the_medoid_of_a_large_cluster_is_the_same_though_few_sums_are_computed(points: np.ndarray) -> None:
+def test_the_medoid_of_a_large_cluster_is_exact_although_few_sums_are_computed(points: np.ndarray) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sampling.clustering.FEW", 0)
         patch.setattr("sampling.clustering.STRIPS", 3)
@@ -87,7 +87,7 @@ def test_same_seed_same_clusters(points: np.ndarray, seed: int) -> None:
 
 @few
 @given(maps, st.data())
-def test_mean_silhouettes_are_those_of_scikit_learn(points: np.ndarray, data: st.DataObject) -> None:
+def test_mean_silhouettes_match_scikit_learn(points: np.ndarray, data: st.DataObject) -> None:
     numbers = arrays(np.intp, len(points), elements=st.integers(0, 3))
     labelings = [data.draw(numbers) for _ in range(3)]
     for labels, mean in zip(labelings, mean_silhouettes(points, labelings), strict=True):
@@ -106,7 +106,7 @@ def test_the_chosen_k_has_the_best_silhouette_of_all_k_by_scikit_learn() -> None
     assert not found.silhouette_sampled
 
 
-def test_k_goes_to_twenty_by_default_and_to_n_minus_one_in_a_small_pool() -> None:
+def test_k_is_at_most_twenty_by_default_and_at_most_n_minus_one() -> None:
     random = np.random.default_rng(0)
     assert max(choose_clusters(random.normal(size=(40, 2)), seed=0).silhouette) == 20
     assert max(choose_clusters(random.normal(size=(9, 2)), seed=0).silhouette) == 8
@@ -125,31 +125,31 @@ def test_one_or_two_scans_are_one_cluster(n: int) -> None:
     assert found.labels.tolist() == [0] * n
 
 
-def test_three_scans_of_which_two_are_close_are_two_clusters() -> None:
+def test_three_scans_with_two_close_ones_are_two_clusters() -> None:
     found = choose_clusters(np.array([[9.0, 9], [0, 0], [0, 1]]), seed=0)
     assert found.labels.tolist() == [1, 0, 0]
     assert found.medoids.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("n", [3, 50])
-def test_scans_all_in_one_place_are_one_cluster(n: int) -> None:
+def test_scans_that_all_coincide_are_one_cluster(n: int) -> None:
     found = choose_clusters(np.full((n, 2), 3.3), seed=0)
     assert (found.k, found.medoids.tolist()) == (1, [0])
 
 
-def test_copies_never_make_more_clusters_than_there_are_places() -> None:
+def test_copies_never_make_more_clusters_than_distinct_places() -> None:
     found = choose_clusters(np.repeat([[0.0, 0], [5, 5]], 10, axis=0), seed=0)
     assert found.k == 2
     assert list(found.silhouette) == [2]
     assert found.silhouette[2] == 1.0
 
 
-def test_places_too_close_to_tell_apart_do_not_break_k_means() -> None:
+def test_nearly_identical_places_do_not_break_k_means() -> None:
     found = choose_clusters(np.array([[0.0, 0], [1e-200, 0], [2e-200, 0], [3e-200, 0]]), seed=0)
     assert sorted(set(found.labels.tolist())) == list(range(found.k))
 
 
-def test_a_large_map_takes_silhouettes_on_a_sample_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_map_uses_silhouettes_of_a_sample_and_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sampling.clustering.SILHOUETTE_ROWS", 200)
     xy = three_blobs(600)
     found = choose_clusters(xy, k_max=5, seed=0)

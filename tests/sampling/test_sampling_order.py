@@ -1,4 +1,4 @@
-"""Farthest-first picks and the cold-start order, against slow obvious code."""
+"""Farthest-first picks and the cold-start order, compared with naive code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def slow_farthest(points: np.ndarray, n: int, start: int) -> list[int]:
 
 @st.composite
 def clustered_maps(draw: st.DrawFn) -> tuple[np.ndarray, Clustering]:
-    """Any clusters, in any numbering and of any sizes: not only those that `choose_clusters` would make."""
+    """Clusters with any numbering and any sizes, not only those that `choose_clusters` makes."""
     n = draw(st.integers(1, 30))
     xy = draw(arrays(np.float64, (n, 2), elements=coordinates))
     k = draw(st.integers(1, min(n, 5)))
@@ -44,7 +44,7 @@ def clustered_maps(draw: st.DrawFn) -> tuple[np.ndarray, Clustering]:
 
 @few
 @given(points_in_space, st.data())
-def test_every_farthest_first_pick_is_the_farthest_and_the_lowest_row_of_those(
+def test_every_farthest_first_pick_is_the_farthest_with_the_lowest_row_among_ties(
     points: np.ndarray, data: st.DataObject
 ) -> None:
     n = data.draw(st.integers(1, len(points)))
@@ -61,9 +61,7 @@ plane = st.integers(2, 60).flatmap(
 
 @few
 @given(plane, st.data())
-def test_in_the_plane_looking_at_the_surroundings_only_gives_the_same_picks(
-    points: np.ndarray, data: st.DataObject
-) -> None:
+def test_in_the_plane_a_local_search_gives_the_same_picks(points: np.ndarray, data: st.DataObject) -> None:
     n = data.draw(st.integers(1, len(points)))
     start = data.draw(st.integers(0, len(points) - 1))
     with pytest.MonkeyPatch.context() as patch:
@@ -74,7 +72,7 @@ def test_in_the_plane_looking_at_the_surroundings_only_gives_the_same_picks(
 
 
 @pytest.mark.parametrize("grid", [0.0, 0.02, 0.3])
-def test_hundreds_of_scans_get_the_same_picks_either_way(grid: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hundreds_of_scans_get_the_same_picks_with_both_searches(grid: float, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(4)
     points = np.concatenate([random.normal(0, 0.2, (300, 2)), random.normal(5, 2, (300, 2))])
     if grid:
@@ -84,7 +82,7 @@ def test_hundreds_of_scans_get_the_same_picks_either_way(grid: float, monkeypatc
     np.testing.assert_array_equal(quick, farthest_first(points, 600, start=17))
 
 
-def test_positions_whose_squares_are_too_large_for_a_number_are_each_picked_once(
+def test_positions_whose_squares_overflow_are_each_picked_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sampling.farthest.FIRST_PICKS", 1)
@@ -136,7 +134,7 @@ def test_a_cold_start_lists_every_scan_once_with_its_cluster_medoids_first(case)
 
 @few
 @given(clustered_maps())
-def test_every_beginning_of_a_cold_start_has_websters_number_of_scans_from_each_cluster(case) -> None:
+def test_every_prefix_of_a_cold_start_has_the_webster_share_of_each_cluster(case) -> None:
     xy, clustering = case
     k = clustering.k
     sizes = [int((clustering.labels == c).sum()) for c in range(k)]
@@ -151,7 +149,7 @@ def test_every_beginning_of_a_cold_start_has_websters_number_of_scans_from_each_
 
 @few
 @given(clustered_maps())
-def test_within_its_cluster_each_pick_is_the_farthest_from_those_already_taken_there(case) -> None:
+def test_each_pick_is_the_farthest_from_the_earlier_picks_of_its_cluster(case) -> None:
     xy, clustering = case
     order = cold_start_order(xy, clustering)
     for cluster in range(clustering.k):
@@ -161,7 +159,7 @@ def test_within_its_cluster_each_pick_is_the_farthest_from_those_already_taken_t
         assert order.rows[order.cluster == cluster].tolist() == expected.tolist()
 
 
-def test_a_long_beginning_is_within_one_scan_of_proportional() -> None:
+def test_a_long_prefix_is_within_one_scan_of_proportional() -> None:
     labels = np.repeat([0, 1, 2], [60, 30, 10])
     xy = np.random.default_rng(0).normal(size=(100, 2))
     order = cold_start_order(xy, Clustering(labels, np.array([0, 60, 90]), {}, 0))

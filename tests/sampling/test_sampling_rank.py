@@ -1,4 +1,4 @@
-"""The ranking once a model exists, against a naive re-computation of S(i) at every pick."""
+"""The ranking once a model exists, compared with a naive recomputation of S(i) at every pick."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def naive_min_max(values: dict[int, float]) -> dict[int, float]:
 
 
 def naive_terms(entropy, xy, labelled: list[int], picked: list[int]) -> tuple[dict, dict]:
-    """H and D of every candidate, from nothing but the definition."""
+    """H and D of every candidate, directly from the definition."""
     unlabelled = [i for i in range(len(xy)) if i not in labelled]
     h = naive_min_max({i: float(entropy[i]) for i in unlabelled})
     taken, left = labelled + picked, [i for i in unlabelled if i not in picked]
@@ -44,7 +44,7 @@ def naive_terms(entropy, xy, labelled: list[int], picked: list[int]) -> tuple[di
 
 @few
 @given(pools(), st.integers(0, 12), st.sampled_from([0.0, 0.25, 0.5, 0.7, 1.0]))
-def test_every_pick_has_the_highest_score_at_that_moment_and_the_lowest_row_of_those(pool, count, alpha) -> None:
+def test_every_pick_has_the_highest_current_score_and_the_lowest_row_among_ties(pool, count, alpha) -> None:
     entropy, xy, chosen = pool
     kept = entropy.copy(), xy.copy()
     found = rank(entropy, xy, chosen, alpha=alpha, count=count)
@@ -65,7 +65,7 @@ def test_every_pick_has_the_highest_score_at_that_moment_and_the_lowest_row_of_t
 
 @few
 @given(pools(), st.integers(0, 12))
-def test_many_labelled_scans_found_by_a_tree_give_the_same_ranking(pool, count) -> None:
+def test_a_tree_search_for_many_labelled_scans_gives_the_same_ranking(pool, count) -> None:
     entropy, xy, chosen = pool
     one_by_one = rank(entropy, xy, chosen, count=count)
     with pytest.MonkeyPatch.context() as patch:
@@ -77,7 +77,7 @@ def test_many_labelled_scans_found_by_a_tree_give_the_same_ranking(pool, count) 
 
 @few
 @given(pools(), st.integers(0, 6))
-def test_a_shorter_ranking_is_the_beginning_of_a_longer_one(pool, count) -> None:
+def test_a_shorter_ranking_is_a_prefix_of_a_longer_one(pool, count) -> None:
     entropy, xy, chosen = pool
     short, whole = (rank(entropy, xy, chosen, alpha=0.5, count=n) for n in (count, 99))
     np.testing.assert_array_equal(short.rows, whole.rows[:count])
@@ -91,7 +91,7 @@ def test_with_nothing_labelled_the_first_pick_is_the_most_uncertain() -> None:
     assert found.diversity.tolist() == [0.0, 1.0, 0.0]
 
 
-def test_with_alpha_one_the_ranking_descends_by_entropy() -> None:
+def test_with_alpha_one_the_ranking_is_by_decreasing_entropy() -> None:
     entropy = np.array([0.3, 0.9, 0.9, 0.1])
     found = rank(entropy, np.random.default_rng(0).normal(size=(4, 2)), [], alpha=1.0, count=4)
     assert found.rows.tolist() == [1, 2, 0, 3]
@@ -102,7 +102,7 @@ def test_with_alpha_zero_picks_spread_from_the_labelled_scan() -> None:
     assert rank(np.zeros(4), line, [0], alpha=0.0, count=3).rows.tolist() == [3, 2, 1]
 
 
-def test_a_pick_pushes_its_neighbours_down() -> None:
+def test_a_pick_lowers_the_rank_of_its_neighbours() -> None:
     xy = np.array([[0.0, 0], [10, 0], [9.9, 0], [5, 5]])
     found = rank(np.array([np.nan, 0.9, 0.89, 0.5]), xy, [0], count=3)
     assert found.rows.tolist() == [1, 3, 2]
@@ -115,22 +115,22 @@ def test_alpha_is_one_half_by_default() -> None:
     )
 
 
-def test_scores_that_differ_by_rounding_only_are_a_tie_that_goes_to_the_lower_row() -> None:
+def test_scores_that_differ_only_by_rounding_are_a_tie_won_by_the_lower_row() -> None:
     entropy = np.array([0.0, 0.0, 0.375, 0.875, 0.0])  # 0.7 * (0.375 / 0.875) and (1 - 0.7) * 1 are both 0.3
     xy = np.array([[0.0, 0], [0, 0], [0, 0], [0, 0], [0, 1]])
     assert rank(entropy, xy, [], alpha=0.7, count=2).rows.tolist() == [3, 2]
 
 
-def test_constant_entropy_counts_nothing() -> None:
+def test_constant_entropy_has_no_effect() -> None:
     found = rank(np.full(3, 0.7), np.array([[0.0, 0], [1, 0], [5, 0]]), [0], alpha=0.5, count=1)
     assert (found.rows.tolist(), found.entropy.tolist(), found.score.tolist()) == ([2], [0.0], [0.5])
 
 
-def test_scans_all_in_one_place_are_ranked_by_entropy_then_row() -> None:
+def test_scans_that_all_coincide_are_ranked_by_entropy_then_row() -> None:
     assert rank(np.array([0.1, 0.5, 0.5, 0.9]), np.ones((4, 2)), [], count=4).rows.tolist() == [3, 1, 2, 0]
 
 
-def test_when_all_is_labelled_nothing_is_left_to_rank() -> None:
+def test_with_all_scans_labelled_nothing_is_left_to_rank() -> None:
     found = rank(np.full(2, np.nan), np.zeros((2, 2)), [0, 1], count=5)
     assert [len(a) for a in (found.rows, found.score, found.entropy, found.diversity)] == [0, 0, 0, 0]
 
@@ -168,7 +168,7 @@ def test_nan_entropy_of_an_unlabelled_scan_is_refused_with_its_row_in_the_pool()
         ({"xy": np.zeros((3, 3))}, "xy: got shape (3, 3), wanted (N, 2), one row per scan and N >= 1"),
     ],
 )
-def test_what_cannot_be_ranked_is_refused_with_what_was_wanted(arguments: dict, words: str) -> None:
+def test_invalid_input_is_refused_with_what_was_expected(arguments: dict, words: str) -> None:
     given_ = {"entropy": np.zeros(3), "xy": np.zeros((3, 2)), "chosen": [], "count": 1} | arguments
     with pytest.raises(ValueError, match=re.escape(words)):
         rank(**given_)

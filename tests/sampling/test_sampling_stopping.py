@@ -1,4 +1,4 @@
-"""Whether more labels are worth it: values of the curve, what its interval covers, and when nobody is told to stop."""
+"""Whether more labels are worth it: the fitted curve, the coverage of its interval, and the advice to stop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEEP = Curve(0.8, 0.6, 0.03)
 FLAT = Curve(0.02, 1.0, 0.05)
 
 
-def test_an_exact_power_law_is_found_again() -> None:
+def test_an_exact_power_law_is_recovered() -> None:
     found = fit_curve(learning(STEEP, 8))
     assert (found.a, found.b, found.c) == pytest.approx((0.8, 0.6, 0.03), abs=1e-6)
     again = fit_curve(learning(STEEP, 8)[::-1])
@@ -35,7 +35,7 @@ def test_with_fewer_than_four_models_the_exponent_is_a_half() -> None:
     assert fit_curve(learning(STEEP, FREE)).b == pytest.approx(0.6)
 
 
-def test_a_dice_that_falls_is_taken_for_noise_and_never_for_a_loss() -> None:
+def test_a_falling_dice_is_treated_as_noise_and_never_as_a_loss() -> None:
     falling = [Point(n, d, 8) for n, d in ((20, 0.9), (30, 0.89), (40, 0.88), (50, 0.87))]
     curve = fit_curve(falling)
     assert (curve.a, curve.gain(50, 10)) == (0.0, 0.0)
@@ -43,11 +43,11 @@ def test_a_dice_that_falls_is_taken_for_noise_and_never_for_a_loss() -> None:
     assert gain == low == 0.0 < high
 
 
-def test_models_with_the_same_labels_tell_nothing_about_more_of_them() -> None:
+def test_models_with_equal_label_counts_do_not_predict_a_gain() -> None:
     assert fit_curve([Point(20, 0.8, 4), Point(20, 0.9, 4)]).a == 0.0
 
 
-def test_the_interval_holds_the_gain_and_is_the_same_at_every_call() -> None:
+def test_the_interval_contains_the_gain_and_is_reproducible() -> None:
     points = learning(STEEP, 8)
     gain, low, high = expected_gain(points, 10)
     assert gain == pytest.approx(STEEP.gain(90, 10), abs=1e-6)
@@ -57,7 +57,7 @@ def test_the_interval_holds_the_gain_and_is_the_same_at_every_call() -> None:
 
 @pytest.mark.parametrize(("b", "models"), [(0.3, 5), (0.7, 3), (0.7, 8), (1.2, 5), (1.2, 15)])
 def test_the_interval_covers_the_true_gain_of_noisy_projects(b: float, models: int) -> None:
-    """Held-out scans of which some are harder, and trainings that differ: 100 projects with known curves."""
+    """100 projects with known curves; some held-out scans are harder, and trainings vary."""
     random, held = np.random.default_rng(5), []
     for _ in range(100):
         truth = Curve(random.uniform(0.1, 0.5) * 20**b, b, random.uniform(0.02, 0.12))
@@ -70,7 +70,7 @@ def test_the_interval_covers_the_true_gain_of_noisy_projects(b: float, models: i
     assert np.mean(held) >= 0.88
 
 
-def test_fewer_held_out_scans_make_a_wider_interval() -> None:
+def test_fewer_held_out_scans_give_a_wider_interval() -> None:
     widths = []
     for n in (4, 40):
         _, low, high = expected_gain([replace(p, n=n) for p in learning(STEEP, 8)], 10)
@@ -90,15 +90,15 @@ def test_labels_are_worth_it_until_a_round_gains_less_than_the_threshold() -> No
 
 
 def test_agreement_is_the_mean_dice_of_two_models() -> None:
-    one, other, none = (np.array([row], np.uint8) for row in ([1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]))
+    one, other, empty = (np.array([row], np.uint8) for row in ([1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]))
     assert agreement([(one, one)], 2) == 1.0
     assert agreement([(one, one), (one, other)], 2) == pytest.approx(0.75)
-    assert agreement([(none, none), (one, none)], 2) == pytest.approx(0.5)
+    assert agreement([(empty, empty), (one, empty)], 2) == pytest.approx(0.5)
     with pytest.raises(ValueError, match=r"^pairs: got none, wanted the masks of at least one scan$"):
         agreement([], 2)
 
 
-def test_the_scans_on_which_models_are_compared_stay_the_same_while_they_are_there() -> None:
+def test_the_agreement_sample_stays_the_same_while_its_scans_exist() -> None:
     names = [f"d{i}" for i in range(500)]
     sample = agreement_sample(names)
     assert len(sample) == len(set(sample)) == 40
@@ -133,13 +133,13 @@ def test_advice(what: str, points: list[Point], same: float | None, wanted: str)
     assert advice(points, same=same) == wanted, what
 
 
-def test_a_flat_curve_on_which_much_may_still_be_gained_is_not_told_to_stop() -> None:
+def test_a_flat_curve_with_a_large_possible_gain_does_not_advise_stopping() -> None:
     wild = [Point(20 + 10 * i, d, 4) for i, d in enumerate((0.5, 0.75, 0.45, 0.7, 0.5))]
     assert advice(wild) in ("too early to say", "go on")
 
 
 @pytest.mark.parametrize("models", range(2, 20))
-def test_nobody_is_told_to_stop_while_the_next_round_may_be_worth_two(models: int) -> None:
+def test_stopping_is_not_advised_while_the_next_round_may_gain_twice_the_threshold(models: int) -> None:
     for curve in (STEEP, FLAT, Curve(2.0, 1.0, 0.1)):
         hint = stopping_hint(learning(curve, models), round_size=10, left=300, agreement=1.0)
         assert hint.low is not None
@@ -151,7 +151,7 @@ def test_nobody_is_told_to_stop_while_the_next_round_may_be_worth_two(models: in
             assert hint.high < 2 * WORTH
 
 
-def test_sentences_are_for_people() -> None:
+def test_the_sentences_are_readable() -> None:
     hint = stopping_hint(learning(STEEP, 4), round_size=10, left=300)
     assert hint.sentence == (
         f"About {hint.labels_worth} more labels are expected to be worth it: the next 10 labels should raise the "
@@ -180,6 +180,6 @@ def test_sentences_are_for_people() -> None:
         (lambda: fit_curve([]), "points: got none, wanted at least one trained model"),
     ],
 )
-def test_what_is_no_learning_curve_is_refused(make: Callable[[], object], words: str) -> None:
+def test_an_invalid_learning_curve_is_refused(make: Callable[[], object], words: str) -> None:
     with pytest.raises(ValueError, match=f"^{words.replace('(', '[(]').replace(')', '[)]')}$"):
         make()

@@ -1,4 +1,4 @@
-"""Uncertainty of an image: bounds, values worked out by hand, and what is refused."""
+"""Uncertainty of an image: bounds, values computed by hand, and refused input."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_certainty_is_zero_and_ignorance_is_one(measure, classes: int) -> None:
     assert float(measure(np.full((classes, 3, 5), 1 / classes))) == pytest.approx(1.0, abs=1e-12)
 
 
-def test_values_worked_out_by_hand() -> None:
+def test_values_computed_by_hand() -> None:
     p = np.zeros((2, 1, 2))
     p[:, 0, 0] = 0.25, 0.75  # entropy 0.811278 bits
     p[:, 0, 1] = 1.0, 0.0
@@ -110,7 +110,7 @@ def test_nan_in_the_padding_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("factor", [-1.0, 2.0, 0.9])
-def test_what_is_no_probability_is_refused_with_the_row_of_the_image(factor: float) -> None:
+def test_invalid_probabilities_are_refused_with_the_row_of_the_image(factor: float) -> None:
     p = np.full((3, 2, 2, 2), 0.5)
     p[2] *= factor
     with pytest.raises(ValueError, match=r"^probabilities: row 2 is in .*wanted 0..1 and sums of 1. Apply softmax"):
@@ -123,7 +123,7 @@ def test_a_wrong_shape_is_refused_and_one_sigmoid_output_is_explained(shape: tup
         image_entropy(np.full(shape, 0.5))
 
 
-def test_an_image_without_pixels_of_its_own_is_refused_with_its_row() -> None:
+def test_an_image_that_is_all_padding_is_refused_with_its_row() -> None:
     inside = np.ones((2, 3, 3), dtype=bool)
     inside[1] = False
     with pytest.raises(ValueError, match=r"^inside: row 1 has no True pixel"):

@@ -1,4 +1,4 @@
-"""How benchmarks compute and print; nothing here depends on how fast the machine is."""
+"""How benchmarks compute and print; nothing here depends on the speed of the machine."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from benchmarks.measure import Comparison, alternate, report, rounded, spread, s
 from benchmarks.pools import covering_radius, embeddings, power_law, trustworthiness, unit
 
 ROOT = Path(__file__).resolve().parents[2]
-LASTS = 900  # seconds that none of them may need with --quick, whatever else runs
+LASTS = 900  # time limit in seconds for each with --quick, even on a busy machine
 BENCHMARKS = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if '"--quick"' in p.read_text())
 
 
 @pytest.mark.long
 @pytest.mark.label_studio
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_every_benchmark_still_runs_to_its_end(name: str, tmp_path: Path) -> None:
-    """What it measures is not looked at: nothing may depend on how fast the machine is."""
+def test_every_benchmark_still_finishes(name: str, tmp_path: Path) -> None:
+    """Its measurements are ignored: nothing may depend on the speed of the machine."""
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -36,7 +36,7 @@ def test_every_benchmark_still_runs_to_its_end(name: str, tmp_path: Path) -> Non
             said, errors = running.communicate(timeout=LASTS)
         finally:
             if running.poll() is None:
-                running.send_signal(signal.SIGINT)  # it ends the servers that it started
+                running.send_signal(signal.SIGINT)  # it stops the servers that it started
     assert running.returncode in (0, 1), errors  # 1: a limit was not met
     assert said.strip(), errors
     assert math.isfinite(json.loads(said.splitlines()[-1])["ratio"])
@@ -58,7 +58,7 @@ def test_times_that_cannot_be_compared_are_refused(times: tuple[tuple[float, ...
         Comparison(*times)
 
 
-def test_the_two_ways_take_turns_in_going_first_and_the_warmup_is_not_counted() -> None:
+def test_the_two_methods_alternate_in_going_first_and_the_warmup_is_not_counted() -> None:
     calls: list[str] = []
 
     def way(name: str, seconds: float) -> float:
@@ -97,21 +97,21 @@ def test_the_last_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) ->
     assert any("1.235" in line for line in lines)
 
 
-def test_a_larger_pool_begins_with_the_smaller_one_and_later_scans_are_others() -> None:
+def test_a_larger_pool_begins_with_the_smaller_one_and_later_scans_differ() -> None:
     small, large = embeddings(50, seed=2), embeddings(60, seed=2)
     assert (large.shape, large.dtype) == ((60, 512), np.float32)
     np.testing.assert_array_equal(large[:50], small)
     assert not np.isclose(embeddings(50, seed=2, later=True), small).all(axis=1).any()
 
 
-def test_trustworthiness_of_all_rows_is_that_of_scikit_learn() -> None:
+def test_trustworthiness_of_all_rows_matches_scikit_learn() -> None:
     rows = embeddings(80, seed=0)
     xy = np.random.default_rng(0).normal(size=(80, 2))
     ours, _ = trustworthiness(rows, xy, range(80), k=7)
     assert ours == pytest.approx(trustworthiness_of_all(unit(rows), xy, n_neighbors=7), abs=1e-9)
 
 
-def test_a_map_that_keeps_all_neighbours_is_worth_all_trust() -> None:
+def test_a_map_that_keeps_all_neighbours_has_trustworthiness_one() -> None:
     angle = np.random.default_rng(0).uniform(0, 1, 60)
     rows = np.column_stack([np.cos(angle), np.sin(angle)])
     assert trustworthiness(rows, rows, range(0, 60, 3), k=5) == (1.0, 1.0)
@@ -123,5 +123,5 @@ def test_the_covering_radius_is_the_distance_of_the_row_farthest_from_all_picks(
     assert covering_radius(rows, [4, 9]) == pytest.approx(apart.min(axis=1).max(), abs=1e-5)
 
 
-def test_a_power_law_is_found_again() -> None:
+def test_a_power_law_is_recovered() -> None:
     assert power_law([10, 20, 80], [3 * n**1.5 for n in (10, 20, 80)]) == pytest.approx((1.5, 3.0))

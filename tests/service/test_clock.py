@@ -18,12 +18,12 @@ pytestmark = pytest.mark.label_studio
 COLD, ROUND = 8, 5
 SETTINGS = {"cold_start_size": COLD, "round_size": ROUND}
 DAY = 86_400.0
-SOON = 180.0  # seconds; a listing of everything, which mends whatever a clock did, comes every 900
+SOON = 180.0  # seconds; a full listing, which repairs any effect of a clock jump, comes only every 900
 Scans = list[tuple[Path, Path]]
 
 
 class Clock:
-    """The wall clock of processes started with `env`, that far from the true one; monotonic clocks are left alone."""
+    """The wall clock of processes started with `env`, shifted by an offset; monotonic clocks are not changed."""
 
     def __init__(self, file: Path, offset: str) -> None:
         library = next(iter(sorted(Path("/usr/lib").glob("**/faketime/libfaketimeMT.so.1"))), None)
@@ -39,7 +39,7 @@ class Clock:
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "DONT_FAKE_MONOTONIC": "1",  # its name in older versions
-            "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # else timed waits end at once, and threads spin for the GIL
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # otherwise timed waits end at once, and threads spin for the GIL
             "NO_FAKE_STAT": "1",
         }
         self.jump_to(offset)
@@ -51,7 +51,7 @@ class Clock:
 
 
 def trained(store: Store, lab: Lab) -> list[int]:
-    """How many labels each model was trained on."""
+    """The number of labels that each model was trained on."""
     return [len(m["trained_on"]) for m in store.models(lab.project)]
 
 
@@ -88,7 +88,7 @@ def test_our_clock_jumps_by_days_between_and_during_steps(
         lab.ended_whole(store, 2)
         assert trained(store, lab) == [COLD, COLD + ROUND]
         made = [m["created_at"] - time.time() for m in store.models(lab.project)]
-        assert made[0] > 2 * DAY  # else no clock jumped
+        assert made[0] > 2 * DAY  # otherwise no clock jumped
         assert made[1] < -DAY
         assert "Traceback" not in service.log()
     lab.close()
@@ -98,21 +98,21 @@ def test_our_clock_jumps_by_days_between_and_during_steps(
 def test_the_clock_of_label_studio_jumps_by_hours_while_annotators_label(scans60: Scans, tmp_path: Path) -> None:
     clock = Clock(tmp_path / "clock", "-12h")
     with LabelStudio.start(tmp_path / "label-studio", extra_env=clock.env) as label_studio:
-        service = Service(label_studio, tmp_path / "data")  # with a token of twelve hours ago
+        service = Service(label_studio, tmp_path / "data")  # with a token from twelve hours ago
         clock.jump_to("-6h")
         lab = Lab(label_studio, scans60, extra_params=SETTINGS)
         with service:
             lab.connect(service)
             service.wait(lab.project, lambda s: s["embedded"] > 0)
-            clock.jump_to("-4h")  # the access tokens that we hold are no longer good, and look as if they were
+            clock.jump_to("-4h")  # our access tokens are no longer valid, but seem to be
             lab.wait_for_round(0, seconds=SOON)
             lab.label(COLD - 4)
             service.wait(lab.project, lambda s: s["labelled"] == COLD - 4)
-            clock.jump_to("-8h")  # what is labelled now lies before everything that was seen
+            clock.jump_to("-8h")  # new labels are now older than everything that was seen
             lab.label(4)
             lab.wait_for_round(1, seconds=SOON)
 
-            # some ahead of what was seen and some behind it, so that one look meets both
+            # some ahead of the cursor and some behind it, so that one reconciliation sees both
             clock.jump_to("-2h")
             lab.label(2)
             clock.jump_to("-8h")

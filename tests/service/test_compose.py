@@ -23,7 +23,7 @@ PAGE = (ROOT / "docs" / "how-to" / "deployment.md").read_text()
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
-    """The services as docker-compose understands them, with what is laid over the file."""
+    """The services as docker-compose resolves them, with override files."""
     if shutil.which("docker-compose") is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("docker-compose is not installed")
     env = tmp_path_factory.mktemp("compose") / "env"
@@ -57,7 +57,7 @@ def services(read: Callable[..., dict[str, Any]]) -> dict[str, Any]:
 
 def test_the_example_names_exactly_the_variables_used_and_no_secret_has_a_default() -> None:
     example = set(re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.M))
-    assert example - {"COMPOSE_PROFILES"} == set(re.findall(r"\$\{(\w+)", TEXT))  # that one docker compose reads itself
+    assert example - {"COMPOSE_PROFILES"} == set(re.findall(r"\$\{(\w+)", TEXT))  # docker compose reads this one itself
     assert not re.search(r"\$\{\w*PASSWORD(?!:\?)", TEXT)
 
 
@@ -68,12 +68,12 @@ def test_label_studio_guards_are_narrow_and_sentry_is_off(services: dict[str, An
     assert given["SENTRY_DSN"] == given["FRONTEND_SENTRY_DSN"] == ""
 
 
-def test_label_studio_lets_everybody_sign_up_only_until_the_engineer_says_otherwise(services: dict[str, Any]) -> None:
+def test_label_studio_allows_sign_up_only_until_the_engineer_disables_it(services: dict[str, Any]) -> None:
     assert str(services["label-studio"]["environment"]["DISABLE_SIGNUP_WITHOUT_LINK"]) == "0"
     assert "LABEL_STUDIO_INVITED_ONLY=1" in PAGE
 
 
-def test_the_override_for_a_hospitals_own_authority_is_one(read: Callable[..., dict[str, Any]]) -> None:
+def test_the_override_for_a_hospital_certificate_authority_is_valid(read: Callable[..., dict[str, Any]]) -> None:
     (override,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
     services = read(override)
     for name in ("scanqueue", "worker"):
@@ -88,7 +88,7 @@ def test_settings_accept_the_environment(services: dict[str, Any], tmp_path: Pat
         given = services[name]["environment"] | {"SCANQUEUE_LABEL_STUDIO_API_KEY_FILE": str(tmp_path / "token")}
         read = Settings.from_env(given)
         missing = {f"SCANQUEUE_{f.name.upper()}" for f in fields(Settings)} - set(given)
-        # the port is in the file's own ports and health check; the token comes from a file
+        # the port is in the ports and the health check of the file; the token comes from a file
         assert missing == {"SCANQUEUE_PORT", "SCANQUEUE_LABEL_STUDIO_API_KEY"}
         assert read.host == "0.0.0.0"
         assert read.user
@@ -96,7 +96,7 @@ def test_settings_accept_the_environment(services: dict[str, Any], tmp_path: Pat
     assert read.public_url == "http://scanqueue.internal:9090"
 
 
-def test_every_service_is_watched_restarted_and_confined(services: dict[str, Any]) -> None:
+def test_every_service_has_a_health_check_a_restart_policy_and_confinement(services: dict[str, Any]) -> None:
     for name, one in services.items():
         assert one["restart"] == "unless-stopped", name
         assert one["healthcheck"]["test"], name

@@ -1,4 +1,4 @@
-"""Redis, PostgreSQL, server and workers are killed under a running project: nothing lost, nothing doubled."""
+"""Redis, PostgreSQL, server and workers are killed under a running project: nothing is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ pytestmark = pytest.mark.label_studio
 COLD, ROUND = 8, 5
 SETTINGS = {"cold_start_size": COLD, "round_size": ROUND}
 CREDENTIALS = {"SCANQUEUE_USER": "lab", "SCANQUEUE_PASSWORD": "reading-room"}
-WELL_UNDER = 0.9  # seconds; Label Studio gives a webhook up after one
-PAGES_PER_LOOK = 1  # how often a look that finds nothing new asks for the project's page
-DOWN = 3.0  # seconds until what was killed is started again
+WELL_UNDER = 0.9  # seconds; Label Studio abandons a webhook after one
+PAGES_PER_RECONCILIATION = 1  # requests of the project's page by a reconciliation that finds nothing new
+DOWN = 3.0  # seconds until a killed process is restarted
 Scans = list[tuple[Path, Path]]
 
 
 @contextmanager
 def down(server: RedisServer | PostgresServer) -> Iterator[None]:
-    """While inside, the server was killed."""
+    """Inside the context, the server is down."""
     server.kill()
     try:
         yield
@@ -46,7 +46,7 @@ def down(server: RedisServer | PostgresServer) -> Iterator[None]:
         server.start()
 
 
-@pytest.mark.long  # test_stack has a shorter one
+@pytest.mark.long  # test_stack has a shorter version
 def test_killed_one_after_the_other_the_parts_of_the_stack_recover_by_themselves(
     label_studio: LabelStudio, scans60: Scans, tmp_path: Path
 ) -> None:
@@ -61,7 +61,7 @@ def test_killed_one_after_the_other_the_parts_of_the_stack_recover_by_themselves
             redis.Redis.from_url(broker.url).flushall()
             lab.wait_for_round(0, seconds=300)
 
-            # the records and the queue go away while annotators submit
+            # records and queue become unavailable while annotators submit
             lab.label(COLD - 2)
             with down(postgres):
                 lab.label(1)
@@ -71,14 +71,14 @@ def test_killed_one_after_the_other_the_parts_of_the_stack_recover_by_themselves
                 time.sleep(DOWN)
             service.wait(lab.project, lambda s: s["phase"] == "training" or s["round"] == 1)
 
-            # while it trains: the database once more, then the process that trains, whichever it is
+            # during training: the database again, then the training process, whichever it is
             with down(postgres):
                 time.sleep(DOWN)
             for keeper in service.workers:
                 os.kill(worker_of(keeper.pid), signal.SIGKILL)
             lab.wait_for_round(1, seconds=600)
 
-            # the server is away while annotators submit
+            # the server is down while annotators submit
             service.kill_server()
             lab.label(ROUND)
             service.start_server()
@@ -95,9 +95,9 @@ def test_killed_one_after_the_other_the_parts_of_the_stack_recover_by_themselves
     lab.close()
 
 
-@pytest.mark.long  # test_api has a database that hangs, in one process
+@pytest.mark.long  # test_api has a hanging database, in one process
 @pytest.mark.parametrize("frozen", ["queue", "database"])
-def test_no_webhook_waits_for_a_queue_or_a_database_that_hangs(
+def test_no_webhook_waits_for_a_hanging_queue_or_database(
     frozen: str, label_studio: LabelStudio, scans60: Scans, tmp_path: Path
 ) -> None:
     with PostgresServer() as postgres, RedisServer(tmp_path / "redis") as broker:
@@ -113,7 +113,7 @@ def test_no_webhook_waits_for_a_queue_or_a_database_that_hangs(
             secret = {SECRET_HEADER: row["secret"]}
             hook = {"action": "PROJECT_UPDATED", "project": {"id": lab.project}}
             assert httpx.post(f"{service.url}/webhook", json=hook, headers=secret, trust_env=False).status_code == 201
-            time.sleep(LOOKUP_INTERVAL)  # for so long, that webhook counts as a recent read
+            time.sleep(LOOKUP_INTERVAL)  # that webhook counts as a recent read for this long
             with broker.frozen() if frozen == "queue" else postgres.frozen():
                 for _ in range(10):
                     assert quickly(service, hook, headers=secret) == 201
@@ -128,23 +128,23 @@ def test_no_webhook_waits_for_a_queue_or_a_database_that_hangs(
                 assert service.http.get("/health").status_code == 200
                 assert time.monotonic() - began < WELL_UNDER
             service.wait(lab.project, lambda s: s["labelled"] == 2, seconds=120)
-            lab.wait_for_round(1, seconds=300)  # the training that was asked for
+            lab.wait_for_round(1, seconds=300)  # the requested training
         assert len(Store(service.folder, url).models(lab.project)) == 1
     lab.close()
 
 
 def quickly(service: Service, hook: Mapping[str, Any], **given: Any) -> int:
-    """The answer to a webhook, which must come well before Label Studio gives it up after a second."""
+    """The status of the answer to a webhook, which must arrive well within Label Studio's limit of a second."""
     began = time.monotonic()
     status = httpx.post(f"{service.url}/webhook", json=hook, trust_env=False, **given).status_code
     assert time.monotonic() - began < WELL_UNDER
     return status
 
 
-def test_ten_thousand_webhooks_and_forged_ones_cost_looks_at_a_bounded_rate(
+def test_ten_thousand_webhooks_and_forged_ones_cause_reconciliations_at_a_bounded_rate(
     label_studio: LabelStudio, scans60: Scans, tmp_path: Path
 ) -> None:
-    seen = Forwarder(label_studio.url)  # what Label Studio is asked, by us only
+    seen = Forwarder(label_studio.url)  # our requests to Label Studio
     service = Service(
         label_studio,
         tmp_path / "data",
@@ -167,7 +167,7 @@ def test_ten_thousand_webhooks_and_forged_ones_cost_looks_at_a_bounded_rate(
             (hook, right, 201),
             (hook, {"headers": {SECRET_HEADER: "wrong"}}, 401),
             (hook, {}, 401),
-            (training, right, 201),  # noted, but no training is ordered by it
+            (training, right, 201),  # recorded, but requests no training
             (unknown, right, 403),
             (unknown, {"auth": service.credentials}, 201),
             (bare, {"auth": service.credentials}, 201),
@@ -186,17 +186,17 @@ def test_ten_thousand_webhooks_and_forged_ones_cost_looks_at_a_bounded_rate(
                         wrong[(status, code)] += status != code
 
         page = f"/api/projects/{lab.project}/"
-        looks, began = seen.paths.count(page), time.monotonic()
+        pages, began = seen.paths.count(page), time.monotonic()
         threads = [threading.Thread(target=storm) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         took = time.monotonic() - began
-        looks = seen.paths.count(page) - looks
+        pages = seen.paths.count(page) - pages
         assert wrong.total() == 0, wrong
         assert answers.total() == 10_000
-        assert 1 <= looks <= PAGES_PER_LOOK * (took / GAP + 3), (looks, took)
+        assert 1 <= pages <= PAGES_PER_RECONCILIATION * (took / GAP + 3), (pages, took)
         asked = store.project(lab.project)
         assert asked is not None
         assert (asked["training_requests"], store.models(lab.project)) == (0, [])
@@ -210,7 +210,9 @@ def test_ten_thousand_webhooks_and_forged_ones_cost_looks_at_a_bounded_rate(
     seen.close()
 
 
-def test_two_servers_on_one_data_folder_do_no_harm(label_studio: LabelStudio, scans60: Scans, tmp_path: Path) -> None:
+def test_two_servers_on_one_data_folder_cause_no_damage(
+    label_studio: LabelStudio, scans60: Scans, tmp_path: Path
+) -> None:
     one, two = Service(label_studio, tmp_path / "data"), Service(label_studio, tmp_path / "data")
     lab = Lab(label_studio, scans60[:24], extra_params=SETTINGS)
     with one, two:

@@ -1,4 +1,4 @@
-"""Damaged and hostile images and masks: no crash, no hang, bounded memory; and nothing that is read can be code."""
+"""Damaged and hostile images and masks: no crash, no hang, bounded memory, and no code execution."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def fuzz(kind: str, seconds: float, seed: int, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["images", "regions"])
 @pytest.mark.parametrize(("seconds", "seed"), [(SHORT, 1), pytest.param(LONG, 2, marks=pytest.mark.long, id="long")])
-def test_no_file_and_no_mask_crashes_hangs_or_fills_the_memory(
+def test_no_file_or_mask_crashes_hangs_or_exhausts_the_memory(
     kind: str, seconds: float, seed: int, tmp_path: Path
 ) -> None:
     found = fuzz(kind, seconds, seed, tmp_path)
@@ -59,10 +59,8 @@ def test_no_file_and_no_mask_crashes_hangs_or_fills_the_memory(
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**32 - 1), st.sampled_from([2, 3, 40, 256]))
-def test_masks_are_read_as_label_studios_own_decoder_reads_them(
-    height: int, width: int, seed: int, values: int
-) -> None:
-    """Also what we would not write: half transparent, coloured, values that do not repeat."""
+def test_masks_are_decoded_as_by_label_studio(height: int, width: int, seed: int, values: int) -> None:
+    """Includes masks that we would not write: half transparent, coloured, without repeated values."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, values, (height, width, 4)).astype(np.uint8)
     pixels[rng.random((height, width)) < 0.5] = 0
@@ -73,15 +71,15 @@ def test_masks_are_read_as_label_studios_own_decoder_reads_them(
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(min_size=1, max_size=60), st.integers(0, 60), st.integers(0, 255))
-def test_run_lengths_that_were_changed_are_read_or_refused(tail: bytes, at: int, byte: int) -> None:
+def test_modified_run_lengths_are_read_or_refused(tail: bytes, at: int, byte: int) -> None:
     rle = bytearray(encode_brush(np.random.default_rng(0).random((9, 7)) < 0.5) + list(tail))
     rle[4 + at % (len(rle) - 4)] = byte
     with contextlib.suppress(ValueError):
         assert decode_brush(bytes(rle), 9, 7).shape == (9, 7)
 
 
-def test_nothing_that_is_read_can_be_code() -> None:
-    """No pickle, no torch.load that would take one, no yaml, eval or shell; NumPy files without objects."""
+def test_no_input_can_be_executed() -> None:
+    """No pickle, no torch.load that accepts one, no yaml, eval or shell; NumPy files without objects."""
     forbidden = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib", "yaml"}
     for path in sorted([*(ROOT / "backend").rglob("*.py"), *(ROOT / "sampling").rglob("*.py")]):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""What the commands say of themselves."""
+"""The help texts of the commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def commands(command: Any, *path: str) -> list[tuple[tuple[str, ...], Any]]:
 
 
 @pytest.mark.parametrize(("path", "command"), commands(typer.main.get_command(cli.app)))
-def test_help_names_every_option_and_cuts_nothing_off_in_80_columns(
+def test_help_lists_every_option_and_truncates_nothing_in_80_columns(
     path: tuple[str, ...], command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")

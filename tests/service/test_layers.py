@@ -1,4 +1,4 @@
-"""Imports point one way: between the folders of `backend`, and between the modules of each."""
+"""Imports have one direction, between the folders of `backend` and between the modules of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What each folder may import besides itself, lowest first. `ground` is the modules that everybody may import.
+# What each folder may import besides itself, lowest first. `ground`: the modules that all may import.
 GROUND = {"errors", "facts", "fingerprints", "label_config", "settings"}
 FOLDERS: dict[str, set[str]] = {
     "ground": set(),
@@ -29,7 +29,7 @@ FOLDERS: dict[str, set[str]] = {
 }
 TOP = {"app", "cli", "commands", "doctor", "demo", "logs", "plugin"}  # may import everything
 
-# One wall per heavy dependency: the folders or modules that may open it.
+# For each heavy dependency, the folders or modules that may import it.
 WALLS: dict[str, set[str]] = {
     "label_studio_sdk": {"label_studio", "demo"},
     "label_studio_ml": {"plugin"},
@@ -57,7 +57,7 @@ WALLS: dict[str, set[str]] = {
     "jinja2": {"web.rendering"},
     "typer": {"cli", "commands"},
     "pycocotools": {"export.pictures"},
-    "httpx": {"label_studio", "learning", "doctor", "demo"},  # learning asks the model hub, doctor our own server
+    "httpx": {"label_studio", "learning", "doctor", "demo"},  # learning queries the model hub, doctor our own server
 }
 SAMPLING_MAY = {"numpy", "scipy", "sklearn", "openTSNE", "threadpoolctl", "sampling"}
 
@@ -119,36 +119,36 @@ def test_no_folder_imports_one_above_it(folder: str) -> None:
     assert not found
 
 
-def test_the_folders_form_no_circle() -> None:
+def test_the_folders_have_no_import_cycle() -> None:
     graphlib.TopologicalSorter(FOLDERS).prepare()  # raises CycleError
 
 
-def test_the_modules_form_no_circle() -> None:
+def test_the_modules_have_no_import_cycle() -> None:
     graphlib.TopologicalSorter({m: ours(names) for m, names in MODULES.items()}).prepare()
 
 
 @pytest.mark.parametrize("package", sorted(WALLS))
-def test_a_heavy_dependency_stays_behind_its_wall(package: str) -> None:
+def test_a_heavy_dependency_is_imported_only_where_allowed(package: str) -> None:
     users = {m for m, names in MODULES.items() if package in {n.split(".")[0] for n in names}}
     outside = {m for m in users if not any(m == w or m.startswith(f"{w}.") for w in WALLS[package])}
     assert not outside
 
 
 @pytest.mark.parametrize("module", sorted(SAMPLING))
-def test_sampling_knows_arrays_only(module: str) -> None:
+def test_sampling_handles_arrays_only(module: str) -> None:
     packages = {name.split(".")[0] for name in SAMPLING[module]}
     assert packages - sys.stdlib_module_names <= SAMPLING_MAY
 
 
-def test_the_plugin_needs_nothing_that_label_studio_ml_does_not_bring() -> None:
+def test_the_plugin_needs_only_what_label_studio_ml_installs() -> None:
     for module in ("plugin", "settings", "errors"):
         packages = {name.split(".")[0] for name in MODULES[module]}
         assert packages - sys.stdlib_module_names <= {"flask", "label_studio_ml", "backend"}
 
 
-def test_only_label_studio_knows_label_studios_addresses() -> None:
+def test_only_the_label_studio_folder_has_label_studio_endpoints() -> None:
     for path in sorted((ROOT / "backend").rglob("*.py")):
-        if folder_of(dotted(path)) in {"label_studio", "demo"} or dotted(path) == "web.schemas":  # those of our own
+        if folder_of(dotted(path)) in {"label_studio", "demo"} or dotted(path) == "web.schemas":  # our own endpoints
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
@@ -156,16 +156,16 @@ def test_only_label_studio_knows_label_studios_addresses() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "backend").rglob("*.py")), ids=dotted)
-def test_a_module_can_be_read_in_one_sitting(path: Path) -> None:
+def test_modules_and_functions_are_short(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 420
     functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-    migration = "migrations" in path.parts  # a table after the other, never changed again
+    migration = "migrations" in path.parts  # one table after another, never changed later
     long = {n.name for n in functions if n.end_lineno and n.end_lineno - n.lineno >= 65 and not migration}
     assert not long
 
 
-def test_a_server_is_there_before_torch_is() -> None:
+def test_the_server_starts_without_importing_torch() -> None:
     modules = ("app", "doctor", "loop.predictor", "web.api", "web.overview", "web.pictures")
     server = (
         f"import sys, {', '.join(f'backend.{m}' for m in modules)}\n"
@@ -175,7 +175,7 @@ def test_a_server_is_there_before_torch_is() -> None:
     assert subprocess.run([sys.executable, "-c", server], cwd=ROOT, check=False).returncode == 0
 
 
-def test_processes_that_read_scans_start_without_networks_label_studio_and_torch() -> None:
+def test_processes_that_read_scans_start_without_heavy_dependencies() -> None:
     heavy = ("torch", "label_studio_sdk", "sklearn", "highdicom", "typer", "fastapi", "sqlalchemy")
     program = f"import sys, backend.intake.slicing; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""Log lines: what form they have, and that no secret is in one, whichever way it came."""
+"""Log lines: their format, and that none contains a secret, whatever its origin."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def record(message: object, *args: object, error: BaseException | None = None) -
         ("open sesame-1 and sesame%2F2", "open *** and ***"),
     ],
 )  # fmt: skip
-def test_what_is_secret_is_replaced_and_the_rest_is_kept(text: str, kept: str) -> None:
+def test_secrets_are_replaced_and_the_rest_is_kept(text: str, kept: str) -> None:
     assert Redactor(["sesame-1", "sesame/2"]).line(text) == kept
 
 
@@ -70,12 +70,12 @@ def test_ordinary_lines_are_left_as_they_are(text: str) -> None:
     assert Redactor(["sesame-1"]).line(text) == text
 
 
-def test_nobody_can_write_a_line_of_their_own_or_paint_the_terminal() -> None:
+def test_input_cannot_inject_lines_or_terminal_escapes() -> None:
     line = Redactor().line("scan 'a\n2026-01-01 INFO all is well\x1b[2J\u2028.png'")
     assert line == "scan 'a\\n2026-01-01 INFO all is well\\x1b[2J\\u2028.png'"
 
 
-def test_a_payload_is_cut_in_reasonable_time_and_no_half_of_a_secret_is_left() -> None:
+def test_a_payload_is_truncated_quickly_without_leaving_part_of_a_secret() -> None:
     redactor = Redactor(["s" * 3000])
     for text in ("/" * 10**6, "eyJ" * 10**6, "[1, 2, 3]" * 10**6, "a://" * 10**6, '"token" : ' * 10**6):
         began = time.monotonic()
@@ -102,7 +102,7 @@ def test_tracebacks_are_redacted_and_bounded() -> None:
     assert len(Redactor().lines("x\n" * 10**5).splitlines()) < 300
 
 
-def test_json_lines_have_the_fields_and_no_others() -> None:
+def test_json_lines_have_exactly_the_expected_fields() -> None:
     found = record("project %s, task %s: %s", 4, 7, 'broken \u2028 or "odd"')
     found.payload = {"token": "abc"}
     line = LinesFormatter(Redactor()).format(found)
@@ -120,7 +120,7 @@ def test_json_lines_have_the_fields_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter(Redactor(["sesame"])), LinesFormatter(Redactor(["sesame"]))])
-def test_a_record_that_does_not_fit_its_arguments_is_still_one_redacted_line(formatter: logging.Formatter) -> None:
+def test_a_record_with_wrong_arguments_is_still_one_redacted_line(formatter: logging.Formatter) -> None:
     said = formatter.format(record("%d scans of %s", "sesame"))
     assert "its arguments do not fit" in said
     assert "sesame" not in said
@@ -128,7 +128,7 @@ def test_a_record_that_does_not_fit_its_arguments_is_still_one_redacted_line(for
 
 
 class Echo:
-    """A Label Studio that fails, and says in its errors all that it was sent."""
+    """A failing Label Studio whose errors repeat everything that it was sent."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -199,7 +199,7 @@ def test_no_secret_that_passes_through_server_and_worker_is_in_their_logs(
             assert http.post("/predict", json={"project": "4.1", "tasks": [task]}, auth=auth).status_code == 200
             http.get("/nowhere?token=MARKEDtoken", auth=auth)
             http.post("/webhook", content=b"MARKEDtask{", auth=auth)
-        until = time.monotonic() + 90  # the worker looks at the project, and Label Studio repeats to it what it sent
+        until = time.monotonic() + 90  # the worker reconciles the project, and Label Studio echoes its request
         while "Label Studio answered 500" not in log.read_text() and time.monotonic() < until:
             time.sleep(0.2)
     finally:

@@ -1,4 +1,4 @@
-"""Several workers on one data folder, beside a real Label Studio: they share the work and outlive each other."""
+"""Several workers on one data folder, with a real Label Studio: they share the work and survive failures of others."""
 
 from __future__ import annotations
 
@@ -33,14 +33,12 @@ def published_once(lab: Lab) -> None:
     assert set(counts.values()) == {1}
 
 
-@pytest.mark.long  # two share it in test_stack, too
-def test_two_workers_share_the_reading_and_do_every_scan(
-    label_studio: LabelStudio, many: Scans, tmp_path: Path
-) -> None:
+@pytest.mark.long  # test_stack has two workers, too
+def test_two_workers_share_the_reading_of_all_scans(label_studio: LabelStudio, many: Scans, tmp_path: Path) -> None:
     service = Service(label_studio, tmp_path / "data", workers=2)
     lab = Lab(label_studio, many, extra_params=SETTINGS)
     with service:
-        time.sleep(8)  # both are up before there is anything to do
+        time.sleep(8)  # both are running before there is any work
         lab.connect(service)
         lab.wait_for_round(0, seconds=300)
         assert service.status(lab.project)["embedded"] == SCANS
@@ -56,18 +54,18 @@ def test_two_workers_share_the_reading_and_do_every_scan(
     lab.close()
 
 
-@pytest.mark.long  # the stack's workers are killed in the short run, too
-def test_what_a_killed_or_frozen_worker_was_at_is_done_by_another(
+@pytest.mark.long  # test_stack kills workers in the short run, too
+def test_the_work_of_a_killed_or_frozen_worker_is_done_by_another(
     label_studio: LabelStudio, many: Scans, tmp_path: Path
 ) -> None:
-    # without its keeper a frozen worker holds its file lock until it is killed; here the keeper must do that
+    # a frozen worker holds its file lock until its supervisor kills it
     service = Service(label_studio, tmp_path / "data", workers=2, env={"SCANQUEUE_HANG_SECONDS": "10"})
     lab = Lab(label_studio, many, extra_params=SETTINGS)
     with service:
         time.sleep(8)
         lab.connect(service)
         service.wait(lab.project, lambda s: s["embedded"] > 0)
-        os.killpg(service.workers[0].pid, signal.SIGKILL)  # the keeper and the worker: nobody starts it again
+        os.killpg(service.workers[0].pid, signal.SIGKILL)  # the supervisor and the worker: nothing restarts it
         frozen = worker_of(service.workers[1].pid)
         os.kill(frozen, signal.SIGSTOP)
         lab.wait_for_round(0, seconds=300)
@@ -77,10 +75,10 @@ def test_what_a_killed_or_frozen_worker_was_at_is_done_by_another(
     lab.close()
 
 
-def test_a_worker_that_hangs_inside_its_work_is_ended_and_another_does_it(
+def test_a_worker_that_hangs_in_a_step_is_killed_and_another_does_the_step(
     label_studio: LabelStudio, many: Scans, tmp_path: Path
 ) -> None:
-    """What it asked is never answered: its threads wait, and the process as such is well."""
+    """Its request is never answered: its threads wait, but the process itself is alive."""
     between = Forwarder(label_studio.url)
     env = {"SCANQUEUE_HANG_SECONDS": "10", "SCANQUEUE_LABEL_STUDIO_URL": f"http://127.0.0.1:{between.port}"}
     service = Service(label_studio, tmp_path / "data", workers=1, env=env)
@@ -90,7 +88,7 @@ def test_a_worker_that_hangs_inside_its_work_is_ended_and_another_does_it(
         service.wait(lab.project, lambda s: s["embedded"] > 0)
         hanging = worker_of(service.workers[0].pid)
         between.delay = 3600.0
-        until = time.monotonic() + 45  # long before the request itself is given up
+        until = time.monotonic() + 45  # long before the request times out
         while "no sign of life" not in service.log():
             assert time.monotonic() < until, service.log()[-2000:]
             time.sleep(0.2)
@@ -104,12 +102,12 @@ def test_a_worker_that_hangs_inside_its_work_is_ended_and_another_does_it(
 
 
 def worker_of(keeper: int) -> int:
-    """The process that works, started by `scanqueue worker`, or by a thread of `scanqueue serve`."""
+    """The worker process, started by `scanqueue worker` or by a thread of `scanqueue serve`."""
     children = [
         pid for task in Path(f"/proc/{keeper}/task").iterdir() for pid in (task / "children").read_text().split()
     ]
     workers = []
-    for pid in children:  # among helpers of a moment, such as the ldconfig that a library asks while it is loaded
+    for pid in children:  # among short-lived helpers, such as an ldconfig that a library runs while loading
         with contextlib.suppress(OSError):
             if b"\0worker\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 workers.append(pid)

@@ -90,7 +90,7 @@ def test_label_studio_gets_predictions_through_the_plugin(
     assert backend["readable_state"] == "Connected"
     assert "/setup" in between.paths
 
-    # /setup made the project known, so the worker publishes the cold start
+    # /setup registered the project, so the worker publishes the cold start
     status = service.wait(project, lambda seen: seen["round"] == 0 and len(seen["queue"]) == 6)
     wait_for(
         lambda: label_studio.get(f"/api/projects/{project}/")["model_version"] == "scanqueue-r0",
@@ -98,7 +98,7 @@ def test_label_studio_gets_predictions_through_the_plugin(
     )
     assert "/predict" not in between.paths
 
-    # what Label Studio asks of the plugin is answered by the service, task by task
+    # the service answers Label Studio's requests to the plugin, task by task
     body = {"project": project, "selectedItems": {"all": True, "excluded": []}}
     label_studio.post(f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}", body)
     assert "/predict" in between.paths
@@ -108,7 +108,7 @@ def test_label_studio_gets_predictions_through_the_plugin(
     assert sorted(fetched, key=lambda t: fetched[t]) == status["queue"]
     assert sorted(fetched) == sorted(tasks)
 
-    # events reach the service, START_TRAINING too, and leave no payload with tokens on the disk
+    # events reach the service, including START_TRAINING, and leave no payload with tokens on disk
     between.paths.clear()
     label_studio.start_training(backend["id"])
     wait_for(lambda: "/webhook" in between.paths, plugin.child.tail, seconds=30)
@@ -118,7 +118,7 @@ def test_label_studio_gets_predictions_through_the_plugin(
     wait_for(lambda: not list(plugin.jobs.rglob("*")), lambda: str(list(plugin.jobs.rglob("*"))), seconds=20)
 
 
-def test_doctor_takes_the_host_of_the_plugin_for_what_it_is(
+def test_doctor_recognizes_the_host_of_the_plugin(
     hosted: tuple[Plugin, Service, Forwarder], label_studio: LabelStudio
 ) -> None:
     plugin, service, _ = hosted
@@ -137,7 +137,9 @@ def test_doctor_takes_the_host_of_the_plugin_for_what_it_is(
     assert "correct if it hosts backend.plugin.ScanqueueBackend" in found[0].what
 
 
-def test_predict_of_the_plugin_is_one_item_per_task_and_never_null(hosted: tuple[Plugin, Service, Forwarder]) -> None:
+def test_predict_in_the_plugin_returns_one_item_per_task_and_never_null(
+    hosted: tuple[Plugin, Service, Forwarder],
+) -> None:
     plugin = hosted[0]
     plugin.post("/setup", {"project": "77001.5", "schema": CONFIG, "extra_params": None}).raise_for_status()
     tasks = [{"id": n, "project": 77001, "data": {"image": f"/data/upload/{n}.png"}} for n in (1, 2, 3)]
@@ -146,7 +148,7 @@ def test_predict_of_the_plugin_is_one_item_per_task_and_never_null(hosted: tuple
     assert answer.json()["results"] == [{"model_version": "scanqueue-pending", "score": 1.0, "result": []}] * 3
 
 
-def test_a_service_that_is_away_is_named_and_nothing_is_predicted(tmp_path: Path) -> None:
+def test_an_unreachable_service_is_reported_and_nothing_is_predicted(tmp_path: Path) -> None:
     away = f"http://127.0.0.1:{free_port()}"
     plugin = Plugin(tmp_path, away, {})
     try:
@@ -163,7 +165,7 @@ def test_a_service_that_is_away_is_named_and_nothing_is_predicted(tmp_path: Path
         plugin.child.stop()
 
 
-def test_wrong_credentials_are_named(hosted: tuple[Plugin, Service, Forwarder], tmp_path: Path) -> None:
+def test_wrong_credentials_are_reported(hosted: tuple[Plugin, Service, Forwarder], tmp_path: Path) -> None:
     service = hosted[1]
     plugin = Plugin(tmp_path, service.url, {**CREDENTIALS, "SCANQUEUE_PASSWORD": "wrong"})
     try:

@@ -24,12 +24,12 @@ daemon off; user root; pid {folder}/pid; error_log {folder}/error.log;
 events {{ worker_connections 64; }}
 http {{ access_log off; {temporary} include {folder}/lab.conf; }}
 """
-AT_ONCE = 700  # requests, more than may come at once where they are counted
+AT_ONCE = 700  # requests, more than the burst limit where requests are limited
 KINDS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
 def write_certificate(folder: Path) -> None:
-    """A certificate for localhost that is its own authority."""
+    """A self-signed certificate for localhost."""
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
     command += ["-keyout", str(folder / "lab.key"), "-out", str(folder / "lab.crt")]
@@ -37,7 +37,7 @@ def write_certificate(folder: Path) -> None:
 
 
 def proxy_to(studio: str, scanqueue_port: int, folder: Path, port: int) -> Child:
-    """nginx with our file; only addresses, name and places of the certificate are put in."""
+    """nginx with our file; only addresses, host name and certificate paths are replaced."""
     text = CONF.read_text()
     changes = {
         "listen 443": f"listen 127.0.0.1:{port}",
@@ -58,7 +58,7 @@ def proxy_to(studio: str, scanqueue_port: int, folder: Path, port: int) -> Child
 
 
 def sign_in(browser: httpx.Client, studio: LabelStudio, origin: str) -> int:
-    """The status of the login form as a browser posts it, with the address of the page it came from."""
+    """The status of the login form, posted as by a browser, with its page as the referer."""
     page = browser.get("/user/login/")
     token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
     assert token is not None
@@ -68,7 +68,7 @@ def sign_in(browser: httpx.Client, studio: LabelStudio, origin: str) -> int:
 
 
 def sign_up(browser: httpx.Client) -> int:
-    """The status of the form of somebody whom nobody invited."""
+    """The status of the sign-up form, posted without an invitation."""
     browser.cookies.clear()
     page = browser.get("/user/signup/")
     token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page.text)
@@ -79,7 +79,7 @@ def sign_up(browser: httpx.Client) -> int:
 
 
 def guessed(people: httpx.Client, request: httpx.Request) -> set[int]:
-    """The answers to many passwords, one after the other as fast as they are answered."""
+    """The statuses of many password attempts, sent one after another without pause."""
     answers = set()
     for n in range(AT_ONCE):
         answers.add(people.send(request, auth=(AUTH[0], f"guess-{n}")).status_code)
@@ -97,9 +97,9 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.long
 @pytest.mark.label_studio
 def test_label_studio_connects_and_works_through_the_proxy(scans60: list[tuple[Path, Path]], folder: Path) -> None:
-    """Settings > Model with https://.../scanqueue: set-up, webhook with its secret, masks."""
+    """Settings > Model with https://.../scanqueue: setup, webhook with its secret, masks."""
     port = free_port()
-    # the first as docker-compose.yml sets it from LABEL_STUDIO_HOST
+    # the first as in docker-compose.yml, from LABEL_STUDIO_HOST
     trust = {"CSRF_TRUSTED_ORIGINS": f"https://localhost:{port}"}
     trust |= {"REQUESTS_CA_BUNDLE": str(folder / "lab.crt"), "DISABLE_SIGNUP_WITHOUT_LINK": "1"}
     with LabelStudio.start(folder / "studio", extra_env=trust) as studio:
@@ -128,7 +128,7 @@ def test_label_studio_connects_and_works_through_the_proxy(scans60: list[tuple[P
                 assert hook["url"] == f"{base}/webhook"
                 service.wait(lab.project, lambda s: s["job"] is None and s["phase"] == "cold_start")
                 lab.label(2)
-                # told by the webhook: the next sweep of its own may be a minute away
+                # triggered by the webhook: the next sweep may be a minute away
                 service.wait(lab.project, lambda s: s["labelled"] == 2, seconds=20)
                 order = {"headers": {"Origin": f"https://localhost:{port}"}, "json": {}}
                 asked = people.post(f"{base}/api/projects/{lab.project}/train", auth=AUTH, **order)

@@ -1,4 +1,4 @@
-"""The report of a simulation: one page that needs nothing else, says what is so, and shows names as they are."""
+"""The report of a simulation: one self-contained page with correct statements and verbatim names."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(
     unit: str = "px",
     whole: bool = True,
 ) -> list[Row]:
-    """Random choice and strategies better by about their gain; a different one for each seed."""
+    """Random choice, and strategies that are better by about their gain, which varies by seed."""
     rows = []
     for seed in range(seeds):
         for strategy, gain in {RANDOM: 0.0, **gains}.items():
@@ -57,7 +57,7 @@ def page_of(rows: list[Row], folder: Path, about: dict[str, str] | None = None) 
 
 
 def words(page: str) -> str:
-    """What a reader sees, as one line."""
+    """The visible text, as one line."""
     root = ElementTree.fromstring(page)
     body = root.find("body")
     assert body is not None
@@ -77,7 +77,7 @@ def test_the_folder_holds_the_page_and_its_figures_and_nothing_else(written: tup
     assert all(path.read_bytes().startswith(PNG) for path in folder.glob("*.png"))
 
 
-def test_the_page_needs_nothing_else(written: tuple[Path, str]) -> None:
+def test_the_page_is_self_contained(written: tuple[Path, str]) -> None:
     _, page = written
     assert "<script" not in page
     assert not re.search(r"https?://|//[a-z]|@import|url\(", re.sub(r'src="data:[^"]*"', "", page))
@@ -86,7 +86,7 @@ def test_the_page_needs_nothing_else(written: tuple[Path, str]) -> None:
     assert "default-src 'none'" in page
 
 
-def test_the_figures_on_the_page_are_the_files_and_each_is_told_in_words(written: tuple[Path, str]) -> None:
+def test_the_figures_on_the_page_match_the_files_and_have_text_alternatives(written: tuple[Path, str]) -> None:
     folder, page = written
     root = ElementTree.fromstring(page)
     images = list(root.iter("img"))
@@ -120,7 +120,7 @@ def test_the_page_is_well_formed_with_headings_captions_and_row_headings(written
             assert len(line) == width
 
 
-def test_the_answer_comes_first_and_does_not_boast(written: tuple[Path, str]) -> None:
+def test_the_answer_comes_first_and_is_not_exaggerated(written: tuple[Path, str]) -> None:
     _, page = written
     text = words(page)
     title = "Lungs Comparison of strategies for choosing which scans to label first. 2026-11-24, 0.1.0"
@@ -136,7 +136,7 @@ def test_the_answer_comes_first_and_does_not_boast(written: tuple[Path, str]) ->
     assert "no difference" not in text.split("Learning curves")[0]
 
 
-def test_labels_needed_are_read_off_in_words_and_cells(tmp_path: Path) -> None:
+def test_labels_needed_are_in_the_text_and_the_table(tmp_path: Path) -> None:
     # 95 % of 0.9 is 0.855; random ends at 0.8
     text = words(page_of(run({"default": 0.1}, seeds=1), tmp_path))
     # default: 0.75, 0.8, 0.9 at 10, 20, 40: 0.855 after 20 + 20 * 0.055 / 0.1 = 31
@@ -145,21 +145,21 @@ def test_labels_needed_are_read_off_in_words_and_cells(tmp_path: Path) -> None:
     assert "random not reached (0 of 1) not reached (0 of 1) not reached (0 of 1) reference reference reference" in text
 
 
-def test_without_a_model_of_all_labels_nothing_is_said_of_labels_saved(tmp_path: Path) -> None:
+def test_without_a_model_of_all_labels_no_saved_labels_are_reported(tmp_path: Path) -> None:
     (tmp_path / "labels-needed.png").write_bytes(b"of an earlier report")
     text = words(page_of(run({"default": 0.02}, whole=False), tmp_path))
     assert "The number of labels saved is unknown" in text
     assert not (tmp_path / "labels-needed.png").exists()
 
 
-def test_distances_carry_their_unit(tmp_path: Path) -> None:
+def test_distances_have_their_unit(tmp_path: Path) -> None:
     text = words(page_of(run({"default": 0.02}, unit="mm"), tmp_path))
     assert "Strategy HD95 (mm) HD95 against random (mm) HD (mm) Repeats" in text
     assert "in millimetres (mm)" in text
     assert "px" not in text
 
 
-def test_names_are_shown_as_they_are_and_never_run(tmp_path: Path) -> None:
+def test_names_are_shown_verbatim_and_never_executed(tmp_path: Path) -> None:
     nasty = "<script>alert('&amp;')</script>\x00\udcff"
     about = {**ABOUT, "title": nasty, "command": f"simulate {nasty}", "groups": nasty, nasty: nasty}
     page = page_of(run({f"{nasty} $x_{{$": 0.02}, data=nasty, seeds=2), tmp_path, about)
@@ -169,7 +169,7 @@ def test_names_are_shown_as_they_are_and_never_run(tmp_path: Path) -> None:
     assert [h.text for h in root.iter("h1")] == ["<script>alert('&amp;')</script>\ufffd\ufffd"]
 
 
-def test_an_interrupted_run_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_report_of_an_interrupted_run_lists_what_is_missing(tmp_path: Path) -> None:
     rows = [
         row for row in run({"default": 0.02}) if not (row.seed == 4 and row.strategy == "default" and row.budget > 10)
     ]
@@ -180,7 +180,7 @@ def test_an_interrupted_run_says_what_is_missing(tmp_path: Path) -> None:
     assert "too few repeats to judge" in text
 
 
-def test_a_run_that_has_only_begun_is_a_report_too(tmp_path: Path) -> None:
+def test_a_run_that_has_just_started_has_a_report_too(tmp_path: Path) -> None:
     rows = [row for row in run({"default": 0.02}, seeds=1, whole=False) if row.strategy == "default"][:1]
     text = words(page_of(rows, tmp_path, {}))
     assert "Nothing can be compared yet" in text
@@ -188,7 +188,7 @@ def test_a_run_that_has_only_begun_is_a_report_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("strategies", "seeds"), [(1, 1), (11, 3)])
-def test_any_number_of_strategies_and_seeds_fits(tmp_path: Path, strategies: int, seeds: int) -> None:
+def test_any_number_of_strategies_and_seeds_works(tmp_path: Path, strategies: int, seeds: int) -> None:
     gains = {f"strategy {k}": k / 1000 for k in range(strategies)}
     text = words(page_of(run(gains, seeds=seeds, budgets=(10,)), tmp_path))
     assert f"{strategies} strateg" in text
@@ -223,7 +223,7 @@ def test_the_split_is_explained_with_and_without_patients() -> None:
     assert "Scans were split individually." in dict(method(rows, ""))["Patients"]
 
 
-def test_nothing_to_compare_and_a_folder_that_cannot_be_written_are_errors(tmp_path: Path) -> None:
+def test_missing_rows_and_an_unwritable_folder_are_errors(tmp_path: Path) -> None:
     with pytest.raises(BadResults, match="no strategy has a trained model"):
         write_report([], tmp_path, about={})
     (tmp_path / "report.html").mkdir()
@@ -232,12 +232,12 @@ def test_nothing_to_compare_and_a_folder_that_cannot_be_written_are_errors(tmp_p
     assert not list(tmp_path.glob(".*"))
 
 
-def test_twelve_arms_differ_without_colour() -> None:
+def test_twelve_arms_are_distinguishable_without_colour() -> None:
     styles = arm_styles([Arm(f"s{k}", "") for k in range(12)] + [Arm(RANDOM, "")])
     assert len({style["marker"] for style in styles.values()}) == 13
     assert len({(style["color"], str(style["linestyle"])) for style in styles.values()}) == 13
 
 
-def test_long_names_are_shortened_in_the_middle_and_dollars_are_no_formula() -> None:
+def test_long_names_are_shortened_in_the_middle_and_dollars_are_not_mathtext() -> None:
     assert plain("a very long name of an embedder, the small one", 20) == "a very long…mall one"
     assert plain("a$b\nc", 20) == r"a\$b c"

@@ -1,4 +1,4 @@
-"""How the tests start a browser: one that reaches nothing but this machine."""
+"""The browser for tests, which can reach only this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import expect
 
-expect.set_options(timeout=60_000)  # as with everything else that a page is asked for: other tests run beside it
+expect.set_options(timeout=60_000)  # generous, because other tests run at the same time
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -16,18 +16,18 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    # whatever the page or the browser itself wants from elsewhere, it cannot even look up
+    # no other host name resolves, whether the page or the browser requests it
     "--no-proxy-server",
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 ]
 
 
 def find_chromium() -> str | None:
-    """The program; None where there is none."""
+    """The path of the executable; None if there is none."""
     found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
     return next((path for path in found if path), None)
 
 
 def host(url: str) -> str:
-    """Whom an address asks; "" for data: and blob:, which ask nobody."""
+    """The host of an address; "" for data: and blob:, which have none."""
     return urlsplit(url).hostname or ""

@@ -1,4 +1,4 @@
-"""For other processes: prepares images as the small network of these tests wants them; a white one is trouble."""
+"""For decoder processes: prepare images for the small network of these tests; a white one causes a failure."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def dataset(pixels: np.ndarray[Any, Any], **header: Any) -> Dataset:
-    """An image with the pixels (rows, columns[, 3]) and a header that says what a reader needs, or `header` does.
+    """An image with the pixels (rows, columns[, 3]) and a header with what a reader needs, overridden by `header`.
 
     A value of None leaves the element out.
     """

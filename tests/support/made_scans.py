@@ -1,4 +1,4 @@
-"""Small scans as files: DICOM series and NIfTI volumes whose voxels, places and names the test chooses."""
+"""Small scans as files: DICOM series and NIfTI volumes with voxels, positions and names chosen by the test."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from backend.demo.phantoms import phantom
 
 
 def pixels(seed: int, rows: int, columns: int) -> NDArray[np.int16]:
-    """A picture of a body, 0..1000, different for each seed."""
+    """A body-like picture, 0..1000, different for each seed."""
     image, _ = phantom(seed, (rows, columns))
     return (image.astype(np.int16) * 1000 // 255).astype(np.int16)
 
 
 def series_uid(name: str) -> str:
-    """The same name, the same SeriesInstanceUID."""
+    """The SeriesInstanceUID that belongs to a name."""
     return str(generate_uid(entropy_srcs=["series", name]))
 
 

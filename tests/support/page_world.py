@@ -1,4 +1,4 @@
-"""The page as `scanqueue serve` puts it together, on the records of a loop that ran over a Label Studio in memory."""
+"""The page as `scanqueue serve` composes it, on the records of a loop that ran with an in-memory Label Studio."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from backend.web.pictures import Pictures
 TITLE = "Lungs & <i>hearts</i>"
 
 
-def lived(folder: Path) -> World:
-    """A project in round 1 with a broken scan, and a setting and a wish that somebody changed."""
+def used_world(folder: Path) -> World:
+    """A project in round 1 with a broken scan, a changed setting and a changed priority."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(observing, "SETTLE", 0.01)
         world = World(folder)

@@ -1,6 +1,6 @@
-"""Files with names, ids, dates and numbers planted in every field that holds text, and a hunt for what got away.
+"""Files with names, ids, dates and numbers planted in every text field, and a search for leaks.
 
-Every planted text has one of a few marks in it, none of which occurs by itself: `hunt` looks for the marks.
+Every planted text contains one of a few marks that never occur otherwise; `hunt` searches for the marks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
-WORD = "Qzxj"  # of every name and text; followed by a number
+WORD = "Qzxj"  # in every name and text, followed by a number
 UIDS = "1.2.826.0.1.3680043.10.4711."
 TIME = "113355."
 DATES = [f"1931{month:02d}{day:02d}" for month in range(1, 13) for day in range(1, 29)]
@@ -33,7 +33,7 @@ MARKS = (
 )
 NUMBERS = re.compile(rb"(?<![\d.])4093\d{5}(?!\d)")
 
-# What says how the pixels are to be read and where they lie; planted texts there would make no file
+# Fields for reading and positioning the pixels; planted texts would make the files invalid
 NEEDED = frozenset(
     """
     SpecificCharacterSet SOPClassUID PhotometricInterpretation NumberOfFrames ImagePositionPatient
@@ -49,7 +49,7 @@ NEEDED = frozenset(
 
 
 class Planter:
-    """Texts that fit a field of DICOM, each of its own."""
+    """Unique texts that are valid in DICOM fields."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -59,7 +59,7 @@ class Planter:
         return f"{WORD}{self.number:05d}"
 
     def value(self, vr: str) -> str | bytes | None:
-        """For a field of this VR; None where it holds no text."""
+        """A text for a field with this VR; None if the VR holds no text."""
         word = self.word()
         match vr:
             case "CS" | "AE":
@@ -86,8 +86,8 @@ class Planter:
 
 
 def dicom(path: Path, number: int, planter: Planter, *, modality: bool = False) -> None:
-    """An MR slice whose every field that holds text has a planted one: all of the dictionary, sequences, private
-    blocks, file meta, preamble."""
+    """An MR slice with a planted text in every text field: the whole dictionary, sequences, private blocks,
+    file meta information, preamble."""
     made = slice_dataset("planted", number, pixels(number, 48, 48))
     made.SeriesInstanceUID = f"{UIDS}7" if not modality else f"{UIDS}8"
     made.StudyInstanceUID = f"{UIDS}9"
@@ -131,7 +131,7 @@ def dicom(path: Path, number: int, planter: Planter, *, modality: bool = False) 
 
 
 def nifti(path: Path, planter: Planter) -> None:
-    """A volume with texts in every field of its header, in extensions, and in the header of its gzip."""
+    """A volume with texts in every header field, in extensions, and in the gzip header."""
     volume = nibabel.Nifti1Image(np.dstack([pixels(n, 24, 20) for n in range(4)]), np.diag([1.0, 1, 2, 1]))
     header = volume.header
     for name, size in (("descrip", 80), ("aux_file", 24), ("intent_name", 16), ("db_name", 18), ("data_type", 10)):
@@ -170,7 +170,7 @@ def pictures(folder: Path, planter: Planter) -> None:
 
 
 def plant(folder: Path) -> int:
-    """Files of every kind below `folder`, with names that are planted too; how many texts were planted."""
+    """Write files of every kind below `folder`, with planted names too; returns the number of planted texts."""
     planter = Planter()
     study = folder / f"{planter.word()}_{DATES[40]}" / planter.word()
     for number in range(3):
@@ -185,7 +185,7 @@ def plant(folder: Path) -> int:
 
 
 def hunt(places: Iterable[Path | bytes | str]) -> list[str]:
-    """Where marks of planted texts are found: in names and contents of files, folders and texts."""
+    """The places with marks of planted texts: names and contents of files, folders and texts."""
     found = []
     for what, content in _contents(places):
         low = content.lower()

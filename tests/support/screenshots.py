@@ -1,4 +1,4 @@
-"""Takes the pictures of the page that the README shows; run by scripts/screenshots."""
+"""Takes the screenshots of the page for the documentation; run by scripts/screenshots."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def take(page: Page, lab: Lab, address: str) -> None:
-    """One picture a view."""
+    """One screenshot per view."""
 
     def shot(name: str) -> None:
         page.screenshot(path=IMAGES / f"{name}.png")

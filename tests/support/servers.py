@@ -23,7 +23,7 @@ from backend.demo.child import Child, free_port
 
 
 def program(name: str) -> str:
-    """Where a server's program is; the test is skipped where it is not installed, but never in CI."""
+    """The path of a server's executable; if it is not installed, the test is skipped, but never in CI."""
     installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda p: int(p.parts[4]))
     found = shutil.which(name) or (str(installed[-1]) if installed else None)
     if found is None:
@@ -45,10 +45,10 @@ class _Server:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """While inside, the server and all of its processes stand still; connections stay open."""
+        """Inside the context, the server and all of its processes are stopped; connections stay open."""
         os.kill(self.child.pid, signal.SIGSTOP)  # first, so that it starts no others
         found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.child.pid)], capture_output=True, text=True)
-        others = [int(pid) for pid in found.stdout.split()]  # PostgreSQL's, each in a process group of its own
+        others = [int(pid) for pid in found.stdout.split()]  # those of PostgreSQL, each in a separate process group
         for pid in others:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -70,7 +70,7 @@ class _Server:
 
 
 class RedisServer(_Server):
-    """redis-server with an append-only file in `folder`, so that a restart keeps what was stored."""
+    """redis-server with an append-only file in `folder`, so that a restart keeps its data."""
 
     def __init__(self, folder: Path, *, password: str = "") -> None:
         self.folder, self.password, self.port = folder, password, free_port()
@@ -90,14 +90,14 @@ class RedisServer(_Server):
 
 
 class PostgresServer(_Server):
-    """A PostgreSQL cluster of its own; connections by TCP and password only."""
+    """A separate PostgreSQL cluster; connections by TCP and password only."""
 
     def __init__(
         self, *, user: str = "scanqueue", password: str = "only-for-tests", folder: Path | None = None
     ) -> None:
-        """folder: an empty one that everybody can reach; default: a new one."""
+        """folder: an empty folder that every user can reach; default: a new one."""
         self.user, self.password, self.port = user, password, free_port()
-        # the server refuses root, and its user must be able to reach the folder
+        # the server refuses to run as root, and its user must be able to reach the folder
         self.folder = folder or Path(tempfile.mkdtemp(prefix="scanqueue-postgres-"))
         self._as: list[str] = []
         if os.getuid() == 0:

@@ -1,7 +1,7 @@
-"""docker-compose.yml as it stands, every service in a container of its own (`containers`), on this machine.
+"""docker-compose.yml as it is, every service in a separate container (`containers`), on this machine.
 
 Commands, environments, users, volumes, secrets, health checks and the start order are read from the file by
-docker-compose. What is added is what the images would bring, and a hosts file that leads every name to 127.0.0.1.
+docker-compose. Added are the contents of the images, and a hosts file that maps every name to 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ LABEL_STUDIO_USER = "1001:0"
 
 
 def build_image(folder: Path) -> tuple[Image, list[str]]:
-    """Our image after our Dockerfile, and its own health check."""
+    """Build our image from our Dockerfile; returns it and its health check."""
     file = Dockerfile((ROOT / "Dockerfile").read_text(), ROOT, folder, {"TORCH_BACKEND": ""})
     return file.build(), file.healthcheck
 
 
 def read_compose(folder: Path, values: dict[str, str]) -> dict[str, Any]:
-    """What docker-compose makes of our file in `folder`, with .env made from .env.example and `values`."""
+    """Our file as docker-compose resolves it in `folder`, with .env made from .env.example and `values`."""
     shutil.copy(ROOT / "docker-compose.yml", folder)
     shutil.copytree(ROOT / "deploy", folder / "deploy", dirs_exist_ok=True)
     text = (ROOT / ".env.example").read_text()
@@ -51,7 +51,7 @@ def read_compose(folder: Path, values: dict[str, str]) -> dict[str, Any]:
         ["docker-compose", "config"], cwd=folder, env=clean, text=True, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    return dict(yaml.safe_load(done.stdout.replace("$$", "$")))  # printed to be read again, so with dollars doubled
+    return dict(yaml.safe_load(done.stdout.replace("$$", "$")))  # the output escapes dollars by doubling them
 
 
 def _seconds(text: str) -> float:
@@ -60,12 +60,12 @@ def _seconds(text: str) -> float:
 
 
 class Stack(Remote):
-    """Everything that `docker compose up -d --scale worker=2` starts; `set_up` is what the engineer does then."""
+    """Everything that `docker compose up -d --scale worker=2` starts; `set_up` does what the engineer does next."""
 
     def __init__(
         self, image: Callable[[], Image], *, workers: int = 2, settings: Mapping[str, str] | None = None
     ) -> None:
-        """image: gives ours, asked when it is needed; settings: what .env says besides, for short trainings."""
+        """image: returns ours, called when needed; settings: additions to .env, for short trainings."""
         self.folder = scratch("stack")
         project = self.folder / "project"
         project.mkdir()
@@ -79,7 +79,7 @@ class Stack(Remote):
         (project / "weights").mkdir()
         self.file = read_compose(project, self.values)
         for name in [n for n, one in self.file["services"].items() if one.get("profiles")]:
-            del self.file["services"][name]  # not started unless asked for
+            del self.file["services"][name]  # started on request only
         self._image, self._images = image, self._foreign()
         self._hosts = self.folder / "hosts"
         self._hosts.write_text(f"127.0.0.1 localhost {' '.join(self._names())}\n::1 localhost\n")
@@ -99,7 +99,7 @@ class Stack(Remote):
         return names
 
     def _foreign(self) -> dict[str, Image]:
-        """The images that are not ours: this machine's programs in their places."""
+        """The third-party images, replaced by this machine's programs."""
         postgres = bare_root(self.folder / "postgres-image")
         data, account = "var/lib/postgresql/data", pwd.getpwnam("postgres")
         (postgres / data).mkdir(parents=True)
@@ -170,7 +170,7 @@ class Stack(Remote):
         )
 
     def up(self) -> None:
-        """Start all, each when those are healthy that it waits for; return when all are."""
+        """Start all services in dependency order, each once its dependencies are healthy; return when all are."""
         waiting = dict(self.file["services"])
         while waiting:
             for name, service in list(waiting.items()):
@@ -188,7 +188,7 @@ class Stack(Remote):
             container.wait_healthy(seconds=600)
 
     def set_up(self) -> None:
-        """Sign up, make a token, put it into the secret, and start again what reads it (docs/how-to/deployment.md)."""
+        """Sign up, create a token, store it as the secret, and restart its readers (docs/how-to/deployment.md)."""
         studio = self.studio
         sign_up(studio.url, "/user/signup/", studio.email, studio.password).close()
         self.token.write_text(studio.personal_access_token())

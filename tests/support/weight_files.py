@@ -1,4 +1,4 @@
-"""Files of weights as they are published, with random numbers in them."""
+"""Weight files in their published formats, with random numbers."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ DEPTHS, HEADS, WINDOWS = (2, 2, 6, 2), (2, 4, 5, 10), (7, 7, 14, 7)
 
 
 def mobile_sam_forward(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """What MobileSAM's image encoder computes, written down from its description, with nothing of timm in it."""
+    """The output of MobileSAM's image encoder, implemented from its description without timm."""
     from torch.nn import functional as F
 
     def at(name: str) -> torch.Tensor:

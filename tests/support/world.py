@@ -1,4 +1,4 @@
-"""The loop in one process: a Label Studio in memory, a real Reconciler, Store and Learner made small, and people."""
+"""The loop in one process: an in-memory Label Studio, a real but small Reconciler, Store and Learner, and people."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PREDICTED: dict[tuple[str, str], NDArray[np.float32]] = {}
 
 
 class KeptLearner(Learner):
-    """A Learner that fits a model, and predicts a scan with it, only once in this process, whatever the folder."""
+    """A Learner that caches models and predictions in this process, across data folders."""
 
     def train(
         self,
@@ -84,7 +84,7 @@ class KeptLearner(Learner):
 
 
 class World:
-    """A Label Studio in memory, our data folder, and whoever works with them."""
+    """An in-memory Label Studio, our data folder, and the annotators."""
 
     def __init__(self, folder: Path, *, steps: int = 3, **params: Any) -> None:
         self.folder = folder
@@ -95,7 +95,7 @@ class World:
             image_size=32,
             training_steps=steps,
             device="cpu",
-            encoder="tu-test_resnet",  # the smallest there is: these tests ask what is trained, not how well
+            encoder="tu-test_resnet",  # the smallest one: these tests check what is trained, not how well
         )
         self.masks: dict[int, Mapping[str, NDArray[np.bool_]]] = {}
         self.annotations: dict[int, int] = {}
@@ -109,12 +109,12 @@ class World:
         return Reconciler(self.studio, Store(self.folder), KeptLearner(self.settings), self.settings)  # type: ignore[arg-type]
 
     def run(self) -> None:
-        """One pass by a new process; nothing may be left to do after it."""
+        """One reconciliation by a new process; it must leave nothing to do."""
         plan = self.reconciler().reconcile(PROJECT)
         assert plan.steps == ()
 
     def set(self, **params: Any) -> None:
-        """Change the project's settings; one pass."""
+        """Change the project's settings and reconcile once."""
         self.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | params))
         self.run()
 
@@ -130,7 +130,7 @@ class World:
         return list(to_result({label: self.masks[task][label] for label in labels or ("Lung",)}, CONTROL))
 
     def label(self, count: int) -> list[int]:
-        """Somebody presses "Label All Tasks" and submits the true mask, `count` times; returns the tasks."""
+        """Press "Label All Tasks" and submit the true mask, `count` times; returns the tasks."""
         served = []
         for _ in range(count):
             task = self.studio.next_task()
@@ -171,7 +171,7 @@ class World:
         return self
 
     def end_state(self) -> dict[str, Any]:
-        """Everything that must be the same whatever happened on the way."""
+        """Everything that must not depend on what happened on the way."""
         studio, store = self.studio, Store(self.folder)
         row = store.project(PROJECT)
         assert row is not None
@@ -216,7 +216,7 @@ class World:
 
 
 class Ready(World):
-    """A world whose first day is a copy of one that was lived through once, as long as nothing else was done in it."""
+    """A world whose start is copied from a cached run, unless it was used or configured differently."""
 
     def __init__(self, folder: Path, **params: Any) -> None:
         super().__init__(folder, **params)
@@ -228,7 +228,7 @@ class Ready(World):
     def in_round_1(self) -> World:
         return self._copied("in_round_1")
 
-    def _copied(self, day: str) -> World:
+    def _copied(self, stage: str) -> World:
         row = self.store.project(PROJECT)
         assert row is not None
         if (
@@ -236,25 +236,25 @@ class Ready(World):
             or row["overrides"]
             or json.loads(row["extra_params"]) != PARAMS | self._params
         ):
-            return World.cold_started(self) if day == "cold_started" else World.in_round_1(self)
-        key = (day, json.dumps(self._params, sort_keys=True))
-        if key not in LIVED:
+            return World.cold_started(self) if stage == "cold_started" else World.in_round_1(self)
+        key = (stage, json.dumps(self._params, sort_keys=True))
+        if key not in CACHED:
             place = TemporaryDirectory(prefix="scanqueue-world-")
             world = World(Path(place.name) / "data", **self._params)
-            getattr(world, day)()
+            getattr(world, stage)()
             world.store.close()
-            LIVED[key] = place, world
-        lived = LIVED[key][1]
+            CACHED[key] = place, world
+        source = CACHED[key][1]
         self.store.close()
         shutil.rmtree(self.folder)
-        shutil.copytree(lived.folder, self.folder)
+        shutil.copytree(source.folder, self.folder)
         self.store = Store(self.folder)
-        self.studio = copy.deepcopy(lived.studio)
-        self.masks, self.annotations = dict(lived.masks), dict(lived.annotations)
+        self.studio = copy.deepcopy(source.studio)
+        self.masks, self.annotations = dict(source.masks), dict(source.annotations)
         return self
 
 
-LIVED: dict[tuple[str, str], tuple[TemporaryDirectory[str], World]] = {}
+CACHED: dict[tuple[str, str], tuple[TemporaryDirectory[str], World]] = {}
 
 
 def png(image: NDArray[np.uint8]) -> bytes:

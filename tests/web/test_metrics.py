@@ -36,7 +36,7 @@ MODEL: dict[str, Any] = {
 
 
 def read(text: bytes) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-    """Values by name and labels; the parser refuses what is not the format."""
+    """Values by name and labels; the parser refuses invalid formats."""
     found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
     for family in text_string_to_metric_families(text.decode()):
         for sample in family.samples:
@@ -45,14 +45,14 @@ def read(text: bytes) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
 
 
 def documented() -> dict[str, set[str]]:
-    """The names of the table and the labels of each."""
+    """The metric names in the table, with their labels."""
     rows = re.findall(r"^\| `(scanqueue_\w+)` \|([^|]*)\|", DOC.read_text(encoding="utf-8"), re.M)
     return {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
 
 
 @pytest.fixture
 def busy(tmp_path: Path) -> Store:
-    """Project 4 in the midst of everything; project 5 has just been connected."""
+    """Project 4 is busy; project 5 has just been connected."""
     store = Store(tmp_path)
     for project in (4, 5):
         store.add_project(project)
@@ -72,7 +72,7 @@ def busy(tmp_path: Path) -> Store:
     return store
 
 
-def test_the_numbers_are_those_of_the_records_and_of_the_queue(busy: Store) -> None:
+def test_the_metrics_match_the_records_and_the_queue(busy: Store) -> None:
     queue = Queue(Settings(data_dir=busy.folder))
     queue.request(4)
     found = read(metrics.render(busy, queue.waiting))
@@ -97,32 +97,32 @@ def test_the_numbers_are_those_of_the_records_and_of_the_queue(busy: Store) -> N
     assert found["scanqueue_step_seconds_sum"] == {(("step", "Train"),): 60}
     assert found["scanqueue_http_seconds_count"] == {(("code", "201"), ("path", "/webhook")): 5}
     assert found["scanqueue_http_slow_total"] == {(("path", "/predict"),): 2}
-    assert set(found["scanqueue_round"]) == {four}  # project 5 has had none
+    assert set(found["scanqueue_round"]) == {four}  # project 5 has no round
 
 
-def test_what_is_said_is_what_is_documented(busy: Store) -> None:
+def test_the_metrics_match_the_documentation(busy: Store) -> None:
     found = read(metrics.render(busy, lambda: 0))
     assert {name: {key for labels in rows for key, _ in labels} for name, rows in found.items()} == documented()
 
 
-def test_steps_are_a_few_words_however_many_versions_there_are() -> None:
+def test_step_labels_are_few_however_many_versions_there_are() -> None:
     assert metrics._step("training scanqueue-r17 on 93 labels") == "training"
     assert metrics._step("embedding with timm:vit_small") == "scans"
 
 
-def test_no_scan_and_no_address_is_said(busy: Store) -> None:
+def test_no_metric_contains_scans_or_addresses(busy: Store) -> None:
     assert b"upload" not in metrics.render(busy, lambda: 0)
     assert b"Label Studio does not" not in metrics.render(busy, lambda: 0)
 
 
-def test_a_store_without_projects_is_up(tmp_path: Path) -> None:
+def test_a_store_without_projects_is_reported_as_up(tmp_path: Path) -> None:
     found = read(metrics.render(Store(tmp_path)))
     assert found["scanqueue_store_up"][()] == 1
     assert found["scanqueue_projects"][()] == 0
     assert "scanqueue_jobs_waiting" not in found
 
 
-def test_with_the_database_and_the_queue_gone_it_still_answers(tmp_path: Path) -> None:
+def test_metrics_are_served_without_database_and_queue(tmp_path: Path) -> None:
     with PostgresServer() as server, RedisServer(tmp_path / "redis") as broker:
         store = Store(tmp_path, server.new_database("records"))
         store.add_project(4)
@@ -135,7 +135,7 @@ def test_with_the_database_and_the_queue_gone_it_still_answers(tmp_path: Path) -
     assert "scanqueue_scans" not in found
 
 
-def test_it_is_asked_for_with_credentials_only(busy: Store) -> None:
+def test_metrics_require_credentials(busy: Store) -> None:
     settings = Settings(data_dir=busy.folder, user="lab", password="secret")
     http = TestClient(create_api(settings, busy, lambda *_: None, lambda *_: [], waiting=lambda: 7))
     assert http.get("/metrics").status_code == 401
@@ -144,7 +144,7 @@ def test_it_is_asked_for_with_credentials_only(busy: Store) -> None:
     assert read(answer.content)["scanqueue_jobs_waiting"][()] == 7
 
 
-def test_what_processes_count_comes_together_and_survives_a_database_that_is_away(tmp_path: Path) -> None:
+def test_counts_of_several_processes_are_summed_and_survive_an_unreachable_database(tmp_path: Path) -> None:
     store = Store(tmp_path)
     away = True
 
@@ -165,7 +165,7 @@ def test_what_processes_count_comes_together_and_survives_a_database_that_is_awa
     assert store.counters("step") == {"Train": (3, 7.0)}
 
 
-def test_no_sender_can_fill_the_records_with_labels(tmp_path: Path) -> None:
+def test_requests_cannot_fill_the_records_with_labels(tmp_path: Path) -> None:
     store = Store(tmp_path)
     counters = Counters(store.add_counters)
     for n in range(2000):
@@ -174,7 +174,7 @@ def test_no_sender_can_fill_the_records_with_labels(tmp_path: Path) -> None:
     assert len(store.counters("http")) == 500
 
 
-def test_requests_are_counted_by_what_they_are_for(tmp_path: Path) -> None:
+def test_requests_are_counted_by_purpose(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.add_project(4)
     counted: list[tuple[str, str]] = []
@@ -188,7 +188,7 @@ def test_requests_are_counted_by_what_they_are_for(tmp_path: Path) -> None:
     assert counted == [("http", label) for label in labels]
 
 
-def test_answers_that_take_longer_than_label_studio_waits_are_counted(tmp_path: Path) -> None:
+def test_answers_slower_than_the_timeout_of_label_studio_are_counted(tmp_path: Path) -> None:
     store = Store(tmp_path)
     counters = Counters(store.add_counters)
     slowly = lambda _, tasks: time.sleep(PATIENCE + 0.05) or [{} for _ in tasks]  # noqa: E731

@@ -1,4 +1,4 @@
-"""Random requests after our own /openapi.json, to a real server process: no failure, and answers as described."""
+"""Random requests based on our own /openapi.json, to a real server process: no failures, and answers as described."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from backend.web.schemas import BODIES
 
 AUTH = ("lab", "reading-room")
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-EACH = 40  # requests per operation and way of making them up
+EACH = 40  # requests per operation and generation method
 
 QUICK = settings(
     max_examples=EACH,
@@ -41,7 +41,7 @@ QUICK = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-# what a careless or hostile sender would send, near to what is right
+# nearly valid bodies, as from a careless or hostile sender
 _JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda x: st.lists(x, max_size=3), max_leaves=5
 )
@@ -62,7 +62,7 @@ NEAR = st.binary(max_size=50) | st.builds(
 
 
 def fill(store: Store) -> None:
-    """Project 4 with scans, a round and a model, so that answers have something in them."""
+    """Project 4 with scans, a round and a model, so that answers are not empty."""
     store.add_project(4)
     row = {"image": "/data/upload/4/a.png", "updated_at": "2026-01-01", "skipped": 0}
     store.put_tasks(4, [{"task": t, "annotated": int(t == 1), **row} for t in (1, 2, 3)], "2026-01-01")
@@ -107,7 +107,7 @@ def described(server: str) -> dict[str, Any]:
     return dict(httpx.get(f"{server}/openapi.json", auth=AUTH, trust_env=False).json())
 
 
-def test_every_operation_is_described_and_nothing_else(described: dict[str, Any]) -> None:
+def test_exactly_the_operations_are_described(described: dict[str, Any]) -> None:
     found = {(method, path) for path, operations in described["paths"].items() for method in operations}
     assert found - {("get", "/metrics")} == set(BODIES)
     for method, path in found:
@@ -141,7 +141,7 @@ def try_nearly(operation: Any, http: httpx.Client, codes: Counter[str]) -> None:
     ask()
 
 
-def test_no_request_makes_the_server_fail_or_answer_otherwise_than_described(
+def test_no_request_makes_the_server_fail_or_deviate_from_its_description(
     server: str, described: dict[str, Any]
 ) -> None:
     schema = schemathesis.openapi.from_dict(described)

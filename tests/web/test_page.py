@@ -13,8 +13,8 @@ import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
 from page_lab import PROJECT, SCRIPT, Lab, make_app, quality
-from page_world import TITLE, application, lived
-from world import PROJECT as LIVED
+from page_world import TITLE, application, used_world
+from world import PROJECT as REAL_PROJECT
 from world import World
 
 from backend.errors import StoreUnavailable
@@ -276,8 +276,8 @@ def test_of_many_problems_the_first_are_listed_and_the_others_on_demand(lab: Lab
 def test_a_project_without_data_has_every_view(tmp_path: Path) -> None:
     http = TestClient(application(World(tmp_path / "data")), base_url="http://127.0.0.1:9090")
     for name in REAL:
-        assert http.get(f"/projects/{LIVED}{name}", headers=HTML).status_code == 200, name
-    assert "No scans yet" in Read(http.get(f"/projects/{LIVED}", headers=HTML).text).text
+        assert http.get(f"/projects/{REAL_PROJECT}{name}", headers=HTML).status_code == 200, name
+    assert "No scans yet" in Read(http.get(f"/projects/{REAL_PROJECT}", headers=HTML).text).text
 
 
 def test_without_a_worker_now_says_how_to_start_one(lab: Lab) -> None:
@@ -583,7 +583,7 @@ def test_a_model_without_held_out_scans_has_no_numbers() -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return lived(tmp_path_factory.mktemp("page") / "data")
+    return used_world(tmp_path_factory.mktemp("page") / "data")
 
 
 @pytest.fixture(scope="module")
@@ -593,7 +593,7 @@ def real(world: World) -> TestClient:
 
 @pytest.mark.parametrize("name", REAL)
 def test_every_view_shows_real_records(real: TestClient, name: str) -> None:
-    response = real.get(f"/projects/{LIVED}{name}", headers=HTML)
+    response = real.get(f"/projects/{REAL_PROJECT}{name}", headers=HTML)
     assert response.status_code == 200, response.text
     assert TITLE in Read(response.text).text
     assert "script-src 'self'" in response.headers["content-security-policy"]
@@ -603,8 +603,8 @@ def test_every_view_shows_real_records(real: TestClient, name: str) -> None:
 
 def test_real_records_have_pictures_and_plots(real: TestClient) -> None:
     for name in ("queue", "curve", "activity"):
-        seen = Read(real.get(f"/projects/{LIVED}/{name}", headers=HTML).text)
-        addresses = [urljoin(f"/projects/{LIVED}/{name}", a) for a in (*seen.with_("src"), *seen.with_("href"))]
+        seen = Read(real.get(f"/projects/{REAL_PROJECT}/{name}", headers=HTML).text)
+        addresses = [urljoin(f"/projects/{REAL_PROJECT}/{name}", a) for a in (*seen.with_("src"), *seen.with_("href"))]
         pictures = [a for a in addresses if "/scans/" in a or "/plots/" in a]
         assert pictures
         for address in pictures[:6]:
@@ -612,14 +612,14 @@ def test_real_records_have_pictures_and_plots(real: TestClient) -> None:
 
 
 def test_the_queue_has_the_order_of_the_records(real: TestClient, world: World) -> None:
-    seen = Read(real.get(f"/projects/{LIVED}/queue", headers=HTML).text)
+    seen = Read(real.get(f"/projects/{REAL_PROJECT}/queue", headers=HTML).text)
     cards = [a["id"] for a in seen.all("li") if a.get("class") == "scan-card"]
     assert cards == [f"scan-{task}" for task in world.status()["queue"]]
     assert "1 scan is left out of the order." in seen.text
 
 
 def test_changes_are_shown_with_their_author(real: TestClient) -> None:
-    text = Read(real.get(f"/projects/{LIVED}/settings", headers=HTML).text).text
+    text = Read(real.get(f"/projects/{REAL_PROJECT}/settings", headers=HTML).text).text
     assert "alpha: 0.7 anna," in text
     assert "set here" in text
 
@@ -638,7 +638,7 @@ def test_every_endpoint_of_the_application_is_described(real: TestClient) -> Non
         ("/projects/99", 404, "Project 99 is not known here."),
         ("/nowhere", 404, "There is no page at this address."),
         ("/projects/x/map", 400, "project: Input should be a valid integer"),
-        (f"/projects/{LIVED}/compare?first=a&second=b", 404, "'a'"),
+        (f"/projects/{REAL_PROJECT}/compare?first=a&second=b", 404, "'a'"),
     ],
 )
 def test_the_application_answers_a_browser_with_a_page_and_a_program_with_json(

@@ -1,4 +1,4 @@
-"""Bulk work cut into shards: each is done, whoever takes it and whoever dies over it."""
+"""Bulk work in shards: each is completed, whichever worker takes it or dies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return Store(tmp_path, request.getfixturevalue("postgres").new_database(f"shards-{secrets.token_hex(6)}"))
 
 
-def test_shards_hold_every_task_once_and_nobody_takes_one_twice(store: Store) -> None:
+def test_shards_contain_every_task_once_and_none_is_taken_twice(store: Store) -> None:
     driver, shard_worker = Shards(store, "driver"), Shards(store, "helper")
     run = driver.cut(1, "read", "pixels|64", TASKS)
     assert driver.left(run) == (4, len(TASKS))
@@ -40,7 +40,7 @@ def test_shards_hold_every_task_once_and_nobody_takes_one_twice(store: Store) ->
     assert {(s.project, s.kind, s.requirements) for s in taken} == {(1, "read", "pixels|64")}
 
 
-def test_the_work_is_over_when_every_shard_is_done(store: Store) -> None:
+def test_the_work_ends_when_every_shard_is_done(store: Store) -> None:
     driver, shard_worker = Shards(store, "driver"), Shards(store, "helper")
     run = driver.cut(1, "read", "", TASKS)
     first, last = driver.take(run), shard_worker.take()
@@ -66,8 +66,8 @@ def test_a_shard_lost_with_its_worker_is_given_to_another(store: Store, monkeypa
     assert list(again.tasks) == TASKS[:SHARD]
 
 
-def test_a_shard_whose_worker_gives_signs_of_life_is_left_to_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "LEASE", 3.0)  # a beat is a write into the database: on a busy machine it takes a while
+def test_a_shard_stays_with_a_worker_that_sends_heartbeats(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "LEASE", 3.0)  # a heartbeat is a database write: slow on a busy machine
     monkeypatch.setattr(shards, "BEAT", 0.1)
     driver, slow = Shards(store, "driver"), Shards(store, "slow")
     run = driver.cut(1, "read", "", TASKS[:SHARD])
@@ -95,7 +95,7 @@ def test_a_shard_that_a_helper_failed_on_is_left_to_its_driver(store: Store) -> 
     assert again.tries == 1
 
 
-def test_a_helper_that_stops_leaves_its_shard_to_everybody(store: Store) -> None:
+def test_a_stopping_helper_releases_its_shard(store: Store) -> None:
     driver, shard_worker = Shards(store, "driver"), Shards(store, "helper")
     driver.cut(1, "read", "", TASKS[:SHARD])
     shard = shard_worker.take()
@@ -104,7 +104,7 @@ def test_a_helper_that_stops_leaves_its_shard_to_everybody(store: Store) -> None
     assert shard_worker.take() == shard
 
 
-def test_a_late_worker_is_told_that_its_driver_has_gone(store: Store) -> None:
+def test_a_late_worker_learns_that_its_driver_is_gone(store: Store) -> None:
     driver, late = Shards(store, "driver"), Shards(store, "late")
     run = driver.cut(1, "read", "", TASKS)
     shard = late.take()
@@ -115,12 +115,14 @@ def test_a_late_worker_is_told_that_its_driver_has_gone(store: Store) -> None:
     assert driver.left(run) == (0, 0)
 
 
-def test_a_run_is_forgotten_while_other_threads_look_at_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_can_be_forgotten_while_other_threads_check_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, over, failed = Store(tmp_path), threading.Event(), []
-    monkeypatch.setattr(store, "write", lambda: nullcontext(MagicMock()))  # only the memory of beats is looked at
+    monkeypatch.setattr(store, "write", lambda: nullcontext(MagicMock()))  # only the heartbeats in memory matter
     many = Shards(store, "driver")
 
-    def look(thread: int) -> None:
+    def check(thread: int) -> None:
         for n in itertools.count():
             if over.is_set():
                 return
@@ -134,7 +136,7 @@ def test_a_run_is_forgotten_while_other_threads_look_at_theirs(tmp_path: Path, m
         except RuntimeError as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=look, args=(n,)) for n in range(4)]
+    threads = [threading.Thread(target=check, args=(n,)) for n in range(4)]
     for thread in threads:
         thread.start()
     time.sleep(3)
@@ -144,7 +146,7 @@ def test_a_run_is_forgotten_while_other_threads_look_at_theirs(tmp_path: Path, m
     assert failed == []
 
 
-def test_what_a_dead_driver_left_is_forgotten_and_other_projects_are_not(store: Store) -> None:
+def test_shards_of_a_dead_driver_are_forgotten_and_those_of_other_projects_are_not(store: Store) -> None:
     one = Shards(store, "driver")
     one.cut(1, "read", "", TASKS)
     kept = one.cut(2, "read", "", TASKS)

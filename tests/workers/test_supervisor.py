@@ -1,4 +1,4 @@
-"""The keeper of the worker process: real processes that end, hang, or are asked to stop."""
+"""The supervisor of the worker process: real processes that exit, hang, or are asked to stop."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def wait_for_starts(folder: Path, count: int) -> None:
         time.sleep(0.1)
 
 
-def test_a_worker_that_ends_is_started_again(tmp_path: Path) -> None:
+def test_a_worker_that_exits_is_restarted(tmp_path: Path) -> None:
     with kept(tmp_path, "die"):
         wait_for_starts(tmp_path, 2)
 
 
-def test_a_worker_is_watched_by_a_process_with_thousands_of_open_files(tmp_path: Path) -> None:
+def test_a_process_with_thousands_of_open_files_can_supervise_a_worker(tmp_path: Path) -> None:
     many = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
         with kept(tmp_path, "live"):
@@ -91,17 +91,17 @@ def test_a_worker_is_watched_by_a_process_with_thousands_of_open_files(tmp_path:
             os.close(descriptor)
 
 
-def test_a_frozen_worker_is_killed_and_started_again(tmp_path: Path) -> None:
+def test_a_frozen_worker_is_killed_and_restarted(tmp_path: Path) -> None:
     with kept(tmp_path, "freeze"):
         wait_for_starts(tmp_path, 2)
 
 
-def test_a_worker_whose_work_hangs_is_killed_and_started_again(tmp_path: Path) -> None:
+def test_a_worker_with_a_hanging_step_is_killed_and_restarted(tmp_path: Path) -> None:
     with kept(tmp_path, "hang"):
         wait_for_starts(tmp_path, 2)
 
 
-def test_a_worker_that_cannot_be_started_is_tried_again_and_costs_no_descriptor(
+def test_a_failed_start_of_a_worker_is_retried_and_leaks_no_descriptor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "RESTART_AFTER", 0.05)
@@ -130,7 +130,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again_and_costs_no_descriptor(
     assert len(set(descriptors)) == 1
 
 
-def test_a_worker_that_gets_on_is_left_alone_and_asked_to_stop_at_the_end(tmp_path: Path) -> None:
+def test_a_worker_that_makes_progress_is_left_alone_and_asked_to_stop_at_the_end(tmp_path: Path) -> None:
     with kept(tmp_path, "live", silence=20.0):
         wait_for_starts(tmp_path, 1)
         time.sleep(22)

@@ -1,4 +1,4 @@
-"""The queue of looks, on the real storage, with a real consumer."""
+"""The reconciliation queue, on real storage, with a real consumer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from backend.workers import worker
 from backend.workers.worker import GAP, Queue, RequestBuffer
 
 
-def test_a_project_touched_often_waits_once(tmp_path: Path) -> None:
+def test_a_project_with_many_requests_is_queued_once(tmp_path: Path) -> None:
     queue = Queue(Settings(data_dir=tmp_path))
     for _ in range(50):
         queue.request(1)
@@ -41,8 +41,8 @@ worker.SWEEP = 3.0
 folder = Path(sys.argv[1])
 busy = [True]
 
-def look(project):
-    with (folder / "looks").open("a") as file:
+def reconcile(project):
+    with (folder / "reconciled").open("a") as file:
         file.write(f"{project}\\n")
     if project == 7:
         raise RuntimeError("unexpected")
@@ -52,31 +52,31 @@ def look(project):
     time.sleep(0.2)
     return False
 
-Queue(Settings(data_dir=folder), look, lambda: [1, 7, 8]).run(threading.Event())
+Queue(Settings(data_dir=folder), reconcile, lambda: [1, 7, 8]).run(threading.Event())
 """
 
 
-def looks(folder: Path) -> list[str]:
-    file = folder / "looks"
+def reconciled(folder: Path) -> list[str]:
+    file = folder / "reconciled"
     return file.read_text().split() if file.exists() else []
 
 
 def wait_for(folder: Path, project: str, count: int) -> None:
     until = time.monotonic() + 60
-    while looks(folder).count(project) < count:
-        assert time.monotonic() < until, looks(folder)
+    while reconciled(folder).count(project) < count:
+        assert time.monotonic() < until, reconciled(folder)
         time.sleep(0.1)
 
 
-def test_every_project_is_looked_at_on_start_and_a_busy_one_again(tmp_path: Path) -> None:
+def test_every_project_is_reconciled_on_start_and_a_busy_one_again(tmp_path: Path) -> None:
     queue = Queue(Settings(data_dir=tmp_path))
-    queue.request(1)  # of an earlier worker that was killed: the flag must not keep the project waiting for ever
+    queue.request(1)  # left by a killed worker: the flag must not block the project forever
     child = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
     try:
         for project, count in (("1", 1), ("7", 1), ("8", 2)):
             wait_for(tmp_path, project, count)
-        # a failure in one project keeps nobody from the next job
-        before = looks(tmp_path).count("1")
+        # a failure in one project does not affect the next job
+        before = reconciled(tmp_path).count("1")
         queue.request(1)
         wait_for(tmp_path, "1", before + 1)
     finally:
@@ -84,19 +84,19 @@ def test_every_project_is_looked_at_on_start_and_a_busy_one_again(tmp_path: Path
         assert child.wait(30) is not None
 
 
-def test_ten_thousand_touches_cost_a_look_a_second_at_most(tmp_path: Path) -> None:
+def test_ten_thousand_requests_cause_at_most_one_reconciliation_per_second(tmp_path: Path) -> None:
     queue = Queue(Settings(data_dir=tmp_path))
     child = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
     try:
         wait_for(tmp_path, "1", 1)
-        before, began = looks(tmp_path).count("1"), time.monotonic()
+        before, began = reconciled(tmp_path).count("1"), time.monotonic()
         for _ in range(10_000):
             queue.request(1)
         wait_for(tmp_path, "1", before + 1)
-        more, took = looks(tmp_path).count("1") - before, time.monotonic() - began
+        more, took = reconciled(tmp_path).count("1") - before, time.monotonic() - began
         assert more <= took / GAP + 1
-        # the last touch is looked at too
-        after = looks(tmp_path).count("1")
+        # the last request is handled too
+        after = reconciled(tmp_path).count("1")
         queue.request(1)
         wait_for(tmp_path, "1", after + 1)
     finally:
@@ -104,24 +104,24 @@ def test_ten_thousand_touches_cost_a_look_a_second_at_most(tmp_path: Path) -> No
         assert child.wait(30) is not None
 
 
-def test_a_flag_whose_job_was_lost_keeps_nobody_waiting(tmp_path: Path) -> None:
+def test_a_flag_with_a_lost_job_does_not_block_its_project(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
     try:
         wait_for(tmp_path, "1", 1)
         queue = Queue(Settings(data_dir=tmp_path))
-        queue._huey.storage.put_data("touched:1", b"1")  # as if its worker had died with the job in hand
-        wait_for(tmp_path, "1", looks(tmp_path).count("1") + 2)
+        queue._huey.storage.put_data("touched:1", b"1")  # as if its worker had died while holding the job
+        wait_for(tmp_path, "1", reconciled(tmp_path).count("1") + 2)
     finally:
         child.send_signal(signal.SIGTERM)
         assert child.wait(30) is not None
 
 
-def test_a_queue_that_is_away_costs_a_touch_and_no_error(tmp_path: Path, free_port: int) -> None:
+def test_an_unreachable_queue_loses_a_request_without_an_error(tmp_path: Path, free_port: int) -> None:
     queue = Queue(Settings(data_dir=tmp_path, redis_url=f"redis://127.0.0.1:{free_port}/0"))
     assert queue.request(1) is False
 
 
-def test_a_relay_returns_at_once_and_passes_every_project_on() -> None:
+def test_a_relay_returns_at_once_and_forwards_every_project() -> None:
     slow, passed = threading.Event(), []
 
     def touch(project: int) -> None:
@@ -143,7 +143,9 @@ def test_a_relay_returns_at_once_and_passes_every_project_on() -> None:
     assert len(passed) <= 4
 
 
-def test_a_wish_outlasts_records_that_are_away_and_a_relay_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_request_survives_unreachable_records_and_a_relay_survives_every_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(worker, "AGAIN", 0.05)
     away, passed, asked = [True], [], []
 
@@ -168,7 +170,7 @@ def test_a_wish_outlasts_records_that_are_away_and_a_relay_every_failure(monkeyp
     assert asked == [1]
 
 
-def test_sweeps_go_on_after_one_that_failed(tmp_path: Path) -> None:
+def test_sweeps_go_on_after_a_failed_one(tmp_path: Path) -> None:
     failing = "def projects(tries=[]):\n    tries.append(1)\n    return [1] if len(tries) > 1 else 1 // 0\n\nQueue("
     program = PROGRAM.replace("Queue(Settings", failing + "Settings").replace("lambda: [1, 7, 8]", "projects")
     child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
@@ -179,6 +181,6 @@ def test_sweeps_go_on_after_one_that_failed(tmp_path: Path) -> None:
         assert child.wait(30) is not None
 
 
-def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+def test_a_worker_ends_with_its_parent_process(tmp_path: Path) -> None:
     program = PROGRAM.replace("threading.Event())", "threading.Event(), parent=1)")  # not the one that started it
     assert subprocess.run([sys.executable, "-c", program, str(tmp_path)], timeout=60, check=False).returncode == 0
