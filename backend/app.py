@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("scanqueue")
 
 NICE = 10  # niceness of workers, below the server and Label Studio
-LOOK_FOR_LABELS = 15.0  # seconds between checks whether a first model will soon exist
+LOOK_FOR_LABELS = 15.0  # seconds between checks for first labels, which announce a first model
 SHUTDOWN = 10  # seconds for running requests to finish when the server stops
 
 
@@ -77,7 +77,7 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
     store = open_store(settings)
     counters = Counters(store.add_counters)
     reconciler = make_reconciler(settings, store, stopping, watchdog, counters.count)
-    if heartbeat is not None:  # only now: loading the libraries can block all threads for long
+    if heartbeat is not None:  # not earlier: loading the libraries can block all threads for a long time
         threading.Thread(
             target=beat, args=(heartbeat, lambda: watchdog.silence() < settings.hang_seconds, stopping), daemon=True
         ).start()
@@ -118,7 +118,7 @@ def supervise_worker(settings: Settings, *, alive: Path | None = None) -> None:
 
 
 def run_server(settings: Settings, *, worker: bool) -> None:
-    """Serve HTTP; with `worker`, also keep one worker process running beside it."""
+    """Serve HTTP; with `worker`, also keep one worker process running."""
     import uvicorn
 
     from backend.doctor import examine

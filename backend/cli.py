@@ -10,8 +10,8 @@ from rich.console import Console
 from backend.commands import backups, export, intake, models, service, simulate, status, weights
 from backend.errors import ScanqueueError
 
-# Waiting threads must sleep, not spin: beside a busy Label Studio a training step would otherwise take ten times as
-# long. torch reads these variables when it is loaded, later; the worker that `serve` starts inherits them.
+# Waiting threads must sleep, not spin: next to a busy Label Studio, a training step would otherwise take ten times as
+# long. torch reads these variables when it is loaded later; the worker that `serve` starts inherits them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 

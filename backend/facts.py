@@ -29,7 +29,7 @@ class Scan:
     """One task. `digest` identifies its image once it is read; `problem` says why it could not be read.
 
     stratum  the value of the key `stratify_by` in its data
-    priority 1: to be labelled next; -1: left out of the order
+    priority 1: label next; -1: excluded from the order
     volume   the volume it is a slice of; "": a single image
     slice    its number along the slicing axis of the volume
     patient  "": unknown
@@ -53,12 +53,12 @@ class Scan:
 
     @property
     def group(self) -> str:
-        """Scans of one group are never split between training and validation; "" for a scan without a known group."""
+        """The group, which is never split between training and validation; "" if unknown."""
         return self.patient or self.volume
 
     @property
     def whole(self) -> str:
-        """Scans that share this share a place on a map of whole scans: those of one volume, or with the same file."""
+        """Scans with the same value share a place on a map of whole scans: same volume, or same file."""
         return self.volume or self.digest
 
 
@@ -87,7 +87,7 @@ class Model:
 class Round:
     """One published order.
 
-    carried   tasks of the previous round that annotators may still hold
+    carried   tasks of the previous round that annotators may still have open
     embedder  the embedder of the map it was ranked on; "": not recorded
     """
 

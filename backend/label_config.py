@@ -1,4 +1,4 @@
-"""The label config of a project: the image, and the tags that masks are drawn with."""
+"""The label config of a project: the image, and the tags for drawing masks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Tag:
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """The key of the image in the task data (`image_key`), and the tags that masks are drawn with."""
+    """The key of the image in the task data (`image_key`), and the tags for drawing masks."""
 
     image_key: str
     tags: tuple[Tag, ...]

@@ -24,7 +24,7 @@ from backend.settings import Settings
 
 GONE = "***"
 LINE = 1000  # maximum characters per line; a Label Studio response can have megabytes
-READ = 4 * LINE  # characters that are searched for secrets; the end is not shown: it may be half a secret
+READ = 4 * LINE  # characters that are searched for secrets; the end is not shown, as it may be half a secret
 LINES = 200  # maximum lines per record, including tracebacks
 SHORTEST = 4  # minimum length of a known secret to search for; shorter ones match ordinary words
 NOISY = ("httpx", "httpcore", "huey", "filelock", "urllib3", "openTSNE", "alembic", "PIL")
@@ -69,7 +69,7 @@ class Redactor:
         return f"{text[:LINE]}... (cut)" if cut or len(text) > LINE else text
 
     def lines(self, text: str) -> str:
-        """Redacted multi-line `text`, such as a traceback. Of a long text the end is kept."""
+        """Redacted multi-line `text`, such as a traceback. Only the end of a long text is kept."""
         found = [self.line(line) for line in text.splitlines()]
         return "\n".join(found if len(found) <= LINES else ["... (cut)", *found[-LINES:]])
 
@@ -90,7 +90,7 @@ class TextFormatter(logging.Formatter):
 class LinesFormatter(JsonFormatter):
     """One JSON object per line: time, level, logger, message; project and task if known; error with traceback.
 
-    Nothing else gets in, whatever a library attaches to its records.
+    Other attributes that libraries attach to their records are ignored.
     """
 
     def __init__(self, redactor: Redactor) -> None:

@@ -1,25 +1,25 @@
 """scanqueue as a `LabelStudioMLBase` class, for labs that already host backends with label-studio-ml.
 
-Most labs need none of this: Label Studio connects to `scanqueue serve` directly. Where every ML backend has to
-run inside a label-studio-ml server, host `ScanqueueBackend` there. It is a thin adapter without a model of its
-own: it hands each request on, over HTTP, to a running `scanqueue serve`, whose worker does the work. It imports
-nothing but the standard library and label-studio-ml, because label-studio-ml 1.0.9 pins a Flask and a Werkzeug
-that our own dependencies cannot live beside.
+Most labs do not need it: Label Studio connects to `scanqueue serve` directly. If every ML backend has to run inside
+a label-studio-ml server, host `ScanqueueBackend` there. It is a thin adapter without a model: it forwards each
+request over HTTP to a running `scanqueue serve`, whose worker does the work. It imports only the standard library
+and label-studio-ml, because label-studio-ml 1.0.9 pins versions of Flask and Werkzeug that conflict with our own
+dependencies.
 
     from backend.plugin import ScanqueueBackend
     from label_studio_ml.api import init_app
     app = init_app(ScanqueueBackend, model_dir="scanqueue-plugin")    # 1.0.9
     app = init_app(ScanqueueBackend)                                  # 2.x
 
-Settings, from the environment as everywhere: SCANQUEUE_PUBLIC_URL, or SCANQUEUE_HOST and SCANQUEUE_PORT, say where
-`scanqueue serve` is; SCANQUEUE_USER and SCANQUEUE_PASSWORD (or SCANQUEUE_PASSWORD_FILE) are its credentials.
+Settings, from the environment: SCANQUEUE_PUBLIC_URL, or SCANQUEUE_HOST and SCANQUEUE_PORT, is the address of
+`scanqueue serve`; SCANQUEUE_USER and SCANQUEUE_PASSWORD (or SCANQUEUE_PASSWORD_FILE) are its credentials.
 
-What 1.0.9 does that a plugin cannot change: it answers /setup with the version "INITIAL" (predictions carry the true
-one, and the queue goes by theirs), and it starts a process for every webhook, beginning with a file that holds the
-payload, the project's token included; that file is removed here.
+A plugin cannot change two things in 1.0.9: it answers /setup with the version "INITIAL" (predictions contain the true
+version, which the queue uses), and it starts a process for every webhook, after writing a file with the payload,
+including the project's token; the plugin removes that file.
 
-When `scanqueue serve` does not answer, this raises: Label Studio then shows the task without a prediction and stores
-none, whereas an empty one would be stored for good.
+If `scanqueue serve` does not answer, the plugin raises an error: Label Studio then shows the task without a prediction
+and stores nothing, whereas an empty prediction would be stored permanently.
 """
 
 from __future__ import annotations

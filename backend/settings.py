@@ -1,7 +1,7 @@
 """Settings of the service (environment) and of one project (JSON from Label Studio or the page).
 
-Both are typed, frozen, read once, and reject unknown names: a misspelled setting
-must not be silently ignored.
+Both are typed, frozen, read once, and reject unknown names, so that a misspelled setting is not
+silently ignored.
 """
 
 from __future__ import annotations

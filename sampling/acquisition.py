@@ -14,7 +14,7 @@ from sampling.farthest import LARGEST, distances_to
 
 ALPHA = 0.5
 TIE = 1e-12  # scores closer than this differ by rounding only and count as equal
-FEW = 32  # above this number of labelled scans, a tree finds the nearest
+FEW = 32  # above this number of labelled scans, a tree finds the nearest one
 
 Number = TypeVar("Number", bound=np.generic)
 Score = Callable[[NDArray[np.float64], NDArray[np.float64], IntArray], NDArray[np.float64]]

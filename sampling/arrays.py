@@ -12,7 +12,7 @@ FloatArray: TypeAlias = NDArray[np.floating]
 IntArray: TypeAlias = NDArray[np.intp]
 
 
-BLOCK = 4_000_000  # numbers held beside a large array while it is checked
+BLOCK = 4_000_000  # numbers in memory, in addition to a large array, while it is checked
 
 
 def finite_matrix(name: str, array: ArrayLike, *, columns: int | None = None) -> NDArray[np.float64]:

@@ -78,7 +78,7 @@ class Pool:
         return values
 
     def split(self, chosen: Sequence[int] | IntArray, count: int) -> tuple[IntArray, IntArray, int]:
-        """(chosen rows once each, all others, how many of those can be picked when `count` are asked for)."""
+        """(chosen rows once each, all others, how many of those can be picked if `count` are requested)."""
         taken = np.unique(row_numbers("chosen", chosen, len(self)))
         rest = np.setdiff1d(np.arange(len(self)), taken)
         return taken, rest, min(whole_number("count", count, low=0), len(rest))

@@ -21,8 +21,8 @@ LARGEST_BARNES_HUT = 5_000  # above it the FFT gradient is faster
 LARGEST_FIT = 50_000  # maximum number of scans for t-SNE; the others of a larger pool are placed
 LARGEST_EXACT_NEIGHBOURS = 50_000
 NEIGHBOURS = 5  # number of fitted scans that a later scan is placed between
-SPARE = 8  # extra neighbours searched, as the search is exact up to rounding only
-BLOCK = 4_000_000  # 64-bit numbers held at once beside the embeddings
+SPARE = 8  # extra neighbours searched, because the search is exact only up to rounding
+BLOCK = 4_000_000  # 64-bit numbers in memory at once, in addition to the embeddings
 PLACED_AT_ONCE = 65_536  # rows
 
 
@@ -76,7 +76,7 @@ class EmbeddingMap:
         return placed
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """The map as plain arrays, for `numpy.savez`; `EmbeddingMap.from_state` gives the same map back.
+        """The map as plain arrays, for `numpy.savez`; `EmbeddingMap.from_state` restores the same map.
 
         "fitted" is absent if all rows were laid out by t-SNE.
         """
@@ -121,7 +121,7 @@ def fit_map(embeddings: FloatArray, *, seed: int) -> EmbeddingMap:
     seed        same input and seed, same map
 
     The number of processors does not change the map. Time O(N) above 50,000 scans; memory beside the
-    embeddings O(N), with 2 numbers per scan and some hundred MB.
+    embeddings O(N), with 2 numbers per scan and a few hundred MB.
     Raises ValueError on bad shape, and on NaN with the row number.
     Sources: van der Maaten & Hinton 2008; Linderman et al. 2019; Kobak & Berens 2019; openTSNE.
 

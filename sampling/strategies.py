@@ -283,7 +283,7 @@ def find_strategy(strategies: Mapping[str, S], name: str) -> S:
 def strategy_pair(name: str) -> tuple[str, str]:
     """(cold start, with a model) of "COLD+MODEL", of a name for both, or of "default".
 
-    A name that exists in one dict only is completed with the default of the other. Raises ValueError listing the names.
+    For a name in only one dict, the other half is the default. Raises ValueError that lists the names.
 
     >>> strategy_pair("typiclust+entropy"), strategy_pair("random"), strategy_pair("power-entropy")[1]
     (('typiclust', 'entropy'), ('random', 'random'), 'power-entropy')

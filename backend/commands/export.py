@@ -87,7 +87,7 @@ def _run(settings: Settings, options: dict[str, Any], identities: Path | None, o
     """Run the export and show its progress."""
     from backend.export import Export
     from backend.intake.identities import NAME, Identities
-    from backend.label_studio.studio import Studio  # alone: loading the whole service takes seconds
+    from backend.label_studio.studio import Studio  # only this module: loading the whole service takes seconds
 
     recorded = bool(settings.database_url) or (settings.data_dir / "records.sqlite").exists()
     store = open_records(settings.data_dir) if recorded or options["model"] else None

@@ -89,7 +89,7 @@ def _refused_token(kind: str, key: str, error: ScanqueueError) -> Finding:
 
 
 def check_address(settings: Settings, address: str, studio: Studio) -> Iterator[Finding]:
-    """Whether Label Studio would call `address` as a backend and send webhooks to it. Two separate guards decide."""
+    """Whether Label Studio would call `address` as a backend and send webhooks to it. Two separate checks decide."""
     shown = redact_url(address)
     host = urlsplit(address).hostname or ""
     webhook = studio.webhook_objection(f"{address}/webhook")

@@ -1,8 +1,8 @@
 """Runs the checks of `scanqueue doctor` in order.
 
-Label Studio reports most of these problems nowhere: a webhook that is never sent, a queue that is served
-at random. The checks change nothing. Where only a refusal shows the problem, the request is made
-impossible to fulfil.
+Label Studio does not report most of these problems: a webhook that is never sent, a queue that is served
+at random. The checks change nothing. If only a refusal reveals a problem, the request is one that Label
+Studio cannot fulfil.
 """
 
 from __future__ import annotations

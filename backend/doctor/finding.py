@@ -51,7 +51,7 @@ def local_address(settings: Settings) -> str:
 
 
 def ask_us(url: str, **more: Any) -> tuple[httpx.Response | None, str]:
-    """The response of our own server, or the reason why there is no response."""
+    """The response of our own server, or the reason for its absence."""
     try:
         with httpx.Client(timeout=5, trust_env=False, verify=httpx.create_ssl_context()) as client:  # SSL_CERT_FILE
             return client.request(more.pop("method", "GET"), url, **more), ""

@@ -167,7 +167,7 @@ def check_annotators(page: ProjectPage, project: int) -> Iterator[Finding]:
 
 
 def check_worker(settings: Settings, store: Store, project: int) -> Iterator[Finding]:
-    """A worker is alive if it looked recently, is working, or picks up a request that we make now."""
+    """A worker is alive if it checked the project recently, is working, or picks up a request that we make now."""
     row = store.project(project)
     seen = row["seen_at"] if row else 0.0
     if _at_work(store, project):

@@ -19,12 +19,12 @@ from label_studio_sdk.core.api_error import ApiError
 from backend.errors import ProjectGone, StudioRefused, StudioUnavailable
 from backend.workers.counters import CountCallback, discard
 
-WRITE_SECONDS = 300  # timeout for uploads and new tasks: after a timeout nobody knows whether the write arrived
+WRITE_SECONDS = 300  # timeout for uploads and new tasks: after it, it is unknown whether the write arrived
 
 
 @dataclass(frozen=True)
 class Token:
-    """What can be read from a token itself.
+    """The information in a token itself.
 
     kind     "personal" (a refresh token), "access" (obtained with one, valid for five minutes), "legacy" or "none"
     expires  seconds since 1970; None if the token does not contain it

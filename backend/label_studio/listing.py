@@ -1,4 +1,4 @@
-"""What Label Studio holds: projects, tasks, annotations, predictions and users, listed in bulk."""
+"""The contents of Label Studio, listed in bulk: projects, tasks, annotations, predictions and users."""
 
 from __future__ import annotations
 

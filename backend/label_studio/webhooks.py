@@ -74,9 +74,9 @@ class Webhooks(Client):
         return list(self._call("GET", "/api/ml", params={"project": project}) or ())
 
     def webhook_objection(self, url: str) -> str:
-        """Why Label Studio would refuse a webhook to `url`, in its own words; "" if it would accept it.
+        """Label Studio's reason for refusing a webhook to `url`; "" if it would accept it.
 
-        Nothing is created: the request also names an unknown action, so it is always refused.
+        Nothing is created: the request also contains an unknown action, so it is always refused.
         """
         return self._objection("/api/webhooks/", {"url": url, "actions": ["SCANQUEUE_DOCTOR"]}, "actions")
 

@@ -80,13 +80,13 @@ class AnnotationReader:
     def _compare_shown(
         self, project: int, scan: Any, found: Annotation, mask: NDArray[np.uint8], config: LabelConfig, key: str
     ) -> None:
-        """Record the distance between the mask that was shown and the one that was submitted."""
+        """Record the agreement between the mask shown and the mask submitted."""
         context, store = self._context, self._context.store
         rounds = {version_name(r["n"]): r["model"] for r in store.rounds(project, picks=False)}
         model = context.model(project, rounds.get(found.shown_version, ""))
         if model is None:
             return
-        # Drawn again when it is not stored: /predict shows masks of scans that were never published.
+        # Drawn again if it is not stored: /predict shows masks of scans that were never published.
         here = scan_of(scan)
         kept = store.has("masks", fingerprint(model["fingerprint"], here.digest))
         if not kept and not store.has("models", model["fingerprint"]):

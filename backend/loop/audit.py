@@ -25,7 +25,7 @@ UNDOABLE = ("settings", "wishes", "activate")
 def set_overrides(store: Store, project: int, user: str, given: Mapping[str, Any]) -> int:
     """Override settings of a project; None removes an override. Returns the number of the change.
 
-    Raises BadSetting for an unknown name or an invalid value; nothing is changed then.
+    Raises BadSetting for an unknown name or an invalid value, without changing anything.
     """
     return _put_overrides(store, project, user, given, None)
 
@@ -57,9 +57,9 @@ def _spelled(value: Any) -> str:
 
 
 def set_priorities(store: Store, project: int, user: str, tasks: Sequence[int], priority: str) -> int:
-    """Put scans "next", leave them "out", or return them to the usual order ("none"). Returns the change's number.
+    """Move scans "next", leave them "out", or restore the usual order ("none"). Returns the change's number.
 
-    Raises BadSetting for another priority or an unknown task; nothing is changed then.
+    Raises BadSetting for an invalid priority or an unknown task, without changing anything.
     """
     if priority not in PRIORITIES:
         raise BadSetting(f"wish is {priority!r}; it must be one of {', '.join(PRIORITIES)}.")
@@ -100,13 +100,13 @@ def activate(store: Store, project: int, user: str, version: str) -> int:
 
 
 def request_training(store: Store, project: int, user: str) -> int:
-    """Request a training."""
+    """Request training."""
     store.request_training(project)
     return store.add_change(project, Change(user, "train", "training requested"))
 
 
 def retry(store: Store, project: int, user: str, task: int) -> int:
-    """Read a scan with a problem, or its annotation, again at once. Raises BadSetting when there is no problem."""
+    """Read a scan with a problem, or its annotation, again now. Raises BadSetting when there is no problem."""
     scan = store.scan(project, task)
     if scan is None:
         raise BadSetting(f"project {project} has no task {task}.")
@@ -118,9 +118,9 @@ def retry(store: Store, project: int, user: str, task: int) -> int:
 
 
 def undo(store: Store, project: int, user: str, number: int) -> int:
-    """Undo a change, except what was changed again later. Returns the number of the new change.
+    """Undo a change, except for values changed again later. Returns the number of the new change.
 
-    Raises BadSetting when there is no such change, or nothing of it is left to undo.
+    Raises BadSetting when there is no such change or nothing left to undo.
     """
     found = store.change(project, number)
     if found is None:

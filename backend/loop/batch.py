@@ -1,6 +1,6 @@
-"""Batch work that any worker can do a part of: reading scans, scoring them, drawing their masks.
+"""Batch work that workers share: reading scans, scoring them, drawing their masks.
 
-Results are named by their inputs, so work done twice, even by two workers at once, writes the same.
+Results are named by their inputs, so work done twice, even by two workers at once, writes the same results.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class BatchProcessor:
     alive: Callable[[], None] = nothing
 
     def reading_requirements(self) -> str:
-        """What reading depends on besides the scans: workers with equal requirements get equal results."""
+        """The inputs of reading besides the scans: workers with equal requirements get equal results."""
         return f"{self.learner.embedder().name}|{self.learner.image_size}"
 
     def scans(self, project: int, tasks: Sequence[int]) -> list[Scan]:
@@ -57,7 +57,7 @@ class BatchProcessor:
         return [scan_of(r) for r in rows if r is not None]
 
     def do(self, kind: str, project: int, requirements: str, tasks: Sequence[int]) -> None:
-        """A part of the work `kind`: "read", or "score" or "draw" with the model that `needs` names."""
+        """Do a part of the work `kind`: "read", or "score" or "draw" with the model that `requirements` names."""
         scans = self.scans(project, tasks)
         if kind == "read":
             self.read(project, scans)
@@ -167,11 +167,11 @@ class BatchProcessor:
 
     @staticmethod
     def scoring_requirements(model: str, extra: str) -> str:
-        """What scoring depends on besides the scans: the model, and an uncertainty that needs extra work."""
+        """The inputs of scoring besides the scans: the model, and an uncertainty that needs extra work."""
         return f"{model}|{extra}" if extra else model
 
     def score(self, project: int, model: str, scans: Sequence[Scan], extra: str = "") -> None:
-        """Store how unsure the model with this fingerprint is of these scans; `extra` as in `Learner.signals`."""
+        """Store how uncertain the model with this fingerprint is about these scans; `extra`: see `Learner.signals`."""
         folder = self.store.path("models", model)
         for good, boxes in self.boxes(project, scans, self.learner.image_size_of(folder)):
             if boxes:
@@ -182,7 +182,7 @@ class BatchProcessor:
         """Store the model's mask of these scans at original size, unless already stored."""
         todo = [s for s in scans if not self.store.has("masks", fingerprint(model, s.digest))]
         if not todo:
-            return  # and the model need not be loaded
+            return  # without loading the model
         folder = self.store.path("models", model)
         for good, boxes in self.boxes(project, todo, self.learner.image_size_of(folder)):
             for scan, mask in zip(good, self.learner.masks(folder, boxes) if boxes else [], strict=True):

@@ -1,4 +1,4 @@
-"""What all parts of the loop share: clients, records, locks, progress reports and the exceptions that end a step."""
+"""Shared by all parts of the loop: clients, records, locks, progress reports and the exceptions that end a step."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from backend.workers.watchdog import Stopping, Watchdog
 log = logging.getLogger("scanqueue.reconcile")
 
 LOG_EVERY = 15.0  # seconds between progress lines in the log
-REPORT_PAUSE = 30.0  # seconds without progress reports after one that could not be written
+REPORT_PAUSE = 30.0  # seconds without progress reports after one failed
 
 
 class Busy(Exception):
-    """Another process works on this project, or another project is being trained. Try again in a few seconds."""
+    """Another process is working on this project, or another project is being trained. Retry in a few seconds."""
 
 
 class Replan(Exception):
-    """The facts that the step was planned on have changed; observe and plan again."""
+    """The facts behind the planned step have changed; observe and plan again."""
 
 
 class Postponed(Exception):
@@ -40,7 +40,7 @@ class Postponed(Exception):
 
 @dataclass
 class LoopContext:
-    """The clients and records of one process. `stopping` is asked between and during steps."""
+    """The clients and records of one process. `stopping` is checked between and during steps."""
 
     studio: Studio
     store: Store
@@ -74,16 +74,16 @@ class LoopContext:
             raise Stopping
 
     def check(self, project: int) -> None:
-        """`alive`, and Busy when another process has taken the project's lock."""
+        """Like `alive`; raises Busy when another process has taken the project's lock."""
         self.alive()
         lock = self.locks.get(project)
         if lock is not None and lock.lost():
             raise Busy
 
     def report(self, project: int, step: str, done: int, total: int) -> None:
-        """Report the progress of a step: to the status at every call, to the log now and then.
+        """Report the progress of a step: to the status at every call, to the log occasionally.
 
-        Records that cannot be written do not end the step: it may last longer than the outage.
+        A failed write does not end the step, which may last longer than the outage.
         """
         self.watchdog.beat()
         if time.monotonic() < self._silent_until:

@@ -25,7 +25,7 @@ from backend.loop.stored import stored
 
 log = logging.getLogger("scanqueue.reconcile")
 
-KIND = "arms"  # the artefacts of the two models, as older versions named them too
+KIND = "arms"  # artefact kind of the two models, the same as in older versions
 YIELD_EVERY = 10.0  # seconds between checks whether something more urgent is due
 
 
@@ -38,7 +38,7 @@ class ControlTrial:
         self._publisher = publisher
 
     def compare(self, project: int, seen: Seen, done: Done, step: CompareWithControl) -> None:
-        """Record how good a model of either kind is in the details of the newest model.
+        """Record the quality of both models in the details of the newest model.
 
         Raises Replan when something more urgent is due, and Postponed while another project is being trained: the
         comparison is then repeated later.
@@ -57,7 +57,7 @@ class ControlTrial:
             found[arm] = context.learner.summarise(scores)
             names.append(name)
         context.store.add_details(project, step.version, {"arms": found})
-        for name in names:  # retention removes those of a killed process
+        for name in names:  # retention removes leftovers of a killed process
             context.learner.forget(context.store.path(KIND, name))
             context.store.remove_folder(KIND, name)
 
@@ -70,7 +70,7 @@ class ControlTrial:
         validation: set[int],
         labels: Sequence[str],
     ) -> str:
-        """The name of the model of one arm, which is trained unless it is stored."""
+        """The name of the model of one arm, trained if it is not stored."""
         context, seed = self._context, done.settings.seed
         contents = [[one.scan.digest, one.mask, one.scan.task in validation] for one in cases]
         name = fingerprint("arm", contents, labels, context.learner.describe_training(seed))
@@ -102,7 +102,7 @@ class ControlTrial:
         return name
 
     def _give_way(self, project: int) -> None:
-        """Raises Replan when people wait for another step: a training, a round, or a round's worth of annotations."""
+        """Raises Replan when people wait for another step: training, a round, or enough annotations for a round."""
         seen = self._observer.observe(project)
         done = stored(self._context, project, seen)
         for step in decide(seen, done).steps:

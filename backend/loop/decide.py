@@ -28,15 +28,15 @@ from backend.loop.steps import (
 )
 from backend.settings import ProjectSettings
 
-MIN_CONTROL_LABELS = 5  # minimum number of labels of either kind for a comparison with the control
+MIN_CONTROL_LABELS = 5  # minimum number of labels in each arm for a comparison with the control
 POOL_GROWTH = 4  # factor by which the pool outgrows the map's fit before a new map is fitted
-FIRST_GROWTH = 1.25  # the same before the first label: a map fitted on the few scans of a first try shows nothing
+FIRST_GROWTH = 1.25  # the same before the first label: a map fitted on a few test scans shows nothing
 
 
 def decide(seen: Seen, done: Done) -> Plan:
     """Compare what Label Studio contains with what is stored, and return the missing steps.
 
-    Callers do one step (see `next_step`), then observe and decide again. Depends on the arguments only.
+    Callers do one step (see `next_step`), then observe and decide again. The result depends only on the arguments.
     """
     if seen.blocked or seen.config is None:
         return Plan("blocked", seen.blocked)
@@ -45,10 +45,10 @@ def decide(seen: Seen, done: Done) -> Plan:
 
 
 def next_step(plan: Plan, last: Step | None, refused: frozenset[type[Step]] = frozenset()) -> Step | None:
-    """The step of a plan to do after `last`; None when no step of another kind than the `refused` ones is left.
+    """The step of a plan to do after `last`; None when only steps of the `refused` kinds are left.
 
-    Annotations are not read twice in a row while another step waits. With many annotators they arrive as fast as they
-    are read, and would keep a training from ever starting.
+    Annotations are not read twice in a row while another step waits: with many annotators, they arrive as fast as they
+    are read, and training would never start.
     """
     steps = [s for s in plan.steps if type(s) not in refused]
     if isinstance(last, ReadMasks) and steps and isinstance(steps[0], ReadMasks):
@@ -105,7 +105,7 @@ def _reading(ready: Sequence[Scan], known: Mapping[int, Label], done: Done) -> l
 
 
 def _ranking(seen: Seen, config: LabelConfig, done: Done, ready: Sequence[Scan], train: Train | None) -> list[Step]:
-    """Open the next round when the latest is out of date and no training comes first, or extend the latest."""
+    """Open the next round when the latest is outdated and no training is due first, or extend the latest."""
     latest = done.rounds[-1]
     pool = [s for s in ready if s.digest in done.mapped and not s.annotated and s.priority >= 0]
     key = round_key(done, config, seen.scans)
@@ -126,7 +126,7 @@ def _ranking(seen: Seen, config: LabelConfig, done: Done, ready: Sequence[Scan],
 
 
 def _training(done: Done, config: LabelConfig, known: Mapping[int, Label], usable: tuple[int, ...]) -> Train | None:
-    """The training that is due, if any."""
+    """The due training, if any."""
     if not usable:
         return None
     keys = {known[task].key for task in usable}
@@ -147,7 +147,7 @@ def _training(done: Done, config: LabelConfig, known: Mapping[int, Label], usabl
 def _control_comparison(
     done: Done, config: LabelConfig, ready: Sequence[Scan], known: Mapping[int, Label]
 ) -> CompareWithControl | None:
-    """The comparison with the control that is due for the newest model, if any."""
+    """The due comparison of the newest model with the control, if any."""
     if not done.settings.control_share or not done.models:
         return None
     last = done.models[-1]
@@ -179,15 +179,15 @@ def next_round(done: Done) -> int:
 
 
 def round_key(done: Done, config: LabelConfig, scans: Sequence[Scan] = ()) -> str:
-    """Names what an order depends on: model, training, settings and priorities. A new round opens when it changes.
+    """A key of the inputs of an order: model, training, settings and priorities. A new round opens when it changes.
 
-    Contains only what matters before or with a model, and no defaults, so that neither an unused setting nor one
+    It contains only inputs used in the current phase, and no defaults, so that neither an unused setting nor one
     introduced by a newer version opens a round.
     """
     settings = done.settings
     cold, ranked = settings.moments
     more: dict[str, Any] = {"control_share": settings.control_share} if settings.control_share else {}
-    if settings.unit != "slice" and any(s.volume for s in scans):  # without volumes both units are the same
+    if settings.unit != "slice" and any(s.volume for s in scans):  # without volumes, both units are the same
         more["unit"] = settings.unit
     priorities = sorted([s.task, s.priority] for s in scans if s.priority)  # of labelled ones too: labels open no round
     if priorities:

@@ -32,7 +32,7 @@ class Ready:
 
 
 def digest_of(data: bytes) -> str:
-    """The name of a scan by its content."""
+    """The name of a scan, derived from its content."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 

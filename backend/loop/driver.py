@@ -1,7 +1,7 @@
-"""The driver: observe Label Studio, ask `decide` what is missing, do the most urgent step, and observe again.
+"""The driver: observe Label Studio, let `decide` plan the missing steps, do the most urgent one, and observe again.
 
-Killed anywhere and run again, it ends in the same state. Every step is stored completely before the next begins,
-results are named by their inputs, and what Label Studio has received is read back from Label Studio.
+If it is killed at any point and run again, it reaches the same state: every step is stored completely before the next
+begins, results are named by their inputs, and what Label Studio has received is read back from Label Studio.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ from backend.workers.watchdog import Stopping, Watchdog
 
 log = logging.getLogger("scanqueue.reconcile")
 
-BACKENDS_EVERY = 600.0  # seconds between requests for the ML backends: Label Studio then calls each of them
+BACKENDS_EVERY = 600.0  # seconds between requests for the ML backends, as each makes Label Studio call all of them
 
 
 @dataclass
 class Reconciler:
-    """Runs the loop for any project. `stopping` is asked between and during steps."""
+    """Runs the loop for any project. `stopping` is checked between and during steps."""
 
     studio: Studio
     store: Store
@@ -89,7 +89,7 @@ class Reconciler:
     def reconcile(self, project: int) -> Plan:
         """Do all pending steps of one project. Returns the last plan, which has no steps when nothing is pending.
 
-        Raises Busy while another process works on the project. Every other failure is recorded as the project's
+        Raises Busy while another process is working on the project. Every other failure is recorded as the project's
         `trouble`, which the status shows, and raised.
         """
         with self.store.lock(project) as lock:
@@ -186,7 +186,7 @@ class Reconciler:
             self._publisher.publish(project, seen, done, step)
 
     def _remarks(self, project: int, seen: Seen, done: Done, plan: Plan) -> list[str]:
-        """What people should know at the end of a pass. Answers a training request that has nothing to train on."""
+        """Remarks for people at the end of a pass. Answers a training request that has nothing to train on."""
         remarks = []
         settings = done.settings
         if done.training_requests and not plan.steps:
@@ -223,10 +223,10 @@ class Reconciler:
         return found
 
     def _disconnected(self, project: int) -> str:
-        """Why the project is no longer ours to manage; "" while it is.
+        """Why we no longer manage the project; "" while we do.
 
-        A project counts as disconnected only after it was seen connected, as Label Studio calls a new backend before
-        it stores the connection.
+        A project counts as disconnected only after it was seen connected, because Label Studio calls a new backend
+        before it stores the connection.
         """
         if self._connected_backends(project) or not self.context.row(project)["connected"]:
             return ""

@@ -1,7 +1,7 @@
-"""Task changes in Label Studio, found without listing every task at every pass.
+"""Task changes in Label Studio, found without listing every task on every pass.
 
 A cursor on `updated_at` finds most changes. It fails when Label Studio's clock is set back, so the counts on the
-project page are compared with the recorded ones, and everything is listed now and then.
+project page are compared with the recorded ones, and all tasks are listed occasionally.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from backend.settings import ProjectSettings
 
 OVERLAP = timedelta(seconds=10)  # transactions in Label Studio may become visible out of order
 QUIET = 60.0  # seconds after which nothing older than the cursor is expected
-FULL_EVERY = 900.0  # seconds between full listings: a cursor is only as good as Label Studio's clock
+FULL_EVERY = 900.0  # seconds between full listings, as a cursor is only as reliable as Label Studio's clock
 FULL_AGAIN = 30.0  # minimum seconds between full listings when the counts differ
 STRATUM_LENGTH = 200  # maximum number of characters of a stratum
 DATA_FIELDS = tuple(f.name for f in fields(TaskData))
@@ -41,7 +41,7 @@ class Cursor:
 
 @dataclass(frozen=True)
 class FullListing:
-    """What the last full listing left uncounted, and when it was (monotonic seconds)."""
+    """The counts that the last full listing could not explain, and its time (monotonic seconds)."""
 
     uncounted: Uncounted = (0, 0)
     at: float = float("-inf")
@@ -73,7 +73,7 @@ class TaskListing:
         changed = _changed(rows, recorded, config, stratify_by)
         uncounted = _uncounted(page, recorded, changed)
         if since and uncounted != full.uncounted:
-            page = studio.project(project)  # somebody may have submitted between the two requests
+            page = studio.project(project)  # annotators may have submitted between the two requests
             uncounted = _uncounted(page, recorded, changed)
         if since and uncounted != full.uncounted and began - full.at > FULL_AGAIN:
             # The cursor misses a change: Label Studio's clock was set back.
@@ -90,7 +90,7 @@ class TaskListing:
         self._settle(project, cursor, began)
 
     def _since(self, project: int, row: Any, config: LabelConfig, stratify_by: str) -> str:
-        """The time to list from; "" when all tasks must be listed, as other data is read from them than before."""
+        """The time to list from; "" when all tasks must be listed, because different data is read from them now."""
         before = LabelConfig.from_json(row["config"])
         same = before is not None and before.image_key == config.image_key and row["stratify_by"] == stratify_by
         if not same or row["task_data_version"] != TASK_DATA_VERSION:
@@ -104,7 +104,7 @@ class TaskListing:
     def _settle(self, project: int, newest: str, now: float) -> None:
         """Drop the overlap once nothing older is expected.
 
-        Otherwise 5,000 scans imported at once would be listed at every pass until somebody labels one.
+        Otherwise, 5,000 scans imported at once would be listed on every pass until one is labelled.
         """
         cursor = self._cursors.get(project, Cursor())
         if newest != cursor.newest:
@@ -114,7 +114,7 @@ class TaskListing:
 
 
 def _uncounted(page: ProjectPage, recorded: Recorded, changed: Sequence[Mapping[str, Any]]) -> Uncounted:
-    """Stays the same as long as no annotation is missed, whatever any clock shows."""
+    """The difference between the counts. It stays the same as long as no annotation is missed, regardless of clocks."""
     counts = {task: (annotated, skipped) for task, (_, annotated, skipped, *_) in recorded.items()}
     counts |= {row["task"]: (row["annotated"], row["skipped"]) for row in changed}
     return page.annotations - sum(a for a, _ in counts.values()), page.skips - sum(s for _, s in counts.values())

@@ -21,7 +21,7 @@ SETTLE = 10.0  # seconds to wait for an import whose answer was lost
 
 
 class Observer:
-    """Observes projects. Remembers how far it has listed each."""
+    """Observes projects and remembers how far each has been listed."""
 
     def __init__(self, context: LoopContext) -> None:
         self._context = context
@@ -63,8 +63,8 @@ class Observer:
         published: dict[int, int] = {}
         if rounds:
             if row["sending"]:
-                # Label Studio may still be working on an import whose answer was lost. The recorded time is of no
-                # use here, as clocks jump.
+                # Label Studio may still be working on an import whose answer was lost. The recorded time is
+                # unusable here, because clocks jump.
                 time.sleep(SETTLE)
                 store.set_project(project, sending=0.0)
             latest = version_name(rounds[-1]["n"])

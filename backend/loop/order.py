@@ -29,13 +29,13 @@ from sampling import (
     with_controls,
 )
 
-STARTED = "begun"  # the stored reason of the remaining slices of a started volume, which come before other volumes
-RANKED = 2000  # places ranked one by one; the rest is ordered by entropy alone
+STARTED = "begun"  # stored reason for the remaining slices of a started volume, which come before other volumes
+RANKED = 2000  # number of places ranked one by one; the rest are ordered by entropy alone
 
 
 @dataclass(frozen=True)
 class RankingInputs:
-    """What an order is computed from.
+    """The inputs of an order.
 
     embedder  name of the embedder whose embeddings and map are used
     model     fingerprint of the model whose uncertainties are used; "" before the first model
@@ -55,13 +55,12 @@ def order(inputs: RankingInputs, scans: Sequence[Scan], first: Sequence[int] = (
     first   tasks
     ranked  number of places that are ranked one by one with a model
 
-    With the unit "scan", volumes are chosen by the means over their slices, and the slices of a volume follow each
-    other. A volume with a slice that is labelled or in `first` is started; started volumes are finished before others
-    begin.
+    With the unit "scan", volumes are chosen by the means over their slices, and the slices of a volume are consecutive.
+    A volume with a slice that is labelled or in `first` is started; started volumes are finished before others begin.
 
-    Scans with priority come first. Skipped scans come last, as another annotator may still label them, followed only by
-    blank scans, unless those are slices of a volume that is chosen as a whole. All these are single slices. The places
-    of the controls are counted from the first of `first`, volume by volume.
+    Scans with priority come first. Skipped scans come last, because another annotator may still label them, followed
+    only by blank scans, unless those are slices of a volume that is chosen as a whole. All these are single slices.
+    Control places are counted from the start of `first`, volume by volume.
     """
     settings = inputs.settings
     taken = set(first)
@@ -165,7 +164,7 @@ def _with_model(inputs: RankingInputs, scans: Sequence[Scan], taken: set[int], r
 
 
 def uncertainties(inputs: RankingInputs) -> dict[str, dict[str, Any]]:
-    """The model's uncertainties by digest, of the scans for which all that the strategy needs are stored."""
+    """The model's uncertainties by digest, for scans with all uncertainties that the strategy needs."""
     wanted = {inputs.settings.uncertainty, extra_signal(inputs.settings)} - {""}
     if wanted == {"image"}:
         return {digest: {"image": value} for digest, value in inputs.store.image_entropies(inputs.model).items()}
@@ -215,7 +214,7 @@ def _blocks(tasks: Iterable[int], by_task: Mapping[int, Scan], unit: str) -> lis
 def _with_controls(
     picks: Sequence[Pick], by_task: Mapping[int, Scan], settings: ProjectSettings, start: int
 ) -> list[Pick]:
-    """An order from place `start` on, with scans drawn at random in the places of the controls."""
+    """An order from place `start` on, with randomly drawn scans in the control places."""
     if not settings.control_share:
         return list(picks)
     pick_of = {p.task: p for p in picks}
@@ -234,7 +233,7 @@ def _with_controls(
 
 
 def _column(rows: Sequence[Slices], known: Mapping[str, Mapping[str, Any]], name: str) -> NDArray[np.float64]:
-    """(N,) or (N, labels): one uncertainty of all rows, the mean over the slices where it is known; NaN without any."""
+    """(N,) or (N, labels): one uncertainty per row, the mean over slices with a known value; NaN without any."""
     given = [(at, one[name]) for at, row in enumerate(rows) for s in row if name in (one := known.get(s.digest, {}))]
     width = np.shape(given[0][1]) if given else ()
     values = np.array([value for _, value in given], dtype=np.float64).reshape(len(given), *width)

@@ -21,7 +21,7 @@ from backend.records.store import Store
 
 log = logging.getLogger("scanqueue.predictor")
 
-SECONDS = 60.0  # limit for drawing masks per request; Label Studio waits 100
+SECONDS = 60.0  # time limit for drawing masks per request; Label Studio waits 100
 UNRANKED = 1.0  # score of a task that is not in the order: served last
 
 

@@ -13,7 +13,7 @@ from sampling import AGGREGATIONS, EXTRA_SIGNALS, strategy_pair
 
 
 def row_settings(row: Mapping[str, Any]) -> ProjectSettings:
-    """The settings of a project's record: those of Label Studio, overridden by those of the page."""
+    """The settings in a project's record: those from Label Studio, overridden by those from the page."""
     return project_settings(row["extra_params"], json.loads(row["overrides"] or "{}"))
 
 

@@ -1,4 +1,4 @@
-"""How much of a round is published: the one rule for the queue, the status and the page."""
+"""How much of a round is published: the same rule for the queue, the status and the page."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def prefix_length(
     """How much of an order must be published so that annotators do not run out of tasks.
 
     The first `depth` tasks. Another block follows whenever fewer published tasks are open than `round_size`, or than
-    two per annotator: each annotator holds one, and Label Studio reports "no more tasks" when all others are held.
-    Depends only on what is labelled, not on the time, so that a restart publishes what an undisturbed run would.
+    two per annotator: each annotator has one open, and Label Studio reports "no more tasks" if all others are taken.
+    Depends only on the labels, not on time, so that a restart publishes the same tasks as an undisturbed run.
 
     siblings  returns the tasks of a task's volume. With the unit "scan" the prefix never ends inside a volume
     """
@@ -78,7 +78,7 @@ def part_of_round(latest: Round, seen: Seen, settings: ProjectSettings) -> tuple
 
 
 def publication(latest: Round, seen: Seen, settings: ProjectSettings) -> Publish | None:
-    """What Label Studio lacks of the latest round; None when nothing is missing."""
+    """The part of the latest round that Label Studio lacks; None when nothing is missing."""
     live = seen.live
     tasks = tuple(t for t in part_of_round(latest, seen, settings)[1] if not live.published.get(t))
     shown = bool(tasks) or bool(live.published)

@@ -55,7 +55,7 @@ class Publisher:
             self._tended[project] = time.monotonic()
 
     def publish(self, project: int, seen: Seen, done: Done, step: Publish) -> None:
-        """Do a `Publish` step. Raises StudioRefused when Label Studio does not take the predictions."""
+        """Do a `Publish` step. Raises StudioRefused when Label Studio rejects the predictions."""
         assert seen.config is not None
         studio, store = self._context.studio, self._context.store
         latest = store.rounds(project, picks=False)[-1]
@@ -74,7 +74,7 @@ class Publisher:
         if step.settings and (step.tasks or seen.live.published):
             try:
                 studio.show_round(project, version)
-            except StudioRefused as error:  # the round may have no prediction: then the import's error says why
+            except StudioRefused as error:  # the round may have no prediction; then the import's error gives the reason
                 raise (refused or error) from error
             if not seen.live.view:
                 studio.add_view(project)
@@ -90,7 +90,7 @@ class Publisher:
         scores = {p.task: score_of(place, latest["size"]) for place, p in enumerate(latest["picks"], start=1)}
         model = context.model(project, latest["model"])
         if model is not None and not context.store.has("models", model["fingerprint"]):
-            model = None  # its file is lost; the next round has another model
+            model = None  # its file is lost; the next round uses another model
         by_task = {s.task: s for s in seen.scans}
         results: dict[int, list[dict[str, Any]]] = {}
         if model is not None:

@@ -1,6 +1,6 @@
 """Train a model and decide whether it becomes active: fit, judge, decide, describe, write.
 
-What the comparison with the control trial needs too: labelled cases, scores of a model, a limit on progress calls.
+Also used by the control trial: labelled cases, scores of a model, a limit on progress calls.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from sampling import agreement, agreement_sample
 log = logging.getLogger("scanqueue.reconcile")
 
 PREDICT_CHUNK = 16  # scans in memory at once
-TRAINING_ROOM = 512 * 2**20  # bytes that must be free before a training: a checkpoint, masks, records
-PROGRESS_EVERY = 0.5  # seconds between progress calls of a training
-MIN_HELD_OUT = 5  # labelled scans from which some are held out, see `validation_rows`
+TRAINING_ROOM = 512 * 2**20  # free bytes required before training: a checkpoint, masks, records
+PROGRESS_EVERY = 0.5  # seconds between progress calls during training
+MIN_HELD_OUT = 5  # minimum number of labelled scans for holding some out, see `validation_rows`
 
 
 @dataclass(frozen=True)
 class LabelledScan:
-    """One labelled scan: the scan, the name of its mask artefact, and both as the learner takes them."""
+    """One labelled scan: the scan, the name of its mask artefact, and both in the learner's format."""
 
     scan: Scan
     mask: str
@@ -44,7 +44,7 @@ class LabelledScan:
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled scans, and the rows of `all` that are held out."""
+    """Labelled scans, and the held-out rows of `all`."""
 
     all: list[LabelledScan]
     rows: frozenset[int]
@@ -60,9 +60,9 @@ class Split:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The new model against the active one, `version`, on so many `scans` that neither has learnt from.
+    """The new model compared with the active one, `version`, on `scans` scans that neither was trained on.
 
-    new, active  the summary of each; None when the active model has learnt from every held-out scan
+    new, active  the summary of each; None when the active model was trained on every held-out scan
     """
 
     version: str
@@ -74,7 +74,7 @@ class Verdict:
 def labelled_scans(context: LoopContext, project: int, seen: Seen, tasks: Sequence[int]) -> list[LabelledScan]:
     """The labelled scans of these tasks, ordered by content, so that a restart trains the same model.
 
-    Raises Replan when one is no longer readable or labelled.
+    Raises Replan when a scan is no longer readable or labelled.
     """
     store = context.store
     by_task = {s.task: s for s in seen.scans}
@@ -82,13 +82,13 @@ def labelled_scans(context: LoopContext, project: int, seen: Seen, tasks: Sequen
     found = []
     for task in tasks:
         scan = by_task[task]
-        if task not in masks:  # somebody asked for it to be read again
+        if task not in masks:  # somebody requested that it is read again
             raise Replan
         try:
             mask = store.arrays("labels", masks[task])["mask"]
             boxed = context.processor.pixels(scan, context.learner.image_size)
         except FileNotFoundError:
-            store.forget_label(project, task)  # its artefact is lost: the annotation is read again
+            store.forget_label(project, task)  # its artefact is lost; read the annotation again
             raise Replan from None
         except UnreadableScan as error:
             store.set_scans(project, [{"task": task, "problem": str(error)}])
@@ -107,9 +107,9 @@ def evaluate(
 ) -> list[Scores]:
     """The scores of a model on labelled scans, each fitted into that model's own working square.
 
-    The masks of models that are kept are stored too, as people compare models by them.
+    Masks of kept models are also stored, because people compare models by them.
 
-    labels, wanted  the labels of the model, and of the masks it is compared with
+    labels, wanted  the labels of the model, and those of the masks for comparison
     """
     learner, store = context.learner, context.store
     folder = store.path(kind, model)
@@ -194,12 +194,12 @@ class Trainer:
     def _fit(
         self, project: int, done: Done, step: Train, split: Split, labels: Sequence[str]
     ) -> tuple[str, dict[str, Any]]:
-        """The fingerprint of the trained model and the details of its training; trains only what is not stored."""
+        """The fingerprint of the model and the details of its training; a stored model is not trained again."""
         context, seed = self._context, done.settings.seed
         cases, held_out = split.all, [one.case for one in split.held_out]
         contents = [[one.scan.digest, one.mask] for one in cases]
         grouped = any(one.scan.group for one in cases)
-        rows = [sorted(split.rows)] if grouped else []  # without groups the digests determine them
+        rows = [sorted(split.rows)] if grouped else []  # without groups, the digests determine them
         name = fingerprint(contents, labels, context.learner.describe_training(seed), VALIDATION_SHARE, *rows)
         details: dict[str, Any] = {"labels": len(cases), "validation": len(held_out)}
         if context.store.has("models", name):
@@ -228,7 +228,7 @@ class Trainer:
         scores: Sequence[Scores],
         labels: Sequence[str],
     ) -> Verdict | None:
-        """Compare with the active model on the held-out scans that it has not learnt from; None without either."""
+        """Compare with the active model on held-out scans that it was not trained on; None if either is missing."""
         held_out = split.held_out
         if active is None or not held_out:
             return None
@@ -244,7 +244,7 @@ class Trainer:
     def _agreement(
         self, project: int, seen: Seen, active: Mapping[str, Any], name: str, classes: int
     ) -> dict[str, Any]:
-        """How far the new and the active model agree on unlabelled scans: {"agreement": ...}, or {} when unknown."""
+        """Agreement of the new and the active model on unlabelled scans: {"agreement": ...}, or {} when unknown."""
         context = self._context
         open_ = {s.digest: s for s in seen.scans if s.digest and not s.annotated and not s.problem}
         sample = agreement_sample(list(open_))
@@ -259,7 +259,7 @@ class Trainer:
                 try:
                     scans = [context.processor.pixels(open_[digest], size) for digest in chunk]
                 except UnreadableScan:
-                    return {}  # it becomes a problem of that scan as soon as the scan is needed
+                    return {}  # the scan gets a problem as soon as it is needed
                 drawn += [p.argmax(axis=0).astype(np.uint8) for p in context.learner.probabilities(folder, scans)]
             maps.append(drawn)
         pairs = list(zip(*maps, strict=True))
@@ -268,9 +268,9 @@ class Trainer:
         return {"agreement": {"dice": round(agreement(pairs, classes), 6), "n": len(pairs), "with": active["version"]}}
 
     def _write(self, project: int, seen: Seen, done: Done, step: Train, active: str, model: Mapping[str, Any]) -> None:
-        """Record the model, and make it active if it was accepted and `active` still is the active one."""
+        """Record the model, and activate it if it was accepted and `active` is still the active one."""
         if not self._context.store.has("models", model["fingerprint"]):
-            raise Replan  # retention removed it: another project's checkpoint that is no longer needed there
+            raise Replan  # retention removed it: a checkpoint that another project no longer needs
         keys = {label.task: label.key for label in seen.labels}
         self._context.store.put_model(
             project,
@@ -282,14 +282,14 @@ class Trainer:
 
 
 def accepts(verdict: Verdict | None, tolerance: float) -> bool:
-    """Whether the new model becomes active: unless its Dice is lower than the active model's by more than this."""
+    """Whether the new model becomes active: unless its Dice is lower than the active one's by more than `tolerance`."""
     if verdict is None or verdict.new is None or verdict.active is None:
         return True
     return bool(verdict.new["dice"] >= verdict.active["dice"] - tolerance)
 
 
 def _remark(verdict: Verdict | None, accepted: bool, split: Split) -> str:
-    """What people must know about the decision; "" for nothing."""
+    """A remark for people about the decision; "" for none."""
     if not split.held_out and len(split.all) >= MIN_HELD_OUT:
         return (
             f"All {len(split.all)} labelled scans belong to one patient or volume, so none could be held out, and the "
@@ -326,7 +326,7 @@ def _held_out_details(
 
 
 def _learnt(model: Mapping[str, Any], seen: Seen) -> set[int | str]:
-    """The tasks a model has learnt from, and their patients and volumes."""
+    """The tasks that a model was trained on, and their patients and volumes."""
     held_out = {one["task"] for one in model["details"].get("held_out", [])}
     annotations = {key.partition("@")[0] for key in model["trained_on"]}
     tasks = {label.task for label in seen.labels if str(label.annotation) in annotations} - held_out

@@ -1,4 +1,4 @@
-"""Volumes as units of selection: grouped slices, mean embeddings, and places on the map."""
+"""Volumes as selection units: grouped slices, mean embeddings, and places on the map."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def group_by_place(scans: Sequence[Scan]) -> list[Slices]:
 
 
 def units(scans: Sequence[Scan], unit: str) -> list[Slices]:
-    """The units of selection in order of appearance: volumes with "scan", single scans with "slice".
+    """The selection units in order of appearance: volumes with "scan", single scans with "slice".
 
-    Unlike on the map, scans without a volume are always single, even with the same pixels.
+    Unlike on the map, scans without a volume are always single units, even if their pixels are equal.
     """
     if unit != "scan":
         return [[scan] for scan in scans]
@@ -102,7 +102,7 @@ def add(found: StoredMap, store: Store, embedder: str, scans: Sequence[Scan]) ->
 
 
 def _with(found: StoredMap, volumes: Sequence[Slices], xy: NDArray[np.float64]) -> StoredMap:
-    """The map with these volumes at these places (V, 2), and those of their slices whose pixels are not yet on it."""
+    """The map with these volumes at these places (V, 2), and with their slices whose pixels are not yet on it."""
     there = set(found.digests)
     more: dict[str, NDArray[np.float64]] = {}
     for slices, place in zip(volumes, xy, strict=True):

@@ -1,4 +1,4 @@
-"""What a worker does while it has no project to reconcile: shards of other workers' batch work."""
+"""The work of an idle worker, one without a project to reconcile: shards of other workers' batch work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ShardWorker:
     watchdog: Watchdog
     stopping: threading.Event
     roster: Roster
-    _others: set[str] = field(default_factory=set)  # requirements that this worker cannot meet, each logged once
+    _others: set[str] = field(default_factory=set)  # requirements that this worker does not meet, each logged once
 
     def run(self) -> None:
         """Run until `stopping` is set."""

@@ -24,7 +24,7 @@ def share(
 ) -> None:
     """Do batch work on these tasks together with idle workers; returns when all of it is done.
 
-    A shard that failed at another worker is done here, so that its error is raised here.
+    A shard that failed on another worker is repeated here, so that its error is raised here.
 
     text     the step, for progress reports
     between  called with the project after each shard
@@ -44,7 +44,7 @@ def share(
             if shard is not None:
                 context.processor.do(kind, project, requirements, shard.tasks)
                 if not shards.finish(shard):
-                    raise Busy  # another driver has cut the work again
+                    raise Busy  # another driver has split the work again
             open_shards, left = shards.left(run)
             context.report(project, text, total - left, total)
             if not open_shards:

@@ -1,4 +1,4 @@
-"""The vocabulary of the loop: what was observed, what is stored, and the steps that lead from one to the other."""
+"""The vocabulary of the loop: observed facts, stored facts, and the steps that lead from one to the other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Done:
     mapped    digests on the map of the current `unit`
     fitted    number of images or volumes the map was fitted on
     active    version of the active model; "" before the first
-    scored    digests for which the active model's uncertainties are stored, all that the strategy needs
+    scored    digests with all stored uncertainties of the active model that the strategy needs
     compared  versions of the models whose comparison with the control is stored
     served    tasks that were ever in an order, and whether as a control in the last order that contained them; empty
               while no comparison is due
@@ -135,10 +135,10 @@ class Publish:
 class CompareWithControl:
     """Train one model on labels of our order and one on as many controls, and evaluate both on the same scans.
 
-    version     the model the labels belong to; only its details change
+    version     the model that the labels belong to; only its details change
     ours        the first labelled tasks of our order
-    control     as many tasks drawn at random
-    validation  tasks held out of both trainings
+    control     the same number of tasks drawn at random
+    validation  tasks held out from both training runs
     """
 
     version: str

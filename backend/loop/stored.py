@@ -52,7 +52,7 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
 def _models(store: Store, records: Sequence[Mapping[str, Any]]) -> tuple[Model, ...]:
     """The models whose files exist: a lost one counts as never trained.
 
-    Retention removes files too, but never those of the newest model or the active one, and the loop needs no others.
+    Retention also removes files, but never those of the newest or the active model, and the loop needs no others.
     """
     return tuple(
         Model(m["version"], tuple(m["labels"]), frozenset(m["trained_on"]), m["fingerprint"], bool(m["accepted"]))

@@ -1,6 +1,6 @@
-"""What a task's data says about its image: volume, slice, patient, pixel spacing.
+"""The facts about an image in its task data: volume, slice, patient, pixel spacing.
 
-Task data can contain anything, so invalid values count as unknown and never raise.
+Task data can contain anything, so invalid values count as unknown and never raise an error.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-TASK_DATA_VERSION = 1  # raised when other values are read from the data, so that all tasks are listed once
+TASK_DATA_VERSION = 1  # increased when different values are read from the data, so that all tasks are listed once
 MAX_LENGTH = 200  # maximum number of characters of a name
 MAX_SPACING_MM = 1000.0  # larger values are mistakes
 MAX_SLICE = 2**31 - 1  # largest integer of a database column
@@ -53,7 +53,7 @@ def read_task_data(data: Mapping[str, Any]) -> TaskData:
 
 
 def storable(text: str, longest: int | None = None) -> str:
-    """The text as every database accepts it: without NUL and lone surrogates, at most `longest` characters."""
+    """The text in a form that every database accepts: no NUL, no lone surrogates, at most `longest` characters."""
     return text.replace("\0", "")[:longest].encode(errors="replace").decode()
 
 

@@ -45,9 +45,9 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, struct.error, Runt
 
 
 class Archive:
-    """An open backup of which every byte was checked: it is intact and fits this scanqueue.
+    """An open backup, checked byte by byte: it is intact and fits this version of scanqueue.
 
-    Raises BadBackup with the reason; nothing has been written by then.
+    Raises BadBackup with the reason, before anything is written.
     """
 
     def __init__(self, file: Path) -> None:
@@ -150,7 +150,7 @@ class Archive:
                 pass
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """The bytes of a member. Raises BadBackup at the end when they do not match the manifest."""
+        """The bytes of a member. Raises BadBackup at the end if they do not match the manifest."""
         digest, left = hashlib.sha256(), self._size(name)
         with self._reading(), self._zip.open(self._infos[name]) as member:
             while chunk := member.read(CHUNK):
@@ -179,7 +179,7 @@ class Archive:
                 self._bad(f"{member_of(table)!r}, line {number}: {error}.")
 
     def _check_rows(self) -> None:
-        """Check that the records fit the tables, and that the records name every artefact."""
+        """Check that the records fit the tables and refer to every artefact."""
         columns = {column.table: column.name for column in NAMING}
         seen: dict[str, dict[str, None]] = {name: {} for name in columns.values()}  # in order, once each
         for table in TABLES:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from backend.errors import StorageFull, is_disk_full
 
-CACHES = ("pixels", "masks")  # kinds that can be made again, from Label Studio or by a model
+CACHES = ("pixels", "masks")  # kinds that can be recreated, from Label Studio or by a model
 USE_NOTED = 86400.0  # minimum seconds between two updates of a cached file's last use
 ASIDE = ".new-"  # prefix of the temporary folders in which artefacts are written
 
@@ -51,7 +51,7 @@ class Artefacts:
     def check_room(
         self, needed: int, work: str = "training", then: str = "nothing was lost, and it is tried again every minute."
     ) -> None:
-        """Raises StorageFull when fewer than `needed` bytes are free: now rather than after the work."""
+        """Raises StorageFull if fewer than `needed` bytes are free, before the work instead of after it."""
         free = self._free()
         if free < needed:
             raise StorageFull(
@@ -78,7 +78,7 @@ class Artefacts:
             with np.load(path, allow_pickle=False) as found:
                 return {key: found[key] for key in found.files}
         except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-            path.unlink(missing_ok=True)  # it is made again from its inputs
+            path.unlink(missing_ok=True)  # it will be recreated from its inputs
             raise FileNotFoundError(f"{path} is damaged ({error}) and was removed") from error
 
     def put_file(self, kind: str, name: str, write: Callable[[Path], None]) -> Path:
@@ -88,7 +88,7 @@ class Artefacts:
     def remove_folder(self, kind: str, name: str) -> bool:
         """Remove an artefact that is a folder, in one step; False when it does not exist."""
         path = self.path(kind, name)
-        aside = path.with_name(f"{ASIDE}{secrets.token_hex(4)}")  # a rename needs no room on a full disk
+        aside = path.with_name(f"{ASIDE}{secrets.token_hex(4)}")  # a rename needs no space on a full disk
         try:
             os.rename(path, aside)
         except FileNotFoundError:

@@ -41,10 +41,10 @@ class AuditRecords(Database):
     ) -> int:
         """Apply a change and record it, both or neither; returns the number of the change.
 
-        overrides   settings of the page that change; None: no longer set there
+        overrides   changed settings of the page; None: no longer set there
         priorities  new priorities of scans, by task
         """
-        with self.settled() as connection:  # one at a time: else two changes get one number, or one is lost
+        with self.settled() as connection:  # one at a time; else two changes get the same number, or one is lost
             number = self._record(connection, project, change)
             if overrides:
                 here = project_table.c.id == project

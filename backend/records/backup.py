@@ -48,14 +48,14 @@ POLL = 0.2  # seconds between two tries to get the project's lock
 def backup(
     store: Store, project: int, file: Path, *, force: bool = False, wait: float = 600.0, say: Say = print
 ) -> Summary:
-    """Write `project` to `file` while no worker holds it; completely or not at all.
+    """Write `project` to `file` while no worker uses it, completely or not at all.
 
     force  overwrite an existing file
     wait   seconds to wait for a worker to release the project
-    say    called once with a sentence when it has to wait
+    say    called once with a sentence if it has to wait
 
-    Raises BadSetting for an unknown project or an existing file; ProjectBusy when the wait was too short; StorageFull
-    when there is no room for the file.
+    Raises BadSetting for an unknown project or an existing file; ProjectBusy if the wait was too short; StorageFull
+    if there is no space for the file.
     """
     known_project(store, project)
     if file.is_dir() or (file.exists() and not force):
@@ -184,7 +184,7 @@ def _distinct(connection: Connection, project: int, column: Column[str]) -> list
 
 
 def _add_artefact(store: Store, archive: zipfile.ZipFile, kind: str, name: str) -> dict[str, dict[str, Any]]:
-    """Members by name; empty when the artefact does not exist: it is made again when needed."""
+    """Members by name; empty if the artefact does not exist, as it is recreated when needed."""
     path, inside = store.path(kind, name), f"artefacts/{kind}/{name}"
     files = {inside: path}
     if kind == "models":

@@ -1,4 +1,4 @@
-"""What a backup file contains, and what its members are called."""
+"""Contents of a backup file, and names of its members."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from backend.records.tables import (
 FORMAT = 1
 OLDEST = "0003"  # the oldest schema that can be restored; columns added since need a default
 MANIFEST = "manifest.json"
-RENAMED = "0008"  # the schema in which tables and columns got new names; older backups have the old ones
+RENAMED = "0008"  # the schema that renamed tables and columns; older backups have the old names
 OLD_TABLES = {"entropy": "uncertainty"}
 OLD_COLUMNS = {
     "project": {"levers": "overrides", "asked": "training_requests", "taken": "task_data_version"},
     "scan": {"wish": "priority"},
 }
-OWN = (  # tables whose rows name the project
+OWN = (  # tables whose rows contain the project
     *(project_table, scan_table, label_table, model_table, round_table, shown_table, change_table),
 )
 BY_CONTENT = (embedding_table, uncertainty_table)  # tables whose rows projects may share
@@ -65,7 +65,7 @@ class Summary:
 def named_artefacts(
     project: int, embedder: str, models: Iterable[str], labels: Iterable[str], digests: Iterable[str]
 ) -> Iterator[tuple[str, str]]:
-    """(kind, name) of all artefacts that the project's records name, existing or not."""
+    """(kind, name) of all artefacts that the project's records refer to, existing or not."""
     yield "maps", map_name(project, embedder)
     for kind, names in (("labels", labels), ("models", models)):
         for name in names:

@@ -1,4 +1,4 @@
-"""Counts and sums of all processes, for `GET /metrics`."""
+"""Counts and sums over all processes, for `GET /metrics`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The database connection: transactions, snapshots, upserts, and errors in plain words (SQLite or PostgreSQL)."""
+"""The database connection (SQLite or PostgreSQL): transactions, snapshots, upserts, and readable errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from backend.records.locks import Locks
 from backend.records.migrate import migrate
 
 KEY = 5316292  # advisory lock in PostgreSQL; migrate.py uses the number before it
-ROOM = 16 * 2**20  # minimum number of free bytes in the data folder; below it any write may fail
+ROOM = 16 * 2**20  # minimum number of free bytes in the data folder; with fewer, any write may fail
 SQLITE_UNAVAILABLE = (  # problems with the file, its disk or its other users, not with the statement
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
@@ -32,7 +32,7 @@ SQLITE_UNAVAILABLE = (  # problems with the file, its disk or its other users, n
     sqlite3.SQLITE_PROTOCOL,
 )
 POOL_WAIT = 5.0  # seconds to wait for a free connection to PostgreSQL
-PATIENCE = {  # libpq options: a hanging connection ends, whatever happened to the server or the network
+PATIENCE = {  # libpq options that end a hanging connection, regardless of the fault in server or network
     "connect_timeout": 10,  # seconds
     "tcp_user_timeout": 20_000,  # milliseconds until sent data must be acknowledged
     "keepalives": 1,
@@ -116,24 +116,24 @@ class Database(Artefacts):
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """A connection that streams rows from a consistent snapshot, whatever others write meanwhile."""
+        """A connection that streams rows from a consistent snapshot, regardless of concurrent writes."""
         with self._explained(), self._engine.connect() as connection:
             options: dict[str, Any] = {"stream_results": True, "max_row_buffer": 32}
             if connection.dialect.name == "postgresql":
                 options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
                 yield connection.execution_options(**options)
             else:
-                connection.exec_driver_sql("BEGIN")  # else every statement sees a different state
+                connection.exec_driver_sql("BEGIN")  # otherwise every statement sees a different state
                 yield connection.execution_options(**options)
 
     @contextmanager
     def settled(self) -> Iterator[Connection]:
-        """One transaction during which nobody else can remove checkpoints or start to need them."""
+        """One transaction during which no other process can remove checkpoints or start to use them."""
         with self.write() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": KEY})
             else:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")  # nobody else writes until it ends
+                connection.exec_driver_sql("BEGIN IMMEDIATE")  # no other process writes until it ends
             yield connection
 
     @contextmanager
@@ -171,7 +171,7 @@ class Database(Artefacts):
 
     def _upsert(self, connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
         keys = [c.name for c in table.primary_key]
-        rows = sorted(rows, key=lambda row: [row[k] for k in keys])  # else two writers may deadlock
+        rows = sorted(rows, key=lambda row: [row[k] for k in keys])  # otherwise two writers may deadlock
         for start in range(0, len(rows), VARIABLES):
             chunk = [dict(row) for row in rows[start : start + VARIABLES]]
             statement = self._insert(table)

@@ -1,4 +1,4 @@
-"""What was read of annotations, and how each compares with the mask that the annotator was shown."""
+"""The contents of annotations, and the comparison of each with the mask that the annotator was shown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LabelRecords(Database):
             self._upsert(connection, label_table, [{"project": project, **row}])
 
     def drop_label(self, project: int, task: int, updated_at: str) -> None:
-        """Record that the task has no annotation any more, whatever the listing reported."""
+        """Record that the task no longer has an annotation, whatever the listing reported."""
         self.forget_label(project, task)
         with self.write() as connection:
             connection.execute(
@@ -32,7 +32,7 @@ class LabelRecords(Database):
             )
 
     def forget_label(self, project: int, task: int) -> None:
-        """Delete what was read of the task's annotation, so that it is read again."""
+        """Delete the recorded contents of the task's annotation, so that it is read again."""
         with self.write() as connection:
             here = (label_table.c.project == project, label_table.c.task == task)
             connection.execute(delete(label_table).where(*here))

@@ -1,7 +1,7 @@
 """Locks on projects, across processes and machines.
 
-A file lock in the shared data folder, which the system releases when its holder dies, and with Redis a lease as
-well, for file systems that do not share locks between machines. Either alone keeps two holders apart, so an emptied
+A file lock in the shared data folder, which the system releases when its holder dies, and, with Redis, also a lease,
+for file systems that do not share locks between machines. Each of them alone excludes a second holder, so an emptied
 Redis or a network folder without locks does no harm.
 """
 
@@ -29,7 +29,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # erro
 
 
 class LockHandle:
-    """What a lock yields: true when it is ours; `lost()` once another process holds it anyway."""
+    """The result of taking a lock: true if it is ours; `lost()` is true once another process holds it anyway."""
 
     def __init__(self, mine: bool) -> None:
         self._mine = mine
@@ -123,7 +123,7 @@ def _renew(lock: Lock, name: str, hold: LockHandle, over: threading.Event) -> No
         try:
             lock.reacquire()
         except LockError:
-            # Redis was emptied, or its clock jumped: take the lock again unless another process was faster.
+            # Redis was emptied, or its clock jumped; take the lock again unless another process was faster.
             try:
                 if lock.acquire():
                     continue
@@ -133,4 +133,4 @@ def _renew(lock: Lock, name: str, hold: LockHandle, over: threading.Event) -> No
             hold._lost.set()
             return
         except RedisError:
-            continue  # while Redis is unavailable nobody else gets the lock
+            continue  # while Redis is unavailable, no other process gets the lock

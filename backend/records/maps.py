@@ -16,9 +16,9 @@ def map_name(project: int, embedder: str) -> str:
 
 
 class StoredMap(NamedTuple):
-    """A map: `digests` and their positions `xy` (N, 2), the `state` it was fitted to, and what it was fitted on.
+    """A map: `digests` and their positions `xy` (N, 2), the fitted `state`, and the unit of the fit.
 
-    unit     "slice": every image has a place of its own; "scan": the images of a volume share one
+    unit     "slice": every image has its own place; "scan": the images of a volume share one
     volumes  with "scan", the place (2,) of every volume, by `Scan.whole`
     """
 
@@ -44,7 +44,7 @@ def read_map(artefacts: Artefacts, project: int, embedder: str) -> StoredMap | N
 
 
 def put_map(artefacts: Artefacts, project: int, embedder: str, found: StoredMap) -> None:
-    """Write a map, in the place of the one there was."""
+    """Write a map, replacing the existing one."""
     more: dict[str, NDArray[Any]] = {f"state_{k}": v for k, v in found.state.items()}
     if found.unit == "scan":
         more["volumes"] = np.array(list(found.volumes), dtype=np.str_)

@@ -1,6 +1,6 @@
 """Migrates the database to the schema of this code (Alembic).
 
-Runs whenever a store is opened; costs one small query when there is nothing to do.
+Runs whenever a store is opened; costs one small query if there is nothing to do.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from sqlalchemy import Connection, Engine, inspect, text
 from backend.errors import BadSetting
 
 HEAD = "0009"  # the newest revision in migrations/versions
-FIRST = "0001"  # the revision of databases without one
-KEY = 5316291  # advisory lock in PostgreSQL; any number that nobody else uses
+FIRST = "0001"  # the revision of databases that do not record one
+KEY = 5316291  # advisory lock in PostgreSQL; any otherwise unused number
 
 
 def migrate(engine: Engine, lock: Path) -> None:
-    """Upgrade the database, completely or (when killed) not at all; concurrent calls are safe.
+    """Upgrade the database, completely or (if killed) not at all; concurrent calls are safe.
 
     lock  the lock file of processes that share one SQLite database
 
@@ -33,17 +33,17 @@ def migrate(engine: Engine, lock: Path) -> None:
     with ExitStack() as stack:
         try:
             stack.enter_context(FileLock(lock, fallback_to_soft=False))
-        except (NotImplementedError, OSError) as error:  # no file locks here: the database's own are enough
+        except (NotImplementedError, OSError) as error:  # no file locks here; the database's own locks are enough
             if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
         connection = stack.enter_context(engine.begin())
         if connection.dialect.name == "postgresql":
             connection.execute(
                 text("SET LOCAL statement_timeout = 0")
-            )  # waiting for others and large tables takes long
+            )  # waiting for other processes and for large tables takes long
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": KEY})
         else:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")  # else sqlite3 commits each table separately
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # otherwise sqlite3 commits each table separately
         upgrade(connection)
 
 
@@ -70,5 +70,5 @@ def upgrade(connection: Connection, revision: str = "head") -> None:
             "Nothing was changed. Install the newer scanqueue again, or restore a backup of the older one."
         )
     if found is None and inspect(connection).has_table("project"):
-        command.stamp(config, FIRST)  # made before there were migrations
+        command.stamp(config, FIRST)  # created before migrations existed
     command.upgrade(config, revision)

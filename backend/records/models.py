@@ -33,7 +33,7 @@ class ModelRecords(Database):
     ) -> None:
         """Write a trained model, subtract the training requests it fulfilled, and activate `active`: all or nothing.
 
-        The active model stays when `active` is "", or when it is no longer `instead_of`.
+        The active model stays active if `active` is "", or if it is no longer `instead_of`.
         """
         with self.write() as connection:
             values = {
@@ -60,7 +60,7 @@ class ModelRecords(Database):
             connection.execute(update(model_table).where(*here).values(**values))
 
     def models(self, project: int) -> list[dict[str, Any]]:
-        """Oldest first."""
+        """All models, oldest first."""
         statement = select(model_table).where(model_table.c.project == project)
         rows = [_model(r) for r in self.rows(statement)]
         return sorted(rows, key=lambda r: _number(r["version"]))

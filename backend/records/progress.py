@@ -1,4 +1,4 @@
-"""How far the running step of a project is."""
+"""The progress of a project's running step."""
 
 from __future__ import annotations
 

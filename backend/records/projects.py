@@ -41,13 +41,13 @@ class ProjectRecords(Database):
             connection.execute(update(project_table).where(project_table.c.id == project).values(**values))
 
     def request_training(self, project: int) -> None:
-        """Record that somebody wants a training now."""
+        """Record that somebody wants training now."""
         with self.write() as connection:
             values = {"training_requests": project_table.c.training_requests + 1}
             connection.execute(update(project_table).where(project_table.c.id == project).values(values))
 
     def clear_training_requests(self, project: int, count: int) -> None:
-        """`count` requests were fulfilled; those that came meanwhile stay."""
+        """Remove `count` fulfilled requests; requests made in the meantime stay."""
         with self.write() as connection:
             values = {"training_requests": project_table.c.training_requests - count}
             connection.execute(update(project_table).where(project_table.c.id == project).values(values))
@@ -55,7 +55,7 @@ class ProjectRecords(Database):
     def set_trouble(self, project: int, text: str, **values: Any) -> None:
         """Record what went wrong in the last run of the loop ("" for nothing), and `values` of the project.
 
-        When the database cannot be written, the text goes to a file beside it, and StorageFull or StoreUnavailable
+        If the database cannot be written, the text goes to a file next to it, and StorageFull or StoreUnavailable
         is raised.
         """
         note = self._note(project)
@@ -69,7 +69,7 @@ class ProjectRecords(Database):
         note.unlink(missing_ok=True)
 
     def trouble(self, project: int) -> str:
-        """What is wrong now, else what went wrong in the last run of the loop; "" for nothing."""
+        """The current problem, else the problem in the last run of the loop; "" for none."""
         if self._short():
             return (
                 f"The disk that holds {self.folder} is full: only {self._free() >> 20} MiB are free. Free disk space; "

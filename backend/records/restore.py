@@ -25,10 +25,10 @@ ROOM = 64 * 2**20  # bytes that must be free for the records, besides the artefa
 def restore(
     opened: Callable[[], Store], file: Path, *, replace: bool = False, wait: float = 600.0, say: Say = print
 ) -> Summary:
-    """Restore a project that `backup` wrote. Killed anywhere and run again, it ends in the same state.
+    """Restore a project that `backup` wrote. If killed at any point and run again, it reaches the same state.
 
     The whole file is checked before anything is written. Artefacts come first, then the records in one transaction.
-    Other projects and existing equal artefacts stay as they are.
+    Other projects and existing equal artefacts are unchanged.
 
     opened   opens the store; called after the check, as it creates the data folder
     replace  replace an existing project; everything learned since the backup is lost

@@ -1,6 +1,6 @@
 """Removes old checkpoints, unused cached files, and the temporary folders of killed writers.
 
-Records stay, as does everything that cannot be made again. Any number of workers may do this at once.
+Records stay, as does everything that cannot be recreated. Any number of workers may do this at once.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ log = logging.getLogger("scanqueue.retention")
 FIRST = 60.0  # seconds after the start of a worker
 EVERY = 3600.0
 DAY = 86400.0
-UNSEEN = 3 * EVERY  # a longer gap between two cleanings does not count as time without use
-LEFT_OVER = DAY  # seconds after which a writer's temporary folder counts as left over
+UNSEEN = 3 * EVERY  # a longer gap between two cleanups does not count as unused time
+LEFT_OVER = DAY  # seconds after which a writer's temporary folder counts as a leftover
 BRIEF = "arms"  # kind of models needed for one control trial only
 KINDS = (*CACHES, "labels", "models", "maps", BRIEF)
 
 
 @dataclass(frozen=True)
 class Retention:
-    """Removes what the settings do not keep.
+    """Removes files that the settings do not keep.
 
     keep_models  number of newest checkpoints kept per project, besides the active one and the latest round's; 0: all
-    cache_days   days that an unused cached file is kept; 0: forever
+    cache_days   days for which an unused cached file is kept; 0: forever
     """
 
     store: Store
@@ -56,8 +56,8 @@ class Retention:
                 log.exception("unexpected failure during the cleanup; will retry in an hour")
 
     def tidy(self) -> None:
-        """Clean up once. Projects that a worker holds are left for the next time."""
-        self.remove_files()  # first: on a full disk this makes room for records
+        """Clean up once. Projects that a worker is using are left for the next time."""
+        self.remove_files()  # first, because on a full disk this frees space for records
         for project in self.store.projects():
             if not self.stopping.is_set():
                 self.remove_checkpoints(project)
@@ -67,14 +67,14 @@ class Retention:
     def remove_checkpoints(self, project: int) -> list[str]:
         """Remove the project's old checkpoints; returns their fingerprints. Their records stay in the learning curve.
 
-        A checkpoint that any project keeps stays: equal scans with equal labels share one checkpoint.
+        A checkpoint that any project keeps stays, because equal scans with equal labels share one checkpoint.
         """
         removed: list[str] = []
         if self._there(self._spare(project)):
             with self.store.lock(project) as mine:
                 if not mine:
                     return []
-                with self.store.settled():  # so that nobody activates one of them meanwhile
+                with self.store.settled():  # so that nobody activates one of them in the meantime
                     for name in self._spare(project):
                         removed += [name] if self.store.remove_folder("models", name) else []
         spare = self._spare(project)
@@ -107,8 +107,8 @@ class Retention:
 
         now  seconds since 1970; default: the clock
 
-        Only time in which workers ran counts. When the last cleaning is long ago, because no worker ran or because
-        the clock was set, all files become younger by that gap, so that a wrong clock removes nothing.
+        Only time in which workers ran counts. If the last cleanup is long ago, because no worker ran or because the
+        clock was changed, all files become younger by that gap, so that a wrong clock removes nothing.
         """
         with self.store.cache_slot() as mine:
             if not mine:

@@ -75,9 +75,9 @@ class RoundRecords(Database):
             self._shorten(connection, project, n, cold=not model)
 
     def _shorten(self, connection: Connection, project: int, n: int, *, cold: bool) -> None:
-        """Cut the order that round n supersedes: annotators reached its beginning at most.
+        """Shorten the order that round n supersedes, as annotators have reached only its beginning.
 
-        The last order without a model stays whole: it holds the clusters.
+        The last order without a model stays complete, because it contains the clusters.
         """
         before = (round_table.c.project == project, round_table.c.n < n)
         of_its_kind = (*before, (round_table.c.model == "") if cold else (round_table.c.model != ""))
@@ -101,7 +101,7 @@ class RoundRecords(Database):
             connection.execute(update(round_table).where(*here).values(published_at=time.time()))
 
     def rounds(self, project: int, *, picks: bool = True) -> list[dict[str, Any]]:
-        """Oldest first; `picks=False` leaves out all orders except the latest, as they are large."""
+        """All rounds, oldest first; `picks=False` omits all orders except the latest, because they are large."""
         columns = [c for c in round_table.c if c.name != "picks"]
         statement = select(*columns).where(round_table.c.project == project).order_by(round_table.c.n)
         rows = [dict(r) for r in self.rows(statement)]
@@ -130,7 +130,7 @@ class RoundRecords(Database):
         return found
 
     def latest_round(self, project: int) -> dict[str, Any] | None:
-        """The round that annotators are served, without reading the others; None before the first.
+        """The round served to annotators, without reading the others; None before the first.
 
         While the order stays the same, every call returns the same tuple object as `picks`.
         """

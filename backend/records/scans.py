@@ -1,4 +1,4 @@
-"""Scans: what the task listing says about them, and what was read from their pixels."""
+"""Scans: facts from the task listing and from their pixels."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from backend.facts import Scan
 from backend.records.database import VARIABLES, Database
 from backend.records.tables import label_table, project_table, scan_table
 
-PROBLEM_RETRY = 600.0  # seconds until a scan that could not be read is tried again
-PRIORITY_NEXT, PRIORITY_EXCLUDED = 1, -1  # of a scan: to be labelled next, to be left out of the order
+PROBLEM_RETRY = 600.0  # seconds until an unreadable scan is tried again
+PRIORITY_NEXT, PRIORITY_EXCLUDED = 1, -1  # priorities of a scan: label next, exclude from the order
 
 
 def scan_of(row: RowMapping) -> Scan:
@@ -100,7 +100,7 @@ class ScanRecords(Database):
         return rows[0] if rows else None
 
     def columns(self, project: int, *names: str) -> list[tuple[Any, ...]]:
-        """Some columns of all scans, ordered by task: whole rows of 100,000 scans take seconds."""
+        """Some columns of all scans, ordered by task; whole rows of 100,000 scans would take seconds."""
         columns = [scan_table.c[name] for name in names]
         return self._tuples(select(*columns).where(scan_table.c.project == project).order_by(scan_table.c.task))
 
@@ -126,7 +126,7 @@ class ScanRecords(Database):
         return bool(self.rows(select(scan_table.c.task).where(scan_table.c.annotated > 0).limit(1)))
 
     def problems(self, project: int) -> list[tuple[int, str]]:
-        """(task, what is wrong) of the scans that cannot be read."""
+        """(task, problem) of the unreadable scans."""
         here = (scan_table.c.project == project, scan_table.c.problem != "")
         return self._tuples(select(scan_table.c.task, scan_table.c.problem).where(*here))
 
@@ -138,7 +138,7 @@ class ScanRecords(Database):
         return frozenset(t for (t,) in found) | {task}
 
     def waiting(self, project: int) -> list[tuple[int, int]]:
-        """(task, number of skips) of the scans without annotation and problem that are not left out."""
+        """(task, number of skips) of the scans without annotation or problem that are not left out."""
         scan = scan_table.c
         here = (scan.project == project, scan.annotated == 0, scan.problem == "", scan.priority >= 0)
         return self._tuples(select(scan.task, scan.skipped).where(*here))
@@ -146,7 +146,7 @@ class ScanRecords(Database):
     def set_scans(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write {task, digest, height, width, blank, problem} of scans that were read.
 
-        A row with `image`, the value that was fetched, is dropped if the task has a different image by now.
+        A row with `image`, the fetched reference, is dropped if the task now has a different image.
         A label is deleted when the digest of its scan changes.
         """
         read = {row["task"]: row["digest"] for row in rows if row.get("digest")}
@@ -170,6 +170,6 @@ class ScanRecords(Database):
             scan = (scan_table.c.project == project, scan_table.c.task == task, scan_table.c.problem != "")
             reset = connection.execute(update(scan_table).where(*scan).values(problem="", problem_at=0.0, digest=""))
             label = [label_table.c.project == project, label_table.c.task == task]
-            if not reset.rowcount:  # else its image may have changed, and the mask must fit it
+            if not reset.rowcount:  # otherwise its image may have changed, and the mask must fit it
                 label.append((label_table.c.problem != "") | (label_table.c.remark != ""))
             connection.execute(delete(label_table).where(*label))

@@ -1,7 +1,7 @@
-"""Everything that scanqueue stores: records in a database, arrays and checkpoints as files.
+"""All stored data: records in a database, arrays and checkpoints as files.
 
 Records are small and authoritative (SQLAlchemy: SQLite by default, PostgreSQL by URL). Artefacts are large and
-named by a fingerprint of their inputs. Losing artefacts costs time, never labels: Label Studio has those.
+named by a fingerprint of their inputs. Losing artefacts costs time, but no labels, which are in Label Studio.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Store(
     """Records in `database_url` (default: SQLite in `folder`), artefacts in `folder`."""
 
     def stamp(self, project: int) -> tuple[Any, ...]:
-        """Changes whenever anything changes that the page shows about scans; cheap for any number of scans."""
+        """A value that changes whenever the page's data about scans changes; cheap for any number of scans."""
         row = self.project(project)
         scan, rounds, change = scan_table.c, round_table.c, change_table.c
         sums = (scan.annotated, scan.skipped, scan.problem_at, case((scan.digest != "", 1), else_=0))
@@ -78,13 +78,13 @@ class Store(
 
     @contextmanager
     def training_slot(self) -> Iterator[LockHandle]:
-        """Yields a true handle when nobody else trains on this data folder; released if the process dies."""
+        """Yields a true handle if no other process trains on this data folder; released if the process dies."""
         with self._locks.held("training") as hold:
             yield hold
 
     @contextmanager
     def cache_slot(self) -> Iterator[LockHandle]:
-        """Yields a true handle when nobody else cleans the caches."""
+        """Yields a true handle if no other process cleans the caches."""
         with self._locks.held("caches") as hold:
             yield hold
 
@@ -94,7 +94,7 @@ def activate_model(store: Store, project: int, version: str, change: Change | No
 
     Raises BadSetting, with the available versions, when the version is unknown or its checkpoint was removed.
     """
-    with store.settled() as connection:  # else the checkpoint might be removed now
+    with store.settled() as connection:  # otherwise the checkpoint might be removed now
         models = store.models(project)
         found = next((m for m in models if m["version"] == version), None)
         if found is None:

@@ -1,4 +1,4 @@
-"""How uncertain models are about scans, by model fingerprint and digest."""
+"""Uncertainties of models about scans, by model fingerprint and digest."""
 
 from __future__ import annotations
 

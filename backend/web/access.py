@@ -1,4 +1,4 @@
-"""Who may ask for what: credentials, webhook secrets, body sizes, and requests made by pages of other sites."""
+"""Access control: credentials, webhook secrets, body sizes, and requests made by pages of other sites."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from backend.web.bodies import TooLarge, size_limit
 log = logging.getLogger("scanqueue.api")
 
 LOOKUP_TIMEOUT = 0.5  # seconds that a webhook with an unknown secret may wait for the database
-LOOKUP_INTERVAL = 0.2  # seconds between two such lookups, however many webhooks arrive
-FRESH = 60.0  # seconds after which secrets in use are read again in the background
+LOOKUP_INTERVAL = 0.2  # minimum seconds between two such lookups, however many webhooks arrive
+FRESH = 60.0  # seconds after which used secrets are read again in the background
 
 
 class Secrets:
@@ -67,7 +67,7 @@ class Secrets:
         return {project for same, project in known if same}
 
     def renew(self) -> Future[None]:
-        """Read the secrets again, unless that is in progress or was just done. Call it from the event loop only."""
+        """Read the secrets again, unless this is in progress or was just done. Call only from the event loop."""
         reading = self._reading
         if reading is None or (reading.done() and time.monotonic() - self._started >= LOOKUP_INTERVAL):
             self._started = time.monotonic()
@@ -88,7 +88,7 @@ class Secrets:
 
 
 async def refused(request: Request, settings: Settings, secrets: Secrets) -> Response | None:
-    """The answer to a request that is not admitted, else None. Its body has not been read by then."""
+    """The answer to a rejected request, else None. Decides without reading the body."""
     if request.url.path != "/health" and settings.user and not await _allowed(request, settings, secrets):
         answer = error_answer(401, "Wrong or missing credentials; see SCANQUEUE_USER and SCANQUEUE_PASSWORD.")
         answer.headers["WWW-Authenticate"] = 'Basic realm="scanqueue"'
@@ -125,9 +125,9 @@ def _from_another_site(request: Request) -> bool:
 
 
 async def _allowed(request: Request, settings: Settings, secrets: Secrets) -> bool:
-    """Whether there are Basic credentials or, for a webhook, the secret header that Label Studio was given.
+    """Whether the request has Basic credentials or, for a webhook, the secret header that we gave Label Studio.
 
-    `request.state.only` is set to the projects that a secret belongs to.
+    Sets `request.state.only` to the projects that a secret belongs to.
     """
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "basic":

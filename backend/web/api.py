@@ -58,15 +58,15 @@ def create_api(
 ) -> FastAPI:
     """The HTTP application.
 
-    overview  what the page shows; without it there is neither the page nor its JSON
-    waiting   how many jobs wait for a worker, for /metrics
+    overview  the data of the page; without it, there is neither a page nor its JSON
+    waiting   returns the number of jobs that wait for a worker, for /metrics
     count     counts requests, for /metrics
     """
     secrets = Secrets(store.secrets)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        secrets.renew()  # known even if the database hangs before the first webhook arrives
+        secrets.renew()  # loaded now, in case the database hangs before the first webhook arrives
         yield
 
     app = FastAPI(
@@ -97,7 +97,7 @@ def create_api(
 
 
 def _add_guard(app: FastAPI, settings: Settings, secrets: Secrets, count: CountCallback) -> None:
-    """Admit or refuse every request, add security headers, count answers."""
+    """Admit or reject requests, add security headers, count answers."""
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -155,6 +155,6 @@ def _explained(error: ScanqueueError) -> Response:
 
 
 def _route(request: Request) -> str:
-    """The route of a request; one of a few words, as it becomes a metric label."""
+    """The route of a request: one of a few words, because it becomes a metric label."""
     known = getattr(request.scope.get("route"), "path", "")
     return known or (request.url.path if ("post", request.url.path) in schemas.BODIES else "other")

@@ -1,7 +1,7 @@
-"""Bodies of requests: read within a size limit, checked by hand, refused with a sentence.
+"""Request bodies: read within a size limit, checked by hand, rejected with a sentence.
 
-They are not declared as pydantic models: a body of /predict may have 64 MiB, and one that is too large is refused
-while it arrives.
+They are not declared as pydantic models: a body of /predict may have 64 MiB, and one that is too large is rejected
+while it is being received.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from fastapi import Request
 
 from backend.web import texts
 
-BODY_BYTES = 64 * 2**20  # largest body of /predict, which holds whole tasks with their annotations
+BODY_BYTES = 64 * 2**20  # largest body of /predict, which contains whole tasks with their annotations
 SMALL_BODY_BYTES = 8 * 2**20  # largest body elsewhere; a webhook about 5,000 new tasks has 2.4 MB
 MAX_PROJECT = 10**15  # exclusive upper bound for the numbers of projects and tasks
 
 
 class BadRequest(Exception):
-    """The request is not understood; the text says why."""
+    """The request is invalid; the text gives the reason."""
 
     code = 400
 
@@ -71,7 +71,7 @@ async def read_json(request: Request) -> dict[str, Any]:
 
 
 def require_json_type(request: Request) -> None:
-    """Refuse other content types: without CORS, no page of another site can send application/json."""
+    """Reject other content types: without CORS, no page of another site can send application/json."""
     if request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
         raise BadRequest("Send this as application/json.")
 

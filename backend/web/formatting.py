@@ -1,4 +1,4 @@
-"""Values as the page writes them: numbers, times, states and settings. Pure.
+"""Values in the format of the page: numbers, times, states and settings. Pure.
 
 Unknown values are None and are written as a dash.
 """
@@ -101,7 +101,7 @@ def duration(seconds: float | None) -> str:
 
 
 def left(seconds: float | None) -> str:
-    """The remaining time of a step, rounded to what is known."""
+    """The remaining time of a step, rounded to its precision."""
     if seconds is None:
         return ""
     if seconds < 15:
@@ -157,7 +157,7 @@ def advice(name: str) -> str:
 
 
 def cure(problem: Mapping[str, Any]) -> tuple[str, str]:
-    """A problem as what is wrong and how to fix it."""
+    """A problem, split into its description and its fix."""
     what = str(problem.get("what", ""))
     if problem.get("cure"):
         return what, str(problem["cure"])
@@ -166,7 +166,7 @@ def cure(problem: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def value(given: Any) -> str:
-    """The value of a setting as people write it."""
+    """The value of a setting in readable form."""
     if given is None or given == "":
         return text("part.unset")
     return f"{given:g}" if isinstance(given, float) else str(given)

@@ -55,7 +55,7 @@ PROJECT: tuple[tuple[str, str, Callable[[dict[str, Any]], float | None]], ...] =
 def render(store: Store, waiting: Callable[[], int] | None = None) -> bytes:
     """All metrics in Prometheus' text format. Never raises: unavailable values are left out.
 
-    waiting  how many jobs wait for a worker; None leaves that out
+    waiting  returns the number of jobs that wait for a worker; None omits this metric
     """
     registry = CollectorRegistry()
     registry.register(_Records(store, waiting))

@@ -23,9 +23,9 @@ OWN_THREADS = 16  # threads reserved for Label Studio, so that it never waits fo
 
 
 class RequestReconcile(Protocol):
-    """Requests that a project, if it is known, is reconciled soon. Returns at once.
+    """Requests that a project, if known, is reconciled soon. Returns immediately.
 
-    train  also ask for a training now
+    train  also request training now
     """
 
     def __call__(self, project: int, train: bool = False, /) -> None: ...
@@ -39,7 +39,7 @@ class Predict(Protocol):
 
 @dataclass(frozen=True)
 class _Setup:
-    """What a call of /setup says about a project."""
+    """The facts about a project in a /setup request."""
 
     project: int
     backend_url: str
@@ -50,7 +50,7 @@ class _Setup:
 def create_ml_backend(
     store: Store, request_reconcile: RequestReconcile, predict: Predict, *, studio_url: str
 ) -> APIRouter:
-    """studio_url  Label Studio's address in our settings, for people when /setup brings no better one"""
+    """studio_url  Label Studio's address in our settings, shown to people unless /setup sends a better one"""
     router = APIRouter(tags=["Label Studio"])
     own = CapacityLimiter(OWN_THREADS)
 
@@ -91,7 +91,7 @@ def create_ml_backend(
 
     @router.post("/webhook", status_code=201)
     async def webhook(request: Request) -> dict[str, str]:
-        """Something changed in a project: check it soon. The content of the message is not trusted."""
+        """Something changed in a project; check it soon. The content of the message is not trusted."""
         body = await read_json(request)
         project = project_number(body)
         only: set[int] | None = getattr(request.state, "only", None)
@@ -142,7 +142,7 @@ def _extra_params(body: dict[str, Any]) -> str:
 
 
 def _encodable(text: str) -> bool:
-    """False for a lone half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    """False for half a surrogate pair, which JSON can contain but UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -151,7 +151,7 @@ def _encodable(text: str) -> bool:
 
 
 def _address_for_people(reported: Any, ours: str) -> str:
-    """Where people find Label Studio: what it reports, unless only its own machine can reach that address."""
+    """Label Studio's address for people: the reported one, unless only its own machine can reach that."""
     try:
         parts = urlsplit(reported if isinstance(reported, str) else "")
     except ValueError:

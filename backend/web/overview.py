@@ -1,4 +1,4 @@
-"""Everything that people see of a project, for the page and for the JSON API: one method per question."""
+"""All data about a project that people see, for the page and for the JSON API: one method per question."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from sampling import AGGREGATIONS, COLD_START, WITH_MODEL
 log = logging.getLogger("scanqueue.overview")
 
 HEAD = 30  # places of an order in a preview
-LARGE = 20_000  # scans above which a preview computes no first order: that takes half a minute
+LARGE = 20_000  # number of scans above which a preview computes no first order, which takes half a minute
 RECENT = 20  # number of labels shown as recent
 FRESH = 60.0  # seconds for which user names are cached
 SLOW, PICTURES = 2, 6  # slow answers (plots, previews, ...) and pictures computed at the same time
@@ -42,7 +42,7 @@ SILENT = 60.0  # seconds without a heartbeat after which a worker is no longer l
 
 
 class Overview:
-    """Read-only. `examine` runs the checks of the doctor: of the service, and of a project if one is given."""
+    """Read-only. `examine` runs the doctor's checks: of the service, and of a project if one is given."""
 
     def __init__(
         self, store: Store, studio: Studio, pictures: Pictures, examine: Callable[[int | None], list[dict[str, str]]]
@@ -113,9 +113,9 @@ class Overview:
         return {"workers": [w for w in self._store.workers() if w["seconds"] < SILENT]}
 
     def settings(self, project: int) -> dict[str, Any]:
-        """The settings in force, given by Label Studio, changed on the page, the defaults, and the possible choices.
+        """The settings in use, from Label Studio and from the page, the defaults, and the possible choices.
 
-        problem  why the given settings are invalid; the defaults are shown then
+        problem  why the given settings are invalid; in this case the defaults are shown
         """
         row = self._store.project(project)
         params = row["extra_params"] if row else ""

@@ -25,7 +25,7 @@ PLOTS = {
     "curve.png": "image/png",
 }
 CARDS = 24  # scans of the queue that are shown at first, and added by each "Show more"
-PROBLEMS = 50  # the same for problems
+PROBLEMS = 50  # number of problems shown, likewise
 CHANGES = 8  # latest changes on the first view
 SIDES = (32, 1024)  # shortest and longest side of a picture in pixels
 PARTS = ("image", "first", "second", "annotator", "difference")
@@ -35,7 +35,7 @@ Json = dict[str, Any]
 
 
 class Data(Protocol):
-    """What the page reads: the objects of the JSON API, and pictures as bytes.
+    """The data of the page: the objects of the JSON API, and pictures as bytes.
 
     May raise any `ScanqueueError`; the application turns it into an answer (`rendering.error_page`).
     """
@@ -55,7 +55,7 @@ class Data(Protocol):
     def changes(self, project: int) -> Json: ...
     def workers(self, project: int) -> Json: ...
     def activity(self, project: int) -> Json:
-        """May ask Label Studio, so a view of its own reads it."""
+        """May send requests to Label Studio, so only a separate view reads it."""
 
     def held_out(self, project: int) -> Sequence[int]:
         """The tasks that models are compared on."""
@@ -93,7 +93,7 @@ class Compared(Protocol):
 
 
 def create_page(data: Data, openapi: Callable[[], Json]) -> APIRouter:
-    """Every view of the page, to be included in the application beside the JSON API.
+    """All views of the page, to be included in the application next to the JSON API.
 
     openapi  the description of the JSON API, for /docs
 
@@ -184,7 +184,7 @@ def _add_model_views(router: APIRouter, data: Data) -> None:
 def _add_pictures(router: APIRouter, data: Data) -> None:
     @router.get("/projects/{project}/scans/{task}.png")
     def picture(project: Project, task: Task, side: int = 160, model: str = "", quiet: bool = False) -> Response:
-        """quiet  answer 204 instead of an error when there is no picture: a browser's console stays empty"""
+        """quiet  answer 204 instead of an error if there is no picture, so that a browser's console stays empty"""
         try:
             return file_answer(data.scan_picture(project, task, _side(side), model), "image/png")
         except Overloaded:

@@ -72,7 +72,7 @@ class Compared:
 
 
 class Pictures:
-    """Makes pictures from the pixels and masks in `store`; `processor` adds missing ones.
+    """Creates pictures from the pixels and masks in `store`; `processor` adds missing ones.
 
     Any problem with a scan, mask or model raises ScanqueueError and nothing else: NotKnown for an unknown task or
     version, BadSetting for an impossible picture.
@@ -219,7 +219,7 @@ class Pictures:
         size = self.processor.learner.image_size
         if scan.digest:
             return self.processor.pixels(scan, size)
-        if scan.problem:  # only workers try again: the image host may not answer
+        if scan.problem:  # only workers try again, because the image host may not answer
             raise UnreadableScan(scan.problem)
         _, image, problem = self.processor.fetch(scan.image)  # not read yet: nothing is stored
         if image is None:
@@ -300,7 +300,7 @@ class Pictures:
 
 @contextmanager
 def _explained(project: int, task: int | None = None) -> Iterator[None]:
-    """Turn unexpected errors into UnreadableScan: whatever decoders and networks raise costs one picture."""
+    """Turn unexpected errors into UnreadableScan, so that an error in a decoder or network costs only one picture."""
     try:
         yield
     except ScanqueueError:

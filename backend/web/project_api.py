@@ -1,4 +1,4 @@
-"""Projects as JSON: their state, what people may change, and everything that the page shows."""
+"""Projects as JSON: their state, the changes people can make, and all data of the page."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def _noted(
 
 
 def create_change_api(store: Store, request_reconcile: Callable[[int], None], account: str) -> APIRouter:
-    """What people may change. Every change is recorded in the audit log.
+    """The changes people can make. Every change is recorded in the audit log.
 
-    account  the user name that everybody signs in with; "" when nobody has to
+    account  the user name with which everybody signs in; "" without a sign-in
     """
     router = APIRouter(prefix="/api/projects", tags=["projects"])
     user = account or "local"
@@ -137,7 +137,7 @@ def create_change_api(store: Store, request_reconcile: Callable[[int], None], ac
 
 
 def create_view_api(store: Store, overview: Overview) -> APIRouter:
-    """What only the page needs."""
+    """Data for the page only."""
     router = APIRouter(prefix="/api", tags=["the page"])
     require = partial(_require, store)
 

@@ -1,4 +1,4 @@
-"""Templates to HTML, and assets. Addresses are relative: a proxy may serve the page under a path of its own."""
+"""Templates to HTML, and assets. Addresses are relative, because a proxy may serve the page under a sub-path."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def file_answer(content: bytes, kind: str, name: str = "") -> Response:
     headers = {"Content-Type": kind, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
     if name:
         headers["Content-Disposition"] = f'inline; filename="{name}"'
-    if kind == "image/svg+xml":  # opened on its own it is a document, which may contain texts that a lab typed
+    if kind == "image/svg+xml":  # opened directly, it is a document that may contain text entered by a lab
         headers["Content-Security-Policy"] = (
             "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
         )

@@ -1,4 +1,4 @@
-"""Every text of the page, of its scripts and of the figures. They stand in `pages/texts.toml`, by section and name."""
+"""All texts of the page, its scripts and the figures. They are in `pages/texts.toml`, by section and name."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ def plural(value: int, noun: str, number: str) -> str:
 
 
 def script() -> bytes:
-    """The script that hands the page's scripts their texts."""
+    """The script that gives the page's scripts their texts."""
     ours = {key.removeprefix(SCRIPTS): value for key, value in texts().items() if key.startswith(SCRIPTS)}
     return f'"use strict";\nconst TEXTS = {json.dumps(ours, ensure_ascii=False, indent=1)};\n'.encode()

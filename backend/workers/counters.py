@@ -1,6 +1,6 @@
-"""Counts and sums for `GET /metrics`, kept in each process and added to the records every 15 seconds.
+"""Counts and sums for `GET /metrics`, collected in each process and added to the records every 15 seconds.
 
-A killed process loses what it has not added yet: at most 15 seconds.
+A killed process loses the counts of at most 15 seconds.
 """
 
 from __future__ import annotations

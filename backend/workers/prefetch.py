@@ -23,8 +23,8 @@ def ahead(load: Callable[[T], R], items: Sequence[T], *, size: int, threads: int
     size   items per batch, 1 or more
     first  items in the first batch, so that the caller can start early; 0: `size`
 
-    The threads have a lower priority than the computing one: a parallel region of a network ends when its slowest core
-    does, which must not be one that was decoding.
+    The threads have a lower priority than the computing one: a parallel region of a network ends with its slowest core,
+    which must not be one that is also decoding.
 
     An exception of `load` is raised when its batch is due. Leaving the loop early waits only for loads that have
     started.

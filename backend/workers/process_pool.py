@@ -32,9 +32,9 @@ class Crashed(Exception):
 
 
 class Workers:
-    """`jobs` processes. After `stop()` nothing more is started or returned. Several threads may use them.
+    """`jobs` processes. After `stop()`, nothing more is started or returned. Several threads may use them.
 
-    preload  a module that the processes import before they start: what the work needs, without torch
+    preload  a module that the processes import before they start, with the imports of the work, but without torch
     """
 
     def __init__(self, jobs: int, preload: str = "backend.intake.slicing") -> None:
@@ -53,7 +53,7 @@ class Workers:
 
         send  the part of an item that goes to the worker process
 
-        An item whose process dies twice, the second time alone, gives Crashed instead of a result.
+        An item whose process dies twice, the second time with this item alone, yields Crashed instead of a result.
         """
         source = iter(items)
         waiting: deque[tuple[Item, Future[Result], ProcessPoolExecutor]] = deque()
@@ -75,7 +75,7 @@ class Workers:
                 waiting.popleft()
                 self._renew(pool)
                 yield item, self._alone(work, send(item))
-                # the pool may have dropped the items beside it
+                # the pool may have dropped the other items
                 waiting = deque(
                     self._begin(work, i, send) if p is pool and _failed(f) else (i, f, p) for i, f, p in waiting
                 )
@@ -100,7 +100,7 @@ class Workers:
                 yield lot, found
 
     def _alone(self, work: Callable[[Sent], Result], sent: Sent) -> Result | Crashed:
-        """Run `work` in a process of its own."""
+        """Run `work` in a separate process."""
         alone = Workers(1, self._preload)
         try:
             return alone._begin(work, sent, lambda same: same)[1].result()
@@ -153,7 +153,7 @@ class Workers:
 
 
 def _failed(future: Future[Result]) -> bool:
-    """Whether a future ended, or will end, with its pool's death instead of a result."""
+    """Whether a future has no result because its pool has died."""
     try:
         return isinstance(future.exception(LOOK), BrokenProcessPool)
     except Waiting:
@@ -164,7 +164,7 @@ def _failed(future: Future[Result]) -> bool:
 
 @contextmanager
 def _no_main() -> Iterator[None]:
-    """Processes started inside do not import the program that started them (the whole command line)."""
+    """Processes started inside do not import the program that starts them (the whole command line)."""
     held = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:

@@ -1,4 +1,4 @@
-"""Which workers are alive and what they are doing, for display only."""
+"""The live workers and their current work, for display only."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from backend.records.store import Store
 
 log = logging.getLogger("scanqueue.presence")
 
-EVERY = 10  # seconds between signs of life
+EVERY = 10  # seconds between heartbeats
 
 
 class Roster:
-    """The signs of life of one worker, under its `name`."""
+    """The heartbeats of one worker, under its `name`."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._store, self._name = store, name
@@ -25,7 +25,7 @@ class Roster:
 
     @contextmanager
     def at(self, work: str) -> Iterator[None]:
-        """Show `work` as what the worker does while inside."""
+        """While inside, show `work` as the worker's current work."""
         self._at.append(work)
         self._changed.set()
         try:
@@ -35,7 +35,7 @@ class Roster:
             self._changed.set()
 
     def run(self, stopping: threading.Event) -> None:
-        """Give signs of life until `stopping`, even while the database is unavailable."""
+        """Send heartbeats until `stopping`, even while the database is unavailable."""
         while not stopping.is_set():
             with suppress(ScanqueueError):
                 self._store.present(self._name, ", ".join(dict.fromkeys(self._at)))

@@ -1,9 +1,9 @@
 """Batch work in shards that any worker on any machine may take.
 
-The driver of a project cuts a list of tasks into shards, takes them one by one like every other worker, and waits
+The driver of a project splits a list of tasks into shards, takes them one by one like every other worker, and waits
 for those that others took. No clocks are compared: a worker increments the `beat` of its shard, and the driver
-reopens a shard whose beat has not changed for `LEASE` seconds. Results are stored under names made from their
-inputs, so doing a shard twice does no harm.
+reopens a shard whose beat has not changed for `LEASE` seconds. Results are named by their inputs, so doing a shard
+twice does no harm.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Shard:
 
     run           ID of one `cut`; it ends with its driver
     kind          the kind of work
-    requirements  what a worker must have to do it, as one text
-    tries         number of failed attempts; from 1 on only the driver takes it, to meet the error itself
+    requirements  the requirements for a worker to do it, as one text
+    tries         number of failed attempts; from 1 on, only the driver takes it, so that the error is raised there
     """
 
     project: int
@@ -85,14 +85,14 @@ class Shards:
                 connection.execute(delete(shard_table).where(_table.project == project))
 
     def forget(self, project: int, run: str) -> None:
-        """Delete the shards of a run that is done or given up."""
+        """Delete the shards of a finished or abandoned run."""
         with self.store.write() as connection:
             connection.execute(delete(shard_table).where(_table.project == project, _table.run == run))
-        for key in [k for k in list(self._seen) if k[0] == run]:  # other threads add keys meanwhile
+        for key in [k for k in list(self._seen) if k[0] == run]:  # other threads add keys concurrently
             self._seen.pop(key, None)
 
     def take(self, run: str = "") -> Shard | None:
-        """Take an open shard of `run`, first to last; without a run one of any driver, last to first."""
+        """Take an open shard of `run`, first to last; without `run`, one of any driver, last to first."""
         statement = select(shard_table).where(_table.state == "open")
         if run:
             statement = statement.where(_table.run == run).order_by(_table.n)
@@ -133,7 +133,7 @@ class Shards:
                 try:
                     self._set(shard, beat=_table.beat + 1)
                 except ScanqueueError:
-                    continue  # the work itself will meet the error
+                    continue  # the work itself will raise the error
 
         thread = Thread(target=beat, daemon=True)
         thread.start()

@@ -1,7 +1,7 @@
-"""Keeps one worker process running: restarts it when it ends or hangs.
+"""Keeps one worker process running: restarts it when it exits or hangs.
 
-The worker writes a byte to a pipe every two seconds while it makes progress. All times are monotonic, so a clock
-that jumps kills nothing.
+The worker writes a byte to a pipe every two seconds while it makes progress. All times are monotonic, so a jumping
+clock kills nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 
 log = logging.getLogger("scanqueue.supervisor")
 
-BEAT = 2.0  # seconds between signs of life
-SILENCE = 60.0  # seconds without a sign of life after which the process counts as hung
-STARTUP = 600.0  # seconds until the first sign of life: a busy machine may load libraries slowly
+BEAT = 2.0  # seconds between heartbeats
+SILENCE = 60.0  # seconds without a heartbeat after which the process counts as hung
+STARTUP = 600.0  # maximum seconds until the first heartbeat: a busy machine may load libraries slowly
 RESTART_AFTER = 2.0  # seconds until a dead worker is restarted
 GRACE = 25.0  # seconds that a worker has to end; huey gives its jobs 20
 
@@ -36,8 +36,8 @@ def keep_worker(
 ) -> None:
     """Run and restart `command --heartbeat FD` until `stopping` is set; then end it with SIGTERM.
 
-    silence  seconds without a sign of life after which it is killed and restarted
-    alive    a file that is touched at every sign of life, for monitoring from outside
+    silence  seconds without a heartbeat after which it is killed and restarted
+    alive    a file that is touched at every heartbeat, for external monitoring
     """
     while not stopping.is_set():
         try:
@@ -57,7 +57,7 @@ def _run(
     silence: float,
     alive: Path | None,
 ) -> int:
-    """Run the worker once; returns its exit code. In any case it has ended and its pipe is closed."""
+    """Run the worker once; returns its exit code. Always ends the process and closes its pipe."""
     reading, writing = os.pipe()
     try:
         try:
@@ -78,7 +78,7 @@ def _run(
 def _watch(
     child: subprocess.Popen[bytes], reading: int, stopping: threading.Event, silence: float, alive_file: Path | None
 ) -> None:
-    """Return when the child has ended, by itself or killed here."""
+    """Return when the child has exited by itself or was killed here."""
     alive, limit = time.monotonic(), max(silence, STARTUP)
     with selectors.DefaultSelector() as signs:  # not select(), which fails beyond descriptor 1,023
         signs.register(reading, selectors.EVENT_READ)
@@ -90,7 +90,7 @@ def _watch(
                         with suppress(OSError):  # a full disk must not end the worker
                             alive_file.touch()
                 else:
-                    stopping.wait(0.2)  # the other end is closed: it is ending
+                    stopping.wait(0.2)  # the other end is closed: the process is exiting
             if time.monotonic() - alive > limit:
                 log.error("the worker has shown no sign of life for %.0f s; killing and restarting it", limit)
                 child.kill()
@@ -105,7 +105,7 @@ def _watch(
 
 
 def beat(descriptor: int, well: Callable[[], bool], stopping: threading.Event) -> None:
-    """The worker's side: give signs of life while `well()`, until `stopping`."""
+    """The worker's side: send heartbeats while `well()`, until `stopping`."""
     while not stopping.is_set():
         if well():
             os.write(descriptor, b".")

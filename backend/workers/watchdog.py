@@ -1,4 +1,4 @@
-"""Detects threads that hang: the supervisor restarts such a worker."""
+"""Detects hanging threads; the supervisor restarts their worker."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 
 class Stopping(Exception):
-    """The process must end; unfinished work is repeated after the next start."""
+    """The process must exit; unfinished work is repeated after the next start."""
 
 
 class Watchdog:
-    """Signs of life of the threads that are inside `watched`. Seconds are monotonic."""
+    """Heartbeats of the threads inside `watched`. Times are monotonic seconds."""
 
     def __init__(self) -> None:
         self._beats: dict[int, float] = {}

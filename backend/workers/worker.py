@@ -1,8 +1,8 @@
 """The job queue and the process that runs its jobs (huey: SQLite, or Redis by URL).
 
 A job is a request to reconcile a project and carries only its number, so a lost, duplicate or forged job costs one
-run of the loop. A sweep at the start and every minute requests all projects. All times are monotonic seconds: a
-clock that jumps delays nothing.
+run of the loop. A sweep at the start and every minute requests all projects. All times are monotonic seconds, so a
+jumping clock delays nothing.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ THREADS = 4  # projects reconciled in parallel; they take turns to train
 AGAIN = 5.0  # seconds until a busy project is reconciled again
 GAP = 1.0  # minimum seconds between two jobs of one project
 SWEEP = 60.0  # seconds between sweeps
-GRACE = 20  # seconds that running jobs have to stop
+GRACE = 20  # seconds for running jobs to stop
 WAITING = 10_000  # maximum number of projects in a RequestBuffer
 BROKER_AWAY = (redis.RedisError, sqlite3.Error)
 
 
 class Reconcile(Protocol):
-    """Brings a project up to date; True when it was busy and must be reconciled again."""
+    """Brings a project up to date; True if it was busy and must be reconciled again."""
 
     def __call__(self, project: int) -> bool: ...
 
@@ -77,9 +77,9 @@ class Queue:
         self._job = job
 
     def request(self, project: int) -> bool:
-        """Request that the project is reconciled soon; returns at once.
+        """Request that the project is reconciled soon; returns immediately.
 
-        False when the queue does not answer. Nothing is lost: the next sweep comes within a minute.
+        False if the queue does not answer. Nothing is lost, because the next sweep comes within a minute.
         """
         try:
             if self._huey.storage.put_if_empty(_flag(project), b"1"):
@@ -102,7 +102,7 @@ class Queue:
         return int(self._huey.storage.queue_size())
 
     def answers(self) -> bool:
-        """Whether the queue can be reached at all."""
+        """Whether the queue is reachable."""
         try:
             self.waiting()
         except BROKER_AWAY:
@@ -113,7 +113,7 @@ class Queue:
         if self._reconcile is None:
             return
         try:
-            # From here on a new request is a new job: its cause may be later than this run.
+            # From here on, a new request is a new job, as its cause may be later than this run.
             self._huey.storage.pop_data(_flag(project))
             early = self._last.get(project, -GAP) + GAP - time.monotonic()
             if early > 0:
@@ -124,8 +124,8 @@ class Queue:
             log.warning("project %s: the job queue does not answer (%s)", project, type(error).__name__)
 
     def _reconciled(self, reconcile: Reconcile, project: int) -> bool:
-        """True when somebody must come again."""
-        self._last[project] = time.monotonic()  # already now: no other thread should try meanwhile
+        """True if the project must be reconciled again."""
+        self._last[project] = time.monotonic()  # set now, so that no other thread tries in the meantime
         try:
             return reconcile(project)
         except ScanqueueError as error:
@@ -202,13 +202,13 @@ class Queue:
 
 
 class RequestBuffer:
-    """Requests that a thread passes on, so that neither queue nor database keeps a webhook waiting.
+    """Requests that a thread passes on, so that neither the queue nor the database delays a webhook.
 
-    request           requests a look at a project
+    request           requests that a project is reconciled
     known             whether the project exists; requests for others are dropped
-    request_training  records that somebody wants a training now
+    request_training  records that somebody wants training now
 
-    A request is kept and tried again while the database or the queue is unavailable.
+    A request is kept and retried while the database or the queue is unavailable.
     """
 
     def __init__(
@@ -218,15 +218,15 @@ class RequestBuffer:
         request_training: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._request, self._known, self._request_training = request, known, request_training
-        self._waiting: dict[int, bool] = {}  # project: whether a training is wished for
+        self._waiting: dict[int, bool] = {}  # project: whether training is requested
         self._some = threading.Condition()
         self._passing = False
         threading.Thread(target=self._pass_on, daemon=True).start()
 
     def request(self, project: int, training: bool = False, /) -> None:
-        """Returns at once. A waiting project is not added twice."""
+        """Returns immediately. A waiting project is not added twice."""
         with self._some:
-            if training or len(self._waiting) < WAITING:  # more are forged, and the sweep finds real ones
+            if training or len(self._waiting) < WAITING:  # further ones are forged; the sweep finds real ones
                 self._waiting[project] = self._waiting.get(project, False) or training
             self._some.notify()
 
@@ -248,7 +248,7 @@ class RequestBuffer:
                 if self._known(project):
                     if training:
                         self._request_training(project)
-                        training = False  # recorded: not again when the queue is unavailable
+                        training = False  # already recorded; do not repeat it if the queue is unavailable
                     self._request(project)
             except ScanqueueError as error:
                 log.warning("project %s: a webhook is not passed on yet: %s", project, error)
@@ -259,7 +259,7 @@ class RequestBuffer:
 
 
 class _NowAndThen(logging.Filter):
-    """One line a minute about an unavailable queue, instead of a traceback at every poll."""
+    """Logs one line per minute about an unavailable queue, instead of a traceback at every poll."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What Alembic runs; the connection comes from backend/records/migrate.py."""
+"""The script that Alembic runs; the connection comes from backend/records/migrate.py."""
 
 from alembic import context
 

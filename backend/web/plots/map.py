@@ -71,7 +71,7 @@ def draw_map(canvas: Canvas, atlas: Mapping[str, Any], colour: str, letter: str 
         area = size if number == 0 else max(2.2 * size, 9)
         drawn: dict[str, Any] = {"s": area, "zorder": 2 + (number > 0), "rasterized": raster} | style
         if number == 0 and raster:
-            drawn["linewidths"] = 0.0  # with so many points, only edges would be visible
+            drawn["linewidths"] = 0.0  # otherwise, with this many points, only edges would be visible
         points = axes.scatter(xy[here, 0], xy[here, 1], c=colours[here], **drawn)
         points.set_gid(f"scans-{name.replace(' ', '-')}")
         fill = STATE_COLOURS[number] if colour == "state" else GREY if number == 2 else FAINT

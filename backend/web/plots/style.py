@@ -1,4 +1,4 @@
-"""What all plots share: sizes, colours, matplotlib's settings, and figures as bytes."""
+"""Shared by all plots: sizes, colours, matplotlib settings, and figures as bytes."""
 
 from __future__ import annotations
 

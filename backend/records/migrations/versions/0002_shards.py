@@ -1,4 +1,4 @@
-"""Shards: parts of bulk work that any worker may take. Label Studio's ids get 64 bits, as they have there."""
+"""Shards: parts of bulk work that any worker may take. Label Studio's ids get 64 bits, as in Label Studio."""
 
 import sqlalchemy as sa
 from alembic import op

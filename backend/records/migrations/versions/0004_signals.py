@@ -1,4 +1,4 @@
-"""Every signal of a scan beside its entropy, and the stratum of a scan. Rows that are there keep what they have."""
+"""Signals of a scan in addition to its entropy, and its stratum. Existing rows keep their values."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What people change on the page, and who did it; the workers; the settings that a round was ranked with."""
+"""Changes made on the page and their authors; the workers; the settings with which a round was ranked."""
 
 import sqlalchemy as sa
 from alembic import op

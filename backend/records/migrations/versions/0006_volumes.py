@@ -1,4 +1,4 @@
-"""Of which volume, slice and patient a scan is, and the size of its pixels; whether the tasks' data was read for it."""
+"""Volume, slice, patient and pixel size of a scan; whether they were read from the task data."""
 
 import sqlalchemy as sa
 from alembic import op

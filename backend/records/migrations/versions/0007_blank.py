@@ -1,4 +1,4 @@
-"""Whether all pixels of a scan are alike."""
+"""Whether all pixels of a scan are equal."""
 
 import sqlalchemy as sa
 from alembic import op
