@@ -181,7 +181,7 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
         whole = [p for (d, arm, _), p in curves.items() if d == data and arm.strategy == ALL_LABELS]
         yield from (f"| all labels ({p.labels:.0f}) | | {p.dice.mean:.3f} | | | |" for p in whole)
         yield ""
-    yield "Against random, paired: area under the learning curve (mean Dice over 5 to 40 labels), 95 % interval\n"
+    yield "Compared with random, paired: area under the learning curve (mean Dice over 5 to 40 labels), 95 % interval\n"
     data_sets = list(dict.fromkeys(r.data for r in rows))
     yield "| strategy | embedder | both data sets | " + " | ".join(data_sets) + " | p (Holm) | read |"
     yield "|---|---|---|" + "---|" * (len(data_sets) + 2)
@@ -198,7 +198,7 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
 
 def saved(rows: Sequence[Row]) -> Iterator[str]:
     """Markdown: labels needed to reach 90, 95 and 98 % of the all-labels Dice."""
-    yield "Labels needed to reach a share of the Dice of all labels: median over the repeats (how many got there)\n"
+    yield "Labels needed to reach a fraction of the all-labels Dice: median over repeats (repeats that reached it)\n"
     found = [n for n in labels_needed(rows) if n.arm.strategy != ALL_LABELS]
     fractions = sorted({n.fraction for n in found})
     yield "| data | strategy | embedder | " + " | ".join(f"{f:.0%}" for f in fractions) + " |"

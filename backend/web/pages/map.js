@@ -1,5 +1,5 @@
-// The map of a project: draws every scan, shows the one pointed at, and selects scans.
-// Data comes as columns from .../atlas; it is only written as text, never as markup.
+// The map of a project: draws all scans, describes the scan under the pointer, and selects scans.
+// Data arrives as columns from .../atlas and is only inserted as text, never as markup.
 "use strict";
 
 (() => {
@@ -26,7 +26,7 @@
   const NUMBERED = 30; // first places of the order, shown with their number
   const FEW = 5000; // maximum number of marks without WebGL
   const REST = 120; // milliseconds that the mouse must rest on a mark before its picture is loaded
-  const RINGED = 5000; // maximum number of rings: more would hide the map
+  const RINGED = 5000; // maximum number of rings; more would hide the map
   const STEP = 4; // pixels between two corners of a drawn line
   const SLOWLY = 30000; // milliseconds between two routine reloads
   const RELOADS = [2000, 6000, 15000]; // milliseconds after a change at which the new order may be ready
@@ -48,7 +48,7 @@
     diamond: "M8 1l6 7-6 7-6-7z",
   };
   const PICK_COLOUR = "#000000";
-  // suitable for colour-blind people: Paul Tol's muted and high-contrast schemes, and steps of viridis, dark = high
+  // suitable for colour-blind readers: Paul Tol's muted and high-contrast schemes, and steps of viridis, dark = high
   const CLUSTERS = ["#332288", "#44aa99", "#cc6677", "#88ccee", "#882255", "#999933", "#117733", "#aa4499", "#ddcc77"];
   const STATE_COLOURS = ["#77aadd", "#004488", "#bb5566", "#ddaa33"];
   const WISH_COLOURS = ["#bbbbbb", "#004488", "#bb5566"];
@@ -236,8 +236,8 @@
     return {
       xaxis: axis(atlas.x), yaxis: { ...axis(atlas.y), scaleanchor: "x" },
       margin: { l: 4, r: 4, t: 4, b: 4 }, showlegend: false, annotations: marks, shapes: outlines.map(shape),
-      hovermode: "closest", hoverdistance: 12, spikedistance: 0, // else plotly searches all marks at every mouse move
-      dragmode: "pan", // this script draws the lines: plotly's own lasso tests all marks at every move
+      hovermode: "closest", hoverdistance: 12, spikedistance: 0, // otherwise plotly searches all marks on every mouse move
+      dragmode: "pan", // this script draws the lines, as plotly's own lasso tests all marks on every move
       paper_bgcolor: "#ffffff", plot_bgcolor: "#ffffff", uirevision: "map",
     };
   }
@@ -247,7 +247,7 @@
     fillcolor: "rgba(0,0,0,0.05)",
   });
 
-  // The name of each cluster at its centre, as colours repeat after the ninth.
+  // The name of each cluster at its centre, because colours repeat after the ninth.
   function middles() {
     const sums = Array.from({ length: atlas.clusters }, () => [0, 0, 0]);
     for (const i of rows) {
@@ -333,7 +333,7 @@
     document.getElementById("map-point").hidden = false;
     document.getElementById("map-why").textContent = why;
     document.getElementById("map-open").href = address(row);
-    document.getElementById("map-open").hidden = !view.dataset.studio; // without its address there is no link
+    document.getElementById("map-open").hidden = !view.dataset.studio; // without its address, there is no link
     const rank = atlas.rank[row];
     const state = STATE_NAMES[atlas.state[row]];
     const values = {
@@ -350,7 +350,7 @@
     document.getElementById("map-panel").dataset.task = values.task;
     clearTimeout(resting);
     thumb.hidden = true;
-    thumb.removeAttribute("src"); // else the previous scan stays until the new one has loaded
+    thumb.removeAttribute("src"); // otherwise the previous scan stays until the new one has loaded
     noThumb.hidden = atlas.state[row] !== 2; // there is no picture of an unreadable scan
     if (atlas.state[row] !== 2) resting = setTimeout(() => {
       thumb.alt = t("scan_alt", { task: values.task });

@@ -1,5 +1,5 @@
-// What every view does: sends changes, and keeps the view up to date. The other scripts use `scanqueue`.
-// Data is inserted with textContent only; HTML comes from the server alone. texts.js holds the texts.
+// Shared by all views: sends changes and keeps the view up to date. The other scripts use `scanqueue`.
+// Data is inserted only with textContent; all HTML comes from the server. texts.js contains the texts.
 "use strict";
 
 const scanqueue = (() => {
@@ -187,7 +187,7 @@ const scanqueue = (() => {
 
   document.addEventListener("visibilitychange", () => { if (!document.hidden) look(true); });
 
-  // ---- parts loaded from a page of their own, which waits for Label Studio
+  // ---- parts loaded from a separate page, which waits for Label Studio
 
   async function fill(part) {
     try {

@@ -10,14 +10,14 @@
   const controls = [...form.querySelectorAll(".setting")];
   const table = document.getElementById("preview-table");
   const message = document.getElementById("preview-message");
-  const FIRST = 12; // places that the preview shows
+  const FIRST = 12; // number of places in the preview
   const usual = message.textContent;
   let pending = 0;
   let asked = 0;
 
   const control = (setting) => form.querySelector(`#${CSS.escape(setting.dataset.name)}`);
 
-  /** The value of a control as it is sent; an invalid number stays text, and the server explains the error. */
+  /** The value of a control in the form sent; an invalid number remains text, and the server explains the error. */
   function given(setting) {
     const text = control(setting).value.trim();
     if (["choice", "text"].includes(setting.dataset.kind)) return text;
@@ -142,6 +142,6 @@
   });
 
   for (const part of form.querySelectorAll("input, select")) part.disabled = false;
-  form.reset(); // a browser may have restored what was typed before
+  form.reset(); // a browser may have restored earlier input
   refresh();
 })();
