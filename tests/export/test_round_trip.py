@@ -81,7 +81,7 @@ class Lab:
             raise done.exception
         return done.exit_code, done.output
 
-    def bring_in(self, *args: str | Path) -> None:
+    def import_scans(self, *args: str | Path) -> None:
         code, said = self.run("import", "--jobs", "1", *args)
         assert code == 0, said
 
@@ -146,12 +146,12 @@ def same_space(written: Any, source: Any) -> None:
 # -- NIfTI with true masks ---------------------------------------------------------------------
 
 
-def hippocampi(lab: Lab, shared: Path, names: Sequence[str], axes: Sequence[str]) -> None:
+def check_hippocampi(lab: Lab, shared: Path, names: Sequence[str], axes: Sequence[str]) -> None:
     """Import volumes, each along one of `axes` in turn, annotate every slice with its true mask, and compare."""
     data = shared / "data" / "msd_hippocampus"
     truth: dict[str, Any] = {}
     for axis, along in itertools.groupby(sorted(zip(itertools.cycle(axes), names, strict=False)), key=lambda p: p[0]):
-        lab.bring_in("--axis", axis, *(data / "images" / name for _, name in along))
+        lab.import_scans("--axis", axis, *(data / "images" / name for _, name in along))
     for scan, file in lab.sources().items():
         mask = nib.load(data / "masks" / file.name)
         truth[scan] = np.asarray(mask.dataobj).astype(np.uint8)
@@ -187,7 +187,7 @@ def hippocampi(lab: Lab, shared: Path, names: Sequence[str], axes: Sequence[str]
 
 
 def test_volumes_are_exported_voxel_for_voxel(lab: Lab, shared: Path) -> None:
-    hippocampi(lab, shared, ("hippocampus_001.nii.gz", "hippocampus_003.nii.gz"), ("sagittal", "coronal"))
+    check_hippocampi(lab, shared, ("hippocampus_001.nii.gz", "hippocampus_003.nii.gz"), ("sagittal", "coronal"))
 
 
 @pytest.mark.long
@@ -195,7 +195,7 @@ def test_volumes_are_exported_voxel_for_voxel(lab: Lab, shared: Path) -> None:
 def test_all_volumes_are_exported_voxel_for_voxel(lab: Lab, shared: Path) -> None:
     files = sorted((shared / "data" / "msd_hippocampus" / "images").glob("*.nii.gz"))
     assert len(files) == 260
-    hippocampi(lab, shared, [file.name for file in files], AXES)
+    check_hippocampi(lab, shared, [file.name for file in files], AXES)
 
 
 # -- every orientation -------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_a_scan_of_every_orientation_is_exported_voxel_for_voxel(lab: Lab, tmp_p
         image.header.set_xyzt_units("mm")
         nib.save(image, folder / axis / f"{code}.nii.gz")
     for axis in AXES:
-        lab.bring_in("--axis", axis, "--window", "100,200", folder / axis)
+        lab.import_scans("--axis", axis, "--window", "100,200", folder / axis)
     lab.annotate(see)
     out = lab.export("out")
     sources = lab.sources()
@@ -269,7 +269,7 @@ def made_mask(pixels: NDArray[Any]) -> Mask:
 
 def test_dicom_series_are_exported_as_nifti_and_as_segmentations_of_their_instances(lab: Lab, shared: Path) -> None:
     data = shared / "data" / "brain_mri_volumes"
-    lab.bring_in(*sorted(data.glob("PGBM-*")))
+    lab.import_scans(*sorted(data.glob("PGBM-*")))
     headers = {}
     for file in data.glob("PGBM-*/*.dcm"):
         header = pydicom.dcmread(file)
@@ -359,8 +359,8 @@ def test_annotated_slices_of_a_head_are_exported_and_the_others_stay_empty(lab: 
     file = shared / "data" / "brain_mri_volumes" / "brainchop_t1_crop.nii.gz"
     source = nib.load(file)
     assert "".join(nib.aff2axcodes(source.affine)) == "LIA"
-    lab.bring_in("--axis", "coronal", "--every", "64", file)
-    lab.bring_in("--axis", "axial", "--every", "64", file)
+    lab.import_scans("--axis", "coronal", "--every", "64", file)
+    lab.import_scans("--axis", "axial", "--every", "64", file)
     shown: dict[tuple[str, int], Mask] = {}
 
     def draw(task: Mapping[str, Any], picture: Callable[[], Mask]) -> Mask:
@@ -403,7 +403,7 @@ def test_moved_and_changed_files_are_reported_and_found_again_and_pictures_need_
         affine = np.diag([1, 1.5, 2 + number, 1])
         image = nib.Nifti1Image(levelled((5, 6, 2), number), affine)
         nib.save(image, tmp_path / "scans" / f"Dumbledore_{number}.nii.gz")
-    lab.bring_in("--axis", "axial", "--window", "100,200", tmp_path / "scans")
+    lab.import_scans("--axis", "axial", "--window", "100,200", tmp_path / "scans")
     lab.annotate(see)
     (first, moved), (second, kept) = lab.sources().items()
     (tmp_path / "archive" / "deep").mkdir(parents=True)
@@ -446,7 +446,7 @@ def test_moved_and_changed_files_are_reported_and_found_again_and_pictures_need_
 def test_from_scans_through_the_queue_to_predicted_masks(lab: Lab, shared: Path, tmp_path: Path) -> None:
     data = shared / "data" / "msd_hippocampus"
     files = [data / "images" / f"hippocampus_{n}.nii.gz" for n in ("001", "003", "004")]
-    lab.bring_in("--axis", "coronal", "--best", "5", *files)
+    lab.import_scans("--axis", "coronal", "--best", "5", *files)
     with lab.identities() as known:
         records = {record.scan: record for record in known.scans()}
     truth = {

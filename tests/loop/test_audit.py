@@ -32,11 +32,11 @@ def queue(world: World) -> list[int]:
 
 def test_prioritized_scans_are_served_next_and_the_priority_can_be_undone(world: World) -> None:
     before = queue(world.cold_started())
-    wished = [before[-1], next(t for t in world.order() if t not in before)]
-    number = audit.set_priorities(world.store, PROJECT, "anna", wished, "next")
+    prioritized = [before[-1], next(t for t in world.order() if t not in before)]
+    number = audit.set_priorities(world.store, PROJECT, "anna", prioritized, "next")
     world.run()
-    assert set(queue(world)[:2]) == set(wished)
-    assert world.studio.next_task() in wished
+    assert set(queue(world)[:2]) == set(prioritized)
+    assert world.studio.next_task() in prioritized
     assert {p.reason for p in world.picks()[:2]} == {"wished"}
     audit.undo(world.store, PROJECT, "ben", number)
     world.run()
@@ -118,12 +118,12 @@ def test_concurrent_changes_are_all_kept(world: World, postgres: PostgresServer)
 
 def test_labelling_prioritized_scans_opens_no_round(world: World) -> None:
     world.in_round_1()
-    wished = world.order()[-1]
-    audit.set_priorities(world.store, PROJECT, "anna", [wished], "next")
+    prioritized = world.order()[-1]
+    audit.set_priorities(world.store, PROJECT, "anna", [prioritized], "next")
     world.run()
     version = world.studio.model_version
-    assert queue(world)[0] == wished
-    assert world.label(1) == [wished]
+    assert queue(world)[0] == prioritized
+    assert world.label(1) == [prioritized]
     world.run()
     assert world.studio.model_version == version
     assert world.status()["labelled"] == COLD + 1

@@ -98,9 +98,15 @@ def seen(scans_: tuple[Scan, ...], live_: Live = QUIET, labels: tuple[Label, ...
             "embedding",
             (ReadScans((2,)),),
         ),
-        ("then laid out", seen(scans()), replace(START, mapped=frozenset(), fitted=0), "embedding", (FitMap(),)),
         (
-            "the cold-start order comes first, even when labels enough are there already",
+            "then the map is laid out",
+            seen(scans()),
+            replace(START, mapped=frozenset(), fitted=0),
+            "embedding",
+            (FitMap(),),
+        ),
+        (
+            "the cold-start order comes first, even when there are already enough labels",
             seen(scans(1, 2, 3), labels=label(1, 2, 3)),
             START,
             "embedding",
@@ -113,7 +119,7 @@ def seen(scans_: tuple[Scan, ...], live_: Live = QUIET, labels: tuple[Label, ...
             "cold_start",
             (Publish((1, 2, 3, 4), True),),
         ),
-        ("nothing is left to do once they are", seen(scans(), live(0, 1, 2, 3, 4)), COLD, "cold_start", ()),
+        ("nothing is left to do once they are published", seen(scans(), live(0, 1, 2, 3, 4)), COLD, "cold_start", ()),
         (
             "a new annotation is read",
             seen(scans(1), live(0, 1, 2, 3, 4)),
@@ -122,7 +128,7 @@ def seen(scans_: tuple[Scan, ...], live_: Live = QUIET, labels: tuple[Label, ...
             (ReadMasks((1,)),),
         ),
         (
-            "one label short of the cold start nothing is trained",
+            "one label short of the cold start, nothing is trained",
             seen(scans(1, 2), live(0, 1, 2, 3, 4), label(1, 2)),
             COLD,
             "cold_start",
@@ -167,21 +173,21 @@ def seen(scans_: tuple[Scan, ...], live_: Live = QUIET, labels: tuple[Label, ...
             (MapScans((11,)),),
         ),
         (
-            "with the map done the late scan is scored and ordered",
+            "once it is mapped, the late scan is scored and ordered",
             seen((*scans(1, 2, 3), Scan(11, "/data/11.png", "d11")), live(1, 7, 5, 4, 6), label(1, 2, 3)),
             replace(FIRST, embedded=ALL | {"d11"}, mapped=ALL | {"d11"}),
             "active",
             (Score((11,)), ExtendRound((11,))),
         ),
         (
-            "a doubled prediction is removed",
+            "a duplicate prediction is removed",
             seen(scans(1, 2, 3), replace(live(1, 7, 5, 4, 6), published={7: 2, 5: 1, 4: 1, 6: 1}), label(1, 2, 3)),
             FIRST,
             "active",
             (Publish((), False, True),),
         ),
         (
-            "a queue that somebody switched off is switched on again",
+            "a disabled queue is enabled again",
             seen(scans(1, 2, 3), replace(live(1, 7, 5, 4, 6), sampling="Sequential sampling"), label(1, 2, 3)),
             FIRST,
             "active",
@@ -202,7 +208,7 @@ def seen(scans_: tuple[Scan, ...], live_: Live = QUIET, labels: tuple[Label, ...
             (Listen(),),
         ),
         (
-            "when everything is labelled and trained the project is done",
+            "when everything is labelled and trained on, the project is done",
             seen(scans(*range(1, 11)), live(1), label(*range(1, 11))),
             replace(
                 FIRST,

@@ -288,11 +288,11 @@ def test_a_kill_during_a_large_write_leads_to_the_same_end_state(undisturbed: Si
 def test_an_import_whose_answer_was_lost_is_not_sent_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     store_rows = world.studio.import_predictions
 
-    def lose_the_answer(project: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    def lose_answer(project: int, rows: Sequence[Mapping[str, Any]]) -> None:
         store_rows(project, rows)
         raise StudioUnavailable("Label Studio does not answer.")
 
-    monkeypatch.setattr(world.studio, "import_predictions", lose_the_answer)
+    monkeypatch.setattr(world.studio, "import_predictions", lose_answer)
     world.add_scans(0, 12)
     with pytest.raises(StudioUnavailable):
         world.reconciler().reconcile(PROJECT)

@@ -295,13 +295,13 @@ def test_an_order_can_be_previewed_on_the_map_of_the_other_unit(store: Store, un
 @pytest.mark.parametrize("share", [0.0, 0.4])
 @pytest.mark.parametrize("model", ["", MODEL])
 def test_blank_scans_come_last_unless_they_have_priority(store: Store, model: str, share: float) -> None:
-    blank, skipped, wished, labelled, given = {3, 9, 17, 24, 30, 40}, {9, 12}, {17}, {24}, {30}
+    blank, skipped, prioritized, labelled, given = {3, 9, 17, 24, 30, 40}, {9, 12}, {17}, {24}, {30}
     scans = [
         replace(
             s,
             blank=s.task in blank,
             skipped=s.task in skipped,
-            priority=PRIORITY_NEXT if s.task in wished else 0,
+            priority=PRIORITY_NEXT if s.task in prioritized else 0,
             annotated=s.task in labelled,
         )
         for s in stack(8)

@@ -705,8 +705,10 @@ def test_the_commands_report_what_they_did_and_a_worker_reconciles(made: Made, t
     assert records(Store(data)) == made.records
     again = run.invoke(cli.app, ["restore", str(file), "--data-dir", str(data)], env={})
     assert isinstance(again.exception, BadSetting)
-    nowhere = run.invoke(cli.app, ["backup", str(file), "--project", "1", "--data-dir", str(tmp_path / "no")], env={})
-    assert isinstance(nowhere.exception, BadSetting)
+    without_folder = run.invoke(
+        cli.app, ["backup", str(file), "--project", "1", "--data-dir", str(tmp_path / "no")], env={}
+    )
+    assert isinstance(without_folder.exception, BadSetting)
     assert not (tmp_path / "no").exists()
 
 

@@ -72,7 +72,7 @@ def mask(store: Store, name: str, days: float, kind: str = "masks") -> Path:
     return aged(store.path(kind, name), days)
 
 
-def looked(store: Store, ago: float, now: float = NOW) -> None:
+def swept(store: Store, ago: float, now: float = NOW) -> None:
     mark = store.folder / "caches.seen"
     mark.touch()
     os.utime(mark, (now - ago, now - ago))
@@ -197,7 +197,7 @@ def test_a_mask_of_a_removed_checkpoint_is_still_compared_with_the_submitted_one
 
 
 def test_unused_cached_files_are_removed_and_labels_and_maps_stay(store: Store) -> None:
-    looked(store, EVERY)
+    swept(store, EVERY)
     old = [mask(store, "old1", 92), mask(store, "old2", 92, "pixels")]
     young = [mask(store, "young1", 80), mask(store, "young2", 80, "pixels")]
     forever = [mask(store, "label", 400, "labels"), mask(store, "map", 400, "maps")]
@@ -206,7 +206,7 @@ def test_unused_cached_files_are_removed_and_labels_and_maps_stay(store: Store) 
 
 
 def test_zero_days_keep_cached_files_forever(store: Store) -> None:
-    looked(store, EVERY)
+    swept(store, EVERY)
     old = mask(store, "old1", 4000)
     assert retention(store, days=0).remove_files(NOW) == 0
     assert old.exists()
@@ -214,7 +214,7 @@ def test_zero_days_keep_cached_files_forever(store: Store) -> None:
 
 def test_used_files_stay(store: Store) -> None:
     now = time.time()
-    looked(store, EVERY, now)
+    swept(store, EVERY, now)
     paths = [mask(store, name, 0) for name in ("read", "asked", "idle")]
     for path in paths:
         aged(path, 200, now)
@@ -242,7 +242,7 @@ def test_the_use_of_a_file_is_recorded_at_most_once_a_day(store: Store) -> None:
 def test_setting_the_clock_a_year_ahead_and_back_removes_nothing(store: Store) -> None:
     path = mask(store, "mask", 10)
     for now in (NOW, NOW + EVERY):
-        looked(store, EVERY, now)
+        swept(store, EVERY, now)
         assert retention(store).remove_files(now) == 0
     ahead = NOW + 2 * EVERY + 365 * DAY
     for now in (ahead, ahead + EVERY, NOW + 3 * EVERY, NOW + 4 * EVERY):
@@ -252,10 +252,10 @@ def test_setting_the_clock_a_year_ahead_and_back_removes_nothing(store: Store) -
 
 def test_time_in_which_no_worker_ran_does_not_count(store: Store) -> None:
     path = mask(store, "mask", 60)
-    looked(store, 40 * DAY)
+    swept(store, 40 * DAY)
     assert retention(store).remove_files(NOW) == 0
     assert NOW - path.stat().st_mtime == pytest.approx(20 * DAY)
-    looked(store, EVERY)
+    swept(store, EVERY)
     aged(path, 92)
     assert retention(store).remove_files(NOW) == 1
 
@@ -268,7 +268,7 @@ def test_the_very_first_sweep_only_records_the_time(store: Store) -> None:
 
 def test_an_interrupted_sweep_makes_files_younger_than_they_are_and_never_older(store: Store) -> None:
     path = mask(store, "mask", 60)
-    looked(store, 40 * DAY)
+    swept(store, 40 * DAY)
     stopped = retention(store)
     stopped.stopping.set()
     for _ in range(3):
@@ -277,7 +277,7 @@ def test_an_interrupted_sweep_makes_files_younger_than_they_are_and_never_older(
 
 
 def test_folders_of_killed_writers_are_removed_after_a_day(store: Store) -> None:
-    looked(store, EVERY)
+    swept(store, EVERY)
     folders = []
     for kind in ("pixels", "masks", "labels", "models", "maps", "arms"):
         for days in (0.5, 1.5):
@@ -289,7 +289,7 @@ def test_folders_of_killed_writers_are_removed_after_a_day(store: Store) -> None
 
 
 def test_models_of_an_interrupted_comparison_are_removed_after_a_day(store: Store) -> None:
-    looked(store, EVERY)
+    swept(store, EVERY)
     store.add_project(1)
     for kind, name in (("arms", "aa1"), ("arms", "aa2"), ("models", "aa1")):
         store.put_folder(kind, name, lambda folder: (folder / "model.json").write_text("{}") and None)
@@ -300,7 +300,7 @@ def test_models_of_an_interrupted_comparison_are_removed_after_a_day(store: Stor
 
 
 def test_one_worker_at_a_time_sweeps_the_caches(store: Store) -> None:
-    looked(store, EVERY)
+    swept(store, EVERY)
     path = mask(store, "mask", 200)
     with Store(store.folder, store.database_url).cache_slot() as mine:
         assert mine

@@ -118,9 +118,9 @@ def advice(points: Sequence[Point], left: int = 300, same: float | None = 0.98) 
 @pytest.mark.parametrize(
     ("what", "points", "same", "wanted"),
     [
-        ("nothing is said of a project without models", [], None, "too early to say"),
-        ("nor after the first", learning(STEEP, 1), None, "too early to say"),
-        ("two on few scans may mean anything", learning(STEEP, 2), 0.98, "too early to say"),
+        ("a project without models gets no advice", [], None, "too early to say"),
+        ("nor does one after its first model", learning(STEEP, 1), None, "too early to say"),
+        ("two models on few scans are inconclusive", learning(STEEP, 2), 0.98, "too early to say"),
         ("a steep curve goes on", learning(STEEP, 4), 0.98, "go on"),
         ("even when the models agree", learning(STEEP, 5), 1.0, "go on"),
         ("a flat one stops", learning(FLAT, 8), 0.98, "stop"),

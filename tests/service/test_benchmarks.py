@@ -19,7 +19,7 @@ from benchmarks.measure import Comparison, alternate, report, rounded, spread, s
 from benchmarks.pools import covering_radius, embeddings, power_law, trustworthiness, unit
 
 ROOT = Path(__file__).resolve().parents[2]
-LASTS = 900  # time limit in seconds for each with --quick, even on a busy machine
+TIME_LIMIT = 900  # time limit in seconds for each with --quick, even on a busy machine
 BENCHMARKS = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if '"--quick"' in p.read_text())
 
 
@@ -33,7 +33,7 @@ def test_every_benchmark_still_finishes(name: str, tmp_path: Path) -> None:
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=tmp_path, env=env, **pipes) as running:
         try:
-            said, errors = running.communicate(timeout=LASTS)
+            said, errors = running.communicate(timeout=TIME_LIMIT)
         finally:
             if running.poll() is None:
                 running.send_signal(signal.SIGINT)  # it stops the servers that it started

@@ -45,9 +45,9 @@ class Clock:
         self.jump_to(offset)
 
     def jump_to(self, offset: str) -> None:
-        aside = self._file.with_suffix(".new")
-        aside.write_text(offset + "\n")
-        aside.replace(self._file)
+        temporary = self._file.with_suffix(".new")
+        temporary.write_text(offset + "\n")
+        temporary.replace(self._file)
 
 
 def trained(store: Store, lab: Lab) -> list[int]:
@@ -85,7 +85,7 @@ def test_our_clock_jumps_by_days_between_and_during_steps(
         ended = service.wait(lab.project, lambda s: s["job"] is None and s["labelled"] == COLD + ROUND)
         assert ended["trouble"] == ""
         store = Store(service.folder)
-        lab.ended_whole(store, 2)
+        lab.check_complete(store, 2)
         assert trained(store, lab) == [COLD, COLD + ROUND]
         made = [m["created_at"] - time.time() for m in store.models(lab.project)]
         assert made[0] > 2 * DAY  # otherwise no clock jumped
@@ -121,7 +121,7 @@ def test_the_clock_of_label_studio_jumps_by_hours_while_annotators_label(scans60
             ended = service.wait(lab.project, lambda s: s["job"] is None and s["labelled"] == len(lab.labelled))
             assert ended["trouble"] == ""
             store = Store(service.folder)
-            lab.ended_whole(store, 2)
+            lab.check_complete(store, 2)
             assert trained(store, lab) == [COLD, COLD + ROUND]
             assert "refuses the token" not in service.log()
             assert "Traceback" not in service.log()

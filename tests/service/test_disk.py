@@ -101,7 +101,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Scans:
     return [(image, folder / "masks" / image.name) for image in sorted((folder / "images").glob("*.png"))]
 
 
-def answers_sensibly(service: Service, lab: Lab, version: str) -> None:
+def check_answers(service: Service, lab: Lab, version: str) -> None:
     """Requests from Label Studio are answered at once without an error page, and people see what to do."""
     began = time.monotonic()
     assert service.http.get("/health").status_code == 200
@@ -124,13 +124,13 @@ def answers_sensibly(service: Service, lab: Lab, version: str) -> None:
     assert time.monotonic() - began < 10
 
 
-def says_to_make_room(service: Service, lab: Lab) -> None:
+def check_advice(service: Service, lab: Lab) -> None:
     said = service.wait(lab.project, lambda s: "Free disk space" in s["trouble"], seconds=20)
     assert str(service.folder) in said["trouble"]
 
 
 @contextmanager
-def goes_on(service: Service) -> Iterator[None]:
+def recovered(service: Service) -> Iterator[None]:
     """After the block, a step is soon done without intervention."""
     yield
     before = len(service.log())
@@ -150,9 +150,9 @@ def test_reading_training_and_recording_wait_for_a_full_disk(
         with service:
             lab.connect(service)
             service.wait(lab.project, lambda s: s["embedded"] > 0)
-            with goes_on(service), disk.full():
-                says_to_make_room(service, lab)
-                answers_sensibly(service, lab, "scanqueue-pending")
+            with recovered(service), disk.full():
+                check_advice(service, lab)
+                check_answers(service, lab, "scanqueue-pending")
                 lab.label(2)
                 time.sleep(3)
                 assert service.status(lab.project)["embedded"] < SCANS
@@ -161,27 +161,27 @@ def test_reading_training_and_recording_wait_for_a_full_disk(
             # the disk fills up during a training: its result cannot be written
             lab.label(COLD - 2)
             service.wait(lab.project, lambda s: s["phase"] == "training" and bool(s["job"]) and s["job"]["done"] > 0)
-            with goes_on(service), disk.full():
+            with recovered(service), disk.full():
                 said = service.wait(lab.project, lambda s: "could not be saved" in service.log(), seconds=120)
-                says_to_make_room(service, lab)
-                answers_sensibly(service, lab, "scanqueue-r0")
+                check_advice(service, lab)
+                check_answers(service, lab, "scanqueue-r0")
                 lab.label(1)
                 assert said["round"] == 0
             lab.wait_for_round(1, seconds=300)
 
             # idle, so that the first write is the work of the annotators; the worker is killed as well
             service.wait(lab.project, lambda s: s["job"] is None)
-            with goes_on(service), disk.full():
+            with recovered(service), disk.full():
                 lab.label(ROUND)
-                says_to_make_room(service, lab)
+                check_advice(service, lab)
                 os.kill(worker_of(service.pid), signal.SIGKILL)
-                answers_sensibly(service, lab, "scanqueue-r1")
+                check_answers(service, lab, "scanqueue-r1")
                 time.sleep(10)
             lab.wait_for_round(2, seconds=300)
             service.wait(lab.project, lambda s: s["job"] is None and s["labelled"] == len(lab.labelled))
             assert service.status(lab.project)["trouble"] == ""
             store = Store(service.folder)
-            lab.ended_whole(store, 2)
+            lab.check_complete(store, 2)
             assert "Traceback" not in service.log()
         lab.close()
 
@@ -216,7 +216,7 @@ def kept_running(postgres: PostgresServer, over: threading.Event) -> None:
                 postgres.start()
 
 
-def use_up(url: str) -> None:
+def fill_database(url: str) -> None:
     """Write until PostgreSQL accepts nothing more, in tables or in its log; it may crash."""
     until = time.monotonic() + 60
     with suppress(psycopg.OperationalError), psycopg.connect(url, autocommit=True) as connection:
@@ -249,7 +249,7 @@ def test_the_service_waits_for_a_full_disk_under_postgresql(
                 lab.wait_for_round(0, seconds=300)
                 lab.label(COLD - 2)
                 with disk.full():
-                    use_up(url)
+                    fill_database(url)
                     lab.label(2)
                     for _ in range(20):
                         assert service.http.get("/health").status_code == 200
@@ -268,7 +268,7 @@ def test_the_service_waits_for_a_full_disk_under_postgresql(
                 lab.wait_for_round(2, seconds=300)
                 service.wait(lab.project, lambda s: s["job"] is None and s["labelled"] == len(lab.labelled))
                 assert service.status(lab.project)["trouble"] == ""
-                lab.ended_whole(Store(service.folder, url), 2)
+                lab.check_complete(Store(service.folder, url), 2)
                 assert "Traceback" not in service.log()
         finally:
             over.set()

@@ -43,7 +43,10 @@ RUN_BY = {
     "pip install -c constraints.txt": ("scripts/setup", "install .venv --constraint constraints.txt"),
     ".venv/bin/uv pip install": ("scripts/setup", "uv pip install"),
     ".venv/bin/uv pip freeze": ("scripts/setup", "constraints.txt"),
-    ".venv/bin/python -m pytest tests/demo": ("tests/demo/test_demo_parts.py", "def test_a_phantom_is_the_same"),
+    ".venv/bin/python -m pytest tests/demo": (
+        "tests/demo/test_demo_parts.py",
+        "def test_equal_seeds_give_equal_phantoms",
+    ),
     "python3.11 -m venv audit": ("scripts/setup", "-m venv"),
     "audit/bin/pip install pip-audit": ("pyproject.toml", '"pip-audit'),
     "audit/bin/pip-audit --strict": ("Makefile", "pip-audit --strict"),
@@ -56,7 +59,10 @@ RUN_INSIDE = {
     "pg_dump": ("tests/service/test_stack.py", "pg_dump -U labelstudio -Fc"),
     "pg_restore": ("tests/service/test_stack.py", "pg_restore -U labelstudio --clean --create -e -d postgres"),
     "rm /data/chest.zip": ("docs/how-to/deployment.md", "backup --project 1 /data/chest.zip"),
-    "sh -c umask 077; cat > /data/chest.zip": ("tests/records/test_backup.py", "def test_the_file_is_for_its_owner"),
+    "sh -c umask 077; cat > /data/chest.zip": (
+        "tests/records/test_backup.py",
+        "def test_the_file_is_readable_by_its_owner",
+    ),
     "-cz -C": ("docker-compose.yml", "scanqueue-data:/data"),
     "-xz -C": ("docker-compose.yml", "label-studio-data:/label-studio/data"),
 }

@@ -30,7 +30,7 @@ FOLDERS: dict[str, set[str]] = {
 TOP = {"app", "cli", "commands", "doctor", "demo", "logs", "plugin"}  # may import everything
 
 # For each heavy dependency, the folders or modules that may import it.
-WALLS: dict[str, set[str]] = {
+ALLOWED_IMPORTERS: dict[str, set[str]] = {
     "label_studio_sdk": {"label_studio", "demo"},
     "label_studio_ml": {"plugin"},
     "flask": {"plugin"},
@@ -127,10 +127,10 @@ def test_the_modules_have_no_import_cycle() -> None:
     graphlib.TopologicalSorter({m: ours(names) for m, names in MODULES.items()}).prepare()
 
 
-@pytest.mark.parametrize("package", sorted(WALLS))
+@pytest.mark.parametrize("package", sorted(ALLOWED_IMPORTERS))
 def test_a_heavy_dependency_is_imported_only_where_allowed(package: str) -> None:
     users = {m for m, names in MODULES.items() if package in {n.split(".")[0] for n in names}}
-    outside = {m for m in users if not any(m == w or m.startswith(f"{w}.") for w in WALLS[package])}
+    outside = {m for m in users if not any(m == w or m.startswith(f"{w}.") for w in ALLOWED_IMPORTERS[package])}
     assert not outside
 
 

@@ -225,7 +225,7 @@ def _with_kills(
     failures: list[BaseException] = []
     killed = []
 
-    def assassin() -> None:
+    def killer() -> None:
         try:
             for _ in range(kills):
                 over.wait(rng.uniform(0.5, run["duration"] / kills))
@@ -237,7 +237,7 @@ def _with_kills(
         except BaseException as error:
             failures.append(error)
 
-    thread = threading.Thread(target=assassin)
+    thread = threading.Thread(target=killer)
     with service:
         lab.connect(service)
         thread.start()

@@ -37,7 +37,7 @@ READERS = 20
 THINKING = (2.0, 6.0)  # seconds that a simulated annotator looks at a scan
 
 
-def packets_without_a_way_out() -> dict[str, int]:
+def unroutable_packets() -> dict[str, int]:
     """How often a process tried to send something to an address outside this machine."""
     lines = Path("/proc/net/snmp").read_text().splitlines()
     names, values = (line.split() for line in lines if line.startswith("Ip:"))
@@ -114,14 +114,14 @@ def test_the_first_start_needs_only_a_user_and_a_token(stack: Stack, built: Buil
 def test_packets_that_would_leave_the_machine_are_counted() -> None:
     """Verifies the counter that the tests below rely on: an address reserved for documentation, without a route."""
     need_isolation()
-    before = packets_without_a_way_out()
+    before = unroutable_packets()
     with socket.socket() as outward, pytest.raises(OSError, match="unreachable"):
         outward.connect(("192.0.2.1", 80))
-    assert packets_without_a_way_out()["OutNoRoutes"] > before["OutNoRoutes"]
+    assert unroutable_packets()["OutNoRoutes"] > before["OutNoRoutes"]
 
 
 def test_the_loop_runs_in_the_stack(stack: Stack, scans60: Scans) -> None:
-    before = packets_without_a_way_out()
+    before = unroutable_packets()
     lab = Lab(stack.studio, scans60, extra_params={"cold_start_size": 8, "round_size": 5})
     lab.connect(stack)
     lab.wait_for_round(0, seconds=300)
@@ -148,7 +148,7 @@ def test_the_loop_runs_in_the_stack(stack: Stack, scans60: Scans) -> None:
         k: seen[k] for k in ("round", "model_version", "queue", "shown")
     }
     # nothing tried to reach another machine, not even to resolve a name
-    assert packets_without_a_way_out() == before
+    assert unroutable_packets() == before
 
 
 class Reading:
@@ -234,7 +234,7 @@ class Reading:
 
 @pytest.mark.parametrize("total", [40, pytest.param(300, marks=pytest.mark.long)])
 def test_twenty_annotators_at_once(stack: Stack, many: Scans, total: int) -> None:
-    before = packets_without_a_way_out()
+    before = unroutable_packets()
     size = 20
     settings = {"cold_start_size": size, "round_size": size}  # the queue's depth is then 60
     lab = Lab(stack.studio, many[: total + 2 * size], annotators=READERS, extra_params=settings)
@@ -274,7 +274,7 @@ def test_twenty_annotators_at_once(stack: Stack, many: Scans, total: int) -> Non
     published_once(lab)
     labelled_once(stack, lab)
     lab.close()
-    assert packets_without_a_way_out() == before
+    assert unroutable_packets() == before
 
 
 def learnt(stack: Stack, lab: Lab) -> int:

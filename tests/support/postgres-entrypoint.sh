@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the image of PostgreSQL does before it starts the server: an empty volume is set up, once.
+# What the PostgreSQL image does before it starts the server: initialize an empty volume, once.
 set -eu
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
     printf %s "$POSTGRES_PASSWORD" >/tmp/password

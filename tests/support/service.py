@@ -245,7 +245,7 @@ class Lab:
     def predictions(self) -> list[dict[str, Any]]:
         return list(self.studio.get("/api/predictions/", project=self.project))
 
-    def ended_whole(self, store: Store, rounds: int) -> None:
+    def check_complete(self, store: Store, rounds: int) -> None:
         """Check that nothing was lost or duplicated: every label learnt from, each round trained and published once."""
         versions = [f"scanqueue-r{n}" for n in range(1, rounds + 1)]
         models = store.models(self.project)

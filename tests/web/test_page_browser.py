@@ -16,9 +16,9 @@ import pytest
 from chromium import ARGUMENTS, host
 from fastapi import FastAPI
 from page_lab import PROJECT, SCRIPT, Lab, make_app, served
-from page_world import application, lived
+from page_world import application, used_world
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
-from world import PROJECT as LIVED
+from world import PROJECT as REAL_PROJECT
 
 pytestmark = pytest.mark.browser
 
@@ -56,11 +56,11 @@ class Visit:
         self.asked: list[str] = []
         self.errors: list[str] = []
         page.on("request", lambda request: self.asked.append(request.url))
-        page.on("console", self._heard)
+        page.on("console", self._on_console)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.set_default_timeout(60_000)
 
-    def _heard(self, message: ConsoleMessage) -> None:
+    def _on_console(self, message: ConsoleMessage) -> None:
         if message.type == "error":
             self.errors.append(f"{message.text} {message.location}")
 
@@ -378,26 +378,26 @@ def test_the_queue_page_is_small(browser: Browser) -> None:
 def test_on_real_records_the_order_and_the_settings_are_changed_and_restored(
     browser: Browser, axe: str, tmp_path: Path
 ) -> None:
-    world = lived(tmp_path / "data")
+    world = used_world(tmp_path / "data")
     first = world.status()["queue"][0]
 
-    def wish() -> int:
-        return int(dict(world.store.columns(LIVED, "task", "priority"))[first])
+    def priority() -> int:
+        return int(dict(world.store.columns(REAL_PROJECT, "task", "priority"))[first])
 
     with visit(browser, Lab(), app=application(world)) as seen:
         for name in ("", "/map", "/queue", "/activity", "/curve", "/models", "/settings"):
-            page = seen.open(f"/projects/{LIVED}{name}")
+            page = seen.open(f"/projects/{REAL_PROJECT}{name}")
             page.screenshot(path=PICTURES / f"real{name.replace('/', '-')}.png", full_page=True)
             assert violations(page, axe) == [], name
         seen.open("/docs").screenshot(path=PICTURES / "real-docs.png")
-        page = seen.open(f"/projects/{LIVED}/queue")
+        page = seen.open(f"/projects/{REAL_PROJECT}/queue")
         page.get_by_role("button", name=f"Leave out task {first}", exact=True).click()
         expect(page.locator(f"#scan-{first}.out")).to_have_count(1)
-        assert wish() == -1
+        assert priority() == -1
         page.get_by_role("button", name="Undo").click()
         expect(page.locator(f"#scan-{first}.out")).to_have_count(0)
-        assert wish() == 0
-        page = seen.open(f"/projects/{LIVED}/settings")
+        assert priority() == 0
+        page = seen.open(f"/projects/{REAL_PROJECT}/settings")
         page.get_by_label("Alpha: uncertainty or diversity", exact=True).fill("0")
         expect(page.locator("#preview-message")).to_contain_text("place")
         page.get_by_role("button", name="Save").click()
