@@ -154,7 +154,7 @@ def test_a_wrong_password_is_refused_in_label_studios_words(label_studio: LabelS
 
 @pytest.mark.label_studio
 def test_local_files_are_served_and_a_restart_keeps_everything(label_studio: LabelStudio, tmp_path: Path) -> None:
-    # `label_studio` is asked for only so that the migrated database exists
+    # `label_studio` is requested only so that the migrated database exists
     write_phantoms(tmp_path / "root" / "set", 3, seed=5, size=(32, 32))
     with LabelStudio.start(tmp_path / "ls", local_files=tmp_path / "root") as studio:
         project = studio.create_project("local files", CONFIG)
@@ -171,7 +171,7 @@ def test_local_files_are_served_and_a_restart_keeps_everything(label_studio: Lab
 
 @pytest.mark.label_studio
 def test_the_default_guards_refuse_a_backend_on_loopback(label_studio: LabelStudio, tmp_path: Path) -> None:
-    # `label_studio` is asked for only so that the migrated database exists
+    # `label_studio` is requested only so that the migrated database exists
     with LabelStudio.start(tmp_path, guards="default") as studio:
         project = studio.create_project("guarded", CONFIG)
         with pytest.raises(StudioRefused, match="reserved network address"):

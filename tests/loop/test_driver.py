@@ -743,7 +743,7 @@ def test_late_scans_may_become_controls_and_published_places_stay(tmp_path: Path
     assert len(drawn & {world.order()[i] for i in controls(world)}) >= 7
 
 
-def test_a_skipped_scan_is_not_drawn_again(tmp_path: Path) -> None:
+def test_a_skipped_control_is_not_drawn_again(tmp_path: Path) -> None:
     world = World(tmp_path / "data", control_share=0.5).cold_started()
     first = world.order()[0]
     assert controls(world)[0] == 0

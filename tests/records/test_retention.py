@@ -165,7 +165,7 @@ def test_a_model_activated_during_removal_is_either_refused_or_kept(store: Store
 
 
 def test_removing_an_old_checkpoint_repeats_no_training_and_no_publishing(tmp_path: Path) -> None:
-    world = World(tmp_path / "data", tolerance=1.0).in_round_1()  # the next model is taken
+    world = World(tmp_path / "data", tolerance=1.0).in_round_1()  # the next model is accepted
     world.label(ROUND)
     world.run()
     assert retention(world.store, keep=1).remove_checkpoints(PROJECT) != []
@@ -179,7 +179,7 @@ def test_removing_an_old_checkpoint_repeats_no_training_and_no_publishing(tmp_pa
 
 
 def test_a_mask_of_a_removed_checkpoint_is_still_compared_with_the_submitted_one(tmp_path: Path) -> None:
-    world = World(tmp_path / "data", tolerance=1.0).in_round_1()  # the next model is taken
+    world = World(tmp_path / "data", tolerance=1.0).in_round_1()  # the next model is accepted
     late = world.studio.next_task()
     assert late is not None
     shown = world.studio.prediction_of(late, "scanqueue-r1")

@@ -1,7 +1,7 @@
 """Dockerfile and containers without Docker: bubblewrap with the same files, user, capabilities and commands.
 
-A Dockerfile is followed instruction by instruction in a folder that becomes the root of the containers. What its
-base image brings is this machine's /usr and Python. Containers share the network of the tests.
+A Dockerfile is executed instruction by instruction in a folder that becomes the root of the containers. This
+machine's /usr and Python replace its base image. Containers share the network of the tests.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Dockerfile:
         self.steps = [line.partition(" ")[::2] for line in joined.splitlines() if line.strip()]
 
     def build(self) -> Image:
-        """Follow the file; returns the image of its last stage."""
+        """Execute the file; returns the image of its last stage."""
         image, name = Image(Path()), ""
         for instruction, rest in self.steps:
             if instruction == "FROM":
@@ -267,7 +267,7 @@ class Container:
             line += ["--bind" if write else "--ro-bind", str(source), target]
         line += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--hostname", self.name, "--as-pid-1"]
         line += ["--die-with-parent", "--new-session", "--info-fd", str(info), "--chdir", self._image.folder]
-        for name in {*self._capabilities, "SETUID", "SETGID", "SETPCAP"}:  # the last three to become its user
+        for name in {*self._capabilities, "SETUID", "SETGID", "SETPCAP"}:  # the last three to switch to its user
             line += ["--cap-add", f"CAP_{name}"]
         return [*line, "--", *self._become(), *self._argv]
 

@@ -1,6 +1,6 @@
 """Files with names, ids, dates and numbers planted in every text field, and a search for leaks.
 
-Every planted text contains one of a few marks that never occur otherwise; `hunt` searches for the marks.
+Every planted text contains one of a few marks that never occur otherwise; `hunt` searches for them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The page beside a real Label Studio, on real scans: what people see there, and what their clicks do to the queue.
+"""The page with a real Label Studio and real scans: what people see, and how their clicks change the queue.
 
 Pictures of every view are left in test-output/page-loop/.
 """
@@ -28,14 +28,14 @@ pytestmark = [pytest.mark.label_studio, pytest.mark.browser, pytest.mark.long]
 
 PICTURES = Path(__file__).resolve().parents[2] / "test-output" / "page-loop"
 COLD, ROUND = 8, 4
-SETTINGS = {"cold_start_size": COLD, "round_size": ROUND, "tolerance": 1.0}  # every new model is taken
+SETTINGS = {"cold_start_size": COLD, "round_size": ROUND, "tolerance": 1.0}  # every new model is accepted
 USER, PASSWORD = "radiology", "a word"
 TITLE = "<script>alert(1)</script> & lungs"
 PATIENCE = 600  # seconds
 
 
 class Visitor:
-    """A person at the page of one project. What they see, and what the browser says and asks of whom."""
+    """A person on the page of one project: what they see, and the requests and errors of the browser."""
 
     def __init__(self, context: BrowserContext, service: Service, project: int) -> None:
         self.base = f"{service.url}/projects/{project}"
