@@ -18,6 +18,7 @@ from backend.doctor.finding import (
 )
 from backend.errors import BadSetting, NotSegmentable
 from backend.facts import SAMPLING, version_name
+from backend.image_value import template
 from backend.label_config import LabelConfig
 from backend.label_studio.client import redact_url
 from backend.label_studio.listing import ProjectPage
@@ -44,7 +45,7 @@ def check_label_config(page: ProjectPage, project: int) -> Iterator[Finding]:
         return
     tools = " and ".join(dict.fromkeys(tag.kind for tag in config.tags))
     labels = ", ".join(config.labels)
-    yield Finding("label-config", "ok", f"Masks are drawn with {tools} on ${config.image_key}: {labels}.")
+    yield Finding("label-config", "ok", f"Masks are drawn with {tools} on {template(config.image_value)}: {labels}.")
 
 
 def check_backend(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from backend.errors import BadSetting
 from backend.formats import AXES
+from backend.image_value import reference
 from backend.label_config import LabelConfig
 from backend.label_studio.listing import Annotation, TaskRow
 
@@ -62,21 +63,22 @@ class Unit(NamedTuple):
         return self.scan if self.alone else f"{self.scan}.{self.axis}"
 
 
-def read_slice(row: TaskRow, config: LabelConfig) -> Slice:
+def read_slice(row: TaskRow, config: LabelConfig, project: int) -> Slice:
     """The slice that a task shows. Task data that `scanqueue import` would not write makes it a plain image."""
     data: Mapping[str, Any] = row.data
     scan, axis, n, group = (data.get(key) for key in ("scan", "axis", "slice", "group"))
-    image = data.get(config.image_key)
-    reference = image if isinstance(image, str) else ""
+    image = reference(config.image_value, data, project, row.task)
     patient = group if isinstance(group, str) and _GROUP.fullmatch(group) else ""
     if not (isinstance(scan, str) and _SCAN.fullmatch(scan) and axis in AXES):
-        return Slice("", "", 0, row.task, row.annotated > 0, reference, "")
+        return Slice("", "", 0, row.task, row.annotated > 0, image, "")
     if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-        return Slice("", "", 0, row.task, row.annotated > 0, reference, "")
-    return Slice(scan, str(axis), n, row.task, row.annotated > 0, reference, patient)
+        return Slice("", "", 0, row.task, row.annotated > 0, image, "")
+    return Slice(scan, str(axis), n, row.task, row.annotated > 0, image, patient)
 
 
-def collect(rows: Iterable[TaskRow], config: LabelConfig, *, axis: str = "", scans: Sequence[str] = ()) -> list[Slice]:
+def collect(
+    rows: Iterable[TaskRow], config: LabelConfig, project: int, *, axis: str = "", scans: Sequence[str] = ()
+) -> list[Slice]:
     """The slices of a project, sorted by scan, axis, slice and task; plain images last.
 
     axis, scans  return only these slices, and no plain images
@@ -86,7 +88,7 @@ def collect(rows: Iterable[TaskRow], config: LabelConfig, *, axis: str = "", sca
     wanted, seen = set(scans), set()
     found = []
     for row in rows:
-        one = read_slice(row, config)
+        one = read_slice(row, config, project)
         seen.add(one.scan)
         if (not axis or one.axis == axis) and (not wanted or one.scan in wanted):
             found.append(one)

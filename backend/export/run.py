@@ -132,7 +132,7 @@ class _Run:
     def all(self, progress: Progress) -> None:
         export = self.export
         tasks = export.studio.each_task(export.project)
-        slices = collect(tasks, self.config, axis=export.axis, scans=export.scans)
+        slices = collect(tasks, self.config, export.project, axis=export.axis, scans=export.scans)
         labelled = [s.task for s in slices if s.annotated]
         annotations = export.studio.annotations(export.project, labelled)
         done = 0

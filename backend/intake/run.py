@@ -12,8 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-from backend.errors import BadIdentities, ProjectBusy, ScanqueueError, StorageFull
+from backend.errors import BadIdentities, BadSetting, ProjectBusy, ScanqueueError, StorageFull
 from backend.formats import FileFacts, Geometry, Source, geometry_of, group
+from backend.image_value import data_with, template
 from backend.intake.delivery import Delivery, LocalFiles, Uploads
 from backend.intake.existing_tasks import ExistingTasks
 from backend.intake.files import walk
@@ -41,6 +42,9 @@ Thing = TypeVar("Thing")
 FILES = 32  # files per sniffing job
 SLICES = 24  # slices per job, for small scans
 LOT = 200  # minimum number of tasks per request; else a quarter of the remaining files, up to the delivery's batch
+OTHER_KEYS = {  # of the data of an imported task besides its image
+    *("scan", "axis", "slice", "slices", "window", "spacing_mm", "thickness_mm", "modality", "site", "group"),
+}
 CRASHED = "its decoder crashed. Convert the file, or exclude it."
 
 
@@ -111,7 +115,7 @@ class _Import:
         self.progress = progress
         self.tally = Tally()
         self._delivery: Delivery | None = None
-        self._image_key = ""
+        self._image_value = ""
         self._ready: list[tuple[Path, dict[str, Any]]] = []
         self._left = 0  # files still to read
         self._seen: set[str] = set()
@@ -119,7 +123,13 @@ class _Import:
     def _prepare(self) -> None:
         """All requests to Label Studio before the first scan."""
         page = self.studio.project(self.request.project)
-        self._image_key = LabelConfig.from_parsed(page.parsed_config, self.request.project).image_key
+        self._image_value = LabelConfig.from_parsed(page.parsed_config, self.request.project).image_value
+        made = data_with(self._image_value, "/x")
+        if made is None or made.keys() & OTHER_KEYS:
+            raise BadSetting(
+                f"The Image tag of the label config has value={template(self._image_value)!r}, which no address of "
+                'an uploaded image fits. Change it to value="$image" in Settings > Labeling Interface > Code.'
+            )
         self.existing.refresh()
         _check_identities(self.identities, self.existing, self.request)
         if not self.request.dry_run:
@@ -308,7 +318,8 @@ class _Import:
                 lot.append((file, row))
             addresses = self._delivery.deliver([file for file, _ in lot])
             rows: list[Mapping[str, Any]] = [
-                {self._image_key: address, **row} for address, (_, row) in zip(addresses, lot, strict=True)
+                {**(data_with(self._image_value, address) or {}), **row}
+                for address, (_, row) in zip(addresses, lot, strict=True)
             ]
             made = self.existing.add(rows)
             self.tally.made += made

@@ -19,7 +19,8 @@ import httpx
 from label_studio_sdk.core.api_error import ApiError
 
 from backend.errors import StudioUnavailable, UnreadableScan
-from backend.label_studio.client import Client
+from backend.image_value import decode_data_uri, is_unchanged, parse_inline, resolve
+from backend.label_studio.listing import Listing, filters
 
 IMAGE_BYTES = 160 * 2**20  # 64 million uncompressed 16-bit pixels are 122 MiB
 IMAGE_SECONDS = 300.0  # for a whole image; `timeout` applies to each chunk
@@ -113,16 +114,18 @@ def _body(response: httpx.Response, reference: str) -> bytes:
     return body.getvalue()
 
 
-class ScanSource(Client):
+class ScanSource(Listing):
     """Fetches the images that tasks refer to."""
 
     def image(self, reference: str) -> bytes:
-        """The bytes of a task's image: an upload, a local file, or a URL on an allowed host.
+        """The bytes of a task's image: an upload, a local file, a URL on an allowed host, or a `data:` URI.
 
         Raises UnreadableScan if this scan is not available, StudioUnavailable if Label Studio is not.
         """
         if not isinstance(reference, str) or not reference:
             raise UnreadableScan("the task has no image under the key in the label config; import it again.")
+        if parse_inline(reference) or reference[:5].lower() == "data:":
+            return self._inline(reference)
         url = _joined(self.url, reference)
         own = urlsplit(self.url)
         if reference.startswith("/") and own.path.rstrip("/") and not reference.startswith(own.path):
@@ -164,6 +167,22 @@ class ScanSource(Client):
                 except ApiError as error:
                     raise self._refusal(error.status_code or 0, error.body, "/api/token/refresh/") from error
         raise UnreadableScan(f"its image has more than {REDIRECTS} redirects; use its final address.")
+
+    def _inline(self, kept: str) -> bytes:
+        """The image of a `data:` URI, which may be that of a task (`image_value.reference`)."""
+        uri, digest = kept, ""
+        if found := parse_inline(kept):
+            project, task, digest, value = found
+            query = filters(("id", "in_list", "List", [task]))
+            rows = [row.get("data") or {} for row in self._task_rows(project, "id,data", query)]
+            uri = resolve(value, rows[0]) if rows else ""
+        data = decode_data_uri(uri)
+        if data is None or (digest and not is_unchanged(uri, digest)):
+            what = "was changed; scanqueue reads it again" if data is not None else "is invalid; import the image again"
+            raise UnreadableScan(f"its image is a data: URI that {what}.")
+        if len(data) > IMAGE_BYTES:
+            raise UnreadableScan(f"its image is larger than {IMAGE_BYTES >> 20} MiB. Make it smaller.")
+        return data
 
     def _authorization(self) -> str:
         return str(self._client()._client_wrapper.get_headers()["Authorization"])

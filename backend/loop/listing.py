@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
+from backend.image_value import reference
 from backend.label_config import LabelConfig
 from backend.label_studio.listing import ProjectPage, TaskRow
 from backend.loop.context import LoopContext
 from backend.loop.task_data import TASK_DATA_VERSION, TaskData, read_task_data, storable
-from backend.settings import ProjectSettings
 
 OVERLAP = timedelta(seconds=10)  # transactions in Label Studio may become visible out of order
 QUIET = 60.0  # seconds after which nothing older than the cursor is expected
@@ -55,13 +55,16 @@ class TaskListing:
         self._cursors: dict[int, Cursor] = {}
         self._full: dict[int, FullListing] = {}
 
-    def update(self, project: int, row: Any, page: ProjectPage, config: LabelConfig, settings: ProjectSettings) -> None:
-        """Record all task changes since the last call."""
+    def update(self, project: int, row: Any, page: ProjectPage, value: str, stratify_by: str) -> None:
+        """Record all task changes since the last call.
+
+        value        of the Image tag, see `image_value`; "": none is known
+        stratify_by  the data key of the strata; "": none
+        """
         studio, store = self._context.studio, self._context.store
-        stratify_by = settings.stratify_by if settings.moments[0] == "stratified" else ""
         began = time.monotonic()
         full = self._full.get(project, FullListing())
-        since = self._since(project, row, config, stratify_by) if began - full.at <= FULL_EVERY else ""
+        since = self._since(project, row, value, stratify_by) if began - full.at <= FULL_EVERY else ""
         recorded = {task: tuple(values) for task, *values in store.columns(project, "task", *LISTED_FIELDS)}
         rows = studio.tasks(project, since)
         if len(set(recorded) | {r.task for r in rows}) != page.tasks:
@@ -70,7 +73,7 @@ class TaskListing:
             recorded = {task: values for task, values in recorded.items() if task in present}
             if not present <= set(recorded) | {r.task for r in rows}:
                 rows, since = studio.tasks(project), ""
-        changed = _changed(rows, recorded, config, stratify_by)
+        changed = _changed(rows, recorded, project, value, stratify_by)
         uncounted = _uncounted(page, recorded, changed)
         if since and uncounted != full.uncounted:
             page = studio.project(project)  # annotators may have submitted between the two requests
@@ -78,7 +81,7 @@ class TaskListing:
         if since and uncounted != full.uncounted and began - full.at > FULL_AGAIN:
             # The cursor misses a change: Label Studio's clock was set back.
             rows, since = studio.tasks(project), ""
-            changed = _changed(rows, recorded, config, stratify_by)
+            changed = _changed(rows, recorded, project, value, stratify_by)
             uncounted = _uncounted(page, recorded, changed)
         self._full[project] = full if since else FullListing(uncounted, began)
         cursor = max((r.updated_at for r in rows), default="", key=lambda text: _moment(text) if text else text)
@@ -89,10 +92,9 @@ class TaskListing:
             store.set_project(project, stratify_by=stratify_by, task_data_version=TASK_DATA_VERSION)
         self._settle(project, cursor, began)
 
-    def _since(self, project: int, row: Any, config: LabelConfig, stratify_by: str) -> str:
+    def _since(self, project: int, row: Any, value: str, stratify_by: str) -> str:
         """The time to list from; "" when all tasks must be listed, because different data is read from them now."""
-        before = LabelConfig.from_json(row["config"])
-        same = before is not None and before.image_key == config.image_key and row["stratify_by"] == stratify_by
+        same = recorded_value(row) == value and row["stratify_by"] == stratify_by
         if not same or row["task_data_version"] != TASK_DATA_VERSION:
             return ""
         since: str = row["cursor"]
@@ -113,6 +115,12 @@ class TaskListing:
             self._cursors[project] = Cursor(newest, cursor.first_seen, settled=True)
 
 
+def recorded_value(row: Any) -> str:
+    """The value of the Image tag that the recorded tasks match; "" if there was none."""
+    before = LabelConfig.from_json(row["config"])
+    return before.image_value if before else ""
+
+
 def _uncounted(page: ProjectPage, recorded: Recorded, changed: Sequence[Mapping[str, Any]]) -> Uncounted:
     """The difference between the counts. It stays the same as long as no annotation is missed, regardless of clocks."""
     counts = {task: (annotated, skipped) for task, (_, annotated, skipped, *_) in recorded.items()}
@@ -121,15 +129,14 @@ def _uncounted(page: ProjectPage, recorded: Recorded, changed: Sequence[Mapping[
 
 
 def _changed(
-    rows: Sequence[TaskRow], recorded: Recorded, config: LabelConfig, stratify_by: str
+    rows: Sequence[TaskRow], recorded: Recorded, project: int, value: str, stratify_by: str
 ) -> list[dict[str, Any]]:
     """The listed tasks that differ from the recorded ones, as `Store.put_tasks` expects them."""
     changed = []
     for r in rows:
-        image = r.data.get(config.image_key)
-        image = storable(image) if isinstance(image, str) else ""
-        value = r.data.get(stratify_by) if stratify_by else None
-        stratum = "" if value is None else storable(str(value), STRATUM_LENGTH)
+        image = reference(value, r.data, project, r.task) if value else ""
+        group = r.data.get(stratify_by) if stratify_by else None
+        stratum = "" if group is None else storable(str(group), STRATUM_LENGTH)
         counts = {"updated_at": r.updated_at, "annotated": r.annotated, "skipped": r.skipped}
         listed = counts | {"image": image, "stratum": stratum} | asdict(read_task_data(r.data))
         if recorded.get(r.task) != tuple(listed[name] for name in LISTED_FIELDS):

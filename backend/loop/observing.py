@@ -11,7 +11,7 @@ from backend.facts import Label, Live, Scan, annotators, version_name
 from backend.label_config import LabelConfig
 from backend.label_studio.listing import ProjectPage
 from backend.loop.context import LoopContext
-from backend.loop.listing import TaskListing
+from backend.loop.listing import TaskListing, recorded_value
 from backend.loop.project_settings import row_settings
 from backend.loop.steps import Seen
 from backend.records.scans import PROBLEM_RETRY, scan_of
@@ -34,14 +34,15 @@ class Observer:
         page = context.studio.project(project)
         try:
             config = LabelConfig.from_parsed(page.parsed_config, project)
-        except NotSegmentable as error:
-            store.set_project(project, title=page.title)
-            return Seen(project, None, (), (), Live(), str(error))
-        try:
             settings = row_settings(row)
-        except BadSetting as error:
-            return Seen(project, None, (), (), Live(), f"project {project}: {error}")
-        self._listing.update(project, row, page, config, settings)
+        except (NotSegmentable, BadSetting) as error:
+            # how many scans and labels there are is known all the same
+            self._listing.update(project, row, page, recorded_value(row), row["stratify_by"])
+            store.set_project(project, title=page.title)
+            where = "" if isinstance(error, NotSegmentable) else f"project {project}: "
+            return Seen(project, None, (), (), Live(), f"{where}{error}")
+        stratify_by = settings.stratify_by if settings.moments[0] == "stratified" else ""
+        self._listing.update(project, row, page, config.image_value, stratify_by)
         store.set_project(project, title=page.title, config=config.to_json())
 
         rows = store.scans(project)

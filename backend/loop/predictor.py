@@ -11,6 +11,7 @@ from backend.errors import ScanqueueError
 from backend.facts import PENDING, score_of, version_name
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import decode_image, letterbox
+from backend.image_value import reference, resolve
 from backend.label_config import LabelConfig
 from backend.label_studio.masks import draw_mask
 from backend.label_studio.studio import Studio
@@ -84,8 +85,8 @@ class Predictor:
         config: LabelConfig,
         version: str,
     ) -> list[dict[str, Any]]:
-        image = str((task.get("data") or {}).get(config.image_key) or "")
-        number = task.get("id")
+        number, data = task.get("id"), task.get("data") or {}
+        image = reference(config.image_value, data, project, number if isinstance(number, int) else 0)
         scan = self._store.scan(project, number) if isinstance(number, int) else None
         digest = scan["digest"] if scan is not None and scan["image"] == image else ""
         if digest:
@@ -96,6 +97,8 @@ class Predictor:
                 pass
         folder = self._store.path("models", model["fingerprint"])
         size = self._learner.image_size_of(folder)
-        boxed = cached_pixels(self._store, digest, size) or letterbox(decode_image(self._studio.image(image)), size)
+        boxed = cached_pixels(self._store, digest, size)
+        if boxed is None:
+            boxed = letterbox(decode_image(self._studio.image(resolve(config.image_value, data))), size)
         mask = self._learner.masks(folder, [boxed])[0]
         return draw_mask(mask, model["labels"], config, version)

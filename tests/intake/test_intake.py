@@ -25,7 +25,7 @@ import pytest
 from made_scans import pixels, series_uid, write_nifti, write_series
 
 from backend.demo.label_studio import LabelStudio, default_executable
-from backend.errors import BadIdentities, CannotDeliver, ProjectBusy, StudioUnavailable
+from backend.errors import BadIdentities, BadSetting, CannotDeliver, ProjectBusy, StudioUnavailable
 from backend.formats import Window, to_uint8
 from backend.intake.existing_tasks import ExistingTasks
 from backend.intake.identities import Identities
@@ -561,3 +561,25 @@ def test_real_series_and_volumes_arrive(lab: Lab, shared: Path) -> None:
     assert set(lab.keys().values()) == {1}
     assert all(len(data["spacing_mm"]) == 2 for data in tasks)
     assert series_uid("x") != series_uid("y")
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        ("$image.url", lambda data: data["image"]["url"]),
+        ("$images[0]", lambda data: data["images"][0]),
+        ("http://host/$file", None),
+        ("$scan", None),
+    ],
+)
+def test_images_are_written_where_the_image_tag_reads_them(
+    value: str, where: Callable[[dict[str, Any]], str] | None, lab: Lab, tmp_path: Path
+) -> None:
+    lab.project = lab.studio.create_project("import", CONFIG.replace("$image", value))
+    write_nifti(tmp_path / "a.nii.gz", 1)
+    if where is None:
+        with pytest.raises(BadSetting, match=r"no address of an uploaded image.*value=\"\$image\""):
+            lab.run(tmp_path / "a.nii.gz")
+        return
+    assert lab.run(tmp_path / "a.nii.gz").made == 6
+    assert [lab.picture({"image": where(data)}).shape for data in lab.tasks()] == [(24, 20)] * 6

@@ -414,7 +414,7 @@ def test_a_config_is_read_with_brushes_first_and_every_label_once() -> None:
     config = LabelConfig.from_parsed(
         parsed(pol=("PolygonLabels", ["Rib", "Lung"]), choice=("Choices", ["ok"]), tag=("BrushLabels", ["Lung"])), 7
     )
-    assert config.image_key == "scan"
+    assert config.image_value == "scan"
     assert config.labels == ("Lung", "Rib")
     assert config.tag_of("Lung").name == "tag"
     assert config.tag_of("Rib").kind == "polygon"

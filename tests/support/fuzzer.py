@@ -32,7 +32,7 @@ from backend.label_studio.masks import encode_brush, read_mask
 SIDE = 96  # of the damaged images
 SIZE = {"original_width": SIDE, "original_height": SIDE}
 CONFIG = LabelConfig(
-    image_key="image",
+    image_value="image",
     tags=(
         Tag(name="tag", kind="brush", to_name="image", labels=("Lung",)),
         Tag(name="outline", kind="polygon", to_name="image", labels=("Heart",)),
