@@ -168,16 +168,21 @@ def agreement_sample(names: Sequence[str], count: int = SAMPLE) -> list[str]:
     return sorted(set(names), key=lambda name: hashlib.sha256(f"agreement|{name}".encode()).digest())[:count]
 
 
-def agreement(pairs: Sequence[tuple[NDArray[np.integer], NDArray[np.integer]]], n_classes: int) -> float:
-    """Agreement of two models: mean Dice between their label maps (H, W) of each scan, 0..1.
+def agreement(pairs: Sequence[tuple[NDArray[np.integer], NDArray[np.integer]]], n_classes: int) -> tuple[float, int]:
+    """(agreement, n) of two models: mean Dice, 0..1, between their label maps (H, W) of the n scans that count.
 
-    n_classes  background (0, never scored) included; two empty masks agree
+    A scan counts when at least one of the models draws something: many scans without any finding must not make two
+    models look alike. (1.0, 0) when none does.
+
+    n_classes  background (0, never scored) included
 
     Source: stabilising predictions, Bloodgood & Vijay-Shanker 2009, with Dice instead of their kappa.
     """
     if not pairs:
         raise ValueError("pairs: got none, wanted the masks of at least one scan")
-    return 1.0 - float(np.mean([disagreement(np.stack(pair), n_classes) for pair in pairs]))
+    drawn = [pair for pair in pairs if any(one.any() for one in pair)]
+    differences = [disagreement(np.stack(pair), n_classes) for pair in drawn]
+    return 1.0 - float(np.mean(differences)) if drawn else 1.0, len(drawn)
 
 
 def stopping_hint(

@@ -123,11 +123,12 @@ def _watch(store: Any, project: int | None) -> None:
 def _print_status(one: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     job, validation, shown = one["job"], one["validation"], one["shown"]
+    empty = f" ({one['labelled_empty']} without foreground)" if one["labelled_empty"] else ""
     rows = [
         ("project", f"{one['project']}  {one['title']}"),
         ("phase", f"{one['phase']}  {one['reason']}"),
         ("round", f"{one['model_version'] or '-'}  (masks by {one['model'] or 'no model yet'})"),
-        ("scans", f"{one['scans']}, embedded {one['embedded']}, labelled {one['labelled']}"),
+        ("scans", f"{one['scans']}, embedded {one['embedded']}, labelled {one['labelled']}{empty}"),
         ("embedder", f"{one['embedder']['name'] or '-'}  {one['embedder']['why']}"),
         ("validation", quality_text(validation)),
         ("shown masks", quality_text(shown)),
@@ -152,9 +153,18 @@ def _print_status(one: dict[str, Any]) -> None:
 
 
 def quality_text(found: dict[str, Any]) -> str:
+    from backend.web.formatting import rates
+
+    means = _means_text(found)
+    told = rates(found).replace("\N{NO-BREAK SPACE}", " ")
+    return f"{means}. {told}" if told else means
+
+
+def _means_text(found: dict[str, Any]) -> str:
     if not found["n"]:
-        return "-"
+        return "no scan with foreground" if found.get("n_empty") else "-"
     far = f", HD95 {found['hd95']:.1f} {found['unit']}" if found["hd95"] is not None else ""
     if found["unit"] == "mixed":
         far = ", no mean HD95: mixed units (mm and px)"
-    return f"Dice {found['dice']:.3f}{far} ({found['n']} scans)"
+    which = " with foreground" if found.get("n_empty") else ""
+    return f"Dice {found['dice']:.3f}{far} ({found['n']} scans{which})"

@@ -6,7 +6,7 @@ Measured on label maps of the original size. Class 0 is background and is never 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,14 @@ from scipy.spatial import cKDTree
 class Scores:
     """Agreement between two label maps of one scan.
 
-    dice       0..1, high is good: mean over the labels present in either map; 1 when both are empty
+    dice       0..1, high is good: mean over the labels present in either map; 1 when both are empty, a scan that no
+               mean may include (see `averages`)
     per_class  Dice of each label present in either map, by class number
     hd, hd95   Hausdorff distance and its 95th percentile, mean over the same labels, low is good; 0 when
                both maps are empty
     unit       unit of both distances: "mm" when the spacing is known, else "px"
+    truth_empty, drawn_empty
+               whether the true map, or the predicted one, has no foreground
     """
 
     dice: float
@@ -30,6 +33,8 @@ class Scores:
     hd: float
     hd95: float
     unit: str
+    truth_empty: bool
+    drawn_empty: bool
 
 
 def score(
@@ -69,10 +74,15 @@ def score(
         per_class[number] = 2 * int((ours & theirs).sum()) / (n_ours + n_theirs)
         distances.append(surface_distances(ours, theirs, step) if n_ours and n_theirs else (diagonal, diagonal))
     unit = "px" if spacing is None else "mm"
+    empty = {"truth_empty": _is_empty(truth, n_classes), "drawn_empty": _is_empty(predicted, n_classes)}
     if not per_class:
-        return Scores(1.0, {}, 0.0, 0.0, unit)
+        return Scores(1.0, {}, 0.0, 0.0, unit, **empty)
     hd, hd95 = np.mean(distances, axis=0)
-    return Scores(float(np.mean(list(per_class.values()))), per_class, float(hd), float(hd95), unit)
+    return Scores(float(np.mean(list(per_class.values()))), per_class, float(hd), float(hd95), unit, **empty)
+
+
+def _is_empty(labels: NDArray[np.uint8], n_classes: int) -> bool:
+    return not bool(((labels > 0) & (labels < n_classes)).any())
 
 
 def surface_distances(
@@ -92,20 +102,3 @@ def _surface(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     around = np.pad(mask, 1)
     inner = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
     return np.argwhere(mask & ~inner).astype(np.float64)
-
-
-def summarise(scores: Sequence[Scores]) -> dict[str, float | int | str | None]:
-    """Means over scans: `dice`, `hd95`, `hd`, `unit`, and the number of scans `n`.
-
-    Without scans the means and the unit are None. When units differ, `hd` and `hd95` are None and the unit is
-    "mixed".
-    """
-    units = sorted({one.unit for one in scores})
-    one_unit = len(units) == 1
-    return {
-        "dice": float(np.mean([one.dice for one in scores])) if scores else None,
-        "hd95": float(np.mean([one.hd95 for one in scores])) if one_unit else None,
-        "hd": float(np.mean([one.hd for one in scores])) if one_unit else None,
-        "unit": units[0] if one_unit else ("mixed" if units else None),
-        "n": len(scores),
-    }

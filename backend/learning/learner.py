@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from backend.errors import BadSetting
 from backend.formats.pixels import Letterboxed, letterbox_mask, restore
+from backend.learning.averages import summarise
 from backend.learning.embedders import OpenEmbedder, open_embedder
-from backend.learning.evaluation import Scores, score, summarise
+from backend.learning.evaluation import Scores, score
 from backend.learning.vision_network import Network
 from backend.settings import Settings
 from backend.workers.process_pool import Workers

@@ -27,6 +27,7 @@ from torchvision import tv_tensors
 
 from backend.formats.pixels import IGNORE, Letterboxed
 from backend.learning.augmentation import augmentation
+from backend.learning.averages import Recorded, overall, summarise
 from backend.learning.segmenters import (
     Segmenter,
     SegmenterSpec,
@@ -42,9 +43,10 @@ Step = Callable[[int, int], None]
 class Trained:
     """A finished training.
 
-    segmenter  with the weights of the best validation Dice; without validation scans, the last ones
+    segmenter  with the weights that were best on the validation scans; without such scans, the last ones
     history    one dict per validation: step, loss (mean since the previous one),
-               learning_rate, dice (0..1, None without validation scans), seconds (since the start)
+               learning_rate, dice (0..1, None without validation scans with foreground), seconds (since the
+               start)
     best_step  the step the weights are from
     seconds    wall time
     """
@@ -105,8 +107,8 @@ def train(
             continue
         dice = None
         if watched:
-            dice = _validate(fit.averaged(), watched, truths, partial(report, step, total))
-            best.add(step, dice, fit.average.network)
+            dice, quality = _validate(fit.averaged(), watched, truths, partial(report, step, total))
+            best.add(step, quality, fit.average.network)
         seconds = time.monotonic() - started
         loss = float(np.mean(losses))
         history.append({"step": step, "loss": loss, "learning_rate": rate, "dice": dice, "seconds": seconds})
@@ -177,18 +179,18 @@ class _Fit:
 
 
 class _Best:
-    """The averaged weights with the best validation Dice so far."""
+    """The averaged weights that were best on the validation scans so far."""
 
     def __init__(self) -> None:
-        self.dice = -1.0
+        self.quality = -1.0
         self.step = 0
         self.state: dict[str, Tensor] | None = None
         self.stale = 0  # validations since the last improvement
 
-    def add(self, step: int, dice: float, network: nn.Module) -> None:
-        self.stale = 0 if dice > self.dice else self.stale + 1
-        if dice >= self.dice:  # among equals, the later one has trained longer
-            self.dice, self.step = dice, step
+    def add(self, step: int, quality: float, network: nn.Module) -> None:
+        self.stale = 0 if quality > self.quality else self.stale + 1
+        if quality >= self.quality:  # among equals, the later one has trained longer
+            self.quality, self.step = quality, step
             self.state = {name: value.clone() for name, value in network.state_dict().items()}
 
 
@@ -290,9 +292,9 @@ def _validate(
     truths: Sequence[NDArray[np.uint8]],
     report: Callable[[], None],
     batch_size: int = 8,
-) -> float:
-    """Mean Dice over scans, each over the labels present in truth or prediction (1 when there are none)."""
-    dices: list[float] = []
+) -> tuple[float | None, float]:
+    """(Dice, quality) on scans at working size: `dice` and `overall` of `averages`, by which weights are chosen."""
+    found: list[Recorded] = []
     for start in range(0, len(scans), batch_size):
         batch = scans[start : start + batch_size]
         for scan, share, truth in zip(batch, segmenter.predict(batch), truths[start:], strict=False):
@@ -303,6 +305,8 @@ def _validate(
                 for number in range(1, segmenter.spec.classes)
                 if (n := ((got == number) & known).sum() + (wanted == number).sum())
             ]
-            dices.append(float(np.mean(each)) if each else 1.0)
+            dice = float(np.mean(each)) if each else 1.0
+            found.append(Recorded(dice, 0.0, 0.0, "px", not (wanted[known] > 0).any(), not (got[known] > 0).any()))
         report()
-    return float(np.mean(dices))
+    summary = summarise(found)
+    return summary["dice"], overall(summary) or 0.0

@@ -48,10 +48,11 @@ class AnnotationReader:
     def _read(self, project: int, config: LabelConfig, scan: Any, found: Annotation) -> None:
         store = self._context.store
         key = f"{found.id}@{found.updated_at}"
-        name, problem = "", ""
+        name, problem, empty = "", "", -1
         remarks: list[str] = []
         try:
             mask, remarks = read_mask(found.result, config, scan["height"], scan["width"])
+            empty = int(not mask.any())
             content = hashlib.sha256(mask.tobytes()).hexdigest()[:24]
             name = fingerprint(content, mask.shape, config.labels)
             if not store.has("labels", name):
@@ -67,6 +68,7 @@ class AnnotationReader:
                 "annotation": found.id,
                 "key": key,
                 "mask": name,
+                "empty": empty,
                 "read_at": scan["updated_at"],
                 "config": config.key,
                 "shown_version": found.shown_version,
@@ -99,4 +101,5 @@ class AnnotationReader:
         scores = context.learner.compare(shown, mask, len(config.labels) + 1, here.spacing)
         row = {"task": found.task, "version": found.shown_version, "label": key}
         numbers = {"dice": scores.dice, "hd": scores.hd, "hd95": scores.hd95, "unit": scores.unit}
-        store.put_shown(project, row | numbers)
+        empty = {"shown_empty": int(scores.drawn_empty), "label_empty": int(scores.truth_empty)}
+        store.put_shown(project, row | numbers | empty)

@@ -53,7 +53,9 @@ class Observer:
         labels = tuple(
             Label(r["task"], r["key"], r["problem"], r["annotation"])
             for r in read
-            if current.get(r["task"]) == r["read_at"] and r["config"] == config.key
+            if current.get(r["task"]) == r["read_at"]
+            and r["config"] == config.key
+            and (r["empty"] >= 0 or r["problem"])  # an older version did not record whether its mask is empty
         )
         people = annotators((r["annotation"], r["completed_by"]) for r in read)
         return Seen(project, config, scans, labels, self._live(project, row, page), people=people)

@@ -18,6 +18,7 @@ from backend.errors import UnreadableScan
 from backend.facts import VALIDATION_SHARE, Scan, validation_rows
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import translate
+from backend.learning.averages import overall
 from backend.learning.evaluation import Scores
 from backend.learning.learner import Case
 from backend.loop.context import Busy, LoopContext, Replan
@@ -62,7 +63,7 @@ class Split:
 class Verdict:
     """The new model compared with the active one, `version`, on `scans` scans that neither was trained on.
 
-    new, active  the summary of each; None when the active model was trained on every held-out scan
+    new, active  the summary of each (`averages`); None when the active model was trained on every held-out scan
     """
 
     version: str
@@ -265,7 +266,8 @@ class Trainer:
         pairs = list(zip(*maps, strict=True))
         if not pairs or any(one.shape != other.shape for one, other in pairs):
             return {}
-        return {"agreement": {"dice": round(agreement(pairs, classes), 6), "n": len(pairs), "with": active["version"]}}
+        same, n = agreement(pairs, classes)
+        return {"agreement": {"dice": round(same, 6), "n": n, "with": active["version"]}} if n else {}
 
     def _write(self, project: int, seen: Seen, done: Done, step: Train, active: str, model: Mapping[str, Any]) -> None:
         """Record the model, and activate it if it was accepted and `active` is still the active one."""
@@ -282,10 +284,20 @@ class Trainer:
 
 
 def accepts(verdict: Verdict | None, tolerance: float) -> bool:
-    """Whether the new model becomes active: unless its Dice is lower than the active one's by more than `tolerance`."""
+    """Whether the new model becomes active: unless it is worse than the active one by more than this.
+
+    Worse is a lower Dice on the scans with foreground, or on all scans, where false alarms count as Dice 0: many scans
+    without foreground must not hide the former, and a better Dice must not be bought with false alarms.
+    """
     if verdict is None or verdict.new is None or verdict.active is None:
         return True
-    return bool(verdict.new["dice"] >= verdict.active["dice"] - tolerance)
+    pairs = [(of(verdict.new), of(verdict.active)) for of in (_dice, overall)]
+    return all(new is None or active is None or new >= active - tolerance for new, active in pairs)
+
+
+def _dice(summary: Mapping[str, Any]) -> float | None:
+    found: float | None = summary["dice"]
+    return found
 
 
 def _remark(verdict: Verdict | None, accepted: bool, split: Split) -> str:
@@ -304,10 +316,19 @@ def _remark(verdict: Verdict | None, accepted: bool, split: Split) -> str:
         )
     if accepted:
         return ""
-    return (
-        f"On the same {verdict.scans} validation scans, its Dice is {verdict.new['dice']:.3f} against "
-        f"{verdict.active['dice']:.3f} of {verdict.version}, which stays active."
-    )
+    new, active = verdict.new, verdict.active
+    found = []
+    if new["n"]:
+        dices = f"{new['dice']:.3f} against {active['dice']:.3f}"
+        found.append(f"on the same {new['n']} held-out scans with foreground its Dice is {dices}")
+    if new["false_alarm_rate"] != active["false_alarm_rate"]:
+        ours, theirs = (round(one["false_alarm_rate"] * one["n_empty"]) for one in (new, active))
+        same = "the same " if not found else ""
+        found.append(
+            f"on {same}{new['n_empty']} held-out scans without foreground it has {ours} false alarms against {theirs}"
+        )
+    text = ", and ".join(found)
+    return f"{text[:1].upper()}{text[1:]}: {verdict.version} stays active."
 
 
 def _held_out_details(
@@ -318,7 +339,10 @@ def _held_out_details(
             "task": one.scan.task,
             "dice": round(score.dice, 6),
             "hd95": round(score.hd95, 4),
+            "hd": round(score.hd, 4),
             "unit": score.unit,
+            "truth_empty": score.truth_empty,
+            "drawn_empty": score.drawn_empty,
             "classes": {labels[number - 1]: round(dice, 6) for number, dice in score.per_class.items()},
         }
         for one, score in zip(held_out, scores, strict=True)

@@ -19,7 +19,7 @@ from backend.fingerprints import fingerprint
 from backend.learning.learner import Learner
 from backend.simulate.labelled import Labelled
 from backend.simulate.plan import Comparison, Job, Split, checked_split, group_names, read
-from backend.simulate.results import ALL_LABELS
+from backend.simulate.results import ALL_LABELS, RATE_COLUMNS
 from sampling import (
     BLIND,
     COLD_START,
@@ -132,8 +132,8 @@ class Bench:
         found = self._trained(job.seed, part, chosen)["test"]
         embedder = "" if job.strategy == ALL_LABELS else self.embedder
         row = {"strategy": job.strategy, "embedder": embedder, "seed": job.seed, "budget": budget}
-        row |= {"labels": len(chosen), "n_test": found["n"]}
-        return row | {name: found[name] for name in ("dice", "hd", "hd95", "unit")}
+        row |= {"labels": len(chosen), "n_test": found["n"] + found["n_empty"]}
+        return row | {name: found[name] for name in ("dice", "hd", "hd95", "unit", *RATE_COLUMNS)}
 
     # -- trainings ----------------------------------------------------------------------------
 
@@ -149,7 +149,9 @@ class Bench:
         """Test scores of the model trained on these pool rows; with `extra` also its uncertainty for the whole pool."""
         name = fingerprint("model", *self._recipe(seed, part, chosen))
         kept: dict[str, Any] = json.loads(self._cell(name, ".json") or b"{}")
-        if kept and (extra is None or f"signals {extra}" in kept):
+        if "n_empty" not in kept.get("test", {}):  # an older version averaged over scans without foreground too
+            kept.pop("test", None)
+        if "test" in kept and (extra is None or f"signals {extra}" in kept):
             return kept
         with tempfile.TemporaryDirectory(dir=self.cells, prefix="model-") as folder:
             model = Path(folder)

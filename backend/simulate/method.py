@@ -15,6 +15,10 @@ The comparison was run {times}. Each repeat splits the scans at random into a po
 scans.{pool} Within a repeat all strategies share the split, the initial weights and the training; only the chosen scans
 differ. Differences are therefore calculated within repeats (pairs)."""
 
+MEASURES = """
+Dice, HD and HD95 are means over the test scans whose mask has foreground. A test scan without foreground has nothing to
+compare: it shows only whether the model drew something there, which is reported as a false alarm."""
+
 BY_PATIENT = """
 All scans of a patient are in the same part of the split ({groups}), so no model is tested on a patient it was trained
 on."""
@@ -66,6 +70,7 @@ def method(rows: Sequence[Row], groups: str) -> list[tuple[str, str]]:
     said = [
         ("Repeats", REPEATS.format(times=times(rows), test=test_scans(rows), pool=pool)),
         ("Patients", BY_PATIENT.format(groups=groups) if groups else BY_SCAN),
+        ("What is measured", MEASURES),
         ("What is compared", AREA),
         ("The 95 % interval", INTERVAL.format(enough=ENOUGH)),
         ("The test", TEST.format(**{name: f"{smallest_p(n):.3g}" for name, n in NUMBERS.items()})),
@@ -73,7 +78,7 @@ def method(rows: Sequence[Row], groups: str) -> list[tuple[str, str]]:
         ("Limits", LIMITS),
     ]
     if len(data_sets(rows)) > 1:
-        said.insert(3, ("Several data sets", DATA_SETS))
+        said.insert(4, ("Several data sets", DATA_SETS))
     return [(heading, " ".join(text.split())) for heading, text in said]
 
 

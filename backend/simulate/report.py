@@ -23,6 +23,7 @@ from backend.simulate.report_html import (
     p_value,
     table_html,
 )
+from backend.simulate.report_rates import rates_section
 from backend.simulate.report_summary import incomplete_section, summary_section
 from backend.simulate.results import (
     ALL_LABELS,
@@ -140,6 +141,7 @@ def _page(
             _against_random(comparisons, figures["differences.png"]),
             _labels_section(needed, figures["labels-needed.png"]),
             _distances(rows, curves, comparisons),
+            rates_section(rows),
             _numbers(rows, curves, comparisons),
             _method(rows, about),
         )
@@ -170,8 +172,8 @@ def _curve_section(rows: Sequence[Row], curves: Sequence[CurvePoint], figure: by
         + figure_html(
             figure,
             f"Learning curves: mean Dice on test scans against the number of labels; {'; '.join(ends)}.",
-            "Mean Dice on the test scans (1 is perfect agreement with your masks) against the number of training "
-            "labels. Higher and further left is better."
+            "Mean Dice on the test scans with foreground (1 is perfect agreement with your masks) against the number "
+            "of training labels. Higher and further left is better."
             + (SHADED if shaded else "")
             + (" Black line: a model trained on all labels of the pool." if _whole(rows) else ""),
         )

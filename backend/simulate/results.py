@@ -19,6 +19,7 @@ from backend.errors import BadResults
 RANDOM = "random"  # reference for all other strategies
 ALL_LABELS = "all labels"  # the model trained on the whole pool of its repeat
 COLUMNS = ("strategy", "embedder", "seed", "budget", "labels", "dice", "hd", "hd95", "unit", "n_test")
+RATE_COLUMNS = ("n_empty", "miss_rate", "false_alarm_rate")  # not in results of older versions
 UNITS = ("px", "mm", "mixed")
 
 
@@ -38,10 +39,13 @@ class Row:
 
     budget    number of labels requested
     labels    number of labels used; below the budget if the pool was smaller
-    dice      0..1, higher is better: mean over the test scans
-    hd, hd95  Hausdorff distances in `unit`, lower is better: means over the test scans; NaN when the unit is "mixed",
+    dice      0..1, higher is better: mean over the test scans with foreground
+    hd, hd95  Hausdorff distances in `unit`, lower is better: means over the same scans; NaN when the unit is "mixed",
               because px and mm cannot be averaged
+    n_test    number of test scans
     data      data set name, when several are combined
+    n_empty   number of test scans without foreground
+    miss_rate, false_alarm_rate  as in `backend.learning.averages`; None: not known
     """
 
     strategy: str
@@ -55,6 +59,9 @@ class Row:
     unit: str
     n_test: int
     data: str = ""
+    n_empty: int = 0
+    miss_rate: float | None = None
+    false_alarm_rate: float | None = None
 
     @property
     def arm(self) -> Arm:
@@ -68,8 +75,8 @@ class Row:
 def read_rows(path: Path) -> list[Row]:
     """The rows of a `results.csv` in file order.
 
-    Columns other than `COLUMNS` and the optional `data` are ignored. Raises BadResults with file, line and column for
-    a missing column, an invalid value, a truncated line or a duplicate model.
+    Columns other than `COLUMNS` and the optional `data` and `RATE_COLUMNS` are ignored. Raises BadResults with file,
+    line and column for a missing column, an invalid value, a truncated line or a duplicate model.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -146,6 +153,9 @@ def parse_row(texts: Mapping[str, str | None], where: str) -> Row:
         unit=unit,
         n_test=whole("n_test", 1),
         data=(texts.get("data") or "").strip(),
+        n_empty=whole("n_empty", 0) if texts.get("n_empty") else 0,
+        miss_rate=number("miss_rate", 1.0) if texts.get("miss_rate") else None,
+        false_alarm_rate=number("false_alarm_rate", 1.0) if texts.get("false_alarm_rate") else None,
     )
 
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from backend.errors import ScanqueueError
+from backend.errors import BadSetting, ScanqueueError
 from backend.simulate.bench import Bench, Found
 from backend.simulate.plan import Comparison, Job, Progress, checked_split, read
-from backend.simulate.results import ALL_LABELS, COLUMNS
+from backend.simulate.results import ALL_LABELS, COLUMNS, RATE_COLUMNS
 
 STALE = 6 * 3600  # seconds; longer than any training
 PICK_COLUMNS = ("strategy", "embedder", "seed", "budget", "place", "name", "reason")
@@ -43,9 +43,13 @@ def run(
 
     Raises ScanqueueError when the folder contains another comparison or the scans or tables are invalid.
     """
-    groups = read(comparison)[1]  # raises errors before any process starts
+    scans, groups, *_ = read(comparison)  # raises errors before any process starts
     for seed in comparison.seeds:
-        checked_split(comparison, groups, seed)
+        if not any(scans.masks[row].any() for row in checked_split(comparison, groups, seed).test):
+            raise BadSetting(
+                f"seed {seed}: none of the test scans has foreground, so no Dice can be measured. Add scans with "
+                "foreground, or choose a larger --test-share or other --seeds."
+            )
     folder.mkdir(parents=True, exist_ok=True)
     _same_comparison(comparison, folder)
     jobs = _jobs(comparison)
@@ -74,7 +78,7 @@ def run(
 def _write(folder: Path, jobs: Sequence[Job], results: Mapping[Job, Found]) -> list[dict[str, Any]]:
     done = [results[job] for job in jobs if job in results]
     rows = [row for found, _ in done for row in found]
-    _write_table(folder / "results.csv", COLUMNS, rows)
+    _write_table(folder / "results.csv", COLUMNS + RATE_COLUMNS, rows)
     _write_table(folder / "picks.csv", PICK_COLUMNS, [pick for _, picks in done for pick in picks])
     return rows
 

@@ -81,6 +81,23 @@ def distance(value: float | None, unit: str | None) -> str:
     return f"{value:.1f}\N{NO-BREAK SPACE}{unit or ''}".rstrip()
 
 
+def share(rate: float | None, n: int | None) -> str:
+    """ "2 of 3": a rate with the number of scans behind it."""
+    return NONE if rate is None or not n else text("part.share", count=whole(round(rate * n)), n=whole(n))
+
+
+def rates(found: Mapping[str, Any]) -> str:
+    """Misses and false alarms in a sentence or two; "" when there is nothing to tell."""
+    n, n_empty = found.get("n") or 0, found.get("n_empty") or 0
+    missed, alarms = found.get("miss_rate"), found.get("false_alarm_rate")
+    told = []
+    if missed is not None and (missed or n_empty):
+        told.append(text("part.missed", share=share(missed, n)))
+    if n_empty and alarms is not None:
+        told.append(text("part.false_alarms", count=whole(round(alarms * n_empty)), scans=plural(n_empty, "scan")))
+    return " ".join(told)
+
+
 def interval(low: float | None, high: float | None, digits: int = 3) -> str:
     """ "0.871 to 0.932", or "" when it is not known."""
     return "" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
@@ -228,7 +245,7 @@ def training_curve(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | Non
 FILTERS: dict[str, Callable[..., Any]] = {
     f.__name__: f
     for f in (
-        *(number, whole, plural, dice, distance, interval, duration, left, ago, iso, when),
+        *(number, whole, plural, dice, distance, share, rates, interval, duration, left, ago, iso, when),
         *(phase, phase_help, advice, cure, value),
     )
 }

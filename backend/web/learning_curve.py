@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from backend.facts import round_of, version_name
+from backend.learning.averages import Recorded, of_held_out, of_model, of_shown, of_trial, summarise, with_foreground
 from backend.records.store import Store
 from backend.web.status import describe
 
@@ -22,6 +23,7 @@ def curve(store: Store, project: int) -> dict[str, Any]:
     unit       unit of all distances; "mixed" if the rows differ, which then share no curve
     models     on their held-out scans: `dice` and `hd95` with 95 % intervals, `dice` also per label
     shown      per round, the masks shown compared with the submitted masks
+               Means run over scans with foreground; rates as in `averages`
     control    comparisons with the control group
     lead_time  median seconds per scan, for scans opened with and without a mask
     stopping   as in the status
@@ -33,11 +35,11 @@ def curve(store: Store, project: int) -> dict[str, Any]:
     rounds = store.rounds(project, picks=False)
     labels = {version_name(r["n"]): r["labels"] for r in rounds}
     masked = {version_name(r["n"]) for r in rounds if r["model"]}
-    shown: dict[str, list[Mapping[str, Any]]] = {}
+    shown: dict[str, list[Recorded]] = {}
     for row in store.shown(project):
-        shown.setdefault(row["version"], []).append(dict(row))
+        shown.setdefault(row["version"], []).append(of_shown(dict(row)))
     read = store.labels(project)
-    units = {m["validation"].get("unit") for m in models} | {r["unit"] for rows in shown.values() for r in rows}
+    units = {of_model(m)["unit"] for m in models} | {_both(rows)["unit"] for rows in shown.values()}
     units.discard(None)
     return {
         "unit": units.pop() if len(units) == 1 else "mixed" if units else None,
@@ -47,7 +49,9 @@ def curve(store: Store, project: int) -> dict[str, Any]:
             {"round": round_of(v), "model_version": v, "labels": labels.get(v), **_both(rows)}
             for v, rows in sorted(shown.items(), key=lambda item: round_of(item[0]) or 0)
         ],
-        "control": [{"version": m["version"], **m["details"]["arms"]} for m in models if "arms" in m["details"]],
+        "control": [
+            {"version": m["version"], **of_trial(m["details"]["arms"])} for m in models if "arms" in m["details"]
+        ],
         "lead_time": {
             "with": _median([r["lead_time"] for r in read if r["shown_version"] in masked]),
             "without": _median([r["lead_time"] for r in read if r["shown_version"] not in masked]),
@@ -57,14 +61,16 @@ def curve(store: Store, project: int) -> dict[str, Any]:
 
 
 def _of_model(model: Mapping[str, Any]) -> dict[str, Any]:
-    held_out = model["details"].get("held_out", [])
+    scans = [(scan, of_held_out(scan)) for scan in model["details"].get("held_out", [])]
     one = {
         "version": model["version"],
         "labels": len(model["trained_on"]),
         "accepted": bool(model["accepted"]),
-        **_both(held_out),
-        **{key: model["validation"].get(key) for key in ("dice", "hd95", "unit", "n")},
+        **_both([scored for _, scored in scans]),
+        **of_model(model),
     }
+    del one["hd"]
+    held_out = [scan for scan, scored in scans if with_foreground([scored])]
     names = [label for label in model["labels"] if any(label in scan["classes"] for scan in held_out)]
     found = {label: [s["classes"][label] for s in held_out if label in s["classes"]] for label in names}
     classes = {}
@@ -74,12 +80,13 @@ def _of_model(model: Mapping[str, Any]) -> dict[str, Any]:
     return one | {"classes": classes}
 
 
-def _both(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means and intervals of Dice and HD95 over scans; no distance if their units differ."""
-    units = {row.get("unit") or "px" for row in rows}  # older versions measured in pixels
-    same_unit = len(units) <= 1
-    found: dict[str, Any] = {"n": len(rows), "unit": (units.pop() if same_unit else "mixed") if units else None}
-    for name, values in (("dice", [r["dice"] for r in rows]), ("hd95", [r["hd95"] for r in rows] if same_unit else [])):
+def _both(scans: Sequence[Recorded]) -> dict[str, Any]:
+    """`summarise`, with intervals of Dice and HD95; no distance if their units differ."""
+    found = summarise(scans)
+    del found["hd"]
+    means = with_foreground(scans)
+    distances = [] if found["unit"] == "mixed" else [s.hd95 for s in means]
+    for name, values in (("dice", [s.dice for s in means]), ("hd95", distances)):
         found[name], found[f"{name}_low"], found[f"{name}_high"] = _mean(values)
     return found
 

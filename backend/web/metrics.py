@@ -34,8 +34,23 @@ STEPS = (
 )  # all other steps read or embed scans
 OTHER = "scans"
 
+Gauge = tuple[str, str, Callable[[dict[str, Any]], float | None]]
+
+
+def _quality(key: str, of: str) -> tuple[Gauge, ...]:
+    """The gauges of one summary of `backend.learning.averages`."""
+    parts = (
+        ("dice", "dice", "Mean Dice over scans with foreground"),
+        ("foreground_scans", "n", "Scans with foreground"),
+        ("miss_ratio", "miss_rate", "Share of scans with foreground where nothing is drawn"),
+        ("empty_scans", "n_empty", "Scans without foreground"),
+        ("false_alarm_ratio", "false_alarm_rate", "Share of scans without foreground where something is drawn"),
+    )
+    return tuple((f"{key}_{name}", f"{text}: {of}.", lambda s, k=kept: s[key][k]) for name, kept, text in parts)
+
+
 # name, description, and value from `status.describe`; None is left out
-PROJECT: tuple[tuple[str, str, Callable[[dict[str, Any]], float | None]], ...] = (
+PROJECT: tuple[Gauge, ...] = (
     ("scans", "Tasks of the project.", lambda s: s["scans"]),
     ("scans_embedded", "Tasks whose image was read and embedded.", lambda s: s["embedded"]),
     ("labels", "Tasks that are labelled.", lambda s: s["labelled"]),
@@ -43,12 +58,8 @@ PROJECT: tuple[tuple[str, str, Callable[[dict[str, Any]], float | None]], ...] =
     ("queue_left", "Tasks in the queue that are not labelled yet.", lambda s: len(s["queue"])),
     ("problems", "Scans and annotations that need attention.", lambda s: len(s["problems"])),
     ("trouble", "1 when the last check of the project failed.", lambda s: bool(s["trouble"])),
-    ("validation_dice", "Mean Dice of the active model on the held-out scans.", lambda s: s["validation"]["dice"]),
-    (
-        "shown_dice",
-        "Mean Dice of the masks shown in the latest round, compared with the submitted masks.",
-        lambda s: s["shown"]["dice"],
-    ),
+    *_quality("validation", "the active model, on the held-out scans"),
+    *_quality("shown", "the masks shown in the latest round, compared with the submitted masks"),
 )
 
 

@@ -30,6 +30,7 @@ from backend.facts import Scan, validation_rows
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import Letterboxed, letterbox, translate
 from backend.label_config import LabelConfig
+from backend.learning.evaluation import Scores
 from backend.loop.batch import CHUNK, BatchProcessor
 from backend.records.scans import scan_of
 from backend.records.store import Store
@@ -48,18 +49,21 @@ ANNOTATOR = "annotator"
 PARTS = ("image", "first", "second", ANNOTATOR, "difference")
 SMALLEST, LARGEST = 32, 1024  # allowed longer sides in pixels
 PATIENCE = 20.0  # seconds after which a comparison returns what it has
-KEPT = 100_000  # pairs of Dice and HD95 kept in memory
+KEPT = 100_000  # comparisons of two masks kept in memory
 
 
 @dataclass(frozen=True)
 class Compared:
     """Two models on one held-out scan.
 
-    first, second  Dice of each model's mask against the annotator's, 0..1, high is good
+    first, second  Dice of each model's mask against the annotator's, 0..1, high is good; without foreground in the
+                   annotator's mask 1 if the model draws nothing, else 0: no mean may include it
     agreement      Dice of the two masks against each other
     first_hd95, second_hd95
                    HD95 of each model's mask against the annotator's, low is good
     unit           unit of these distances: "mm" if the scan's spacing is known, else "px"
+    truth_empty, first_empty, second_empty
+                   whether the annotator's mask, and each model's, has no foreground
     """
 
     task: int
@@ -69,6 +73,9 @@ class Compared:
     first_hd95: float
     second_hd95: float
     unit: str
+    truth_empty: bool
+    first_empty: bool
+    second_empty: bool
 
 
 class Pictures:
@@ -81,7 +88,7 @@ class Pictures:
     def __init__(self, store: Store, processor: BatchProcessor) -> None:
         self.store = store
         self.processor = processor
-        self._measured: OrderedDict[tuple[Any, ...], tuple[float, float]] = OrderedDict()
+        self._measured: OrderedDict[tuple[Any, ...], Scores] = OrderedDict()
         self._lock = threading.Lock()
 
     def scan(self, project: int, task: int, *, side: int = 160, model: str = "") -> bytes:
@@ -288,14 +295,16 @@ class Pictures:
                 maps[model["fingerprint"]] = translate(_label_map(mask, scan.task), model["labels"], names)
             if len({m.shape for m in maps.values()}) > 1:
                 raise UnreadableMask(f"task {scan.task}: its masks differ in size, so they belong to different images.")
-            found = [self.processor.learner.compare(maps[a], maps[b], len(names) + 1, scan.spacing) for a, b in pairs]
-            known = [(one.dice, one.hd95) for one in found]
+            known = [self.processor.learner.compare(maps[a], maps[b], len(names) + 1, scan.spacing) for a, b in pairs]
             with self._lock:
                 self._measured.update(zip(keys, known, strict=True))
                 while len(self._measured) > KEPT:
                     self._measured.popitem(last=False)
-        (first, first_hd95), (second, second_hd95), (agreement, _) = known
-        return [Compared(scan.task, first, second, agreement, first_hd95, second_hd95, "mm" if scan.spacing else "px")]
+        first, second, both = known
+        empty = first.truth_empty, first.drawn_empty, second.drawn_empty
+        return [
+            Compared(scan.task, first.dice, second.dice, both.dice, first.hd95, second.hd95, first.unit, *empty),
+        ]
 
 
 @contextmanager

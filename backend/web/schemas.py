@@ -37,6 +37,11 @@ def _ref(name: str) -> Schema:
 
 
 _NUMBER_OR_NULL = _or_null(NUMBER)
+_RATES: dict[str, Schema] = {
+    "miss_rate": _NUMBER_OR_NULL | {"description": "share of scans with foreground where nothing is drawn"},
+    "n_empty": {"type": "integer", "description": "scans without foreground"},
+    "false_alarm_rate": _NUMBER_OR_NULL | {"description": "share of scans without foreground where something is drawn"},
+}
 SCHEMAS: dict[str, Schema] = {
     "Error": _object({"error": TEXT}),
     "Noted": _object({"status": {"const": "noted"}}),
@@ -80,8 +85,9 @@ SCHEMAS: dict[str, Schema] = {
             "dice": _NUMBER_OR_NULL,
             "hd95": _NUMBER_OR_NULL,
             "hd": _NUMBER_OR_NULL,
-            "n": INTEGER,
+            "n": {"type": "integer", "description": "scans with foreground, which the means run over"},
             "unit": _or_null({"enum": ["px", "mm", "mixed"], "description": "no mean distances if mixed"}),
+            **_RATES,
         },
     ),
     "Job": _object({"step": TEXT, "done": INTEGER, "total": INTEGER, "seconds_left": _NUMBER_OR_NULL}),
@@ -111,6 +117,7 @@ SCHEMAS: dict[str, Schema] = {
             "scans": INTEGER,
             "embedded": INTEGER,
             "labelled": INTEGER,
+            "labelled_empty": {"type": "integer", "description": "labelled scans whose mask has no foreground"},
             "embedder": _object({"name": TEXT, "why": TEXT}),
             "validation": _ref("Quality"),
             "shown": _ref("Quality"),
@@ -175,6 +182,7 @@ SCHEMAS: dict[str, Schema] = {
         {
             "n": INTEGER,
             "unit": _or_null({"enum": ["px", "mm", "mixed"]}),
+            **_RATES,
             **{f"{name}{end}": _NUMBER_OR_NULL for name in ("dice", "hd95") for end in ("", "_low", "_high")},
         },
         {
@@ -204,6 +212,7 @@ SCHEMAS: dict[str, Schema] = {
                     {
                         "task": INTEGER,
                         **dict.fromkeys(("first", "second", "agreement", "first_hd95", "second_hd95"), NUMBER),
+                        **dict.fromkeys(("truth_empty", "first_empty", "second_empty"), BOOLEAN),
                         "unit": {"enum": ["px", "mm"]},
                     }
                 )

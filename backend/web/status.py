@@ -10,6 +10,7 @@ import numpy as np
 
 from backend.errors import BadSetting
 from backend.facts import annotators, round_of, version_name
+from backend.learning.averages import of_model, of_shown, of_trial, summarise
 from backend.loop.project_settings import project_settings, row_settings
 from backend.loop.publication import published_part
 from backend.records.maps import read_map
@@ -53,9 +54,10 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "scans": counts["scans"],
         "embedded": counts["embedded"],
         "labelled": counts["labelled"],
+        "labelled_empty": sum(1 for r in labels if r["empty"] == 1),
         "embedder": {"name": row["embedder"], "why": row["embedder_why"]},
-        "validation": active["validation"] if active else _nothing(),
-        "shown": shown_summary(store, project, version_name(latest)) if latest is not None else _nothing(),
+        "validation": of_model(active) if active else summarise([]),
+        "shown": shown_summary(store, project, version_name(latest)) if latest is not None else summarise([]),
         "queue": [p.task for p, _ in served(store, project)],
         "job": job,
         "control": _compared(models),
@@ -68,7 +70,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
 
 def _compared(models: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """{version, labels, ours: {dice, ...}, control: {dice, ...}} of the newest control trial."""
-    found = [{"version": m["version"], **m["details"]["arms"]} for m in models if "arms" in m["details"]]
+    found = [{"version": m["version"], **of_trial(m["details"]["arms"])} for m in models if "arms" in m["details"]]
     return found[-1] if found else None
 
 
@@ -76,11 +78,8 @@ def _stopping(models: Sequence[Mapping[str, Any]], left: int, settings: ProjectS
     """`sampling.stopping_hint` from the models with the present labels."""
     if not models or not left:
         return None
-    points = [
-        Point(len(m["trained_on"]), m["validation"]["dice"], m["validation"]["n"])
-        for m in models
-        if m["labels"] == models[-1]["labels"] and m["trained_on"] and m["validation"].get("n")
-    ]
+    judged = [(len(m["trained_on"]), of_model(m)) for m in models if m["labels"] == models[-1]["labels"]]
+    points = [Point(labels, found["dice"], found["n"]) for labels, found in judged if labels and found["n"]]
     same = models[-1]["details"].get("agreement", {}).get("dice")
     hint = stopping_hint(points, round_size=settings.round_size, left=left, agreement=same, seed=settings.seed)
     return asdict(hint)
@@ -199,7 +198,7 @@ def round_list(store: Store, project: int) -> list[dict[str, Any]]:
                 "model_version": version,
                 "model": r["model"] or None,
                 "labels": r["labels"],
-                "validation": drawn["validation"] if drawn else _nothing(),
+                "validation": of_model(drawn) if drawn else summarise([]),
                 "shown": shown_summary(store, project, version),
                 "accepted": bool(trained["accepted"]) if trained else None,
                 "remark": trained["remark"] if trained else "",
@@ -219,7 +218,7 @@ def model_list(store: Store, project: int) -> list[dict[str, Any]]:
     kept      whether its checkpoint still exists, so that it can be activated
     history   its training: {step, loss, learning_rate, dice, seconds} at every evaluation on the held-out scans
     champion  the model that was active before, on the same scans: {version, dice, ...}; None if there was none
-    held_out  the scans it was evaluated on: {task, dice, hd95, classes}
+    held_out  the scans it was evaluated on: {task, dice, hd95, truth_empty, drawn_empty, classes}
     """
     row = store.project(project)
     return [
@@ -230,7 +229,7 @@ def model_list(store: Store, project: int) -> list[dict[str, Any]]:
             "accepted": bool(m["accepted"]),
             "labels": m["labels"],
             "trained_on": len(m["trained_on"]),
-            "validation": m["validation"],
+            "validation": of_model(m),
             "remark": m["remark"],
             "created_at": m["created_at"],
             "history": m["details"].get("history", []),
@@ -243,20 +242,5 @@ def model_list(store: Store, project: int) -> list[dict[str, Any]]:
 
 
 def shown_summary(store: Store, project: int, version: str) -> dict[str, Any]:
-    """Means over the scans whose mask of `version` was shown and then submitted."""
-    rows = [s for s in store.shown(project) if s["version"] == version]
-    if not rows:
-        return _nothing()
-    units = {s["unit"] for s in rows}
-    same_unit = len(units) == 1
-    return {
-        "dice": float(np.mean([s["dice"] for s in rows])),
-        "hd95": float(np.mean([s["hd95"] for s in rows])) if same_unit else None,
-        "hd": float(np.mean([s["hd"] for s in rows])) if same_unit else None,
-        "unit": units.pop() if same_unit else "mixed",
-        "n": len(rows),
-    }
-
-
-def _nothing() -> dict[str, Any]:
-    return {"dice": None, "hd95": None, "hd": None, "unit": None, "n": 0}
+    """`summarise` over the scans whose mask of `version` was shown and then submitted."""
+    return summarise([of_shown(dict(s)) for s in store.shown(project) if s["version"] == version])

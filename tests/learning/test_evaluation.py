@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from backend.learning.evaluation import score, summarise
+from backend.learning.evaluation import score
 
 small_maps = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
     lambda shape: st.tuples(
@@ -90,10 +89,10 @@ def test_spacing_turns_pixels_into_millimetres_along_each_axis() -> None:
     assert score(square(5, 5), square(8, 5), 2, spacing=(0.5, 9.0)).hd == pytest.approx(1.5)
 
 
-def test_both_empty_is_perfect() -> None:
+def test_two_empty_maps_have_nothing_to_compare_and_say_so() -> None:
     empty = np.zeros((40, 60), np.uint8)
     got = score(empty, empty, 2)
-    assert (got.dice, got.hd, got.hd95, got.per_class) == (1.0, 0.0, 0.0, {})
+    assert (got.truth_empty, got.drawn_empty, got.hd, got.hd95, got.per_class) == (True, True, 0.0, 0.0, {})
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -137,18 +136,3 @@ def test_shapes_must_agree() -> None:
 def test_spacing_must_be_positive(spacing: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="two positive sizes in mm"):
         score(square(1, 1), square(1, 1), 2, spacing=spacing)
-
-
-def test_summary_is_the_mean_over_scans_and_fits_json() -> None:
-    summary = summarise([score(square(5, 5), square(5, 5), 2), score(square(5, 5), square(5, 8), 2)])
-    assert summary == {"dice": pytest.approx(0.85), "hd95": 1.5, "hd": 1.5, "unit": "px", "n": 2}
-    assert json.loads(json.dumps(summary))["n"] == 2
-
-
-def test_an_empty_summary_has_no_means() -> None:
-    assert summarise([]) == {"dice": None, "hd95": None, "hd": None, "unit": None, "n": 0}
-
-
-def test_summary_never_averages_pixels_with_millimetres() -> None:
-    mixed = [score(square(5, 5), square(5, 8), 2), score(square(5, 5), square(5, 8), 2, spacing=(1.0, 1.0))]
-    assert summarise(mixed) == {"dice": pytest.approx(0.7), "hd95": None, "hd": None, "unit": "mixed", "n": 2}

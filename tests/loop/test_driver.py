@@ -387,8 +387,8 @@ def test_a_worse_model_is_kept_and_reported_and_the_better_one_stays_active(tmp_
     assert (champion["accepted"], challenger["accepted"]) == (1, 0)
     was, now = champion["validation"]["dice"], challenger["validation"]["dice"]
     assert challenger["remark"] == (
-        f"On the same {len(watched)} validation scans, its Dice is {now:.3f} against "
-        f"{was:.3f} of scanqueue-r1, which stays active."
+        f"On the same {len(watched)} held-out scans with foreground its Dice is {now:.3f} against "
+        f"{was:.3f}: scanqueue-r1 stays active."
     )
     assert [m["active"] for m in status.model_list(world.store, PROJECT)] == [True, False]
     assert world.status()["model"] == "scanqueue-r1"

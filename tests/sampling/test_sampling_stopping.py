@@ -90,12 +90,18 @@ def test_labels_are_worth_it_until_a_round_gains_less_than_the_threshold() -> No
 
 
 def test_agreement_is_the_mean_dice_of_two_models() -> None:
-    one, other, empty = (np.array([row], np.uint8) for row in ([1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]))
-    assert agreement([(one, one)], 2) == 1.0
-    assert agreement([(one, one), (one, other)], 2) == pytest.approx(0.75)
-    assert agreement([(empty, empty), (one, empty)], 2) == pytest.approx(0.5)
+    one, other = (np.array([row], np.uint8) for row in ([1, 1, 0, 0], [0, 1, 1, 0]))
+    assert agreement([(one, one)], 2) == (1.0, 1)
+    assert agreement([(one, one), (one, other)], 2) == (pytest.approx(0.75), 2)
     with pytest.raises(ValueError, match=r"^pairs: got none, wanted the masks of at least one scan$"):
         agreement([], 2)
+
+
+def test_scans_on_which_neither_model_draws_anything_do_not_make_them_agree() -> None:
+    one, other, none = (np.array([row], np.uint8) for row in ([1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]))
+    assert agreement([(none, none)] * 39 + [(one, other)], 2) == (0.0, 1)
+    assert agreement([(none, none), (one, none)], 2) == (0.0, 1)
+    assert agreement([(none, none)] * 40, 2)[1] == 0
 
 
 def test_the_agreement_sample_stays_the_same_while_its_scans_exist() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -241,3 +242,17 @@ def test_twelve_arms_are_distinguishable_without_colour() -> None:
 def test_long_names_are_shortened_in_the_middle_and_dollars_are_not_mathtext() -> None:
     assert plain("a very long name of an embedder, the small one", 20) == "a very long…mall one"
     assert plain("a$b\nc", 20) == r"a\$b c"
+
+
+def test_misses_and_false_alarms_of_each_strategy_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
+    rows = [replace(r, n_empty=12, miss_rate=0.25, false_alarm_rate=r.seed / 4) for r in run({"default": 0.02})]
+    found = words(page_of(rows, tmp_path))
+    assert "on 18 test scans with foreground and 12 without" in found
+    assert "default 0.250 (5) 0.250 to 0.250 0.500 (5)" in found
+    assert "means over the test scans with foreground" in found
+
+
+@pytest.mark.parametrize("miss_rate", [None, 0.0])  # results of an older version; scans that all have foreground
+def test_without_misses_and_empty_scans_there_is_no_such_section(tmp_path: Path, miss_rate: float | None) -> None:
+    rows = [replace(r, miss_rate=miss_rate) for r in run({"default": 0.02})]
+    assert "Missed findings" not in words(page_of(rows, tmp_path))

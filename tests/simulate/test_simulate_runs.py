@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from backend.learning.learner import Case
 from backend.simulate.bench import Bench
 from backend.simulate.labelled import read_groups, read_labelled, read_spacing, read_strata
 from backend.simulate.plan import Comparison, Job, split
+from backend.simulate.results import read_rows
 from backend.simulate.runs import run
 from sampling import COLD_START, WITH_MODEL, Pool
 
@@ -366,3 +369,43 @@ def test_invalid_options_are_explained_without_a_traceback(folder: Path, tmp_pat
     assert found.returncode == 1
     assert "nowhere.csv: cannot be read as a table" in found.stderr
     assert "Traceback" not in found.stderr + found.stdout
+
+
+# -- scans without foreground ---------------------------------------------------------------------
+
+
+def blanked(folder: Path, where: Path, keep: int) -> Path:
+    """The scans of `folder`, with the masks of all but the first `keep` emptied."""
+    where.mkdir()
+    shutil.copytree(folder / "images", where / "images")
+    for place, path in enumerate(sorted((folder / "masks").iterdir())):
+        with Image.open(path) as mask:
+            save(where / "masks" / path.name, np.asarray(mask) * np.uint8(place < keep))
+    return where
+
+
+def test_test_scans_without_foreground_are_in_no_mean_but_told_as_false_alarms(folder: Path, tmp_path: Path) -> None:
+    asked = comparison(blanked(folder, tmp_path / "scans", 16), strategies=("random",), budgets=(3,))
+    (whole, chance) = run(asked, tmp_path / "out", processes=1, progress=lambda *_: None)
+    bench = Bench(asked, tmp_path / "out" / "cells")
+    part = bench.split(0)
+    empty = [row for row in part.test if not bench.scans.masks[row].any()]
+    assert 0 < len(empty) < len(part.test) == 10
+    for row in (whole, chance):
+        assert (row["n_test"], row["n_empty"]) == (10, len(empty))
+        assert 0 <= row["false_alarm_rate"] <= 1
+        assert 0 <= row["miss_rate"] <= 1
+    (read,) = [r for r in read_rows(tmp_path / "out" / "results.csv") if r.strategy == "random"]
+    assert (read.n_empty, read.dice, read.false_alarm_rate) == (len(empty), chance["dice"], chance["false_alarm_rate"])
+
+    # a result of an older version, which counted a scan without foreground as Dice 1, is not used again
+    for cell in (tmp_path / "out" / "cells").glob("*.json"):
+        cell.write_text(json.dumps({"test": {"dice": 1.0, "hd": 0.0, "hd95": 0.0, "unit": "px", "n": 10}}))
+    again = run(asked, tmp_path / "out", processes=1, progress=lambda *_: None)
+    assert [r["dice"] for r in again] == [whole["dice"], chance["dice"]]
+
+
+def test_without_foreground_in_the_test_scans_nothing_is_trained(folder: Path, tmp_path: Path) -> None:
+    asked = comparison(blanked(folder, tmp_path / "scans", 1), budgets=(3,), seeds=(0, 1, 2))
+    with pytest.raises(BadSetting, match=r"seed \d: none of the test scans has foreground, so no Dice can be measured"):
+        run(asked, tmp_path / "out", processes=1, progress=lambda *_: None)

@@ -38,8 +38,11 @@ WHY_NOT = (
 )
 
 
-def quality(dice: float | None = None, n: int = 0) -> Json:
+def quality(dice: float | None = None, n: int = 0, *, missed: int = 0, n_empty: int = 0, alarms: int = 0) -> Json:
     return {
+        "miss_rate": missed / n if n else None,
+        "n_empty": n_empty,
+        "false_alarm_rate": alarms / n_empty if n_empty else None,
         "dice": dice,
         "hd95": None if dice is None else 40 * (1 - dice),
         "hd": None,
@@ -57,6 +60,9 @@ class Compared:
     first_hd95: float = 4.26
     second_hd95: float = 1.5
     unit: str = "mm"
+    truth_empty: bool = False
+    first_empty: bool = False
+    second_empty: bool = False
 
 
 class Lab:
@@ -79,6 +85,7 @@ class Lab:
             "scans": SCANS,
             "embedded": SCANS - 2,
             "labelled": 34,
+            "labelled_empty": 0,
             "left_out": 0,
             "embedder": {"name": "pixels", "why": ""},
             "validation": quality(0.912, 12),
@@ -102,6 +109,7 @@ class Lab:
             ],
         }
         self.more_held_out = 0
+        self.no_foreground: dict[int, tuple[bool, bool]] = {}  # task: whether A, or B, draws nothing there either
         self.waiting = [
             {
                 "task": 30 + rank,
@@ -203,7 +211,8 @@ class Lab:
             "note": "Label Studio tells of drafts that were saved, not of tasks that are merely open.",
         }
         self.working = [{"name": "worker-1", "seconds": 3.0, "doing": "training scanqueue-r3"}]
-        row = {"hd95_low": 2.0, "hd95_high": 5.5, "n": 12, "accepted": True}
+        rates = {"miss_rate": 0.25, "n_empty": 0, "false_alarm_rate": None}
+        row = {"hd95_low": 2.0, "hd95_high": 5.5, "n": 12, "accepted": True, **rates}
         self.line: Json = {
             "unit": "px",
             "labels": ["Lung", "Heart"],
@@ -234,6 +243,7 @@ class Lab:
                     "hd95": 3.4,
                     "hd95_low": None,
                     "hd95_high": None,
+                    **rates,
                     "n": count,
                 }
                 for n, labels, dice, count in ((1, 20, 0.905, 10), (2, 30, 0.934, 4))
@@ -322,7 +332,8 @@ class Lab:
             if version not in [m["version"] for m in self.models]:
                 raise BadSetting(f"There is no model {version!r}. There are: scanqueue-r1, scanqueue-r2.")
         found = [(7, 0.612, 0.843), (3, 0.822, 0.801), (9, 0.93, 0.93)]
-        return [Compared(t, a, b, 0.8) for t, a, b in found]
+        empty = {task: (True, *drawn) for task, drawn in self.no_foreground.items()}
+        return [Compared(t, a, b, 0.8, 4.26, 1.5, "mm", *empty.get(t, (False, False, False))) for t, a, b in found]
 
     def scan_picture(self, project: int, task: int, side: int, model: str) -> bytes:
         if task >= 58:

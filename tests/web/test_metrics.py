@@ -30,7 +30,16 @@ MODEL: dict[str, Any] = {
     "labels": ["Lung"],
     "trained_on": [1],
     "accepted": 1,
-    "validation": {"dice": 0.875, "hd95": 2.0, "hd": 3.0, "unit": "px", "n": 1},
+    "validation": {
+        "dice": 0.875,
+        "hd95": 2.0,
+        "hd": 3.0,
+        "unit": "px",
+        "n": 4,
+        "miss_rate": 0.25,
+        "n_empty": 5,
+        "false_alarm_rate": 0.4,
+    },
     "details": {},
 }
 
@@ -63,6 +72,9 @@ def busy(tmp_path: Path) -> Store:
     store.put_round(4, n=1, key="k", model="scanqueue-r1", picks=picks, carried=[], size=2, labels=1)
     shown = {"task": 1, "version": "scanqueue-r1", "label": "l", "dice": 0.5, "hd": 1.0, "hd95": 1.0, "unit": "px"}
     store.put_shown(4, shown)
+    for task, drawn in ((2, 0), (3, 1)):  # nothing to see on either; a mask was shown on one of them
+        empty = {"label_empty": 1, "shown_empty": 1 - drawn, "dice": 1.0 - drawn}
+        store.put_shown(4, shown | {"task": task} | empty)
     store.set_project(4, phase="rounds", trouble="Label Studio does not answer.")
     store.report(4, "training scanqueue-r2 on 1 labels", 3, 12)
     store.add_counters({("step", "Train"): (1, 60.0), ("studio", "GET /api/tasks"): (3, 0.5)})
@@ -79,7 +91,10 @@ def test_the_metrics_match_the_records_and_the_queue(busy: Store) -> None:
     four = (("project", "4"),)
     assert found["scanqueue_info"] == {(("version", __version__),): 1}
     expected = {"scans": 3, "scans_embedded": 0, "labels": 1, "round": 1, "queue_left": 2, "problems": 0, "trouble": 1}
-    expected |= {"validation_dice": 0.875, "shown_dice": 0.5, "shards_open": 3}
+    expected |= {"validation_dice": 0.875, "validation_foreground_scans": 4, "validation_miss_ratio": 0.25}
+    expected |= {"validation_empty_scans": 5, "validation_false_alarm_ratio": 0.4}
+    expected |= {"shown_dice": 0.5, "shown_foreground_scans": 1, "shown_miss_ratio": 0, "shards_open": 3}
+    expected |= {"shown_empty_scans": 2, "shown_false_alarm_ratio": 0.5}
     assert {name: found[f"scanqueue_{name}"][four] for name in expected} == expected
     assert found["scanqueue_job_progress_ratio"] == {(("project", "4"), ("step", "training")): 0.25}
     assert 0 <= found["scanqueue_job_age_seconds"][("project", "4"), ("step", "training")] < 60

@@ -346,12 +346,12 @@ def test_the_plot_has_a_text_alternative(lab: Lab) -> None:
 def test_the_curve_is_also_a_table_with_intervals_units_and_every_label(lab: Lab) -> None:
     text = view(lab, "curve").text
     assert (
-        "scanqueue-r2 30 0.912 0.882 to 0.932 3.5 px 2.0 to 5.5 0.912 0.892 to 0.932 0.872 0.852 to 0.892 12 yes"
-        in text
+        "scanqueue-r2 30 0.912 0.882 to 0.932 3.5 px 2.0 to 5.5 0.912 0.892 to 0.932 0.872 0.852 to 0.892 "
+        "12 3 of 12 \N{EN DASH} yes" in text
     )
     assert "2 scanqueue-r2 30 0.934 0.914 to 0.954 3.4 px 4" in text
     assert "yes 41 s 36 s to 52 s 14 no 2 min 8 s 1 min 50 s to 2 min 30 s 20" in text
-    assert "scanqueue-r2 12 0.900 4.0 px 0.880 4.8 px" in text
+    assert "scanqueue-r2 12 0.900 4.0 px 12 0 of 12 \N{EN DASH} 0.880 4.8 px 12 0 of 12 \N{EN DASH}" in text
 
 
 def test_a_curve_without_models_is_explained(lab: Lab) -> None:
@@ -422,6 +422,30 @@ def test_models_are_compared_worst_first_with_pictures_of_both(lab: Lab) -> None
     assert "A 0.930 · B 0.930 · no difference" in text
     assert "HD95: A 4.3 mm · B 1.5 mm" in text
     assert "A 0.788 , B 0.858" in text
+
+
+def test_scans_without_foreground_are_told_apart_from_the_quality(lab: Lab) -> None:
+    lab.one |= {"validation": quality(0.8, 9, missed=1, n_empty=3, alarms=2), "labelled_empty": 5}
+    lab.one["shown"] = quality(n_empty=4)
+    text = view(lab, "").text
+    assert "Dice 0.800 , HD95 8.0 px on 9 held-out scans with foreground" in text
+    assert "Missed: 1 of 9. False alarms: 2 of 3 scans without foreground." in text
+    assert "not known: no scan has foreground False alarms: 0 of 4 scans without foreground." in text
+    assert "5 without foreground" in text
+    assert "1.000" not in text
+    lab.line["models"][1] |= {"n": 9, "miss_rate": 1 / 9, "n_empty": 3, "false_alarm_rate": 2 / 3}
+    assert "9 1 of 9 2 of 3 yes" in view(lab, "curve").text
+
+
+def test_two_models_on_a_scan_without_foreground_are_compared_by_what_they_draw(lab: Lab) -> None:
+    lab.no_foreground = {9: (True, False)}
+    text = view(lab, "compare").text
+    assert "No foreground: A draws nothing · B false alarm" in text
+    assert "Means over the 2 scans with foreground among these: A 0.717 , B 0.822" in text
+    assert "False alarms on the 1 scan without foreground: A 0 , B 1" in text
+    assert "A 0.930" not in text
+    lab.no_foreground = dict.fromkeys((3, 7, 9), (True, True))
+    assert "Means over" not in view(lab, "compare").text
 
 
 def test_each_setting_shows_its_effect_and_the_source_of_its_value(lab: Lab) -> None:

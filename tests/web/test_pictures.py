@@ -42,6 +42,7 @@ PROJECT = 1
 SIZE = 64
 CONFIG = LabelConfig("image", (Tag("tag", "brush", "image", ("Lung", "Heart")),))
 SPEC = SegmenterSpec("unet", "mobilenet_v2", 1, SIZE, ("Lung", "Heart"), (16, 16, 16, 8, 8))
+NOT_EMPTY = False, False, False
 R1, R2 = "scanqueue-r1", "scanqueue-r2"
 
 Image = NDArray[np.uint8]
@@ -447,7 +448,9 @@ def test_models_are_compared_on_the_held_out_scans_worst_first(lab: Lab) -> None
     assert [c.task for c in found] == held[::-1]
     for place, task in enumerate(held):
         overlap = (20 - place) / 20  # of two equal squares, shifted relative to each other
-        expected = Compared(task, pytest.approx(overlap), 1.0, pytest.approx(overlap), float(place), 0.0, "px")
+        expected = Compared(
+            task, pytest.approx(overlap), 1.0, pytest.approx(overlap), float(place), 0.0, "px", *NOT_EMPTY
+        )
         assert found[-1 - place] == expected
     assert lab.pictures.compare(PROJECT, R1, R2, limit=2) == found[:2]
     other = lab.pictures.compare(PROJECT, R2, R1)

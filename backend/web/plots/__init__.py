@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import BadSetting
-from backend.web.plots.curve import DISTANCE_PANELS, curve_panels, dice_panel, draw_curve, panels_height
+from backend.web.plots.curve import QUALITY, curve_panels, draw_curve, panels_height
 from backend.web.plots.map import COLOURINGS, draw_map
 from backend.web.plots.style import COLUMN, PAGE, rendered
 
@@ -46,7 +46,7 @@ def both(atlas: Mapping[str, Any], curve: Mapping[str, Any], *, kind: str = "svg
     """Map and curve on one page: the map beside the quality, everything else below. Raises BadSetting too."""
     _check(kind, colour)
     panels = curve_panels(curve)
-    above = [panel for panel in panels if panel in (dice_panel, *DISTANCE_PANELS)]
+    above = [panel for panel in panels if panel in QUALITY]
     below = [panel for panel in panels if panel not in above]
     heights = [max(COLUMN * 1.16, panels_height(above)), *([2.0] if below else [])]
 

@@ -41,6 +41,8 @@ def curve_panels(curve: Mapping[str, Any]) -> list[Panel]:
     units = {_unit(curve, r) for r in rows if number(r.get("hd95")) is not None}
     far = [panel for unit, panel in (("mm", _millimetres), ("px", _pixels)) if unit in units]
     found += far or ([_mixed_units] if curve.get("unit") == "mixed" else [])
+    if any(r.get("n_empty") or r.get("miss_rate") for r in curve.get("models") or ()):
+        found.append(rates_panel)
     names = {name for r in curve.get("models") or () for name in r.get("classes") or {}}
     if len(names) > 1:
         found.append(_single)
@@ -52,7 +54,7 @@ def curve_panels(curve: Mapping[str, Any]) -> list[Panel]:
 
 def panels_height(panels: Sequence[Panel]) -> float:
     """Height in inches of a column of these panels."""
-    legend = 0.9 if {dice_panel, *DISTANCE_PANELS} & set(panels) else 0.0
+    legend = (1.05 if rates_panel in panels else 0.9) if set(QUALITY) & set(panels) else 0.0
     return sum(1.05 if panel is _times else 1.75 for panel in panels) + legend if panels else COLUMN * 0.7
 
 
@@ -74,7 +76,7 @@ def draw_curve(canvas: Canvas, curve: Mapping[str, Any], panels: Sequence[Panel]
             axes.locator_params(axis="x", integer=True, nbins=7)
             axes.set_xlim(*_span(curve))
             axes.grid(alpha=0.25, linewidth=0.5)
-        if panel in (dice_panel, *DISTANCE_PANELS):
+        if panel in QUALITY:
             for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
                 handles.setdefault(name, handle)
     if handles:
@@ -114,7 +116,21 @@ def _mixed_units(axes: Axes, curve: Mapping[str, Any]) -> None:
     show_sentence(axes, text("plot.mixed_units"))
 
 
+def rates_panel(axes: Axes, curve: Mapping[str, Any]) -> None:
+    """What the accepted models miss, and their false alarms, each as a share of the scans that it can happen on."""
+    models = [m for m in curve.get("models") or () if m.get("accepted")]
+    for name, colour, marker, line in (
+        ("miss_rate", PALETTE[3], "v", "-"),
+        ("false_alarm_rate", PALETTE[2], "^", "--"),
+    ):
+        rows = [m for m in models if number(m.get(name)) is not None]
+        _line(axes, rows, name, name, text(f"plot.{name}"), color=colour, marker=marker, linestyle=line)
+    axes.set_ylabel(text("plot.rates"))
+    axes.set_ylim(-0.04, 1.04)
+
+
 DISTANCE_PANELS: tuple[Panel, ...] = (_millimetres, _pixels, _mixed_units)
+QUALITY: tuple[Panel, ...] = (dice_panel, *DISTANCE_PANELS, rates_panel)  # they share one legend
 
 
 def _distance(axes: Axes, curve: Mapping[str, Any], unit: str) -> None:

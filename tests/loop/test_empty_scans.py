@@ -1,0 +1,128 @@
+"""Scans without foreground: never a Dice of 1, in no mean, but told as false alarms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+from typer.testing import CliRunner
+from world import COLD, PROJECT, ROUND, World
+
+from backend import cli
+from backend.commands.status import quality_text
+from backend.facts import validation_rows
+from backend.loop.retraining import Verdict, accepts
+from backend.records.tables import label_table, shown_table
+from backend.web.learning_curve import curve
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "data", steps=30)
+
+
+def printed(world: World) -> str:
+    found = CliRunner().invoke(cli.app, ["status", "--project", "1", "--data-dir", str(world.folder)], env={})
+    return " ".join(found.output.split())
+
+
+def label_first(world: World, *, empty_held_out: bool) -> int:
+    """Label the first scans; on those that are held out, there is nothing to see. Returns their number."""
+    world.cold_started()
+    tasks = world.order()[:COLD]
+    digests = {s["task"]: s["digest"] for s in world.store.scans(PROJECT)}
+    held = validation_rows([digests[t] for t in tasks])
+    for i, task in enumerate(tasks):
+        world.studio.annotate(task, [] if (i in held) == empty_held_out else world.truth(task))
+    world.run()
+    return len(held)
+
+
+def test_held_out_scans_without_foreground_give_no_dice(world: World) -> None:
+    held = label_first(world, empty_held_out=True)
+    status = world.status()
+    found = status["validation"]
+    assert [found[name] for name in ("dice", "hd95", "hd", "n", "n_empty")] == [None, None, None, 0, held]
+    assert found["false_alarm_rate"] in {k / held for k in range(held + 1)}
+    assert status["labelled_empty"] == held
+    (model,) = curve(world.store, PROJECT)["models"]
+    assert (model["dice"], model["n"], model["n_empty"], model["classes"]) == (None, 0, held, {})
+    text = printed(world)
+    assert f"labelled {COLD} ({held} without foreground)" in text
+    assert "validation no scan with foreground. False alarms:" in text
+    assert "1.000" not in text
+
+
+def test_misses_and_false_alarms_stand_beside_the_mean() -> None:
+    found = {"dice": 0.8125, "hd95": 3.0, "unit": "px", "n": 9, "miss_rate": 1 / 9, "n_empty": 3}
+    assert quality_text(found | {"false_alarm_rate": 2 / 3}) == (
+        "Dice 0.812, HD95 3.0 px (9 scans with foreground). Missed: 1 of 9. "
+        "False alarms: 2 of 3 scans without foreground."
+    )
+
+
+def test_masks_shown_on_scans_without_foreground_are_false_alarms(world: World) -> None:
+    world.in_round_1()
+    drawn = {p["task"]: p for p in world.studio.predictions if p["model_version"] == "scanqueue-r1" and p["result"]}
+    first, second, *_ = drawn
+    world.studio.annotate(first, world.truth(first), shown=drawn[first]["id"])
+    world.studio.annotate(second, [], shown=drawn[second]["id"])
+    world.run()
+    found = world.status()["shown"]
+    assert (found["n"], found["n_empty"], found["false_alarm_rate"], found["miss_rate"]) == (1, 1, 1.0, 0.0)
+    rows = {s["task"]: s for s in world.store.shown(PROJECT)}
+    assert found["dice"] == rows[first]["dice"]  # the false alarm, a Dice of 0, is not in the mean
+    (kept,) = curve(world.store, PROJECT)["shown"]
+    assert (kept["dice"], kept["n"], kept["false_alarm_rate"]) == (pytest.approx(found["dice"], abs=1e-6), 1, 1.0)
+
+
+def test_empty_masks_that_were_shown_and_submitted_do_not_say_that_annotators_kept_everything(world: World) -> None:
+    tasks = world.in_round_1().label(ROUND - 1)
+    world.run()
+    same = {"dice": 1.0, "hd": 0.0, "hd95": 0.0, "shown_empty": 1, "label_empty": 1}
+    with world.store.write() as connection:  # as if one of the masks shown and submitted had been empty
+        connection.execute(update(shown_table).where(shown_table.c.task == tasks[0]).values(same))
+    rows = {s["task"]: s["dice"] for s in world.store.shown(PROJECT)}
+    found = world.status()["shown"]
+    assert (found["dice"], found["n"], found["n_empty"]) == (rows[tasks[1]], ROUND - 2, 1)
+    assert found["false_alarm_rate"] == 0.0
+    with world.store.write() as connection:
+        connection.execute(update(shown_table).values(same))
+    found = world.status()["shown"]
+    assert (found["dice"], found["n"], found["n_empty"]) == (None, 0, ROUND - 1)
+    assert "1.000" not in printed(world).partition("shown masks")[2]
+
+
+def test_labels_of_an_older_version_are_read_again_to_know_which_are_empty(world: World) -> None:
+    label_first(world, empty_held_out=True)
+    before = world.end_state()
+    known = [(r["task"], r["empty"]) for r in world.store.labels(PROJECT)]
+    assert {empty for _, empty in known} == {0, 1}
+    with world.store.write() as connection:
+        connection.execute(update(label_table).values(empty=-1))
+    world.run()
+    assert [(r["task"], r["empty"]) for r in world.store.labels(PROJECT)] == known
+    assert world.end_state() == before  # nothing is trained or published again
+
+
+def summary(dice: float | None, n: int, n_empty: int, alarms: int) -> dict[str, Any]:
+    return {"dice": dice, "n": n, "n_empty": n_empty, "false_alarm_rate": alarms / n_empty if n_empty else None}
+
+
+@pytest.mark.parametrize(
+    ("new", "active", "accepted"),
+    [
+        (summary(0.5, 5, 95, 0), summary(0.7, 5, 95, 0), False),  # the many without foreground do not hide the loss
+        (summary(0.7, 5, 95, 60), summary(0.7, 5, 95, 0), False),  # false alarms
+        (summary(0.9, 9, 1, 1), summary(0.6, 9, 1, 0), True),  # one false alarm, and much better masks
+        (summary(None, 0, 4, 0), summary(None, 0, 4, 0), True),
+        (summary(None, 0, 4, 3), summary(None, 0, 4, 1), False),
+        (summary(0.695, 5, 5, 0), summary(0.7, 5, 5, 0), True),  # within the tolerance
+    ],
+)
+def test_a_new_model_is_taken_unless_it_is_worse_where_there_is_something_or_on_the_whole(
+    new: dict[str, Any], active: dict[str, Any], accepted: bool
+) -> None:
+    assert accepts(Verdict("scanqueue-r1", new["n"] + new["n_empty"], new, active), 0.01) is accepted
