@@ -52,9 +52,8 @@ class Round:
 
 
 def dice(one: Mask, other: Mask) -> float:
-    """Overlap of two masks, 0..1, higher is better; 1 for two empty masks."""
-    both = int(one.sum()) + int(other.sum())
-    return 1.0 if both == 0 else 2.0 * int((one & other).sum()) / both
+    """Overlap of two masks, 0..1, higher is better. At least one of them must not be empty."""
+    return 2.0 * int((one & other).sum()) / (int(one.sum()) + int(other.sum()))
 
 
 def hd95(one: Mask, other: Mask) -> float | None:
@@ -67,13 +66,15 @@ def hd95(one: Mask, other: Mask) -> float | None:
     return float(max(np.percentile(there, 95), np.percentile(back, 95)))
 
 
-def compare(shown: Mapping[str, Mask], truth: Mapping[str, Mask]) -> tuple[float, float | None]:
-    """Dice and HD95 of a shown mask, averaged over the labels of the truth."""
+def compare(shown: Mapping[str, Mask], truth: Mapping[str, Mask]) -> tuple[float | None, float | None]:
+    """Dice and HD95 of a shown mask, averaged over the labels with foreground; None without any in the truth."""
     empty = np.zeros(next(iter(truth.values())).shape, bool)
-    scores = [dice(shown.get(label, empty), mask) for label, mask in truth.items()]
-    distances = [hd95(shown.get(label, empty), mask) for label, mask in truth.items()]
-    known = [distance for distance in distances if distance is not None]
-    return float(np.mean(scores)), float(np.mean(known)) if known else None
+    pairs = [(shown.get(label, empty), mask) for label, mask in truth.items()]
+    pairs = [(ours, theirs) for ours, theirs in pairs if ours.any() or theirs.any()]
+    if not any(theirs.any() for _, theirs in pairs):
+        return None, None
+    known = [distance for pair in pairs if (distance := hd95(*pair)) is not None]
+    return float(np.mean([dice(*pair) for pair in pairs])), float(np.mean(known)) if known else None
 
 
 class Simulation:

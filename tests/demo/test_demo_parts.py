@@ -305,3 +305,4 @@ def test_dice_and_hd95_of_two_squares_three_pixels_apart() -> None:
     assert hd95(one, moved) == pytest.approx(3.0)
     assert hd95(one, np.zeros_like(one)) is None
     assert compare({}, {"Lung": one}) == (0.0, None)
+    assert compare({"Lung": one}, {"Lung": np.zeros_like(one)}) == (None, None)  # in no mean of a round
