@@ -7,7 +7,7 @@ import os
 import typer
 from rich.console import Console
 
-from backend.commands import backups, export, intake, models, service, simulate, status, weights
+from backend.commands import backups, export, intake, labels, models, service, simulate, status, weights
 from backend.errors import ScanqueueError
 
 # Waiting threads must sleep, not spin: next to a busy Label Studio, a training step would otherwise take ten times as
@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="List the models of a project or activate one.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+labels_app = typer.Typer(help="Say what became of labels that were renamed or removed.", no_args_is_help=True)
+app.add_typer(labels_app, name="labels")
 weights_app = typer.Typer(help="List, install or verify pretrained weights.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 
@@ -32,6 +34,9 @@ app.command()(service.worker)
 app.command()(status.status)
 models_app.command("list")(models.models_list)
 models_app.command("activate")(models.models_activate)
+labels_app.command("list")(labels.labels_list)
+labels_app.command("rename")(labels.labels_rename)
+labels_app.command("retire")(labels.labels_retire)
 app.command("import")(intake.import_)
 weights_app.command("list")(weights.weights_list)
 weights_app.command("fetch")(weights.weights_fetch)

@@ -30,6 +30,14 @@ class UnreadableMask(ScanqueueError):
     """One annotation contains no usable mask: wrong size, invalid run lengths, unknown label."""
 
 
+class UnknownLabels(UnreadableMask):
+    """An annotation could be read but for labels that the label config does not have."""
+
+    def __init__(self, text: str, labels: tuple[str, ...]) -> None:
+        super().__init__(text)
+        self.labels = labels
+
+
 class UnreadableFile(ScanqueueError):
     """A local file is damaged, truncated, too large, or has unsupported contents.
 

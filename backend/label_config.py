@@ -1,35 +1,91 @@
-"""The label config of a project: the image, and the tags for drawing masks."""
+"""The label config of a project: the image, and the tags that masks are drawn with."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from backend.errors import NotSegmentable
 from backend.fingerprints import fingerprint
 
 MAX_LABELS = 253  # maximum number of labels per model: masks are bytes, and some values are reserved
-DRAWING_TAGS = {"BrushLabels": "brush", "PolygonLabels": "polygon"}
+KINDS = (
+    "brush",
+    "bitmask",
+    "polygon",
+    "ellipse",
+    "rectangle",
+)  # of tags; earlier ones draw our masks if there are several
+DRAWING_TAGS = {name: kind for kind in KINDS for name in (kind.capitalize(), f"{kind.capitalize()}Labels")}
+READING = 1  # raised when annotations are read differently, so that all are read once more
+WHERE = "in Settings > Labeling Interface > Code"
 
 
 @dataclass(frozen=True)
 class Tag:
-    """One control tag that draws masks: `<BrushLabels name= toName=>` or `<PolygonLabels ...>`."""
+    """One control tag that draws masks: `<BrushLabels name= toName=>`, or `<Brush>` with the labels of `<Labels>`.
+
+    kind        one of KINDS
+    labels_tag  the name of the `<Labels>` tag; "": the tag has labels of its own
+    """
 
     name: str
-    kind: str  # "brush" or "polygon"
+    kind: str
     to_name: str
     labels: tuple[str, ...]
+    labels_tag: str = ""
+
+
+@dataclass(frozen=True)
+class Renames:
+    """What people said about labels that the label config no longer has.
+
+    seen  every label that the config ever had
+    now   the present name of a renamed label; "": no longer used, so its regions are left out
+    """
+
+    seen: tuple[str, ...] = ()
+    now: Mapping[str, str] = field(default_factory=dict)
+
+    def label(self, name: str) -> str:
+        """The present name of a label; "" for one that is no longer used."""
+        for _ in self.now:  # a label may have been renamed more than once
+            if name not in self.now:
+                break
+            name = self.now[name]
+        return name
+
+    def to_json(self) -> str:
+        return json.dumps({"seen": self.seen, "now": self.now}) if self.seen or self.now else ""
+
+    @classmethod
+    def from_json(cls, text: str) -> Renames:
+        found = json.loads(text) if text else {}
+        return cls(tuple(found.get("seen", ())), found.get("now", {}))
 
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """The value of the Image tag (see `image_value`), and the tags for drawing masks."""
+    """The value of the Image tag (see `image_value`), and the tags for drawing masks.
+
+    image    name of the `<Image>` tag that the masks are drawn on
+    objects  names of all tags that controls point to, images and others
+    prompts  names of the tags whose regions are prompts of a smart tool, not masks
+    aliases  the label of each `value` that has another `alias`: results contain either
+    """
 
     image_value: str
     tags: tuple[Tag, ...]
+    objects: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def image(self) -> str:
+        return self.tags[0].to_name
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -37,7 +93,7 @@ class LabelConfig:
         return tuple(dict.fromkeys(label for tag in self.tags for label in tag.labels))
 
     def tag_of(self, label: str) -> Tag:
-        """The tag for our own masks of `label`: a brush if there is one."""
+        """The tag for our own masks of `label`: the first of KINDS that has it."""
         return next(tag for tag in self.tags if label in tag.labels)
 
     @property
@@ -45,63 +101,122 @@ class LabelConfig:
         """Changes whenever something changes that masks or their encoding depend on."""
         return fingerprint(self.to_json())
 
+    def reading_key(self, renames: Renames) -> str:
+        """Changes whenever annotations have to be read again."""
+        return fingerprint(self.to_json(), dict(renames.now), READING)
+
     def to_json(self) -> str:
-        return json.dumps([self.image_value, [[t.name, t.kind, t.to_name, t.labels] for t in self.tags]])
+        rows = [[t.name, t.kind, t.to_name, t.labels, *([t.labels_tag] if t.labels_tag else [])] for t in self.tags]
+        more = {
+            "objects": [o for o in self.objects if o != self.image],
+            "prompts": self.prompts,
+            "aliases": self.aliases,
+        }
+        more = {key: value for key, value in more.items() if value}
+        return json.dumps([self.image_value, rows, *([more] if more else [])])
 
     @classmethod
     def from_json(cls, text: str) -> LabelConfig | None:
         """The config that `to_json` wrote; None for the empty text."""
         if not text:
             return None
-        image_value, tags = json.loads(text)
-        return cls(image_value, tuple(Tag(n, kind, to, tuple(labels)) for n, kind, to, labels in tags))
+        image_value, rows, *more = json.loads(text)
+        tags = tuple(Tag(n, kind, to, tuple(labels), *rest) for n, kind, to, labels, *rest in rows)
+        extra = more[0] if more else {}
+        objects = (tags[0].to_name, *extra.get("objects", ()))
+        return cls(image_value, tags, objects, tuple(extra.get("prompts", ())), extra.get("aliases", {}))
 
     @classmethod
-    def from_parsed(cls, parsed: Mapping[str, Any], project: int) -> LabelConfig:
+    def from_parsed(
+        cls, parsed: Mapping[str, Any], project: int, *, image: str = "", smart: Iterable[str] = ()
+    ) -> LabelConfig:
         """Read Label Studio's own `parsed_label_config`.
+
+        image  name of the `<Image>` tag to use; "": the one of the first tag that draws masks
+        smart  names of the control tags that a smart tool uses, see `smart_tags`
 
         Raises NotSegmentable, with what to add and where, when the config cannot draw masks on an image.
         """
-        where = "in Settings > Labeling Interface > Code"
-        found: list[tuple[str, Tag]] = []
-        for name, tag in parsed.items():
-            kind = DRAWING_TAGS.get(tag.get("type", ""))
-            if kind is None:
-                continue
-            images = [i for i in tag.get("inputs", ()) if _is_supported(tag, i)]
-            labels = tuple(tag.get("labels") or ())
-            if images and labels:
-                found.append((images[0]["value"], Tag(name, kind, tag["to_name"][0], labels)))
-        if not found:
-            drawing = [name for name, tag in parsed.items() if tag.get("type") in DRAWING_TAGS]
-            if why := _unsupported_image([parsed[name] for name in drawing]):
-                raise NotSegmentable(f"project {project}: in the label config, {drawing[0]!r} {why} {where}.")
-            if drawing:
-                raise NotSegmentable(
-                    f"project {project}: {drawing[0]!r} in the label config has no labels or does not point "
-                    f'to an image. Give it at least one <Label value="..."/> and the toName of an '
-                    f'<Image name="image" value="$image"/> {where}.'
-                )
+        found = list(_drawing(parsed))
+        images = list(dict.fromkeys((tag.to_name, key) for key, tag in found))
+        if image and image not in dict(images):
+            names = ", ".join(repr(name) for name, _ in images) or "none"
             raise NotSegmentable(
-                f"project {project}: the label config has no BrushLabels or PolygonLabels, but segmentation "
-                f'needs one. Add <BrushLabels name="tag" toName="image"><Label value="Lung"/></BrushLabels> '
-                f'beside <Image name="image" value="$image"/> {where}.'
+                f"project {project}: the setting image is {image!r}, but no tag that draws masks points to an <Image> "
+                f"of that name. Images with such tags: {names}. Correct the setting, or the label config {WHERE}."
             )
-        image_value, first = found[0]
-        tags = [tag for value, tag in found if value == image_value and tag.to_name == first.to_name]
-        tags.sort(key=lambda tag: tag.kind != "brush")  # stable: brushes first
-        config = cls(image_value, tuple(tags))
+        if not found:
+            raise NotSegmentable(f"project {project}: {_lacking(parsed)}")
+        name, image_value = next((i for i in images if i[0] == image), images[0])
+        tags = [tag for _, tag in found if tag.to_name == name]
+        shapes = {label for tag in tags if tag.kind in KINDS[:3] or tag.name not in smart for label in tag.labels}
+        prompts = tuple(
+            tag.name for tag in tags if tag.kind in KINDS[3:] and tag.name in smart and set(tag.labels) <= shapes
+        )
+        tags = sorted((t for t in tags if t.name not in prompts), key=lambda t: KINDS.index(t.kind))  # stable
+        objects = tuple(dict.fromkeys([name, *(o for tag in parsed.values() for o in tag.get("to_name") or ())]))
+        config = cls(image_value, tuple(tags), objects, prompts, _aliases(parsed))
         if len(config.labels) > MAX_LABELS:
             raise NotSegmentable(
                 f"project {project}: the label config has {len(config.labels)} mask labels; a model can learn at most "
-                f"{MAX_LABELS}. Remove some {where}."
+                f"{MAX_LABELS}. Remove some {WHERE}."
             )
         return config
 
 
-def _is_supported(tag: Mapping[str, Any], shown: Mapping[str, Any]) -> bool:
-    """Whether masks can be drawn on what a control tag points to."""
-    return shown.get("type") == "Image" and bool(shown.get("value")) and not _is_repeated(tag)
+def _drawing(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Tag]]:
+    """(key of the image, tag) for every tag that draws masks on an image, and every image it points to."""
+    outer = [(name, tag) for name, tag in parsed.items() if tag.get("type") == "Labels" and tag.get("labels")]
+    for name, tag in parsed.items():
+        kind = DRAWING_TAGS.get(tag.get("type", ""))
+        if kind is None:
+            continue
+        for to_name, item in zip(tag.get("to_name") or (), tag.get("inputs") or (), strict=False):
+            if item.get("type") != "Image" or not item.get("value") or _is_repeated(tag):
+                continue
+            if tag.get("labels"):
+                yield item["value"], Tag(name, kind, to_name, tuple(tag["labels"]))
+                continue
+            for labels_name, labels in outer:
+                if to_name in labels["to_name"]:
+                    yield item["value"], Tag(name, kind, to_name, tuple(labels["labels"]), labels_name)
+
+
+def _lacking(parsed: Mapping[str, Any]) -> str:
+    """What a config without a usable drawing tag has, and what to add."""
+    drawing = [name for name, tag in parsed.items() if tag.get("type") in DRAWING_TAGS]
+    if why := _unsupported_image([parsed[name] for name in drawing]):
+        return f"in the label config, {drawing[0]!r} {why} {WHERE}."
+    if drawing:
+        return (
+            f"{drawing[0]!r} in the label config has no labels or does not point to an image. Give it at least one "
+            f'<Label value="..."/> and the toName of an <Image name="image" value="$image"/> {WHERE}.'
+        )
+    types = ", ".join(dict.fromkeys(str(tag.get("type")) for tag in parsed.values()))
+    has = f"It has {types}. " if types else ""
+    return (
+        f"the label config has no tag that draws masks (BrushLabels, BitmaskLabels, PolygonLabels, EllipseLabels or "
+        f'RectangleLabels). {has}Add <BrushLabels name="tag" toName="image"><Label value="Lung"/></BrushLabels> beside '
+        f'<Image name="image" value="$image"/> {WHERE}.'
+    )
+
+
+def _aliases(parsed: Mapping[str, Any]) -> dict[str, str]:
+    """The alias of every label value that has one."""
+    found = {}
+    for tag in parsed.values():
+        for label, attributes in (tag.get("labels_attrs") or {}).items():
+            value = attributes.get("value") if isinstance(attributes, Mapping) else None
+            if value and value != label:
+                found[str(value)] = label
+    return found
+
+
+def smart_tags(config: str) -> set[str]:
+    """Names of the control tags with `smart="true"` or `smartOnly="true"` in the text of a label config."""
+    tags = re.findall(r"<\w+\b[^<>]*>", config)
+    smart = (tag for tag in tags if re.search(r"""\bsmart(Only)?\s*=\s*["']true["']""", tag))
+    return {name[1] for tag in smart if (name := re.search(r"""\bname\s*=\s*["']([^"']*)["']""", tag))}
 
 
 def _is_repeated(tag: Mapping[str, Any]) -> bool:

@@ -184,6 +184,7 @@ class ProjectSettings:
     seed             random seed of map, clusters and training
     tolerance        largest loss of validation Dice with which a new model replaces the old one
     unit             unit of selection: "slice", single images, or "scan", all slices of a volume
+    image            name of the <Image> tag to segment, where the label config has several; "": the first with masks
     """
 
     cold_start_size: int = 20
@@ -198,6 +199,7 @@ class ProjectSettings:
     seed: int = 0
     tolerance: float = 0.01
     unit: str = "slice"
+    image: str = ""
 
     @property
     def depth(self) -> int:
@@ -259,6 +261,7 @@ class ProjectSettings:
             ("strategy", "a strategy name"),
             ("uncertainty", "the name of an aggregation"),
             ("stratify_by", "a key of the task data"),
+            ("image", "the name of an <Image> tag"),
         ):
             if key in values and not (isinstance(values[key], str) and _storable(values[key])):
                 raise BadSetting(f"{key} is {values[key]!r}; it must be {what}.")

@@ -19,7 +19,6 @@ from backend.doctor.finding import (
 from backend.errors import BadSetting, NotSegmentable
 from backend.facts import SAMPLING, version_name
 from backend.image_value import template
-from backend.label_config import LabelConfig
 from backend.label_studio.client import redact_url
 from backend.label_studio.listing import ProjectPage
 from backend.label_studio.studio import Studio
@@ -39,7 +38,7 @@ def check_project(studio: Studio, project: int, pages: list[ProjectPage]) -> Ite
 
 def check_label_config(page: ProjectPage, project: int) -> Iterator[Finding]:
     try:
-        config = LabelConfig.from_parsed(page.parsed_config, project)
+        config = page.masks_config(project)
     except NotSegmentable as error:
         yield explained("label-config", error)
         return

@@ -15,7 +15,7 @@ from backend.export.volumes import Place, Volume
 from backend.formats.pixels import decode_image
 from backend.label_config import LabelConfig
 from backend.label_studio.listing import Annotation, OtherAnnotation
-from backend.label_studio.masks import read_mask
+from backend.label_studio.masks import read_annotation
 from backend.label_studio.studio import Studio
 from backend.records.store import Store
 
@@ -39,6 +39,7 @@ class AnnotatedSlices:
     ) -> None:
         self._studio, self._project, self._config, self._store = studio, project, config, store
         self._people, self._drawn, self._outcome = people, drawn, outcome
+        self._renames = store.renames(project) if store else None
 
     def write(
         self, tasks: Sequence[Slice], found: Sequence[Annotation], place: Place | None, volume: Volume | None
@@ -49,7 +50,7 @@ class AnnotatedSlices:
         try:
             _check_inside(one, place)
             height, width = place.cut.shape if place else self._size(one, counts)
-            mask, remarks = read_mask(counts.result, self._config, height, width)
+            mask, remarks = read_annotation(counts, self._config, height, width, self._renames)
         except (UnreadableMask, UnreadableScan) as error:
             self._outcome.problem(f"{one.name.removesuffix('.png')}, annotation {counts.id}: {error}", **one.which)
             return False

@@ -47,7 +47,7 @@ class ModelMasks:
         self.fingerprint: str = model["fingerprint"]
         self.labels: Sequence[str] = model["labels"]
         self.row = model
-        self._processor, self._store = processor, store
+        self._processor, self._store, self._renames = processor, store, store.renames(project)
         self._project, self._config = project, config
         self._rounds = [version_name(r["n"]) for r in store.rounds(project, picks=False) if r["model"] == self.version]
 
@@ -87,7 +87,7 @@ class ModelMasks:
                 if regions is not None:
                     size = rows[task]["height"], rows[task]["width"]  # type: ignore[index]
                     try:
-                        found[task] = read_mask(regions, self._config, *size)[0], "shown"
+                        found[task] = read_mask(regions, self._config, *size, self._renames)[0], "shown"
                     except UnreadableMask:
                         continue
         lacking = [task for task in scans if task not in found]

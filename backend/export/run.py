@@ -24,10 +24,10 @@ from backend.export.sources import Sources
 from backend.export.target import MADE_BY, Target
 from backend.export.volumes import NIFTI, SEG, Place, Volume
 from backend.intake.identities import Identities
-from backend.label_config import LabelConfig
 from backend.label_studio.client import redact_url
 from backend.label_studio.listing import Annotation
 from backend.label_studio.studio import Studio
+from backend.loop.project_settings import row_settings
 from backend.records.store import Store
 
 if TYPE_CHECKING:
@@ -92,11 +92,17 @@ class Export:
         return running.outcome.summary(target.out, target.moved)
 
 
+def _image(export: Export) -> str:
+    """The project's setting `image`, where records are at hand."""
+    row = export.store.project(export.project) if export.store else None
+    return row_settings(dict(row)).image if row else ""
+
+
 class _Run:
     def __init__(self, export: Export, folder: Path) -> None:
         self.export = export
         self.page = export.studio.project(export.project)
-        self.config = LabelConfig.from_parsed(self.page.parsed_config, export.project)
+        self.config = self.page.masks_config(export.project, _image(export))
         self.model: ModelMasks | None = None
         if export.model:
             from backend.export.predicted import ModelMasks  # imports torch, which nothing else here needs

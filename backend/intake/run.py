@@ -31,7 +31,6 @@ from backend.intake.slicing import (
     sniff_files,
     write_pictures,
 )
-from backend.label_config import LabelConfig
 from backend.label_studio.studio import Studio
 from backend.records.locks import Locks
 from backend.workers.process_pool import Crashed, Workers
@@ -123,7 +122,7 @@ class _Import:
     def _prepare(self) -> None:
         """All requests to Label Studio before the first scan."""
         page = self.studio.project(self.request.project)
-        self._image_value = LabelConfig.from_parsed(page.parsed_config, self.request.project).image_value
+        self._image_value = page.masks_config(self.request.project).image_value
         made = data_with(self._image_value, "/x")
         if made is None or made.keys() & OTHER_KEYS:
             raise BadSetting(

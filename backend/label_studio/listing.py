@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from backend.label_config import LabelConfig, smart_tags
 from backend.label_studio.client import Client
 
 PAGE = 5000
@@ -49,6 +50,7 @@ class Annotation:
     """The annotation that counts for a task: the ground truth, else the latest one that was not cancelled.
 
     shown_version  model version of the prediction it started from; "" if it started empty
+    unseen         made by "Create Annotations From Predictions", and not opened by anybody since
     created_at     time of the first submission; like `updated_at` in Label Studio's own text
     others         the task's other annotations, oldest first
     """
@@ -62,6 +64,7 @@ class Annotation:
     shown_version: str
     created_at: str = ""
     ground_truth: bool = False
+    unseen: bool = False
     others: tuple[OtherAnnotation, ...] = ()
 
 
@@ -78,6 +81,11 @@ class ProjectPage:
     maximum_annotations: int = 1
     annotations: int = 0
     skips: int = 0
+    label_config: str = ""
+
+    def masks_config(self, project: int, image: str = "") -> LabelConfig:
+        """`LabelConfig.from_parsed` of this page; `image` is the setting of that name. Raises NotSegmentable."""
+        return LabelConfig.from_parsed(self.parsed_config, project, image=image, smart=smart_tags(self.label_config))
 
 
 def _select_annotation(annotations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -112,6 +120,7 @@ class Listing(Client):
             maximum_annotations=int(page.get("maximum_annotations") or 1),
             annotations=int(page.get("total_annotations_number") or 0),
             skips=int(page.get("skipped_annotations_number") or 0),
+            label_config=page.get("label_config") or "",
         )
 
     def _task_rows(self, project: int, include: str, query: Mapping[str, Any], **more: Any) -> Iterator[Any]:
@@ -176,6 +185,7 @@ class Listing(Client):
                     shown_version=versions.get(best.get("parent_prediction") or 0, ""),
                     created_at=best.get("created_at") or "",
                     ground_truth=bool(best.get("ground_truth")),
+                    unseen=best.get("parent_prediction") is not None and best.get("lead_time") is None,
                     others=tuple(
                         OtherAnnotation(
                             id=a["id"],

@@ -1,131 +1,315 @@
-"""Label Studio's regions as label maps and back: brush run lengths and polygons. Pure functions on arrays."""
+"""Label Studio's annotations as label maps, and label maps as regions. Pure functions on arrays.
+
+The law: an annotation is read only if everything in it that could be a mask was understood. Otherwise UnreadableMask
+says what was not, and how to cure it without losing work. What was not understood never becomes background.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import UnreadableMask
-from backend.formats.pixels import mask_to_polygons, merge_labels, polygon_to_mask
-from backend.label_config import LabelConfig
+from backend.errors import UnknownLabels, UnreadableMask
+from backend.facts import round_of
+from backend.formats.pixels import mask_to_polygons, polygon_to_mask
+from backend.formats.shapes import ellipse_to_mask, mask_to_ellipses, mask_to_rectangles, rectangle_to_mask
+from backend.label_config import KINDS, LabelConfig, Renames, Tag
+from backend.label_studio.listing import Annotation
+from backend.label_studio.raster import decode_bitmask, decode_brush, encode_bitmask, encode_brush
 
-DRAWN = ("brushlabels", "polygonlabels")  # region types that draw a mask
-_LENGTH_BITS = np.array([3, 4, 8, 16])  # bits of the four encodings of a run length
-_RUN_LIMITS = np.array([8, 16, 256])  # longest run of the first three encodings
-_RUN = 2**16  # longest run of the fourth encoding; longer ones are split
+NOT_DRAWN = (  # result types that say something about a region or the image, and draw nothing
+    *("choices", "textarea", "rating", "taxonomy", "number", "datetime", "pairwise", "ranker", "relation"),
+    *("text", "chat"),
+)
 RLE_BYTES = 16 * 2**20  # maximum size of one brush region; pure noise on 4096 x 4096 pixels needs 14.5 MiB
 REGION_PIXELS = 2 * 10**10  # maximum of regions x pixels per annotation: half a minute of drawing
+WITHIN = 0.95  # share of a region that later ones of other labels may cover before it counts as lying within them
 Mask = NDArray[np.uint8]
 
 
-def read_mask(
-    result: Sequence[Mapping[str, Any]], config: LabelConfig, height: int, width: int
-) -> tuple[Mask, list[str]]:
-    """The label map (height, width) drawn by an annotation's regions, and warnings about it.
+@dataclass(frozen=True)
+class Region:
+    """A region that draws a mask. `number` counts the results of the annotation from 1; `label` is in the config."""
 
-    Class i + 1 is `config.labels[i]`, 0 is background; where regions overlap, the later one wins. Brush and polygon
-    regions may be mixed. Regions whose label is no longer in the config are skipped with a warning. Raises
-    UnreadableMask if a region does not fit the image.
+    number: int
+    kind: str
+    label: str
+    value: Mapping[str, Any]
+
+    @property
+    def where(self) -> str:
+        return f"region {self.number} ({self.label!r})"
+
+
+def read_mask(
+    result: Sequence[Mapping[str, Any]],
+    config: LabelConfig,
+    height: int,
+    width: int,
+    renames: Renames | None = None,
+) -> tuple[Mask, list[str]]:
+    """The label map (height, width) drawn by an annotation's regions on the config's image, and remarks about it.
+
+    Class i + 1 is `config.labels[i]`, 0 is background. Where regions overlap, the later one wins, except over a region
+    that lies within later ones: a tumour stays visible in the liver that was drawn over it. Regions of other images
+    are left out. `image_rotation` needs nothing: Label Studio stores coordinates of the image as it is in its file.
+
+    Raises UnreadableMask if anything that could be a mask was not understood, UnknownLabels if only labels are not.
     """
-    classes = {label: i + 1 for i, label in enumerate(config.labels)}
-    remarks: list[str] = []
     if not isinstance(result, Sequence) or not all(isinstance(region, Mapping) for region in result):
-        raise UnreadableMask("the annotation is not a list of regions. Delete it and annotate the task again.")
-    drawn = [(i, r) for i, r in enumerate(result, start=1) if str(r.get("type")).lower() in DRAWN]
-    if len(drawn) * height * width > REGION_PIXELS:
+        raise UnreadableMask("the annotation is not a list of regions. Import it again in Label Studio's format.")
+    found, remarks = _regions(result, config, renames or Renames(), (height, width))
+    if len(found) * height * width > REGION_PIXELS:
         raise UnreadableMask(
-            f"the annotation has {len(drawn):,} regions; at most {REGION_PIXELS // (height * width):,} can be drawn on "
+            f"the annotation has {len(found):,} regions; at most {REGION_PIXELS // (height * width):,} can be drawn on "
             f"{width} x {height} pixels. Merge regions of the same label."
         )
-
-    def masks() -> Iterator[tuple[int, NDArray[np.bool_]]]:
-        for number, region in drawn:
-            kind = str(region["type"]).lower()
-            value = region.get("value")
-            names = value.get(kind) if isinstance(value, Mapping) else None
-            label = str(names[0])[:80] if isinstance(names, list) and names else "(no label)"
-            if not isinstance(value, Mapping) or label not in classes:
-                remarks.append(
-                    f"region {number} was skipped: its label {label!r} is not in the label config. "
-                    "Add the label again, or relabel the region."
-                )
-                continue
-            where = f"region {number} ({label!r})"
-            size = (region.get("original_height"), region.get("original_width"))
-            if size != (height, width):
-                raise UnreadableMask(
-                    f"{where} was drawn on {str(size[1])[:20]} x {str(size[0])[:20]} pixels, but the image has "
-                    f"{width} x {height}. Delete the region and draw it again."
-                )
-            if kind == "brushlabels":
-                yield classes[label], _decode_brush(value.get("rle"), height, width, where)
-            else:
-                try:
-                    yield classes[label], polygon_to_mask(value.get("points") or (), height, width)
-                except UnreadableMask as error:
-                    raise UnreadableMask(f"{where}: {error}") from error
-
-    return merge_labels(masks(), height, width), remarks  # one mask at a time: together they may take gigabytes
+    return _painted(found, config, height, width, remarks), remarks
 
 
-def _decode_brush(rle: Any, height: int, width: int, where: str) -> NDArray[np.bool_]:
-    if isinstance(rle, list) and len(rle) > RLE_BYTES:
+def read_annotation(
+    found: Annotation, config: LabelConfig, height: int, width: int, renames: Renames | None = None
+) -> tuple[Mask, list[str]]:
+    """`read_mask` of an annotation, unless nobody drew it.
+
+    "Create Annotations From Predictions" makes an annotation of every prediction, also of those without a mask. Such an
+    annotation counts once somebody has opened it and pressed Update; one made of a mask of others counts at once.
+    """
+    mask, remarks = read_mask(found.result, config, height, width, renames)
+    if found.unseen and (not mask.any() or round_of(found.shown_version) is not None):
         raise UnreadableMask(
-            f"{where} has a brush mask of {len(rle):,} bytes; at most {RLE_BYTES:,} are read. "
-            "Delete the region and draw it again."
+            'it was made with "Create Annotations From Predictions", so nobody has looked at it. Open the task, '
+            "correct its regions if necessary, and press Update."
+        )
+    return mask, remarks
+
+
+# -- which regions draw a mask -----------------------------------------------------------------
+
+
+def _regions(
+    result: Sequence[Mapping[str, Any]], config: LabelConfig, renames: Renames, size: tuple[int, int]
+) -> tuple[list[Region], list[str]]:
+    """The regions that draw on the config's image, in order, and remarks."""
+    found: list[Region] = []
+    remarks: list[str] = []
+    unknown: dict[str, int] = {}
+    points = 0
+    shaped = {repr(r.get("id")) for r in result if _kind(r) not in ("", "labels")}
+    for number, region in enumerate(result, start=1):
+        kind = _kind(region)
+        if not kind or not _on_image(region, config, number) or (kind == "labels" and repr(region.get("id")) in shaped):
+            continue
+        if kind == "keypoint" or region.get("from_name") in config.prompts or _is_open_path(kind, region):
+            points += 1
+            continue
+        names = _labels(region, result)
+        label = _one_label(names, number, config, renames)
+        if label is None:
+            unknown.setdefault(names[0], number)
+            continue
+        if not label:
+            remarks.append(f"region {number} was left out: the label {names[0]!r} is no longer used.")
+            continue
+        one = Region(number, _drawn_kind(kind, region, number, label), label, region["value"])
+        _check_size(one, region, *size)
+        found.append(one)
+    if unknown:
+        name, number = next(iter(unknown.items()))
+        raise UnknownLabels(
+            f"region {number} has the label {name!r}, which the label config does not have. If it was renamed, say so "
+            "on the page or with `scanqueue labels rename`; otherwise add it to the config again.",
+            tuple(unknown),
+        )
+    if points and not found:
+        raise UnreadableMask(
+            "the annotation has only key points or prompts of a smart tool, and these are not masks. Draw the mask "
+            "beside them and press Update; or, if the scan shows nothing, remove them and press Update."
+        )
+    return found, remarks
+
+
+def _kind(region: Mapping[str, Any]) -> str:
+    """What a result draws: its type without "labels"; "labels" for the labels of another; "" for nothing."""
+    kind = str(region.get("type") or "").lower()
+    if kind in NOT_DRAWN:
+        return ""
+    kind = kind if kind == "labels" else kind.removesuffix("labels")
+    return "brush" if kind == "magicwand" else kind or "unknown"
+
+
+def _on_image(region: Mapping[str, Any], config: LabelConfig, number: int) -> bool:
+    """Whether a region is on the config's image."""
+    name = region.get("to_name")
+    objects = config.objects or (config.image,)
+    if name is None and len(objects) == 1:
+        return True
+    if name not in objects:
+        raise UnreadableMask(
+            f"region {number} is on {name!r}, which the label config does not have. Give the <Image> that name again "
+            "in Settings > Labeling Interface > Code."
+        )
+    return bool(name == config.image)
+
+
+def _labels(region: Mapping[str, Any], result: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The labels of a region: its own, else those of the results with the same id."""
+
+    def own(one: Mapping[str, Any]) -> list[str]:
+        value = one.get("value")
+        lists = (
+            [v for k, v in value.items() if k.endswith("labels") and isinstance(v, list)]
+            if isinstance(value, Mapping)
+            else []
+        )
+        return list(dict.fromkeys(str(name)[:80] for names in lists for name in names))
+
+    if (names := own(region)) or region.get("id") is None:
+        return names
+    return list(dict.fromkeys(name for one in result if one.get("id") == region["id"] for name in own(one)))
+
+
+def _one_label(names: Sequence[str], number: int, config: LabelConfig, renames: Renames) -> str | None:
+    """The present label of a region; "" if it is no longer used, None if the config does not have it."""
+    if not names:
+        raise UnreadableMask(f"region {number} has no label. Open the task, give it one and press Update.")
+    if len(names) > 1:
+        raise UnreadableMask(
+            f"region {number} has {len(names)} labels ({', '.join(map(repr, names[:4]))}), but a pixel can have only "
+            "one. Open the task, leave one of them and press Update."
+        )
+    label = config.aliases.get(names[0], names[0])
+    if label in config.labels:
+        return label
+    label = renames.label(label)
+    return label if not label or label in config.labels else None
+
+
+def _is_open_path(kind: str, region: Mapping[str, Any]) -> bool:
+    value = region.get("value")
+    return kind == "vector" and isinstance(value, Mapping) and not value.get("closed")
+
+
+def _drawn_kind(kind: str, region: Mapping[str, Any], number: int, label: str) -> str:
+    """One of KINDS, for a region with a label of the config."""
+    where = f"region {number} ({label!r})"
+    value = region.get("value")
+    if not isinstance(value, Mapping):
+        raise UnreadableMask(f"{where} has no value. Import the annotation again in Label Studio's format.")
+    if kind == "labels":  # without the tag that drew it: the value tells
+        keys = {
+            "rle": "brush",
+            "imageDataURL": "bitmask",
+            "points": "polygon",
+            "radiusX": "ellipse",
+            "width": "rectangle",
+        }
+        kind = next((found for key, found in keys.items() if key in value), kind)
+    if kind not in KINDS:
+        raise UnreadableMask(
+            f"{where} has the type {str(region.get('type'))[:40]!r}, which scanqueue cannot read as a mask. Use a tag "
+            "that it reads: BrushLabels, BitmaskLabels, PolygonLabels, EllipseLabels or RectangleLabels."
+        )
+    if kind == "polygon" and value.get("closed") is False:
+        raise UnreadableMask(f"{where} is a polygon that is not closed. Open the task, close it and press Update.")
+    return kind
+
+
+def _check_size(one: Region, region: Mapping[str, Any], height: int, width: int) -> None:
+    """Shapes in percent need no size; if they have one, it must be that of the image, as the pixels of a brush."""
+    size = (region.get("original_height"), region.get("original_width"))
+    if size != (height, width) and (one.kind in KINDS[:1] or size != (None, None)):
+        raise UnreadableMask(
+            f"{one.where} was drawn on {str(size[1])[:20]} x {str(size[0])[:20]} pixels, but the image has {width} x "
+            f"{height}. If the image was replaced, import the former one again; if the regions fit the present "
+            "image, open the task and press Update."
+        )
+
+
+# -- painting ----------------------------------------------------------------------------------
+
+
+def _painted(found: Sequence[Region], config: LabelConfig, height: int, width: int, remarks: list[str]) -> Mask:
+    """The label map. Masks are decoded again where two are needed: together they may take gigabytes."""
+    classes = {label: i + 1 for i, label in enumerate(config.labels)}
+    labelmap = np.zeros((height, width), np.uint8)
+    owner = np.zeros((height, width), np.int32)  # 1 + the place of the region that was painted last; 0: none
+    areas: list[int] = []
+
+    def paint(place: int, mask: NDArray[np.bool_]) -> None:
+        owner[mask], labelmap[mask] = place + 1, classes[found[place].label]
+
+    def lost(place: int) -> tuple[float, int]:
+        """The share of a region's pixels that have another label, and the area of the largest region in its place."""
+        inside = _decoded(found[place], height, width)
+        other = inside & (labelmap != classes[found[place].label])
+        return float(other.sum() / areas[place]), max((areas[o - 1] for o in np.unique(owner[other])), default=0)
+
+    def covered() -> list[int]:
+        visible = np.bincount(owner.ravel(), minlength=len(found) + 1)[1:]
+        return [place for place, area in enumerate(areas) if visible[place] < area / 2]
+
+    for place, one in enumerate(found):
+        mask = _decoded(one, height, width)
+        areas.append(int(mask.sum()))
+        paint(place, mask)
+    if len({one.label for one in found}) < 2:
+        return labelmap
+    shares = {place: lost(place) for place in covered()}
+    within = [p for p, (share, largest) in shares.items() if share >= WITHIN and largest > areas[p]]
+    for place in sorted(within, key=lambda p: (-areas[p], p)):
+        paint(place, _decoded(found[place], height, width))
+    for place in covered():
+        if (share := lost(place)[0]) > 0.5:
+            remarks.append(
+                f"{found[place].where} is covered by regions of other labels: {share:.0%} of it does not count. Where "
+                "regions overlap, the later one counts."
+            )
+    return labelmap
+
+
+def _decoded(one: Region, height: int, width: int) -> NDArray[np.bool_]:
+    shapes: Mapping[str, Callable[[Mapping[str, Any], int, int], NDArray[np.bool_]]] = {
+        "rectangle": rectangle_to_mask,
+        "ellipse": ellipse_to_mask,
+        "polygon": lambda value, h, w: polygon_to_mask(value.get("points") or (), h, w),
+    }
+    try:
+        if one.kind in shapes:
+            return shapes[one.kind](one.value, height, width)
+    except UnreadableMask as error:
+        raise UnreadableMask(f"{one.where}: {error}") from error
+    data: Any = one.value.get("rle" if one.kind == "brush" else "imageDataURL")
+    if isinstance(data, list | str) and len(data) > RLE_BYTES:
+        raise UnreadableMask(
+            f"{one.where} has a {one.kind} mask of {len(data):,} bytes; at most {RLE_BYTES:,} are read. Open the task, "
+            "smooth the region and press Update."
         )
     try:
-        if not isinstance(rle, list):
-            raise ValueError
-        return decode_brush(bytes(rle), height, width)
+        if one.kind == "brush" and isinstance(data, list):
+            return decode_brush(bytes(data), height, width)
+        if one.kind == "bitmask" and isinstance(data, str):
+            return decode_bitmask(data, height, width)
+        raise ValueError("no data")
     except (ValueError, TypeError) as error:
         raise UnreadableMask(
-            f"{where} has a brush mask that does not fit its {width} x {height} pixels. "
-            "Delete the region and draw it again."
+            f"{one.where} has a {one.kind} mask that does not fit its {width} x {height} pixels. Restore it "
+            "from where it was imported or exported; if it was damaged in Label Studio, draw it again."
         ) from error
 
 
-def decode_brush(rle: bytes, height: int, width: int) -> NDArray[np.bool_]:
-    """The mask (height, width) encoded by Label Studio's run lengths: all pixels that are not fully transparent.
-
-    Same result as `label_studio_sdk`'s `brush.decode_rle`, which takes seconds for a noisy megapixel. Raises
-    ValueError if the data are damaged or of another size; the size is checked before anything is allocated.
-    """
-    count, bits = height * width * 4, len(rle) * 8
-    if len(rle) < 8 or int.from_bytes(rle[:4], "big") != count:
-        raise ValueError("another size")
-    head = int.from_bytes(rle[4:8], "big")
-    if head >> 27 != 7:
-        raise ValueError("the values are not bytes")
-    sizes = [(head >> shift & 15) + 1 for shift in (23, 19, 15, 11)]
-    flat = np.empty(count, np.uint8)
-    data = rle + bytes(8)
-    at, done = 53, 0
-    while done < count:
-        window = int.from_bytes(data[at >> 3 : (at >> 3) + 8], "big") << (at & 7)  # at least 57 bits from `at` on
-        size = sizes[window >> 61 & 3]
-        length = (window >> (61 - size) & ((1 << size) - 1)) + 1
-        end = done + length
-        after = at + 3 + size
-        at = after + (8 if window >> 63 & 1 else 8 * length)
-        if at > bits or end > count:
-            raise ValueError("truncated, or longer than declared")
-        if window >> 63 & 1:
-            flat[done:end] = window >> (53 - size) & 255
-        else:
-            values = int.from_bytes(data[after >> 3 : (at + 7) >> 3], "big") >> (-at & 7)
-            flat[done:end] = np.frombuffer((values & ((1 << 8 * length) - 1)).to_bytes(length, "big"), np.uint8)
-        done = end
-    return np.asarray(flat[3::4].reshape(height, width) > 0)
+# -- drawing -----------------------------------------------------------------------------------
 
 
 def draw_mask(labelmap: Mask, labels: Sequence[str], config: LabelConfig, version: str) -> list[dict[str, Any]]:
     """Label Studio regions for a label map (H, W) in which class i + 1 is labels[i].
 
-    Each label is drawn with its tag in the config, brush or polygon. Empty classes, and classes whose label is no
+    Each label is drawn with its tag in the config, see `LabelConfig.tag_of`. A rectangle is the bounding box of a
+    connected component, an ellipse the one with its area and moments. Empty classes, and classes whose label is no
     longer in the config, are skipped.
     """
     height, width = labelmap.shape
@@ -138,49 +322,37 @@ def draw_mask(labelmap: Mask, labels: Sequence[str], config: LabelConfig, versio
             continue
         tag = config.tag_of(label)
         common = {
-            "from_name": tag.name,
             "to_name": tag.to_name,
-            "type": f"{tag.kind}labels",
             "origin": "prediction",
             "original_width": width,
             "original_height": height,
             "image_rotation": 0,
         }
-        if tag.kind == "brush":
-            rle = encode_brush(mask)
-            value: dict[str, Any] = {"format": "rle", "rle": rle, "brushlabels": [label]}
-            regions.append({"id": f"{version}-{index}", **common, "value": value})
-        else:
-            for part, points in enumerate(mask_to_polygons(mask)):
-                value = {"points": np.round(points, 3).tolist(), "closed": True, "polygonlabels": [label]}
-                regions.append({"id": f"{version}-{index}-{part}", **common, "value": value})
+        for part, shape in enumerate(_shapes(mask, tag)):
+            name = f"{version}-{index}-{part}"
+            regions += ({"id": name, **common, **own} for own in _results(shape, label, tag))
     return regions
 
 
-def encode_brush(mask: NDArray[np.bool_]) -> list[int]:
-    """Label Studio's run lengths for a mask (H, W); pixels inside are fully opaque.
+def _shapes(mask: NDArray[np.bool_], tag: Tag) -> Iterator[dict[str, Any]]:
+    """The values that draw a mask with a tag, without its label."""
+    if tag.kind == "brush":
+        yield {"format": "rle", "rle": encode_brush(mask)}
+    elif tag.kind == "bitmask":
+        yield {"imageDataURL": encode_bitmask(mask)}
+    elif tag.kind == "polygon":
+        for points in mask_to_polygons(mask):
+            yield {"points": np.round(points, 3).tolist(), "closed": True}
+    else:
+        yield from mask_to_ellipses(mask) if tag.kind == "ellipse" else mask_to_rectangles(mask)
 
-    Byte for byte what `label_studio_sdk`'s `brush.mask2rle` returns for 0 and 255, but vectorized.
-    Format: https://github.com/thi-ng/umbrella/blob/develop/packages/rle-pack/src/index.ts
-    """
-    flat = mask.astype(bool).ravel()
-    last = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)  # last pixel of each run
-    lengths = np.diff(last, prepend=-1) * 4  # a pixel is four equal values
-    values = flat[last] * 255
-    kinds = np.searchsorted(_RUN_LIMITS, lengths)
-    pieces = -(-lengths // _RUN)  # all pieces of a run but the last are full
-    rests = lengths - (pieces - 1) * _RUN
-    lengths = np.full(pieces.sum(), _RUN)
-    lengths[np.cumsum(pieces) - 1] = rests
-    kinds, values = np.repeat(kinds, pieces), np.repeat(values, pieces)
 
-    # one code per run, left-aligned in 32 bits: "repeated", kind, length - 1, value
-    bits = _LENGTH_BITS[kinds]
-    codes = (((4 + kinds) << bits | (lengths - 1)) << 8) | values
-    widths = 3 + bits + 8
-    padded = np.unpackbits((codes << (32 - widths)).astype(">u4").view(np.uint8)).reshape(-1, 32)
-    runs = padded[np.arange(32) < widths[:, None]]
-    head = np.frombuffer(f"{flat.size * 4:032b}{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}".encode(), np.uint8) - ord("0")
-    end = np.zeros(8 - (head.size + runs.size) % 8, np.uint8)
-    rle: list[int] = np.packbits(np.concatenate([head, runs, end])).tolist()
-    return rle
+def _results(shape: dict[str, Any], label: str, tag: Tag) -> list[dict[str, Any]]:
+    """One result with the label; two where a tag without labels draws and `<Labels>` names."""
+    if not tag.labels_tag:
+        kind = f"{tag.kind}labels"
+        return [{"from_name": tag.name, "type": kind, "value": {**shape, kind: [label]}}]
+    return [
+        {"from_name": tag.name, "type": tag.kind, "value": shape},
+        {"from_name": tag.labels_tag, "type": "labels", "value": {**shape, "labels": [label]}},
+    ]

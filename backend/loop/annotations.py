@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import UnreadableMask
+from backend.errors import UnknownLabels, UnreadableMask
 from backend.facts import version_name
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import translate
 from backend.label_config import LabelConfig
 from backend.label_studio.listing import Annotation
-from backend.label_studio.masks import read_mask
+from backend.label_studio.masks import read_annotation
 from backend.loop.context import LoopContext
 from backend.loop.publishing import Publisher
 from backend.loop.steps import ReadMasks, Seen
@@ -41,17 +42,19 @@ class AnnotationReader:
             if isinstance(found, int):
                 store.drop_label(project, found, rows[found]["updated_at"])
             else:
-                self._read(project, seen.config, rows[found.task], found)
+                self._read(project, seen, rows[found.task], found)
             self._context.report(project, "reading annotations", number, total)
             self._publisher.tend(project)
 
-    def _read(self, project: int, config: LabelConfig, scan: Any, found: Annotation) -> None:
-        store = self._context.store
+    def _read(self, project: int, seen: Seen, scan: Any, found: Annotation) -> None:
+        config, store = seen.config, self._context.store
+        assert config is not None
         key = f"{found.id}@{found.updated_at}"
         name, problem, empty = "", "", -1
         remarks: list[str] = []
+        unknown: tuple[str, ...] = ()
         try:
-            mask, remarks = read_mask(found.result, config, scan["height"], scan["width"])
+            mask, remarks = read_annotation(found, config, scan["height"], scan["width"], seen.renames)
             empty = int(not mask.any())
             content = hashlib.sha256(mask.tobytes()).hexdigest()[:24]
             name = fingerprint(content, mask.shape, config.labels)
@@ -60,6 +63,7 @@ class AnnotationReader:
             self._compare_shown(project, scan, found, mask, config, key)
         except UnreadableMask as error:
             problem = f"annotation {found.id}: {error}"
+            unknown = error.labels if isinstance(error, UnknownLabels) else ()
             log.warning("project %s, task %s: %s", project, found.task, problem)
         store.put_label(
             project,
@@ -70,11 +74,12 @@ class AnnotationReader:
                 "mask": name,
                 "empty": empty,
                 "read_at": scan["updated_at"],
-                "config": config.key,
+                "config": config.reading_key(seen.renames),
                 "shown_version": found.shown_version,
                 "lead_time": found.lead_time,
                 "completed_by": found.completed_by,
                 "problem": problem,
+                "unknown": json.dumps(unknown) if unknown else "",
                 "remark": " ".join(f"annotation {found.id}: {r}" for r in remarks),
             },
         )

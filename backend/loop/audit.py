@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.errors import BadSetting
+from backend.label_config import LabelConfig, Renames
 from backend.loop.project_settings import project_settings
 from backend.records.audit import Change
 from backend.records.scans import PRIORITY_EXCLUDED, PRIORITY_NEXT
@@ -19,7 +20,7 @@ PRIORITY_TEXTS = {
     PRIORITY_EXCLUDED: "left out of the order",
     0: "back in the usual order",
 }
-UNDOABLE = ("settings", "wishes", "activate")
+UNDOABLE = ("settings", "wishes", "activate", "labels")
 
 
 def set_overrides(store: Store, project: int, user: str, given: Mapping[str, Any]) -> int:
@@ -89,6 +90,41 @@ def _put_priorities(
     return store.add_change(project, Change(user, "wishes", what, before, after, undoes), priorities=moved)
 
 
+def rename_labels(store: Store, project: int, user: str, given: Mapping[str, Any]) -> int:
+    """Say what became of labels that the label config no longer has. Returns the number of the change.
+
+    given  the present name of each; "" if it is no longer used, so that its regions are left out; None takes an answer
+           back
+
+    Raises BadSetting for a label that the config has or never had, and for a new name that it does not have.
+    """
+    row = store.project(project)
+    config = LabelConfig.from_json(row["config"]) if row else None
+    labels = config.labels if config else ()
+    renames = store.renames(project)
+    gone = [label for label in renames.seen if label not in labels]
+    for old, new in given.items():
+        if old not in gone:
+            raise BadSetting(f"{old!r} is not a label that the label config lost. Lost: {', '.join(gone) or 'none'}.")
+        if new is not None and new != "" and new not in labels:
+            raise BadSetting(f"{new!r} is not a label of the label config. Its labels: {', '.join(labels)}.")
+    return _put_renames(store, project, user, renames, given, None)
+
+
+def _put_renames(
+    store: Store, project: int, user: str, renames: Renames, given: Mapping[str, Any], undoes: int | None
+) -> int:
+    before = {old: renames.now.get(old) for old in given}
+    changed = {old: new for old, new in given.items() if before[old] != new}
+    if not changed:
+        raise BadSetting("Nothing was changed: these labels already have these names.")
+    now = {old: new for old, new in {**renames.now, **changed}.items() if new is not None}
+    texts = {None: "unanswered again", "": "no longer used"}
+    what = ", ".join(f"label {old}: {texts.get(new, f'now called {new}')}" for old, new in sorted(changed.items()))
+    change = Change(user, "labels", what, {old: before[old] for old in changed}, changed, undoes)
+    return store.add_change(project, change, renames=Renames(renames.seen, now))
+
+
 def activate(store: Store, project: int, user: str, version: str) -> int:
     """`activate_model`, recorded as a change. Raises BadSetting."""
     row = store.project(project)
@@ -144,6 +180,14 @@ def undo(store: Store, project: int, user: str, number: int) -> int:
                 f"Change {number} ({found['what']}) cannot be undone: its priorities were changed again later."
             )
         return _put_priorities(store, project, user, known, back, number)
+    if found["kind"] == "labels":
+        renames = store.renames(project)
+        back = {old: before[old] for old in before if renames.now.get(old) == after[old]}
+        if not back:
+            raise BadSetting(
+                f"Change {number} ({found['what']}) cannot be undone: its labels were changed again later."
+            )
+        return _put_renames(store, project, user, renames, back, number)
     if found["kind"] == "activate" and before:
         row = store.project(project)
         if row is None or row["active"] != after:

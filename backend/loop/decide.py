@@ -40,8 +40,25 @@ def decide(seen: Seen, done: Done) -> Plan:
     """
     if seen.blocked or seen.config is None:
         return Plan("blocked", seen.blocked)
-    plan = _decide(seen, seen.config, done)
+    plan = _unlost(seen, seen.config) or _decide(seen, seen.config, done)
     return plan if seen.live.webhook else replace(plan, steps=(Listen(), *plan.steps))
+
+
+def _unlost(seen: Seen, config: LabelConfig) -> Plan | None:
+    """While labels are gone from the config and nobody has said why, only annotations are read."""
+    gone = [name for name in seen.renames.seen if name not in config.labels and name not in seen.renames.now]
+    known = {label.task for label in seen.labels}
+    unread = tuple(s.task for s in seen.scans if s.annotated and s.digest and not s.problem and s.task not in known)
+    if not gone or not (unread or seen.lost):
+        return None
+    names = ", ".join(f"{label!r} ({count} annotations)" for label, count in seen.lost.items())
+    reason = (
+        f"The label config no longer has {names}. Nothing is trained or published until somebody says whether a label "
+        "was renamed or is no longer used: on the page, or with scanqueue labels. Or add the label again."
+        if names
+        else "The label config has changed, and the annotations are read again."
+    )
+    return Plan("blocked", reason, (ReadMasks(unread),) if unread else ())
 
 
 def next_step(plan: Plan, last: Step | None, refused: frozenset[type[Step]] = frozenset()) -> Step | None:

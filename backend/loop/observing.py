@@ -8,7 +8,7 @@ from typing import Any
 
 from backend.errors import BadSetting, NotSegmentable
 from backend.facts import Label, Live, Scan, annotators, version_name
-from backend.label_config import LabelConfig
+from backend.label_config import LabelConfig, Renames
 from backend.label_studio.listing import ProjectPage
 from backend.loop.context import LoopContext
 from backend.loop.listing import TaskListing, recorded_value
@@ -33,17 +33,18 @@ class Observer:
         row = context.row(project)
         page = context.studio.project(project)
         try:
-            config = LabelConfig.from_parsed(page.parsed_config, project)
             settings = row_settings(row)
+            config = page.masks_config(project, settings.image)
         except (NotSegmentable, BadSetting) as error:
             # how many scans and labels there are is known all the same
             self._listing.update(project, row, page, recorded_value(row), row["stratify_by"])
             store.set_project(project, title=page.title)
             where = "" if isinstance(error, NotSegmentable) else f"project {project}: "
             return Seen(project, None, (), (), Live(), f"{where}{error}")
+        renames = self._renames(project, row, config)
         stratify_by = settings.stratify_by if settings.moments[0] == "stratified" else ""
         self._listing.update(project, row, page, config.image_value, stratify_by)
-        store.set_project(project, title=page.title, config=config.to_json())
+        store.set_project(project, title=page.title, config=config.to_json(), label_renames=renames.to_json())
 
         rows = store.scans(project)
         now = time.time()
@@ -53,12 +54,21 @@ class Observer:
         labels = tuple(
             Label(r["task"], r["key"], r["problem"], r["annotation"])
             for r in read
-            if current.get(r["task"]) == r["read_at"]
-            and r["config"] == config.key
-            and (r["empty"] >= 0 or r["problem"])  # an older version did not record whether its mask is empty
+            if current.get(r["task"]) == r["read_at"] and r["config"] == config.reading_key(renames)
         )
         people = annotators((r["annotation"], r["completed_by"]) for r in read)
-        return Seen(project, config, scans, labels, self._live(project, row, page), people=people)
+        live, lost = self._live(project, row, page), store.lost_labels(project, renames)
+        return Seen(project, config, scans, labels, live, people=people, renames=renames, lost=lost)
+
+    def _renames(self, project: int, row: Any, config: LabelConfig) -> Renames:
+        """What is known of the config's labels, with those of today."""
+        renames = Renames.from_json(row["label_renames"])
+        if not renames.seen:  # older records: the labels of the last config and of the models
+            before = LabelConfig.from_json(row["config"])
+            known = [label for m in self._context.store.models(project) for label in m["labels"]]
+            renames = replace(renames, seen=(*(before.labels if before else ()), *known))
+        now = {old: new for old, new in renames.now.items() if old not in config.labels}
+        return Renames(tuple(dict.fromkeys((*renames.seen, *config.labels))), now)
 
     def _live(self, project: int, row: Any, page: ProjectPage) -> Live:
         studio, store = self._context.studio, self._context.store

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from backend.facts import Label, Live, Model, Round, Scan
-from backend.label_config import LabelConfig
+from backend.label_config import LabelConfig, Renames
 from backend.settings import ProjectSettings
 
 
@@ -16,6 +16,8 @@ class Seen:
 
     blocked  why nothing can be done; "" normally
     people   the number of annotators, see `annotators`
+    renames  what people said about labels that the label config no longer has
+    lost     labels that the config had and no longer has, without an answer yet, and how many annotations have each
     """
 
     project: int
@@ -25,6 +27,8 @@ class Seen:
     live: Live
     blocked: str = ""
     people: int = 0
+    renames: Renames = field(default_factory=Renames)
+    lost: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select, update
 from sqlalchemy.engine import RowMapping
 
+from backend.label_config import Renames
 from backend.records.database import VARIABLES, Database, to_json
 from backend.records.tables import change_table, project_table, scan_table
 
@@ -38,11 +39,13 @@ class AuditRecords(Database):
         *,
         overrides: Mapping[str, Any] | None = None,
         priorities: Mapping[int, int] = {},
+        renames: Renames | None = None,
     ) -> int:
         """Apply a change and record it, both or neither; returns the number of the change.
 
         overrides   changed settings of the page; None: no longer set there
         priorities  new priorities of scans, by task
+        renames     what is known of the label config's labels from now on
         """
         with self.settled() as connection:  # one at a time; else two changes get the same number, or one is lost
             number = self._record(connection, project, change)
@@ -52,6 +55,9 @@ class AuditRecords(Database):
                 merged = {k: v for k, v in (json.loads(now or "{}") | dict(overrides)).items() if v is not None}
                 values = {"overrides": to_json(merged) if merged else ""}
                 connection.execute(update(project_table).where(here).values(values))
+            if renames is not None:
+                here = project_table.c.id == project
+                connection.execute(update(project_table).where(here).values(label_renames=renames.to_json()))
             by_priority: dict[int, list[int]] = defaultdict(list)
             for task, priority in priorities.items():
                 by_priority[priority].append(task)

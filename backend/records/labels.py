@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.engine import RowMapping
 
+from backend.label_config import Renames
 from backend.records.database import Database
 from backend.records.tables import label_table, scan_table, shown_table
 
@@ -39,6 +42,13 @@ class LabelRecords(Database):
 
     def labels(self, project: int) -> list[RowMapping]:
         return self.rows(select(label_table).where(label_table.c.project == project).order_by(label_table.c.task))
+
+    def lost_labels(self, project: int, renames: Renames) -> dict[str, int]:
+        """The number of annotations of every label that the config had and lost, and nobody has said why."""
+        here = (label_table.c.project == project, label_table.c.unknown != "")
+        lists = self._tuples(select(label_table.c.unknown).where(*here))
+        found = Counter(name for (text,) in lists for name in json.loads(text))
+        return {name: found[name] for name in renames.seen if name in found and name not in renames.now}
 
     def put_shown(self, project: int, row: Mapping[str, Any]) -> None:
         with self.write() as connection:

@@ -11,14 +11,17 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.engine import RowMapping
 
+from backend.label_config import Renames
 from backend.records.database import Database, to_json
 from backend.records.tables import model_table, project_table, round_table
 
 _MODEL_JSON = ("labels", "trained_on", "validation", "details")
 
 
-def _model(row: RowMapping) -> dict[str, Any]:
-    return {k: json.loads(v) if k in _MODEL_JSON else v for k, v in row.items()}
+def _model(row: RowMapping, renames: Renames) -> dict[str, Any]:
+    """A model with the present names of its labels; those that are no longer used keep theirs."""
+    found = {k: json.loads(v) if k in _MODEL_JSON else v for k, v in row.items()}
+    return found | {"labels": [renames.label(label) or label for label in found["labels"]]}
 
 
 def _number(version: str) -> int:
@@ -62,14 +65,20 @@ class ModelRecords(Database):
     def models(self, project: int) -> list[dict[str, Any]]:
         """All models, oldest first."""
         statement = select(model_table).where(model_table.c.project == project)
-        rows = [_model(r) for r in self.rows(statement)]
+        renames = self.renames(project)
+        rows = [_model(r, renames) for r in self.rows(statement)]
         return sorted(rows, key=lambda r: _number(r["version"]))
 
     def model(self, project: int, version: str) -> dict[str, Any] | None:
         """One model, without reading the others."""
         here = (model_table.c.project == project, model_table.c.version == version)
         rows = self.rows(select(model_table).where(*here))
-        return _model(rows[0]) if rows else None
+        return _model(rows[0], self.renames(project)) if rows else None
+
+    def renames(self, project: int) -> Renames:
+        """What people said about labels that the label config no longer has."""
+        rows = self._tuples(select(project_table.c.label_renames).where(project_table.c.id == project))
+        return Renames.from_json(rows[0][0] if rows else "")
 
     def checkpoints(self) -> dict[int, list[tuple[str, str]]]:
         """(version, fingerprint) of the models of every project, oldest first."""

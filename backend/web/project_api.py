@@ -111,6 +111,12 @@ def create_change_api(store: Store, request_reconcile: Callable[[int], None], ac
         body = await _json_body(request)
         return await run_in_threadpool(noted, project, lambda: audit.set_overrides(store, project, user, body))
 
+    @router.post("/{project}/labels", status_code=202)
+    async def rename_labels(project: Number, request: Request) -> dict[str, Any]:
+        """Say what became of labels that the label config lost: {"Lung": "Lungs"}, or "" if it is no longer used."""
+        body = await _json_body(request)
+        return await run_in_threadpool(noted, project, lambda: audit.rename_labels(store, project, user, body))
+
     @router.post("/{project}/wishes", status_code=202)
     async def set_priorities(project: Number, request: Request) -> dict[str, Any]:
         """Put scans first ("next"), leave them out ("out"), or restore their usual place ("none").

@@ -10,6 +10,7 @@ import numpy as np
 
 from backend.errors import BadSetting
 from backend.facts import annotators, round_of, version_name
+from backend.label_config import LabelConfig, Renames
 from backend.learning.averages import of_model, of_shown, of_trial, summarise
 from backend.loop.project_settings import project_settings, row_settings
 from backend.loop.publication import published_part
@@ -23,6 +24,9 @@ from sampling import Point, stopping_hint
 
 def describe(store: Store, project: int) -> dict[str, Any] | None:
     """The status of a project; None when it is not known here.
+
+    `labels` are those of the label config; `lost_labels` those that it lost and annotations have, while nobody has said
+    why. `image` names the <Image> tag in use where controls point to several objects; "" where they do not.
 
     `queue` lists the tasks in the queue, in order. Distances are in `unit`. `stopping` advises whether more labels are
     worth it (`sampling.Hint`); None before the first model and when no scan is left. `control` is the newest
@@ -42,6 +46,8 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
     problems += [{"task": r["task"], "what": r["problem"]} for r in labels if r["problem"]]
     problems += [{"task": r["task"], "what": r["remark"]} for r in labels if r["remark"]]
     latest = latest_round["n"] if latest_round else None
+    config = LabelConfig.from_json(row["config"])
+    lost = store.lost_labels(project, Renames.from_json(row["label_renames"]))
     return {
         "project": project,
         "title": row["title"],
@@ -65,6 +71,9 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "studio_url": row["studio_url"],
         "left_out": counts["left_out"],
         "problems": sorted(problems, key=lambda p: p["task"]),
+        "labels": list(config.labels) if config else [],
+        "lost_labels": [{"label": name, "annotations": n} for name, n in lost.items()],
+        "image": config.image if config and len(config.objects) > 1 else "",
     }
 
 

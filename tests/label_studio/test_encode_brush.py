@@ -8,7 +8,7 @@ from label_studio_sdk.converter import brush
 from numpy.typing import NDArray
 
 from backend.demo.phantoms import phantom
-from backend.label_studio.masks import encode_brush
+from backend.label_studio.raster import encode_brush
 
 
 def check(mask: NDArray[np.bool_]) -> None:

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from label_studio_sdk.converter import brush
 
-from backend.errors import UnreadableMask
-from backend.label_config import LabelConfig, Tag
-from backend.label_studio.masks import draw_mask, encode_brush, read_mask
+from backend.errors import UnknownLabels, UnreadableMask
+from backend.label_config import LabelConfig, Renames, Tag
+from backend.label_studio.masks import draw_mask, read_mask
+from backend.label_studio.raster import encode_brush
 
 ODD = 'Lung "left" <b>&amp;</b> 肺'
 BRUSH = Tag("brush tag", "brush", "img", ("Lung", ODD))
@@ -79,21 +80,24 @@ def test_an_annotation_without_regions_is_all_background() -> None:
     assert remarks == []
 
 
-def test_a_region_with_a_removed_label_is_skipped_with_a_warning() -> None:
+def test_a_region_with_a_removed_label_makes_the_annotation_a_problem() -> None:
     gone = region(value={"format": "rle", "rle": encode_brush(disc(30, 60, 9)), "brushlabels": ["Spleen"]})
-    mask, remarks = read_mask([region(), gone], CONFIG, H, W)
-    assert np.array_equal(mask == 1, disc(20, 20, 12))
-    assert remarks == [
-        "region 2 was skipped: its label 'Spleen' is not in the label config. "
-        "Add the label again, or relabel the region."
-    ]
+    with pytest.raises(
+        UnknownLabels, match="region 2 has the label 'Spleen', which the label config does not have"
+    ) as error:
+        read_mask([region(), gone], CONFIG, H, W)
+    assert error.value.labels == ("Spleen",)
 
 
-def test_tags_without_masks_are_ignored() -> None:
-    box = {"type": "rectanglelabels", "value": {"x": 1, "y": 1, "width": 5, "height": 5, "rectanglelabels": ["Lung"]}}
-    mask, remarks = read_mask([box, {"type": "choices", "value": {"choices": ["ok"]}}], CONFIG, H, W)
-    assert not mask.any()
+def test_a_renamed_label_counts_and_one_no_longer_used_is_left_out_with_a_remark() -> None:
+    old = region(value={"format": "rle", "rle": encode_brush(disc(30, 60, 9)), "brushlabels": ["Left lung"]})
+    renames = Renames(("Left lung",), {"Left lung": "L", "L": "Lung"})
+    mask, remarks = read_mask([old], CONFIG, H, W, renames)
+    assert np.array_equal(mask == 1, disc(30, 60, 9))
     assert remarks == []
+    mask, remarks = read_mask([old], CONFIG, H, W, Renames(("Left lung",), {"Left lung": ""}))
+    assert not mask.any()
+    assert remarks == ["region 1 was left out: the label 'Left lung' is no longer used."]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,8 @@ def test_run_lengths_that_do_not_fit_are_refused_with_advice(rle: Any) -> None:
     with pytest.raises(UnreadableMask) as error:
         read_mask([region(value=value)], CONFIG, H, W)
     assert str(error.value) == (
-        "region 1 ('Lung') has a brush mask that does not fit its 80 x 60 pixels. Delete the region and draw it again."
+        "region 1 ('Lung') has a brush mask that does not fit its 80 x 60 pixels. Restore it from where it was "
+        "imported or exported; if it was damaged in Label Studio, draw it again."
     )
 
 

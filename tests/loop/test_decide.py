@@ -425,7 +425,8 @@ def test_the_error_for_a_config_without_masks_says_what_to_add_and_where() -> No
     with pytest.raises(NotSegmentable) as error:
         LabelConfig.from_parsed(parsed(choice=("Choices", ["ok"])), 12)
     assert str(error.value) == (
-        "project 12: the label config has no BrushLabels or PolygonLabels, but segmentation needs one. "
+        "project 12: the label config has no tag that draws masks (BrushLabels, BitmaskLabels, PolygonLabels, "
+        "EllipseLabels or RectangleLabels). It has Choices. "
         'Add <BrushLabels name="tag" toName="image"><Label value="Lung"/></BrushLabels> beside '
         '<Image name="image" value="$image"/> in Settings > Labeling Interface > Code.'
     )

@@ -957,7 +957,7 @@ def test_a_config_without_masks_blocks_until_it_is_fixed(world: World) -> None:
     world.studio.change_config(NO_MASKS)
     world.run()
     assert world.status()["phase"] == "blocked"
-    assert "no BrushLabels or PolygonLabels" in world.status()["reason"]
+    assert "no tag that draws masks" in world.status()["reason"]
     world.studio.change_config(CONFIG)
     world.run()
     assert world.end_state() == before
@@ -1021,19 +1021,6 @@ def test_gray_and_colour_scans_of_any_shape_share_a_project(world: World) -> Non
     assert world.status()["phase"] == "done"
     assert world.status()["problems"] == []
     assert len(world.store.models(PROJECT)) == 2
-
-
-def test_a_region_with_an_unknown_label_is_reported_and_the_rest_of_the_mask_counts(world: World) -> None:
-    world.cold_started()
-    task = world.order()[0]
-    world.submit(task, "Lung", "Heart")
-    world.run()
-    (problem,) = world.status()["problems"]
-    assert problem["task"] == task
-    assert "region 2 was skipped: its label 'Heart' is not in the label config" in problem["what"]
-    (label,) = world.store.labels(PROJECT)
-    mask = world.store.arrays("labels", label["mask"])["mask"]
-    assert np.array_equal(mask == 1, world.masks[task]["Lung"])
 
 
 def test_a_broken_annotation_is_listed_until_it_is_deleted(world: World) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from label_studio_sdk.converter import brush
 
-from backend.label_studio.masks import decode_brush, encode_brush
+from backend.label_studio.raster import decode_brush, encode_brush
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT, LONG = 4.0, 300.0  # seconds

@@ -27,7 +27,8 @@ from PIL import Image
 from backend.errors import UnreadableMask, UnreadableScan
 from backend.formats.pixels import decode_image
 from backend.label_config import LabelConfig, Tag
-from backend.label_studio.masks import encode_brush, read_mask
+from backend.label_studio.masks import read_mask
+from backend.label_studio.raster import encode_brush
 
 SIDE = 96  # of the damaged images
 SIZE = {"original_width": SIDE, "original_height": SIDE}

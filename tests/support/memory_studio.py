@@ -102,12 +102,19 @@ class MemoryStudio:
         """Submit; `shown` is the prediction that the annotation started from."""
         return self._annotate(task, result, shown, "reader", ground_truth=ground_truth, was_cancelled=False)
 
+    def annotations_from_predictions(self, predictions: Sequence[Mapping[str, Any]]) -> list[int]:
+        """ "Create Annotations From Predictions": like submitting what is shown, but without a time spent on it."""
+        made = [self.annotate(p["task"], p["result"], shown=p["id"]) for p in predictions]
+        for annotation in made:
+            self._annotations[annotation]["lead_time"] = None
+        return made
+
     def skip(self, task: int, user: str = "reader") -> int:
         return self._annotate(task, [], None, user, ground_truth=False, was_cancelled=True)
 
     def edit(self, annotation: int, result: Sequence[Mapping[str, Any]]) -> None:
         found = self._annotations[annotation]
-        found |= {"result": list(result), "updated_at": self._touch(found["task"])}
+        found |= {"result": list(result), "updated_at": self._touch(found["task"]), "lead_time": 5.0}
 
     def delete(self, annotation: int) -> None:
         self._touch(self._annotations.pop(annotation)["task"])
@@ -136,6 +143,7 @@ class MemoryStudio:
         number = next(self._numbers)
         at = self._touch(task)
         row = {"id": number, "task": task, "result": list(result), "parent_prediction": shown, "user": user}
+        row["lead_time"] = 5.0
         self._annotations[number] = row | {"created_at": at, "updated_at": at} | flags
         self._locks.pop(task, None)
         return number
@@ -191,8 +199,9 @@ class MemoryStudio:
                 for a in self._annotations.values()
                 if a["task"] == task and a is not best
             )
-            about = best["created_at"], best["ground_truth"], others
-            yield Annotation(task, best["id"], best["updated_at"], best["result"], 5.0, 1, shown, *about)
+            unseen = best["parent_prediction"] is not None and best["lead_time"] is None
+            about = best["created_at"], best["ground_truth"], unseen, others
+            yield Annotation(task, best["id"], best["updated_at"], best["result"], best["lead_time"], 1, shown, *about)
 
     def predicted_regions(
         self, project: int, tasks: Sequence[int], versions: Sequence[str]

@@ -1,0 +1,129 @@
+"""Labels that vanish from the label config while annotations have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from world import COLD, CONFIG, LARGER, PROJECT, World
+
+from backend.errors import BadSetting
+from backend.loop import audit
+
+pytestmark = pytest.mark.usefixtures("miniature")
+RENAMED = CONFIG.replace('"Lung"', '"Lungs"')
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "data")
+
+
+def drawn_labels(world: World) -> set[str]:
+    """The labels of the regions that annotators are shown now."""
+    shown = [p for p in world.studio.predictions if p["model_version"] == world.studio.model_version]
+    return {label for p in shown for region in p["result"] for label in region["value"]["brushlabels"]}
+
+
+def test_a_renamed_label_stops_everything_until_somebody_says_so_and_then_counts(world: World) -> None:
+    world.in_round_1()
+    before = world.end_state()
+    world.studio.change_config(RENAMED)
+    world.run()
+    status = world.status()
+    assert status["phase"] == "blocked"
+    assert status["reason"].startswith("The label config no longer has 'Lung' (6 annotations). Nothing is trained")
+    assert status["lost_labels"] == [{"label": "Lung", "annotations": COLD}]
+    assert status["labels"] == ["Lungs"]
+    after = world.end_state()
+    for part in ("served", "predictions", "rounds", "models", "shown"):
+        assert after[part] == before[part], part
+    assert drawn_labels(world) == {"Lung"}
+
+    number = audit.rename_labels(world.store, PROJECT, "radiology", {"Lung": "Lungs"})
+    world.run()
+    status = world.status()
+    assert (status["phase"], status["lost_labels"], status["problems"]) == ("active", [], [])
+    assert drawn_labels(world) == {"Lungs"}
+    assert [m["labels"] for m in world.store.models(PROJECT)] == [["Lungs"]]
+    assert world.end_state()["models"] == before["models"]  # nothing had to be trained again
+    (change,) = audit.listed(world.store, PROJECT)
+    assert (change["what"], change["user"], change["undoable"]) == (
+        "label Lung: now called Lungs",
+        "radiology",
+        True,
+    )
+    audit.undo(world.store, PROJECT, "radiology", number)
+    world.run()
+    assert world.status()["lost_labels"] == [{"label": "Lung", "annotations": COLD}]
+
+
+def test_a_label_that_is_added_again_needs_no_answer(world: World) -> None:
+    world.in_round_1()
+    before = world.end_state()
+    world.studio.change_config(RENAMED)
+    world.run()
+    world.studio.change_config(CONFIG)
+    world.run()
+    assert world.end_state() == before
+
+
+def test_regions_of_a_label_that_is_no_longer_used_are_left_out(world: World) -> None:
+    world.studio.change_config(LARGER)
+    world.cold_started()
+    tasks = world.order()[:COLD]
+    for task in tasks:
+        world.submit(task, "Lung", "Heart")
+    world.run()
+    assert [m["labels"] for m in world.store.models(PROJECT)] == [["Lung", "Heart"]]
+    world.studio.change_config(CONFIG)
+    world.run()
+    assert world.status()["lost_labels"] == [{"label": "Heart", "annotations": COLD}]
+    assert len(world.store.models(PROJECT)) == 1
+    audit.rename_labels(world.store, PROJECT, "radiology", {"Heart": ""})
+    world.run()
+    assert world.status()["phase"] == "active"
+    assert [m["labels"] for m in world.store.models(PROJECT)] == [["Lung", "Heart"], ["Lung"]]
+    assert drawn_labels(world) <= {"Lung"}
+    assert all("no longer used" in p["what"] for p in world.status()["problems"])
+
+
+def test_answers_that_make_no_sense_are_refused(world: World) -> None:
+    world.in_round_1()
+    world.studio.change_config(RENAMED)
+    world.run()
+    for given, what in (
+        ({"Lungs": "Lung"}, "'Lungs' is not a label that the label config lost. Lost: Lung"),
+        ({"Lung": "Heart"}, "'Heart' is not a label of the label config. Its labels: Lungs"),
+        ({"Lung": None}, "Nothing was changed"),
+    ):
+        with pytest.raises(BadSetting, match=what):
+            audit.rename_labels(world.store, PROJECT, "x", given)
+
+
+def test_one_region_with_a_label_that_never_was_is_a_problem_of_its_scan_only(world: World) -> None:
+    world.cold_started()
+    task = world.order()[0]
+    world.submit(task, "Lung", "Heart")
+    world.label(COLD)
+    world.run()
+    (problem,) = world.status()["problems"]
+    assert problem["task"] == task
+    assert "region 2 has the label 'Heart', which the label config does not have" in problem["what"]
+    assert world.status()["phase"] == "active"
+    (model,) = world.store.models(PROJECT)
+    assert len(model["trained_on"]) == COLD  # without the scan that was not understood
+
+
+def test_annotations_made_from_predictions_in_bulk_are_not_learned_until_somebody_looks(world: World) -> None:
+    world.cold_started()
+    made = world.studio.annotations_from_predictions(world.studio.predictions[:2])
+    world.label(COLD - 1)
+    world.run()
+    assert world.store.models(PROJECT) == []
+    assert len(world.status()["problems"]) == 2
+    assert all("nobody has looked at it" in p["what"] for p in world.status()["problems"])
+    world.studio.edit(made[0], [])  # the annotator opens it, sees that the scan shows nothing, and presses Update
+    world.run()
+    (model,) = world.store.models(PROJECT)
+    assert len(model["trained_on"]) == COLD
