@@ -148,8 +148,17 @@ def _print_status(one: dict[str, Any]) -> None:
     for name, text in rows:
         table.add_row(name, text)
     console.print(table, markup=False, highlight=False)
-    for problem in one["problems"]:
-        console.print(f"  task {problem['task']}: {problem['what']}", markup=False, highlight=False)
+    for group in one["problem_groups"]:
+        console.print(f"  {_problem_text(group)}", markup=False, highlight=False)
+
+
+def _problem_text(group: dict[str, Any]) -> str:
+    if group["count"] == 1:
+        return f"task {group['tasks'][0]}: {group['what']}"
+    more = ", ..." if group["count"] > len(group["tasks"]) else ""
+    tasks = f"{group['count']} tasks ({', '.join(map(str, group['tasks']))}{more})"
+    example = "" if group["same"] else f", for example task {group['tasks'][0]}"
+    return f"{tasks}{example}: {group['what']}"
 
 
 def quality_text(found: dict[str, Any]) -> str:

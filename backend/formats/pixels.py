@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from backend.errors import UnreadableMask, UnreadableScan
+from backend.formats.browser import foreign
 
 IGNORE = 255
 """Value in a label map for pixels that are neither background nor a label (padding)."""
@@ -63,8 +64,7 @@ def decode_image(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uin
         ) from error
     except UnidentifiedImageError as error:
         raise UnreadableScan(
-            f"not an image: {len(data):,} bytes starting with {data[:8]!r}. "
-            "Upload PNG, JPEG, TIFF or another format a browser can show"
+            foreign(data) or f"not an image: {len(data):,} bytes starting with {data[:8]!r}. Upload it as PNG or JPEG"
         ) from error
     except Exception as error:  # decoders raise any exception, and a file must not affect other scans
         raise _damaged(data, error) from error

@@ -48,6 +48,15 @@ def read_token(api_key: str) -> Token:
     return Token(kind, float(expires) if isinstance(expires, int | float) else None)
 
 
+def one_host(netloc: str) -> str:
+    """A host, with or without a port, in lower case; `localhost`, `127.0.0.1` and `::1` are one host.
+
+    >>> one_host("LocalHost:80"), one_host("[::1]:80"), one_host("::1"), one_host("pacs.lab")
+    ('127.0.0.1:80', '127.0.0.1:80', '127.0.0.1', 'pacs.lab')
+    """
+    return re.sub(r"^(localhost|\[?::1\]?)(?=:\d+$|$)", "127.0.0.1", netloc.lower())
+
+
 def redact_url(url: str) -> str:
     """The URL without its user name, password and query, which may be secret."""
     parts = urlsplit(url)
@@ -89,8 +98,8 @@ class Client:
     ) -> None:
         self.url = url.rstrip("/") + "/"  # without the slash the SDK refreshes tokens at the wrong path
         self._api_key = api_key
-        self._image_hosts = frozenset(host.lower().rstrip("!") for host in image_hosts)
-        self._local_hosts = frozenset(host.lower().rstrip("!") for host in image_hosts if host.endswith("!"))
+        self._image_hosts = frozenset(one_host(host.rstrip("!")) for host in image_hosts)
+        self._local_hosts = frozenset(one_host(host.rstrip("!")) for host in image_hosts if host.endswith("!"))
         self._timeout = timeout
         self._count = count
         self._lock = threading.Lock()

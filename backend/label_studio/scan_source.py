@@ -6,6 +6,8 @@ an address must be a file of Label Studio, or on a listed host whose IP address 
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import io
 import ipaddress
 import posixpath
@@ -20,11 +22,15 @@ from label_studio_sdk.core.api_error import ApiError
 
 from backend.errors import StudioUnavailable, UnreadableScan
 from backend.image_value import decode_data_uri, is_unchanged, parse_inline, resolve
+from backend.label_studio.client import one_host
 from backend.label_studio.listing import Listing, filters
 
 IMAGE_BYTES = 160 * 2**20  # 64 million uncompressed 16-bit pixels are 122 MiB
 IMAGE_SECONDS = 300.0  # for a whole image; `timeout` applies to each chunk
 FILE_PATHS = r"/(data|storage-data)/.|/(tasks|projects)/\d+/(resolve|presign)/?$"
+CLOUDS = ("s3", "s3s", "gs", "azure-blob", "azure-spi")  # addresses that Label Studio's storages resolve
+STORED = r"/(tasks|projects)/\d+/resolve/\?(.*&)?fileuri="
+PORTS = {"http": 80, "https": 443}
 REDIRECTS = 5
 SERVER_FAULTS = (401, 429, 502, 503, 504)  # statuses that are not the scan's fault
 
@@ -57,8 +63,31 @@ def _is_public(address: str) -> bool:
     return ip is not None and ip.is_global and not ip.is_multicast
 
 
+def _unsupported(reference: str) -> str:
+    """Why an address is not one of http, and what to do; "" if it is."""
+    scheme, colon, rest = reference.partition(":")
+    if re.match(r"[a-z]:[\\/]|\\\\|file:", reference, re.IGNORECASE):
+        return (
+            "its image is a file on a computer or a network drive, which Label Studio cannot show. Upload the file, or "
+            "import it with `scanqueue import`."
+        )
+    if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) or scheme.lower() in ("http", "https"):
+        return ""
+    if scheme.lower() in CLOUDS:
+        return (
+            f"its image is in the bucket {rest.lstrip('/').partition('/')[0][:80]!r} ({scheme}), and no cloud storage "
+            "of the project provides it. Add the bucket in Label Studio, Settings > Cloud Storage > Add Source Storage."
+        )
+    return (
+        f"its image has an address that begins with {scheme[:20] + ':'!r}, which browsers do not show. Use an address "
+        "of http or https, or upload the image."
+    )
+
+
 def _joined(base: str, reference: str) -> str:
-    """`reference` as an absolute URL; raises UnreadableScan if that is invalid."""
+    """`reference` as an absolute URL of http or https; raises UnreadableScan if that is invalid."""
+    if why := _unsupported(reference):
+        raise UnreadableScan(why)
     try:
         url = urljoin(base, reference)
         _ = urlsplit(url).port, httpx.URL(url)
@@ -73,7 +102,12 @@ def _joined(base: str, reference: str) -> str:
 def _name(reference: str) -> str:
     """An image's file name for messages: the query may contain a signature, or the path of a local file."""
     parts = urlsplit(reference)
-    return parse_qs(parts.query).get("d", [parts.path])[0].rsplit("/", 1)[-1][:80]
+    query = parse_qs(parts.query)
+    path = query.get("d", [parts.path])[0]
+    if re.search(STORED, reference):
+        with contextlib.suppress(ValueError):
+            path = base64.urlsafe_b64decode(query["fileuri"][0]).decode()
+    return path.rsplit("/", 1)[-1][:80]
 
 
 def _forbidden(url: str, reference: str) -> str:
@@ -93,6 +127,11 @@ def _forbidden(url: str, reference: str) -> str:
 def _body(response: httpx.Response, reference: str) -> bytes:
     """The image in a response, within the limits on its size and time. Raises UnreadableScan."""
     name = _name(reference)
+    if response.status_code >= 400 and re.search(STORED, reference):
+        raise UnreadableScan(
+            f"its image {name!r} is not available: Label Studio's cloud storage answered {response.status_code}. "
+            "Check the file, and the storage's credentials in Settings > Cloud Storage."
+        )
     if response.status_code >= 400:
         raise UnreadableScan(
             f"its image {name!r} is not available: the server answered {response.status_code}. "
@@ -130,10 +169,12 @@ class ScanSource(Listing):
         own = urlsplit(self.url)
         if reference.startswith("/") and own.path.rstrip("/") and not reference.startswith(own.path):
             url = self.url + reference.lstrip("/")
-        renewed = False
+        elif found := re.search(STORED, url):  # Label Studio writes its public address there, which may not be ours
+            url = self.url.rstrip("/") + url[found.start() :]
+        renewed, ours = False, False
         with httpx.Client(timeout=self._timeout, verify=self._certificates) as client:
             for _ in range(REDIRECTS):
-                ours = self._allowed(url)
+                ours = self._allowed(url, redirected=ours)
                 self.requests += 1
                 started = time.monotonic()
                 try:
@@ -155,18 +196,27 @@ class ScanSource(Listing):
                         if ours:
                             self._count("studio", "GET image", time.monotonic() - started)
                         return body
-                except (httpx.HTTPError, ValueError) as error:  # ValueError: the token response is not JSON
-                    if ours:
-                        self._count("studio_error", "no answer")
-                        raise StudioUnavailable(
-                            f"Label Studio at {self.url} does not answer ({type(error).__name__})."
-                        ) from error
+                except httpx.RemoteProtocolError as error:
+                    if not re.search(STORED, url):
+                        raise self._silent(url, error, ours) from error
                     raise UnreadableScan(
-                        f"{urlsplit(url).netloc} does not answer ({type(error).__name__}); scanqueue retries later."
+                        f"its image {_name(reference)!r} arrived incomplete from the cloud storage. Raise "
+                        "RESOLVER_PROXY_TIMEOUT of Label Studio, or turn pre-signed URLs on in the storage's settings."
                     ) from error
+                except (httpx.HTTPError, ValueError) as error:  # ValueError: the token response is not JSON
+                    raise self._silent(url, error, ours) from error
                 except ApiError as error:
                     raise self._refusal(error.status_code or 0, error.body, "/api/token/refresh/") from error
         raise UnreadableScan(f"its image has more than {REDIRECTS} redirects; use its final address.")
+
+    def _silent(self, url: str, error: Exception, ours: bool) -> StudioUnavailable | UnreadableScan:
+        """The error to raise when a server does not answer."""
+        if ours:
+            self._count("studio_error", "no answer")
+            return StudioUnavailable(f"Label Studio at {self.url} does not answer ({type(error).__name__}).")
+        return UnreadableScan(
+            f"{urlsplit(url).netloc} does not answer ({type(error).__name__}); scanqueue retries later."
+        )
 
     def _inline(self, kept: str) -> bytes:
         """The image of a `data:` URI, which may be that of a task (`image_value.reference`)."""
@@ -187,29 +237,39 @@ class ScanSource(Listing):
     def _authorization(self) -> str:
         return str(self._client()._client_wrapper.get_headers()["Authorization"])
 
-    def _allowed(self, url: str) -> bool:
+    def _allowed(self, url: str, redirected: bool) -> bool:
         """True for a file of Label Studio, False for an allowed host; raises UnreadableScan for any other URL."""
         parts, own = urlsplit(url), urlsplit(self.url)
-        loopback = ("localhost", "127.0.0.1", "::1")
+        host = one_host(parts.hostname or "")
         if "@" in parts.netloc or httpx.URL(url).host != (parts.hostname or "").lower():  # ambiguous
             raise UnreadableScan(
                 f"its image has the address {parts.path[:100]!r} with a user name or an ambiguous host. "
                 "Correct it, or import the image again."
             )
-        if parts.scheme in ("http", "https"):
-            same = parts.hostname == own.hostname or (parts.hostname in loopback and own.hostname in loopback)
-            if same and parts.port == own.port and parts.scheme == own.scheme:
-                if not _is_file(parts.path, own.path):
-                    raise UnreadableScan(
-                        f"its image has the address {parts.path[:100]!r}, which is not a file in Label Studio. "
-                        "Import the image again."
-                    )
-                return True
-            if (parts.hostname or "").lower() in self._image_hosts or parts.netloc.lower() in self._image_hosts:
-                return False
+        ports = [one.port or PORTS.get(one.scheme) for one in (parts, own)]
+        if host == one_host(own.hostname or "") and ports[0] == ports[1] and parts.scheme == own.scheme:
+            if not _is_file(parts.path, own.path):
+                raise UnreadableScan(
+                    f"its image has the address {parts.path[:100]!r}, which is not a file in Label Studio. "
+                    "Import the image again."
+                )
+            return True
+        if host in self._image_hosts or one_host(parts.netloc) in self._image_hosts:
+            return False
+        if redirected and host == one_host(own.hostname or ""):
+            raise UnreadableScan(
+                f"Label Studio redirects its image to {parts.scheme}://{parts.netloc}. "
+                "Set SCANQUEUE_LABEL_STUDIO_URL to that address and restart scanqueue."
+            )
+        if redirected:
+            raise UnreadableScan(
+                f"its image is in a cloud storage, whose host {parts.netloc!r} scanqueue may not contact. Add the host "
+                "to SCANQUEUE_IMAGE_HOSTS and restart scanqueue, or turn pre-signed URLs off in the storage's settings "
+                "in Label Studio."
+            )
         raise UnreadableScan(
-            f"its image is on {parts.netloc or parts.scheme!r}, which is neither Label Studio nor an allowed host. "
-            "If you trust that host, add it to SCANQUEUE_IMAGE_HOSTS."
+            f"its image is on {parts.netloc!r}, which is neither Label Studio nor an allowed host. "
+            "If you trust that host, add it to SCANQUEUE_IMAGE_HOSTS and restart scanqueue."
         )
 
     def _pinned(self, url: str) -> tuple[str, dict[str, str], dict[str, Any]]:
@@ -220,10 +280,10 @@ class ScanSource(Listing):
         """
         parts = urlsplit(url)
         host = parts.hostname or ""
-        if _as_ip(host) or host in self._local_hosts or parts.netloc.lower() in self._local_hosts:
+        if _as_ip(one_host(host)) or self._local_hosts & {one_host(host), one_host(parts.netloc)}:
             return url, {}, {}
         try:
-            port = parts.port or (443 if parts.scheme == "https" else 80)
+            port = parts.port or PORTS[parts.scheme]
             found = sorted(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))  # IPv4 first
         except (OSError, UnicodeError) as error:
             raise UnreadableScan(f"the host {host!r} was not found ({error}); scanqueue retries later.") from error

@@ -141,16 +141,26 @@ def request_training(store: Store, project: int, user: str) -> int:
     return store.add_change(project, Change(user, "train", "training requested"))
 
 
-def retry(store: Store, project: int, user: str, task: int) -> int:
-    """Read a scan with a problem, or its annotation, again now. Raises BadSetting when there is no problem."""
-    scan = store.scan(project, task)
-    if scan is None:
-        raise BadSetting(f"project {project} has no task {task}.")
-    label = next((r for r in store.labels(project) if r["task"] == task), None)
-    if not scan["problem"] and not (label and (label["problem"] or label["remark"])):
-        raise BadSetting(f"Task {task} no longer has a problem.")
+def retry(store: Store, project: int, user: str, task: int | None) -> int:
+    """Read a scan with a problem, or its annotation, again at once; None: all of them.
+
+    Raises BadSetting when there is no problem.
+    """
+    labels = {r["task"] for r in store.labels(project) if r["problem"] or r["remark"]}
+    if task is None:
+        number = len(labels | {t for t, _ in store.problems(project)})
+        if not number:
+            raise BadSetting("No scan has a problem any more.")
+        what = f"{number} scan{'s' if number > 1 else ''} to be read again"
+    else:
+        scan = store.scan(project, task)
+        if scan is None:
+            raise BadSetting(f"project {project} has no task {task}.")
+        if not scan["problem"] and task not in labels:
+            raise BadSetting(f"Task {task} no longer has a problem.")
+        what = f"task {task} to be read again"
     store.retry(project, task)
-    return store.add_change(project, Change(user, "retry", f"task {task} to be read again"))
+    return store.add_change(project, Change(user, "retry", what))
 
 
 def undo(store: Store, project: int, user: str, number: int) -> int:

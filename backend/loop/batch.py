@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from backend.errors import UnreadableScan
 from backend.facts import Scan
 from backend.fingerprints import fingerprint
+from backend.formats.browser import hidden
 from backend.formats.pixels import Letterboxed, decode_image, letterbox
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
@@ -122,7 +123,9 @@ class BatchProcessor:
     def _fetched(self, scan: Scan) -> tuple[Scan, bytes | UnreadableScan]:
         """The scan with its file, or with the reason for its absence."""
         try:
-            return scan, self.studio.image(scan.image)
+            data = self.studio.image(scan.image)
+            why = "" if scan.annotated else hidden(data)  # whoever labelled it has a browser that shows it
+            return scan, UnreadableScan(why) if why else data
         except UnreadableScan as error:
             return scan, error
 

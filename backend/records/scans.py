@@ -164,12 +164,20 @@ class ScanRecords(Database):
                 values = {k: v for k, v in row.items() if k not in ("task", "image")}
                 connection.execute(update(scan_table).where(*here).values(problem_at=at, **values))
 
-    def retry(self, project: int, task: int) -> None:
-        """Let the next run of the loop read the scan and its annotation again, if either has a problem."""
+    def retry(self, project: int, task: int | None = None) -> None:
+        """Let the next run of the loop read the scan and its annotation again, if either has a problem.
+
+        task  None: all scans
+        """
+        scan, label = scan_table.c, label_table.c
+        broken = [scan.project == project, scan.problem != ""]
+        doubtful = [label.project == project]
+        if task is not None:
+            broken.append(scan.task == task)
+            doubtful.append(label.task == task)
+        # the image of a broken scan may have changed, and its mask must fit it
+        of_broken = label.task.in_(select(scan.task).where(*broken))
         with self.write() as connection:
-            scan = (scan_table.c.project == project, scan_table.c.task == task, scan_table.c.problem != "")
-            reset = connection.execute(update(scan_table).where(*scan).values(problem="", problem_at=0.0, digest=""))
-            label = [label_table.c.project == project, label_table.c.task == task]
-            if not reset.rowcount:  # otherwise its image may have changed, and the mask must fit it
-                label.append((label_table.c.problem != "") | (label_table.c.remark != ""))
-            connection.execute(delete(label_table).where(*label))
+            where = (*doubtful, of_broken | (label.problem != "") | (label.remark != ""))
+            connection.execute(delete(label_table).where(*where))
+            connection.execute(update(scan_table).where(*broken).values(problem="", problem_at=0.0, digest=""))

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from backend.web import texts
+from backend.web.problems import grouped
 from backend.web.texts import text
 
 NONE = "\N{EN DASH}"
@@ -246,6 +247,6 @@ FILTERS: dict[str, Callable[..., Any]] = {
     f.__name__: f
     for f in (
         *(number, whole, plural, dice, distance, share, rates, interval, duration, left, ago, iso, when),
-        *(phase, phase_help, advice, cure, value),
+        *(phase, phase_help, advice, cure, grouped, value),
     )
 }

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from backend.errors import Overloaded, ScanqueueError
 from backend.web import formatting, reference, texts
 from backend.web.bodies import MAX_PROJECT
+from backend.web.problems import FEW
 from backend.web.rendering import asset_answer, file_answer, render
 
 PLOTS = {
@@ -144,6 +145,7 @@ def _add_views(router: APIRouter, data: Data) -> None:
             workers=data.workers(project)["workers"],
             changes=data.changes(project)["changes"][:CHANGES],
             listed=max(problems, PROBLEMS),
+            named=FEW if problems <= PROBLEMS else problems,
             more=PROBLEMS,
         )
 

@@ -135,8 +135,9 @@ def create_change_api(store: Store, request_reconcile: Callable[[int], None], ac
 
     @router.post("/{project}/retry", status_code=202)
     async def retry(project: Number, request: Request) -> dict[str, Any]:
-        """Read a scan that has a problem, or its annotation, again at once: {"task": 7}."""
-        task = whole_number(await _json_body(request), "task")
+        """Read a scan that has a problem, or its annotation, again at once: {"task": 7}; {"all": true} for all."""
+        body = await _json_body(request)
+        task = None if body.get("all") is True else whole_number(body, "task")
         return await run_in_threadpool(noted, project, lambda: audit.retry(store, project, user, task))
 
     return router

@@ -131,6 +131,16 @@ SCHEMAS: dict[str, Schema] = {
             "labels": _list(TEXT),
             "lost_labels": _list(_object({"label": TEXT, "annotations": INTEGER})),
             "image": {"type": "string", "description": "the <Image> tag in use, if the label config has others"},
+            "problem_groups": _list(
+                _object(
+                    {
+                        "what": TEXT,
+                        "same": BOOLEAN | {"description": "whether all tasks of the group have this very sentence"},
+                        "count": INTEGER,
+                        "tasks": _list(INTEGER) | {"description": "the first few"},
+                    }
+                )
+            ),
         }
     ),
     "Projects": _object({"projects": _list(_ref("Project"))}),
@@ -244,7 +254,8 @@ SCHEMAS: dict[str, Schema] = {
     },
     "SetPriorities": _object({"tasks": _list(INTEGER), "wish": {"enum": ["next", "out", "none"]}}),
     "Undo": _object({"change": INTEGER}),
-    "Retry": _object({"task": INTEGER}),
+    "Retry": _object({}, {"task": INTEGER, "all": BOOLEAN | {"description": "every scan that has a problem"}})
+    | {"minProperties": 1, "examples": [{"task": 7}]},
     "Changes": _object(
         {
             "changes": _list(

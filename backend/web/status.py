@@ -18,6 +18,7 @@ from backend.records.maps import read_map
 from backend.records.rounds import Pick
 from backend.records.store import Store
 from backend.settings import ProjectSettings
+from backend.web.problems import FEW, grouped
 from backend.web.texts import text, texts
 from sampling import Point, stopping_hint
 
@@ -74,6 +75,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "labels": list(config.labels) if config else [],
         "lost_labels": [{"label": name, "annotations": n} for name, n in lost.items()],
         "image": config.image if config and len(config.objects) > 1 else "",
+        "problem_groups": [group | {"tasks": group["tasks"][:FEW]} for group in grouped(problems)],
     }
 
 

@@ -33,7 +33,7 @@ class Hostile:
                 outer.seen.append((self.path, dict(self.headers)))
                 if self.path == "/away":
                     self.send_response(302)
-                    self.send_header("Location", f"http://localhost:{outer.port}/inside")
+                    self.send_header("Location", f"http://pacs.invalid:{outer.port}/inside")
                     self.end_headers()
                     return
                 self.send_response(200)
@@ -77,22 +77,36 @@ def ours(*hosts: str) -> Studio:
     return Studio("http://label-studio.invalid", "0" * 40, image_hosts=hosts)
 
 
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pacs.invalid` is a name of this machine."""
+    real = socket.getaddrinfo
+
+    def found(host: str, *args: object, **kwargs: object) -> object:
+        return real("127.0.0.1" if host == "pacs.invalid" else host, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+
+
+@pytest.mark.usefixtures("names")
 def test_a_listed_name_that_resolves_to_the_local_network_gets_no_request(hostile: Hostile) -> None:
-    with pytest.raises(UnreadableScan, match=r"local network.*localhost!"):
-        ours("localhost").image(f"http://localhost:{hostile.port}/scan.png")
+    with pytest.raises(UnreadableScan, match=r"local network.*pacs\.invalid!"):
+        ours("pacs.invalid").image(f"http://pacs.invalid:{hostile.port}/scan.png")
     assert hostile.seen == []
 
 
-@pytest.mark.parametrize("entry", ["localhost!", "localhost:{}!"])
+@pytest.mark.usefixtures("names")
+@pytest.mark.parametrize("entry", ["pacs.invalid!", "pacs.invalid:{}!"])
 def test_a_marked_name_gets_requests_without_our_token(hostile: Hostile, entry: str) -> None:
     host = entry.format(hostile.port)
-    assert ours(host).image(f"http://localhost:{hostile.port}/scan.png") == b"pixels"
+    assert ours(host).image(f"http://pacs.invalid:{hostile.port}/scan.png") == b"pixels"
     assert "Authorization" not in hostile.seen[0][1]
 
 
+@pytest.mark.usefixtures("names")
 def test_every_hop_of_a_redirect_is_checked(hostile: Hostile) -> None:
     with pytest.raises(UnreadableScan, match="local network"):
-        ours("127.0.0.1", "localhost").image(f"http://127.0.0.1:{hostile.port}/away")
+        ours("127.0.0.1", "pacs.invalid").image(f"http://127.0.0.1:{hostile.port}/away")
     assert [path for path, _ in hostile.seen] == ["/away"]
 
 

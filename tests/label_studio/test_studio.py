@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import inspect
 import threading
 import time
@@ -700,7 +701,7 @@ def test_an_image_on_a_host_that_is_not_listed_is_never_requested() -> None:
             own_studio("example.com").image(f"http://{host.name}/scan.png")
         assert str(error.value) == (
             f"its image is on '{host.name}', which is neither Label Studio nor an allowed host. "
-            "If you trust that host, add it to SCANQUEUE_IMAGE_HOSTS."
+            "If you trust that host, add it to SCANQUEUE_IMAGE_HOSTS and restart scanqueue."
         )
         assert host.seen == []
 
@@ -726,6 +727,8 @@ def test_a_redirect_loop_ends() -> None:
     [
         "file:///etc/passwd",
         "s3://bucket/scan.png",
+        "data:image/png;base64",
+        "data:image/png;base64,*",
         "//169.254.169.254/latest",
         "http://127.0.0.1:1@169.254.169.254/latest",
         "http://127.0.0.1:99999/scan.png",
@@ -738,3 +741,65 @@ def test_a_redirect_loop_ends() -> None:
 def test_an_address_that_cannot_be_an_image_is_a_problem_of_its_scan(reference: str) -> None:
     with pytest.raises(UnreadableScan):
         own_studio("exa mple.com").image(reference)
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        *(
+            (path, "`scanqueue import`")
+            for path in ("file:///home/x/a.png", "C:\\scans\\a.png", "c:/a.png", "\\\\nas\\a.png")
+        ),
+        *((f"{scheme}://scans/a.png", "bucket 'scans'.*Cloud Storage") for scheme in ("s3", "gs", "azure-blob", "S3")),
+        *((f"{scheme}://host/a.png", "http or https, or upload") for scheme in ("ftp", "dicomweb", "blob")),
+    ],
+)
+def test_a_cure_for_an_address_that_is_not_of_http_can_work(reference: str, words: str) -> None:
+    with pytest.raises(UnreadableScan, match=words) as error:
+        own_studio().image(reference)
+    assert "IMAGE_HOSTS" not in str(error.value)
+
+
+def test_an_inline_image_is_decoded() -> None:
+    encoded = base64.b64encode(png(7)).decode()
+    assert own_studio().image(f"data:image/png;base64,{encoded}") == png(7)
+    assert own_studio().image("DATA:image/png;base64," + encoded.replace("=", "%3D").replace("+", "%2B")) == png(7)
+
+
+@pytest.mark.parametrize("named", ["localhost", "127.0.0.1", "LOCALHOST"])
+@pytest.mark.parametrize(
+    "listed", ["localhost", "127.0.0.1", "::1", "localhost:{}", "127.0.0.1:{}", "[::1]:{}", "localhost!"]
+)
+def test_all_names_of_this_machine_are_one_host(named: str, listed: str) -> None:
+    with Host() as host:
+        port = host.name.partition(":")[2]
+        assert own_studio(listed.format(port)).image(f"http://{named}:{port}/scan.png") == png(33)
+        assert host.seen == [("/scan.png", False)]
+        ours = Studio(f"http://{named}:{port}", "0" * 40)
+        assert ours.image(
+            f"http://{'localhost' if named != 'localhost' else '127.0.0.1'}:{port}/data/upload/1/a.png"
+        ) == png(33)
+        assert host.seen[1] == ("/data/upload/1/a.png", True)
+
+
+def test_a_file_of_a_cloud_storage_is_fetched_from_label_studio_whatever_its_public_address_is() -> None:
+    with Host() as host:
+        ours = Studio(f"http://{host.name}/studio", "0" * 40)
+        assert ours.image("https://labels.hospital.invalid/tasks/7/resolve/?fileuri=czM6Ly9h") == png(33)
+        assert ours.image("https://labels.hospital.invalid/studio/projects/7/resolve/?fileuri=czM6Ly9h") == png(33)
+        assert [path for path, _ in host.seen] == [
+            "/studio/tasks/7/resolve/?fileuri=czM6Ly9h",
+            "/studio/projects/7/resolve/?fileuri=czM6Ly9h",
+        ]
+
+
+def test_a_redirect_of_label_studio_names_what_to_set() -> None:
+    with Host(lambda _: "https://bucket.invalid/a.png?X-Amz-Signature=secret") as host:
+        with pytest.raises(UnreadableScan, match=r"'bucket\.invalid'.*SCANQUEUE_IMAGE_HOSTS.*pre-signed") as error:
+            Studio(f"http://{host.name}", "0" * 40).image("/tasks/7/resolve/?fileuri=czM6Ly9h")
+        assert "secret" not in str(error.value)
+    with (
+        Host(lambda path: f"https://127.0.0.1{path}") as host,
+        pytest.raises(UnreadableScan, match="Set SCANQUEUE_LABEL_STUDIO_URL"),
+    ):
+        Studio(f"http://{host.name}", "0" * 40).image("/data/upload/1/a.png")

@@ -266,11 +266,36 @@ def test_a_problem_is_listed_with_advice_and_a_retry_button(lab: Lab) -> None:
 
 
 def test_of_many_problems_the_first_are_listed_and_the_others_on_demand(lab: Lab) -> None:
-    lab.one["problems"] = [{"task": t, "what": "Gone. Put it back."} for t in range(1, 1001)]
+    causes = ["".join(chr(97 + int(d)) for d in f"{t:04}") for t in range(1000)]
+    lab.one["problems"] = [{"task": t, "what": f"Gone: {causes[t]}. Put it back."} for t in range(1000)]
     seen = view(lab, "now")
-    assert len([b for b in seen.all("button") if b.get("data-send") == "retry"]) == page.PROBLEMS
+    retries = [b.get("data-body") for b in seen.all("button") if b.get("data-send") == "retry"]
+    assert len(retries) == page.PROBLEMS + 1
+    assert retries[0] == '{"all": true}'
     assert "?problems=100#problems" in seen.with_("href")
     assert "1 000 scans could not be read or used." in seen.text
+
+
+def test_problems_of_one_cause_are_one_row_with_the_first_tasks(lab: Lab) -> None:
+    gone = "Its image '{}.png' is gone: the server answered 404. Restore it."
+    lab.one["problems"] = [
+        *({"task": t, "what": gone.format(t)} for t in range(1, 301)),
+        *({"task": t, "what": "It is on 'bucket.lab'. Set IMAGE_HOSTS."} for t in range(400, 402)),
+        {"task": 403, "what": "It is on 'other.lab'. Set IMAGE_HOSTS."},
+    ]
+    seen = view(lab, "now")
+    assert "303 scans could not be read or used." in seen.text
+    assert f"300 scans Task 1, for example: {gone.format(1)}" in seen.text
+    words = seen.text.replace(" ,", ",")
+    assert "Tasks: 1, 2, 3, 4, 5 and 295 more" in words
+    assert "'2.png'" not in seen.text
+    assert "2 scans It is on 'bucket.lab'. Set IMAGE_HOSTS. Tasks: 400, 401" in words
+    assert "It is on 'other.lab'." in seen.text
+    assert [b.get("data-body") for b in seen.all("button") if b.get("data-send") == "retry"] == [
+        '{"all": true}',
+        '{"task": 403}',
+    ]
+    assert "298, 299, 300" in view(lab, VIEWS["now"] + "?problems=300").text.replace(" ,", ",")
 
 
 def test_a_project_without_data_has_every_view(tmp_path: Path) -> None:
