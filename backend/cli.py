@@ -7,7 +7,7 @@ import os
 import typer
 from rich.console import Console
 
-from backend.commands import backups, export, intake, labels, models, service, simulate, status, weights
+from backend.commands import backups, disconnect, export, intake, labels, models, service, simulate, status, weights
 from backend.errors import ScanqueueError
 
 # Waiting threads must sleep, not spin: next to a busy Label Studio, a training step would otherwise take ten times as
@@ -43,6 +43,7 @@ weights_app.command("fetch")(weights.weights_fetch)
 weights_app.command("verify")(weights.weights_verify)
 app.command()(backups.backup)
 app.command()(backups.restore)
+app.command()(disconnect.disconnect)
 app.command(cls=export.ExportCommand)(export.export)
 app.command()(service.doctor)
 app.command()(simulate.simulate)

@@ -10,6 +10,7 @@ SAMPLING = "Uncertainty sampling"
 VALIDATION_SHARE = 0.2
 RECENT = 100  # number of newest annotations whose authors count as current annotators
 SECRET_HEADER = "X-Scanqueue-Secret"  # webhook header that Label Studio sends and we require
+DISCONNECTED, DELETED = "disconnected", "deleted"  # phases in which nothing is done for a project
 PENDING = "scanqueue-pending"  # version of predictions outside any round, which never count as published
 
 
@@ -105,7 +106,11 @@ class Round:
 
 @dataclass(frozen=True)
 class Live:
-    """What Label Studio shows annotators now. `published` counts the latest round's predictions per task."""
+    """What Label Studio shows annotators now.
+
+    published        number of the latest round's predictions per task
+    ignores_skipped  a skipped task is served to nobody again
+    """
 
     model_version: str = ""
     sampling: str = ""
@@ -113,6 +118,7 @@ class Live:
     published: Mapping[int, int] = field(default_factory=dict)
     webhook: bool = False
     view: bool = False
+    ignores_skipped: bool = False
 
 
 def annotators(labels: Iterable[tuple[int, int | None]]) -> int:

@@ -156,7 +156,7 @@ class Simulation:
                     seen = {"phase": f"no answer yet ({error})", "round": -1, "labelled": -1, "job": {}}
                 waited = time.monotonic() - began
                 spinner.update(f"waiting for round {number}: {_doing(seen)} ({waited:.0f} s)")
-                if seen["phase"] == "blocked":
+                if seen["phase"] in ("blocked", "disconnected", "deleted"):
                     raise ScanqueueError(f"the service is blocked: {seen.get('reason')}")
                 served = self._studio.get(f"/api/projects/{self._project}/").get("model_version")
                 served_round = _round_of(served)

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import httpx
 
 from backend.errors import ScanqueueError
-from backend.label_studio.client import redact_url
 from backend.settings import Settings
 
 NEW_TOKEN = (
@@ -84,10 +83,6 @@ def ask_outside(url: str) -> httpx.Response | None:
         return httpx.head(url, timeout=3)
     except (httpx.HTTPError, OSError, ValueError):
         return None
-
-
-def same_address(one: str, other: str) -> bool:
-    return redact_url(one).rstrip("/") == redact_url(other).rstrip("/")
 
 
 def looks_like_ours(hook: Mapping[str, Any]) -> bool:

@@ -14,7 +14,6 @@ from backend.doctor.finding import (
     explained,
     is_ours,
     may_host_our_plugin,
-    same_address,
 )
 from backend.errors import BadSetting, NotSegmentable
 from backend.facts import SAMPLING, version_name
@@ -22,6 +21,7 @@ from backend.image_value import template
 from backend.label_studio.client import redact_url
 from backend.label_studio.listing import ProjectPage
 from backend.label_studio.studio import Studio
+from backend.label_studio.webhooks import same_address
 from backend.loop.project_settings import project_settings
 from backend.records.store import Store
 from backend.settings import Settings
@@ -62,12 +62,12 @@ def check_backend(
         yield elsewhere
     if ours is None:
         return
-    if len(rows) > 1:
+    if any(not same_address(row["url"], ours["url"]) for row in rows):  # Label Studio may connect a backend twice
         first = redact_url(rows[0]["url"])
-        asked = "ours" if rows[0] is ours else first
+        asked = "ours" if same_address(rows[0]["url"], ours["url"]) else first
         what = f"The project has {len(rows)} ML backends; Label Studio uses only the first one, {asked}."
         cure = "Remove the others in Settings > Model."
-        yield Finding("backend", "warning" if rows[0] is ours else "error", what, cure)
+        yield Finding("backend", "warning" if asked == "ours" else "error", what, cure)
     if "@" in urlsplit(ours["url"]).netloc:
         what = "The backend's URL contains a password that every member can read in Label Studio."
         cure = "Enter user and password in Settings > Model as Basic Authentication, not in the URL."

@@ -10,12 +10,11 @@ from backend.doctor.finding import (
     Finding,
     ask_us,
     looks_like_ours,
-    same_address,
 )
 from backend.facts import SECRET_HEADER
 from backend.label_studio.client import redact_url
 from backend.label_studio.studio import Studio
-from backend.label_studio.webhooks import webhook_advice
+from backend.label_studio.webhooks import same_address, webhook_advice
 from backend.settings import Settings
 
 WANTED_ACTIONS = (

@@ -70,7 +70,11 @@ class Annotation:
 
 @dataclass(frozen=True)
 class ProjectPage:
-    """The fields of `GET /api/projects/P` that we use; `annotations` and `skips` count those of all tasks."""
+    """The fields of `GET /api/projects/P` that we use.
+
+    annotations, skips  their numbers over all tasks
+    ignores_skipped     a skipped task is served to nobody again
+    """
 
     title: str
     parsed_config: Mapping[str, Any]
@@ -82,6 +86,7 @@ class ProjectPage:
     annotations: int = 0
     skips: int = 0
     label_config: str = ""
+    ignores_skipped: bool = False
 
     def masks_config(self, project: int, image: str = "") -> LabelConfig:
         """`LabelConfig.from_parsed` of this page; `image` is the setting of that name. Raises NotSegmentable."""
@@ -121,6 +126,7 @@ class Listing(Client):
             annotations=int(page.get("total_annotations_number") or 0),
             skips=int(page.get("skipped_annotations_number") or 0),
             label_config=page.get("label_config") or "",
+            ignores_skipped=page.get("skip_queue") == "IGNORE_SKIPPED",
         )
 
     def _task_rows(self, project: int, include: str, query: Mapping[str, Any], **more: Any) -> Iterator[Any]:

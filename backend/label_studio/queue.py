@@ -102,9 +102,24 @@ class PublishedQueue(Listing):
         body = {"sampling": SAMPLING, "model_version": version, "show_collab_predictions": True}
         self._call("PATCH", f"/api/projects/{project}/", body=body)
 
-    def has_view(self, project: int) -> bool:
+    def serve(self, project: int, *, sampling: str, model_version: str, show_predictions: bool) -> None:
+        """Set what `show_round` sets to other values. Raises StudioRefused if `model_version` no longer exists."""
+        body = {"sampling": sampling, "model_version": model_version, "show_collab_predictions": show_predictions}
+        self._call("PATCH", f"/api/projects/{project}/", body=body)
+
+    def _our_views(self, project: int) -> list[int]:
         views = self._call("GET", "/api/dm/views/", params={"project": project})
-        return any((v.get("data") or {}).get("title") == VIEW_TITLE for v in views)
+        return [v["id"] for v in views if (v.get("data") or {}).get("title") == VIEW_TITLE]
+
+    def has_view(self, project: int) -> bool:
+        return bool(self._our_views(project))
+
+    def remove_view(self, project: int) -> int:
+        """Delete the tab that `add_view` added; returns how many there were."""
+        views = self._our_views(project)
+        for view in views:
+            self._call("DELETE", f"/api/dm/views/{view}/", params={"project": project})
+        return len(views)
 
     def add_view(self, project: int) -> None:
         """Add the Data Manager tab that shows the queue: unlabelled tasks, lowest score first.

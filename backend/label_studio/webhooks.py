@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from backend.errors import StudioRefused
 from backend.facts import SECRET_HEADER
 from backend.label_studio.client import Client, error_detail
+from backend.settings import is_loopback
 
 
 def webhook_advice(url: str) -> str:
@@ -23,6 +24,20 @@ def webhook_advice(url: str) -> str:
         "Label Studio blocks private addresses by default: start it with USE_DEFAULT_BANNED_SUBNETS=false and "
         "USER_ADDITIONAL_BANNED_SUBNETS=169.254.0.0/16 (or SSRF_PROTECTION_ENABLED=false)."
     )
+
+
+def same_address(one: str, other: str) -> bool:
+    """Whether two URLs lead to the same server and path. All names of this machine are equal; schemes do not matter."""
+    return _place(one) == _place(other)
+
+
+def _place(url: str) -> tuple[str, int | None, str]:
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").lower(), parts.port
+    except ValueError:
+        return url, None, ""
+    return "localhost" if is_loopback(host) else host, None if port in (80, 443) else port, parts.path.rstrip("/")
 
 
 def _is_our_webhook(hook: Mapping[str, Any], url: str, secret: str) -> bool:
@@ -69,9 +84,25 @@ class Webhooks(Client):
         except StudioRefused as error:
             raise StudioRefused(f"The webhook to {url} could not be set up: {error} {webhook_advice(url)}") from error
 
+    def remove_webhooks(self, project: int, urls: Collection[str], secret: str) -> int:
+        """Delete the project's webhooks to one of `urls` or with our secret; returns how many."""
+        ours = [
+            hook
+            for hook in self.webhooks(project)
+            if (hook.get("headers") or {}).get(SECRET_HEADER) == secret
+            or any(same_address(hook.get("url") or "", url) for url in urls)
+        ]
+        for hook in ours:
+            self._call("DELETE", f"/api/webhooks/{hook['id']}/")
+        return len(ours)
+
     def backends(self, project: int) -> list[dict[str, Any]]:
         """The ML backends connected to the project. The request makes Label Studio call each of them."""
         return list(self._call("GET", "/api/ml", params={"project": project}) or ())
+
+    def remove_backend(self, backend: int) -> None:
+        """Disconnect an ML backend. Its webhook stays."""
+        self._call("DELETE", f"/api/ml/{backend}")
 
     def webhook_objection(self, url: str) -> str:
         """Label Studio's reason for refusing a webhook to `url`; "" if it would accept it.

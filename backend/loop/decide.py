@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from backend.facts import Label, Scan, round_of, validation_rows, version_name
+from backend.facts import DISCONNECTED, Label, Scan, round_of, validation_rows, version_name
 from backend.fingerprints import fingerprint
 from backend.label_config import LabelConfig
 from backend.loop.publication import part_of_round, publication
@@ -38,6 +38,8 @@ def decide(seen: Seen, done: Done) -> Plan:
 
     Callers do one step (see `next_step`), then observe and decide again. The result depends only on the arguments.
     """
+    if seen.disconnected:
+        return Plan(DISCONNECTED, seen.disconnected)
     if seen.blocked or seen.config is None:
         return Plan("blocked", seen.blocked)
     plan = _unlost(seen, seen.config) or _decide(seen, seen.config, done)
@@ -104,7 +106,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     if not steps and (comparison := _control_comparison(done, config, ready, known)):  # least urgent: nobody waits
         steps.append(comparison)
     training = train is not None and not any(isinstance(s, OpenRound) for s in steps)
-    return Plan(*_phase(done, scans, usable, training), steps=tuple(steps))
+    return Plan(*_phase(done, scans, usable, training, seen.live.ignores_skipped), steps=tuple(steps))
 
 
 def _reading(ready: Sequence[Scan], known: Mapping[int, Label], done: Done) -> list[Step]:
@@ -220,14 +222,20 @@ def round_key(done: Done, config: LabelConfig, scans: Sequence[Scan] = ()) -> st
     return fingerprint(done.active, trained, config.key, alpha, ranked, *([more] if more else []))
 
 
-def _phase(done: Done, scans: list[Scan], usable: tuple[int, ...], training: bool) -> tuple[str, str]:
+def _phase(
+    done: Done, scans: list[Scan], usable: tuple[int, ...], training: bool, ignores_skipped: bool
+) -> tuple[str, str]:
     if training:
         return "training", f"Training on {len(usable)} labelled scans."
     if all(s.annotated for s in scans):
         return "done", "Every scan is labelled."
-    if all(s.annotated or s.priority < 0 for s in scans):
-        excluded = sum(1 for s in scans if not s.annotated)
-        return "done", f"Every scan is labelled except {excluded} left out of the order."
+    left = [s for s in scans if not s.annotated]
+    skipped = sum(1 for s in left if s.priority >= 0 and s.skipped) if ignores_skipped else 0
+    excluded = sum(1 for s in left if s.priority < 0)
+    if skipped + excluded == len(left):
+        why = [f"{excluded} left out of the order"] if excluded else []
+        why += [f"{skipped} that annotators skipped"] if skipped else []
+        return "done", f"Every scan is labelled except {' and '.join(why)}."
     if done.active:
         return "active", ""
     size = done.settings.cold_start_size

@@ -21,9 +21,11 @@ from backend.errors import (
     StudioRefused,
     WeightsMissing,
 )
+from backend.facts import DELETED, DISCONNECTED
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.loop.annotations import AnnotationReader
+from backend.loop.connection import Connections, addresses
 from backend.loop.context import Busy, LoopContext, Postponed, Replan
 from backend.loop.control_trial import ControlTrial
 from backend.loop.decide import decide, next_step
@@ -59,8 +61,6 @@ from backend.workers.watchdog import Stopping, Watchdog
 
 log = logging.getLogger("scanqueue.reconcile")
 
-BACKENDS_EVERY = 600.0  # seconds between requests for the ML backends, as each makes Label Studio call all of them
-
 
 @dataclass
 class Reconciler:
@@ -80,11 +80,11 @@ class Reconciler:
         )
         self.processor, self.shards = context.processor, context.shards
         self.observer = Observer(context)
-        self._publisher = Publisher(context, self.observer)
+        self._connections = Connections(context)
+        self._publisher = Publisher(context, self.observer, self._connections)
         self._annotations = AnnotationReader(context, self._publisher)
         self._trainer = Trainer(context, self._publisher)
         self._control_trial = ControlTrial(context, self.observer, self._publisher)
-        self._backends: dict[int, tuple[float, list[str]]] = {}
 
     def reconcile(self, project: int) -> Plan:
         """Do all pending steps of one project. Returns the last plan, which has no steps when nothing is pending.
@@ -100,6 +100,8 @@ class Reconciler:
                 plan = self._until_done(project)
             except (Busy, Stopping):
                 raise
+            except ProjectGone as error:
+                return self._gone(project, str(error))
             except ScanqueueError as error:
                 blocked = isinstance(error, StudioRefused | WeightsMissing | BadSetting)
                 values = {"phase": "blocked", "reason": str(error)} if blocked else {}
@@ -117,6 +119,16 @@ class Reconciler:
                     self.store.finish(project)
             return plan
 
+    def _gone(self, project: int, reason: str) -> Plan:
+        """Record that the project no longer exists, which is no failure: it may be forgotten, or come back."""
+        row = self.store.project(project)
+        if row is not None and row["phase"] != DELETED:
+            log.warning("project %s: %s", project, reason)
+            forget = f"To remove it from this list, run `scanqueue disconnect --project {project} --forget`."
+            with suppress(StoreUnavailable, StorageFull):
+                self.store.set_trouble(project, "", phase=DELETED, reason=f"{reason} {forget}")
+        return Plan(DELETED, reason)
+
     def _until_done(self, project: int) -> Plan:
         self.shards.forget_all(project)
         troubles: list[str] = []
@@ -127,12 +139,13 @@ class Reconciler:
             # Counted before observing: later requests may be about labels not yet seen.
             requests = self.context.row(project)["training_requests"]
             seen = self.observer.observe(project)
-            if reason := self._disconnected(project):
-                seen = replace(seen, blocked=reason)
+            seen = replace(seen, disconnected=self._connections.objection(project))
             done = stored(self.context, project, seen)
             done = replace(done, training_requests=min(done.training_requests, requests))
             plan = decide(seen, done)
             self.store.set_project(project, phase=plan.phase, reason=plan.reason)
+            if plan.phase == DISCONNECTED:
+                self._leave(project)
             step = next_step(plan, last, frozenset(refused))
             if step is None or step == last:
                 if step is not None:
@@ -180,6 +193,7 @@ class Reconciler:
         elif isinstance(step, CompareWithControl):
             self._control_trial.compare(project, seen, done, step)
         elif isinstance(step, Listen):
+            self._connections.require(project)
             row = context.row(project)
             self.studio.set_webhook(project, webhook_url(self.settings, row["backend_url"]), row["secret"])
         else:
@@ -189,7 +203,7 @@ class Reconciler:
         """Remarks for people at the end of a pass. Answers a training request that has nothing to train on."""
         remarks = []
         settings = done.settings
-        if done.training_requests and not plan.steps:
+        if done.training_requests and not plan.steps and not seen.blocked and not seen.disconnected:
             self.store.clear_training_requests(project, done.training_requests)
             remarks.append("A training was requested, but there are no new labels to learn from.")
         if not done.models and _without_strata(seen, settings):
@@ -202,38 +216,16 @@ class Reconciler:
                 'The unit is "scan", but no task states which scan it is a slice of, so single images are chosen. '
                 "Add the keys scan and slice to the data of the tasks, as scanqueue import does."
             )
-        backends = self._connected_backends(project)
-        if len(backends) > 1:
-            remarks.append(
-                f"{len(backends)} ML backends are connected ({', '.join(backends)}), and Label Studio uses only the "
-                "first. Remove the others in Settings > Model."
-            )
+        if remark := self._connections.remark(project):
+            remarks.append(remark)
         return remarks
 
-    def _connected_backends(self, project: int) -> list[str]:
-        """Titles of the project's ML backends when they were last requested."""
-        at, found = self._backends.get(project, (0.0, []))
-        if not at or time.monotonic() - at > (BACKENDS_EVERY if found else BACKENDS_EVERY / 10):
-            found = [str(b.get("title") or b.get("url")) for b in self.studio.backends(project)]
-            self._backends[project] = (time.monotonic(), found)
-            if found:
-                self.store.set_project(project, connected=1)
-            if len(found) > 1:
-                log.warning("project %s: more than one ML backend is connected: %s", project, ", ".join(found))
-        return found
-
-    def _disconnected(self, project: int) -> str:
-        """Why we no longer manage the project; "" while we do.
-
-        A project counts as disconnected only after it was seen connected, because Label Studio calls a new backend
-        before it stores the connection.
-        """
-        if self._connected_backends(project) or not self.context.row(project)["connected"]:
-            return ""
-        return (
-            "No ML backend is connected to the project any more, so its queue stays as it is. "
-            "Connect scanqueue again in Settings > Model to continue."
-        )
+    def _leave(self, project: int) -> None:
+        """Nothing is written to a disconnected project; only our webhook is deleted, for which every Submit waits."""
+        row = self.context.row(project)
+        urls = [f"{url.rstrip('/')}/webhook" for url in addresses(self.settings, row)]
+        if removed := self.studio.remove_webhooks(project, urls, row["secret"]):
+            log.info("project %s: disconnected; %s webhooks removed", project, removed)
 
 
 def _without_strata(seen: Seen, settings: ProjectSettings) -> bool:

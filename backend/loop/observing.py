@@ -92,6 +92,7 @@ class Observer:
             published=published,
             webhook=not url or studio.has_webhook(project, url, row["secret"]),
             view=studio.has_view(project),
+            ignores_skipped=page.ignores_skipped,
         )
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from backend.errors import ProjectGone, ScanqueueError, StudioRefused
 from backend.facts import score_of, version_name
 from backend.label_studio.masks import draw_mask
+from backend.loop.connection import Connections
 from backend.loop.context import LoopContext
+from backend.loop.disconnecting import remember
 from backend.loop.observing import Observer
 from backend.loop.publication import publication
 from backend.loop.sharing import share
@@ -25,8 +27,9 @@ TEND_EVERY = 10.0  # seconds between checks of the queue during long steps
 class Publisher:
     """Publishes the latest round of a project."""
 
-    def __init__(self, context: LoopContext, observer: Observer) -> None:
+    def __init__(self, context: LoopContext, observer: Observer, connections: Connections) -> None:
         self._context = context
+        self._connections = connections
         self._observer = observer
         self._tended: dict[int, float] = {}
         self._tending: set[int] = set()
@@ -55,8 +58,10 @@ class Publisher:
             self._tended[project] = time.monotonic()
 
     def publish(self, project: int, seen: Seen, done: Done, step: Publish) -> None:
-        """Do a `Publish` step. Raises StudioRefused when Label Studio rejects the predictions."""
+        """Do a `Publish` step. Raises StudioRefused when Label Studio rejects the predictions, Replan when it is no
+        longer connected to us."""
         assert seen.config is not None
+        self._connections.require(project)
         studio, store = self._context.studio, self._context.store
         latest = store.rounds(project, picks=False)[-1]
         version = version_name(latest["n"])
@@ -72,6 +77,7 @@ class Publisher:
                 refused = error
             store.set_project(project, sending=0.0)
         if step.settings and (step.tasks or seen.live.published):
+            remember(self._context, project)
             try:
                 studio.show_round(project, version)
             except StudioRefused as error:  # the round may have no prediction; then the import's error gives the reason

@@ -15,6 +15,7 @@ class Seen:
     """Label Studio's side of a project at the last observation.
 
     blocked  why nothing can be done; "" normally
+    disconnected  why we no longer manage the project; "" while we do
     people   the number of annotators, see `annotators`
     renames  what people said about labels that the label config no longer has
     lost     labels that the config had and no longer has, without an answer yet, and how many annotations have each
@@ -29,6 +30,7 @@ class Seen:
     people: int = 0
     renames: Renames = field(default_factory=Renames)
     lost: Mapping[str, int] = field(default_factory=dict)
+    disconnected: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from backend.errors import StorageFull, StoreUnavailable
 from backend.records.database import Database
 from backend.records.tables import project_table
 
+CONNECTED, CALL_EXPECTED = 1, 2  # values of project.connected: listed by Label Studio; set back to 1 when it calls us
+
 
 class ProjectRecords(Database):
     """Reads and writes the table `project`."""
@@ -80,6 +82,10 @@ class ProjectRecords(Database):
                 return text
         row = self.project(project)
         return row["trouble"] if row else ""
+
+    def forget_trouble(self, project: int) -> None:
+        """Remove the file in which `set_trouble` may have left a text."""
+        self._note(project).unlink(missing_ok=True)
 
     def _note(self, project: int) -> Path:
         return self.folder / "trouble" / str(project)

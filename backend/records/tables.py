@@ -13,7 +13,7 @@ project_table = Table(
     Column("extra_params", Text, nullable=False, default=""),  # as sent by Label Studio
     Column("backend_url", Text, nullable=False, default=""),
     Column("secret", Text, nullable=False, default=""),
-    Column("connected", Integer, nullable=False, default=0),  # 1: Label Studio has listed it as connected
+    Column("connected", Integer, nullable=False, default=0),  # 0 until Label Studio lists us; see `loop.connection`
     Column("cursor", Text, nullable=False, default=""),
     Column("config", Text, nullable=False, default=""),  # the label config that the records match
     Column("phase", String(16), nullable=False, default="empty"),

@@ -13,7 +13,8 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
 from backend.errors import StorageFull, StoreUnavailable
-from backend.facts import PENDING, version_name
+from backend.facts import DISCONNECTED, PENDING, version_name
+from backend.records.projects import CALL_EXPECTED, CONNECTED
 from backend.records.store import Store
 from backend.web.bodies import BadRequest, WrongSecret, project_number, read_json
 
@@ -120,10 +121,12 @@ def _register(store: Store, request_reconcile: RequestReconcile, given: _Setup) 
     if row is None:
         store.add_project(given.project)
     fields = {"backend_url": given.backend_url, "extra_params": given.extra_params, "studio_url": given.studio_url}
-    changed = {k: v for k, v in fields.items() if row is None or row[k] != v}
+    changed: dict[str, Any] = {k: v for k, v in fields.items() if row is None or row[k] != v}
+    expected = row is not None and row["connected"] == CALL_EXPECTED
     try:
-        if changed:
-            store.set_project(given.project, **changed)
+        if changed or expected:
+            store.set_project(given.project, **changed, **({"connected": CONNECTED} if expected else {}))
+        if changed or (row is not None and row["phase"] == DISCONNECTED and not expected):  # connected again
             request_reconcile(given.project)
     except StorageFull as error:
         if row is None:  # a known project can wait: Label Studio calls again

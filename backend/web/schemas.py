@@ -108,7 +108,12 @@ SCHEMAS: dict[str, Schema] = {
         {
             "project": INTEGER,
             "title": TEXT,
-            "phase": {"enum": ["empty", "embedding", "cold_start", "training", "active", "done", "blocked"]},
+            "phase": {
+                "enum": [
+                    *("empty", "embedding", "cold_start", "training", "active", "done", "blocked"),
+                    *("disconnected", "deleted"),
+                ]
+            },
             "reason": TEXT,
             "trouble": TEXT,
             "round": _or_null(INTEGER),
@@ -123,6 +128,7 @@ SCHEMAS: dict[str, Schema] = {
             "shown": _ref("Quality"),
             "queue": _list(INTEGER),
             "job": _or_null(_ref("Job")),
+            "no_training": {"type": "string", "description": "why no training can be requested; empty if it can"},
             "control": _or_null(_ref("Compared")),
             "stopping": _or_null(_ref("Stopping")),
             "studio_url": TEXT,

@@ -119,21 +119,6 @@ def test_training_and_comparison_work_after_a_change_of_image_size(world: World)
     assert [m["version"] for m in world.store.models(PROJECT)] == ["scanqueue-r1", "scanqueue-r2"]
 
 
-def test_a_disconnected_project_is_left_alone_until_it_is_reconnected(world: World) -> None:
-    world.studio.connected = [{"id": 1, "title": "scanqueue", "url": "http://127.0.0.1:9090"}]
-    world.cold_started()
-    world.studio.connected = []
-    world.studio.sampling = "Sequential sampling"
-    writes = list(world.studio.writes)
-    world.run()
-    assert world.status()["phase"] == "blocked"
-    assert "Connect scanqueue again in Settings > Model" in world.status()["reason"]
-    assert world.studio.writes == writes
-    world.studio.connected = [{"id": 2, "title": "scanqueue", "url": "http://127.0.0.1:9090"}]
-    world.run()
-    assert world.studio.sampling == SAMPLING
-
-
 def test_a_second_reconciliation_writes_nothing(world: World) -> None:
     world.in_round_1().label(1)
     world.run()

@@ -276,29 +276,12 @@ def test_two_connected_backends_are_reported(bad: dict[str, Any], label_studio: 
     second.close()
 
 
-@pytest.mark.long
-def test_a_disconnected_project_is_left_alone(bad: dict[str, Any], label_studio: LabelStudio, scans60: Scans) -> None:
-    lab = Lab(label_studio, scans60[:6])
-    service = Service(label_studio, bad["service"].folder.parent / "other")
-    with service:
-        lab.connect(service)
-        lab.wait_for_round(0)
-        (backend,) = label_studio.get("/api/ml", project=lab.project)
-        service.stop()
-        label_studio.delete(f"/api/ml/{backend['id']}")
-        label_studio.patch(f"/api/projects/{lab.project}/", {"sampling": "Sequential sampling"})
-        service.start()
-        status = service.wait(lab.project, lambda s: s["phase"] == "blocked", seconds=90)
-        assert "Connect scanqueue again in Settings > Model" in status["reason"]
-        assert label_studio.get(f"/api/projects/{lab.project}/")["sampling"] == "Sequential sampling"
-    lab.close()
-
-
-def test_a_deleted_project_is_blocked_with_the_reason(bad: dict[str, Any]) -> None:
+def test_a_deleted_project_is_reported_as_deleted(bad: dict[str, Any]) -> None:
     lab, service = bad["lab"], bad["service"]
     lab.studio.delete(f"/api/projects/{lab.project}/")
     hook = {"action": "PROJECT_UPDATED", "project": {"id": lab.project}}
     service.http.post("/webhook", json=hook)
-    status = service.wait(lab.project, lambda s: s["phase"] == "blocked", seconds=90)
+    status = service.wait(lab.project, lambda s: s["phase"] == "deleted", seconds=90)
     assert "it was deleted" in status["reason"]
+    assert status["trouble"] == ""
     assert status["scans"] > 0

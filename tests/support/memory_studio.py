@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -42,12 +42,14 @@ class MemoryStudio:
         self.model_version = ""
         self.sampling = "Sequential sampling"
         self.show_predictions = True
+        self.ignores_skipped = False
         self.views: list[str] = []
         self.hooks: list[dict[str, Any]] = []
-        self.connected: list[dict[str, Any]] = []
+        self.connected: list[dict[str, Any]] = [{"id": 1, "title": "scanqueue", "url": "http://127.0.0.1:9090"}]
         self.images: dict[str, bytes] = {}
         self.predictions: list[dict[str, Any]] = []
         self.writes: list[str] = []
+        self.asked = 0  # requests for the ML backends
         self._tasks: dict[int, dict[str, Any]] = {}
         self._annotations: dict[int, dict[str, Any]] = {}
         self._locks: dict[int, str] = {}
@@ -77,7 +79,11 @@ class MemoryStudio:
 
     def next_task(self, user: str = "reader") -> int | None:
         """ "Label All Tasks": the task held already, else the lowest score, else any; None when all are labelled."""
-        done = {a["task"] for a in self._annotations.values() if not a["was_cancelled"] or a["user"] == user}
+        done = {
+            a["task"]
+            for a in self._annotations.values()
+            if not a["was_cancelled"] or a["user"] == user or self.ignores_skipped
+        }
         waiting = [t for t in self._tasks if t not in done]
         held = [t for t in waiting if self._locks.get(t) == user]
         free = [t for t in waiting if t not in self._locks]
@@ -167,6 +173,7 @@ class MemoryStudio:
             tasks=len(self._tasks),
             annotations=sum(1 for a in self._annotations.values() if not a["was_cancelled"]),
             skips=sum(1 for a in self._annotations.values() if a["was_cancelled"]),
+            ignores_skipped=self.ignores_skipped,
         )
 
     def tasks(self, project: int, since: str = "") -> list[TaskRow]:
@@ -258,6 +265,19 @@ class MemoryStudio:
             raise StudioRefused(f"Label Studio answered 400: the project has no predictions of {version!r}.")
         self.sampling, self.model_version, self.show_predictions = SAMPLING, version, True
 
+    def serve(self, project: int, *, sampling: str, model_version: str, show_predictions: bool) -> None:
+        self.writes.append("serve")
+        known = {"", *(b["title"] for b in self.connected), *(p["model_version"] for p in self.predictions)}
+        if model_version not in known:
+            raise StudioRefused("Label Studio answered 400: Model version doesn't exist.")
+        self.sampling, self.model_version, self.show_predictions = sampling, model_version, show_predictions
+
+    def remove_view(self, project: int) -> int:
+        self.writes.append("remove_view")
+        before = len(self.views)
+        self.views = [view for view in self.views if view != "scanqueue"]
+        return before - len(self.views)
+
     def has_view(self, project: int) -> bool:
         return "scanqueue" in self.views
 
@@ -288,8 +308,20 @@ class MemoryStudio:
         hook |= {"is_active": True, "send_payload": True, "send_for_all_actions": True}
         hook["headers"] = {**hook["headers"], SECRET_HEADER: secret}
 
+    def remove_webhooks(self, project: int, urls: Collection[str], secret: str) -> int:
+        before = len(self.hooks)
+        self.hooks = [h for h in self.hooks if h["url"] not in urls and h["headers"].get(SECRET_HEADER) != secret]
+        return before - len(self.hooks)
+
     def backends(self, project: int) -> list[dict[str, Any]]:
+        self.asked += 1
         return self.connected
+
+    def remove_backend(self, backend: int) -> None:
+        self.writes.append("remove_backend")
+        gone = [b["title"] for b in self.connected if b["id"] == backend]
+        self.connected = [b for b in self.connected if b["id"] != backend]
+        self.model_version = "" if self.model_version in gone else self.model_version
 
 
 def _moment(text: str) -> datetime:

@@ -143,6 +143,11 @@ class Service(Remote):
         self._child.wait_healthy(f"{self.url}/health", timeout=180)
 
     @property
+    def environment(self) -> dict[str, str]:
+        """The environment variables of its processes, for other commands."""
+        return dict(self._env)
+
+    @property
     def pid(self) -> int:
         """Process id of the server."""
         assert self._child is not None
