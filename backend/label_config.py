@@ -75,6 +75,7 @@ class LabelConfig:
     objects  names of all tags that controls point to, images and others
     prompts  names of the tags whose regions are prompts of a smart tool, not masks
     aliases  the label of each `value` that has another `alias`: results contain either
+    colors   the `background` of each label that has one, as typed in the label config. Only pictures depend on it
     """
 
     image_value: str
@@ -82,6 +83,7 @@ class LabelConfig:
     objects: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    colors: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def image(self) -> str:
@@ -99,21 +101,25 @@ class LabelConfig:
     @property
     def key(self) -> str:
         """Changes whenever something changes that masks or their encoding depend on."""
-        return fingerprint(self.to_json())
+        return fingerprint(self._json())
 
     def reading_key(self, renames: Renames) -> str:
         """Changes whenever annotations have to be read again."""
-        return fingerprint(self.to_json(), dict(renames.now), READING)
+        return fingerprint(self._json(), dict(renames.now), READING)
 
     def to_json(self) -> str:
+        return self._json(colors=self.colors)
+
+    def _json(self, **more: Mapping[str, str]) -> str:
         rows = [[t.name, t.kind, t.to_name, t.labels, *([t.labels_tag] if t.labels_tag else [])] for t in self.tags]
-        more = {
+        extra = {
             "objects": [o for o in self.objects if o != self.image],
             "prompts": self.prompts,
             "aliases": self.aliases,
+            **more,
         }
-        more = {key: value for key, value in more.items() if value}
-        return json.dumps([self.image_value, rows, *([more] if more else [])])
+        extra = {key: value for key, value in extra.items() if value}
+        return json.dumps([self.image_value, rows, *([extra] if extra else [])])
 
     @classmethod
     def from_json(cls, text: str) -> LabelConfig | None:
@@ -124,7 +130,8 @@ class LabelConfig:
         tags = tuple(Tag(n, kind, to, tuple(labels), *rest) for n, kind, to, labels, *rest in rows)
         extra = more[0] if more else {}
         objects = (tags[0].to_name, *extra.get("objects", ()))
-        return cls(image_value, tags, objects, tuple(extra.get("prompts", ())), extra.get("aliases", {}))
+        prompts, aliases, colors = (extra.get(name, {}) for name in ("prompts", "aliases", "colors"))
+        return cls(image_value, tags, objects, tuple(prompts), aliases, colors)
 
     @classmethod
     def from_parsed(
@@ -155,13 +162,24 @@ class LabelConfig:
         )
         tags = sorted((t for t in tags if t.name not in prompts), key=lambda t: KINDS.index(t.kind))  # stable
         objects = tuple(dict.fromkeys([name, *(o for tag in parsed.values() for o in tag.get("to_name") or ())]))
-        config = cls(image_value, tuple(tags), objects, prompts, _aliases(parsed))
+        config = cls(image_value, tuple(tags), objects, prompts, _aliases(parsed), _colors(parsed, tags))
         if len(config.labels) > MAX_LABELS:
             raise NotSegmentable(
                 f"project {project}: the label config has {len(config.labels)} mask labels; a model can learn at most "
                 f"{MAX_LABELS}. Remove some {WHERE}."
             )
         return config
+
+
+def _colors(parsed: Mapping[str, Any], tags: Sequence[Tag]) -> dict[str, str]:
+    """The `background` of each label. Label Studio lists a label with an alias under its alias, as in results."""
+    found: dict[str, str] = {}
+    for tag in tags:
+        attributes = parsed[tag.labels_tag or tag.name].get("labels_attrs") or {}
+        for label in tag.labels:
+            if background := (attributes.get(label) or {}).get("background"):
+                found.setdefault(label, str(background))
+    return found
 
 
 def _drawing(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Tag]]:

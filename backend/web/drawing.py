@@ -1,7 +1,7 @@
 """Scans, masks and differences as pictures. Pure.
 
-The colours suit colour-blind readers (Okabe & Ito 2008). Every outline has a dark halo, so that it stands out on black
-and on white.
+The colours of differences suit colour-blind readers (Okabe & Ito 2008). Every outline has a halo, so that it stands out
+on black and on white.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from backend.formats.pixels import Letterboxed
 
-# labels in the order of the label config; the eighth label has the first colour again
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 # differences: labelled by the first model only, by the second only, differently by both; outline of the agreement
 ONLY_FIRST, ONLY_SECOND, OTHER_LABEL, BOTH = "#0072B2", "#E69F00", "#CC79A7", "#FFFFFF"
-HALO = "#101010"
+HALO, LIGHT_HALO = "#101010", "#F0F0F0"
+DARK = 70  # luma, 0..255, of a colour that cannot be seen in a dark halo
 
 Map = NDArray[np.uint8]  # a label map (H, W), or pixels (H, W) or (H, W, 3)
 
@@ -54,9 +53,9 @@ def _classes(labels: Map) -> list[int]:
     return [int(n) for n in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)) if n]
 
 
-def outlined(picture: Map, labels: Map) -> Map:
-    """(h, w, 3): the picture with every label outlined in its colour. Halos come first, so that they hide no colour."""
-    return _traced(_colour(picture), [(labels == n, COLOURS[(n - 1) % len(COLOURS)]) for n in _classes(labels)])
+def outlined(picture: Map, labels: Map, colours: Sequence[str]) -> Map:
+    """(h, w, 3): the picture with class n outlined in colours[n - 1]. Halos come first, so that they hide no colour."""
+    return _traced(_colour(picture), [(labels == n, colours[(n - 1) % len(colours)]) for n in _classes(labels)])
 
 
 def _traced(picture: Map, areas: Sequence[tuple[NDArray[np.bool_], str]]) -> Map:
@@ -68,11 +67,17 @@ def _traced(picture: Map, areas: Sequence[tuple[NDArray[np.bool_], str]]) -> Map
         contours, _ = cv2.findContours(area.view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         line = cv2.drawContours(np.zeros(area.shape, np.uint8), contours, -1, 1)
         lines.append((_wider(line, width), colour))
-    for line, _ in lines:
-        picture[_wider(line, 2 * ((width + 1) // 2) + 1) > 0] = _rgb(HALO)
+    for line, colour in lines:
+        picture[_wider(line, 2 * ((width + 1) // 2) + 1) > 0] = _rgb(_halo(colour))
     for line, colour in lines:
         picture[line > 0] = _rgb(colour)
     return picture
+
+
+def _halo(colour: str) -> str:
+    """Dark around a light colour, light around a dark one."""
+    red, green, blue = _rgb(colour)
+    return HALO if 0.299 * red + 0.587 * green + 0.114 * blue >= DARK else LIGHT_HALO
 
 
 def _wider(line: Any, size: int) -> Any:

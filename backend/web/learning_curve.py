@@ -10,6 +10,7 @@ import numpy as np
 from backend.facts import round_of, version_name
 from backend.learning.averages import Recorded, of_held_out, of_model, of_shown, of_trial, summarise, with_foreground
 from backend.records.store import Store
+from backend.web.legend import legend, united
 from backend.web.status import describe
 
 RESAMPLES = 2000  # bootstrap samples
@@ -20,6 +21,7 @@ MANY = 1000  # number of values above which the interval is computed instead of 
 def curve(store: Store, project: int) -> dict[str, Any]:
     """The data of the learning curve, oldest first.
 
+    labels     of the newest model, with their `colours`
     unit       unit of all distances; "mixed" if the rows differ, which then share no curve
     models     on their held-out scans: `dice` and `hd95` with 95 % intervals, `dice` also per label
     shown      per round, the masks shown compared with the submitted masks
@@ -44,6 +46,7 @@ def curve(store: Store, project: int) -> dict[str, Any]:
     return {
         "unit": units.pop() if len(units) == 1 else "mixed" if units else None,
         "labels": list(models[-1]["labels"]) if models else [],
+        "colours": legend(store, project, united(*(m["labels"] for m in models))),
         "models": [_of_model(m) for m in models],
         "shown": [
             {"round": round_of(v), "model_version": v, "labels": labels.get(v), **_both(rows)}

@@ -23,6 +23,7 @@ from backend.records.store import Store
 from backend.settings import UNITS, ProjectSettings
 from backend.web import status
 from backend.web.learning_curve import curve
+from backend.web.legend import label_names, legend
 from backend.web.map_view import atlas
 from backend.web.pictures import Pictures
 from backend.web.plots import curve_plot, map_plot
@@ -210,6 +211,9 @@ class Overview:
     def scan_picture(self, project: int, task: int, side: int, model: str) -> bytes:
         with self._one_of(self._drawing):
             return self._pictures.scan(project, task, side=side, model=model)
+
+    def legend(self, project: int, *versions: str) -> dict[str, str]:
+        return legend(self._store, project, label_names(self._store, project, *versions))
 
     def held_out(self, project: int) -> list[int]:
         return self._pictures.held_out(project)

@@ -5,7 +5,7 @@ The page's scripts (`backend/web/pages/page.js`) make changes through the JSON A
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Request, Response
@@ -63,6 +63,9 @@ class Data(Protocol):
 
     def compare(self, project: int, first: str, second: str) -> Sequence[Compared]:
         """The two models on the held-out scans, worst first."""
+
+    def legend(self, project: int, *versions: str) -> Mapping[str, str]:
+        """The labels of the label config and of these models, with the colours of their outlines."""
 
     def scan_picture(self, project: int, task: int, side: int, model: str) -> bytes:
         """PNG, the longest side `side` pixels; model "" for the scan alone, "annotator" for the submitted mask."""
@@ -157,11 +160,13 @@ def _add_views(router: APIRouter, data: Data) -> None:
     def queue(request: Request, project: Project, count: int = CARDS) -> Response:
         status, found = _known(data.brief(project), project), data.queue(project)
         shown = {"waiting": found["queue"], "drawn_by": found["model"], "count": max(count, 1), "more": CARDS}
+        shown["legend"] = data.legend(project, found["model"]) if found["model"] else {}
         return render(request, "queue.html", status, **shown)
 
     @router.get("/projects/{project}/activity")
     def activity(request: Request, project: Project) -> Response:
-        return render(request, "activity.html", _known(data.brief(project), project), activity=data.activity(project))
+        status, found = _known(data.brief(project), project), data.activity(project)
+        return render(request, "activity.html", status, activity=found, legend=data.legend(project))
 
     @router.get("/projects/{project}/settings")
     def settings(request: Request, project: Project) -> Response:
@@ -186,7 +191,9 @@ def _add_model_views(router: APIRouter, data: Data) -> None:
         status, models = _known(data.brief(project), project), data.rounds(project)["models"]
         scans = data.compare(project, first, second) if first and second and first != second else None
         of = len(data.held_out(project)) if scans else 0
-        return render(request, "compare.html", status, models=models, first=first, second=second, scans=scans, of=of)
+        chosen: Json = {"first": first, "second": second, "scans": scans, "of": of}
+        chosen["legend"] = data.legend(project, first, second) if scans else {}
+        return render(request, "compare.html", status, models=models, **chosen)
 
 
 def _add_pictures(router: APIRouter, data: Data) -> None:

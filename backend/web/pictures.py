@@ -34,6 +34,7 @@ from backend.learning.evaluation import Scores
 from backend.loop.batch import CHUNK, BatchProcessor
 from backend.records.scans import scan_of
 from backend.records.store import Store
+from backend.web.colours import FALLBACKS
 from backend.web.drawing import (
     Map,
     difference_picture,
@@ -42,6 +43,7 @@ from backend.web.drawing import (
     shrink,
     thumbnail,
 )
+from backend.web.legend import label_names, legend, united
 
 log = logging.getLogger("scanqueue.pictures")
 
@@ -94,7 +96,8 @@ class Pictures:
     def scan(self, project: int, task: int, *, side: int = 160, model: str = "") -> bytes:
         """A scan as PNG, its longer side `side` pixels (32..1024).
 
-        model  a version: outline the mask of this model; "annotator": outline the submitted mask; "": no outline
+        model  a version: outline the mask of this model; "annotator": outline the submitted mask; "": no outline.
+               `legend` has the colours
         """
         _check_side(side)
         with _explained(project, task):
@@ -102,8 +105,10 @@ class Pictures:
             box = self._box(scan)
             picture = thumbnail(box, side)
             if model:
-                mask = self._mask_of(project, scan, model)
-                picture = outlined(picture, shrink(_fitting(mask, box, task), *picture.shape[:2]))
+                names = label_names(self.store, project, model)
+                mask = _fitting(self._mask_of(project, scan, model, names), box, task)
+                colours = list(legend(self.store, project, names).values()) or FALLBACKS
+                picture = outlined(picture, shrink(mask, *picture.shape[:2]), colours)
             return encode_png(picture)
 
     def difference(self, project: int, task: int, first: str, second: str, part: str, side: int = 256) -> bytes:
@@ -122,7 +127,8 @@ class Pictures:
         with _explained(project, task):
             scan = self._scan(project, task)
             box = self._box(scan)
-            one, other = (_fitting(self._mask_of(project, scan, v), box, task) for v in (first, second))
+            names = label_names(self.store, project, first, second)
+            one, other = (_fitting(self._mask_of(project, scan, v, names), box, task) for v in (first, second))
             return encode_png(difference_picture(thumbnail(box, side), one, other))
 
     def held_out(self, project: int) -> list[int]:
@@ -143,7 +149,7 @@ class Pictures:
         """
         with _explained(project):
             one, other = self._model(project, first), self._model(project, second)
-            names = self._labels(project) or _united(one["labels"], other["labels"])
+            names = self._labels(project) or united(one["labels"], other["labels"])
             held = self._held_out(project)
         found: list[Compared] = []
         problem: ScanqueueError | None = None
@@ -233,12 +239,11 @@ class Pictures:
             raise UnreadableScan(problem)
         return letterbox(image, size)
 
-    def _mask_of(self, project: int, scan: Scan, model: str) -> Map:
-        """The mask of a version or of "annotator", in the classes of the label config, further labels after them."""
-        labels = self._labels(project)
+    def _mask_of(self, project: int, scan: Scan, model: str, names: Sequence[str]) -> Map:
+        """The mask of a version or of "annotator", in the classes `names`, which begin with the label config's."""
         if model != ANNOTATOR:
             row = self._model(project, model)
-            return translate(self._drawn(project, scan, row), row["labels"], _united(labels, row["labels"]))
+            return translate(self._drawn(project, scan, row), row["labels"], names)
         name = self._submitted(project).get(scan.task)
         try:
             if name is not None:
@@ -324,10 +329,6 @@ def _explained(project: int, task: int | None = None) -> Iterator[None]:
 def _check_side(side: int) -> None:
     if not SMALLEST <= side <= LARGEST:
         raise BadSetting(f"side: got {side}, expected {SMALLEST} to {LARGEST} pixels.")
-
-
-def _united(labels: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*labels, *more)))
 
 
 def _label_map(mask: NDArray[Any], task: int) -> Map:

@@ -217,6 +217,7 @@ SCHEMAS: dict[str, Schema] = {
         {
             "unit": _or_null({"enum": ["px", "mm", "mixed"]}),
             "labels": _list(TEXT),
+            "colours": {"type": "object", "additionalProperties": TEXT, "description": "by label, as #RRGGBB"},
             "models": _list(_ref("Means")),
             "shown": _list(_ref("Means")),
             "control": _list(_ref("Compared")),

@@ -108,6 +108,7 @@ class Lab:
                 {"task": 59, "what": "Its mask has another size than the scan."},
             ],
         }
+        self.colours = {"Lung": "#E69F00", "Heart": "#56B4E9"}
         self.more_held_out = 0
         self.no_foreground: dict[int, tuple[bool, bool]] = {}  # task: whether A, or B, draws nothing there either
         self.waiting = [
@@ -216,6 +217,7 @@ class Lab:
         self.line: Json = {
             "unit": "px",
             "labels": ["Lung", "Heart"],
+            "colours": self.colours,
             "models": [
                 {
                     **row,
@@ -334,6 +336,9 @@ class Lab:
         found = [(7, 0.612, 0.843), (3, 0.822, 0.801), (9, 0.93, 0.93)]
         empty = {task: (True, *drawn) for task, drawn in self.no_foreground.items()}
         return [Compared(t, a, b, 0.8, 4.26, 1.5, "mm", *empty.get(t, (False, False, False))) for t, a, b in found]
+
+    def legend(self, project: int, *versions: str) -> dict[str, str]:
+        return self.colours
 
     def scan_picture(self, project: int, task: int, side: int, model: str) -> bytes:
         if task >= 58:

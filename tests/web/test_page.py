@@ -326,6 +326,17 @@ def test_the_queue_shows_the_first_scans_with_reason_terms_and_outline(lab: Lab)
     assert "?count=48#scan-55" in seen.with_("href")
 
 
+@pytest.mark.parametrize("name", ["queue", "activity", "compare"])
+def test_views_with_outlines_have_a_legend_in_the_colours_of_the_label_config(lab: Lab, name: str) -> None:
+    lab.colours = {"Lung": "#FF0080", "<i>Heart</i>": "#2F7ED8"}
+    seen = view(lab, name)
+    assert "Lung <i>Heart</i>" in seen.text
+    assert [i["style"] for i in seen.all("i") if i.get("class") == "outline"] == [
+        "--colour:#FF0080",
+        "--colour:#2F7ED8",
+    ]
+
+
 def test_the_rest_of_the_queue_is_shown_on_request(lab: Lab) -> None:
     seen = view(lab, f"{VIEWS['queue']}?count=48")
     assert len([a for a in seen.all("li") if a.get("class") == "scan-card"]) == 26
@@ -347,6 +358,7 @@ def test_in_the_cold_start_scans_are_shown_without_an_outline(lab: Lab) -> None:
     seen = view(lab, "queue")
     assert "../../projects/4/scans/31.png?quiet=1&side=320" in seen.with_("src")
     assert "Entropy" not in seen.text
+    assert "Lung" not in seen.text  # no outline, no legend
 
 
 def test_an_empty_queue_gives_the_reason(lab: Lab) -> None:

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ from backend.loop.batch import BatchProcessor
 from backend.records.store import Store
 from backend.settings import Settings
 from backend.web import pictures
-from backend.web.drawing import COLOURS, HALO, ONLY_FIRST, ONLY_SECOND, OTHER_LABEL
+from backend.web.colours import FALLBACKS as COLOURS
+from backend.web.drawing import HALO, LIGHT_HALO, ONLY_FIRST, ONLY_SECOND, OTHER_LABEL
+from backend.web.legend import label_names, legend
 from backend.web.pictures import ANNOTATOR, PARTS, Compared, Pictures
 
 PROJECT = 1
@@ -280,6 +283,45 @@ def test_a_label_has_the_same_colour_whatever_its_number_in_a_model(lab: Lab) ->
     picture = read(lab.pictures.scan(PROJECT, 7, side=SIZE, model=R1))
     for colour, (top, left) in zip(COLOURS, [(10, 10), (10, 40), (40, 40)], strict=False):
         assert np.array_equal(where(picture, colour), border(square(top, left, 10) == 1))
+
+
+def test_outlines_have_the_colours_of_the_label_config_and_the_legend_names_them(lab: Lab) -> None:
+    colours = {"Lung": "rgb(255, 0, 128)", "Heart": "#2f7ed8"}
+    lab.store.set_project(PROJECT, config=replace(CONFIG, colors=colours).to_json())
+    lab.add(7, gray(128), square(10, 30, 20, 2, on=square(10, 10, 20, 1)))
+    lab.model(R1, labels=("Heart", "Gone"))
+    lab.draw(R1, 7, square(40, 40, 10, 2, on=square(10, 10, 10, 1)))
+    picture = read(lab.pictures.scan(PROJECT, 7, side=SIZE, model=ANNOTATOR))
+    assert where(picture, "#FF0080").any()
+    assert where(picture, "#2F7ED8").any()
+    shown = legend(lab.store, PROJECT, label_names(lab.store, PROJECT, R1))
+    assert list(shown) == ["Lung", "Heart", "Gone"]
+    assert (shown["Lung"], shown["Heart"]) == ("#FF0080", "#2F7ED8")
+    picture = read(lab.pictures.scan(PROJECT, 7, side=SIZE, model=R1))
+    assert np.array_equal(where(picture, shown["Heart"]), border(square(10, 10, 10) == 1))
+    assert np.array_equal(where(picture, shown["Gone"]), border(square(40, 40, 10) == 1))
+    # beside another model, with another removed label, it keeps its colour
+    lab.model(R2, labels=("Lost", "Gone"))
+    both = legend(lab.store, PROJECT, label_names(lab.store, PROJECT, R1, R2))
+    assert len(set(both.values())) == 4
+    assert legend(lab.store, PROJECT, label_names(lab.store, PROJECT, R2))["Lost"] == both["Lost"]
+
+
+def test_an_outline_in_a_dark_colour_has_a_light_halo(lab: Lab) -> None:
+    lab.store.set_project(PROJECT, config=replace(CONFIG, colors={"Lung": "black"}).to_json())
+    lab.add(7, gray(0), square(10, 10, 20))
+    picture = read(lab.pictures.scan(PROJECT, 7, side=SIZE, model=ANNOTATOR))
+    assert where(picture, LIGHT_HALO).any()
+    assert not where(picture, HALO).any()
+
+
+def test_removed_labels_of_two_models_are_not_taken_for_one(lab: Lab) -> None:
+    lab.add(7, gray(128))
+    for version, label in ((R1, "Gone"), (R2, "Lost")):
+        lab.model(version, labels=("Lung", label))
+        lab.draw(version, 7, square(10, 10, 20, 2))
+    picture = read(lab.pictures.difference(PROJECT, 7, R1, R2, "difference", side=SIZE))
+    assert np.array_equal(where(picture, OTHER_LABEL), square(10, 10, 20) == 1)
 
 
 def test_a_missing_mask_is_predicted_by_its_model_and_stored(lab: Lab) -> None:

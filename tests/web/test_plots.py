@@ -285,6 +285,27 @@ def test_label_names_stay_as_they_are_written() -> None:
 # -- both ----------------------------------------------------------------------------------------
 
 
+def test_labels_have_the_colours_of_the_label_config_with_a_legend() -> None:
+    drawn = curve_plot(curve(colours={"Lung": "#FF0080", "Heart": "#2F7ED8"}))
+    for name, colour in (("Lung", "#ff0080"), ("Heart", "#2f7ed8")):
+        assert name in texts(drawn)
+        assert colour in drawn.decode()
+    assert "#ff0080" not in curve_plot(curve()).decode()
+
+
+def test_misses_and_false_alarms_have_a_panel_once_there_are_any() -> None:
+    assert "share of scans" not in texts(curve_plot(curve()))
+    models = [model(n) | {"miss_rate": 0.5 / n, "n_empty": 6, "false_alarm_rate": n / 6} for n in (1, 2, 3)]
+    models.append(model(4, accepted=False) | {"miss_rate": 1.0, "n_empty": 6, "false_alarm_rate": 1.0})
+    for drawn in (curve_plot(curve(models=models)), both(atlas(), curve(models=models))):
+        found = texts(drawn)
+        for words in ("share of scans", "missed, of scans with foreground", "false alarms, of scans without"):
+            assert words in found
+        assert "time per scan (s): median, 95 % interval" in found  # no panel had to give way
+    models[2] |= {"miss_rate": None, "false_alarm_rate": None}
+    curve_plot(curve(models=models))
+
+
 def test_missing_data_is_explained_in_a_sentence() -> None:
     for drawn, said in (
         (map_plot({"x": [], "y": []}), "There is no map yet: no scan has been read."),

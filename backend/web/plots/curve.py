@@ -199,7 +199,7 @@ def _quality(axes: Axes, curve: Mapping[str, Any], name: str, gid: str, unit: st
 
 
 def _single(axes: Axes, curve: Mapping[str, Any]) -> None:
-    """Dice per label of the accepted models."""
+    """Dice per label of the accepted models, in the colours of the label config."""
     models = [m for m in curve.get("models") or () if m.get("accepted")]
     there = {name for m in models for name in m.get("classes") or {}}
     names = [name for name in curve.get("labels") or () if name in there]
@@ -212,7 +212,9 @@ def _single(axes: Axes, curve: Mapping[str, Any]) -> None:
             if number(one.get("dice")) is not None
         ]
         shift = place - (min(len(names), LABELS) - 1) / 2
-        style = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
+        colour = (curve.get("colours") or {}).get(name) or PALETTE[place % len(PALETTE)]
+        style = {"color": colour, "marker": MARKERS[place % len(MARKERS)]}
+        style |= {"markeredgecolor": DARK, "markeredgewidth": 0.5}  # also in a pale colour on white
         aside = shift * STEP * (_span(curve)[1] - _span(curve)[0])
         _line(axes, rows, "dice", f"label-{place + 1}", plain(name), aside=aside, linestyle="-", **style)
     if len(names) > LABELS:
