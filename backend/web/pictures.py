@@ -29,7 +29,7 @@ from backend.errors import (
 from backend.facts import Scan, validation_rows
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import Letterboxed, letterbox, translate
-from backend.label_config import LabelConfig
+from backend.label_config import LabelConfig, Renames
 from backend.learning.evaluation import Scores
 from backend.loop.batch import CHUNK, BatchProcessor
 from backend.records.scans import scan_of
@@ -206,11 +206,12 @@ class Pictures:
 
     def _submitted(self, project: int) -> dict[int, str]:
         """Names of the submitted masks by task; only masks read with the present label config."""
-        config = self._config(project)
+        row, config = self.store.project(project), self._config(project)
+        key = config.reading_key(Renames.from_json(row["label_renames"])) if row and config else ""
         return {
-            row["task"]: row["mask"]
-            for row in self.store.labels(project)
-            if row["mask"] and not row["problem"] and (config is None or row["config"] == config.key)
+            label["task"]: label["mask"]
+            for label in self.store.labels(project)
+            if label["mask"] and not label["problem"] and (not key or label["config"] == key)
         }
 
     def _held_out(self, project: int) -> list[tuple[Scan, str]]:

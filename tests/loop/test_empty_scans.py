@@ -101,7 +101,7 @@ def test_labels_of_an_older_version_are_read_again_to_know_which_are_empty(world
     known = [(r["task"], r["empty"]) for r in world.store.labels(PROJECT)]
     assert {empty for _, empty in known} == {0, 1}
     with world.store.write() as connection:
-        connection.execute(update(label_table).values(empty=-1))
+        connection.execute(update(label_table).values(empty=-1, config="of an older version"))
     world.run()
     assert [(r["task"], r["empty"]) for r in world.store.labels(PROJECT)] == known
     assert world.end_state() == before  # nothing is trained or published again

@@ -19,6 +19,7 @@ from world import World
 
 from backend.errors import StoreUnavailable
 from backend.web import formatting, page, reference, rendering, texts
+from backend.web.colours import FALLBACKS
 
 VIEWS = {
     "index": "/?all",
@@ -670,6 +671,16 @@ def test_real_records_have_pictures_and_plots(real: TestClient) -> None:
         assert pictures
         for address in pictures[:6]:
             assert real.get(address).headers["content-type"] in ("image/png", "image/svg+xml"), address
+
+
+def test_submitted_masks_of_real_records_are_outlined_and_compared(real: TestClient, world: World) -> None:
+    (task, *_) = world.annotations
+    picture = f"/projects/{REAL_PROJECT}/scans/{task}.png"
+    drawn = real.get(picture, params={"model": "annotator"})
+    assert drawn.status_code == 200, drawn.text
+    assert drawn.content != real.get(picture).content
+    seen = Read(real.get(f"/projects/{REAL_PROJECT}/activity", headers=HTML).text)
+    assert [i["style"] for i in seen.all("i") if i.get("class") == "outline"] == [f"--colour:{FALLBACKS[0]}"]
 
 
 def test_the_queue_has_the_order_of_the_records(real: TestClient, world: World) -> None:

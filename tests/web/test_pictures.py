@@ -29,7 +29,7 @@ from backend.errors import (
 )
 from backend.facts import validation_rows
 from backend.fingerprints import fingerprint
-from backend.label_config import LabelConfig, Tag
+from backend.label_config import LabelConfig, Renames, Tag
 from backend.learning.learner import Learner
 from backend.learning.segmenters import Segmenter, SegmenterSpec
 from backend.loop.batch import BatchProcessor
@@ -95,7 +95,7 @@ class Lab:
             self.submit(task, mask)
         return digest
 
-    def submit(self, task: int, mask: Image, *, config: str = CONFIG.key, problem: str = "") -> str:
+    def submit(self, task: int, mask: Image, *, config: str = CONFIG.reading_key(Renames()), problem: str = "") -> str:
         name = fingerprint("mask", task)
         self.store.put_arrays("labels", name, mask=mask)
         row: dict[str, Any] = {"task": task, "annotation": task, "key": f"{task}@1", "mask": name, "read_at": ""}
