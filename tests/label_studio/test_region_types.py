@@ -1,0 +1,179 @@
+"""Every region type in Label Studio's own editor: what it shows is what we read, what we write is what it shows.
+
+Prints a table: the Dice of what Chromium shows and what we read, of a mask and what Chromium shows of our regions for
+it, and of the annotation and its export. Run with `-s` to see it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from chromium import ARGUMENTS
+from numpy.typing import NDArray
+from playwright.sync_api import Page, expect, sync_playwright
+
+from backend.demo.label_studio import LabelStudio
+from backend.export.run import Export
+from backend.label_config import LabelConfig
+from backend.label_studio.masks import draw_mask, read_mask
+from backend.label_studio.raster import encode_bitmask, encode_brush
+from backend.label_studio.studio import Studio
+
+pytestmark = [pytest.mark.label_studio, pytest.mark.browser]
+
+H, W = 240, 320
+KINDS = ("Brush", "Bitmask", "Polygon", "Ellipse", "Rectangle")
+TAGS = (f'<{k}Labels name="{k}" toName="image"><Label value="{k}" background="#ffffff"/></{k}Labels>' for k in KINDS)
+XML = f"""<View><Image name="image" value="$image" maxWidth="{W}px" rotateControl="true"/>{"".join(TAGS)}</View>"""
+Mask = NDArray[np.bool_]
+
+
+def blob() -> Mask:
+    """A ring with a bite: not convex, with a hole."""
+    rows, columns = np.mgrid[:H, :W]
+    far = np.hypot(rows - 120, columns - 160)
+    return np.asarray((far < 90) & (far > 40) & ~((rows < 80) & (columns > 200)))
+
+
+RING = [[20, 20], [80, 20], [80, 80], [20, 80], [20, 20], [40, 40], [40, 60], [60, 60], [60, 40], [40, 40]]
+VALUES: dict[str, tuple[str, dict[str, Any]]] = {
+    "brush": ("Brush", {"format": "rle", "rle": encode_brush(blob())}),
+    "bitmask": ("Bitmask", {"imageDataURL": encode_bitmask(blob())}),
+    "polygon with a hole": ("Polygon", {"points": RING, "closed": True}),
+    "rectangle": ("Rectangle", {"x": 30, "y": 20, "width": 40, "height": 50, "rotation": 0}),
+    "rectangle, 30 degrees": ("Rectangle", {"x": 50, "y": 20, "width": 35, "height": 30, "rotation": 30}),
+    "ellipse": ("Ellipse", {"x": 50, "y": 50, "radiusX": 30, "radiusY": 15, "rotation": 0}),
+    "ellipse, 30 degrees": ("Ellipse", {"x": 50, "y": 50, "radiusX": 30, "radiusY": 15, "rotation": 30}),
+}
+
+
+def region(kind: str, value: dict[str, Any]) -> dict[str, Any]:
+    about = {"id": f"{kind}1", "from_name": kind, "to_name": "image", "type": f"{kind.lower()}labels"}
+    size = {"original_width": W, "original_height": H, "image_rotation": 0}
+    return {**about, **size, "value": {**value, f"{kind.lower()}labels": [kind]}}
+
+
+def dice(first: Mask, second: Mask) -> float:
+    return float(2 * (first & second).sum() / max(first.sum() + second.sum(), 1))
+
+
+IMAGE = "window.Htx?.annotationStore?.selected?.objects?.find((one) => one.name === 'image')"
+
+
+class Editor:
+    """Label Studio's editor in Chromium, signed in."""
+
+    def __init__(self, page: Page, studio: LabelStudio, project: int) -> None:
+        self.page, self.studio, self.project = page, studio, project
+        page.set_default_timeout(60_000)
+        page.goto(f"{studio.url}/user/login/")
+        page.fill("[name=email]", studio.email)
+        page.fill("[name=password]", studio.password)
+        page.locator("button", has_text="Log in").click()
+        page.wait_for_url(lambda url: "/login" not in url)
+
+    def open(self, task: int) -> None:
+        self.page.goto(f"{self.studio.url}/projects/{self.project}/data?task={task}")
+        self.page.wait_for_function(
+            f"() => {IMAGE}?.currentImageEntity?.naturalWidth > 0 && document.querySelector('.konvajs-content canvas')"
+        )
+
+    def shown(self, task: int) -> Mask:
+        """The pixels that the editor colours on the black image, (H, W)."""
+        self.open(task)
+        expect(self.page.locator("[class*=outliner] [role=treeitem]").first).to_be_visible()
+        last = None
+        for _ in range(60):
+            picture = cv2.imdecode(np.frombuffer(self._canvas().screenshot(), np.uint8), cv2.IMREAD_GRAYSCALE)
+            assert picture is not None
+            if last is not None and np.array_equal(last, picture) and picture.max() > 20:
+                scan = picture[:H, :W]
+                return np.asarray(scan > 20)
+            last = picture
+            self.page.wait_for_timeout(150)
+        raise AssertionError("the editor shows nothing, or does not stand still")
+
+    def _canvas(self) -> Any:
+        return self.page.locator(".konvajs-content").first
+
+    def draw_rotated(self, task: int) -> list[dict[str, Any]]:
+        """Turn the image to the left, drag a brush stroke along the left edge as it is shown, and submit."""
+        self.open(task)
+        self.page.evaluate(
+            "() => window.Htx.annotationStore.selected.objects.find((o) => o.name === 'image').rotate(-90)"
+        )
+        self.page.wait_for_timeout(800)
+        self.page.locator("[class*=label__text]", has_text="Brush").first.click()
+        box = self._canvas().bounding_box()
+        self.page.mouse.move(box["x"] + 20, box["y"] + 40)
+        self.page.mouse.down()
+        self.page.mouse.move(box["x"] + 20, box["y"] + 200, steps=12)
+        self.page.mouse.up()
+        expect(self.page.locator("[class*=outliner] [role=treeitem]")).to_have_count(1)
+        with self.page.expect_response(lambda r: r.request.method == "POST" and "/annotations" in r.url) as stored:
+            self.page.get_by_role("button", name="Submit current annotation").click()
+        return list(stored.value.json()["result"])
+
+
+def test_what_the_editor_shows_is_read_and_what_is_written_is_shown(
+    chromium: str, label_studio: LabelStudio, tmp_path: Path
+) -> None:
+    project = label_studio.create_project("region types", XML)
+    config = LabelConfig.from_parsed(label_studio.get(f"/api/projects/{project}/")["parsed_label_config"], 1)
+    images = []
+    for number in range(len(VALUES) + len(KINDS) + 1):
+        pixels = np.zeros((H, W), np.uint8)
+        pixels[H - 1, W - 1 - number] = 1  # every file is another one
+        images.append(tmp_path / f"{number}.png")
+        assert cv2.imwrite(str(images[-1]), pixels)
+    tasks = label_studio.import_files(project, images)
+    read_tasks, written_tasks, rotated = tasks[: len(VALUES)], tasks[len(VALUES) : -1], tasks[-1]
+    for task, (kind, value) in zip(read_tasks, VALUES.values(), strict=True):
+        label_studio.post(f"/api/tasks/{task}/annotations/", {"result": [region(kind, value)], "lead_time": 1})
+    rows = []
+    for task, kind in zip(written_tasks, KINDS, strict=True):
+        result = draw_mask(blob().astype(np.uint8), [kind], config, "x")
+        rows.append({"task": task, "model_version": "x", "score": 0.5, "result": result})
+    studio = Studio(label_studio.url, label_studio.personal_access_token())
+    studio.import_predictions(project, rows)  # raises if Label Studio drops one
+
+    read, written = {}, {}
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path / "profile", executable_path=chromium, headless=True, args=ARGUMENTS,
+            viewport={"width": 1440, "height": 900},
+        )  # fmt: skip
+        editor = Editor(context.pages[0], label_studio, project)
+        stroke = editor.draw_rotated(rotated)
+        for task, (name, (kind, value)) in zip(read_tasks, VALUES.items(), strict=True):
+            ours, _ = read_mask([region(kind, value)], config, H, W)
+            read[name] = dice(ours > 0, editor.shown(task)), ours
+        for task, kind in zip(written_tasks, KINDS, strict=True):
+            written[kind.lower()] = dice(blob(), editor.shown(task))
+        context.close()
+    assert stroke[0]["image_rotation"] == 270
+    turned, _ = read_mask(stroke, config, H, W)
+    assert turned.any()
+    rows_, columns = np.nonzero(turned)
+    # shown at the left edge, from top to middle: in the image as it is in its file, along the top, right half
+    assert rows_.max() < 60
+    assert columns.min() > W * 0.2
+    assert columns.max() > W * 0.8
+
+    Export(studio, project, formats=("png",)).run(tmp_path / "out")
+    exported = {}
+    for task, name in zip(read_tasks, VALUES, strict=True):
+        (file,) = [p for p in (tmp_path / "out").rglob("*.png") if p.stem.startswith(f"{task}") or f"-{task}" in p.stem]
+        exported[name] = dice(read[name][1] > 0, cv2.imread(str(file), cv2.IMREAD_UNCHANGED) > 0)
+
+    print(f"\n{'region type':24} {'read':>7} {'written':>8} {'exported':>9}")
+    for name, (found, _) in read.items():
+        kind = VALUES[name][0].lower()
+        print(f"{name:24} {found:7.3f} {written[kind]:8.3f} {exported[name]:9.3f}")
+    assert min(found for found, _ in read.values()) > 0.97
+    assert min(written[k] for k in ("brush", "bitmask", "polygon")) > 0.97
+    assert set(exported.values()) == {1.0}
