@@ -74,6 +74,10 @@ class ScanqueueBackend(LabelStudioMLBase):  # type: ignore[misc]
         if hasattr(self, "set"):  # 2.x answers /setup with the value stored here
             self.set("model_version", str(answer.get("model_version") or ""))
 
+    def set_extra_params(self, extra_params: Any) -> None:
+        """2.x stores them in a cache for text; as a JSON object they would make /setup fail."""
+        super().set_extra_params(extra_params if isinstance(extra_params, str) else json.dumps(extra_params))
+
     def predict(self, tasks: Sequence[Mapping[str, Any]], context: Any = None, **kwargs: Any) -> list[dict[str, Any]]:
         """One item {model_version, score, result} per task, in the order of `tasks`; never null."""
         if not tasks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -174,3 +175,29 @@ def test_wrong_credentials_are_reported(hosted: tuple[Plugin, Service, Forwarder
         assert "401 to /setup. Check SCANQUEUE_USER and SCANQUEUE_PASSWORD." in answer.json()["detail"]
     finally:
         plugin.child.stop()
+
+
+# label-studio-ml 2.x is not on the package index. This has its cache, which takes text only.
+VERSION_2 = """
+import json, sys, types
+class Base:
+    stored = {}
+    def __init__(self, project_id="", label_config=None): self.setup()
+    def setup(self): pass
+    def set(self, key, value):
+        if not isinstance(value, str): raise TypeError("the cache takes text only")
+        self.stored[key] = value
+    def set_extra_params(self, extra_params): self.set("extra_params", extra_params)
+sys.modules["label_studio_ml"] = types.ModuleType("label_studio_ml")
+sys.modules["label_studio_ml.model"] = types.ModuleType("label_studio_ml.model")
+sys.modules["label_studio_ml.model"].LabelStudioMLBase = Base
+from backend.plugin import ScanqueueBackend
+for given in ({"round_size": 3}, '{"round_size": 3}'):
+    ScanqueueBackend().set_extra_params(given)
+    print(Base.stored["extra_params"])
+"""
+
+
+def test_extra_params_as_an_object_reach_the_cache_of_version_2_as_text() -> None:
+    done = subprocess.run([PYTHON, "-c", VERSION_2], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ('{"round_size": 3}\n' * 2, 0), done.stderr
