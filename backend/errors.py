@@ -70,6 +70,10 @@ class CannotExport(ScanqueueError):
     """Labels cannot be written in the requested format: wrong shape, or unsuitable source."""
 
 
+class CannotTrain(ScanqueueError):
+    """A training is requested for a project that cannot be trained now."""
+
+
 class NotKnown(ScanqueueError):
     """Unknown project, scan or model."""
 

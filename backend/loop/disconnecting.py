@@ -83,6 +83,7 @@ def disconnect(
 def _left(studio: Studio, store: Store, settings: Settings, project: int) -> list[str]:
     """Remove our backend, webhook and tab, and restore the settings; returns what was done."""
     done = []
+    studio.project(project)  # raises ProjectGone; the requests below answer 404 without saying what is missing
     ours, _ = our_backends(studio, store, settings, project)
     row = known_project(store, project)
     for backend in ours:  # first: from here on, no worker writes to the project

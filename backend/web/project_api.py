@@ -95,8 +95,9 @@ def create_change_api(store: Store, request_reconcile: Callable[[int], None], ac
 
     @router.post("/{project}/train", status_code=202)
     def train(project: Number, request: Request) -> dict[str, Any]:
-        """Train a model now. Send {} as application/json."""
+        """Train a model now. Send {} as application/json. 422 with the reason if the project cannot be trained."""
         require_json_type(request)
+        status.check_trainable(store, project)
         return noted(project, lambda: audit.request_training(store, project, user))
 
     @router.post("/{project}/activate", status_code=202)

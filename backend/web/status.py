@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from backend.errors import BadSetting
-from backend.facts import annotators, round_of, version_name
+from backend.errors import BadSetting, CannotTrain
+from backend.facts import DELETED, DISCONNECTED, annotators, round_of, version_name
 from backend.label_config import LabelConfig, Renames
 from backend.learning.averages import of_model, of_shown, of_trial, summarise
 from backend.loop.project_settings import project_settings, row_settings
@@ -31,7 +31,8 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
 
     `queue` lists the tasks in the queue, in order. Distances are in `unit`. `stopping` advises whether more labels are
     worth it (`sampling.Hint`); None before the first model and when no scan is left. `control` is the newest
-    comparison with the control group (`version` says when it was made); None before the first.
+    comparison with the control group (`version` says when it was made); None before the first. `no_training` says why
+    no training can be requested; "" if it can.
     """
     row = store.project(project)
     if row is None:
@@ -67,6 +68,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "shown": shown_summary(store, project, version_name(latest)) if latest is not None else summarise([]),
         "queue": [p.task for p, _ in served(store, project)],
         "job": job,
+        "no_training": training_objection(row["phase"], row["reason"], counts),
         "control": _compared(models),
         "stopping": _stopping(models, counts["open"], settings_of(store, project)),
         "studio_url": row["studio_url"],
@@ -77,6 +79,22 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "image": config.image if config and len(config.objects) > 1 else "",
         "problem_groups": [group | {"tasks": group["tasks"][:FEW]} for group in grouped(problems)],
     }
+
+
+def training_objection(phase: str, reason: str, counts: Mapping[str, int]) -> str:
+    """Why no training can be requested for a project in this phase; "" if it can."""
+    if phase in ("blocked", DISCONNECTED, DELETED):
+        return text(f"train.{phase}", reason=reason)
+    if not counts["scans"]:
+        return text("train.empty")
+    return "" if counts["labelled"] else text("train.unlabelled")
+
+
+def check_trainable(store: Store, project: int) -> None:
+    """Raises CannotTrain with the reason if no training can be requested."""
+    row = store.project(project)
+    if row is not None and (why := training_objection(row["phase"], row["reason"], store.counts(project))):
+        raise CannotTrain(why)
 
 
 def _compared(models: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -100,7 +118,7 @@ def served(store: Store, project: int) -> list[tuple[Pick, int]]:
     """The queue: unlabelled picks of the published part of the order, with their places."""
     row = store.project(project)
     latest = store.latest_round(project)
-    if row is None or latest is None:
+    if row is None or latest is None or row["phase"] == "done":  # skipped scans may be left, which nobody is served
         return []
     waiting = {task: bool(skipped) for task, skipped in store.waiting(project)}
     people = annotators((r["annotation"], r["completed_by"]) for r in store.labels(project))

@@ -11,7 +11,7 @@ import pytest
 from memory_studio import MemoryStudio
 from world import COLD, PROJECT, ROUND, Ready, World
 
-from backend.errors import BadSetting, ProjectGone
+from backend.errors import BadSetting, ProjectGone, StudioRefused
 from backend.facts import SAMPLING
 from backend.label_studio.webhooks import same_address
 from backend.loop import connection
@@ -287,8 +287,12 @@ def test_a_deleted_project_can_be_forgotten(world: World, monkeypatch: pytest.Mo
     def gone(*_: Any) -> None:
         raise ProjectGone("Label Studio has no such project for this token.")
 
-    for name in ("project", "backends", "webhooks"):
-        monkeypatch.setattr(world.studio, name, gone)
+    def missing(*_: Any) -> None:
+        raise StudioRefused("Label Studio answered 404 to /api/ml: No Project matches the given query.")
+
+    monkeypatch.setattr(world.studio, "project", gone)
+    for name in ("backends", "webhooks", "remove_webhooks"):
+        monkeypatch.setattr(world.studio, name, missing)
     assert world.reconciler().reconcile(PROJECT).phase == "deleted"
     assert (world.status()["phase"], world.status()["trouble"]) == ("deleted", "")
     assert f"scanqueue disconnect --project {PROJECT} --forget" in world.status()["reason"]
@@ -296,3 +300,29 @@ def test_a_deleted_project_can_be_forgotten(world: World, monkeypatch: pytest.Mo
         leave(world)
     leave(world, forget=True)
     assert world.store.projects() == []
+
+
+# skipped scans
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_with_ignore_skipped_a_project_whose_last_scan_is_skipped_is_done(tmp_path: Path, ignored: bool) -> None:
+    world = World(tmp_path / "data")
+    world.studio.ignores_skipped = ignored
+    world.add_scans(0, COLD + 1)
+    world.run()
+    world.label(COLD)
+    last = world.studio.next_task()
+    assert last is not None
+    world.studio.skip(last)
+    world.run()
+    seen = world.status()
+    if ignored:
+        assert world.studio.next_task("another reader") is None
+        assert (seen["phase"], seen["queue"]) == ("done", [])
+        assert seen["reason"] == "Every scan is labelled except 1 that annotators skipped."
+    else:  # another annotator is served it
+        assert (seen["phase"], seen["queue"]) == ("active", [last])
+    world.submit(last)
+    world.run()
+    assert (world.status()["phase"], world.status()["reason"]) == ("done", "Every scan is labelled.")

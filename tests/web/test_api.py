@@ -519,8 +519,42 @@ def test_a_new_project_is_empty(edge: Edge) -> None:
     assert edge.http.get("/api/projects/4/rounds").json() == {"rounds": [], "models": []}
 
 
-def test_a_training_can_be_requested(edge: Edge) -> None:
+def labelled(edge: Edge, scans: int = 2, labels: int = 1) -> None:
+    """Project 4 with scans, of which the first are labelled."""
     edge.connect()
+    row = {"image": "/data/upload/4/a.png", "updated_at": "2026-01-01", "skipped": 0}
+    edge.store.put_tasks(4, [{"task": t, "annotated": int(t < labels), **row} for t in range(scans)], "2026-01-01")
+    edge.store.set_project(4, phase="active" if scans else "empty")
+
+
+@pytest.mark.parametrize(
+    ("scans", "labels", "phase", "why"),
+    [
+        (0, 0, "empty", "the project has no scans"),
+        (2, 0, "cold_start", "no scan is labelled"),
+        (2, 1, "blocked", "stopped: The config draws no masks."),
+        (2, 1, "disconnected", "not connected to this project"),
+        (2, 1, "deleted", "no such project"),
+    ],
+)
+def test_a_training_that_is_not_possible_is_refused_with_its_reason(
+    edge: Edge, scans: int, labels: int, phase: str, why: str
+) -> None:
+    labelled(edge, scans, labels)
+    edge.store.set_project(4, phase=phase, reason="The config draws no masks.")
+    response = edge.http.post("/api/projects/4/train", json={})
+    assert response.status_code == 422
+    assert why in response.json()["error"]
+    assert edge.http.get("/api/projects/4").json()["no_training"] == response.json()["error"]
+    row = edge.store.project(4)
+    assert row is not None
+    assert (row["training_requests"], edge.touched) == (0, [])
+    assert edge.http.get("/api/projects/4/changes").json() == {"changes": []}
+
+
+def test_a_training_can_be_requested(edge: Edge) -> None:
+    labelled(edge)
+    assert edge.http.get("/api/projects/4").json()["no_training"] == ""
     form = edge.http.post("/api/projects/4/train")  # as a page of another site could send it
     assert (form.status_code, form.json()) == (400, {"error": "Send this as application/json."})
     response = edge.http.post("/api/projects/4/train", json={})
@@ -605,7 +639,7 @@ def test_a_page_of_another_site_cannot_change_anything(edge: Edge, headers: dict
 
 
 def test_our_own_page_can(edge: Edge) -> None:
-    edge.connect()
+    labelled(edge)
     headers = {"Origin": "http://127.0.0.1:9090", "Sec-Fetch-Site": "same-origin"}
     assert edge.http.post("/api/projects/4/train", json={}, headers=headers).status_code == 202
 

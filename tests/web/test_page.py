@@ -248,6 +248,19 @@ def test_now_shows_the_step_its_progress_and_the_quality_of_the_model(lab: Lab) 
         assert words in text
 
 
+def test_train_now_is_disabled_with_its_reason(lab: Lab) -> None:
+    (possible,) = [b for b in view(lab, "now").all("button") if b.get("data-send") == "train"]
+    assert "main" in possible["class"]
+    lab.one |= {"phase": "disconnected", "no_training": "Training is not possible: not connected."}
+    seen = view(lab, "now")
+    assert not [b for b in seen.all("button") if b.get("data-send") == "train"]
+    (button,) = [b for b in seen.all("button") if b.get("aria-describedby") == "no-training"]
+    assert "disabled" in button
+    assert "Not connected" in seen.text
+    assert "Training is not possible: not connected." in seen.text
+    assert "Stopped" not in seen.text
+
+
 def test_the_progress_bar_matches_the_progress_of_the_step(lab: Lab) -> None:
     (bar,) = view(lab, "now").all("progress")
     assert (bar["value"], bar["max"]) == ("120", "400")

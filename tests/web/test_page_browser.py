@@ -210,6 +210,20 @@ def test_train_now_and_try_again_are_sent(browser: Browser) -> None:
         assert lab.asked == [("train", {}), ("retry", {"task": 58})]
 
 
+def test_train_now_follows_the_state_of_the_project(browser: Browser) -> None:
+    lab = Lab()
+    with visit(browser, lab) as seen:
+        page = seen.open("now")
+        button = page.get_by_role("button", name="Train now")
+        expect(button).to_be_enabled()
+        lab.one |= {"phase": "deleted", "no_training": "Training is not possible: Label Studio has no such project."}
+        expect(button).to_be_disabled()
+        expect(button).to_have_accessible_description(lab.one["no_training"])
+        expect(page.locator(".top .phase")).to_have_text("Not found in Label Studio")
+        lab.one |= {"phase": "active", "no_training": ""}
+        expect(button).to_be_enabled()
+
+
 def test_the_checks_run_on_request_and_stay_text(browser: Browser) -> None:
     with visit(browser, Lab()) as seen:
         page = seen.open("now")
