@@ -38,7 +38,18 @@ LONGEST = (  # files that wait for servers, minutes each: they start first, so t
     *("test_intake", "test_driver", "test_loop", "test_simulate_runs", "test_disk", "test_studio", "test_browser"),
     *("test_doctor", "test_bad_input", "test_page_browser", "test_openapi", "test_plugin", "test_round_trip"),
     *("test_faults", "test_many_workers", "test_clock", "test_proxy", "test_page_loop", "test_benchmarks"),
-    *("test_patients", "test_demo_parts", "test_fuzz", "test_backup", "test_embedders", "test_api", "test_export"),
+    *(
+        "test_cloud_storage",
+        "test_image_values",
+        "test_problems",
+        "test_patients",
+        "test_demo_parts",
+        "test_fuzz",
+        "test_backup",
+        "test_embedders",
+        "test_api",
+        "test_export",
+    ),
 )
 SLOW = ("test_driver", "test_whole_scans", "test_training")  # minutes of training: in `make test`, not in `make check`
 SERVERS = {"label_studio", "postgres", "redis_server", "chromium"}  # fixtures that start one

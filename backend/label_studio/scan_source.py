@@ -201,7 +201,8 @@ class ScanSource(Listing):
                         raise self._silent(url, error, ours) from error
                     raise UnreadableScan(
                         f"its image {_name(reference)!r} arrived incomplete from the cloud storage. Raise "
-                        "RESOLVER_PROXY_TIMEOUT of Label Studio, or turn pre-signed URLs on in the storage's settings."
+                        'RESOLVER_PROXY_TIMEOUT of Label Studio, or turn "Use pre-signed URLs" on in the settings '
+                        "of the storage."
                     ) from error
                 except (httpx.HTTPError, ValueError) as error:  # ValueError: the token response is not JSON
                     raise self._silent(url, error, ours) from error
@@ -256,7 +257,7 @@ class ScanSource(Listing):
             return True
         if host in self._image_hosts or one_host(parts.netloc) in self._image_hosts:
             return False
-        if redirected and host == one_host(own.hostname or ""):
+        if redirected and host == one_host(own.hostname or "") and _is_file(parts.path, own.path):
             raise UnreadableScan(
                 f"Label Studio redirects its image to {parts.scheme}://{parts.netloc}. "
                 "Set SCANQUEUE_LABEL_STUDIO_URL to that address and restart scanqueue."
@@ -264,8 +265,8 @@ class ScanSource(Listing):
         if redirected:
             raise UnreadableScan(
                 f"its image is in a cloud storage, whose host {parts.netloc!r} scanqueue may not contact. Add the host "
-                "to SCANQUEUE_IMAGE_HOSTS and restart scanqueue, or turn pre-signed URLs off in the storage's settings "
-                "in Label Studio."
+                'to SCANQUEUE_IMAGE_HOSTS and restart scanqueue, or turn "Use pre-signed URLs" off in the storage\'s '
+                "settings in Label Studio."
             )
         raise UnreadableScan(
             f"its image is on {parts.netloc!r}, which is neither Label Studio nor an allowed host. "

@@ -1,4 +1,4 @@
-"""Real servers for tests, on the loopback address: Redis and PostgreSQL."""
+"""Real servers for tests, on the loopback address: Redis, PostgreSQL and S3."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import httpx
 import psycopg
 import pytest
 import redis
 
 from backend.demo.child import Child, free_port
+from backend.demo.label_studio import default_executable
 
 
 def program(name: str) -> str:
@@ -87,6 +89,30 @@ class RedisServer(_Server):
         self.child = Child("Redis", command, env=dict(os.environ), log=self.folder / "redis.log")
         client = redis.Redis.from_url(self.url)
         _wait(lambda: client.ping(), redis.RedisError, self.child)
+
+
+class S3Server(_Server):
+    """moto's S3 server, which keeps its buckets in memory. It accepts any key, and requests without one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.host = f"127.0.0.1:{self.port}"
+        self.url = f"http://{self.host}"
+        program = default_executable().with_name("moto_server")
+        command = [str(program), "-H", "127.0.0.1", "-p", str(self.port)]
+        self.child = Child("S3", command, env=dict(os.environ), log=folder / "s3.log")
+        self.child.wait_healthy(f"{self.url}/moto-api/", timeout=120)
+
+    def put(self, bucket: str, files: Mapping[str, bytes]) -> None:
+        """Store files; creates the bucket."""
+        with httpx.Client(base_url=self.url, trust_env=False) as http:
+            http.put(f"/{bucket}").raise_for_status()
+            for key, content in files.items():
+                http.put(f"/{bucket}/{key}", content=content).raise_for_status()
+
+    def delete(self, bucket: str, key: str) -> None:
+        signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=any/20260101/us-east-1/s3/aws4_request, Signature=0"}
+        httpx.delete(f"{self.url}/{bucket}/{key}", headers=signed, trust_env=False).raise_for_status()
 
 
 class PostgresServer(_Server):
