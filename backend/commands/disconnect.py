@@ -15,7 +15,10 @@ def disconnect(
     wait: Wait = 600.0,
     data_dir: DataDir = None,
 ) -> None:
-    """Leave a project: restore its settings in Label Studio and remove the backend, webhook and tab."""
+    """Restore what Label Studio was set to before, and leave the project.
+
+    Removes the backend, the webhook and the tab as well.
+    """
     from backend.app import make_studio
     from backend.loop.disconnecting import disconnect as leave
 

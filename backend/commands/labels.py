@@ -13,7 +13,7 @@ Old = Annotated[str, typer.Argument(help="The label's former name, as annotation
 
 
 def labels_list(project: ProjectId, data_dir: DataDir = None) -> None:
-    """List the labels of a project, and what became of those that the label config lost."""
+    """List the labels of a project, with those that the config lost."""
     from backend.web.status import describe
 
     store = open_records(data_dir)

@@ -19,7 +19,7 @@ def serve(
     data_dir: DataDir = None,
     worker: Annotated[bool, typer.Option(help="Also run a worker process.")] = True,
 ) -> None:
-    """Serve Label Studio and the web page, and run one worker process."""
+    """Serve Label Studio and the web page, with one worker process."""
     settings = settings_from_env(host=host, port=port, data_dir=data_dir)
     log_to(settings)
     from backend.app import run_server
