@@ -15,7 +15,7 @@ def disconnect(
     wait: Wait = 600.0,
     data_dir: DataDir = None,
 ) -> None:
-    """Restore what Label Studio was set to before, and leave the project.
+    """Leave a project and restore its settings in Label Studio.
 
     Removes the backend, the webhook and the tab as well.
     """
