@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from backend.label_studio.studio import Studio
 from backend.label_studio.webhooks import webhook_advice
 from backend.settings import Settings, is_loopback
 
-TESTED = "1.23.2"
+TESTED = ("1.18.0", "1.23.2")  # the oldest and the newest Label Studio on which the whole loop was run
 EXPIRY_NOTICE = 14 * 86400.0
 BOTH_GUARDS_OFF = (
     "Start Label Studio with USE_DEFAULT_BANNED_SUBNETS=false and USER_ADDITIONAL_BANNED_SUBNETS=169.254.0.0/16 "
@@ -36,10 +37,17 @@ def check_reachable(studio: Studio) -> Iterator[Finding]:
         yield Finding("label-studio", "error", str(error), cure)
         return
     yield Finding("label-studio", "ok", f"Label Studio {version} answers at {studio.url}.")
-    if version != TESTED:
-        what = f"Label Studio {version} is untested; scanqueue was tested with {TESTED}."
-        cure = f"Install label-studio=={TESTED}, or watch the first round closely."
+    oldest, newest = TESTED
+    if not _numbers(oldest) <= _numbers(version) <= _numbers(newest):
+        what = f"Label Studio {version} is untested; scanqueue was tested with {oldest} and {newest}."
+        cure = f"Install label-studio=={newest}, or watch the first round closely."
         yield Finding("version", "warning", what, cure)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: (1, 23, 2) for "1.23.2.post0"."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(n) for n in found[0].split(".")) if found else ()
 
 
 def check_token(settings: Settings, studio: Studio) -> Iterator[Finding]:
