@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from dicom_files import dataset, save
 from PIL import Image
-from world import PROJECT, World
+from typer.testing import CliRunner
+from world import CONFIG, NO_MASKS, PROJECT, World
 
+from backend import cli
 from backend.demo.phantoms import phantom
 from backend.errors import BadSetting
 from backend.loop import audit
@@ -76,6 +78,10 @@ def test_many_scans_of_one_cause_are_one_problem_and_are_tried_again_together(tm
     (group,) = world.status()["problem_groups"]
     assert (group["count"], group["tasks"], group["same"]) == (10, tasks[2:7], False)
     assert group["what"] == world.status()["problems"][0]["what"]
+    shown = CliRunner().invoke(cli.app, ["status", "--project", "1", "--data-dir", str(world.folder)], env={}).output
+    words = " ".join(shown.split())
+    assert f"10 tasks ({', '.join(map(str, tasks[2:7]))}, ...), for example task {tasks[2]}: {group['what']}" in words
+    assert shown.count("is not available") == 1
     world.studio.images |= lost
     world.run()
     assert len(world.status()["problems"]) == 10  # tried again only after ten minutes
@@ -121,3 +127,37 @@ def test_causes_are_told_apart_by_everything_but_names_and_numbers() -> None:
         (1, 10, True),
         (1, 11, True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (CONFIG.replace("<Image", "<HyperText"), "points to <HyperText>, which is not supported"),
+        (CONFIG.replace("<Image", "<Video"), "points to <Video>, which is not supported"),
+        (CONFIG.replace("value=", "valueList=", 1), "<Image> with valueList (several images), which is not supported"),
+        (
+            CONFIG.replace("<View>", '<View><Repeater on="$images" indexFlag="$i">')
+            .replace("</View>", "</Repeater></View>")
+            .replace('"image"', '"image_$i"')
+            .replace("$image", "$images[$i]", 1),
+            "is inside a <Repeater>, which is not supported",
+        ),
+        (NO_MASKS, "It has Choices. Add <BrushLabels"),
+    ],
+)
+def test_a_config_that_cannot_be_used_names_what_it_has_and_the_line_to_write(
+    config: str, words: str, tmp_path: Path
+) -> None:
+    world = World(tmp_path / "data")
+    world.studio.change_config(config)
+    tasks = world.add_scans(0, 5)
+    world.studio.annotate(tasks[0], [])
+    world.run()
+    status = world.status()
+    assert status["phase"] == "blocked"
+    assert words in status["reason"]
+    assert '<Image name="image" value="$image"/>' in status["reason"]
+    assert (status["scans"], status["labelled"]) == (5, 1)
+    world.studio.change_config(CONFIG)
+    world.run()
+    assert (world.status()["phase"], world.status()["embedded"]) == ("cold_start", 5)
