@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from html.parser import HTMLParser
@@ -259,6 +260,15 @@ def test_train_now_is_disabled_with_its_reason(lab: Lab) -> None:
     assert "Not connected" in seen.text
     assert "Training is not possible: not connected." in seen.text
     assert "Stopped" not in seen.text
+
+
+def test_a_lost_label_can_be_answered_with_one_click(lab: Lab) -> None:
+    odd = "Lung's <left>"
+    lab.one |= {"lost_labels": [{"label": odd, "annotations": 13}], "labels": ["Lungs", 'He said "Heart"']}
+    seen = view(lab, "now")
+    assert "What became of the label “Lung's <left>” of 13 annotations?" in seen.text
+    buttons = [b for b in seen.all("button") if b.get("data-send") == "labels"]
+    assert [json.loads(b["data-body"]) for b in buttons] == [{odd: "Lungs"}, {odd: 'He said "Heart"'}, {odd: ""}]
 
 
 def test_the_progress_bar_matches_the_progress_of_the_step(lab: Lab) -> None:
