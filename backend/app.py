@@ -127,6 +127,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     from backend.loop.predictor import Predictor
     from backend.web.overview import Overview
     from backend.web.pictures import Pictures
+    from backend.web.studio_state import StudioState
 
     store = open_store(settings)
     queue = Queue(settings)
@@ -135,7 +136,8 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     predictor = Predictor(store, studio, learner)
     buffer = RequestBuffer(queue.request, lambda project: store.project(project) is not None, store.request_training)
     pictures = Pictures(store, BatchProcessor(studio, store, learner))
-    overview = Overview(store, studio, pictures, lambda p: [f.to_dict() for f in examine(settings, p)])
+    state = StudioState(studio.whoami)
+    overview = Overview(store, studio, pictures, lambda p: [f.to_dict() for f in examine(settings, p)], state.notice)
     api = create_api(
         settings,
         store,

@@ -83,6 +83,7 @@ def create_api(
     if overview is not None:
         app.include_router(create_view_api(store, overview))
         app.include_router(create_page(overview, lambda: app.openapi()))  # called late: `schemas.describe` replaces it
+        app.state.notice = overview.notice
 
     @app.get("/metrics", tags=["monitoring"], response_class=PlainTextResponse)
     def measured() -> Response:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from backend.errors import BadSetting, NotKnown, Overloaded, ScanqueueError
+from backend.errors import BadSetting, NotKnown, Overloaded, ScanqueueError, StudioUnavailable
 from backend.facts import Scan
 from backend.label_studio.studio import Studio
 from backend.loop import audit
@@ -43,12 +43,22 @@ SILENT = 60.0  # seconds without a heartbeat after which a worker is no longer l
 
 
 class Overview:
-    """Read-only. `examine` runs the doctor's checks: of the service, and of a project if one is given."""
+    """Read-only.
+
+    examine  runs the doctor's checks: of the service, and of a project if one is given
+    notice   returns what is wrong with Label Studio now; "" normally
+    """
 
     def __init__(
-        self, store: Store, studio: Studio, pictures: Pictures, examine: Callable[[int | None], list[dict[str, str]]]
+        self,
+        store: Store,
+        studio: Studio,
+        pictures: Pictures,
+        examine: Callable[[int | None], list[dict[str, str]]],
+        notice: Callable[[], str] = str,
     ) -> None:
         self._store, self._studio, self._pictures, self._examine = store, studio, pictures, examine
+        self.notice = notice
         self._names: tuple[float, dict[int, str]] = (float("-inf"), {})
         self._slow = threading.BoundedSemaphore(SLOW)
         self._drawing = threading.BoundedSemaphore(PICTURES)
@@ -183,6 +193,8 @@ class Overview:
         rows = sorted(self._store.labels(project), key=lambda r: r["read_at"], reverse=True)[:RECENT]
         note, drafts = text("note.activity"), []
         try:
+            if notice := self.notice():  # asking again would take as long
+                raise StudioUnavailable(notice)
             drafts = [{"task": task, "by": None} for task in self._studio.tasks_with_drafts(project)]
             if time.monotonic() - self._names[0] > FRESH:
                 self._names = (time.monotonic(), self._studio.user_names())

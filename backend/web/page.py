@@ -119,6 +119,10 @@ def create_page(data: Data, openapi: Callable[[], Json]) -> APIRouter:
             return RedirectResponse(f"projects/{projects[0]['project']}", 307)
         return render(request, "index.html", projects=projects)
 
+    @router.get("/notice")
+    def notice(request: Request) -> Response:
+        return render(request, "notice.html")
+
     @router.get("/docs")
     def docs(request: Request) -> Response:
         return render(request, "docs.html", **reference.read(openapi()))

@@ -46,7 +46,7 @@ def render(
     evaluates: bool = False,
     **more: Any,
 ) -> Response:
-    """A view as HTML.
+    """A view as HTML, with the notice that `app.state.notice` returns, if it is set.
 
     status     the head of the project's views; None for views of no project
     evaluates  whether its scripts may compile code (plotly does for WebGL)
@@ -64,6 +64,7 @@ def render(
             base=f"{root}projects/{project}",
             api=f"{root}api/projects/{project}",
             view=template.removesuffix(".html"),
+            notice=getattr(request.app.state, "notice", str)(),
             views=VIEWS,
             asset=lambda name: f"{root}assets/{name}?v={_asset(name)[2]}",
             **more,

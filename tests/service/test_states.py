@@ -1,17 +1,21 @@
-"""States of a project in a real Label Studio: without scans, without labels, done with a skipped scan, deleted."""
+"""States of a project in a real Label Studio: from its connection to its deletion, and while Label Studio is away."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from service import Lab, Service
+from service import Forwarder, Lab, Service
 
 from backend.demo.label_studio import LabelStudio
 
 pytestmark = pytest.mark.label_studio
+
+VIEWS = ("", "/map", "/queue", "/activity", "/curve", "/models", "/compare", "/settings")
 
 
 def refusal(service: Service, project: int) -> str:
@@ -59,4 +63,45 @@ def test_a_project_from_its_connection_to_its_deletion(
         command = [sys.executable, "-m", "backend.cli", "disconnect", "--project", str(lab.project), "--forget"]
         subprocess.run([*command, "--data-dir", str(service.folder)], env=service.environment, check=True)
         assert [p["project"] for p in service.get("/api/projects")["projects"]] == [empty]
+    lab.close()
+
+
+def test_every_view_says_when_label_studio_is_down_or_slow(
+    label_studio: LabelStudio, scans60: list[tuple[Path, Path]], tmp_path: Path
+) -> None:
+    forwarder = Forwarder(label_studio.url)
+    env = {"SCANQUEUE_LABEL_STUDIO_URL": f"http://127.0.0.1:{forwarder.port}"}
+    lab = Lab(label_studio, scans60[:2], annotators=0)
+    views = [f"/projects/{lab.project}{view}" for view in VIEWS]
+
+    def said(pattern: str, seconds: float = 60) -> None:
+        """Wait until the notice says this; "" for no notice."""
+        until = time.monotonic() + seconds
+        while not re.search(pattern or r"<div data-filling></div>", text := service.http.get("/notice").text):
+            assert time.monotonic() < until, text
+            time.sleep(0.3)
+
+    def every_view(pattern: str) -> None:
+        """Check that the notice above every view matches."""
+        for view in ["/?all", "/docs", *views]:
+            answer = service.http.get(view, headers={"Accept": "text/html"})
+            (notice,) = re.findall(r'<div class="studio-state"[^>]*>(.*?)</div>', answer.text)
+            assert (answer.status_code, bool(re.search(pattern, notice))) == (200, True), (view, notice)
+
+    with Service(label_studio, tmp_path / "data", env=env, workers=0) as service:
+        lab.connect(service)
+        said("")
+        every_view("^$")
+        forwarder.hangs_up = True
+        said("does not answer")
+        every_view("does not answer")
+        forwarder.hangs_up, forwarder.delay = False, 20.0
+        said("has not answered for")
+        every_view("has not answered for|is slow")
+        forwarder.delay = 4.0
+        said("Label Studio is slow")
+        every_view("has not answered for|is slow")
+        forwarder.delay = 0.0
+        said("")
+    forwarder.close()
     lab.close()

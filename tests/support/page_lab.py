@@ -72,6 +72,7 @@ class Lab:
         self.asked: list[tuple[str, Json]] = []  # changes that the page requested
         self.looks = 0
         self.broken: ScanqueueError | None = None
+        self.notice = ""
         self.one: Json = {
             "project": PROJECT,
             "title": title,
@@ -87,6 +88,7 @@ class Lab:
             "labelled": 34,
             "labelled_empty": 0,
             "left_out": 0,
+            "no_training": "",
             "embedder": {"name": "pixels", "why": ""},
             "validation": quality(0.912, 12),
             "shown": quality(0.934, 4),
@@ -453,6 +455,7 @@ def make_app(lab: Lab) -> FastAPI:
     """The page and the JSON API of the same lab, with errors as the real application returns them."""
     app = FastAPI(title="scanqueue", docs_url=None, redoc_url=None)
     app.include_router(create_page(lab, lab.openapi))
+    app.state.notice = lambda: lab.notice
 
     @app.get("/api/projects/{project}")
     def one(project: int) -> Json:

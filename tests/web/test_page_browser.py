@@ -224,6 +224,17 @@ def test_train_now_follows_the_state_of_the_project(browser: Browser) -> None:
         expect(button).to_be_enabled()
 
 
+def test_an_open_view_says_that_label_studio_does_not_answer(browser: Browser) -> None:
+    lab = Lab()
+    with visit(browser, lab) as seen:
+        page = seen.open("curve")
+        expect(page.locator(".studio-state")).to_be_hidden()
+        lab.notice = "Label Studio has not answered for 12 seconds."
+        expect(page.get_by_text(lab.notice)).to_be_visible(timeout=30_000)
+        lab.notice = ""
+        expect(page.locator(".studio-state")).to_be_hidden(timeout=30_000)
+
+
 def test_the_checks_run_on_request_and_stay_text(browser: Browser) -> None:
     with visit(browser, Lab()) as seen:
         page = seen.open("now")
