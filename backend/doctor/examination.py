@@ -79,7 +79,7 @@ def _examined(settings: Settings, project: int | None, stack: ExitStack) -> list
     if not sheet.add("project", check_project(studio, project, pages)):
         return sheet.findings
     page = pages[0]
-    sheet.add("label-config", check_label_config(page, project))
+    sheet.add("label-config", check_label_config(page, project, row))
     titles: list[str] = []
     sheet.add("backend", check_backend(settings, studio, project, address, titles))
     row = store.project(project) if store is not None else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +23,7 @@ from backend.label_studio.client import redact_url
 from backend.label_studio.listing import ProjectPage
 from backend.label_studio.studio import Studio
 from backend.label_studio.webhooks import same_address
-from backend.loop.project_settings import project_settings
+from backend.loop.project_settings import project_settings, row_settings
 from backend.records.store import Store
 from backend.settings import Settings
 
@@ -36,15 +37,20 @@ def check_project(studio: Studio, project: int, pages: list[ProjectPage]) -> Ite
     yield Finding("project", "ok", f"Project {project} is {page.title!r}, with {page.tasks} tasks.")
 
 
-def check_label_config(page: ProjectPage, project: int) -> Iterator[Finding]:
+def check_label_config(page: ProjectPage, project: int, row: Any) -> Iterator[Finding]:
+    """row  the project's record, which has the setting `image`; None without one"""
+    image = ""
+    with suppress(BadSetting):  # `check_in_records` reports it
+        image = row_settings(dict(row)).image if row else ""
     try:
-        config = page.masks_config(project)
+        config = page.masks_config(project, image)
     except NotSegmentable as error:
         yield explained("label-config", error)
         return
     tools = " and ".join(dict.fromkeys(tag.kind for tag in config.tags))
     labels = ", ".join(config.labels)
-    yield Finding("label-config", "ok", f"Masks are drawn with {tools} on {template(config.image_value)}: {labels}.")
+    where = f"{config.image} ({template(config.image_value)})"
+    yield Finding("label-config", "ok", f"Masks are drawn with {tools} on {where}: {labels}.")
 
 
 def check_backend(

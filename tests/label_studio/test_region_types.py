@@ -183,3 +183,18 @@ def test_what_the_editor_shows_is_read_and_what_is_written_is_shown(
     assert min(found for found, _ in read.values()) > 0.97
     assert min(written[k] for k in ("brush", "bitmask", "polygon")) > 0.97
     assert set(exported.values()) == {1.0}
+
+
+def test_label_studio_accepts_our_regions_where_labels_are_a_tag_of_their_own(label_studio: LabelStudio) -> None:
+    studio = Studio(label_studio.url, label_studio.personal_access_token())
+    for kind in KINDS:
+        labels = '<Labels name="n" toName="i"><Label value="Tumour" alias="T"/></Labels>'
+        xml = f'<View><Image name="i" value="$image"/><{kind} name="t" toName="i"/>{labels}</View>'
+        project = label_studio.create_project(kind, xml)
+        (task,) = label_studio.import_tasks(project, [{"data": {"image": "http://127.0.0.1/scan.png"}}])
+        config = studio.project(project).masks_config(project)
+        result = draw_mask(blob().astype(np.uint8), ["T"], config, "x")
+        studio.import_predictions(project, [{"task": task, "model_version": "x", "score": 0.5, "result": result}])
+        (stored,) = label_studio.get("/api/predictions/", project=project)
+        mask, _ = read_mask(stored["result"], config, H, W)
+        assert dice(mask > 0, blob()) > (0.97 if kind in ("Brush", "Bitmask", "Polygon") else 0.7)
