@@ -327,12 +327,14 @@ def test_duplicate_predictions_are_removed(world: World) -> None:
 
 def test_a_refused_webhook_is_reported_and_the_queue_goes_on(world: World) -> None:
     world.store.set_project(PROJECT, backend_url="http://backend:9090")
+    world.studio.connected = [{"id": 1, "title": "scanqueue", "url": "http://backend:9090"}]
     world.add_scans(0, 12)
     world.reconciler().reconcile(PROJECT)
     assert "host name has no dot" in world.status()["trouble"]
     assert world.status()["queue"] == world.order()[:DEPTH]
     assert len(world.published("scanqueue-r0")) == DEPTH
     world.store.set_project(PROJECT, backend_url="http://backend.internal:9090")
+    world.studio.connected = [{"id": 1, "title": "scanqueue", "url": "http://backend.internal:9090"}]
     world.run()
     assert world.status()["trouble"] == ""
 
