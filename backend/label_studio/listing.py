@@ -130,22 +130,29 @@ class Listing(Client):
         )
 
     def _task_rows(self, project: int, include: str, query: Mapping[str, Any], **more: Any) -> Iterator[Any]:
-        page, received = 1, 0
+        """The rows of all tasks that match, by ascending id, which `include` must contain.
+
+        Each request asks for ids above the last one. With page numbers, a task that is deleted meanwhile would move
+        another one onto a page that was already read.
+        """
+        items, last = list(query.get("filters", {}).get("items", ())), 0
         while True:
+            above = [item for item in filters(("id", "greater", "Number", last))["filters"]["items"] if last]
+            found = {"filters": {"conjunction": "and", "items": items + above}} if items or above else {}
             params = {
                 "project": project,
-                "page": page,
+                "page": 1,
                 "page_size": PAGE,
                 "include": include,
-                "query": json.dumps(query),
+                "query": json.dumps({**found, "ordering": ["tasks:id"]}),
                 **more,
             }
             answer = self._call("GET", "/api/tasks", params=params)
             yield from answer["tasks"]
-            received += len(answer["tasks"])  # Label Studio may be configured to return fewer than requested
-            if received >= answer["total"] or not answer["tasks"]:
+            # Label Studio may be configured to return fewer than requested
+            if len(answer["tasks"]) >= answer["total"] or not answer["tasks"]:
                 return
-            page += 1
+            last = max(row["id"] for row in answer["tasks"])
 
     def tasks(self, project: int, since: str = "") -> list[TaskRow]:
         """Tasks changed after `since` (an `updated_at` from Label Studio), or all tasks."""
@@ -237,6 +244,6 @@ class Listing(Client):
         """Id, data, and number of annotations and skips of every task with an id above `after`, ascending."""
         query = filters(("id", "greater", "Number", after)) if after else {}
         include = "id,data,total_annotations,cancelled_annotations"
-        for row in self._task_rows(project, include, {**query, "ordering": ["tasks:id"]}):
+        for row in self._task_rows(project, include, query):
             touched = int(row.get("total_annotations") or 0) + int(row.get("cancelled_annotations") or 0)
             yield int(row["id"]), row.get("data") or {}, touched

@@ -69,6 +69,8 @@ class TaskListing:
         rows = studio.tasks(project, since)
         if len(set(recorded) | {r.task for r in rows}) != page.tasks:
             present = studio.task_ids(project)
+            if not set(recorded) <= present:
+                present |= studio.task_ids(project)  # only what two listings lack is forgotten, with its priority
             store.keep_tasks(project, present)
             recorded = {task: values for task, values in recorded.items() if task in present}
             if not present <= set(recorded) | {r.task for r in rows}:

@@ -474,6 +474,10 @@ def test_listings_and_imports_in_parts_neither_lose_nor_duplicate_anything(
     made = {t: people.annotate(t, []) for t in tasks[:4]}
     found = list(ours.annotations(people.number, tasks))
     assert [a if isinstance(a, int) else (a.task, a.id) for a in found] == [*made.items(), tasks[4]]
+    rows = ours.each_task(people.number)
+    first = [next(rows).task, next(rows).task]
+    people.delete_tasks(tasks[:1])  # between two requests: the third task moves up
+    assert first + [r.task for r in rows] == sorted(tasks)
 
 
 # -- the real one only: masks -----------------------------------------------------------------

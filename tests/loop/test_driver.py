@@ -42,7 +42,7 @@ from backend.demo.phantoms import phantom
 from backend.errors import ScanqueueError, StorageFull, StudioRefused, StudioUnavailable, UnreadableScan
 from backend.facts import SAMPLING, Scan, control_draw, validation_rows
 from backend.learning.segmenters import Segmenter
-from backend.loop import control_trial, listing, observing, publishing
+from backend.loop import audit, control_trial, listing, observing, publishing
 from backend.loop.annotations import AnnotationReader
 from backend.loop.context import Busy, LoopContext
 from backend.loop.control_trial import ControlTrial
@@ -936,6 +936,21 @@ def test_a_new_label_trains_a_model_that_has_it(world: World) -> None:
     world.run()
     assert [m["labels"] for m in world.store.models(PROJECT)] == [["Lung"], ["Lung", "Heart"]]
     assert world.status()["model"] == world.studio.model_version == "scanqueue-r2"
+
+
+def test_a_task_that_one_listing_misses_keeps_its_record(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.cold_started()
+    first, missed = world.order()[:2]
+    audit.set_priorities(world.store, PROJECT, "x", [missed], "next")
+    world.studio.delete_tasks([first])  # so that all tasks are listed
+    listings = [world.studio.task_ids(PROJECT) - {missed}]
+    complete = world.studio.task_ids
+    monkeypatch.setattr(world.studio, "task_ids", lambda project: listings.pop() if listings else complete(project))
+    world.run()
+    assert not listings
+    scans = {s["task"]: s for s in world.store.scans(PROJECT)}
+    assert scans[missed]["priority"] == 1
+    assert first not in scans
 
 
 def test_a_config_without_masks_blocks_until_it_is_fixed(world: World) -> None:
