@@ -66,7 +66,7 @@ class AnnotatedSlices:
         row["pixels"] = {str(n): int(p) for n, p in zip(numbers, pixels, strict=True) if n}
         if remarks:
             row["remarks"] = remarks
-            self._outcome.note(f"Regions were left out of {one.name.removesuffix('.png')}: {remarks[0]}")
+            self._outcome.note(f"{one.name.removesuffix('.png')}: {remarks[0]}")
         if png:
             row["png"] = png
         self._outcome.manifest.add("slices", row)

@@ -262,15 +262,13 @@ def test_an_annotation_that_cannot_be_read_is_listed_and_the_rest_goes_on(lab: L
     assert np.array_equal(read_png(tmp_path / "out" / "png" / f"{SCAN}.axial.0002.png"), good)
 
 
-def test_a_region_with_a_removed_label_is_left_out_and_reported(lab: Lab, tmp_path: Path) -> None:
+def test_an_annotation_with_a_label_that_the_config_lost_is_a_problem_not_background(lab: Lab, tmp_path: Path) -> None:
     lab.draw(lab.slices[0], 1, 2)
     lab.studio.change_config(CONFIG)
     done = lab.export(tmp_path / "out")
-    (row,) = manifest(tmp_path / "out")["slices"]
-    assert row["pixels"] == {"1": 6}
-    assert "its label 'Heart' is not in the label config" in row["remarks"][0]
-    assert (done.problem_count, len(done.notes)) == (0, 2)  # the other note is about volumes
-    assert any("Heart" in note for note in done.notes)
+    assert manifest(tmp_path / "out")["slices"] == []
+    (problem,) = done.problems
+    assert "has the label 'Heart', which the label config does not have" in problem.what
 
 
 def test_the_sections_of_a_manifest_are_valid_json_with_any_number_of_rows(tmp_path: Path) -> None:

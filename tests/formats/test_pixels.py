@@ -160,9 +160,14 @@ def test_an_empty_file_is_reported_as_empty() -> None:
         decode_image(b"")
 
 
-@pytest.mark.parametrize("data", [b"<html>login</html>", b"\x00" * 300, b"PK\x03\x04zipped", b"%PDF-1.7"])
+def test_a_web_page_in_place_of_an_image_is_named() -> None:
+    with pytest.raises(UnreadableScan, match=r"^a web page, not an image: perhaps the server asks for a login"):
+        decode_image(b"<html>login</html>")
+
+
+@pytest.mark.parametrize("data", [b"\x00" * 300, b"PK\x03\x04zipped", b"%PDF-1.7"])
 def test_data_that_is_no_image_is_refused_with_the_reason(data: bytes) -> None:
-    with pytest.raises(UnreadableScan, match=r"^not an image: .* bytes starting with .*Upload PNG, JPEG"):
+    with pytest.raises(UnreadableScan, match=r"^not an image: .* bytes starting with .*Upload it as PNG or JPEG"):
         decode_image(data)
 
 

@@ -319,7 +319,7 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
     folder = clip_folder(tmp_path / "clip")
     (folder / "open_clip_model.safetensors").unlink()
     torch.save({"visual.proj": Path("anything")}, folder / "pytorch_model.bin")
-    with pytest.raises(WeightsMissing, match=r"pytorch_model.bin holds .* refers to code \(pathlib.P"):
+    with pytest.raises(WeightsMissing, match=r"pytorch_model.bin contains .* refers to code \(pathlib.P"):
         local(f"open_clip:local-dir:{folder}", None)
 
 

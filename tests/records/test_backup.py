@@ -648,7 +648,9 @@ def test_a_full_disk_is_explained_and_the_records_stay(
     store = Store(tmp_path / "data")
     with monkeypatch.context() as patch:
         patch.setattr("backend.records.artefacts.shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
-        with pytest.raises(StorageFull, match=r"Only 1 MiB are free in .*, and restoring needs .*Run the same command"):
+        with pytest.raises(
+            StorageFull, match=r"Only 1 MiB are free in .*, and restoring needs .*run the same command again"
+        ):
             restored(made, store)
     replace = os.replace
 

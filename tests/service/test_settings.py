@@ -229,8 +229,8 @@ def test_the_depth_is_three_rounds_and_never_less_than_one(given: dict[str, int]
 
 
 KNOWN = (
-    "alpha, cold_start_size, control_share, queue_depth, retrain, round_size, seed, strategy, stratify_by, tolerance, "
-    "uncertainty, unit"
+    "alpha, cold_start_size, control_share, image, queue_depth, retrain, round_size, seed, strategy, stratify_by, "
+    "tolerance, uncertainty, unit"
 )
 
 
