@@ -25,6 +25,11 @@ def round_of(version: str) -> int | None:
     return int(tail) if tail != version and tail.isascii() and tail.isdigit() else None
 
 
+def origin_of(version: str, model: str) -> str:
+    """What a predicted mask comes from: the round of that version, and the fingerprint of the model that drew it."""
+    return f"{version}:{model}"
+
+
 @dataclass(frozen=True)
 class Scan:
     """One task. `digest` identifies its image once it is read; `problem` says why it could not be read.

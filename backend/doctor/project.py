@@ -78,6 +78,10 @@ def check_backend(
         what = "The backend's URL contains a password that every member can read in Label Studio."
         cure = "Enter user and password in Settings > Model as Basic Authentication, not in the URL."
         yield Finding("backend", "warning", what, cure)
+    if ours.get("is_interactive"):
+        what = "Interactive preannotations are on, but scanqueue has no smart tool: every prompt gets an empty answer."
+        cure = "Turn off Interactive preannotations in Settings > Model, Edit."
+        yield Finding("backend", "warning", what, cure)
     try:
         project_settings(ours.get("extra_params"))
     except BadSetting as error:

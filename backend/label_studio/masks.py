@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
 from numpy.typing import NDArray
@@ -305,12 +306,19 @@ def _decoded(one: Region, height: int, width: int) -> NDArray[np.bool_]:
 # -- drawing -----------------------------------------------------------------------------------
 
 
-def draw_mask(labelmap: Mask, labels: Sequence[str], config: LabelConfig, version: str) -> list[dict[str, Any]]:
+def region_id(origin: str, class_: int, part: int = 0) -> str:
+    """The id of a predicted region: the same for the same prediction, and that of no region drawn by people or tools."""
+    return str(uuid5(NAMESPACE_URL, f"scanqueue:{origin}:{class_}:{part}"))
+
+
+def draw_mask(labelmap: Mask, labels: Sequence[str], config: LabelConfig, origin: str) -> list[dict[str, Any]]:
     """Label Studio regions for a label map (H, W) in which class i + 1 is labels[i].
 
     Each label is drawn with its tag in the config, see `LabelConfig.tag_of`. A rectangle is the bounding box of a
     connected component, an ellipse the one with its area and moments. Empty classes, and classes whose label is no
     longer in the config, are skipped.
+
+    origin  names what drew it, such as version and model; the ids of the regions depend on it
     """
     height, width = labelmap.shape
     regions: list[dict[str, Any]] = []
@@ -329,8 +337,7 @@ def draw_mask(labelmap: Mask, labels: Sequence[str], config: LabelConfig, versio
             "image_rotation": 0,
         }
         for part, shape in enumerate(_shapes(mask, tag)):
-            name = f"{version}-{index}-{part}"
-            regions += ({"id": name, **common, **own} for own in _results(shape, label, tag))
+            regions += ({"id": region_id(origin, index, part), **common, **own} for own in _results(shape, label, tag))
     return regions
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.errors import ScanqueueError
-from backend.facts import PENDING, score_of, version_name
+from backend.facts import PENDING, origin_of, score_of, version_name
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import decode_image, letterbox
 from backend.image_value import reference, resolve
@@ -85,6 +85,7 @@ class Predictor:
         config: LabelConfig,
         version: str,
     ) -> list[dict[str, Any]]:
+        origin = origin_of(version, model["fingerprint"])
         number, data = task.get("id"), task.get("data") or {}
         image = reference(config.image_value, data, project, number if isinstance(number, int) else 0)
         scan = self._store.scan(project, number) if isinstance(number, int) else None
@@ -92,7 +93,7 @@ class Predictor:
         if digest:
             try:
                 stored = self._store.arrays("masks", fingerprint(model["fingerprint"], digest))
-                return draw_mask(stored["mask"], model["labels"], config, version)
+                return draw_mask(stored["mask"], model["labels"], config, origin)
             except FileNotFoundError:
                 pass
         folder = self._store.path("models", model["fingerprint"])
@@ -101,4 +102,4 @@ class Predictor:
         if boxed is None:
             boxed = letterbox(decode_image(self._studio.image(resolve(config.image_value, data))), size)
         mask = self._learner.masks(folder, [boxed])[0]
-        return draw_mask(mask, model["labels"], config, version)
+        return draw_mask(mask, model["labels"], config, origin)

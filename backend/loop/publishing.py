@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from backend.errors import ProjectGone, ScanqueueError, StudioRefused
-from backend.facts import score_of, version_name
+from backend.facts import origin_of, score_of, version_name
 from backend.label_studio.masks import draw_mask
 from backend.loop.connection import Connections
 from backend.loop.context import LoopContext
@@ -104,7 +104,9 @@ class Publisher:
             for task in tasks:
                 mask = context.processor.mask(model["fingerprint"], by_task[task])
                 if mask is not None:
-                    results[task] = draw_mask(mask, model["labels"], seen.config, version)
+                    results[task] = draw_mask(
+                        mask, model["labels"], seen.config, origin_of(version, model["fingerprint"])
+                    )
         return [
             {"task": t, "score": scores[t], "model_version": version, "result": results.get(t, [])}
             for t in tasks

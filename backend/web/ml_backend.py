@@ -78,17 +78,23 @@ def create_ml_backend(
 
     @router.post("/predict")
     async def predictions(request: Request) -> dict[str, Any]:
-        """A first mask for each task, and how much the model would learn from its label."""
+        """A first mask for each task, and how much the model would learn from its label.
+
+        A prompt of a smart tool gets an empty result, which changes nothing on the screen: the stored mask would
+        replace what the annotator has drawn.
+        """
         body = await read_json(request)
         tasks = body.get("tasks")
         if not isinstance(tasks, list) or not all(isinstance(t, dict) for t in tasks):
             raise BadRequest('"tasks" must be a list of tasks.')
         project = project_number(body)
+        if _prompted(body):
+            return {"results": _no_masks(tasks)}
         try:
             return {"results": await to_thread.run_sync(predict, project, tasks, limiter=own)}
         except (StoreUnavailable, StorageFull) as error:  # the annotator gets an empty task instead of an error
             log.warning("project %s: %s", project, error)
-            return {"results": [{"model_version": PENDING, "score": 1.0, "result": []} for _ in tasks]}
+            return {"results": _no_masks(tasks)}
 
     @router.post("/webhook", status_code=201)
     async def webhook(request: Request) -> dict[str, str]:
@@ -108,6 +114,17 @@ def create_ml_backend(
         return {"versions": await run_in_threadpool(_versions, store)}
 
     return router
+
+
+def _prompted(body: dict[str, Any]) -> bool:
+    """Whether /predict is asked by a smart tool, with what was drawn on the screen; `result` may be an empty list."""
+    params = body.get("params")
+    context = params.get("context") if isinstance(params, dict) else None
+    return isinstance(context, dict) and "result" in context
+
+
+def _no_masks(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"model_version": PENDING, "score": 1.0, "result": []} for _ in tasks]
 
 
 def _versions(store: Store) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -66,6 +67,13 @@ def test_a_brush_mask_of_any_size_decodes_to_itself(height: int, width: int, see
 def test_the_same_mask_gets_the_same_region_ids() -> None:
     first, second = (draw_mask(labelmap(), CONFIG.labels, CONFIG, "scanqueue-r3") for _ in range(2))
     assert first == second
+
+
+def test_region_ids_are_unique_and_name_what_drew_them() -> None:
+    """Nobody else may draw a region with the id of a predicted one."""
+    mask = labelmap()
+    first, other = ([r["id"] for r in draw_mask(mask, CONFIG.labels, CONFIG, origin)] for origin in ("r1:a", "r1:b"))
+    assert len({UUID(found) for found in [*first, *other]}) == 2 * len(first) == 6
 
 
 def test_labels_removed_from_the_config_are_not_written() -> None:

@@ -586,6 +586,11 @@ def test_foreign_and_unreachable_backends_are_detected(bench: Bench) -> None:
         assert "Remove the others in Settings > Model" in second.cure
         assert "'rounds' is not a project setting" in extra.what
         assert "extra params in Settings > Model" in extra.cure
+    path, body = f"/api/ml/{ours['id']}", {"project": project, "url": bench.settings.public_url}
+    bench.studio.patch(path, body | {"is_interactive": True})
+    prompts = [f for f in of(examine(bench.settings, project), "backend") if "Interactive preannotations" in f.what]
+    assert [(f.level, "Turn off" in f.cure) for f in prompts] == [("warning", True)]
+    bench.studio.patch(path, body | {"is_interactive": False})
     inside = bench.settings.public_url.replace("://", f"://{USER}:{PASSWORD}@")
     bench.studio.patch(f"/api/ml/{ours['id']}", {"project": project, "url": inside, "extra_params": None})
     findings = examine(bench.settings, project)

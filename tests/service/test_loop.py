@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -153,6 +154,23 @@ def test_every_served_task_opens_with_a_mask(run: dict[str, Any]) -> None:
         (region,) = prediction["result"]
         assert region["value"]["brushlabels"] == ["Lung"]
         assert (region["original_height"], region["original_width"]) == (256, 256)
+
+
+def test_a_prompt_of_a_smart_tool_never_brings_back_the_stored_mask(run: dict[str, Any]) -> None:
+    """Accepting a suggestion replaces the region of its id: what the annotator had drawn would be lost."""
+    lab, service = run["lab"], run["service"]
+    (backend,) = lab.studio.get("/api/ml", project=lab.project)
+    path = f"/api/ml/{backend['id']}"
+    lab.studio.patch(path, {"project": lab.project, "url": service.public_url, "is_interactive": True})
+    try:
+        task = run["served 1"][0]
+        drawn = task["predictions"][0]["result"]
+        body = {"task": task["id"], "context": {"result": drawn}}
+        answer = lab.studio.post(f"{path}/interactive-annotating", body)
+        assert answer["data"]["result"] == [], answer
+        assert UUID(drawn[0]["id"]).version == 5
+    finally:
+        lab.studio.patch(path, {"project": lab.project, "url": service.public_url, "is_interactive": False})
 
 
 def test_each_task_has_at_most_one_prediction_per_version(run: dict[str, Any]) -> None:

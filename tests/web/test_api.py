@@ -215,6 +215,14 @@ def test_predict_answers_one_item_per_task_in_their_order(edge: Edge) -> None:
     assert edge.predicted == [(4, [12, 7])]
 
 
+@pytest.mark.parametrize("drawn", [[], [{"id": "lungs", "type": "brushlabels", "value": {}}]])
+def test_a_prompt_of_a_smart_tool_gets_an_empty_result(edge: Edge, drawn: list[Any]) -> None:
+    body = predict_body(task(12)) | {"params": {"context": {"result": drawn}}}
+    (item,) = edge.http.post("/predict", json=body).json()["results"]
+    assert item["result"] == []
+    assert edge.predicted == []
+
+
 def test_predict_without_tasks_returns_an_empty_list(edge: Edge) -> None:
     assert edge.http.post("/predict", json=predict_body()).json() == {"results": []}
 
