@@ -86,7 +86,7 @@ def _examined(settings: Settings, project: int | None, stack: ExitStack) -> list
     if not sheet.add("records", check_in_records(settings, row, project)) or store is None or row is None:
         return sheet.findings
     sheet.add("webhook", check_webhook(settings, studio, project, address, row))
-    sheet.add("queue", check_queue(store, project, page, titles))
+    sheet.add("queue", check_queue(store, project, page, titles, studio.model_versions(project)))
     sheet.add("annotators", check_annotators(page, project))
     sheet.add("worker", check_worker(settings, store, project))
     sheet.add("scans", check_scans(store, project, row))

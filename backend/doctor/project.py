@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ from backend.doctor.finding import (
     may_host_our_plugin,
 )
 from backend.errors import BadSetting, NotSegmentable
-from backend.facts import SAMPLING, version_name
+from backend.facts import SAMPLING, round_of, version_name
 from backend.image_value import template
 from backend.label_studio.client import redact_url
 from backend.label_studio.listing import ProjectPage
@@ -134,8 +134,22 @@ def check_in_records(settings: Settings, row: Any, project: int) -> Iterator[Fin
     yield Finding("records", "error", what, cure)
 
 
-def check_queue(store: Store, project: int, page: ProjectPage, titles: list[str]) -> Iterator[Finding]:
+def check_queue(
+    store: Store, project: int, page: ProjectPage, titles: list[str], versions: Iterable[str]
+) -> Iterator[Finding]:
     rounds = store.rounds(project, picks=False)
+    known = {version_name(r["n"]) for r in rounds}
+    newest = rounds[-1]["n"] if rounds else -1
+    if strange := sorted(v for v in versions if v not in known and (round_of(v) or 0) > newest):
+        what = (
+            f"The project has predictions {', '.join(strange[:4])} that these records do not know: another scanqueue "
+            "writes to it, or the records were lost or restored."
+        )
+        cure = (
+            "Connect only one scanqueue to a project. After a restore nothing is to do: the next round gets a new "
+            "number, and the old predictions stay unused."
+        )
+        yield Finding("queue", "warning", what, cure)
     if not any(r["published_at"] for r in rounds):
         yield Finding("queue", "ok", "No round is published yet. The first round sets what is served and how.")
         return

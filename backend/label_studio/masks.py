@@ -307,7 +307,7 @@ def _decoded(one: Region, height: int, width: int) -> NDArray[np.bool_]:
 
 
 def region_id(origin: str, class_: int, part: int = 0) -> str:
-    """The id of a predicted region: the same for the same prediction, and that of no region drawn by people or tools."""
+    """The id of a predicted region: the same for the same prediction, and of no region that people or tools draw."""
     return str(uuid5(NAMESPACE_URL, f"scanqueue:{origin}:{class_}:{part}"))
 
 

@@ -49,9 +49,16 @@ def _chunks(rows: Sequence[bytes], limit: int) -> Iterator[list[bytes]]:
 class PublishedQueue(Listing):
     """Reads and writes the predictions that order a project's tasks."""
 
-    def published(self, project: int, version: str) -> dict[int, int]:
-        """Number of predictions from exactly `version` per task; tasks without any are absent."""
-        counts = self._call("GET", f"/api/projects/{project}/model-versions/") or {}
+    def model_versions(self, project: int) -> dict[str, int]:
+        """The number of predictions of every model version in the project."""
+        return dict(self._call("GET", f"/api/projects/{project}/model-versions/") or {})
+
+    def published(self, project: int, version: str, counts: Mapping[str, int] | None = None) -> dict[int, int]:
+        """Number of predictions from exactly `version` per task; tasks without any are absent.
+
+        counts  what `model_versions` returned, if that is known
+        """
+        counts = self.model_versions(project) if counts is None else counts
         if version not in counts:
             return {}
         query = filters(("predictions_model_versions", "contains", "List", [version]))

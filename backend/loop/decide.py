@@ -89,7 +89,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         steps += _reading(ready, known, done)
     if not done.rounds:
         if not any(isinstance(s, ReadScans | FitMap | MapScans) for s in steps):
-            steps.append(OpenRound(0, round_key(done, config, seen.scans), ""))
+            steps.append(OpenRound(done.first_round, round_key(done, config, seen.scans), ""))
         return Plan("embedding", steps=tuple(steps))
 
     latest = done.rounds[-1]
@@ -128,7 +128,8 @@ def _ranking(seen: Seen, config: LabelConfig, done: Done, ready: Sequence[Scan],
     latest = done.rounds[-1]
     pool = [s for s in ready if s.digest in done.mapped and not s.annotated and s.priority >= 0]
     key = round_key(done, config, seen.scans)
-    if latest.key != key or latest.embedder not in ("", done.embedder):
+    foreign = done.first_round > latest.n  # Label Studio has another order than these records
+    if foreign or latest.key != key or latest.embedder not in ("", done.embedder):
         if train is not None:
             return []
         waiting = {s.task for s in pool}
@@ -194,7 +195,7 @@ def next_round(done: Done) -> int:
     """The number of the next round. A model is trained for a round, so until that round is open, it is the next."""
     opened = done.rounds[-1].n + 1 if done.rounds else 0
     trained = (round_of(done.models[-1].version) or 0) if done.models else 0
-    return max(opened, trained, 1)
+    return max(opened, trained, done.first_round, 1)
 
 
 def round_key(done: Done, config: LabelConfig, scans: Sequence[Scan] = ()) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from backend.errors import BadSetting, NotSegmentable
-from backend.facts import Label, Live, Scan, annotators, version_name
+from backend.facts import Label, Live, Scan, annotators, round_of, version_name
 from backend.label_config import LabelConfig, Renames
 from backend.label_studio.listing import ProjectPage
 from backend.loop.context import LoopContext
@@ -74,6 +75,7 @@ class Observer:
         studio, store = self._context.studio, self._context.store
         rounds = store.rounds(project, picks=False)
         published: dict[int, int] = {}
+        versions = studio.model_versions(project)
         if rounds:
             if row["sending"]:
                 # Label Studio may still be working on an import whose answer was lost. The recorded time is
@@ -81,9 +83,12 @@ class Observer:
                 time.sleep(SETTLE)
                 store.set_project(project, sending=0.0)
             latest = version_name(rounds[-1]["n"])
-            published = studio.published(project, latest)
+            published = studio.published(project, latest, versions)
             if page.model_version == latest and rounds[-1]["published_at"] is None:
                 store.mark_published(project, rounds[-1]["n"])  # here, as a process may die right after `show_round`
+        first = first_free(versions, rounds, published)
+        if first > row["first_round"]:
+            store.set_project(project, first_round=first)
         url = webhook_url(self._context.settings, row["backend_url"])
         return Live(
             model_version=page.model_version,
@@ -94,6 +99,26 @@ class Observer:
             view=studio.has_view(project),
             ignores_skipped=page.ignores_skipped,
         )
+
+
+def first_free(versions: Iterable[str], rounds: Sequence[Mapping[str, Any]], published: Mapping[int, int]) -> int:
+    """The lowest number of a new round, if Label Studio has predictions that these records do not know; else 0.
+
+    They come from records that were lost or restored, from another scanqueue, or with a project that was copied. Their
+    names must not be used again: Label Studio would show their masks under our scores.
+
+    versions   model versions in Label Studio
+    rounds     those of the records, oldest first, with the picks of the last one
+    published  the tasks that have predictions of the last one
+    """
+    found = max((n for version in versions if (n := round_of(version)) is not None), default=-1)
+    if not rounds:
+        return found + 1
+    latest = rounds[-1]
+    if found > latest["n"]:
+        return found + 1
+    ordered = {pick.task for pick in latest["picks"]} | set(latest["carried"])
+    return int(latest["n"]) + 1 if published.keys() - ordered else 0
 
 
 def _retried(row: Any, now: float) -> Scan:

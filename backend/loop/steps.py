@@ -44,6 +44,7 @@ class Done:
     active    version of the active model; "" before the first
     scored    digests with all stored uncertainties of the active model that the strategy needs
     compared  versions of the models whose comparison with the control is stored
+    first_round  lowest number of a new round: above all that Label Studio has and these records do not know
     served    tasks that were ever in an order, and whether as a control in the last order that contained them; empty
               while no comparison is due
     """
@@ -60,6 +61,7 @@ class Done:
     compared: frozenset[str] = frozenset()
     served: Mapping[int, bool] = field(default_factory=dict)
     training_requests: int = 0
+    first_round: int = 0
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
         compared=compared,
         served=served(store, project) if due else {},
         training_requests=row["training_requests"],
+        first_round=row["first_round"],
     )
 
 

@@ -129,13 +129,15 @@ class RoundRecords(Database):
                 break
         return found
 
-    def latest_round(self, project: int) -> dict[str, Any] | None:
-        """The round served to annotators, without reading the others; None before the first.
+    def latest_round(self, project: int, *, served: bool = False) -> dict[str, Any] | None:
+        """The newest round, without reading the others; None before the first.
+
+        served  the newest one that Label Studio has served to annotators
 
         While the order stays the same, every call returns the same tuple object as `picks`.
         """
-        statement = select(round_table).where(round_table.c.project == project).order_by(round_table.c.n.desc())
-        rows = self.rows(statement.limit(1))
+        here = [round_table.c.project == project, *([round_table.c.published_at.is_not(None)] if served else [])]
+        rows = self.rows(select(round_table).where(*here).order_by(round_table.c.n.desc()).limit(1))
         if not rows:
             return None
         return dict(rows[0]) | {"carried": json.loads(rows[0]["carried"]), "picks": _unpack(rows[0]["picks"])}

@@ -44,7 +44,7 @@ def atlas(store: Store, project: int) -> dict[str, Any]:
     tasks = [s[0] for s in scans]
     model = store.model(project, row["active"]) if row and row["active"] else None
     entropies = store.image_entropies(model["fingerprint"]) if model else {}
-    latest = store.latest_round(project)
+    latest = store.latest_round(project, served=True)
     picks = {p.task: (place, p) for place, p in enumerate(latest["picks"], start=1)} if latest else {}
     kinds = sorted({p.reason for _, p in picks.values()})
     number = {kind: i for i, kind in enumerate(kinds)}

@@ -149,7 +149,7 @@ def _register(store: Store, request_reconcile: RequestReconcile, given: _Setup) 
         if row is None:  # a known project can wait: Label Studio calls again
             raise
         log.warning("project %s: %s", given.project, error)
-    latest = store.latest_round(given.project)
+    latest = store.latest_round(given.project, served=True)
     return version_name(latest["n"]) if latest else PENDING
 
 

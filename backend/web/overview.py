@@ -110,7 +110,7 @@ class Overview:
 
     def queue(self, project: int) -> dict[str, Any]:
         """{queue, model}: the scans in the queue, and the version that draws their masks (None: cold start)."""
-        latest = self._store.latest_round(project)
+        latest = self._store.latest_round(project, served=True)
         return {"queue": status.queue(self._store, project), "model": latest["model"] or None if latest else None}
 
     def rounds(self, project: int) -> dict[str, Any]:

@@ -110,7 +110,7 @@ SCHEMAS: dict[str, Schema] = {
             "title": TEXT,
             "phase": {
                 "enum": [
-                    *("empty", "embedding", "cold_start", "training", "active", "done", "blocked"),
+                    *("empty", "embedding", "cold_start", "publishing", "training", "active", "done", "blocked"),
                     *("disconnected", "deleted"),
                 ]
             },

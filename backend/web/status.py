@@ -29,21 +29,24 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
     `labels` are those of the label config; `lost_labels` those that it lost and annotations have, while nobody has said
     why. `image` names the <Image> tag in use where controls point to several objects; "" where they do not.
 
-    `queue` lists the tasks in the queue, in order. Distances are in `unit`. `stopping` advises whether more labels are
-    worth it (`sampling.Hint`); None before the first model and when no scan is left. `control` is the newest
-    comparison with the control group (`version` says when it was made); None before the first. `no_training` says why
-    no training can be requested; "" if it can.
+    A round counts from the moment Label Studio serves it; until then the phase is "publishing". `queue` lists the
+    tasks in the queue, in order. Distances are in `unit`. `stopping` advises whether more labels are worth it
+    (`sampling.Hint`); None before the first model and when no scan is left. `control` is the newest comparison with
+    the control group (`version` says when it was made); None before the first. `no_training` says why no training
+    can be requested; "" if it can.
     """
     row = store.project(project)
     if row is None:
         return None
     counts = store.counts(project)
     labels = store.labels(project)
-    latest_round = store.latest_round(project)
+    newest, latest_round = store.latest_round(project), store.latest_round(project, served=True)
     models = store.models(project)
     active = next((m for m in models if m["version"] == row["active"]), None)
     job = store.progress(project)
     phase = "training" if job and job["step"].startswith("training") else row["phase"]
+    if phase in ("cold_start", "active") and newest is not None and newest["published_at"] is None:
+        phase = "publishing"
     problems = [{"task": task, "what": what} for task, what in store.problems(project)]
     problems += [{"task": r["task"], "what": r["problem"]} for r in labels if r["problem"]]
     problems += [{"task": r["task"], "what": r["remark"]} for r in labels if r["remark"]]
@@ -117,7 +120,7 @@ def _stopping(models: Sequence[Mapping[str, Any]], left: int, settings: ProjectS
 def served(store: Store, project: int) -> list[tuple[Pick, int]]:
     """The queue: unlabelled picks of the published part of the order, with their places."""
     row = store.project(project)
-    latest = store.latest_round(project)
+    latest = store.latest_round(project, served=True)
     if row is None or latest is None or row["phase"] == "done":  # skipped scans may be left, which nobody is served
         return []
     waiting = {task: bool(skipped) for task, skipped in store.waiting(project)}

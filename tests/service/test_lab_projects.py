@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,33 @@ def test_a_renamed_label_keeps_its_masks_and_learns_nothing_wrong(
     drawn = [p for p in lab.predictions() if p["model_version"] == "scanqueue-r2"]
     assert len(drawn) == 6
     assert {r["value"]["brushlabels"][0] for p in drawn for r in p["result"]} <= {"Lungs"}
+    lab.close()
+
+
+def test_after_the_data_folder_was_lost_the_new_order_is_served(label_studio: LabelStudio, tmp_path: Path) -> None:
+    lab = lab_with(label_studio, tmp_path, 10)
+    with Service(label_studio, tmp_path / "data", env=SMALL) as running:
+        lab.connect(running)
+        lab.wait_for_round(0)
+        lab.label(COLD)
+        lab.wait_for_round(1)
+        before = lab.predictions()
+        running.stop()
+        shutil.move(tmp_path / "data", tmp_path / "lost")
+        running.start()
+        lab.studio.get("/api/ml", project=lab.project)  # what opening Settings > Model does
+        status = running.wait(lab.project, lambda s: s["phase"] == "active")
+        version = lab.served_version()
+        assert status["model_version"] == version
+        assert int(version.removeprefix("scanqueue-r")) > 1
+        after = lab.predictions()
+        assert [p for p in after if p in before] == before
+        served = {p["task"]: p["score"] for p in after if p["model_version"] == version}
+        assert sorted(served, key=served.__getitem__) == status["queue"]
+        assert set(served) == set(lab.names) - set(lab.labelled)
+        first = lab.annotators[0].next_task(lab.project)
+        assert first is not None
+        assert first["id"] == status["queue"][0]
     lab.close()
 
 

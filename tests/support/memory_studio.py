@@ -227,7 +227,10 @@ class MemoryStudio:
 
     # -- backend.label_studio.studio.Studio: the queue ------------------------------------------------------
 
-    def published(self, project: int, version: str) -> dict[int, int]:
+    def model_versions(self, project: int) -> dict[str, int]:
+        return dict(Counter(p["model_version"] for p in self.predictions))
+
+    def published(self, project: int, version: str, counts: Mapping[str, int] | None = None) -> dict[int, int]:
         return dict(Counter(p["task"] for p in self.predictions if p["model_version"] == version))
 
     def remove_duplicate_predictions(self, project: int, version: str) -> int:
