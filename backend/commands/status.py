@@ -134,6 +134,11 @@ def _print_status(one: dict[str, Any]) -> None:
         ("shown masks", quality_text(shown)),
         ("queue", " ".join(map(str, one["queue"][:12])) + (" ..." if len(one["queue"]) > 12 else "")),
     ]
+    if one["overlap"] > 1:
+        first = "scans that have some of them come before the first of a new round"
+        rows.append(("annotations", f"{one['overlap']} per scan; {first}"))
+    if one["image"]:
+        rows.append(("image", f'<Image name="{one["image"]}">; the setting image selects another'))
     if one["control"]:
         trial = one["control"]
         ours, control = quality_text(trial["ours"]), quality_text(trial["control"])

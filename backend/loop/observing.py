@@ -45,7 +45,13 @@ class Observer:
         renames = self._renames(project, row, config)
         stratify_by = settings.stratify_by if settings.moments[0] == "stratified" else ""
         self._listing.update(project, row, page, config.image_value, stratify_by)
-        store.set_project(project, title=page.title, config=config.to_json(), label_renames=renames.to_json())
+        store.set_project(
+            project,
+            title=page.title,
+            config=config.to_json(),
+            label_renames=renames.to_json(),
+            overlap=page.maximum_annotations,
+        )
 
         rows = store.scans(project)
         now = time.time()

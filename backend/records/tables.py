@@ -31,6 +31,7 @@ project_table = Table(
     Column("task_data_version", Integer, nullable=False, default=0),  # `TASK_DATA_VERSION` of the last full listing
     Column("label_renames", Text, nullable=False, default=""),  # JSON of `label_config.Renames`
     Column("settings_before", Text, nullable=False, default=""),  # JSON: Label Studio's, before we changed them
+    Column("overlap", Integer, nullable=False, default=1),  # annotations that Label Studio wants of each task
     Column("first_round", Integer, nullable=False, default=0),  # lowest number that a new round may have
 )
 scan_table = Table(

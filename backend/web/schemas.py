@@ -135,6 +135,7 @@ SCHEMAS: dict[str, Schema] = {
             "left_out": INTEGER,
             "problems": _list(_object({"task": INTEGER, "what": TEXT})),
             "labels": _list(TEXT),
+            "overlap": {"type": "integer", "description": "annotations that Label Studio wants of each scan"},
             "lost_labels": _list(_object({"label": TEXT, "annotations": INTEGER})),
             "image": {"type": "string", "description": "the <Image> tag in use, if the label config has others"},
             "problem_groups": _list(

@@ -77,6 +77,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "studio_url": row["studio_url"],
         "left_out": counts["left_out"],
         "problems": sorted(problems, key=lambda p: p["task"]),
+        "overlap": row["overlap"],
         "labels": list(config.labels) if config else [],
         "lost_labels": [{"label": name, "annotations": n} for name, n in lost.items()],
         "image": config.image if config and len(config.objects) > 1 else "",

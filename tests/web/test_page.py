@@ -262,6 +262,14 @@ def test_train_now_is_disabled_with_its_reason(lab: Lab) -> None:
     assert "Stopped" not in seen.text
 
 
+def test_overlap_and_the_image_in_use_are_named(lab: Lab) -> None:
+    assert "Annotations per scan" not in view(lab, "now").text
+    lab.one |= {"overlap": 3, "image": "left"}
+    seen = view(lab, "now").text
+    assert "Annotations per scan 3. Label Studio first serves the scans that have some of them" in seen
+    assert 'Image <Image name="left">. The setting “image” selects another.' in seen
+
+
 def test_a_lost_label_can_be_answered_with_one_click(lab: Lab) -> None:
     odd = "Lung's <left>"
     lab.one |= {"lost_labels": [{"label": odd, "annotations": 13}], "labels": ["Lungs", 'He said "Heart"']}

@@ -1,4 +1,4 @@
-"""Renamed labels, Label Studio's settings before us, the first free round number, and masks without foreground."""
+"""Renamed labels, Label Studio's settings before us, the first free round number, the overlap, and empty masks."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,6 +11,7 @@ def upgrade() -> None:
     for column in ("label_renames", "settings_before"):
         op.add_column("project", sa.Column(column, sa.Text(), nullable=False, server_default=""))
     op.add_column("project", sa.Column("first_round", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("project", sa.Column("overlap", sa.Integer(), nullable=False, server_default="1"))
     op.add_column("label", sa.Column("empty", sa.Integer(), nullable=False, server_default="-1"))
     op.add_column("label", sa.Column("unknown", sa.Text(), nullable=False, server_default=""))
     for column in ("shown_empty", "label_empty"):
