@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 from world import COLD, CONFIG, LARGER, PROJECT, World
 
+from backend import cli
 from backend.errors import BadSetting
 from backend.loop import audit
 
@@ -86,6 +88,28 @@ def test_regions_of_a_label_that_is_no_longer_used_are_left_out(world: World) ->
     assert [m["labels"] for m in world.store.models(PROJECT)] == [["Lung", "Heart"], ["Lung"]]
     assert drawn_labels(world) <= {"Lung"}
     assert all("no longer used" in p["what"] for p in world.status()["problems"])
+
+
+def test_the_command_line_lists_and_answers_lost_labels(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    world.in_round_1()
+    world.studio.change_config(RENAMED)
+    world.run()
+    where = ["--project", str(PROJECT), "--data-dir", str(world.folder)]
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(cli.app, ["labels", *words, *where], catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.output
+
+    assert "lost; 6 annotations have it" in run("list")
+    assert "'Lung' is now called 'Lungs' in project 1" in run("rename", "Lung", "Lungs")
+    assert "now called Lungs" in run("list")
+    world.run()
+    assert world.status()["phase"] == "active"
+    assert audit.listed(world.store, PROJECT)[0]["user"] == "command line"
+    with pytest.raises(BadSetting, match="Nothing was changed"):
+        run("rename", "Lung", "Lungs")
 
 
 def test_answers_that_make_no_sense_are_refused(world: World) -> None:
