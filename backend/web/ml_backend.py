@@ -78,11 +78,7 @@ def create_ml_backend(
 
     @router.post("/predict")
     async def predictions(request: Request) -> dict[str, Any]:
-        """A first mask for each task, and how much the model would learn from its label.
-
-        A prompt of a smart tool gets an empty result, which changes nothing on the screen: the stored mask would
-        replace what the annotator has drawn.
-        """
+        """A first mask for each task, and how much the model would learn from its label."""
         body = await read_json(request)
         tasks = body.get("tasks")
         if not isinstance(tasks, list) or not all(isinstance(t, dict) for t in tasks):
@@ -117,7 +113,10 @@ def create_ml_backend(
 
 
 def _prompted(body: dict[str, Any]) -> bool:
-    """Whether /predict is asked by a smart tool, with what was drawn on the screen; `result` may be an empty list."""
+    """Whether /predict is asked by a smart tool, with what was drawn on the screen; `result` may be an empty list.
+
+    The answer is empty then, which changes nothing on the screen: the stored mask would replace what was drawn.
+    """
     params = body.get("params")
     context = params.get("context") if isinstance(params, dict) else None
     return isinstance(context, dict) and "result" in context

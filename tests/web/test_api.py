@@ -195,6 +195,10 @@ def test_setup_takes_extra_params_as_text_and_as_an_object(edge: Edge, given: An
 def test_setup_names_the_latest_round(edge: Edge) -> None:
     edge.connect()
     edge.store.put_round(4, n=3, key="k", model="", picks=[], carried=[], size=0, labels=0)
+    assert edge.http.post("/setup", json=setup_body()).json() == {
+        "model_version": "scanqueue-pending"
+    }  # not served yet
+    edge.store.mark_published(4, 3)
     assert edge.http.post("/setup", json=setup_body()).json() == {"model_version": "scanqueue-r3"}
 
 

@@ -70,6 +70,7 @@ def busy(tmp_path: Path) -> Store:
     store.put_model(4, MODEL, active="scanqueue-r1", training_requests=0)
     picks = [Pick(2, "medoid"), Pick(3, "medoid")]
     store.put_round(4, n=1, key="k", model="scanqueue-r1", picks=picks, carried=[], size=2, labels=1)
+    store.mark_published(4, 1)
     shown = {"task": 1, "version": "scanqueue-r1", "label": "l", "dice": 0.5, "hd": 1.0, "hd95": 1.0, "unit": "px"}
     store.put_shown(4, shown)
     for task, drawn in ((2, 0), (3, 1)):  # nothing to see on either; a mask was shown on one of them
