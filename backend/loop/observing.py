@@ -43,15 +43,10 @@ class Observer:
             where = "" if isinstance(error, NotSegmentable) else f"project {project}: "
             return Seen(project, None, (), (), Live(), f"{where}{error}")
         renames = self._renames(project, row, config)
+        store.put_renames(project, renames, instead_of=row["label_renames"])
         stratify_by = settings.stratify_by if settings.moments[0] == "stratified" else ""
         self._listing.update(project, row, page, config.image_value, stratify_by)
-        store.set_project(
-            project,
-            title=page.title,
-            config=config.to_json(),
-            label_renames=renames.to_json(),
-            overlap=page.maximum_annotations,
-        )
+        store.set_project(project, title=page.title, config=config.to_json(), overlap=page.maximum_annotations)
 
         rows = store.scans(project)
         now = time.time()
@@ -81,13 +76,13 @@ class Observer:
         studio, store = self._context.studio, self._context.store
         rounds = store.rounds(project, picks=False)
         published: dict[int, int] = {}
+        if rounds and row["sending"]:
+            # Label Studio may still be working on an import whose answer was lost. The recorded time is unusable here,
+            # because clocks jump.
+            time.sleep(SETTLE)
+            store.set_project(project, sending=0.0)
         versions = studio.model_versions(project)
         if rounds:
-            if row["sending"]:
-                # Label Studio may still be working on an import whose answer was lost. The recorded time is
-                # unusable here, because clocks jump.
-                time.sleep(SETTLE)
-                store.set_project(project, sending=0.0)
             latest = version_name(rounds[-1]["n"])
             published = studio.published(project, latest, versions)
             if page.model_version == latest and rounds[-1]["published_at"] is None:

@@ -80,6 +80,13 @@ class ModelRecords(Database):
         rows = self._tuples(select(project_table.c.label_renames).where(project_table.c.id == project))
         return Renames.from_json(rows[0][0] if rows else "")
 
+    def put_renames(self, project: int, renames: Renames, *, instead_of: str) -> None:
+        """Write what is known of labels, unless somebody has changed `instead_of` meanwhile."""
+        if renames.to_json() != instead_of:
+            with self.write() as connection:
+                here = (project_table.c.id == project, project_table.c.label_renames == instead_of)
+                connection.execute(update(project_table).where(*here).values(label_renames=renames.to_json()))
+
     def checkpoints(self) -> dict[int, list[tuple[str, str]]]:
         """(version, fingerprint) of the models of every project, oldest first."""
         columns = (model_table.c.project, model_table.c.version, model_table.c.fingerprint)
