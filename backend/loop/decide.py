@@ -42,11 +42,11 @@ def decide(seen: Seen, done: Done) -> Plan:
         return Plan(DISCONNECTED, seen.disconnected)
     if seen.blocked or seen.config is None:
         return Plan("blocked", seen.blocked)
-    plan = _unlost(seen, seen.config) or _decide(seen, seen.config, done)
+    plan = waiting_for_labels(seen, seen.config) or _decide(seen, seen.config, done)
     return plan if seen.live.webhook else replace(plan, steps=(Listen(), *plan.steps))
 
 
-def _unlost(seen: Seen, config: LabelConfig) -> Plan | None:
+def waiting_for_labels(seen: Seen, config: LabelConfig) -> Plan | None:
     """While labels are gone from the config and nobody has said why, only annotations are read."""
     gone = [name for name in seen.renames.seen if name not in config.labels and name not in seen.renames.now]
     known = {label.task for label in seen.labels}

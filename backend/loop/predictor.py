@@ -49,6 +49,10 @@ class Predictor:
         places = self._places(project, latest)
         config = LabelConfig.from_json(row["config"])
         model = self._store.model(project, latest["model"]) if latest["model"] else None
+        if model is not None and config is not None:
+            answered = self._store.renames(project).now.keys()
+            if set(model["labels"]) - set(config.labels) - answered:  # nobody has said what became of a label
+                return [{"model_version": PENDING, "score": UNRANKED, "result": []} for _ in tasks]
         until = time.monotonic() + SECONDS
         items = []
         for task in tasks:

@@ -12,6 +12,7 @@ from backend.facts import origin_of, score_of, version_name
 from backend.label_studio.masks import draw_mask
 from backend.loop.connection import Connections
 from backend.loop.context import LoopContext
+from backend.loop.decide import waiting_for_labels
 from backend.loop.disconnecting import remember
 from backend.loop.observing import Observer
 from backend.loop.publication import publication
@@ -22,6 +23,13 @@ from backend.loop.stored import stored
 log = logging.getLogger("scanqueue.reconcile")
 
 TEND_EVERY = 10.0  # seconds between checks of the queue during long steps
+
+
+def _is_stopped(seen: Seen, done: Done) -> bool:
+    """Whether the latest round must not be continued, as `decide` would do something else first."""
+    if seen.blocked or seen.config is None or done.first_round > done.rounds[-1].n:
+        return True
+    return waiting_for_labels(seen, seen.config) is not None
 
 
 class Publisher:
@@ -44,7 +52,7 @@ class Publisher:
             if self._context.store.rounds(project, picks=False):
                 seen = self._observer.observe(project)
                 done = stored(self._context, project, seen)
-                if not seen.blocked and done.rounds:
+                if done.rounds and not _is_stopped(seen, done):
                     step = publication(done.rounds[-1], seen, done.settings)
                     if step is not None and step.tasks:
                         log.info("project %s: %s", project, describe(step))

@@ -10,7 +10,9 @@ from world import COLD, CONFIG, LARGER, PROJECT, World
 
 from backend import cli
 from backend.errors import BadSetting
+from backend.facts import PENDING
 from backend.loop import audit
+from backend.loop.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("miniature")
 RENAMED = CONFIG.replace('"Lung"', '"Lungs"')
@@ -41,6 +43,15 @@ def test_a_renamed_label_stops_everything_until_somebody_says_so_and_then_counts
     for part in ("served", "predictions", "rounds", "models", "shown"):
         assert after[part] == before[part], part
     assert drawn_labels(world) == {"Lung"}
+    lacking = world.studio.predictions.pop()
+    reconciler = world.reconciler()
+    reconciler._publisher.tend(PROJECT)  # what a long training does meanwhile: fill the queue
+    assert lacking["task"] not in world.published()
+    world.studio.predictions.append(lacking)
+    task = world.order()[-1]
+    asked = {"id": task, "data": {"image": world.studio.reference(task)}}
+    (item,) = Predictor(world.store, world.studio, reconciler.learner).predict(PROJECT, [asked])  # type: ignore[arg-type]
+    assert (item["model_version"], item["result"]) == (PENDING, [])
 
     number = audit.rename_labels(world.store, PROJECT, "radiology", {"Lung": "Lungs"})
     world.run()
