@@ -90,6 +90,7 @@ class Publisher:
                 studio.show_round(project, version)
             except StudioRefused as error:  # the round may have no prediction; then the import's error gives the reason
                 raise (refused or error) from error
+            store.mark_published(project, latest["n"])
             if not seen.live.view:
                 studio.add_view(project)
         if refused is not None:

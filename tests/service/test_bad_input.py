@@ -164,7 +164,7 @@ def test_broken_annotations_are_listed_and_the_good_ones_train(bad: dict[str, An
     problems = by_task(status)
     assert "does not fit its 256 x 256 pixels" in problems[good[0]]
     assert "was drawn on 999 x 7 pixels, but the image has 256 x 256" in problems[good[1]]
-    assert "Delete the region and draw it again" in problems[good[1]]
+    assert "import the former one again" in problems[good[1]]
     assert good[2] in problems
     polygon = {
         "type": "polygonlabels",
@@ -179,8 +179,7 @@ def test_broken_annotations_are_listed_and_the_good_ones_train(bad: dict[str, An
         result = [*lab.truth(task), region | polygon]
         studio.post(f"/api/tasks/{task}/annotations/?project={lab.project}", {"result": result})
     lab.wait_for_round(1)
-    status = service.status(lab.project)
-    assert status["phase"] == "active"
+    service.wait(lab.project, lambda s: s["phase"] == "active")
     # fixing one removes its problem
     studio.patch(f"/api/annotations/{ids[good[0]]}/", {"result": lab.truth(good[0])})
     service.wait(lab.project, lambda s: good[0] not in by_task(s))
@@ -194,7 +193,7 @@ def test_a_changed_label_config_takes_effect(bad: dict[str, Any]) -> None:
         f"/api/projects/{lab.project}/", {"label_config": "<View><Image name='image' value='$image'/></View>"}
     )
     blocked = service.wait(lab.project, lambda s: s["phase"] == "blocked")
-    assert "has no BrushLabels or PolygonLabels" in blocked["reason"]
+    assert "has no tag that draws masks" in blocked["reason"]
     assert "Settings > Labeling Interface" in blocked["reason"]
     lab.studio.patch(f"/api/projects/{lab.project}/", {"label_config": WITH_SPINE})
     status = service.wait(lab.project, lambda s: s["phase"] == "active" and s["round"] > before and s["job"] is None)

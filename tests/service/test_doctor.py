@@ -478,7 +478,7 @@ def test_a_label_config_without_masks_is_explained(bench: Bench) -> None:
     project = bench.studio.create_project("choices", CHOICES)
     findings = examine(bench.settings, project)
     found = one(findings, "label-config", "error")
-    assert "no BrushLabels or PolygonLabels" in found.what
+    assert "no tag that draws masks" in found.what
     assert "Settings > Labeling Interface" in found.cure
     assert "Settings > Model > Connect Model" in one(findings, "backend", "error").cure
     assert "--data-dir" in one(findings, "records", "error").cure
@@ -587,6 +587,7 @@ def test_foreign_and_unreachable_backends_are_detected(bench: Bench) -> None:
         assert "'rounds' is not a project setting" in extra.what
         assert "extra params in Settings > Model" in extra.cure
     path, body = f"/api/ml/{ours['id']}", {"project": project, "url": bench.settings.public_url}
+    body |= {"auth_method": "BASIC_AUTH", "basic_auth_user": USER, "basic_auth_pass": PASSWORD}
     bench.studio.patch(path, body | {"is_interactive": True})
     prompts = [f for f in of(examine(bench.settings, project), "backend") if "Interactive preannotations" in f.what]
     assert [(f.level, "Turn off" in f.cure) for f in prompts] == [("warning", True)]

@@ -92,12 +92,12 @@ def run(
         lab.connect(service)
         lab.wait_for_round(0, seconds=120)
         seen: dict[str, Any] = {"lab": lab, "service": service, "first queue": time.monotonic() - began}
-        seen["cold queue"] = service.status(lab.project)["queue"]
+        seen["cold queue"] = service.wait(lab.project, lambda s: s["round"] == 0)["queue"]
         asked = len([p for p in forwarder.paths if p != "/webhook"])
         seen["cold served"] = lab.label(COLD)
         seen["asked while serving"] = len([p for p in forwarder.paths if p != "/webhook"]) - asked
         lab.wait_for_round(1)
-        seen["status 1"] = service.status(lab.project)
+        seen["status 1"] = service.wait(lab.project, lambda s: s["round"] == 1)
         asked = len([p for p in forwarder.paths if p != "/webhook"])
         seen["served 1"] = lab.label(ROUND)
         seen["asked while serving"] += len([p for p in forwarder.paths if p != "/webhook"]) - asked
