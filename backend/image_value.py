@@ -89,7 +89,7 @@ def decode_data_uri(uri: str) -> bytes | None:
 
 
 def data_with(value: str, address: str) -> dict[str, Any] | None:
-    """Task data in which the value resolves to the address; None if there is none, as the value adds text of its own.
+    """Task data with which the value resolves to the address; None if no data do, as the value adds its own text.
 
     >>> data_with("image", "a.png"), data_with("image.url", "a.png"), data_with("images[0]", "a.png")
     ({'image': 'a.png'}, {'image': {'url': 'a.png'}}, {'images': ['a.png']})
