@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,30 @@ from scipy.spatial import cKDTree
 
 
 @dataclass(frozen=True)
+class LabelScore:
+    """One label on one scan.
+
+    present   whether the truth has the label
+    drawn     whether the prediction has it
+    area      predicted share of the picture, 0..1
+    dice      0..1, high is good; None unless present
+    hd, hd95  Hausdorff distance and its 95th percentile, low is good; the image diagonal when present but not drawn;
+              None unless present
+    """
+
+    present: bool
+    drawn: bool
+    area: float
+    dice: float | None = None
+    hd: float | None = None
+    hd95: float | None = None
+
+
+@dataclass(frozen=True)
 class Scores:
     """Agreement between two label maps of one scan.
 
+    labels     the score of each known label, by class number
     dice       0..1, high is good: mean over the labels present in either map; 1 when both are empty, a scan that no
                mean may include (see `averages`)
     per_class  Dice of each label present in either map, by class number
@@ -35,6 +56,7 @@ class Scores:
     unit: str
     truth_empty: bool
     drawn_empty: bool
+    labels: Mapping[int, LabelScore] = field(default_factory=dict)
 
 
 def score(
@@ -43,6 +65,7 @@ def score(
     n_classes: int,
     *,
     spacing: tuple[float, float] | None = None,
+    unknown: frozenset[int] = frozenset(),
 ) -> Scores:
     """Compare two label maps of one scan at its original size.
 
@@ -54,6 +77,8 @@ def score(
     predicted, truth  (H, W) class numbers; not modified
     n_classes         number of classes including background; labels are 1..n_classes - 1
     spacing           (row, column) size of a pixel in mm; None: distances in pixels
+    unknown           classes that the annotator of this truth could not draw. They are not scored; a pixel predicted
+                      as one of them counts as background for the other classes
 
     Raises ValueError when the shapes differ or a spacing is not positive.
     Sources: Dice 1945; Huttenlocher et al. 1993; Reinke et al. 2024 (both percentiles, larger one).
@@ -66,23 +91,23 @@ def score(
     diagonal = math.hypot(truth.shape[0] * step[0], truth.shape[1] * step[1])
     per_class: dict[int, float] = {}
     distances: list[tuple[float, float]] = []
-    for number in range(1, n_classes):
+    labels: dict[int, LabelScore] = {}
+    for number in sorted(set(range(1, n_classes)) - unknown):
         ours, theirs = predicted == number, truth == number
         n_ours, n_theirs = int(ours.sum()), int(theirs.sum())
+        area = n_ours / truth.size
+        labels[number] = LabelScore(False, n_ours > 0, area)
         if n_ours + n_theirs == 0:
             continue
         per_class[number] = 2 * int((ours & theirs).sum()) / (n_ours + n_theirs)
         distances.append(surface_distances(ours, theirs, step) if n_ours and n_theirs else (diagonal, diagonal))
+        if n_theirs:
+            labels[number] = LabelScore(True, n_ours > 0, area, per_class[number], *distances[-1])
     unit = "px" if spacing is None else "mm"
-    empty = {"truth_empty": _is_empty(truth, n_classes), "drawn_empty": _is_empty(predicted, n_classes)}
-    if not per_class:
-        return Scores(1.0, {}, 0.0, 0.0, unit, **empty)
-    hd, hd95 = np.mean(distances, axis=0)
-    return Scores(float(np.mean(list(per_class.values()))), per_class, float(hd), float(hd95), unit, **empty)
-
-
-def _is_empty(labels: NDArray[np.uint8], n_classes: int) -> bool:
-    return not bool(((labels > 0) & (labels < n_classes)).any())
+    truth_empty, drawn_empty = (not any(getattr(one, name) for one in labels.values()) for name in ("present", "drawn"))
+    dice = float(np.mean(list(per_class.values()))) if per_class else 1.0
+    hd, hd95 = np.mean(distances, axis=0).tolist() if distances else (0.0, 0.0)
+    return Scores(dice, per_class, hd, hd95, unit, truth_empty, drawn_empty, labels)
 
 
 def surface_distances(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from backend.learning.evaluation import score
+from backend.learning.evaluation import LabelScore, score
 
 small_maps = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
     lambda shape: st.tuples(
@@ -101,6 +101,28 @@ def test_one_empty_map_gives_zero_dice_and_the_diagonal(swapped: bool) -> None:
     got = score(*(pair[::-1] if swapped else pair), 2, spacing=(2.0, 1.0))
     assert got.dice == 0.0
     assert got.hd == got.hd95 == pytest.approx(math.hypot(80, 60))
+
+
+def test_a_label_is_scored_only_where_the_truth_has_it() -> None:
+    drawn = square(5, 5)
+    drawn[30:32, 30:35] = 2
+    got = score(drawn, square(5, 5), 4).labels
+    assert got[1] == LabelScore(True, True, 100 / 2400, 1.0, 0.0, 0.0)
+    assert got[2] == LabelScore(False, True, 10 / 2400)  # a false alarm: there is no Dice to average
+    assert got[3] == LabelScore(False, False, 0.0)
+    missed = score(square(5, 5), 2 * square(5, 5), 3).labels[2]
+    assert (missed.present, missed.drawn, missed.dice, missed.hd95) == (True, False, 0.0, math.hypot(40, 60))
+
+
+def test_an_unknown_class_is_neither_scored_nor_a_false_alarm_nor_a_hit() -> None:
+    drawn = square(5, 5)
+    drawn[5:10, 5:15] = 2  # half of the first label
+    drawn[30:32, 30:35] = 2
+    got = score(drawn, square(5, 5), 3, unknown=frozenset({2}))
+    assert set(got.labels) == {1}
+    assert got.labels[1].dice == got.dice == pytest.approx(2 * 50 / 150)
+    alone = score(2 * square(5, 5), np.zeros((40, 60), np.uint8), 3, unknown=frozenset({2}))
+    assert (alone.truth_empty, alone.drawn_empty) == (True, True)
 
 
 def test_a_label_in_neither_map_does_not_count() -> None:
