@@ -43,10 +43,15 @@ LOADED = 2  # models kept in memory: the active one and the one compared with it
 
 @dataclass(frozen=True)
 class Case:
-    """One labelled scan, letterboxed into the working square, with its label map (H, W) at original size."""
+    """One labelled scan, letterboxed into the working square, with its label map (H, W) at original size.
+
+    unknown  classes that its annotator could not draw, as the label config did not have them: where the map has
+             background, such a class may be there
+    """
 
     scan: Letterboxed
     mask: NDArray[np.uint8]
+    unknown: frozenset[int] = frozenset()
 
 
 class Learner:
@@ -236,8 +241,9 @@ class Learner:
         truth: NDArray[np.uint8],
         classes: int,
         spacing: tuple[float, float] | None = None,
+        unknown: frozenset[int] = frozenset(),
     ) -> Scores:
-        return score(predicted, truth, classes, spacing=spacing)
+        return score(predicted, truth, classes, spacing=spacing, unknown=unknown)
 
     def summarise(self, scores: Sequence[Scores]) -> dict[str, Any]:
         return summarise(scores)

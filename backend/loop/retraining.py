@@ -126,7 +126,9 @@ def evaluate(
                 if not store.has("masks", fingerprint(model, one.scan.digest)):
                     store.put_arrays("masks", fingerprint(model, one.scan.digest), mask=mask)
         scores += [
-            learner.compare(translate(mask, labels, wanted), one.case.mask, len(wanted) + 1, one.scan.spacing)
+            learner.compare(
+                translate(mask, labels, wanted), one.case.mask, len(wanted) + 1, one.scan.spacing, one.case.unknown
+            )
             for mask, one in zip(masks, chunk, strict=True)
         ]
     return scores
