@@ -58,10 +58,14 @@ def group(facts: Iterable[FileFacts]) -> list[Source]:
     sources = stacks(fact for fact in known if fact.kind == "dicom")
     for fact in known:
         if fact.kind == "nifti":
-            sources.append(Source("nifti", nifti.files(fact.path), "", volumes=fact.frames))
+            sources.append(Source("nifti", nifti.files(fact.path), "", volumes=fact.frames, remarks=_remarks(fact)))
         elif fact.kind == "image":
-            sources.append(Source("image", (fact.path,), ""))
+            sources.append(Source("image", (fact.path,), "", remarks=_remarks(fact)))
     return sorted(sources, key=lambda source: str(source.files[0]))
+
+
+def _remarks(fact: FileFacts) -> tuple[str, ...]:
+    return (fact.remark,) if fact.remark else ()
 
 
 def read_header(source: Source) -> Header:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 
@@ -29,6 +29,7 @@ class FileFacts:
     marks        fields that may distinguish images at one position: time, echo, b-value, ..., as text
     burnt_in     BurnedInAnnotation: "YES", "NO" or ""
     size         file size in bytes
+    remark       what a person should know although the file is read, a sentence without header values, or ""
     """
 
     path: Path
@@ -51,6 +52,7 @@ class FileFacts:
     marks: tuple[str, ...] = ()
     burnt_in: str = ""
     size: int = 0
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Source:
     instances  SOPInstanceUID of each file (DICOM), else ()
     burnt_in   BurnedInAnnotation: "YES" if any file has it, "NO" if all have it, else ""
     volumes    number of volumes over time according to the sniffed header (NIfTI); 1: nothing to choose
+    remarks    what a person should know although the source is read, sentences without header values; not stored
     """
 
     kind: str
@@ -72,9 +75,10 @@ class Source:
     instances: tuple[str, ...] = ()
     burnt_in: str = ""
     volumes: int = 1
+    remarks: tuple[str, ...] = field(default=(), compare=False)
 
     def to_json(self) -> str:
-        facts = {field.name: getattr(self, field.name) for field in fields(self)}
+        facts = {each.name: getattr(self, each.name) for each in fields(self) if each.compare}
         return json.dumps({**facts, "files": [str(path) for path in self.files]})
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -42,16 +43,21 @@ def stacks(facts: Iterable[FileFacts]) -> list[Source]:
         taken[source.uid] += 1
         if source.uid and taken[source.uid] > 1:
             digest = hashlib.sha256(repr(sorted(source.instances)).encode()).hexdigest()[:12]
-            sources[n] = Source(
-                "dicom", source.files, f"{source.uid}/{digest}", source.instances, source.burnt_in, source.volumes
-            )
+            sources[n] = replace(source, uid=f"{source.uid}/{digest}")
     return sources
 
 
 def _source(files: Sequence[FileFacts], uid: str) -> Source:
     values = {fact.burnt_in for fact in files}
     burnt_in = "YES" if "YES" in values else "NO" if values == {"NO"} else ""
-    return Source("dicom", tuple(fact.path for fact in files), uid, tuple(fact.instance for fact in files), burnt_in)
+    return Source(
+        "dicom",
+        tuple(fact.path for fact in files),
+        uid,
+        tuple(fact.instance for fact in files),
+        burnt_in,
+        remarks=tuple(dict.fromkeys(fact.remark for fact in files if fact.remark)),
+    )
 
 
 def _parallel(files: Sequence[FileFacts]) -> list[list[FileFacts]]:

@@ -36,7 +36,7 @@ class ImportRequest:
 
 @dataclass
 class Tally:
-    """The results of an import. `problems` and `burnt_in` contain paths, which may name patients.
+    """The results of an import. `problems`, `remarks` and `burnt_in` contain paths, which may name patients.
 
     files, others   files found, and those of them that are not images
     scans           identified sources, without copies
@@ -46,6 +46,7 @@ class Tally:
     there           those that already had a task
     skipped         scans skipped because of text in their pixels
     doubles         tasks in Label Studio for slices that already have another task
+    remarks         what a person should know about scans that were read
     """
 
     files: int = 0
@@ -61,6 +62,7 @@ class Tally:
     interrupted: bool = False
     burnt_in: list[Path] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    remarks: list[Problem] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON without paths, so that it may be stored."""
@@ -69,6 +71,7 @@ class Tally:
             **{name: getattr(self, name) for name in numbers},
             "burnt_in": len(self.burnt_in),
             "problems": [problem.what for problem in self.problems],
+            "remarks": [remark.what for remark in self.remarks],
             "interrupted": self.interrupted,
             "seconds": round(self.seconds, 1),
         }

@@ -205,6 +205,7 @@ class _Import:
             self._give_up(found)
             return []
         path = found.source.files[0]
+        self.tally.remarks += [Problem(path, remark) for remark in found.source.remarks]
         if found.header.burnt_in == "YES":
             self.tally.burnt_in.append(path)
             if self.request.options.careful:

@@ -116,9 +116,9 @@ def _list(console: Console, tally: Tally, *, paths: bool) -> None:
     warnings: list[tuple[Path | None, str]] = []
     if paths:
         warnings = [(path, "text seems to be burnt into its pixels. Check it.") for path in tally.burnt_in]
-        warnings += [(problem.path, problem.what) for problem in tally.problems]
+        warnings += [(problem.path, problem.what) for problem in (*tally.problems, *tally.remarks)]
     else:
-        counted = Counter(problem.what for problem in tally.problems)
+        counted = Counter(problem.what for problem in (*tally.problems, *tally.remarks))
         warnings = [(None, f"{number} file{'s' if number > 1 else ''}: {what}") for what, number in counted.items()]
     for path, what in warnings[:MOST]:
         console.print(escape(f"{path}: {what}" if path is not None else what), soft_wrap=True)
@@ -139,6 +139,7 @@ def _table(request: ImportRequest, tally: Tally) -> Table:
         ("existing tasks", tally.there, ""),
         ("scans skipped", tally.skipped, "text in their pixels" if tally.skipped else ""),
         ("problems", len(tally.problems), ""),
+        *((("remarks", len(tally.remarks), "about scans that were read"),) if tally.remarks else ()),
         (
             "burnt-in text",
             len(tally.burnt_in),
