@@ -23,7 +23,7 @@ def weights_list(
     from backend.learning.weights import WEIGHTS, found_file, to_dict
 
     folder = weights_dir or settings_from_env().weights_dir
-    rows = [to_dict(row) | {"there": bool(folder and found_file(row, folder))} for row in WEIGHTS]
+    rows = [to_dict(row) | {"there": found_file(row, folder) is not None} for row in WEIGHTS]
     if as_json:
         typer.echo(json.dumps({"weights_dir": str(folder) if folder else None, "weights": rows}, indent=1))
         return

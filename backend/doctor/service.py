@@ -177,9 +177,10 @@ def _wrong_file(settings: Settings, name: str) -> Finding | None:
     from backend.learning.weights_check import verify
 
     row = weights_of(name)
-    if row is None or settings.weights_dir is None or found_file(row, settings.weights_dir) is None:
+    folder = settings.weights_dir or Path()
+    if row is None or found_file(row, settings.weights_dir) is None:
         return None
-    bad = next((v for v in verify(row, settings.weights_dir, content=False) if v.bad), None)
+    bad = next((v for v in verify(row, folder, content=False) if v.bad), None)
     if bad is None:
         return None
     return Finding("embedder", "error", bad.what, f"Replace the file, then run `scanqueue weights verify {row.key}`.")
@@ -188,13 +189,18 @@ def _wrong_file(settings: Settings, name: str) -> Finding | None:
 def check_encoder(settings: Settings) -> Iterator[Finding]:
     from backend.learning.learner import Learner
     from backend.learning.segmenters import Segmenter, SegmenterSpec
+    from backend.learning.weights import BUILTIN
 
     training = Learner(settings).training
     weights = training.encoder_weights
-    if isinstance(weights, Path):
+    if isinstance(weights, Path) or weights == BUILTIN:
         size, widths = training.image_size, training.decoder_channels
         spec = SegmenterSpec(training.architecture, training.encoder, 1, size, ("label",), widths)
         Segmenter.create(spec, encoder_weights=weights)
-    from_where = {"None": "random weights", "imagenet": "ImageNet weights, downloaded at the first training"}
+    from_where = {
+        "None": "random weights",
+        "imagenet": "ImageNet weights, downloaded at the first training",
+        BUILTIN: "ImageNet weights, installed with scanqueue",
+    }
     start = from_where.get(str(weights), f"the weights in {weights}")
     yield Finding("encoder", "ok", f"Encoder {training.encoder} on {training.device}; training starts from {start}.")

@@ -2,7 +2,8 @@
 
 Names: `pixels`, `timm:MODEL`, `timm:local-dir:FOLDER`,
 `open_clip:MODEL[@PRETRAINED or file]`, `open_clip:hf-hub:ORG/REPO`, `open_clip:local-dir:FOLDER`,
-`radimagenet:resnet50`, `torchxrayvision:densenet121-res224-all`, `mobilesam:vit_t`, or `auto`.
+`radimagenet:resnet50`, `torchxrayvision:densenet121-res224-all`, `mobilesam:vit_t`,
+`builtin:efficientnet-lite0`, or `auto`.
 Nothing in a weight file is executed (see `checkpoints`).
 """
 
@@ -21,7 +22,7 @@ from backend.learning.embedding import Embedder, Pixels
 from backend.learning.networks import NETWORKS, from_open_clip, misfits
 from backend.learning.preprocessing import Preprocessing
 from backend.learning.vision_network import Network
-from backend.learning.weights import BIOMEDCLIP, WEIGHTS, how_to_get, weights_of
+from backend.learning.weights import BIOMEDCLIP, BUILTIN, WEIGHTS, found_file, how_to_get, weights_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: only inside functions
     import torch
@@ -59,7 +60,7 @@ def open_embedder(name: str, *, weights_dir: Path | None, device: str, download:
     download     False = use only local files
 
     `auto` tries BiomedCLIP (weights_dir/biomedclip, the hub's cache, a download), then the other
-    open_clip and timm folders in weights_dir by name, then `pixels`. It waits at most
+    open_clip and timm folders in weights_dir by name, then the built-in network, then `pixels`. It waits at most
     3 seconds for the network.
 
     Raises WeightsMissing, naming the file and its place, when the weights of a named embedder are unavailable or
@@ -106,7 +107,7 @@ def _candidates(weights_dir: Path | None) -> list[tuple[str, str]]:
             if (folder / config).is_file() and folder.name != BIOMEDCLIP_FOLDER
             if kind == "open_clip" or not (folder / CLIP_CONFIG).is_file()
         ]
-    return candidates
+    return [*candidates, (BUILTIN, "built-in network")]
 
 
 def _open_timm(model: str, place: WeightSources) -> OpenEmbedder:
@@ -233,11 +234,13 @@ def _open_published(kind: str, model: str, place: WeightSources) -> OpenEmbedder
     file: Path | None
     if row is not None:
         folder = place.find(row.folder)
-        file = next((folder / f.name for f in row.files if (folder / f.name).is_file()), None) if folder else None
+        file = found_file(row, folder.parent if folder else None)
         if file is None and row.hub:
             file = place.hub_file(row.hub, [row.files[0].name])
         cure = f"{how_to_get(row, place.weights_dir)}, or choose another embedder (SCANQUEUE_EMBEDDER)"
         reason = not_found(name, row.folder, bool(row.hub), place)
+        if row.package:
+            reason = f"{name}: {row.source} is not installed"
     else:
         row = next(row for row in WEIGHTS if row.network == kind)
         file = place.find(model)
@@ -246,7 +249,7 @@ def _open_published(kind: str, model: str, place: WeightSources) -> OpenEmbedder
     if file is None or not file.is_file():
         raise Unavailable(reason, cure)
     with reading_weights(name, file, cure):
-        published = NETWORKS[kind]
+        published = NETWORKS[row.network]
         network = published.build()
         tensors, wanted = published.rename(read_tensors(file)), network.state_dict()
         if bad := misfits(wanted, tensors):
@@ -255,7 +258,17 @@ def _open_published(kind: str, model: str, place: WeightSources) -> OpenEmbedder
                 f"or have another shape (first: {bad[0]})"
             )
         network.load_state_dict({n: tensors.get(n, value) for n, value in wanted.items()})
+        if row.package:
+            return OpenEmbedder(
+                Network(name, network, row.preprocessing, place.device), name, f"the built-in {row.key}"
+            )
         return _opened(name, network, row.preprocessing, place, row.key, file)
+
+
+def _builtin(model: str, place: WeightSources) -> OpenEmbedder:
+    if f"builtin:{model}" != BUILTIN:
+        raise BadSetting(f"embedder: the built-in network is {BUILTIN}, got 'builtin:{model}'")
+    return _open_published("builtin", model, place)
 
 
 def _radimagenet(model: str, place: WeightSources) -> OpenEmbedder:
@@ -273,6 +286,7 @@ def _mobilesam(model: str, place: WeightSources) -> OpenEmbedder:
 OPENERS: dict[str, Callable[[str, WeightSources], OpenEmbedder]] = {
     "open_clip": _open_clip,
     "timm": _open_timm,
+    "builtin": _builtin,
     "radimagenet": _radimagenet,
     "torchxrayvision": _torchxrayvision,
     "mobilesam": _mobilesam,

@@ -25,6 +25,7 @@ from backend.learning.averages import summarise
 from backend.learning.embedders import OpenEmbedder, open_embedder
 from backend.learning.evaluation import Scores, score
 from backend.learning.vision_network import Network
+from backend.learning.weights import BUILTIN
 from backend.settings import Settings
 from backend.workers.process_pool import Workers
 from sampling import AGGREGATIONS, class_entropy, disagreement
@@ -98,8 +99,7 @@ class Learner:
         if settings.encoder != "auto":
             name, _, weights = settings.encoder.partition("@")
             overrides["encoder"] = name
-            if weights:
-                overrides["encoder_weights"] = _place_of(weights, settings.weights_dir)
+            overrides["encoder_weights"] = _place_of(weights, settings.weights_dir) if weights else None
         return TrainingSettings.for_device(device, **overrides)
 
     @property
@@ -255,8 +255,8 @@ class Learner:
 
 
 def _place_of(weights: str, weights_dir: Path | None) -> Path | str:
-    """ "imagenet", or a path: in the weights folder, else as given; if neither exists, where it should be."""
-    if weights == "imagenet":
+    """ "imagenet", BUILTIN, or a path: in the weights folder, else as given; if neither exists, where it should be."""
+    if weights in ("imagenet", BUILTIN):
         return weights
     given = Path(weights).expanduser()
     inside = weights_dir / given if weights_dir is not None else given

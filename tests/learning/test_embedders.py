@@ -28,6 +28,7 @@ from backend.learning import model_hub as hub
 from backend.learning.embedders import BIOMEDCLIP, OpenEmbedder, open_embedder
 from backend.learning.preprocessing import Preprocessing
 from backend.learning.vision_network import Network
+from backend.learning.weights import BUILTIN
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 TINY_CLIP = {
@@ -264,14 +265,16 @@ def test_auto_skips_a_damaged_folder_and_reports_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_auto_without_any_weights_falls_back_to_pixels_and_reports_it(tmp_path: Path, there: bool) -> None:
+def test_auto_without_any_weights_takes_the_built_in_ones_and_explains_why(tmp_path: Path, there: bool) -> None:
     found = local("auto", tmp_path if there else None)
     where = tmp_path / "biomedclip" if there else "any weights folder"
-    assert found.name == "pixels"
+    assert found.name == BUILTIN
     assert found.why == (
         f"BiomedCLIP: not in {where} and cannot be downloaded (downloads are turned off); "
-        "using pixels, the fallback without a trained network"
+        "using the built-in efficientnet-lite0"
     )
+    with pytest.raises(BadSetting, match="the built-in network is builtin:efficientnet-lite0, got 'builtin:other'"):
+        local("builtin:other", None)
 
 
 def test_auto_chooses_the_best_of_the_real_weights() -> None:

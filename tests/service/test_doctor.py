@@ -311,6 +311,9 @@ def test_the_fallback_to_pixels_is_reported_with_the_missing_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    found = one(list(service.check_embedder(Settings(weights_dir=tmp_path), None)), "embedder", "ok")
+    assert "using the built-in efficientnet-lite0" in found.what
+    monkeypatch.setattr("backend.learning.weights.find_spec", lambda name: None)
     found = one(list(service.check_embedder(Settings(weights_dir=tmp_path), None)), "embedder", "warning")
     assert f"{tmp_path / 'biomedclip'}/" in found.cure
     assert "open_clip_config.json and open_clip_model.safetensors" in found.cure
