@@ -25,7 +25,8 @@ from sampling.uncertainty import disagreement
 Advice: TypeAlias = Literal["go on", "nearly there", "stop", "too early to say"]
 Floats: TypeAlias = NDArray[np.float64]
 
-WORTH = 0.005  # expected Dice gain from which a round of labels is worth it
+STEP = 20  # number of labels that a gain speaks of, whatever the size of a round
+WORTH = 0.005  # expected Dice gain from which STEP labels are worth it
 SAMPLE = 40  # number of unlabelled scans on which successive models are compared
 MODELS = 3  # trained models needed for most advice
 STEADY = 0.95  # Dice from which masks of successive models count as the same
@@ -92,11 +93,12 @@ class Hint:
     """Whether more labels are expected to be worth it.
 
     sentence      the advice for people
-    gain          expected Dice gain of the next round of labels; None while unknown
+    gain          expected Dice gain of `step` more labels; None while unknown
     low, high     95 % interval of the gain, estimated from the points
-    labels_worth  number of labels until a round is expected to gain less than `threshold`
+    labels_worth  number of labels until `step` more are expected to gain less than `threshold`
     agreement     mean Dice between the masks of the last two models on unlabelled scans; None: unknown
-    threshold     Dice gain from which a round is worth it
+    threshold     Dice gain from which `step` labels are worth it
+    step          number of labels, the same for every project, so that the advice does not depend on its rounds
     """
 
     advice: Advice
@@ -107,6 +109,7 @@ class Hint:
     labels_worth: int | None = None
     agreement: float | None = None
     threshold: float = WORTH
+    step: int = STEP
 
 
 def fit_curve(points: Sequence[Point]) -> Curve:
@@ -149,17 +152,17 @@ def expected_gain(points: Sequence[Point], more: int, *, seed: int = 0) -> tuple
     return gain, min(float(low), gain), max(float(high), gain)
 
 
-def labels_worth(curve: Curve, labels: int, round_size: int, left: int, threshold: float = WORTH) -> int:
-    """Number of labels until a round of them is expected to gain less than `threshold`.
+def labels_worth(curve: Curve, labels: int, left: int, threshold: float = WORTH) -> int:
+    """Number of labels until STEP more are expected to gain less than `threshold`, rounded up to tens.
 
     left  number of unlabelled scans, the maximum of the result
 
-    >>> labels_worth(Curve(0.8, 0.5, 0.0), 100, 10, 500), labels_worth(Curve(0.8, 0.5, 0.0), 16, 10, 25)
+    >>> labels_worth(Curve(0.8, 0.5, 0.0), 150, 500), labels_worth(Curve(0.8, 0.5, 0.0), 16, 25)
     (0, 25)
     """
     worth = 0
-    while worth < left and curve.gain(labels + worth, round_size) >= threshold:
-        worth += round_size
+    while worth < left and curve.gain(labels + worth, STEP) >= threshold:
+        worth += 10
     return min(worth, left)
 
 
@@ -188,7 +191,6 @@ def agreement(pairs: Sequence[tuple[NDArray[np.integer], NDArray[np.integer]]], 
 def stopping_hint(
     points: Sequence[Point],
     *,
-    round_size: int,
     left: int,
     agreement: float | None = None,
     threshold: float = WORTH,
@@ -207,11 +209,10 @@ def stopping_hint(
         there = "there is none yet" if not points else "there is one so far"
         need = f"it takes at least two trained models with held-out scans, and {there}"
         return Hint("too early to say", f"Too early to say how many more labels are worth it: {need}.")
-    step = min(round_size, left) or 1
-    gain, low, high = expected_gain(points, step, seed=seed)
-    worth = labels_worth(fit_curve(points), max(p.labels for p in points), round_size, left, threshold)
+    gain, low, high = expected_gain(points, STEP, seed=seed)
+    worth = labels_worth(fit_curve(points), max(p.labels for p in points), left, threshold)
     advice = _advice(len(points), gain, low, high, agreement, threshold)
-    sentence = _sentence(advice, step, worth, left, points[-1], gain, low, high, threshold)
+    sentence = _sentence(advice, worth, left, points[-1], gain, low, high, threshold)
     return Hint(advice, sentence, gain, low, high, worth, agreement, threshold)
 
 
@@ -228,7 +229,6 @@ def _advice(models: int, gain: float, low: float, high: float, agreement: float 
 
 def _sentence(
     advice: Advice,
-    step: int,
     worth: int,
     left: int,
     last: Point,
@@ -237,7 +237,7 @@ def _sentence(
     high: float,
     threshold: float,
 ) -> str:
-    labels = f"the next {step} labels" if step > 1 else "the next label"
+    labels = f"{STEP} more labels"
     overlap = f"the overlap of predicted masks with true ones (Dice, now {last.dice:.3f})"
     range_ = f"{gain:.3f} (probably between {low:.3f} and {high:.3f})"
     rule = f"Less than {threshold:g} counts as not worth it."

@@ -102,6 +102,7 @@ SCHEMAS: dict[str, Schema] = {
             "labels_worth": _or_null(INTEGER),
             "agreement": _NUMBER_OR_NULL,
             "threshold": NUMBER,
+            "step": {"type": "integer", "description": "number of labels that `gain` and `threshold` speak of"},
         }
     ),
     "Project": _object(

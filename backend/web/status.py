@@ -114,7 +114,7 @@ def _stopping(models: Sequence[Mapping[str, Any]], left: int, settings: ProjectS
     judged = [(len(m["trained_on"]), of_model(m)) for m in models if m["labels"] == models[-1]["labels"]]
     points = [Point(labels, found["dice"], found["n"]) for labels, found in judged if labels and found["n"]]
     same = models[-1]["details"].get("agreement", {}).get("dice")
-    hint = stopping_hint(points, round_size=settings.round_size, left=left, agreement=same, seed=settings.seed)
+    hint = stopping_hint(points, left=left, agreement=same, seed=settings.seed)
     return asdict(hint)
 
 

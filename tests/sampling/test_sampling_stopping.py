@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sampling import Point, agreement, agreement_sample, expected_gain, fit_curve, labels_worth, stopping_hint
-from sampling.stopping import FREE, STEADY, WORTH, Curve
+from sampling.stopping import FREE, STEADY, STEP, WORTH, Curve
 
 
 def learning(curve: Curve, models: int, *, first: int = 20, step: int = 10) -> list[Point]:
@@ -78,12 +78,12 @@ def test_fewer_held_out_scans_give_a_wider_interval() -> None:
     assert widths[0] > 1.2 * widths[1]
 
 
-def test_labels_are_worth_it_until_a_round_gains_less_than_the_threshold() -> None:
-    worth = labels_worth(STEEP, 20, 10, 500)
-    assert STEEP.gain(20 + worth - 10, 10) >= WORTH > STEEP.gain(20 + worth, 10)
-    assert labels_worth(STEEP, 20, 10, 7) == 7
-    assert labels_worth(STEEP, 20, 10, 500, threshold=0.05) == 0
-    assert labels_worth(Curve(0.0, 0.5, 0.1), 20, 10, 500) == 0
+def test_labels_are_worth_it_until_a_step_gains_less_than_the_threshold() -> None:
+    worth = labels_worth(STEEP, 20, 500)
+    assert STEEP.gain(20 + worth - 10, STEP) >= WORTH > STEEP.gain(20 + worth, STEP)
+    assert labels_worth(STEEP, 20, 7) == 7
+    assert labels_worth(STEEP, 20, 500, threshold=0.1) == 0
+    assert labels_worth(Curve(0.0, 0.5, 0.1), 20, 500) == 0
 
 
 # -- agreement ---------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def test_the_agreement_sample_stays_the_same_while_its_scans_exist() -> None:
 
 
 def advice(points: Sequence[Point], left: int = 300, same: float | None = 0.98) -> str:
-    return stopping_hint(points, round_size=10, left=left, agreement=same).advice
+    return stopping_hint(points, left=left, agreement=same).advice
 
 
 @pytest.mark.parametrize(
@@ -139,6 +139,22 @@ def test_advice(what: str, points: list[Point], same: float | None, wanted: str)
     assert advice(points, same=same) == wanted, what
 
 
+@pytest.mark.parametrize(
+    ("curve", "wanted"),
+    [(Curve(0.8, 0.6, 0.03), "stop"), (Curve(1.0, 0.3, 0.0), "stop"), (Curve(2.4, 0.3, 0.0), "go on")],
+)
+def test_the_advice_does_not_depend_on_the_size_of_the_rounds(curve: Curve, wanted: str) -> None:
+    hints = []
+    for size in (1, 5, 10, 20, 50, 100):
+        points = learning(curve, 400 // size + 1, step=size)
+        assert points[-1].labels == 420
+        hints.append(stopping_hint(points, left=300, agreement=0.98))
+    assert {hint.advice for hint in hints} == {wanted}
+    assert len({hint.labels_worth for hint in hints}) == 1
+    assert [hint.gain for hint in hints] == pytest.approx([curve.gain(420, STEP)] * 6, rel=0.02)
+    assert all(hint.low <= curve.gain(420, STEP) <= hint.high for hint in hints)  # type: ignore[operator]
+
+
 def test_a_flat_curve_with_a_large_possible_gain_does_not_advise_stopping() -> None:
     wild = [Point(20 + 10 * i, d, 4) for i, d in enumerate((0.5, 0.75, 0.45, 0.7, 0.5))]
     assert advice(wild) in ("too early to say", "go on")
@@ -147,7 +163,7 @@ def test_a_flat_curve_with_a_large_possible_gain_does_not_advise_stopping() -> N
 @pytest.mark.parametrize("models", range(2, 20))
 def test_stopping_is_not_advised_while_the_next_round_may_gain_twice_the_threshold(models: int) -> None:
     for curve in (STEEP, FLAT, Curve(2.0, 1.0, 0.1)):
-        hint = stopping_hint(learning(curve, models), round_size=10, left=300, agreement=1.0)
+        hint = stopping_hint(learning(curve, models), left=300, agreement=1.0)
         assert hint.low is not None
         assert hint.high is not None
         assert hint.gain is not None
@@ -158,20 +174,20 @@ def test_stopping_is_not_advised_while_the_next_round_may_gain_twice_the_thresho
 
 
 def test_the_sentences_are_readable() -> None:
-    hint = stopping_hint(learning(STEEP, 4), round_size=10, left=300)
+    hint = stopping_hint(learning(STEEP, 4), left=300)
     assert hint.sentence == (
-        f"About {hint.labels_worth} more labels are expected to be worth it: the next 10 labels should raise the "
+        f"About {hint.labels_worth} more labels are expected to be worth it: 20 more labels should raise the "
         f"overlap of predicted masks with true ones (Dice, now 0.893) by about {hint.gain:.3f} (probably between "
         f"{hint.low:.3f} and {hint.high:.3f})."
     )
-    few = stopping_hint(learning(STEEP, 4), round_size=10, left=7)
-    assert few.sentence.startswith("All 7 scans that are left are expected to be worth it: the next 7 labels should")
-    stop = stopping_hint(learning(FLAT, 8), round_size=10, left=300, agreement=0.98)
-    assert stop.sentence.startswith("More labels are hardly expected to be worth it: the next 10 labels should raise")
+    few = stopping_hint(learning(STEEP, 4), left=7)
+    assert few.sentence.startswith("All 7 scans that are left are expected to be worth it: 20 more labels should")
+    stop = stopping_hint(learning(FLAT, 8), left=300, agreement=0.98)
+    assert stop.sentence.startswith("More labels are hardly expected to be worth it: 20 more labels should raise")
     assert stop.sentence.endswith(
         "and the last two models draw nearly the same masks. Less than 0.005 counts as not worth it."
     )
-    assert stopping_hint(learning(STEEP, 1), round_size=10, left=300).sentence == (
+    assert stopping_hint(learning(STEEP, 1), left=300).sentence == (
         "Too early to say how many more labels are worth it: it takes at least two trained models with held-out "
         "scans, and there is one so far."
     )

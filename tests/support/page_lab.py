@@ -101,13 +101,14 @@ class Lab:
             "control": None,
             "stopping": {
                 "advice": "go on",
-                "sentence": "Another round is expected to add 0.012 to the Dice (0.004 to 0.021).",
+                "sentence": "20 more labels are expected to add 0.012 to the Dice (0.004 to 0.021).",
                 "gain": 0.012,
                 "low": 0.004,
                 "high": 0.021,
                 "labels_worth": 40,
                 "agreement": 0.93,
                 "threshold": 0.005,
+                "step": 20,
             },
             "problems": [
                 {"task": 58, "what": WHY_NOT},
