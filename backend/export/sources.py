@@ -50,7 +50,7 @@ class Sources:
             raise LostSource(
                 f"{record.scan}: its source is no longer readable, so no volume was written.", str(error)
             ) from error
-        if problem := _other_geometry(geometry, record.geometry):
+        if problem := _other_geometry(geometry, record):
             raise LostSource(
                 f"{record.scan}: its source has {problem}, so no volume was written. Import it again.",
                 str(found.files[0]),
@@ -137,9 +137,13 @@ def _by_instance(source: Source) -> bool:
     return bool(source.uid and source.instances and all(source.instances))
 
 
-def _other_geometry(now: Geometry, then: Geometry) -> str:
+def _other_geometry(now: Geometry, record: ScanRecord) -> str:
+    """How the geometry differs from the import. Files with the same content, and files whose position was unknown, may
+    be read better now: only their size matters."""
+    then = record.geometry
     if tuple(now.shape) != tuple(then.shape):
         return f"{' x '.join(map(str, now.shape))} voxels, but had {' x '.join(map(str, then.shape))} when imported"
-    if not np.allclose(now.affine, then.affine, rtol=0, atol=SAME):
+    exact = _by_instance(record.source) and then.orientation
+    if exact and not np.allclose(now.affine, then.affine, rtol=0, atol=SAME):
         return "a different position, direction or spacing than when it was imported"
     return ""

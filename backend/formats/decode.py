@@ -333,7 +333,7 @@ def _eight_bit_colour(path: Path, header: Dataset, picture: NDArray[Any]) -> NDA
     bits = dicom.whole(header, "BitsStored") or 8 * picture.dtype.itemsize
     if dicom.text(header, "PhotometricInterpretation") == "PALETTE COLOR":
         with dicom.reported(path):
-            picture = np.asarray(apply_color_lut(picture, header))[..., :3]
+            picture = np.asarray(apply_color_lut(picture, _native_palette(header)))[..., :3]
         bits = 8 * picture.dtype.itemsize
     if picture.shape[-1] != 3:
         raise UnreadableFile(path, f"has {picture.shape[-1]} samples per pixel; expected 1 (gray) or 3 (RGB)")
@@ -342,11 +342,22 @@ def _eight_bit_colour(path: Path, header: Dataset, picture: NDArray[Any]) -> NDA
     return (picture >> max(0, bits - 8)).astype(np.uint8)
 
 
+def _native_palette(header: Dataset) -> Dataset:
+    """The header with its palette in little endian, as pydicom expects words of bytes (OW) to be."""
+    if dicom.little_endian(header):
+        return header
+    for colour in ("Red", "Green", "Blue"):
+        table = header.get(f"{colour}PaletteColorLookupTableData")
+        if isinstance(table, bytes) and len(table) % 2 == 0:
+            setattr(header, f"{colour}PaletteColorLookupTableData", np.frombuffer(table, ">u2").astype("<u2").tobytes())
+    return header
+
+
 def presets(header: Dataset) -> dict[str, Window]:
     """The windows of a header by name, VOI LUTs first, without unusable ones."""
     found: list[tuple[str, Window]] = []
     for item in frames.items(header, "VOILUTSequence"):
-        table = _table(item)
+        table = _table(item, "<u2" if dicom.little_endian(header) else ">u2")
         if table is not None:
             span = Window(table.first + len(table.values) / 2, float(len(table.values)), "LINEAR", table)
             found.append((dicom.text(item, "LUTExplanation"), span))
@@ -369,14 +380,14 @@ def presets(header: Dataset) -> dict[str, Window]:
     return named
 
 
-def _table(item: Dataset) -> VoiTable | None:
+def _table(item: Dataset, words: str) -> VoiTable | None:
     try:
         length, first, bits = (int(part) for part in item.LUTDescriptor)
         data = item.LUTData
         length = length or 65536
         if isinstance(data, bytes):
             wide = len(data) >= 2 * length
-            entries = np.frombuffer(data, "<u2" if wide else "u1", count=length)
+            entries = np.frombuffer(data, words if wide else "u1", count=length)
         else:
             entries = np.asarray(data).astype(np.int64)[:length] & 0xFFFF
         if len(entries) != length or not 1 <= bits <= 16:

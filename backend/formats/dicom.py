@@ -6,8 +6,10 @@ UnreadableFile, without header values.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -47,6 +49,8 @@ _MARKS = (  # fields that distinguish images at one position, the most specific 
     "ImageType",
     "ContentTime",
 )
+_CENTIMETRES = 3  # PhysicalUnitsXDirection, PS3.3 C.8.5.5.1.15
+_COVERS = 0.98  # the share of each side of a picture that a region must cover
 _SNIFFED_TAGS: list[BaseTag | int] = [
     Tag(keyword)
     for keyword in (
@@ -54,9 +58,11 @@ _SNIFFED_TAGS: list[BaseTag | int] = [
         *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
         *("ImageOrientationPatient", "ImagePositionPatient", "FrameOfReferenceUID", "BurnedInAnnotation"),
         *("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "SliceThickness"),
-        *("SpacingBetweenSlices", "EstimatedRadiographicMagnificationFactor", *_MARKS),
+        *("SpacingBetweenSlices", "EstimatedRadiographicMagnificationFactor", "SequenceOfUltrasoundRegions"),
+        *("Manufacturer", *_MARKS),
     )
 ]
+_GRID_SLICES = Tag(0x0065, 0x1050)  # private to United Imaging: how many slices one picture holds
 _HEADER_TAGS: list[BaseTag | int] = [
     Tag(keyword)
     for keyword in (
@@ -71,6 +77,10 @@ _NOT_IMAGES = {
     "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
     "1.2.840.10008.5.1.4.1.1.66.8",  # Height Map Segmentation
     "1.2.840.10008.5.1.4.1.1.481.2",  # RT Dose
+}
+_WHOLE_SLIDES = {
+    "1.2.840.10008.5.1.4.1.1.77.1.6",  # VL Whole Slide Microscopy
+    "1.2.840.10008.5.1.4.1.1.77.1.9",  # Confocal Microscopy Tiled Pyramidal
 }
 _NEVER_STACKED = {
     *("CR", "DX", "MG", "US", "XA", "RF", "SC", "OT", "ES", "XC", "IO", "PX", "OP", "GM", "SM", "IVUS", "RG"),
@@ -145,11 +155,34 @@ def sniff(path: Path, *, certain: bool) -> FileFacts | None:
     certain  the file declares that it is DICOM; otherwise only its first bytes suggest it, and errors return None
     """
     try:
-        return facts(path, _load_tags(path, _SNIFFED_TAGS))
+        header = _load_tags(path, _SNIFFED_TAGS)
+        _refuse_grids(path, header)
+        return facts(path, header)
     except UnreadableFile:
         if certain:
             raise
         return None
+
+
+def _refuse_grids(path: Path, header: Dataset) -> None:
+    """Refuse pictures that are not slices: several slices side by side, and the tiles of a slide."""
+    if text(header, "SOPClassUID") in _WHOLE_SLIDES:
+        raise UnreadableFile(
+            path, "is a tiled whole-slide image, which is not supported; export the region to label as PNG or TIFF"
+        )
+    grid = "Siemens MOSAIC" if "MOSAIC" in text(header, "ImageType").upper().split("\\") else ""
+    if re.search(r"\bUIH\b|united imaging", text(header, "Manufacturer"), re.IGNORECASE):
+        private = _load_tags(path, [_GRID_SLICES]).get(_GRID_SLICES)
+        with contextlib.suppress(TypeError, ValueError):
+            value = private.value if private is not None else 0
+            value = value.decode("ascii", "replace").strip("\0 ") if isinstance(value, bytes) else value
+            grid = "United Imaging grid" if float(value) > 1 else grid
+    if grid:
+        raise UnreadableFile(
+            path,
+            f"is a {grid}: all slices of a volume side by side in one picture, which is not supported; convert it with "
+            "dcm2niix and import the NIfTI file",
+        )
 
 
 def facts(path: Path, header: Dataset, *, placed_only: bool = False) -> FileFacts | None:
@@ -291,6 +324,10 @@ def whole(header: Dataset, keyword: str) -> int:
     return int(number(header, keyword))
 
 
+def little_endian(header: Dataset) -> bool:
+    return getattr(header, "original_encoding", (None, True))[1] is not False
+
+
 def yes_or_no(header: Dataset) -> str:
     found = text(header, "BurnedInAnnotation").upper()
     return found if found in ("YES", "NO") else ""
@@ -316,15 +353,32 @@ def normal(orientation: tuple[float, ...]) -> tuple[float, float, float]:
 def spacing(header: Dataset) -> tuple[float, ...]:
     """mm between rows, between columns; () if unknown.
 
-    PixelSpacing; without it, for radiographs the spacing on the detector, divided by the magnification if known, and
-    for scanned films the spacing on the film.
+    PixelSpacing; without it, for radiographs the spacing on the detector, divided by the magnification if known, for
+    scanned films the spacing on the film, and for ultrasound the calibration of a region that covers the picture.
     """
     found = numbers(header, "PixelSpacing", 2)
     if not found and (found := numbers(header, "ImagerPixelSpacing", 2)):
         larger = number(header, "EstimatedRadiographicMagnificationFactor")
         found = tuple(size / larger for size in found) if larger > 0 else found
-    found = found or numbers(header, "NominalScannedPixelSpacing", 2)
+    found = found or numbers(header, "NominalScannedPixelSpacing", 2) or _ultrasound(header)
     return found if found and min(found) > 0 else ()
+
+
+def _ultrasound(header: Dataset) -> tuple[float, ...]:
+    """mm between rows, between columns, if one calibrated region covers the picture and no other contradicts it."""
+    size = whole(header, "Columns"), whole(header, "Rows")
+    sizes: list[tuple[float, ...]] = []
+    covered = False
+    for region in header.get("SequenceOfUltrasoundRegions") or ():
+        left, top, right, bottom = (
+            number(region, f"RegionLocation{end}") for end in ("MinX0", "MinY0", "MaxX1", "MaxY1")
+        )
+        units = {whole(region, "PhysicalUnitsXDirection"), whole(region, "PhysicalUnitsYDirection")}
+        across, down = (10 * abs(number(region, f"PhysicalDelta{axis}")) for axis in "XY")  # cm per pixel
+        sizes.append((down, across) if units == {_CENTIMETRES} else ())
+        reach = (right - left + 1) / size[0], (bottom - top + 1) / size[1]
+        covered = covered or (units == {_CENTIMETRES} and min(reach) >= _COVERS)
+    return sizes[0] if covered and len(set(sizes)) == 1 else ()
 
 
 def thickness(header: Dataset) -> float:

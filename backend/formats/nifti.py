@@ -27,6 +27,8 @@ from backend.formats.window import Window
 _MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 _SQUEEZE = 1032  # maximum compression ratio of deflate
 _MAGIC = (b"n+1\0", b"ni1\0")
+_SAME_SIZE = 0.01  # relative; registration and 32-bit floats change sizes by less
+_LOST_SIZE = "its sform contradicts the voxel size in its header (pixdim), which was used instead"
 _SUFFIXES = (".nii", ".nii.gz")
 
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it logs every repair of a header
@@ -127,7 +129,9 @@ def files(path: Path) -> tuple[Path, ...]:
 def sniff(path: Path) -> FileFacts:
     image = load(path)
     shape = (*_shape(image), 1)
-    return FileFacts(path, "nifti", frames=times(image.shape), rows=shape[1], columns=shape[0])
+    with reported(path):
+        remark = _LOST_SIZE if _other_affine(image) is not None else ""
+    return FileFacts(path, "nifti", frames=times(image.shape), rows=shape[1], columns=shape[0], remark=remark)
 
 
 def read_geometry(source: Source, *, time: int | None = None) -> Geometry:
@@ -138,6 +142,33 @@ def read_geometry(source: Source, *, time: int | None = None) -> Geometry:
         return _geometry(image)
 
 
+def _other_affine(image: Any) -> NDArray[np.float64] | None:
+    """What replaces an sform whose voxel sizes contradict the header's: the qform, else the sform's directions with the
+    header's sizes. None if they agree, or if only the sform says how large a voxel is.
+
+    ITK takes the sizes from the header always. Some tools write an sform of 1 mm, whatever the size of a voxel is.
+    """
+    header = image.header
+    if not isinstance(image, nib.Nifti1Pair) or int(header["sform_code"]) <= 0:
+        return None
+    sizes = np.array((*header.get_zooms()[:3], 1.0, 1.0, 1.0)[:3], np.float64)
+    affine = np.array(image.affine, np.float64)
+    flat = tuple(_shape(image)[2:3]) in ((), (1,))  # the thickness of a single slice is often not written
+    compared = slice(2 if flat else 3)
+    if not codes(affine) or not np.isfinite(sizes).all() or sizes.min() <= 0:
+        return None
+    found = np.asarray(voxel_sizes(affine))  # type: ignore[no-untyped-call]
+    if np.allclose(found[compared], sizes[compared], rtol=_SAME_SIZE, atol=0):
+        return None
+    qform = np.asarray(image.get_qform(), np.float64)  # type: ignore[no-untyped-call]
+    if int(header["qform_code"]) > 0 and codes(qform):
+        return qform
+    if np.allclose(sizes[compared], 1.0):
+        return None  # the default of a header that nobody filled in
+    affine[:3, :3] *= sizes / found
+    return affine
+
+
 def _geometry(image: Any) -> Geometry:
     i, j, k = (*_shape(image), 1, 1)[:3]
     unit = 1.0
@@ -146,7 +177,8 @@ def _geometry(image: Any) -> Geometry:
             unit = _MM.get(image.header.get_xyzt_units()[0], 1.0)
         except Exception:
             unit = 1.0
-    affine = np.array(image.affine, np.float64)
+    other = _other_affine(image)
+    affine = np.array(image.affine if other is None else other, np.float64)
     affine[:3] *= unit
     orientation = codes(affine)
     if orientation:
