@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and other picture files, 8 and 16 bits; the pages of a TIFF form a stack."""
+"""PNG, JPEG, TIFF, HEIC and other pictures. The pages of a TIFF form a stack; of an animation the first is read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+import pi_heif
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 from backend.errors import ScanqueueError, UnreadableFile
+from backend.formats import packed, tiff
+from backend.formats.browser import turn
 from backend.formats.frames import Frame, choose_volume, geometry
 from backend.formats.geometry import Geometry
 from backend.formats.pixels import decode_image
@@ -21,24 +24,33 @@ from backend.formats.volume import MAX_VOXELS, Volume
 
 MAX_PIXELS = 2**28  # maximum per page
 MAX_BYTES = 2**32  # maximum per file
-FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "JPEG2000", "AVIF")
+FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "JPEG2000", "AVIF", "HEIF")
 _MAGIC = (
-    b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"BM",
+    b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *tiff.MAGIC, b"GIF8", b"BM",
     b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51",
 )  # fmt: skip
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".webp", ".jp2", ".j2k", ".avif")
+_SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".tif", ".tiff", ".gif", ".bmp", ".webp", ".jp2", ".j2k", ".avif"),
+    *(".heic", ".heif", ".hif"),
+)
+_BRANDS = {b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N", "I;16S", "I;16BS"}
 _REDUCED = 254  # TIFF NewSubfileType; bit 0: a smaller copy of another page
 _PHOTOMETRIC = 262  # TIFF
-_ORIENTATION = 0x0112  # EXIF; 5..8 swap rows and columns
+_SIDEWAYS = {
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+}
 
+pi_heif.register_heif_opener()
 warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
 
 
 def looks_like(first: bytes) -> bool:
     riff = first[:4] == b"RIFF" and first[8:12] == b"WEBP"
-    avif = first[4:8] == b"ftyp" and first[8:12] in (b"avif", b"avis")
-    return first.startswith(_MAGIC) or riff or avif
+    return first.startswith(_MAGIC) or riff or (first[4:8] == b"ftyp" and first[8:12] in _BRANDS)
 
 
 def has_known_suffix(path: Path) -> bool:
@@ -46,13 +58,13 @@ def has_known_suffix(path: Path) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The picture, header only. Raises UnreadableFile, also for errors raised while it is open."""
+def _reported(path: Path) -> Iterator[BinaryIO]:
+    """The file, decompressed. Turns all errors while it is open into UnreadableFile."""
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if packed.size(path) > MAX_BYTES:
             raise UnreadableFile(path, f"is larger than {MAX_BYTES >> 30} GiB, the maximum; split it")
-        with Image.open(path, formats=FORMATS) as image:
-            yield image
+        with packed.opened(path) as file:
+            yield file
     except UnreadableFile:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -63,6 +75,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise UnreadableFile(path, "cannot be read: it does not exist") from error
     except PermissionError as error:
         raise UnreadableFile(path, "cannot be read: permission denied") from error
+    except UnidentifiedImageError as error:
+        raise UnreadableFile(
+            path, "is a damaged or truncated picture, or of a variant that is not read; save it again as PNG"
+        ) from error
     except Exception as error:
         raise UnreadableFile(
             path, f"is a damaged or truncated picture ({type(error).__name__}); save it again"
@@ -87,67 +103,86 @@ def _pages(path: Path, image: Image.Image) -> list[int]:
     return pages
 
 
-def _size(path: Path, image: Image.Image, pages: list[int]) -> tuple[int, int]:
-    """(rows, columns) as shown. Raises UnreadableFile if there are too many pixels, or none."""
-    width, height = image.size
-    channels = 1 if image.mode in ("1", "L") or image.mode in _DEEP else 3
-    if width < 1 or height < 1:
-        raise UnreadableFile(path, f"has no pixels ({width} x {height}); save it again")
-    if width * height > MAX_PIXELS or width * height * len(pages) * channels > MAX_VOXELS:
+def _check(path: Path, rows: int, columns: int, pages: int, channels: int) -> None:
+    """Raise UnreadableFile if there are too many pixels, or none."""
+    if rows < 1 or columns < 1:
+        raise UnreadableFile(path, f"has no pixels ({columns} x {rows}); save it again")
+    if rows * columns > MAX_PIXELS or rows * columns * pages * channels > MAX_VOXELS:
         raise UnreadableFile(
             path,
-            f"is too large: {width} x {height} x {len(pages)} = {width * height * len(pages):,} pixels; the maximum is "
+            f"is too large: {columns} x {rows} x {pages} = {rows * columns * pages:,} pixels; the maximum is "
             f"{MAX_VOXELS:,} ({MAX_PIXELS:,} per page); save a smaller version",
         )
-    return (width, height) if _turned(image) else (height, width)
 
 
-def _turned(image: Image.Image) -> bool:
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1)) in (5, 6, 7, 8)
-    except Exception:  # broken metadata: shown as stored
-        return False
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, tiff.Stack | Image.Image, list[int], FileFacts]]:
+    """The file, its picture or TIFF pages of wide numbers, the numbers of its pages, and its facts; header only."""
+    with _reported(path) as file:
+        start = file.read(4)
+        file.seek(0)
+        if start in tiff.MAGIC:
+            with tiff.wide(path, file) as stack:
+                if stack is not None:
+                    count = len(stack.pages)
+                    _check(path, stack.rows, stack.columns, count, 3 if stack.colour else 1)
+                    facts = FileFacts(
+                        path, "image", frames=count, rows=stack.rows, columns=stack.columns, colour=stack.colour
+                    )
+                    yield file, stack, list(range(count)), facts
+                    return
+        with Image.open(file, formats=FORMATS) as image:
+            pages = _pages(path, image)
+            columns, rows = image.size
+            colour = image.mode not in ("1", "L") and image.mode not in _DEEP
+            _check(path, rows, columns, len(pages), 3 if colour else 1)
+            if turn(image) in _SIDEWAYS:
+                rows, columns = columns, rows
+            count = 1 if image.format == "TIFF" else int(getattr(image, "n_frames", 1))
+            remark = f"it has {count} pictures, of which only the first is read." if count > 1 else ""
+            yield (
+                file,
+                image,
+                pages,
+                FileFacts(path, "image", frames=len(pages), rows=rows, columns=columns, colour=colour, remark=remark),
+            )
 
 
 def sniff(path: Path) -> FileFacts:
-    with _opened(path) as image:
-        pages = _pages(path, image)
-        rows, columns = _size(path, image, pages)
-        colour = image.mode not in ("1", "L") and image.mode not in _DEEP
-        return FileFacts(path, "image", frames=len(pages), rows=rows, columns=columns, colour=colour)
+    with _opened(path) as (_, _, _, facts):
+        return facts
+
+
+def _placed(facts: FileFacts) -> Geometry:
+    return geometry(facts.rows, facts.columns, [Frame()] * facts.frames)
 
 
 def read_geometry(source: Source, *, time: int | None = None) -> Geometry:
-    path = source.files[0]
-    choose_volume(path, 1, time)
-    with _opened(path) as image:
-        pages = _pages(path, image)
-        rows, columns = _size(path, image, pages)
-        return geometry(rows, columns, [Frame()] * len(pages))
+    choose_volume(source.files[0], 1, time)
+    return _placed(sniff(source.files[0]))
 
 
 def read(source: Source, *, time: int | None = None) -> Volume:
     """The values of a picture; see `backend.formats.read`. Transparency is composited over black."""
     path = source.files[0]
     choose_volume(path, 1, time)
-    with _opened(path) as image:
-        pages = _pages(path, image)
-        rows, columns = _size(path, image, pages)
-        inverted = False
-        if pages == [0] and image.mode not in _DEEP:
-            values = _shown(path)[None]
+    with _opened(path) as (file, found, pages, facts):
+        if isinstance(found, tiff.Stack):
+            values, inverted = tiff.read(path, file, found), found.inverted and not found.colour
+        elif pages == [0] and found.mode not in _DEEP and found.format != "HEIF":
+            values, inverted = _shown(path, file)[None], False
         else:
-            values = np.stack([_page(image, page) for page in pages])
-            deep = image.mode in _DEEP and image.format == "TIFF"
-            inverted = deep and image.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]  # low is white
-    if values.shape[1:3] != (rows, columns):
-        raise UnreadableFile(path, "has an EXIF orientation that is not supported; save it without one")
-    return Volume(values.swapaxes(0, 2), geometry(rows, columns, [Frame()] * len(pages)), None, inverted)
+            inverted = found.mode in _DEEP and found.format == "TIFF" and found.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]  # low is white
+            values = np.stack([_page(found, page) for page in pages])
+    if values.shape[1:3] != (facts.rows, facts.columns):
+        raise UnreadableFile(path, "has pixels of another size than its header declares; save it again")
+    return Volume(values.swapaxes(0, 2), _placed(facts), None, inverted)
 
 
-def _shown(path: Path) -> NDArray[np.uint8]:
+def _shown(path: Path, file: BinaryIO) -> NDArray[np.uint8]:
+    file.seek(0)
     try:
-        return decode_image(path.read_bytes(), max_pixels=MAX_PIXELS)
+        return decode_image(file.read(), max_pixels=MAX_PIXELS)
     except ScanqueueError as error:
         raise UnreadableFile(path, str(error)) from error
 
@@ -155,11 +190,12 @@ def _shown(path: Path) -> NDArray[np.uint8]:
 def _page(image: Image.Image, page: int) -> NDArray[Any]:
     """One page (rows, columns[, 3]): stored values for gray, 8-bit RGB for colour."""
     image.seek(page)
-    if image.mode in _DEEP:
-        turned = ImageOps.exif_transpose(image)
-        values = np.asarray(turned)
-        if values.dtype.kind == "i" and values.size and values.min() >= 0 and values.max() < 65536:
-            return values.astype(np.uint16)  # Pillow has no other mode for some 16-bit files
-        return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))
-    turned = ImageOps.exif_transpose(image)
-    return np.asarray(turned.convert("L" if image.mode in ("1", "L") else "RGB"))
+    turned = turn(image)
+    image.load()
+    shown = image if turned is None else image.transpose(turned)
+    if image.mode not in _DEEP:
+        return np.asarray(shown.convert("L" if image.mode in ("1", "L") else "RGB"))
+    values = np.asarray(shown)
+    if values.dtype.kind == "i" and values.size and values.min() >= 0 and values.max() < 65536:
+        return values.astype(np.uint16)  # Pillow has no other mode for some 16-bit files
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))

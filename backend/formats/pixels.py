@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from backend.errors import UnreadableMask, UnreadableScan
-from backend.formats.browser import foreign
+from backend.formats.browser import foreign, turn
 
 IGNORE = 255
 """Value in a label map for pixels that are neither background nor a label (padding)."""
@@ -46,8 +46,8 @@ def decode_image(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uin
     composited over black, the colour of our padding. Colour with three equal channels becomes gray. Only the first
     frame or page is read.
 
-    EXIF orientation is applied, as in browsers: Label Studio's original_width/height and all masks refer to the
-    rotated image.
+    Orientation is applied as in browsers (`browser.turn`): Label Studio's original_width/height and all masks refer to
+    the rotated image.
 
     max_pixels  maximum size, checked in the header before anything is decoded
 
@@ -80,8 +80,11 @@ def decode_image(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uin
         raise UnreadableScan("the image is a run-length encoded BMP, which is not supported; save it as PNG")
     with _LARGE_SLOTS if width * height > LARGE else nullcontext():
         try:
+            turned = turn(image)
+            if getattr(image, "default_image", False):  # an animated PNG begins with its second picture
+                image.seek(1)
             image.load()
-            return _as_shown(_upright(image))
+            return _as_shown(image if turned is None else image.transpose(turned))
         except Exception as error:
             raise _damaged(data, error) from error
 
@@ -108,13 +111,6 @@ def _damaged(data: bytes, error: Exception) -> UnreadableScan:
         f"the image is truncated or damaged ({len(data):,} bytes: {str(error) or type(error).__name__}); "
         "upload the scan again"
     )
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # broken metadata: a browser shows the picture as stored
-        return image
 
 
 def _to_8_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
