@@ -39,20 +39,19 @@ lint: lint-sources types
 PYTEST = scripts/offline .venv/bin/python -m pytest
 TWO = --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 STACK = tests/service/test_stack.py
-LONG = and not long
+LONG = -m "not long"
 
 check: lint-sources
 	$(MAKE) --no-print-directory --jobs=2 types quick
 
 test: lint-sources
-	$(MAKE) --no-print-directory --jobs=2 types servers
-	$(MAKE) --no-print-directory quick
+	$(MAKE) --no-print-directory --jobs=2 types most
 	$(MAKE) --no-print-directory stack
 
 test-all:
 	$(MAKE) --no-print-directory test LONG=
 
-.PHONY: lint-sources types quick servers stack
+.PHONY: lint-sources types doctests quick most stack
 lint-sources: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -60,15 +59,18 @@ lint-sources: setup
 types:
 	.venv/bin/mypy
 
-quick:
+doctests:
 	.venv/bin/python -m pytest -q --doctest-modules sampling
+
+quick: doctests
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not server and not slow and not long" $(TWO)
 
-servers:
-	OMP_NUM_THREADS=1 $(PYTEST) --durations=25 -m "(server or slow or long) $(LONG)" --ignore=$(STACK) $(TWO)
+# in one run: the short tests fill the end of the longest files, and the processes and their Label Studios start once
+most: doctests
+	OMP_NUM_THREADS=1 $(PYTEST) --durations=40 $(LONG) --ignore=$(STACK) $(TWO)
 
 stack:
-	$(PYTEST) --durations=10 -m "server $(LONG)" $(STACK)
+	$(PYTEST) --durations=10 $(LONG) $(STACK)
 
 docs: setup
 	.venv/bin/mkdocs build --strict

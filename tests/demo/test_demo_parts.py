@@ -169,15 +169,6 @@ def test_local_files_are_served_and_a_restart_keeps_everything(label_studio: Lab
         assert studio.browser.get(image).content.startswith(b"\x89PNG")
 
 
-@pytest.mark.label_studio
-def test_the_default_guards_refuse_a_backend_on_loopback(label_studio: LabelStudio, tmp_path: Path) -> None:
-    # `label_studio` is requested only so that the migrated database exists
-    with LabelStudio.start(tmp_path, guards="default") as studio:
-        project = studio.create_project("guarded", CONFIG)
-        with pytest.raises(StudioRefused, match="reserved network address"):
-            studio.connect_backend(project, "http://127.0.0.1:9090")
-
-
 def test_the_error_for_a_missing_label_studio_says_where_it_was_expected(tmp_path: Path) -> None:
     with pytest.raises(ScanqueueError, match=r"no-such-place.*make setup"):
         LabelStudio.start(tmp_path, executable=tmp_path / "no-such-place")

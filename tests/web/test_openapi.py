@@ -31,10 +31,7 @@ from backend.web.schemas import BODIES
 
 AUTH = ("lab", "reading-room")
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-EACH = 40  # requests per operation and generation method
-
 QUICK = settings(
-    max_examples=EACH,
     deadline=None,
     database=None,
     phases=[Phase.explicit, Phase.generate],
@@ -116,8 +113,8 @@ def test_exactly_the_operations_are_described(described: dict[str, Any]) -> None
         assert operation.get("security") == (None if path == "/health" else [{"basic": []}])
 
 
-def try_as_described(operation: Any, codes: Counter[str]) -> None:
-    @QUICK
+def try_as_described(operation: Any, each: int, codes: Counter[str]) -> None:
+    @settings(QUICK, max_examples=each)
     @given(operation.as_strategy())
     def ask(case: schemathesis.Case) -> None:
         answer = case.call(auth=AUTH, timeout=20)
@@ -127,10 +124,10 @@ def try_as_described(operation: Any, codes: Counter[str]) -> None:
     ask()
 
 
-def try_nearly(operation: Any, http: httpx.Client, codes: Counter[str]) -> None:
+def try_nearly(operation: Any, http: httpx.Client, each: int, codes: Counter[str]) -> None:
     path = operation.path.replace("{project}", "4")
 
-    @QUICK
+    @settings(QUICK, max_examples=each)
     @given(NEAR)
     def ask(body: bytes) -> None:
         answer = http.post(path, content=body, headers={"Content-Type": "application/json"})
@@ -141,9 +138,11 @@ def try_nearly(operation: Any, http: httpx.Client, codes: Counter[str]) -> None:
     ask()
 
 
+@pytest.mark.parametrize("each", [12, pytest.param(40, marks=pytest.mark.long)])
 def test_no_request_makes_the_server_fail_or_deviate_from_its_description(
-    server: str, described: dict[str, Any]
+    each: int, server: str, described: dict[str, Any]
 ) -> None:
+    """each: the number of requests per operation and generation method."""
     schema = schemathesis.openapi.from_dict(described)
     schema.config.update(base_url=server)
     operations = [found.ok() for found in schema.get_all_operations()]
@@ -152,9 +151,9 @@ def test_no_request_makes_the_server_fail_or_deviate_from_its_description(
     began = time.monotonic()
     with httpx.Client(base_url=server, auth=AUTH, trust_env=False, timeout=20) as http:
         for operation in operations:
-            try_as_described(operation, codes)
+            try_as_described(operation, each, codes)
             if operation.method.upper() == "POST":
-                try_nearly(operation, http, codes)
+                try_nearly(operation, http, each, codes)
     print(f"{sum(codes.values())} requests in {time.monotonic() - began:.0f} s: {dict(sorted(codes.items()))}")
     for code in ("200", "201", "202", "400"):
         assert any(name.endswith(code) for name in codes), codes

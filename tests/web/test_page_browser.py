@@ -227,11 +227,14 @@ def test_train_now_follows_the_state_of_the_project(browser: Browser) -> None:
 def test_an_open_view_says_that_label_studio_does_not_answer(browser: Browser) -> None:
     lab = Lab()
     with visit(browser, lab) as seen:
+        seen.page.clock.install()
         page = seen.open("curve")
         expect(page.locator(".studio-state")).to_be_hidden()
         lab.notice = "Label Studio has not answered for 12 seconds."
+        page.clock.fast_forward(15_000)
         expect(page.get_by_text(lab.notice)).to_be_visible(timeout=30_000)
         lab.notice = ""
+        page.clock.fast_forward(15_000)
         expect(page.locator(".studio-state")).to_be_hidden(timeout=30_000)
 
 

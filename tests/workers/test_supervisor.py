@@ -131,9 +131,9 @@ def test_a_failed_start_of_a_worker_is_retried_and_leaks_no_descriptor(
 
 
 def test_a_worker_that_makes_progress_is_left_alone_and_asked_to_stop_at_the_end(tmp_path: Path) -> None:
-    with kept(tmp_path, "live", silence=20.0):
+    with kept(tmp_path, "live", silence=10.0):
         wait_for_starts(tmp_path, 1)
-        time.sleep(22)
+        time.sleep(12)
         assert len(starts(tmp_path)) == 1
         assert time.time() - (tmp_path / "alive").stat().st_mtime < 5
     assert (tmp_path / "asked").exists()
