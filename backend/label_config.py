@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from xml.etree import ElementTree
 
 from backend.errors import NotSegmentable
 from backend.fingerprints import fingerprint
@@ -20,7 +20,7 @@ KINDS = (
     "rectangle",
 )  # of tags; earlier ones draw our masks if there are several
 DRAWING_TAGS = {name: kind for kind in KINDS for name in (kind.capitalize(), f"{kind.capitalize()}Labels")}
-READING = 1  # raised when annotations are read differently, so that all are read once more
+READING = 2  # raised when annotations are read differently, so that all are read once more
 WHERE = "in Settings > Labeling Interface > Code"
 
 
@@ -162,7 +162,7 @@ class LabelConfig:
         )
         tags = sorted((t for t in tags if t.name not in prompts), key=lambda t: KINDS.index(t.kind))  # stable
         objects = tuple(dict.fromkeys([name, *(o for tag in parsed.values() for o in tag.get("to_name") or ())]))
-        config = cls(image_value, tuple(tags), objects, prompts, _aliases(parsed), _colors(parsed, tags))
+        config = cls(image_value, tuple(tags), objects, prompts, _aliases(parsed, tags), _colors(parsed, tags))
         if len(config.labels) > MAX_LABELS:
             raise NotSegmentable(
                 f"project {project}: the label config has {len(config.labels)} mask labels; a model can learn at most "
@@ -171,15 +171,23 @@ class LabelConfig:
         return config
 
 
-def _colors(parsed: Mapping[str, Any], tags: Sequence[Tag]) -> dict[str, str]:
-    """The `background` of each label. Label Studio lists a label with an alias under its alias, as in results."""
-    found: dict[str, str] = {}
+def _attributes(parsed: Mapping[str, Any], tags: Sequence[Tag]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every label of the tags and its attributes. Label Studio lists a label with an alias under the alias."""
     for tag in tags:
-        attributes = parsed[tag.labels_tag or tag.name].get("labels_attrs") or {}
-        for label in tag.labels:
-            if background := (attributes.get(label) or {}).get("background"):
-                found.setdefault(label, str(background))
-    return found
+        found = parsed[tag.labels_tag or tag.name].get("labels_attrs") or {}
+        yield from ((label, found.get(label) or {}) for label in tag.labels)
+
+
+def _colors(parsed: Mapping[str, Any], tags: Sequence[Tag]) -> dict[str, str]:
+    """The `background` of each label that has one."""
+    given = [(label, str(more["background"])) for label, more in _attributes(parsed, tags) if more.get("background")]
+    return dict(reversed(given))  # the first tag decides
+
+
+def _aliases(parsed: Mapping[str, Any], tags: Sequence[Tag]) -> dict[str, str]:
+    """The alias of every label value that has one."""
+    pairs = ((str(more.get("value") or label), label) for label, more in _attributes(parsed, tags))
+    return {value: label for value, label in pairs if value != label}
 
 
 def _drawing(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Tag]]:
@@ -187,9 +195,10 @@ def _drawing(parsed: Mapping[str, Any]) -> Iterator[tuple[str, Tag]]:
     outer = [(name, tag) for name, tag in parsed.items() if tag.get("type") == "Labels" and tag.get("labels")]
     for name, tag in parsed.items():
         kind = DRAWING_TAGS.get(tag.get("type", ""))
-        if kind is None:
+        names, items = tag.get("to_name") or (), tag.get("inputs") or ()
+        if kind is None or len(names) != len(items):  # Label Studio leaves out what it does not find
             continue
-        for to_name, item in zip(tag.get("to_name") or (), tag.get("inputs") or (), strict=False):
+        for to_name, item in zip(names, items, strict=True):
             if item.get("type") != "Image" or not item.get("value") or _is_repeated(tag):
                 continue
             if tag.get("labels"):
@@ -219,22 +228,15 @@ def _lacking(parsed: Mapping[str, Any]) -> str:
     )
 
 
-def _aliases(parsed: Mapping[str, Any]) -> dict[str, str]:
-    """The alias of every label value that has one."""
-    found = {}
-    for tag in parsed.values():
-        for label, attributes in (tag.get("labels_attrs") or {}).items():
-            value = attributes.get("value") if isinstance(attributes, Mapping) else None
-            if value and value != label:
-                found[str(value)] = label
-    return found
-
-
 def smart_tags(config: str) -> set[str]:
     """Names of the control tags with `smart="true"` or `smartOnly="true"` in the text of a label config."""
-    tags = re.findall(r"<\w+\b[^<>]*>", config)
-    smart = (tag for tag in tags if re.search(r"""\bsmart(Only)?\s*=\s*["']true["']""", tag))
-    return {name[1] for tag in smart if (name := re.search(r"""\bname\s*=\s*["']([^"']*)["']""", tag))}
+    if not config:
+        return set()
+    return {
+        tag.get("name", "")
+        for tag in ElementTree.fromstring(config).iter()
+        if "true" in (tag.get("smart"), tag.get("smartOnly"))
+    }
 
 
 def _is_repeated(tag: Mapping[str, Any]) -> bool:

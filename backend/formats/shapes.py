@@ -47,12 +47,27 @@ def ellipse_to_mask(value: Mapping[str, Any], height: int, width: int) -> Mask:
     return np.asarray((along**2 + beside**2 <= limit**2) & (limit != 0))
 
 
+def full_area(kind: str, value: Mapping[str, Any], height: int, width: int) -> float:
+    """The area in pixels of a readable "rectangle", "ellipse" or "polygon", including what is outside the image.
+
+    For a polygon whose outline crosses itself, it may be less.
+    """
+    if kind == "polygon":
+        x, y = np.clip(np.asarray(value["points"], np.float64), -1e6, 1e6).T
+        percent = abs(float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))) / 2
+    else:
+        sides = ("radiusX", "radiusY") if kind == "ellipse" else ("width", "height")
+        across, down, _ = _numbers(value, kind, *sides)
+        percent = abs(across * down) * (math.pi if kind == "ellipse" else 1)
+    return percent * height * width / 10**4
+
+
 def _numbers(value: Mapping[str, Any], what: str, *names: str) -> tuple[float, ...]:
     """The values of these names, and the rotation in radians."""
     found = [value.get(name) for name in names] + [value.get("rotation") or 0]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in found):
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < math.inf for n in found):
         raise UnreadableMask(f"{what} needs finite numbers for {', '.join(names)} and rotation, got {str(found)[:120]}")
-    *rest, turn = (min(max(float(n), -1e6), 1e6) for n in found if n is not None)
+    *rest, turn = (float(min(max(n, -1e6), 1e6)) for n in found if n is not None)
     return (*rest, math.radians(turn))
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from backend.errors import UnknownLabels, UnreadableMask
 from backend.facts import round_of
 from backend.formats.pixels import mask_to_polygons, polygon_to_mask
-from backend.formats.shapes import ellipse_to_mask, mask_to_ellipses, mask_to_rectangles, rectangle_to_mask
+from backend.formats.shapes import ellipse_to_mask, full_area, mask_to_ellipses, mask_to_rectangles, rectangle_to_mask
 from backend.label_config import KINDS, LabelConfig, Renames, Tag
 from backend.label_studio.listing import Annotation
 from backend.label_studio.raster import decode_bitmask, decode_brush, encode_bitmask, encode_brush
@@ -28,7 +28,10 @@ NOT_DRAWN = (  # result types that say something about a region or the image, an
 )
 RLE_BYTES = 16 * 2**20  # maximum size of one brush region; pure noise on 4096 x 4096 pixels needs 14.5 MiB
 REGION_PIXELS = 2 * 10**10  # maximum of regions x pixels per annotation: half a minute of drawing
+LABEL_LENGTH = 1000  # maximum number of characters of a label; longer ones match no label of the config
 WITHIN = 0.95  # share of a region that later ones of other labels may cover before it counts as lying within them
+THIN = 8.0  # pixels by which the area of a thin shape may differ from the number of its pixels
+PIXELS = ("brush", "bitmask")  # kinds that store pixels; the others store outlines
 Mask = NDArray[np.uint8]
 
 
@@ -98,32 +101,32 @@ def _regions(
     """The regions that draw on the config's image, in order, and remarks."""
     found: list[Region] = []
     remarks: list[str] = []
-    unknown: dict[str, int] = {}
+    unknown: dict[str, tuple[int, str]] = {}
     points = 0
-    shaped = {repr(r.get("id")) for r in result if _kind(r) not in ("", "labels")}
+    together = _labels_by_region(result)
+    shaped = {_key(r) for r in result if _kind(r) not in ("", "labels")}
     for number, region in enumerate(result, start=1):
         kind = _kind(region)
-        if not kind or not _on_image(region, config, number) or (kind == "labels" and repr(region.get("id")) in shaped):
+        if not kind or not _on_image(region, config, number) or (kind == "labels" and _key(region) in shaped):
             continue
         if kind == "keypoint" or region.get("from_name") in config.prompts or _is_open_path(kind, region):
             points += 1
             continue
-        names = _labels(region, result)
-        label = _one_label(names, number, config, renames)
-        if label is None:
-            unknown.setdefault(names[0], number)
-            continue
+        name, label = _one_label(_labels(region), together.get(_key(region), ()), number, config, renames)
         if not label:
-            remarks.append(f"region {number} was left out: the label {names[0]!r} is no longer used.")
-            continue
-        one = Region(number, _drawn_kind(kind, region, number, label), label, region["value"])
-        _check_size(one, region, *size)
-        found.append(one)
+            remarks.append(f"region {number} was left out: the label {name[:80]!r} is no longer used.")
+        elif label not in config.labels:
+            unknown.setdefault(label, (number, name))
+        else:
+            one = Region(number, _drawn_kind(kind, region, number, label), label, region["value"])
+            _check_size(one, region, *size)
+            found.append(one)
     if unknown:
-        name, number = next(iter(unknown.items()))
+        label, (number, name) = next(iter(unknown.items()))
+        later = "" if label == name else f", later called {label[:80]!r},"
         raise UnknownLabels(
-            f"region {number} has the label {name!r}, which the label config does not have. If it was renamed, say so "
-            "on the page or with `scanqueue labels rename`; otherwise add it to the config again.",
+            f"region {number} has the label {name[:80]!r}{later or ','} which the label config does not have. If it "
+            "was renamed, say so on the page or with `scanqueue labels rename`; otherwise add it to the config again.",
             tuple(unknown),
         )
     if points and not found:
@@ -147,6 +150,11 @@ def _on_image(region: Mapping[str, Any], config: LabelConfig, number: int) -> bo
     """Whether a region is on the config's image."""
     name = region.get("to_name")
     objects = config.objects or (config.image,)
+    if region.get("item_index"):
+        raise UnreadableMask(
+            f"region {number} is on another image of a list, of which scanqueue reads only the first. Point the "
+            'label config to one image, such as <Image name="image" value="$images[0]"/>.'
+        )
     if name is None and len(objects) == 1:
         return True
     if name not in objects:
@@ -157,37 +165,52 @@ def _on_image(region: Mapping[str, Any], config: LabelConfig, number: int) -> bo
     return bool(name == config.image)
 
 
-def _labels(region: Mapping[str, Any], result: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The labels of a region: its own, else those of the results with the same id."""
-
-    def own(one: Mapping[str, Any]) -> list[str]:
-        value = one.get("value")
-        lists = (
-            [v for k, v in value.items() if k.endswith("labels") and isinstance(v, list)]
-            if isinstance(value, Mapping)
-            else []
-        )
-        return list(dict.fromkeys(str(name)[:80] for names in lists for name in names))
-
-    if (names := own(region)) or region.get("id") is None:
-        return names
-    return list(dict.fromkeys(name for one in result if one.get("id") == region["id"] for name in own(one)))
+def _labels(region: Mapping[str, Any]) -> list[str]:
+    """The labels in a result itself, without empty ones."""
+    value = region.get("value")
+    lists = [v for k, v in value.items() if k.endswith("labels")] if isinstance(value, Mapping) else []
+    names = [str(name)[:LABEL_LENGTH] for found in lists if isinstance(found, list) for name in found]
+    return list(dict.fromkeys(filter(None, names)))
 
 
-def _one_label(names: Sequence[str], number: int, config: LabelConfig, renames: Renames) -> str | None:
-    """The present label of a region; "" if it is no longer used, None if the config does not have it."""
+def _key(region: Mapping[str, Any]) -> str:
+    """The same for the results of one region; "" for a result without an id, which is a region by itself."""
+    return "" if region.get("id") is None else repr((region["id"], region.get("to_name")))
+
+
+def _labels_by_region(result: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The labels in all results of each region."""
+    found: dict[str, list[str]] = {}
+    for region in result:
+        if key := _key(region):
+            found.setdefault(key, []).extend(_labels(region))
+    return found
+
+
+def _one_label(
+    own: Sequence[str], together: Sequence[str], number: int, config: LabelConfig, renames: Renames
+) -> tuple[str, str]:
+    """(name, present name) of a region's label; the latter is "" if it is no longer used, and may be unknown.
+
+    own       the labels in the result that draws the region
+    together  those in all results of the region: a label of a tag of its own is in another result
+    """
+    names = own or list(dict.fromkeys(together))
     if not names:
         raise UnreadableMask(f"region {number} has no label. Open the task, give it one and press Update.")
-    if len(names) > 1:
+    masks = {label for name in together if (label := _present_name(name, config, renames)) in config.labels}
+    if len(names) > 1 or len(masks) > 1:
+        several = names if len(names) > 1 else sorted(masks)
         raise UnreadableMask(
-            f"region {number} has {len(names)} labels ({', '.join(map(repr, names[:4]))}), but a pixel can have only "
-            "one. Open the task, leave one of them and press Update."
+            f"region {number} has {len(several)} labels ({', '.join(repr(name[:80]) for name in several[:4])}), but a "
+            "pixel can have only one. Open the task, leave one of them and press Update."
         )
-    label = config.aliases.get(names[0], names[0])
-    if label in config.labels:
-        return label
-    label = renames.label(label)
-    return label if not label or label in config.labels else None
+    return names[0], _present_name(names[0], config, renames)
+
+
+def _present_name(name: str, config: LabelConfig, renames: Renames) -> str:
+    label = name if name in config.labels else config.aliases.get(name, name)
+    return label if label in config.labels else renames.label(label)
 
 
 def _is_open_path(kind: str, region: Mapping[str, Any]) -> bool:
@@ -225,7 +248,7 @@ def _check_size(one: Region, region: Mapping[str, Any], height: int, width: int)
     size = (region.get("original_height"), region.get("original_width"))
     if size != (height, width) and (one.kind in KINDS[:1] or size != (None, None)):
         raise UnreadableMask(
-            f"{one.where} was drawn on {str(size[1])[:20]} x {str(size[0])[:20]} pixels, but the image has {width} x "
+            f"{one.where} was drawn on {repr(size[1])[:20]} x {repr(size[0])[:20]} pixels, but the image has {width} x "
             f"{height}. If the image was replaced, import the former one again; if the regions fit the present "
             "image, open the task and press Update."
         )
@@ -257,6 +280,8 @@ def _painted(found: Sequence[Region], config: LabelConfig, height: int, width: i
     for place, one in enumerate(found):
         mask = _decoded(one, height, width)
         areas.append(int(mask.sum()))
+        if remark := _outside(one, areas[-1], height, width):
+            remarks.append(remark)
         paint(place, mask)
     if len({one.label for one in found}) < 2:
         return labelmap
@@ -271,6 +296,23 @@ def _painted(found: Sequence[Region], config: LabelConfig, height: int, width: i
                 "regions overlap, the later one counts."
             )
     return labelmap
+
+
+def _outside(one: Region, area: int, height: int, width: int) -> str:
+    """A remark on a shape of which less than half is on the image; `area` is the number of its pixels there.
+
+    Raises UnreadableMask if none of it is: often its coordinates are pixels or shares instead of percent.
+    """
+    if one.kind in PIXELS:
+        return ""
+    if not area:
+        raise UnreadableMask(
+            f"{one.where} covers no pixel: it is outside the image, or smaller than a pixel. If it was imported, its "
+            "coordinates may not be in percent of the image: import it again. Otherwise, correct it in Label Studio."
+        )
+    if area >= full_area(one.kind, one.value, height, width) / 2 - THIN:
+        return ""
+    return f"{one.where} is mostly outside the image, and only the part on the image counts."
 
 
 def _decoded(one: Region, height: int, width: int) -> NDArray[np.bool_]:

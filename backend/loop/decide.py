@@ -47,11 +47,12 @@ def decide(seen: Seen, done: Done) -> Plan:
 
 
 def waiting_for_labels(seen: Seen, config: LabelConfig) -> Plan | None:
-    """While labels are gone from the config and nobody has said why, only annotations are read."""
+    """While annotations have labels that are gone from the config, or may have, and nobody has said why, only
+    annotations are read."""
     gone = [name for name in seen.renames.seen if name not in config.labels and name not in seen.renames.now]
     known = {label.task for label in seen.labels}
     unread = tuple(s.task for s in seen.scans if s.annotated and s.digest and not s.problem and s.task not in known)
-    if not gone or not (unread or seen.lost):
+    if not gone or not (seen.lost or seen.outdated.intersection(unread)):
         return None
     names = ", ".join(f"{label!r} ({count} annotations)" for label, count in seen.lost.items())
     reason = (

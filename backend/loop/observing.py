@@ -52,15 +52,16 @@ class Observer:
         now = time.time()
         scans = tuple(_retried(s, now) for s in rows)
         current = {s["task"]: s["updated_at"] for s in rows if s["annotated"]}
-        read = store.labels(project)
+        read, key = store.labels(project), config.reading_key(renames)
         labels = tuple(
             Label(r["task"], r["key"], r["problem"], r["annotation"])
             for r in read
-            if current.get(r["task"]) == r["read_at"] and r["config"] == config.reading_key(renames)
+            if current.get(r["task"]) == r["read_at"] and r["config"] == key
         )
+        outdated = frozenset(r["task"] for r in read if r["config"] != key)
         people = annotators((r["annotation"], r["completed_by"]) for r in read)
         live, lost = self._live(project, row, page), store.lost_labels(project, renames)
-        return Seen(project, config, scans, labels, live, people=people, renames=renames, lost=lost)
+        return Seen(project, config, scans, labels, live, people=people, renames=renames, lost=lost, outdated=outdated)
 
     def _renames(self, project: int, row: Any, config: LabelConfig) -> Renames:
         """What is known of the config's labels, with those of today."""
@@ -70,6 +71,7 @@ class Observer:
             known = [label for m in self._context.store.models(project) for label in m["labels"]]
             renames = replace(renames, seen=(*(before.labels if before else ()), *known))
         now = {old: new for old, new in renames.now.items() if old not in config.labels}
+        now |= {old: new for old, new in config.aliases.items() if old in renames.seen and old not in config.labels}
         return Renames(tuple(dict.fromkeys((*renames.seen, *config.labels))), now)
 
     def _live(self, project: int, row: Any, page: ProjectPage) -> Live:

@@ -19,6 +19,7 @@ class Seen:
     people   the number of annotators, see `annotators`
     renames  what people said about labels that the label config no longer has
     lost     labels that the config had and no longer has, without an answer yet, and how many annotations have each
+    outdated  tasks whose annotations were read with another config, so that `lost` is not known yet
     """
 
     project: int
@@ -30,6 +31,7 @@ class Seen:
     people: int = 0
     renames: Renames = field(default_factory=Renames)
     lost: Mapping[str, int] = field(default_factory=dict)
+    outdated: frozenset[int] = frozenset()
     disconnected: str = ""
 
 

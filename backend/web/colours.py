@@ -26,10 +26,13 @@ def label_colours(labels: Sequence[str], given: Mapping[str, str]) -> dict[str, 
 
 
 def parsed(text: str) -> str:
-    """ "#RRGGBB" of a CSS colour: a name, hexadecimal, rgb(), rgba(), hsl() or hsla(); "" for anything else."""
+    """ "#RRGGBB" of a CSS colour: a name, hexadecimal, rgb(), rgba(), hsl() or hsla(); "" for anything else.
+
+    Numbers out of range count as the nearest in range, as in CSS.
+    """
     opaque = re.sub(r"^\s*(rgb|hsl)a\((.*),[^,]*\)\s*$", r"\1(\2)", text, flags=re.IGNORECASE)
     try:
-        red, green, blue, *_ = ImageColor.getrgb(opaque.strip())
+        red, green, blue = (min(max(part, 0), 255) for part in ImageColor.getrgb(opaque.strip())[:3])
     except ValueError:
         return ""
     return f"#{red:02X}{green:02X}{blue:02X}"

@@ -13,7 +13,7 @@ from label_studio_sdk._extensions.label_studio_tools.core.label_config import pa
 from rasterizer import painted, pixels_of
 
 from backend.errors import NotSegmentable, UnknownLabels, UnreadableMask
-from backend.label_config import LabelConfig, smart_tags
+from backend.label_config import LabelConfig, Renames, smart_tags
 from backend.label_studio.listing import Annotation
 from backend.label_studio.masks import draw_mask, read_annotation, read_mask
 from backend.label_studio.raster import encode_bitmask, encode_brush
@@ -114,6 +114,7 @@ def test_an_annotation_is_read_completely_or_not_at_all(data: st.DataObject) -> 
         if to_name == "a":
             trouble += [state] if state != "known" else []
             pixels = pixels_of(kind, value, H, W)
+            trouble += ["nowhere"] if not pixels and kind not in ("brush", "bitmask") else []
             expected.append(({"Kyste": "Cyst"}.get(label, label), pixels))
     extra = data.draw(st.lists(st.sampled_from(OTHERS), max_size=2))
     annotation += extra
@@ -157,7 +158,7 @@ def test_a_mask_is_drawn_with_the_only_tag_there_is_and_read_back(kind: str, sty
 
 def box(x: float, y: float, width: float, height: float, label: str, tag: str = "box") -> dict[str, Any]:
     value = {"x": x, "y": y, "width": width, "height": height, "rotation": 0, "rectanglelabels": [label]}
-    return {"id": f"{x}-{y}", "from_name": tag, "to_name": "a", "type": "rectanglelabels", "value": value}
+    return {"id": f"{label} {x} {y}", "from_name": tag, "to_name": "a", "type": "rectanglelabels", "value": value}
 
 
 def test_a_tumour_stays_visible_in_the_liver_that_was_drawn_over_it() -> None:
@@ -231,6 +232,113 @@ def test_what_is_not_understood_is_a_problem_with_its_region(kind: str | None, m
     with pytest.raises(UnreadableMask, match=r"region 1 \('Lung'\)") as error:
         read_mask([region], CONFIG, H, W)
     assert what in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"x": 512, "y": 300, "width": 200, "height": 100},  # pixels instead of percent
+        {"x": 0.001, "y": 0.002, "width": 0.004, "height": 0.005},  # shares instead of percent
+        {"x": 10, "y": 10, "width": 0, "height": 20},
+        {"x": 10**400, "y": 10, "width": 5, "height": 20},
+    ],
+)
+def test_a_shape_that_covers_no_pixel_is_a_problem_and_no_background(value: dict[str, float]) -> None:
+    region = {"type": "rectanglelabels", "to_name": "a", "value": {**value, "rectanglelabels": ["Device"]}}
+    with pytest.raises(UnreadableMask, match=r"region 1 \('Device'\) covers no pixel"):
+        read_mask([region], CONFIG, H, W)
+    erased = results("brush", {"rle": encode_brush(np.zeros((H, W), bool))}, ["Lung"], "s", "a", "own")
+    assert not read_mask(erased, CONFIG, H, W)[0].any()  # what an eraser leaves is empty, and shown as such
+
+
+def test_a_shape_that_is_mostly_outside_the_image_gets_a_remark() -> None:
+    oval = {"x": 0, "y": 0, "radiusX": 30, "radiusY": 30, "ellipselabels": ["Nodule"]}
+    outline = {"points": [[90, 10], [150, 10], [150, 60], [90, 60]], "polygonlabels": ["Liver"]}
+    for region in (
+        box(80, 80, 200, 180, "Device"),
+        {"type": "ellipselabels", "to_name": "a", "value": oval},
+        {"type": "polygonlabels", "to_name": "a", "value": outline},
+    ):
+        mask, remarks = read_mask([region], CONFIG, 100, 100)
+        assert mask.any()
+        assert remarks[0].endswith("is mostly outside the image, and only the part on the image counts.")
+    assert read_mask([box(60, 60, 70, 40, "Device")], CONFIG, 100, 100)[1] == []
+
+
+def test_two_labels_of_one_region_are_a_problem_wherever_they_are() -> None:
+    device = box(10, 10, 50, 50, "Device")
+    shape = {k: v for k, v in device["value"].items() if k != "rectanglelabels"}
+    second = {**device, "from_name": "other", "value": {**shape, "rectanglelabels": ["Lung"]}}
+    apart = {**device, "from_name": "names", "type": "labels", "value": {**shape, "labels": ["Tumour"]}}
+    for more in (second, apart):
+        with pytest.raises(UnreadableMask, match="has 2 labels"):
+            read_mask([device, more], CONFIG, H, W)
+    side = {**apart, "value": {**shape, "labels": ["left"]}}  # of a tag that draws no masks: a remark on the region
+    mask, _ = read_mask([device, side], CONFIG, H, W)
+    assert np.array_equal(mask, read_mask([device], CONFIG, H, W)[0])
+
+
+@pytest.mark.parametrize("names", [[""], [], "Device", None])
+def test_an_empty_label_is_no_label(names: Any) -> None:
+    region = box(10, 10, 50, 50, "Device")
+    region["value"]["rectanglelabels"] = names
+    with pytest.raises(UnreadableMask, match="region 1 has no label"):
+        read_mask([region], CONFIG, H, W)
+
+
+def test_a_region_on_a_later_image_of_a_list_is_a_problem() -> None:
+    assert read_mask([box(10, 10, 50, 50, "Device") | {"item_index": 0}], CONFIG, H, W)[0].any()
+    with pytest.raises(UnreadableMask, match="another image of a list"):
+        read_mask([box(10, 10, 50, 50, "Device") | {"item_index": 1}], CONFIG, H, W)
+
+
+def test_a_label_that_was_renamed_twice_is_asked_for_under_its_last_name() -> None:
+    renames = Renames(("Old", "Newer"), {"Old": "Newer"})
+    with pytest.raises(UnknownLabels, match="'Old', later called 'Newer', which the label config") as error:
+        read_mask([box(10, 10, 50, 50, "Old")], CONFIG, H, W, renames)
+    assert error.value.labels == ("Newer",)
+
+
+def drawn_with(tags: str, image: str = "") -> LabelConfig:
+    return config_of(f'<View><Image name="a" value="$image"/><Image name="b" value="$other"/>{tags}</View>', image)
+
+
+LUNG = '<RectangleLabels name="box" toName="a"><Label value="Lung"/></RectangleLabels>'
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        '<Choices name="c" toName="a"><Choice value="Lung" alias="1"/></Choices>',
+        '<RectangleLabels name="o" toName="b"><Label value="Lung" alias="L"/></RectangleLabels>',
+        '<RectangleLabels name="o" toName="a"><Label value="Lung" alias="L"/></RectangleLabels>',
+    ],
+)
+def test_aliases_of_other_tags_do_not_rename_labels(other: str) -> None:
+    config = drawn_with(LUNG + other, "a")
+    mask, _ = read_mask([box(0, 0, 100, 100, "Lung")], config, H, W)
+    assert (mask == config.labels.index("Lung") + 1).all()
+
+
+def test_long_labels_are_known_by_their_whole_name() -> None:
+    first, second = (f"{'a long name ' * 10}{end}" for end in "ab")
+    labels = f'<Label value="{first}"/><Label value="{second}"/>'
+    config = drawn_with(f'<RectangleLabels name="box" toName="a">{labels}</RectangleLabels>')
+    assert (read_mask([box(0, 0, 100, 100, second)], config, H, W)[0] == 2).all()
+
+
+def test_a_tag_that_points_to_nothing_draws_on_no_other_image() -> None:
+    missing = '<RectangleLabels name="box" toName="missing,b"><Label value="Lung"/></RectangleLabels>'
+    with pytest.raises(NotSegmentable, match="does not point to an image"):
+        drawn_with(missing)
+
+
+def test_smart_tags_are_tags_of_the_config_and_not_of_its_comments() -> None:
+    comment = '<!-- <RectangleLabels name="box" toName="a" smart="true"/> -->'
+    assert smart_tags(f"<View>{comment}{LUNG}</View>") == set()
+    smart = LUNG.replace("name=", 'hint="more > less" smart="true" name=')
+    assert smart_tags(f'<?xml version="1.0" encoding="utf-8"?><View>{smart}</View>') == {"box"}
+    assert smart_tags("") == set()
 
 
 @pytest.mark.parametrize("to_name", ["c", None])

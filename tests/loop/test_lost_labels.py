@@ -12,6 +12,7 @@ from backend import cli
 from backend.errors import BadSetting
 from backend.facts import PENDING
 from backend.loop import audit
+from backend.loop.decide import waiting_for_labels
 from backend.loop.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("miniature")
@@ -162,3 +163,65 @@ def test_annotations_made_from_predictions_in_bulk_are_not_learned_until_somebod
     world.run()
     (model,) = world.store.models(PROJECT)
     assert len(model["trained_on"]) == COLD
+
+
+def test_a_label_that_is_renamed_twice_is_asked_for_twice(world: World) -> None:
+    world.in_round_1()
+    learned = [m["trained_on"] for m in world.store.models(PROJECT)]
+    for old, new in (("Lung", "Lungs"), ("Lungs", "Pulmo")):
+        world.studio.change_config(CONFIG.replace('"Lung"', f'"{new}"'))
+        world.run()
+        assert world.status()["phase"] == "blocked"
+        assert world.status()["lost_labels"] == [{"label": old, "annotations": COLD}]
+        audit.rename_labels(world.store, PROJECT, "radiology", {old: new})
+        world.run()
+        status = world.status()
+        assert (status["phase"], status["lost_labels"], status["problems"]) == ("active", [], [])
+        assert drawn_labels(world) == {new}
+    assert [m["trained_on"] for m in world.store.models(PROJECT)] == learned
+
+
+def test_a_label_that_gets_an_alias_keeps_its_masks_and_its_model(world: World) -> None:
+    world.in_round_1()
+    models = world.end_state()["models"]
+    world.studio.change_config(CONFIG.replace('"Lung"', '"Lung" alias="L"'))
+    world.run()
+    status = world.status()
+    assert (status["phase"], status["lost_labels"], status["problems"]) == ("active", [], [])
+    assert drawn_labels(world) == {"L"}
+    assert world.end_state()["models"] == models
+    world.studio.change_config(CONFIG)
+    world.run()
+    assert drawn_labels(world) == {"Lung"}
+    assert world.end_state()["models"] == models
+
+
+def test_two_labels_that_become_one_are_learned_as_one(world: World) -> None:
+    world.studio.change_config(LARGER)
+    world.cold_started()
+    for task in world.order()[:COLD]:
+        world.submit(task, "Lung", "Heart")
+    world.run()
+    world.studio.change_config(CONFIG)
+    world.run()
+    audit.rename_labels(world.store, PROJECT, "radiology", {"Heart": "Lung"})
+    world.run()
+    status = world.status()
+    assert (status["phase"], status["problems"]) == ("active", [])
+    assert world.store.models(PROJECT)[-1]["labels"] == ["Lung"]
+    assert world.store.arrays("labels", world.store.labels(PROJECT)[0]["mask"])["mask"].max() == 1
+    assert drawn_labels(world) <= {"Lung"}
+
+
+def test_a_removed_label_that_no_annotation_has_stops_nothing(world: World) -> None:
+    world.studio.change_config(LARGER)
+    world.in_round_1()
+    world.studio.change_config(CONFIG)
+    world.run()
+    assert world.status()["lost_labels"] == []
+    world.label(1)
+    reconciler = world.reconciler()
+    seen = reconciler.observer.observe(PROJECT)
+    assert waiting_for_labels(seen, seen.config) is None  # type: ignore[arg-type]
+    world.run()
+    assert world.status()["phase"] == "active"
