@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from service import Lab, Service
+from service import LENGTHY, Lab, Service
 
 from backend.demo.label_studio import LabelStudio
 from backend.records.store import Store
@@ -60,11 +60,12 @@ def while_training(service: Service, lab: Lab, do: Callable[[], None]) -> None:
     do()
 
 
+@pytest.mark.long
 def test_our_clock_jumps_by_days_between_and_during_steps(
     label_studio: LabelStudio, scans60: Scans, tmp_path: Path
 ) -> None:
     clock = Clock(tmp_path / "clock", "+0")
-    service = Service(label_studio, tmp_path / "data", env=clock.env)
+    service = Service(label_studio, tmp_path / "data", env=clock.env | LENGTHY)
     lab = Lab(label_studio, scans60, extra_params=SETTINGS)
     with service:
         lab.connect(service)

@@ -161,7 +161,8 @@ def test_a_prompt_of_a_smart_tool_never_brings_back_the_stored_mask(run: dict[st
     lab, service = run["lab"], run["service"]
     (backend,) = lab.studio.get("/api/ml", project=lab.project)
     path = f"/api/ml/{backend['id']}"
-    lab.studio.patch(path, {"project": lab.project, "url": service.public_url, "is_interactive": True})
+    same = {"project": lab.project, "url": service.public_url, "extra_params": SETTINGS}
+    lab.studio.patch(path, same | {"is_interactive": True})
     try:
         task = run["served 1"][0]
         drawn = task["predictions"][0]["result"]
@@ -170,7 +171,7 @@ def test_a_prompt_of_a_smart_tool_never_brings_back_the_stored_mask(run: dict[st
         assert answer["data"]["result"] == [], answer
         assert UUID(drawn[0]["id"]).version == 5
     finally:
-        lab.studio.patch(path, {"project": lab.project, "url": service.public_url, "is_interactive": False})
+        lab.studio.patch(path, same | {"is_interactive": False})
 
 
 def test_each_task_has_at_most_one_prediction_per_version(run: dict[str, Any]) -> None:

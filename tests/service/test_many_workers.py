@@ -75,6 +75,7 @@ def test_the_work_of_a_killed_or_frozen_worker_is_done_by_another(
     lab.close()
 
 
+@pytest.mark.long  # test_supervisor has a hanging step without a Label Studio
 def test_a_worker_that_hangs_in_a_step_is_killed_and_another_does_the_step(
     label_studio: LabelStudio, many: Scans, tmp_path: Path
 ) -> None:

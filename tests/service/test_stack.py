@@ -101,8 +101,9 @@ def test_the_first_start_needs_only_a_user_and_a_token(stack: Stack, built: Buil
     assert stack.first_doctor.returncode == 1
     assert re.findall(r"^error .*", stack.first_doctor.stdout, re.M) == ["error      No Label Studio token is set."]
     server = stack.containers["scanqueue"]
-    doctor = server.execute("scanqueue", "doctor")
+    doctor = server.execute("env", "-u", "SCANQUEUE_ENCODER", "scanqueue", "doctor")  # loads the default encoder
     assert doctor.returncode == 0, doctor.stdout
+    assert "ImageNet weights, installed with scanqueue" in " ".join(doctor.stdout.split())
     assert "No project is connected yet" in " ".join(doctor.stdout.split())
     assert server.execute("id", "-u").stdout == "10001\n"
     assert server.execute(*built[1]).returncode == 0  # the Dockerfile's own HEALTHCHECK
