@@ -36,7 +36,8 @@ ScanPairs = list[tuple[Path, Path]]
 
 LONGEST = (  # files that wait for servers, minutes each: they start first, so that none runs alone at the end
     *("test_intake", "test_driver", "test_loop", "test_simulate_runs", "test_disk", "test_studio", "test_browser"),
-    *("test_doctor", "test_bad_input", "test_page_browser", "test_openapi", "test_plugin", "test_round_trip"),
+    *("test_doctor", "test_docs", "test_lab_projects", "test_bad_input", "test_page_browser", "test_states"),
+    *("test_plugin", "test_round_trip", "test_region_types", "test_figures", "test_openapi", "test_disconnect"),
     *("test_faults", "test_many_workers", "test_clock", "test_proxy", "test_page_loop", "test_benchmarks"),
     *(
         "test_cloud_storage",
@@ -52,7 +53,7 @@ LONGEST = (  # files that wait for servers, minutes each: they start first, so t
     ),
 )
 SLOW = ("test_driver", "test_whole_scans", "test_training")  # minutes of training: in `make test`, not in `make check`
-SERVERS = {"label_studio", "postgres", "redis_server", "chromium"}  # fixtures that start one
+SERVERS = {"label_studio", "default_studio", "postgres", "redis_server", "chromium"}  # fixtures that start one
 STARTS_SERVERS = ("test_openapi", "test_disk", "test_simulate_runs", "test_fuzz", "test_compose")  # their own
 
 
@@ -117,11 +118,26 @@ def _closed() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
+def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder below which `label_studio` serves local files. Each test creates its own folders in it."""
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="session")
+def label_studio(tmp_path_factory: pytest.TempPathFactory, served_folder: Path) -> Iterator[LabelStudio]:
     """One Label Studio for the whole run. Each test creates its own projects and leaves the others alone."""
     if not default_executable().exists():
         pytest.skip(f"Label Studio is not installed at {default_executable()}; run `make setup`")
-    with LabelStudio.start(tmp_path_factory.mktemp("label-studio")) as studio:
+    with LabelStudio.start(tmp_path_factory.mktemp("label-studio"), local_files=served_folder) as studio:
+        yield studio
+
+
+@pytest.fixture(scope="session")
+def default_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
+    """A Label Studio as it is without settings: it serves no local files and calls no private addresses."""
+    if not default_executable().exists():
+        pytest.skip(f"Label Studio is not installed at {default_executable()}; run `make setup`")
+    with LabelStudio.start(tmp_path_factory.mktemp("default-studio"), guards="default") as studio:
         yield studio
 
 

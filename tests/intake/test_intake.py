@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from made_scans import pixels, series_uid, write_nifti, write_series
 
-from backend.demo.label_studio import LabelStudio, default_executable
+from backend.demo.label_studio import LabelStudio
 from backend.errors import BadIdentities, BadSetting, CannotDeliver, ProjectBusy, StudioUnavailable
 from backend.formats import Window, to_uint8
 from backend.intake.existing_tasks import ExistingTasks
@@ -123,20 +123,9 @@ class Lab:
         )
 
 
-@pytest.fixture(scope="module")
-def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LabelStudio, Path]]:
-    """A Label Studio for this file that serves local files below a folder."""
-    if not default_executable().exists():
-        pytest.skip(f"Label Studio is not installed at {default_executable()}; run `make setup`")
-    root = tmp_path_factory.mktemp("served")
-    with LabelStudio.start(tmp_path_factory.mktemp("label-studio-intake"), local_files=root) as studio:
-        yield studio, root
-
-
 @pytest.fixture
-def lab(serving: tuple[LabelStudio, Path], tmp_path: Path) -> Lab:
-    studio, root = serving
-    return Lab(studio, tmp_path, root / tmp_path.name)
+def lab(label_studio: LabelStudio, served_folder: Path, tmp_path: Path) -> Lab:
+    return Lab(label_studio, tmp_path, served_folder / tmp_path.name)
 
 
 # -- what arrives -----------------------------------------------------------------------------
@@ -525,7 +514,7 @@ def test_pictures_in_a_folder_that_label_studio_serves_are_not_uploaded(lab: Lab
 
 
 def test_a_folder_that_label_studio_cannot_serve_is_refused_with_advice(
-    lab: Lab, label_studio: LabelStudio, tmp_path: Path
+    lab: Lab, default_studio: LabelStudio, tmp_path: Path
 ) -> None:
     write_series(tmp_path / "in", "fourteen", range(2))
     with pytest.raises(CannotDeliver, match=r"is not below .*--local-root"):
@@ -533,9 +522,9 @@ def test_a_folder_that_label_studio_cannot_serve_is_refused_with_advice(
     mounted = tmp_path / "mounted"
     with pytest.raises(CannotDeliver, match=r"Label Studio has no folder .*/set"):
         lab.run(tmp_path / "in", local=mounted / "set", root=mounted)
-    deaf = Lab(label_studio, tmp_path, label_studio.folder)
+    deaf = Lab(default_studio, tmp_path, default_studio.folder)
     with pytest.raises(CannotDeliver, match="LOCAL_FILES_SERVING_ENABLED=true"):
-        deaf.run(tmp_path / "in", local=label_studio.folder / "pictures")
+        deaf.run(tmp_path / "in", local=default_studio.folder / "pictures")
     assert lab.tasks() == []
 
 

@@ -518,28 +518,28 @@ def test_unusual_label_names_are_accepted_and_read_back(kind: str, label_studio:
 
 
 @pytest.fixture(scope="module")
-def folder_studio(tmp_path_factory: pytest.TempPathFactory, label_studio: LabelStudio) -> Iterator[LabelStudio]:
-    """A second Label Studio that serves local files; tests may change its organization."""
-    root = tmp_path_factory.mktemp("documents")
-    (root / "set").mkdir()
-    (root / "set" / "a scan.png").write_bytes(png(11))
-    (root.parent / "outside.png").write_bytes(png(66))
-    with LabelStudio.start(tmp_path_factory.mktemp("folder-studio"), local_files=root) as studio:
-        studio.number = studio.create_project("local files", CONFIG)  # type: ignore[attr-defined]
-        studio.local_files_storage(studio.number, root / "set")  # type: ignore[attr-defined]
-        yield studio
+def local_project(label_studio: LabelStudio, served_folder: Path) -> int:
+    """A project with one scan from a folder that Label Studio serves."""
+    (served_folder / "set").mkdir()
+    (served_folder / "set" / "a scan.png").write_bytes(png(11))
+    (served_folder.parent / "outside.png").write_bytes(png(66))
+    number = label_studio.create_project("local files", CONFIG)
+    label_studio.local_files_storage(number, served_folder / "set")
+    return number
 
 
 @pytest.mark.label_studio
 def test_a_legacy_token_works_while_enabled_and_is_refused_with_advice_when_disabled(
-    folder_studio: LabelStudio,
+    label_studio: LabelStudio,
 ) -> None:
-    legacy = folder_studio.legacy_token()
-    folder_studio.legacy_tokens(True)
-    assert Studio(folder_studio.url, legacy).whoami() == folder_studio.email
-    folder_studio.legacy_tokens(False)
+    legacy = label_studio.legacy_token()
+    label_studio.legacy_tokens(True)
+    try:
+        assert Studio(label_studio.url, legacy).whoami() == label_studio.email
+    finally:
+        label_studio.legacy_tokens(False)
     with pytest.raises(StudioRefused) as error:
-        Studio(folder_studio.url, legacy).whoami()
+        Studio(label_studio.url, legacy).whoami()
     assert "legacy token authentication has been disabled for this organization" in str(error.value)
     assert "Create a personal access token (Account & Settings)" in str(error.value)
 
@@ -562,32 +562,31 @@ def test_an_unreachable_label_studio_counts_as_temporary(free_port: int) -> None
 
 
 @pytest.mark.label_studio
-def test_a_local_file_comes_back_byte_for_byte(folder_studio: LabelStudio) -> None:
-    ours = Studio(folder_studio.url, folder_studio.personal_access_token())
-    (task,) = ours.tasks(folder_studio.number)  # type: ignore[attr-defined]
+def test_a_local_file_comes_back_byte_for_byte(label_studio: LabelStudio, local_project: int) -> None:
+    ours = Studio(label_studio.url, label_studio.personal_access_token())
+    (task,) = ours.tasks(local_project)
     reference = task.data["image"]
     assert reference.startswith("/data/local-files/?d=")
     assert ours.image(reference) == png(11)
 
 
 @pytest.mark.label_studio
+@pytest.mark.usefixtures("local_project")
 @pytest.mark.parametrize("path", ["set/gone.png", "../../etc/passwd", "../outside.png", "/etc/passwd", "set"])
-def test_a_local_file_that_is_missing_or_outside_is_a_problem_of_its_scan(
-    folder_studio: LabelStudio, path: str
-) -> None:
-    ours = Studio(folder_studio.url, folder_studio.personal_access_token())
+def test_a_local_file_that_is_missing_or_outside_is_a_problem_of_its_scan(label_studio: LabelStudio, path: str) -> None:
+    ours = Studio(label_studio.url, label_studio.personal_access_token())
     with pytest.raises(UnreadableScan, match=r"the server answered (404|403|500)"):
         ours.image(f"/data/local-files/?d={path}")
 
 
 @pytest.mark.label_studio
 def test_a_file_that_label_studio_forbids_is_a_problem_of_its_scan_alone(
-    label_studio: LabelStudio, tmp_path: Path
+    default_studio: LabelStudio, tmp_path: Path
 ) -> None:
     """Serving local files is off, as it is by default: a 403 that is unrelated to the token."""
-    people = RealPeople(label_studio, tmp_path)
+    people = RealPeople(default_studio, tmp_path)
     people.add_scans([png(5)])
-    ours = Studio(label_studio.url, label_studio.personal_access_token())
+    ours = Studio(default_studio.url, default_studio.personal_access_token())
     with pytest.raises(UnreadableScan, match=r"'a scan.png' may not be read.*403.*LOCAL_FILES_SERVING_ENABLED=true"):
         ours.image("/data/local-files/?d=set/a%20scan.png")
     (task,) = ours.tasks(people.number)

@@ -419,34 +419,40 @@ def test_each_kind_of_wrong_token_has_its_own_advice(label_studio: LabelStudio, 
         label_studio.legacy_tokens(False)
 
 
-def test_the_two_guards_are_distinguished(tmp_path: Path) -> None:
-    for guards in ("default", "ml-only-off"):
-        with LabelStudio.start(tmp_path / guards, guards=guards) as studio, _our_health() as url:
-            settings = Settings(
-                label_studio_url=studio.url,
-                label_studio_api_key=studio.personal_access_token(),
-                public_url=url,
-                data_dir=tmp_path / f"data-{guards}",
-                embedder="pixels",
-            )
-            Store(settings.data_dir)
-            project = studio.create_project("guarded", CONFIG)
-            with pytest.raises(Exception, match="reserved network address"):
-                studio.connect_backend(project, url)
-            Store(settings.data_dir).add_project(project)
-            findings = examine(settings, project)
-        found = one(findings, "address", "error")
-        assert "127.0.0.0/8" in found.what
-        for words in ("USE_DEFAULT_BANNED_SUBNETS=false", "169.254.0.0/16", "SSRF_PROTECTION_ENABLED=false"):
-            assert words in found.cure
-        hook = one(findings, "webhook", "error")
-        assert "USE_DEFAULT_BANNED_SUBNETS=false" in hook.cure
-        if guards == "default":
-            assert "neither an ML backend nor a webhook" in found.what
-            assert "Settings > Model > Connect Model" in one(findings, "backend", "error").cure
-        else:
-            assert "ML_BLOCK_LOCAL_IP=false disables only one of two checks" in found.what
-            assert one(findings, "backend", "ok")  # the row is still there, and Label Studio shows it as Connected
+def test_the_default_guards_are_reported(default_studio: LabelStudio, tmp_path: Path) -> None:
+    findings = guarded(default_studio, tmp_path)
+    assert "neither an ML backend nor a webhook" in one(findings, "address", "error").what
+    assert "Settings > Model > Connect Model" in one(findings, "backend", "error").cure
+
+
+def test_a_half_open_guard_is_reported(tmp_path: Path) -> None:
+    with LabelStudio.start(tmp_path / "label-studio", guards="ml-only-off") as studio:
+        findings = guarded(studio, tmp_path)
+    assert "ML_BLOCK_LOCAL_IP=false disables only one of two checks" in one(findings, "address", "error").what
+    assert one(findings, "backend", "ok")  # the row is still there, and Label Studio shows it as Connected
+
+
+def guarded(studio: LabelStudio, folder: Path) -> list[Finding]:
+    """The findings about a Label Studio that does not call this machine."""
+    with _our_health() as url:
+        settings = Settings(
+            label_studio_url=studio.url,
+            label_studio_api_key=studio.personal_access_token(),
+            public_url=url,
+            data_dir=folder / "data",
+            embedder="pixels",
+        )
+        project = studio.create_project("guarded", CONFIG)
+        with pytest.raises(Exception, match="reserved network address"):
+            studio.connect_backend(project, url)
+        Store(settings.data_dir).add_project(project)
+        findings = examine(settings, project)
+    address = one(findings, "address", "error")
+    assert "127.0.0.0/8" in address.what
+    for words in ("USE_DEFAULT_BANNED_SUBNETS=false", "169.254.0.0/16", "SSRF_PROTECTION_ENABLED=false"):
+        assert words in address.cure
+    assert "USE_DEFAULT_BANNED_SUBNETS=false" in one(findings, "webhook", "error").cure
+    return findings
 
 
 @contextmanager
