@@ -17,7 +17,8 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.uid import JPEGExtended12Bit
 
 from backend.errors import UnreadableFile
-from backend.formats import dicom, frames
+from backend.formats import dicom, fields, frames
+from backend.formats.functional_groups import first_item, groups, items
 from backend.formats.geometry import Geometry
 from backend.formats.source import FileFacts, Source
 from backend.formats.volume import MAX_VOXELS, Volume
@@ -42,14 +43,23 @@ class _Scale:
 
 def read(source: Source, *, time: int | None = None) -> Volume:
     """The values of a DICOM source; see `backend.formats.read`."""
+    header, facts = _load(source.files[0])
     if len(source.files) == 1:
-        header, facts = _load(source.files[0])
         if facts.frames > 1:
-            return _multiframe(source.files[0], header, facts, time)
+            return _multiframe(source, header, facts, time)
         frames.choose_volume(source.files[0], 1, time)
         return _single(source.files[0], header, facts)
+    headers = [header, *(dicom.load(path) for path in source.files[1:])] if facts.frames > 1 else []
+    if headers:
+        return _stack(source.files, frames.layout(source, headers, time))
     frames.choose_volume(source.files[0], 1, time)
     return _stack(source.files)
+
+
+def frames_of(path: Path) -> NDArray[Any]:
+    """All frames of one file as stored."""
+    header, _ = _load(path)
+    return _decode(path, header, None)
 
 
 def _load(path: Path) -> tuple[Dataset, FileFacts]:
@@ -65,38 +75,50 @@ def _single(path: Path, header: Dataset, facts: FileFacts) -> Volume:
     picture = _decode(path, header, 0)
     values = _eight_bit_colour(path, header, picture) if facts.colour else _modality(path, header, picture)
     geometry = frames.geometry(facts.rows, facts.columns, [frames.of_file(facts)])
-    return _volume(values.swapaxes(0, 1)[:, :, None], geometry, header, header)
+    return _volume(values.swapaxes(0, 1)[:, :, None], geometry, header)
 
 
-def _stack(files: Sequence[Path]) -> Volume:
-    placed: list[frames.Frame] = []
+def _stack(files: Sequence[Path], order: Sequence[frames.Frame] | None = None) -> Volume:
+    """A volume slice by slice. order: where each slice is stored; None: each file is one slice."""
+    stored: dict[int, list[tuple[int, int]]] = {}
+    for k, frame in enumerate(order or [frames.Frame(file=n) for n in range(len(files))]):
+        stored.setdefault(frame.file, []).append((k, frame.number))
+    count = len(order or files)
+    placed = list(order or [])
     buffer = np.empty(0, np.uint8)
     shape: tuple[Any, ...] = ()
-    shown: Dataset | None = None
-    for k, path in enumerate(files):
+    middle: tuple[Dataset, int] | None = None
+    for place, path in enumerate(files):
+        if place not in stored:
+            continue
         header, facts = _load(path)
-        _limit(path, facts, len(files))
-        shape = shape or (facts.rows, facts.columns, facts.colour, 1)
-        if (facts.rows, facts.columns, facts.colour, facts.frames) != shape:
+        _limit(path, facts, count)
+        own = (facts.rows, facts.columns, facts.colour, 1 if order is None else 0)
+        shape = shape or own
+        if (*own[:3], facts.frames if order is None else 0) != shape:
             raise UnreadableFile(
                 path,
                 "has another size than the other slices of its series: it changed during the import. Import it again",
             )
-        picture = _decode(path, header, 0)
-        picture = _eight_bit_colour(path, header, picture) if facts.colour else _modality(path, header, picture)
-        if k == 0:
-            buffer = np.empty((len(files), *picture.shape), picture.dtype)
-        elif not np.can_cast(picture.dtype, buffer.dtype):
-            buffer = buffer.astype(_common(picture.dtype, buffer.dtype))
-        buffer[k] = picture
-        placed.append(frames.of_file(facts))
-        if k == len(files) // 2:
-            shown = header
+        for k, number in stored[place]:
+            picture = _decode(path, header, number)
+            picture = (
+                _eight_bit_colour(path, header, picture) if facts.colour else _modality(path, header, picture, number)
+            )
+            if not buffer.size:
+                buffer = np.empty((count, *picture.shape), picture.dtype)
+            elif not np.can_cast(picture.dtype, buffer.dtype):
+                buffer = buffer.astype(_common(picture.dtype, buffer.dtype))
+            buffer[k] = picture
+            if k == count // 2:
+                middle = header, number
+        if order is None:
+            placed.append(frames.of_file(facts))
+        if middle is not None:
             for keyword in _PIXELS:
-                shown.pop(keyword, None)
-    assert shown is not None
-    geometry = frames.geometry(shape[0], shape[1], placed)
-    return _volume(buffer.swapaxes(0, 2), geometry, shown, shown)
+                middle[0].pop(keyword, None)
+    assert middle is not None
+    return _volume(buffer.swapaxes(0, 2), frames.geometry(shape[0], shape[1], placed), *middle)
 
 
 def _common(one: np.dtype[Any], other: np.dtype[Any]) -> np.dtype[Any]:
@@ -107,30 +129,23 @@ def _common(one: np.dtype[Any], other: np.dtype[Any]) -> np.dtype[Any]:
     return both if both.kind != "f" else np.dtype(np.int64)
 
 
-def _multiframe(path: Path, header: Dataset, facts: FileFacts, time: int | None) -> Volume:
-    order, placed = frames.layout(path, header, facts.frames, time)
+def _multiframe(source: Source, header: Dataset, facts: FileFacts, time: int | None) -> Volume:
+    path = source.files[0]
+    placed = frames.layout(source, [header], time)
+    order = [frame.number for frame in placed]
     _limit(path, facts, len(order))
-    if facts.colour:
-        stacked = _all(path, header, order)
-        values = _eight_bit_colour(path, header, stacked)
-    else:
-        scales = [_scale(header, n) for n in order]
-        if scales.count(scales[0]) == len(scales) and not scales[0].table:
-            values = _modality(path, header, _all(path, header, order), order[0])
-        else:
-            values = np.empty((len(order), facts.rows, facts.columns), np.float32)
-            for k, n in enumerate(order):
-                values[k] = _modality(path, header, _decode(path, header, n), n)
-    geometry = frames.geometry(facts.rows, facts.columns, [placed[n] for n in order])
-    middle = order[len(order) // 2]
-    groups = _groups(header, middle)
-    voi = next((found for group in groups if (found := frames.first_item(group, "FrameVOILUTSequence"))), header)
-    return _volume(values.swapaxes(0, 2), geometry, voi, header, _scale(header, middle))
+    scales = [] if facts.colour else [_scale(header, n) for n in order]
+    if scales and (scales.count(scales[0]) < len(scales) or scales[0].table):
+        return _stack(source.files, placed)
+    stacked = _all(path, header, order)
+    values = _eight_bit_colour(path, header, stacked) if facts.colour else _modality(path, header, stacked, order[0])
+    geometry = frames.geometry(facts.rows, facts.columns, placed)
+    return _volume(values.swapaxes(0, 2), geometry, header, order[len(order) // 2])
 
 
 def _all(path: Path, header: Dataset, order: list[int]) -> NDArray[Any]:
     """(K, rows, columns[, 3]) frames in `order`; no copy if that is the stored order."""
-    if order == list(range(len(order))) and len(order) == dicom.whole(header, "NumberOfFrames"):
+    if order == list(range(len(order))) and len(order) == fields.whole(header, "NumberOfFrames"):
         return _decode(path, header, None)
     first = _decode(path, header, order[0])
     stacked = np.empty((len(order), *first.shape), first.dtype)
@@ -140,14 +155,15 @@ def _all(path: Path, header: Dataset, order: list[int]) -> NDArray[Any]:
     return stacked
 
 
-def _volume(
-    values: NDArray[Any], geometry: Geometry, voi: Dataset, header: Dataset, scale: _Scale | None = None
-) -> Volume:
+def _volume(values: NDArray[Any], geometry: Geometry, header: Dataset, n: int = 0) -> Volume:
+    """The volume, shown as frame n of this header says."""
     if values.ndim == 4:
         return Volume(values, geometry, None, False)
-    shown = presets(voi)
-    inverted = dicom.text(header, "PhotometricInterpretation") == "MONOCHROME1"
-    padding = _padding(header, scale or _scale(header))
+    found = (first_item(group, "FrameVOILUTSequence") for group in groups(header, n))
+    voi = next((one for one in found if one is not None), header)
+    shown = presets(voi, little=fields.little_endian(header))
+    inverted = fields.text(header, "PhotometricInterpretation") == "MONOCHROME1"
+    padding = _padding(header, _scale(header, n))
     return Volume(values, geometry, next(iter(shown.values()), None), inverted, shown, padding)
 
 
@@ -179,7 +195,7 @@ def _decode(path: Path, header: Dataset, index: int | None) -> NDArray[Any]:
         if decoder.is_encapsulated:
             _refuse_other_sizes(path, header)
     try:
-        if syntax == JPEGExtended12Bit and dicom.whole(header, "BitsStored") > 8:
+        if syntax == JPEGExtended12Bit and fields.whole(header, "BitsStored") > 8:
             return _twelve_bit_jpeg(path, header, index)
         options: Any = {"view_only": True}  # no copy of uncompressed pixels
         found, _ = decoder.as_array(header, index=index, **options)
@@ -203,8 +219,8 @@ def _twelve_bit_jpeg(path: Path, header: Dataset, index: int | None) -> NDArray[
     image = reader.GetImage()
     kind = {"UINT16": "<u2", "INT16": "<i2"}[image.GetPixelFormat().GetScalarTypeAsString()]
     content = image.GetBuffer().encode("utf-8", "surrogateescape")  # GDCM's wrapper returns bytes as str
-    count = max(1, dicom.whole(header, "NumberOfFrames"))
-    found = np.frombuffer(content, kind).reshape(count, dicom.whole(header, "Rows"), dicom.whole(header, "Columns"))
+    count = max(1, fields.whole(header, "NumberOfFrames"))
+    found = np.frombuffer(content, kind).reshape(count, fields.whole(header, "Rows"), fields.whole(header, "Columns"))
     return found if index is None else found[index]
 
 
@@ -217,8 +233,8 @@ def _reason(error: Exception) -> str:
 
 def _refuse_other_sizes(path: Path, header: Dataset) -> None:
     """Check the size inside each compressed frame: decoders trust it, and a few bytes can declare gigabytes."""
-    rows, columns = dicom.whole(header, "Rows"), dicom.whole(header, "Columns")
-    for frame in generate_frames(header.PixelData, number_of_frames=max(1, dicom.whole(header, "NumberOfFrames"))):
+    rows, columns = fields.whole(header, "Rows"), fields.whole(header, "Columns")
+    for frame in generate_frames(header.PixelData, number_of_frames=max(1, fields.whole(header, "NumberOfFrames"))):
         size = _codestream_size(frame)
         if size is not None and size != (rows, columns):
             raise UnreadableFile(
@@ -252,7 +268,7 @@ def _codestream_size(data: bytes) -> tuple[int, int] | None:
 
 def _stored(header: Dataset, picture: NDArray[Any]) -> NDArray[Any]:
     """The picture without the bits above BitsStored, where old files keep overlays."""
-    bits = dicom.whole(header, "BitsStored")
+    bits = fields.whole(header, "BitsStored")
     if picture.dtype.kind not in "iu" or not 0 < bits < 8 * picture.dtype.itemsize:
         return picture
     if picture.dtype.kind == "u":
@@ -263,25 +279,18 @@ def _stored(header: Dataset, picture: NDArray[Any]) -> NDArray[Any]:
     return picture
 
 
-def _groups(header: Dataset, n: int) -> list[Dataset]:
-    """The functional groups of frame n, its own before the shared one."""
-    each = frames.items(header, "PerFrameFunctionalGroupsSequence")
-    shared = frames.first_item(header, "SharedFunctionalGroupsSequence")
-    return [group for group in (each[n] if n < len(each) else None, shared) if group is not None]
-
-
 def _transformation(header: Dataset, n: int) -> Dataset:
-    for group in _groups(header, n):
-        if (found := frames.first_item(group, "PixelValueTransformationSequence")) is not None:
+    for group in groups(header, n):
+        if (found := first_item(group, "PixelValueTransformationSequence")) is not None:
             return found
     return header
 
 
 def _scale(header: Dataset, n: int = 0) -> _Scale:
     holder = _transformation(header, n)
-    if frames.items(holder, "ModalityLUTSequence"):
+    if items(holder, "ModalityLUTSequence"):
         return _Scale(table=True)
-    return _Scale(dicom.number(holder, "RescaleSlope", 1.0) or 1.0, dicom.number(holder, "RescaleIntercept"))
+    return _Scale(fields.number(holder, "RescaleSlope", 1.0) or 1.0, fields.number(holder, "RescaleIntercept"))
 
 
 def _modality(path: Path, header: Dataset, picture: NDArray[Any], n: int = 0) -> NDArray[Any]:
@@ -320,18 +329,18 @@ def _dtype(picture: NDArray[Any], scale: _Scale) -> np.dtype[Any]:
 
 def _padding(header: Dataset, scale: _Scale) -> tuple[float, float] | None:
     """PixelPaddingValue .. PixelPaddingRangeLimit as modality values."""
-    value = dicom.number(header, "PixelPaddingValue", math.nan)
+    value = fields.number(header, "PixelPaddingValue", math.nan)
     if math.isnan(value) or scale.table:
         return None
-    limit = dicom.number(header, "PixelPaddingRangeLimit", value)
+    limit = fields.number(header, "PixelPaddingRangeLimit", value)
     ends = sorted(scale.slope * end + scale.intercept for end in (value, limit))
     return ends[0], ends[1]
 
 
 def _eight_bit_colour(path: Path, header: Dataset, picture: NDArray[Any]) -> NDArray[np.uint8]:
     """(..., 3) RGB: applies palettes, and keeps the upper 8 of more than 8 bits."""
-    bits = dicom.whole(header, "BitsStored") or 8 * picture.dtype.itemsize
-    if dicom.text(header, "PhotometricInterpretation") == "PALETTE COLOR":
+    bits = fields.whole(header, "BitsStored") or 8 * picture.dtype.itemsize
+    if fields.text(header, "PhotometricInterpretation") == "PALETTE COLOR":
         with dicom.reported(path):
             picture = np.asarray(apply_color_lut(picture, _native_palette(header)))[..., :3]
         bits = 8 * picture.dtype.itemsize
@@ -344,7 +353,7 @@ def _eight_bit_colour(path: Path, header: Dataset, picture: NDArray[Any]) -> NDA
 
 def _native_palette(header: Dataset) -> Dataset:
     """The header with its palette in little endian, as pydicom expects words of bytes (OW) to be."""
-    if dicom.little_endian(header):
+    if fields.little_endian(header):
         return header
     for colour in ("Red", "Green", "Blue"):
         table = header.get(f"{colour}PaletteColorLookupTableData")
@@ -353,18 +362,18 @@ def _native_palette(header: Dataset) -> Dataset:
     return header
 
 
-def presets(header: Dataset) -> dict[str, Window]:
+def presets(header: Dataset, *, little: bool = True) -> dict[str, Window]:
     """The windows of a header by name, VOI LUTs first, without unusable ones."""
     found: list[tuple[str, Window]] = []
-    for item in frames.items(header, "VOILUTSequence"):
-        table = _table(item, "<u2" if dicom.little_endian(header) else ">u2")
+    for item in items(header, "VOILUTSequence"):
+        table = _table(item, "<u2" if little else ">u2")
         if table is not None:
             span = Window(table.first + len(table.values) / 2, float(len(table.values)), "LINEAR", table)
-            found.append((dicom.text(item, "LUTExplanation"), span))
-    function = dicom.text(header, "VOILUTFunction").upper() or "LINEAR"
+            found.append((fields.text(item, "LUTExplanation"), span))
+    function = fields.text(header, "VOILUTFunction").upper() or "LINEAR"
     function = function if function in ("LINEAR", "LINEAR_EXACT", "SIGMOID") else "LINEAR"
-    centers, widths = (dicom.text(header, keyword).split("\\") for keyword in ("WindowCenter", "WindowWidth"))
-    names = dicom.text(header, "WindowCenterWidthExplanation").split("\\")
+    centers, widths = (fields.text(header, keyword).split("\\") for keyword in ("WindowCenter", "WindowWidth"))
+    names = fields.text(header, "WindowCenterWidthExplanation").split("\\")
     for n, (center, width) in enumerate(zip(centers, widths, strict=False)):
         try:
             window = Window(float(center), float(width), function)

@@ -7,28 +7,28 @@ UnreadableFile, without header values.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
-import math
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
 from pydicom import Dataset, config
-from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from backend.errors import UnreadableFile
-from backend.formats.source import FileFacts, Header
+from backend.formats.fields import directions, normal, numbers, spacing, text, thickness, whole, yes_or_no
+from backend.formats.functional_groups import of_frame, other_dimensions
+from backend.formats.source import UNNAMED, FileFacts, Header
 
 MAX_BYTES = 2**34  # maximum size of a file
 MAX_INFLATED = 2**30  # maximum size of a deflated file after decompression
@@ -48,9 +48,26 @@ _MARKS = (  # fields that distinguish images at one position, the most specific 
     "AcquisitionNumber",
     "ImageType",
     "ContentTime",
+    "InversionTime",
+    "FlipAngle",
+    "DiffusionGradientOrientation",
+    "ComplexImageComponent",
+    "NominalPercentageOfCardiacPhase",
+    "NominalPercentageOfRespiratoryPhase",
+    "NominalRespiratoryTriggerDelayTime",
+    "TemporalPositionTimeOffset",
+    "ASLContext",
+    "VelocityEncodingDirection",
+    "KVP",
 )
-_CENTIMETRES = 3  # PhysicalUnitsXDirection, PS3.3 C.8.5.5.1.15
-_COVERS = 0.98  # the share of each side of a picture that a region must cover
+_ENHANCED = re.compile("Enhanced|Legacy Converted|3D|Tomosynthesis|Tomography|Multi-frame")
+OVERLAP_MARKS = tuple(  # those of whole acquisitions, which may overlap
+    _MARKS.index(keyword)
+    for keyword in (
+        *("TemporalPositionIdentifier", "EchoNumbers", "EchoTime", "DiffusionBValue", "AcquisitionNumber", "ImageType"),
+        "KVP",
+    )
+)
 _SNIFFED_TAGS: list[BaseTag | int] = [
     Tag(keyword)
     for keyword in (
@@ -59,7 +76,8 @@ _SNIFFED_TAGS: list[BaseTag | int] = [
         *("ImageOrientationPatient", "ImagePositionPatient", "FrameOfReferenceUID", "BurnedInAnnotation"),
         *("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "SliceThickness"),
         *("SpacingBetweenSlices", "EstimatedRadiographicMagnificationFactor", "SequenceOfUltrasoundRegions"),
-        *("Manufacturer", *_MARKS),
+        *("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID", "SeriesNumber", "Manufacturer"),
+        *("ConcatenationUID", "InConcatenationNumber", *_MARKS),
     )
 ]
 _GRID_SLICES = Tag(0x0065, 0x1050)  # private to United Imaging: how many slices one picture holds
@@ -156,6 +174,8 @@ def sniff(path: Path, *, certain: bool) -> FileFacts | None:
     """
     try:
         header = _load_tags(path, _SNIFFED_TAGS)
+        if "NumberOfFrames" in header or _ENHANCED.search(UID(text(header, "SOPClassUID")).name):
+            header = load(path)  # its geometry is in functional groups, which come last
         _refuse_grids(path, header)
         return facts(path, header)
     except UnreadableFile:
@@ -200,7 +220,9 @@ def facts(path: Path, header: Dataset, *, placed_only: bool = False) -> FileFact
         return None
     if rows < 1 or columns < 1:
         raise UnreadableFile(path, f"declares {rows} rows and {columns} columns; export it again")
-    orientation, position = directions(header), numbers(header, "ImagePositionPatient", 3)
+    with reported(path):
+        frame = of_frame(header, 0)
+    orientation, position = directions(frame), numbers(frame, "ImagePositionPatient", 3)
     geometry = FileFacts(
         path,
         "dicom",
@@ -210,28 +232,51 @@ def facts(path: Path, header: Dataset, *, placed_only: bool = False) -> FileFact
         colour=whole(header, "SamplesPerPixel") > 1 or text(header, "PhotometricInterpretation") == "PALETTE COLOR",
         orientation=orientation,
         position=position,
-        spacing=spacing(header),
-        thickness=thickness(header),
+        spacing=spacing(frame),
+        thickness=thickness(frame),
     )
     if placed_only:
         return geometry
     placed = bool(orientation and position)
     modality = text(header, "Modality").upper()
     stackable = placed or (modality not in _NEVER_STACKED and modality != "")
-    number = whole(header, "InstanceNumber")
+    number = whole(header, "InConcatenationNumber") or whole(header, "InstanceNumber")
     return replace(
         geometry,
-        series=text(header, "SeriesInstanceUID"),
+        series=text(header, "SeriesInstanceUID") or _unnamed(header),
         instance=text(header, "SOPInstanceUID"),
         place=float(np.dot(normal(orientation), position)) if placed else float(number),
         placed=placed,
         stackable=stackable,
         frame=text(header, "FrameOfReferenceUID"),
         number=number,
-        marks=tuple(text(header, keyword) for keyword in _MARKS),
+        marks=marks(frame, other_dimensions(header)),
+        stack=text(frame, "StackID"),
+        whole=text(header, "ConcatenationUID"),
+        owner=_owner(header),
         burnt_in=yes_or_no(header),
         size=path.stat().st_size,
     )
+
+
+def marks(frame: Dataset, dimensions: Sequence[int]) -> tuple[str, ...]:
+    """The fields that distinguish images at one position: _MARKS, and the indexes of these dimensions."""
+    values = text(frame, "DimensionIndexValues").split("\\") if dimensions else []
+    indexes = "\\".join(values[n] for n in dimensions if n < len(values))
+    return (*(text(frame, keyword) for keyword in _MARKS), indexes)
+
+
+def _owner(header: Dataset) -> str:
+    """A digest of the patient and the study: scans of two patients stay apart, whatever else they share."""
+    patient = text(header, "PatientID") or text(header, "PatientName") + text(header, "PatientBirthDate")
+    study = text(header, "StudyInstanceUID")
+    return hashlib.sha256(repr((patient, study)).encode()).hexdigest()[:12] if patient or study else ""
+
+
+def _unnamed(header: Dataset) -> str:
+    """The `series` of a file without SeriesInstanceUID."""
+    facts = [text(header, keyword) for keyword in ("SeriesNumber", "Modality", "FrameOfReferenceUID")]
+    return UNNAMED + hashlib.sha256(repr((_owner(header), *facts)).encode()).hexdigest()[:12]
 
 
 def read_header(path: Path) -> Header:
@@ -245,143 +290,3 @@ def read_header(path: Path) -> Header:
             study=text(header, "StudyInstanceUID"),
             burnt_in=yes_or_no(header),
         )
-
-
-_tag = cache(Tag)
-_ASCII = ("UI", "CS", "DS", "TM")  # ASCII in every character set; not IS: pydicom rejects fractions in it
-
-
-def _value(header: Dataset, keyword: str) -> Any:
-    """The value of a field, or None. Like `header.get(keyword)`, but many times faster.
-
-    Numbers that are stored as text may be returned as text.
-    """
-    tag = _tag(keyword)
-    try:
-        raw = header.get_item(tag)
-    except KeyError:
-        return None
-    plain = _plain(raw) if isinstance(raw, RawDataElement) else None
-    return header[tag].value if plain is None else plain
-
-
-def _plain(raw: RawDataElement) -> Any:
-    """The value of a raw element if it is easy to decode; None leaves it to pydicom."""
-    value = raw.value
-    if not value:
-        return None
-    if raw.VR == "US" and len(value) == 2:
-        return int.from_bytes(value, "little" if raw.is_little_endian else "big")
-    if raw.VR in _ASCII and value.isascii():
-        if b"\\" not in value:
-            return value.decode("ascii").strip("\0 ")
-        if raw.VR == "DS":
-            return value.decode("ascii").strip("\0 ").split("\\")
-    return None
-
-
-def text(header: Dataset, keyword: str) -> str:
-    """The value as text; several values joined by a backslash; "" if missing or unreadable."""
-    try:
-        value = _value(header, keyword)
-    except Exception:
-        return ""
-    if value is None:
-        return ""
-    if isinstance(value, (list, tuple, pydicom.multival.MultiValue)):
-        return "\\".join(str(part) for part in value)
-    return str(value).strip("\0 ")
-
-
-def numbers(header: Dataset, keyword: str, count: int) -> tuple[float, ...]:
-    """Exactly `count` finite numbers, or ()."""
-    try:
-        value = _value(header, keyword)
-        if value is None or value == "":
-            return ()
-        parts = value if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) else [value]
-        found = tuple(float(part) for part in parts)
-    except Exception:
-        return ()
-    return found if len(found) == count and all(map(math.isfinite, found)) else ()
-
-
-def number(header: Dataset, keyword: str, default: float = 0.0) -> float:
-    """The first finite number of the value, or `default`."""
-    try:
-        value = _value(header, keyword)
-        if value is None:
-            return default
-        if isinstance(value, (list, tuple, pydicom.multival.MultiValue)):
-            value = value[0]
-        found = float(value)
-    except Exception:
-        return default
-    return found if math.isfinite(found) else default
-
-
-def whole(header: Dataset, keyword: str) -> int:
-    return int(number(header, keyword))
-
-
-def little_endian(header: Dataset) -> bool:
-    return getattr(header, "original_encoding", (None, True))[1] is not False
-
-
-def yes_or_no(header: Dataset) -> str:
-    found = text(header, "BurnedInAnnotation").upper()
-    return found if found in ("YES", "NO") else ""
-
-
-def directions(header: Dataset) -> tuple[float, ...]:
-    """ImageOrientationPatient if its two vectors have length 1 and are perpendicular, else ()."""
-    found = numbers(header, "ImageOrientationPatient", 6)
-    if not found:
-        return ()
-    along_row, along_column = found[:3], found[3:]
-    lengths = math.hypot(*along_row), math.hypot(*along_column)
-    skew = abs(sum(a * b for a, b in zip(along_row, along_column, strict=True)))
-    return found if all(abs(length - 1) < 0.01 for length in lengths) and skew < 0.01 else ()
-
-
-def normal(orientation: tuple[float, ...]) -> tuple[float, float, float]:
-    """The normal of a slice, which points to later slices; LPS."""
-    (a, b, c), (d, e, f) = orientation[:3], orientation[3:]
-    return b * f - c * e, c * d - a * f, a * e - b * d
-
-
-def spacing(header: Dataset) -> tuple[float, ...]:
-    """mm between rows, between columns; () if unknown.
-
-    PixelSpacing; without it, for radiographs the spacing on the detector, divided by the magnification if known, for
-    scanned films the spacing on the film, and for ultrasound the calibration of a region that covers the picture.
-    """
-    found = numbers(header, "PixelSpacing", 2)
-    if not found and (found := numbers(header, "ImagerPixelSpacing", 2)):
-        larger = number(header, "EstimatedRadiographicMagnificationFactor")
-        found = tuple(size / larger for size in found) if larger > 0 else found
-    found = found or numbers(header, "NominalScannedPixelSpacing", 2) or _ultrasound(header)
-    return found if found and min(found) > 0 else ()
-
-
-def _ultrasound(header: Dataset) -> tuple[float, ...]:
-    """mm between rows, between columns, if one calibrated region covers the picture and no other contradicts it."""
-    size = whole(header, "Columns"), whole(header, "Rows")
-    sizes: list[tuple[float, ...]] = []
-    covered = False
-    for region in header.get("SequenceOfUltrasoundRegions") or ():
-        left, top, right, bottom = (
-            number(region, f"RegionLocation{end}") for end in ("MinX0", "MinY0", "MaxX1", "MaxY1")
-        )
-        units = {whole(region, "PhysicalUnitsXDirection"), whole(region, "PhysicalUnitsYDirection")}
-        across, down = (10 * abs(number(region, f"PhysicalDelta{axis}")) for axis in "XY")  # cm per pixel
-        sizes.append((down, across) if units == {_CENTIMETRES} else ())
-        reach = (right - left + 1) / size[0], (bottom - top + 1) / size[1]
-        covered = covered or (units == {_CENTIMETRES} and min(reach) >= _COVERS)
-    return sizes[0] if covered and len(set(sizes)) == 1 else ()
-
-
-def thickness(header: Dataset) -> float:
-    """mm between slices according to the header, else the slice thickness, else 0.0."""
-    between = abs(number(header, "SpacingBetweenSlices"))
-    return between or max(0.0, number(header, "SliceThickness"))

@@ -6,8 +6,9 @@ are LPS; ours are RAS.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,26 +16,85 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from backend.errors import UnreadableFile
-from backend.formats import dicom
+from backend.formats import dicom, fields
+from backend.formats.functional_groups import groups, of_frame, other_dimensions
 from backend.formats.geometry import Geometry, codes
 from backend.formats.source import FileFacts, Source
-from backend.formats.stacks import ALIKE, APART
+from backend.formats.stacks import APART, natural, parallel, source_of, volumes
 
 MAX_FRAMES = 100_000
 PARALLEL = 1e-3  # maximum difference of direction cosines in a regular volume
 UNEVEN = 0.02  # tolerance as a share of the slice distance; larger than the rounding of positions
 TILT = 0.01  # maximum sine of the angle between the normal and the step between slices (gantry tilt)
+_VECTORS = ("TimeSlotVector", "PhaseVector", "RRIntervalVector", "EnergyWindowVector", "DetectorVector")
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One slice; as in FileFacts, () and 0.0 mean unknown."""
+    """One slice and where it is stored; as in FileFacts, () and 0.0 mean unknown.
+
+    file    which of the source's files holds it
+    number  its number in that file, from 0
+    """
 
     orientation: tuple[float, ...] = ()
     position: tuple[float, ...] = ()
     spacing: tuple[float, ...] = ()
     thickness: float = 0.0
+    marks: tuple[str, ...] = ()
+    stack: str = ""
+    file: int = 0
+    number: int = 0
+
+
+def sniff(path: Path, *, certain: bool) -> FileFacts | None:
+    """Facts of one DICOM file, as `dicom.sniff`, with the stacks and volumes of a multi-frame file."""
+    fact = dicom.sniff(path, certain=certain)
+    if fact is None or fact.frames == 1:
+        return fact
+    return replace(fact, parts=parts([path]))
+
+
+def parts(files: Sequence[Path]) -> tuple[int, ...]:
+    """For each stack of a multi-frame file, or of the files of a concatenation, the number of its volumes."""
+    stored = _stored(files, [dicom.load(path) for path in files])
+    with dicom.reported(files[0]):
+        return tuple(len(_choices(stack)) for stack in parallel(stored))
+
+
+def _choices(stack: Sequence[Frame]) -> list[list[Frame]]:
+    """The volumes of a stack. Frames at one position, as in a cine loop, are the slices of one volume."""
+    found = [volume for _, volume in volumes(stack)]
+    if len(found) == 1 or max(map(len, found)) > 1:
+        return found
+    fields = [[frame.marks[n] for frame in stack] for n in range(min(len(frame.marks) for frame in stack))]
+    order = next((values for values in fields if len(set(values)) == len(values)), None)
+    stored = range(len(stack))
+    return [[stack[n] for n in (stored if order is None else sorted(stored, key=lambda n: natural(order[n])))]]
+
+
+def sources(facts: Sequence[FileFacts]) -> list[Source]:
+    """The sources of multi-frame files: one for each stack. Files of one concatenation belong together."""
+    together: dict[tuple[str, ...], list[FileFacts]] = defaultdict(list)
+    for fact in sorted(facts, key=lambda fact: (fact.number, str(fact.path))):
+        key = (fact.series, fact.owner, fact.whole) if fact.whole else (str(fact.path),)
+        together[key].append(fact)
+    found = []
+    for files in together.values():
+        first = files[0]
+        counts = first.parts
+        if len(files) > 1:
+            try:
+                counts = parts([fact.path for fact in files])
+            except UnreadableFile as error:
+                files = [replace(fact, remark=f"a part of it cannot be read: {error.what}") for fact in files]
+        whole = source_of(files, first.instance if len(files) == 1 else f"{first.series}/{first.whole}")
+        if len(counts) == 1:
+            found.append(replace(whole, volumes=counts[0]))
+        for n, count in enumerate(counts if len(counts) > 1 else ()):
+            found.append(replace(whole, uid=f"{whole.uid}/stack {n}", part=n, volumes=count))
+    return found
 
 
 def read_geometry(source: Source, *, time: int | None = None) -> Geometry:
@@ -45,103 +105,75 @@ def read_geometry(source: Source, *, time: int | None = None) -> Geometry:
         if fact is None:
             raise UnreadableFile(path, dicom.REPLACED)
         found.append(fact)
-    first = found[0]
-    if len(found) == 1 and first.frames > 1:
-        order, placed = layout(source.files[0], dicom.load(source.files[0]), first.frames, time)
-        return geometry(first.rows, first.columns, [placed[n] for n in order])
-    choose_volume(source.files[0], 1, time)
-    return geometry(first.rows, first.columns, [of_file(fact) for fact in found])
+    placed = [of_file(fact) for fact in found]
+    if any(fact.frames > 1 for fact in found):
+        placed = layout(source, [dicom.load(path) for path in source.files], time)
+    else:
+        choose_volume(source.files[0], 1, time)
+    return geometry(found[0].rows, found[0].columns, placed)
 
 
-def layout(path: Path, header: Dataset, count: int, time: int | None) -> tuple[list[int], list[Frame]]:
-    """The frames of a multi-frame file that form volume `time`, in order of k; and all frames as stored."""
-    if count > MAX_FRAMES:
-        raise UnreadableFile(path, f"declares {count:,} frames; the maximum is {MAX_FRAMES:,}; split it")
-    with dicom.reported(path):
-        placed = of_multiframe(header, count)
-        choices = volumes(placed)
-    return choices[choose_volume(path, len(choices), time)], placed
+def layout(source: Source, headers: Sequence[Dataset], time: int | None) -> list[Frame]:
+    """The frames that form volume `time` of a source with multi-frame files, in order of k."""
+    stored = _stored(source.files, headers)
+    with dicom.reported(source.files[0]):
+        stacks = parallel(stored)
+        if source.part is None and len(stacks) > 1:
+            choices = [stored]  # as older versions read it
+        elif (source.part or 0) >= len(stacks):
+            raise UnreadableFile(source.files[0], dicom.REPLACED)
+        else:
+            choices = _choices(stacks[source.part or 0])
+    return choices[choose_volume(source.files[0], len(choices), time)]
 
 
 def of_file(facts: FileFacts) -> Frame:
     return Frame(facts.orientation, facts.position, facts.spacing, facts.thickness)
 
 
-def of_multiframe(header: Dataset, count: int) -> list[Frame]:
-    """The frames of a multi-frame file as stored: from functional groups, or from the whole header."""
-    whole = Frame(
-        dicom.directions(header),
-        dicom.numbers(header, "ImagePositionPatient", 3),
-        dicom.spacing(header),
-        dicom.thickness(header),
-    )
-    shared = first_item(header, "SharedFunctionalGroupsSequence")
-    each = items(header, "PerFrameFunctionalGroupsSequence")
-    if shared is not None or each:
-        return [_from_groups(shared, each[n] if n < len(each) else None, whole) for n in range(count)]
-    detector = first_item(header, "DetectorInformationSequence")
-    if detector is not None and dicom.text(header, "Modality").upper() == "NM":  # gives the first position only
-        orientation, position = dicom.directions(detector), dicom.numbers(detector, "ImagePositionPatient", 3)
-        step = dicom.number(header, "SpacingBetweenSlices")
-        if orientation and position and step and "SliceVector" in header:
-            towards = step * np.array(dicom.normal(orientation))
-            places = [np.array(position) + n * towards for n in range(count)]
-            return [Frame(orientation, tuple(map(float, place)), whole.spacing, abs(step)) for place in places]
-    return [Frame((), (), whole.spacing, whole.thickness)] * count
+def _stored(files: Sequence[Path], headers: Sequence[Dataset]) -> list[Frame]:
+    """All frames of these files as stored."""
+    found: list[Frame] = []
+    for n, (path, header) in enumerate(zip(files, headers, strict=True)):
+        count = max(1, fields.whole(header, "NumberOfFrames"))
+        if len(found) + count > MAX_FRAMES:
+            raise UnreadableFile(path, f"declares {count:,} frames; the maximum is {MAX_FRAMES:,}; split it")
+        with dicom.reported(path):
+            found += [replace(frame, file=n, number=k) for k, frame in enumerate(of_header(header, count))]
+    return found
 
 
-def _from_groups(shared: Dataset | None, own: Dataset | None, whole: Frame) -> Frame:
-    def macro(keyword: str) -> Dataset:
-        for group in (own, shared):
-            if group is not None and (found := first_item(group, keyword)) is not None:
-                return found
-        return Dataset()
+def of_header(header: Dataset, count: int) -> list[Frame]:
+    """The frames of a multi-frame file: from functional groups, from vectors (NM), or from the whole header."""
+    if count == 1 or groups(header, 0):
+        dimensions = other_dimensions(header)
+        return [_frame(of_frame(header, n), dimensions) for n in range(count)]
+    whole = _frame(header, [])
+    step = fields.number(header, "SpacingBetweenSlices")  # may be negative
+    slices = fields.text(header, "SliceVector").split("\\")
+    vectors = [fields.text(header, keyword).split("\\") for keyword in _VECTORS]
+    if not (whole.orientation and whole.position and step and len(slices) == count):
+        return [replace(whole, orientation=(), position=())] * count
+    if not all(part.isdigit() for part in slices):
+        slices = [str(n + 1) for n in range(count)]
+    towards = step * np.array(fields.normal(whole.orientation))
+    found = []
+    for n in range(count):
+        place = np.array(whole.position) + (int(slices[n]) - 1) * towards
+        marks = tuple(vector[n] if len(vector) == count else "" for vector in vectors)
+        found.append(replace(whole, position=tuple(map(float, place)), thickness=abs(step), marks=marks))
+    return found
 
-    measures = macro("PixelMeasuresSequence")
+
+def _frame(header: Dataset, dimensions: Sequence[int]) -> Frame:
     return Frame(
-        dicom.directions(macro("PlaneOrientationSequence")) or whole.orientation,
-        dicom.numbers(macro("PlanePositionSequence"), "ImagePositionPatient", 3),
-        dicom.spacing(measures) or whole.spacing,
-        dicom.thickness(measures) or whole.thickness,
+        fields.directions(header),
+        fields.numbers(header, "ImagePositionPatient", 3),
+        fields.spacing(header),
+        fields.thickness(header),
+        dicom.marks(header, dimensions),
+        fields.text(header, "StackID"),
     )
-
-
-def items(header: Dataset, keyword: str) -> list[Dataset]:
-    """The items of a sequence; [] if it is missing."""
-    found = header.get(keyword)
-    return list(found) if found else []
-
-
-def first_item(header: Dataset, keyword: str) -> Dataset | None:
-    found = items(header, keyword)
-    return found[0] if found else None
-
-
-def volumes(frames: Sequence[Frame]) -> list[list[int]]:
-    """The frames of each volume: frame numbers in order of position, one list per point in time.
-
-    If every position has n frames, they form n volumes; the n-th frame at every position, as stored, belongs to volume
-    n. Frames without positions, or all at one position, form one volume as stored.
-    """
-    as_stored = list(range(len(frames)))
-    first = frames[0].orientation
-    if not first or not all(
-        frame.position and frame.orientation and np.allclose(frame.orientation, first, rtol=0, atol=ALIKE)
-        for frame in frames
-    ):
-        return [as_stored]
-    towards = dicom.normal(first)
-    place = [float(np.dot(towards, frame.position)) for frame in frames]
-    at: list[list[int]] = []
-    for n in sorted(as_stored, key=lambda n: place[n]):
-        if at and place[n] - place[at[-1][0]] <= APART:
-            at[-1].append(n)
-        else:
-            at.append([n])
-    depth = {len(group) for group in at}
-    if len(at) == 1 or len(depth) > 1:
-        return [as_stored]
-    return [[sorted(group)[t] for group in at] for t in range(depth.pop())]
 
 
 def choose_volume(path: Path, count: int, time: int | None) -> int:
@@ -166,7 +198,7 @@ def geometry(rows: int, columns: int, frames: Sequence[Frame]) -> Geometry:
         spacing = (*in_plane, first.thickness) if first.spacing else None
         return Geometry(shape, affine, spacing, count == 1, 2, "", as_stored=True)
 
-    towards = np.array(dicom.normal(first.orientation))
+    towards = np.array(fields.normal(first.orientation))
     positions = np.array([frame.position for frame in frames])
     regular, step = _slice_step(frames, positions, towards)
     affine = np.eye(4)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from backend.errors import UnreadableFile
 from backend.formats import decode, dicom, frames, nifti, picture
+from backend.formats.copies import distinct
 from backend.formats.geometry import Geometry
 from backend.formats.source import FileFacts, Header, Source
 from backend.formats.stacks import stacks
@@ -33,7 +34,7 @@ def sniff(path: Path) -> FileFacts | None:
         raise UnreadableFile(path, f"cannot be read: {error.strerror or type(error).__name__}") from error
     named_dicom = path.suffix.lower() in _DICOM_SUFFIXES
     if first and (named_dicom or dicom.looks_like(first)):
-        return dicom.sniff(path, certain=named_dicom or first[128:132] == b"DICM")
+        return frames.sniff(path, certain=named_dicom or first[128:132] == b"DICM")
     head = nifti.start(path, first)
     if nifti.looks_like(path, head):
         return nifti.sniff(path)
@@ -55,7 +56,11 @@ def group(facts: Iterable[FileFacts]) -> list[Source]:
     of the files.
     """
     known = {fact.path: fact for fact in facts}.values()
-    sources = stacks(fact for fact in known if fact.kind == "dicom")
+    files = distinct(fact for fact in known if fact.kind == "dicom")
+    concatenated = {fact.whole for fact in files if fact.frames > 1 and fact.whole}
+    framed = [fact for fact in files if fact.frames > 1 or fact.whole in concatenated]
+    sources = stacks(fact for fact in files if not (fact.frames > 1 or fact.whole in concatenated))
+    sources += frames.sources(framed)
     for fact in known:
         if fact.kind == "nifti":
             sources.append(Source("nifti", nifti.files(fact.path), "", volumes=fact.frames, remarks=_remarks(fact)))

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+
+UNNAMED = "without UID "  # begins the `series` of files that have no SeriesInstanceUID
+_CONTENT = "sha256 "
+
+
+def content_of(path: Path) -> str:
+    """What identifies a DICOM file without a SOPInstanceUID of its own: a digest of its content."""
+    with path.open("rb") as file:
+        return _CONTENT + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_content(instance: str) -> bool:
+    """Whether an `instance` is a digest made by `content_of`."""
+    return instance.startswith(_CONTENT)
 
 
 @dataclass(frozen=True)
@@ -12,8 +27,8 @@ class FileFacts:
     """The facts in the header of one file, enough to assemble the files of a series. Picklable.
 
     kind         "dicom", "nifti" or "image"
-    series       SeriesInstanceUID, or ""
-    instance     SOPInstanceUID, or ""
+    series       SeriesInstanceUID; without one, UNNAMED and a digest of what else distinguishes series
+    instance     SOPInstanceUID; "" if there is none; `content_of` the file if another image has the same
     place        mm along the normal of the slice; without a position, the InstanceNumber
     frames       number of frames (DICOM), pages (TIFF) or volumes (NIfTI); else 1
     placed       whether `place` is a position
@@ -27,6 +42,10 @@ class FileFacts:
     frame        FrameOfReferenceUID, or ""
     number       InstanceNumber, or 0
     marks        fields that may distinguish images at one position: time, echo, b-value, ..., as text
+    stack        StackID, or ""
+    parts        for each stack of a multi-frame file, the number of its volumes over time, echoes, ...
+    whole        ConcatenationUID of a file that holds a part of a volume, or ""
+    owner        digest of patient and study, or "" if both are unknown
     burnt_in     BurnedInAnnotation: "YES", "NO" or ""
     size         file size in bytes
     remark       what a person should know although the file is read, a sentence without header values, or ""
@@ -50,6 +69,10 @@ class FileFacts:
     frame: str = ""
     number: int = 0
     marks: tuple[str, ...] = ()
+    stack: str = ""
+    parts: tuple[int, ...] = (1,)
+    whole: str = ""
+    owner: str = ""
     burnt_in: str = ""
     size: int = 0
     remark: str = ""
@@ -60,12 +83,16 @@ class Source:
     """One volume or one picture, which becomes one scan. Picklable.
 
     kind       "dicom", "nifti" or "image"
-    files      DICOM: the slices in order of position, or one multi-frame file; else one file
+    files      DICOM: the slices in order of position, or one multi-frame file, or the parts of one; else one file
     uid        identifies the source whatever its file names and folders. DICOM: the series and one stack of it; else
                "": use a digest of the content
-    instances  SOPInstanceUID of each file (DICOM), else ()
+    instances  `instance` of each file (DICOM), else ()
+    part       number of the stack in a multi-frame file with several; None: it has one. In records of older versions
+               also None for all stacks together, as stored
     burnt_in   BurnedInAnnotation: "YES" if any file has it, "NO" if all have it, else ""
-    volumes    number of volumes over time according to the sniffed header (NIfTI); 1: nothing to choose
+    volumes    number of volumes over time according to the sniffed header; 1: nothing to choose
+    turn       its number among the volumes at one place in its series (times, echoes, ...), and how many these are; not
+               stored
     remarks    what a person should know although the source is read, sentences without header values; not stored
     """
 
@@ -75,6 +102,8 @@ class Source:
     instances: tuple[str, ...] = ()
     burnt_in: str = ""
     volumes: int = 1
+    part: int | None = None
+    turn: tuple[int, int] = field(default=(0, 1), compare=False)
     remarks: tuple[str, ...] = field(default=(), compare=False)
 
     def to_json(self) -> str:
@@ -91,6 +120,7 @@ class Source:
             tuple(facts["instances"]),
             facts["burnt_in"],
             int(facts["volumes"]),
+            facts.get("part"),
         )
 
 

@@ -171,7 +171,11 @@ def plan(
         single = about.record(value, source, found.geometry) if known is None else replace(known, source=source)
         yield about.scan(single, source)
         return
-    records = [record for record in identities.scans_with_instances(source.instances) if record.time == found.time]
+    records = [
+        record
+        for record in identities.scans_with_instances(source.instances)
+        if (record.time, record.source.part) == (found.time, source.part)
+    ]
     if not records:
         value = f"series {source.uid}"
         if identities.scan(about.name(value)) is not None:  # used by other files of the same series
@@ -322,7 +326,8 @@ def _in_instances(source: Source) -> bool:
 
 def _by_file(source: Source, slices: Cut) -> bool:
     """Whether every slice of the cut has its own file."""
-    return len(source.files) == slices.count and source.kind == "dicom" and slices.along == 2
+    single = source.volumes == 1 and source.part is None
+    return len(source.files) == slices.count and source.kind == "dicom" and slices.along == 2 and single
 
 
 def _continues(record: ScanRecord, found: IdentifiedSource, axis: str) -> bool:

@@ -141,7 +141,7 @@ def sniff_files(paths: Sequence[Path]) -> list[FileFacts | Problem | None]:
 
 def _slim(facts: FileFacts, shared: dict[Any, Any]) -> FileFacts:
     """The same facts; values that files share become one object, so that the main process receives it once."""
-    common = ("kind", "series", "frame", "orientation", "spacing", "marks")
+    common = ("kind", "series", "frame", "orientation", "spacing", "marks", "stack", "whole", "owner")
     return replace(facts, **{name: shared.setdefault(v, v) for name in common for v in [getattr(facts, name)]})
 
 
