@@ -54,7 +54,14 @@ LONGEST = (  # files that wait for servers, minutes each: they start first, so t
 )
 SLOW = ("test_driver", "test_whole_scans", "test_training")  # minutes of training: in `make test`, not in `make check`
 SERVERS = {"label_studio", "default_studio", "postgres", "redis_server", "chromium"}  # fixtures that start one
-STARTS_SERVERS = ("test_openapi", "test_disk", "test_simulate_runs", "test_fuzz", "test_compose")  # their own
+STARTS_SERVERS = (
+    "test_openapi",
+    "test_disk",
+    "test_simulate_runs",
+    "test_fuzz",
+    "test_compose",
+    "test_supervisor",
+)  # their own
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

@@ -449,7 +449,7 @@ class _Ear(BaseHTTPRequestHandler):
 def test_lost_answers_duplicate_nothing(lab: Lab, tmp_path: Path, deaf: int) -> None:
     write_series(tmp_path / "in", "eleven", range(30))
     proxy = Deaf(lab.studio.url, deaf)
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True).start()
     try:
         client = Studio(f"http://127.0.0.1:{proxy.server_port}", lab.studio.personal_access_token())
         tally = lab.run(tmp_path / "in", client=client)

@@ -399,7 +399,7 @@ def test_a_missing_device_is_refused(tmp_path: Path, device: str) -> None:
 def test_any_answer_proves_that_there_is_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # answers everything with 501
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         assert hub.answers(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
     assert not hub.answers(f"http://127.0.0.1:{server.server_port}")

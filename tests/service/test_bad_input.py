@@ -76,7 +76,7 @@ def file_server(tmp_path_factory: pytest.TempPathFactory, scans60: Scans) -> Ite
     for name, data in files.items():
         (folder / name).write_bytes(data)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield folder, f"127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     server.server_close()

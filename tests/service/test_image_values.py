@@ -37,7 +37,7 @@ class Quiet(SimpleHTTPRequestHandler):
 def host(scans60: Scans) -> Iterator[str]:
     """The scans on a web server of their own."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(scans60[0][0].parent)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     server.server_close()

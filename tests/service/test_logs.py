@@ -152,7 +152,7 @@ class Echo:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
         self._server.shutdown()
@@ -166,6 +166,7 @@ def echo() -> Iterator[Echo]:
     server.close()
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(("form", "key"), [("json", JWT), ("text", LEGACY)])
 def test_no_secret_that_passes_through_server_and_worker_is_in_their_logs(
     echo: Echo, tmp_path: Path, form: str, key: str

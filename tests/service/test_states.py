@@ -12,6 +12,7 @@ import pytest
 from service import Forwarder, Lab, Service
 
 from backend.demo.label_studio import LabelStudio
+from backend.web.studio_state import SLOW
 
 pytestmark = pytest.mark.label_studio
 
@@ -95,10 +96,9 @@ def test_every_view_says_when_label_studio_is_down_or_slow(
         forwarder.hangs_up = True
         said("does not answer")
         every_view("does not answer")
-        forwarder.hangs_up, forwarder.delay = False, 20.0
+        forwarder.hangs_up, forwarder.delay = False, 2 * SLOW
         said("has not answered for")
         every_view("has not answered for|is slow")
-        forwarder.delay = 4.0
         said("Label Studio is slow")
         every_view("has not answered for|is slow")
         forwarder.delay = 0.0
