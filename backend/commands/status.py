@@ -131,6 +131,7 @@ def _print_status(one: dict[str, Any]) -> None:
         ("scans", f"{one['scans']}, embedded {one['embedded']}, labelled {one['labelled']}{empty}"),
         ("embedder", f"{one['embedder']['name'] or '-'}  {one['embedder']['why']}"),
         ("validation", quality_text(validation)),
+        *label_rows(validation),
         ("shown masks", quality_text(shown)),
         ("queue", " ".join(map(str, one["queue"][:12])) + (" ..." if len(one["queue"]) > 12 else "")),
     ]
@@ -174,11 +175,29 @@ def quality_text(found: dict[str, Any]) -> str:
     return f"{means}. {told}" if told else means
 
 
+def label_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """One row per label, when there are several."""
+    from backend.web.formatting import alarms, missed
+
+    each = found["per_label"] if len(found["per_label"]) > 1 else {}
+    rows = []
+    for name, one in each.items():
+        alone = {"per_label": {name: one}}
+        means = _means_text(one | {"unit": found["unit"] if one["n"] else None})
+        rows.append((f"  {name}", f"{means}; missed {missed(alone)}; false alarms {alarms(alone)}"))
+    return rows
+
+
 def _means_text(found: dict[str, Any]) -> str:
     if not found["n"]:
-        return "no scan with foreground" if found.get("n_empty") else "-"
+        return "on no scan" if "n_without" in found else "no scan with foreground" if found.get("n_empty") else "-"
+    low, high = found.get("dice_low"), found.get("dice_high")
+    sure = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
     far = f", HD95 {found['hd95']:.1f} {found['unit']}" if found["hd95"] is not None else ""
     if found["unit"] == "mixed":
         far = ", no mean HD95: mixed units (mm and px)"
+    scans = f"{found['n']} scan{'s' if found['n'] != 1 else ''}"
     which = " with foreground" if found.get("n_empty") else ""
-    return f"Dice {found['dice']:.3f}{far} ({found['n']} scans{which})"
+    labels = sum(1 for one in (found.get("per_label") or {}).values() if one["n"])
+    over = f"mean over {labels} labels, {scans}" if labels > 1 else scans
+    return f"Dice {found['dice']:.3f}{sure}{far} ({over}{which})"

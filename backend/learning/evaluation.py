@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,25 +38,39 @@ class LabelScore:
 class Scores:
     """Agreement between two label maps of one scan.
 
-    labels     the score of each known label, by class number
-    dice       0..1, high is good: mean over the labels present in either map; 1 when both are empty, a scan that no
-               mean may include (see `averages`)
-    per_class  Dice of each label present in either map, by class number
-    hd, hd95   Hausdorff distance and its 95th percentile, mean over the same labels, low is good; 0 when
-               both maps are empty
-    unit       unit of both distances: "mm" when the spacing is known, else "px"
-    truth_empty, drawn_empty
-               whether the true map, or the predicted one, has no foreground
+    labels  the score of each known label, by class number
+    unit    unit of the distances: "mm" when the spacing is known, else "px"
     """
 
-    dice: float
-    per_class: Mapping[int, float]
-    hd: float
-    hd95: float
+    labels: Mapping[int, LabelScore]
     unit: str
-    truth_empty: bool
-    drawn_empty: bool
-    labels: Mapping[int, LabelScore] = field(default_factory=dict)
+
+    @property
+    def dice(self) -> float | None:
+        """Mean over the labels of the truth; None without any."""
+        return self._mean("dice")
+
+    @property
+    def hd(self) -> float | None:
+        return self._mean("hd")
+
+    @property
+    def hd95(self) -> float | None:
+        return self._mean("hd95")
+
+    @property
+    def truth_empty(self) -> bool:
+        """Whether the truth has no known label."""
+        return not any(one.present for one in self.labels.values())
+
+    @property
+    def drawn_empty(self) -> bool:
+        """Whether no known label is drawn."""
+        return not any(one.drawn for one in self.labels.values())
+
+    def _mean(self, name: str) -> float | None:
+        values = [getattr(one, name) for one in self.labels.values() if one.present]
+        return float(np.mean(values)) if values else None
 
 
 def score(
@@ -71,7 +85,7 @@ def score(
 
     The distances are between surfaces: pixels of a label with a 4-neighbour outside it (or outside the
     image), centre to centre. HD is the larger of the two directed maxima, HD95 the larger of the two directed
-    95th percentiles. A label in only one of the maps scores Dice 0 and, as no distance is defined, the image
+    95th percentiles. A label of the truth that is not predicted scores Dice 0 and, as no distance is defined, the image
     diagonal.
 
     predicted, truth  (H, W) class numbers; not modified
@@ -89,25 +103,17 @@ def score(
         raise ValueError(f"spacing must be two positive sizes in mm (row, column), got {spacing}")
     step = spacing or (1.0, 1.0)
     diagonal = math.hypot(truth.shape[0] * step[0], truth.shape[1] * step[1])
-    per_class: dict[int, float] = {}
-    distances: list[tuple[float, float]] = []
     labels: dict[int, LabelScore] = {}
     for number in sorted(set(range(1, n_classes)) - unknown):
         ours, theirs = predicted == number, truth == number
         n_ours, n_theirs = int(ours.sum()), int(theirs.sum())
-        area = n_ours / truth.size
-        labels[number] = LabelScore(False, n_ours > 0, area)
-        if n_ours + n_theirs == 0:
-            continue
-        per_class[number] = 2 * int((ours & theirs).sum()) / (n_ours + n_theirs)
-        distances.append(surface_distances(ours, theirs, step) if n_ours and n_theirs else (diagonal, diagonal))
-        if n_theirs:
-            labels[number] = LabelScore(True, n_ours > 0, area, per_class[number], *distances[-1])
-    unit = "px" if spacing is None else "mm"
-    truth_empty, drawn_empty = (not any(getattr(one, name) for one in labels.values()) for name in ("present", "drawn"))
-    dice = float(np.mean(list(per_class.values()))) if per_class else 1.0
-    hd, hd95 = np.mean(distances, axis=0).tolist() if distances else (0.0, 0.0)
-    return Scores(dice, per_class, hd, hd95, unit, truth_empty, drawn_empty, labels)
+        one = LabelScore(n_theirs > 0, n_ours > 0, n_ours / truth.size)
+        if one.present:
+            dice = 2 * int((ours & theirs).sum()) / (n_ours + n_theirs)
+            hd, hd95 = surface_distances(ours, theirs, step) if one.drawn else (diagonal, diagonal)
+            one = replace(one, dice=dice, hd=hd, hd95=hd95)
+        labels[number] = one
+    return Scores(labels, "px" if spacing is None else "mm")
 
 
 def surface_distances(

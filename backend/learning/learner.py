@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from backend.errors import BadSetting
 from backend.formats.pixels import Letterboxed, letterbox_mask, restore
-from backend.learning.averages import summarise
+from backend.learning.averages import Recorded, summarise
 from backend.learning.embedders import OpenEmbedder, open_embedder
 from backend.learning.evaluation import Scores, score
 from backend.learning.vision_network import Network
@@ -245,8 +245,8 @@ class Learner:
     ) -> Scores:
         return score(predicted, truth, classes, spacing=spacing, unknown=unknown)
 
-    def summarise(self, scores: Sequence[Scores]) -> dict[str, Any]:
-        return summarise(scores)
+    def summarise(self, scores: Sequence[Scores], labels: Sequence[str]) -> dict[str, Any]:
+        return summarise([Recorded.of(one, labels) for one in scores])
 
     def forget(self, folder: Path) -> None:
         """Drop a model from memory."""

@@ -28,6 +28,7 @@ from torchvision import tv_tensors
 from backend.formats.pixels import IGNORE, Letterboxed
 from backend.learning.augmentation import augmentation
 from backend.learning.averages import Recorded, overall, summarise
+from backend.learning.evaluation import LabelScore
 from backend.learning.segmenters import (
     Segmenter,
     SegmenterSpec,
@@ -306,7 +307,8 @@ def _validate(
                 if (n := ((got == number) & known).sum() + (wanted == number).sum())
             ]
             dice = float(np.mean(each)) if each else 1.0
-            found.append(Recorded(dice, 0.0, 0.0, "px", not (wanted[known] > 0).any(), not (got[known] > 0).any()))
+            present, drawn = bool((wanted[known] > 0).any()), bool((got[known] > 0).any())
+            found.append(Recorded({"": LabelScore(present, drawn, 0.0, *[dice, 0.0, 0.0][: 3 * present])}, "px"))
         report()
     summary = summarise(found)
     return summary["dice"], overall(summary) or 0.0

@@ -105,6 +105,6 @@ class AnnotationReader:
         shown = translate(shown, model["labels"], config.labels)
         scores = context.learner.compare(shown, mask, len(config.labels) + 1, here.spacing)
         row = {"task": found.task, "version": found.shown_version, "label": key}
-        numbers = {"dice": scores.dice, "hd": scores.hd, "hd95": scores.hd95, "unit": scores.unit}
+        means = {name: getattr(scores, name) or 0.0 for name in ("dice", "hd", "hd95")}  # no mean if label_empty is 1
         empty = {"shown_empty": int(scores.drawn_empty), "label_empty": int(scores.truth_empty)}
-        store.put_shown(project, row | numbers | empty)
+        store.put_shown(project, row | means | empty | {"unit": scores.unit})

@@ -54,7 +54,7 @@ class ControlTrial:
             used = [one for one in cases if one.scan.task in tasks | validation]
             name = self._fit(project, done, arm, used, validation, labels)
             scores = evaluate(context, name, labels, labels, held_out, kind=KIND)
-            found[arm] = context.learner.summarise(scores)
+            found[arm] = context.learner.summarise(scores, labels)
             names.append(name)
         context.store.add_details(project, step.version, {"arms": found})
         for name in names:  # retention removes leftovers of a killed process

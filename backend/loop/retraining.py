@@ -18,7 +18,7 @@ from backend.errors import UnreadableScan
 from backend.facts import VALIDATION_SHARE, Scan, validation_rows
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import translate
-from backend.learning.averages import overall
+from backend.learning.averages import as_row, overall
 from backend.learning.evaluation import Scores
 from backend.learning.learner import Case
 from backend.loop.context import Busy, LoopContext, Replan
@@ -189,7 +189,7 @@ class Trainer:
                 "labels": list(labels),
                 "accepted": int(accepted),
                 "remark": remark,
-                "validation": context.learner.summarise(scores),
+                "validation": context.learner.summarise(scores, labels),
                 "details": details,
             },
         )
@@ -240,9 +240,9 @@ class Trainer:
         fair = [i for i, one in enumerate(held_out) if not learnt & {one.scan.task, one.scan.group}]
         if not fair:
             return Verdict(active["version"], 0)
-        new = context.learner.summarise([scores[i] for i in fair])
+        new = context.learner.summarise([scores[i] for i in fair], labels)
         old = evaluate(context, active["fingerprint"], active["labels"], labels, [held_out[i] for i in fair])
-        return Verdict(active["version"], len(fair), new, context.learner.summarise(old))
+        return Verdict(active["version"], len(fair), new, context.learner.summarise(old, labels))
 
     def _agreement(
         self, project: int, seen: Seen, active: Mapping[str, Any], name: str, classes: int
@@ -336,19 +336,7 @@ def _remark(verdict: Verdict | None, accepted: bool, split: Split) -> str:
 def _held_out_details(
     held_out: Sequence[LabelledScan], scores: Sequence[Scores], labels: Sequence[str]
 ) -> list[dict[str, Any]]:
-    return [
-        {
-            "task": one.scan.task,
-            "dice": round(score.dice, 6),
-            "hd95": round(score.hd95, 4),
-            "hd": round(score.hd, 4),
-            "unit": score.unit,
-            "truth_empty": score.truth_empty,
-            "drawn_empty": score.drawn_empty,
-            "classes": {labels[number - 1]: round(dice, 6) for number, dice in score.per_class.items()},
-        }
-        for one, score in zip(held_out, scores, strict=True)
-    ]
+    return [{"task": one.scan.task, **as_row(score, labels)} for one, score in zip(held_out, scores, strict=True)]
 
 
 def _learnt(model: Mapping[str, Any], seen: Seen) -> set[int | str]:

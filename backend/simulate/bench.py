@@ -19,7 +19,7 @@ from backend.fingerprints import fingerprint
 from backend.learning.learner import Learner
 from backend.simulate.labelled import Labelled
 from backend.simulate.plan import Comparison, Job, Split, checked_split, group_names, read
-from backend.simulate.results import ALL_LABELS, RATE_COLUMNS
+from backend.simulate.results import ALL_LABELS, LABEL_COLUMN, RATE_COLUMNS
 from sampling import (
     BLIND,
     COLD_START,
@@ -133,7 +133,8 @@ class Bench:
         embedder = "" if job.strategy == ALL_LABELS else self.embedder
         row = {"strategy": job.strategy, "embedder": embedder, "seed": job.seed, "budget": budget}
         row |= {"labels": len(chosen), "n_test": found["n"] + found["n_empty"]}
-        return row | {name: found[name] for name in ("dice", "hd", "hd95", "unit", *RATE_COLUMNS)}
+        row |= {name: found[name] for name in ("dice", "hd", "hd95", "unit", *RATE_COLUMNS)}
+        return row | {LABEL_COLUMN: json.dumps(found["per_label"])}
 
     # -- trainings ----------------------------------------------------------------------------
 
@@ -149,7 +150,7 @@ class Bench:
         """Test scores of the model trained on these pool rows; with `extra` also its uncertainty for the whole pool."""
         name = fingerprint("model", *self._recipe(seed, part, chosen))
         kept: dict[str, Any] = json.loads(self._cell(name, ".json") or b"{}")
-        if "n_empty" not in kept.get("test", {}):  # an older version averaged over scans without foreground too
+        if "per_label" not in kept.get("test", {}):  # an older version averaged over other scans
             kept.pop("test", None)
         if "test" in kept and (extra is None or f"signals {extra}" in kept):
             return kept
@@ -184,7 +185,7 @@ class Bench:
             for r, mask, case in zip(chunk, masks, cases, strict=True):
                 spacing = self.spacing[r] if self.spacing else None
                 scores.append(self.learner.compare(mask, case.mask, self.scans.classes, spacing))
-        return self.learner.summarise(scores)
+        return self.learner.summarise(scores, self.labels)
 
     def _ask(self, model: Path, rows: NDArray[np.intp], extra: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []

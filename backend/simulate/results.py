@@ -7,6 +7,7 @@ repeat  one seed of one data set: one split of the scans, shared by all arms
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,8 @@ from backend.errors import BadResults
 RANDOM = "random"  # reference for all other strategies
 ALL_LABELS = "all labels"  # the model trained on the whole pool of its repeat
 COLUMNS = ("strategy", "embedder", "seed", "budget", "labels", "dice", "hd", "hd95", "unit", "n_test")
-RATE_COLUMNS = ("n_empty", "miss_rate", "false_alarm_rate")  # not in results of older versions
+RATE_COLUMNS = ("n_empty", "miss_rate", "false_alarm_rate", "false_alarm_area")  # not in results of older versions
+LABEL_COLUMN = "per_label"  # JSON, likewise
 UNITS = ("px", "mm", "mixed")
 
 
@@ -39,13 +41,14 @@ class Row:
 
     budget    number of labels requested
     labels    number of labels used; below the budget if the pool was smaller
-    dice      0..1, higher is better: mean over the test scans with foreground
-    hd, hd95  Hausdorff distances in `unit`, lower is better: means over the same scans; NaN when the unit is "mixed",
-              because px and mm cannot be averaged
+    dice      0..1, higher is better: mean over labels, of the mean over the test scans with the label
+    hd, hd95  Hausdorff distances in `unit`, lower is better: likewise; NaN when the unit is "mixed", because px and mm
+              cannot be averaged
     n_test    number of test scans
     data      data set name, when several are combined
     n_empty   number of test scans without foreground
-    miss_rate, false_alarm_rate  as in `backend.learning.averages`; None: not known
+    miss_rate, false_alarm_rate, false_alarm_area  as in `backend.learning.averages`; None: not known
+    per_label  the figures of each label as JSON, as in `backend.learning.averages`; "": not known
     """
 
     strategy: str
@@ -62,6 +65,8 @@ class Row:
     n_empty: int = 0
     miss_rate: float | None = None
     false_alarm_rate: float | None = None
+    false_alarm_area: float | None = None
+    per_label: str = ""
 
     @property
     def arm(self) -> Arm:
@@ -75,8 +80,8 @@ class Row:
 def read_rows(path: Path) -> list[Row]:
     """The rows of a `results.csv` in file order.
 
-    Columns other than `COLUMNS` and the optional `data` and `RATE_COLUMNS` are ignored. Raises BadResults with file,
-    line and column for a missing column, an invalid value, a truncated line or a duplicate model.
+    Columns other than `COLUMNS` and the optional `data`, `RATE_COLUMNS` and `LABEL_COLUMN` are ignored. Raises
+    BadResults with file, line and column for a missing column, an invalid value, a truncated line or a duplicate model.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -118,6 +123,9 @@ def parse_row(texts: Mapping[str, str | None], where: str) -> Row:
             raise BadResults(f"{where}, column {column}: empty, wanted a name")
         return value
 
+    def rate(column: str) -> float | None:
+        return number(column, 1.0) if texts.get(column) else None
+
     def whole(column: str, low: int) -> int:
         try:
             value = int(text(column))
@@ -154,9 +162,21 @@ def parse_row(texts: Mapping[str, str | None], where: str) -> Row:
         n_test=whole("n_test", 1),
         data=(texts.get("data") or "").strip(),
         n_empty=whole("n_empty", 0) if texts.get("n_empty") else 0,
-        miss_rate=number("miss_rate", 1.0) if texts.get("miss_rate") else None,
-        false_alarm_rate=number("false_alarm_rate", 1.0) if texts.get("false_alarm_rate") else None,
+        miss_rate=rate("miss_rate"),
+        false_alarm_rate=rate("false_alarm_rate"),
+        false_alarm_area=rate("false_alarm_area"),
+        per_label=_label_figures(texts.get(LABEL_COLUMN) or "", where),
     )
+
+
+def _label_figures(text: str, where: str) -> str:
+    """The JSON text, checked."""
+    try:
+        if text and not all(isinstance(one, dict) for one in json.loads(text).values()):
+            raise ValueError
+    except (ValueError, AttributeError):
+        raise BadResults(f"{where}, column {LABEL_COLUMN}: got {text!r}, wanted a JSON object of labels") from None
+    return text
 
 
 def check_rows(rows: Sequence[Row]) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 from backend.errors import BadSetting, ScanqueueError
 from backend.simulate.bench import Bench, Found
 from backend.simulate.plan import Comparison, Job, Progress, checked_split, read
-from backend.simulate.results import ALL_LABELS, COLUMNS, RATE_COLUMNS
+from backend.simulate.results import ALL_LABELS, COLUMNS, LABEL_COLUMN, RATE_COLUMNS
 
 STALE = 6 * 3600  # seconds; longer than any training
 PICK_COLUMNS = ("strategy", "embedder", "seed", "budget", "place", "name", "reason")
@@ -78,7 +78,7 @@ def run(
 def _write(folder: Path, jobs: Sequence[Job], results: Mapping[Job, Found]) -> list[dict[str, Any]]:
     done = [results[job] for job in jobs if job in results]
     rows = [row for found, _ in done for row in found]
-    _write_table(folder / "results.csv", COLUMNS + RATE_COLUMNS, rows)
+    _write_table(folder / "results.csv", (*COLUMNS, *RATE_COLUMNS, LABEL_COLUMN), rows)
     _write_table(folder / "picks.csv", PICK_COLUMNS, [pick for _, picks in done for pick in picks])
     return rows
 

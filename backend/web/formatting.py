@@ -87,15 +87,48 @@ def share(rate: float | None, n: int | None) -> str:
     return NONE if rate is None or not n else text("part.share", count=whole(round(rate * n)), n=whole(n))
 
 
+def percent(value: float | None) -> str:
+    """A share of the picture: "0.25 %"."""
+    return NONE if value is None else f"{100 * value:.2g}\N{NO-BREAK SPACE}%"
+
+
+def missed(found: Mapping[str, Any]) -> str:
+    """ "1 of 9": of the labels in the true masks, those that were not drawn."""
+    return _counted(found, "n", lambda one: None if one["sensitivity"] is None else 1 - one["sensitivity"])
+
+
+def alarms(found: Mapping[str, Any]) -> str:
+    """ "2 of 3": of the labels that are not in the true masks, those that were drawn."""
+    return _counted(found, "n_without", lambda one: one["false_alarm_rate"])
+
+
+def _counted(found: Mapping[str, Any], n: str, rate: Callable[[Mapping[str, Any]], float | None]) -> str:
+    """The counts of all labels together; of the whole masks where older records have only these."""
+    whole_masks = {"n": found.get("n"), "n_without": found.get("n_empty")}
+    whole_masks |= {"false_alarm_rate": found.get("false_alarm_rate"), "sensitivity": _sensitivity(found)}
+    each = [one for one in (found.get("per_label") or {"": whole_masks}).values() if one[n]]
+    shares = [rate(one) for one in each]
+    if not each or None in shares:
+        return NONE
+    total = sum(one[n] for one in each)
+    return share(sum((s or 0.0) * one[n] for s, one in zip(shares, each, strict=True)) / total, total)
+
+
+def _sensitivity(found: Mapping[str, Any]) -> float | None:
+    return None if found.get("miss_rate") is None else 1 - found["miss_rate"]
+
+
 def rates(found: Mapping[str, Any]) -> str:
-    """Misses and false alarms in a sentence or two; "" when there is nothing to tell."""
-    n, n_empty = found.get("n") or 0, found.get("n_empty") or 0
-    missed, alarms = found.get("miss_rate"), found.get("false_alarm_rate")
+    """What the mean hides, in a sentence or two: its worst label, misses and false alarms; "" for nothing."""
     told = []
-    if missed is not None and (missed or n_empty):
-        told.append(text("part.missed", share=share(missed, n)))
-    if n_empty and alarms is not None:
-        told.append(text("part.false_alarms", count=whole(round(alarms * n_empty)), scans=plural(n_empty, "scan")))
+    known = {name: one for name, one in (found.get("per_label") or {}).items() if one["dice"] is not None}
+    if len(known) > 1:
+        name, worst = min(known.items(), key=lambda item: item[1]["dice"])
+        told.append(text("part.worst", label=name, dice=dice(worst["dice"]), scans=plural(worst["n"], "scan")))
+    some = found.get("miss_rate") or found.get("false_alarm_rate") or found.get("n_empty")
+    for key, counts in (("part.missed", missed(found)), ("part.false_alarms", alarms(found))):
+        if some and counts != NONE:
+            told.append(text(key, share=counts))
     return " ".join(told)
 
 
@@ -246,7 +279,24 @@ def training_curve(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | Non
 FILTERS: dict[str, Callable[..., Any]] = {
     f.__name__: f
     for f in (
-        *(number, whole, plural, dice, distance, share, rates, interval, duration, left, ago, iso, when),
+        *(
+            number,
+            whole,
+            plural,
+            dice,
+            distance,
+            share,
+            percent,
+            missed,
+            alarms,
+            rates,
+            interval,
+            duration,
+            left,
+            ago,
+            iso,
+            when,
+        ),
         *(phase, phase_help, advice, cure, grouped, value),
     )
 }

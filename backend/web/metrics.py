@@ -40,14 +40,36 @@ Gauge = tuple[str, str, Callable[[dict[str, Any]], float | None]]
 def _quality(key: str, of: str) -> tuple[Gauge, ...]:
     """The gauges of one summary of `backend.learning.averages`."""
     parts = (
-        ("dice", "dice", "Mean Dice over scans with foreground"),
-        ("foreground_scans", "n", "Scans with foreground"),
-        ("miss_ratio", "miss_rate", "Share of scans with foreground where nothing is drawn"),
-        ("empty_scans", "n_empty", "Scans without foreground"),
-        ("false_alarm_ratio", "false_alarm_rate", "Share of scans without foreground where something is drawn"),
+        ("dice", "dice", "Mean over labels of the Dice on scans with the label"),
+        ("foreground_scans", "n", "Scans with any label"),
+        ("miss_ratio", "miss_rate", "Mean over labels of the share of scans with the label where it is not drawn"),
+        ("empty_scans", "n_empty", "Scans without any label"),
+        (
+            "false_alarm_ratio",
+            "false_alarm_rate",
+            "Mean over labels of the share of scans without it where it is drawn",
+        ),
     )
     return tuple((f"{key}_{name}", f"{text}: {of}.", lambda s, k=kept: s[key][k]) for name, kept, text in parts)
 
+
+# of each label: name, key in `per_label`, description
+LABEL = (
+    ("dice", "dice", "Dice of the label on scans with it"),
+    ("scans", "n", "Scans with the label"),
+    ("sensitivity_ratio", "sensitivity", "Share of the scans with the label where it is drawn"),
+    ("scans_without", "n_without", "Scans without the label"),
+    ("false_alarm_ratio", "false_alarm_rate", "Share of the scans without the label where it is drawn"),
+    (
+        "false_alarm_area_ratio",
+        "false_alarm_area",
+        "Mean share of the picture that the label covers on scans without it",
+    ),
+)
+SUMMARIES = {
+    "validation": "the active model, on the held-out scans",
+    "shown": "the masks shown in the latest round, compared with the submitted masks",
+}
 
 # name, description, and value from `status.describe`; None is left out
 PROJECT: tuple[Gauge, ...] = (
@@ -58,8 +80,7 @@ PROJECT: tuple[Gauge, ...] = (
     ("queue_left", "Tasks in the queue that are not labelled yet.", lambda s: len(s["queue"])),
     ("problems", "Scans and annotations that need attention.", lambda s: len(s["problems"])),
     ("trouble", "1 when the last check of the project failed.", lambda s: bool(s["trouble"])),
-    *_quality("validation", "the active model, on the held-out scans"),
-    *_quality("shown", "the masks shown in the latest round, compared with the submitted masks"),
+    *(gauge for key, of in SUMMARIES.items() for gauge in _quality(key, of)),
 )
 
 
@@ -110,6 +131,11 @@ def _projects(store: Store) -> list[Metric]:
     shards = Counter(r["project"] for r in store.rows(shard_table.select()) if r["state"] == "open")
     steps = {r["project"]: r for r in store.rows(progress_table.select())}
     families = {name: _gauge(name, text, "project") for name, text, _ in PROJECT}
+    labels = {
+        (key, kept): _gauge(f"{key}_label_{name}", f"{text}: {of}.", "project", "label")
+        for key, of in SUMMARIES.items()
+        for name, kept, text in LABEL
+    }
     phase = _gauge("phase", "1 for the current phase of the project.", "project", "phase")
     waiting = _gauge("shards_open", "Shards of batch work that no worker has taken.", "project")
     progress = _gauge("job_progress_ratio", "Progress of the current step, 0 to 1.", "project", "step")
@@ -125,15 +151,19 @@ def _projects(store: Store) -> list[Metric]:
             amount = value(state)
             if amount is not None:
                 families[name].add_metric([number], float(amount))
+        for (key, kept), family in labels.items():
+            for label, figures in state[key]["per_label"].items():
+                if figures[kept] is not None:
+                    family.add_metric([number, label], float(figures[kept]))
         phase.add_metric([number, state["phase"]], 1)
         waiting.add_metric([number], shards[project])
         if state["job"] is not None and project in steps:
-            row, labels = steps[project], [number, _step(state["job"]["step"])]
-            progress.add_metric(labels, row["done"] / max(row["total"], 1))
-            age.add_metric(labels, max(now - row["started_at"], 0.0))
-            silence.add_metric(labels, max(now - row["at"], 0.0))
+            row, where = steps[project], [number, _step(state["job"]["step"])]
+            progress.add_metric(where, row["done"] / max(row["total"], 1))
+            age.add_metric(where, max(now - row["started_at"], 0.0))
+            silence.add_metric(where, max(now - row["at"], 0.0))
     count = GaugeMetricFamily("scanqueue_projects", "Projects that were connected.", value=len(names))
-    return [count, *families.values(), phase, waiting, progress, age, silence]
+    return [count, *families.values(), *labels.values(), phase, waiting, progress, age, silence]
 
 
 def _measures(store: Store) -> Iterator[Metric]:

@@ -30,7 +30,8 @@ from backend.facts import Scan, validation_rows
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import Letterboxed, letterbox, translate
 from backend.label_config import LabelConfig, Renames
-from backend.learning.evaluation import Scores
+from backend.learning.averages import Recorded
+from backend.learning.evaluation import LabelScore
 from backend.loop.batch import CHUNK, BatchProcessor
 from backend.records.scans import scan_of
 from backend.records.store import Store
@@ -44,6 +45,7 @@ from backend.web.drawing import (
     thumbnail,
 )
 from backend.web.legend import label_names, legend, united
+from sampling import disagreement
 
 log = logging.getLogger("scanqueue.pictures")
 
@@ -58,26 +60,30 @@ KEPT = 100_000  # comparisons of two masks kept in memory
 class Compared:
     """Two models on one held-out scan.
 
-    first, second  Dice of each model's mask against the annotator's, 0..1, high is good; without foreground in the
-                   annotator's mask 1 if the model draws nothing, else 0: no mean may include it
-    agreement      Dice of the two masks against each other
+    first, second  Dice of each model's mask against the annotator's, 0..1, high is good: mean over the labels of the
+                   annotator's mask; None without any
+    agreement      Dice of the two masks against each other: mean over the labels that either has; 1 without any
     first_hd95, second_hd95
-                   HD95 of each model's mask against the annotator's, low is good
+                   HD95 of each model's mask against the annotator's, low is good, over the same labels as Dice
     unit           unit of these distances: "mm" if the scan's spacing is known, else "px"
     truth_empty, first_empty, second_empty
                    whether the annotator's mask, and each model's, has no foreground
+    first_labels, second_labels
+                   the scores of each model by label
     """
 
     task: int
-    first: float
-    second: float
+    first: float | None
+    second: float | None
     agreement: float
-    first_hd95: float
-    second_hd95: float
+    first_hd95: float | None
+    second_hd95: float | None
     unit: str
     truth_empty: bool
     first_empty: bool
     second_empty: bool
+    first_labels: Mapping[str, LabelScore]
+    second_labels: Mapping[str, LabelScore]
 
 
 class Pictures:
@@ -90,7 +96,7 @@ class Pictures:
     def __init__(self, store: Store, processor: BatchProcessor) -> None:
         self.store = store
         self.processor = processor
-        self._measured: OrderedDict[tuple[Any, ...], Scores] = OrderedDict()
+        self._measured: OrderedDict[tuple[Any, ...], Compared] = OrderedDict()
         self._lock = threading.Lock()
 
     def scan(self, project: int, task: int, *, side: int = 160, model: str = "") -> bytes:
@@ -178,8 +184,7 @@ class Pictures:
                     log.warning("project %s, task %s: left out of the comparison: %s", project, scan.task, error)
         if not found and problem is not None:
             raise problem
-        found.sort(key=lambda c: (min(c.first, c.second), c.first + c.second, c.task))
-        return found[:limit]
+        return sorted(found, key=_worst_first)[:limit]
 
     # -- records ------------------------------------------------------------------------------
 
@@ -285,32 +290,40 @@ class Pictures:
         self, scan: Scan, label: str, one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]
     ) -> list[Compared]:
         """One comparison; [] when a mask is missing."""
-        models = [one, other]
-        if not all(self.store.has("masks", fingerprint(m["fingerprint"], scan.digest)) for m in models):
+        if not all(self.store.has("masks", fingerprint(m["fingerprint"], scan.digest)) for m in (one, other)):
             return []
-        pairs = [(one["fingerprint"], label), (other["fingerprint"], label), (one["fingerprint"], other["fingerprint"])]
-        keys = [(*pair, scan.digest, scan.spacing, *names) for pair in pairs]
+        key = (one["fingerprint"], other["fingerprint"], label, scan.task, scan.digest, scan.spacing, *names)
         with self._lock:
-            known = [self._measured[key] for key in keys if key in self._measured]
-        if len(known) < len(keys):
-            maps = {label: _label_map(self.store.arrays("labels", label)["mask"], scan.task)}
-            for model in models:
-                mask = self.processor.mask(model["fingerprint"], scan)
-                if mask is None:
-                    return []
-                maps[model["fingerprint"]] = translate(_label_map(mask, scan.task), model["labels"], names)
-            if len({m.shape for m in maps.values()}) > 1:
-                raise UnreadableMask(f"task {scan.task}: its masks differ in size, so they belong to different images.")
-            known = [self.processor.learner.compare(maps[a], maps[b], len(names) + 1, scan.spacing) for a, b in pairs]
-            with self._lock:
-                self._measured.update(zip(keys, known, strict=True))
-                while len(self._measured) > KEPT:
-                    self._measured.popitem(last=False)
-        first, second, both = known
+            known = self._measured.get(key)
+        if known is not None:
+            return [known]
+        truth = _label_map(self.store.arrays("labels", label)["mask"], scan.task)
+        drawn = []
+        for model in (one, other):
+            mask = self.processor.mask(model["fingerprint"], scan)
+            if mask is None:
+                return []
+            drawn.append(translate(_label_map(mask, scan.task), model["labels"], names))
+        if any(mask.shape != truth.shape for mask in drawn):
+            raise UnreadableMask(f"task {scan.task}: its masks differ in size, so they belong to different images.")
+        classes, compare = len(names) + 1, self.processor.learner.compare
+        first, second = (compare(mask, truth, classes, scan.spacing) for mask in drawn)
+        same = 1.0 - disagreement(np.stack(drawn), classes)
         empty = first.truth_empty, first.drawn_empty, second.drawn_empty
-        return [
-            Compared(scan.task, first.dice, second.dice, both.dice, first.hd95, second.hd95, first.unit, *empty),
-        ]
+        each = [Recorded.of(one, names).labels for one in (first, second)]
+        found = Compared(scan.task, first.dice, second.dice, same, first.hd95, second.hd95, first.unit, *empty, *each)
+        with self._lock:
+            self._measured[key] = found
+            while len(self._measured) > KEPT:
+                self._measured.popitem(last=False)
+        return [found]
+
+
+def _worst_first(one: Compared) -> tuple[float, float, int]:
+    """By the lower of both Dice values; without a label in the annotator's mask, a false alarm counts as 0."""
+    pairs = ((one.first, one.first_empty), (one.second, one.second_empty))
+    dices = [float(empty) if dice is None else dice for dice, empty in pairs]
+    return min(dices), sum(dices), one.task
 
 
 @contextmanager

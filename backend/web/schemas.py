@@ -37,10 +37,15 @@ def _ref(name: str) -> Schema:
 
 
 _NUMBER_OR_NULL = _or_null(NUMBER)
-_RATES: dict[str, Schema] = {
-    "miss_rate": _NUMBER_OR_NULL | {"description": "share of scans with foreground where nothing is drawn"},
-    "n_empty": {"type": "integer", "description": "scans without foreground"},
-    "false_alarm_rate": _NUMBER_OR_NULL | {"description": "share of scans without foreground where something is drawn"},
+_RATES: dict[str, Schema] = dict.fromkeys(("sensitivity", "false_alarm_rate", "false_alarm_area"), _NUMBER_OR_NULL)
+_SUMMARY: dict[str, Schema] = {
+    "n": {"type": "integer", "description": "scans with any label"},
+    "n_empty": {"type": "integer", "description": "scans without any label"},
+    "unit": _or_null({"enum": ["px", "mm", "mixed"], "description": "no mean distances if mixed"}),
+    "miss_rate": _NUMBER_OR_NULL | {"description": "1 - sensitivity"},
+    **_RATES,
+    **{f"{name}{end}": _NUMBER_OR_NULL for name in ("dice", "hd95") for end in ("", "_low", "_high")},
+    "per_label": {"type": "object", "additionalProperties": _ref("LabelQuality")},
 }
 SCHEMAS: dict[str, Schema] = {
     "Error": _object({"error": TEXT}),
@@ -79,16 +84,20 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Versions": _object({"versions": _list(TEXT)}),
     "Activate": _object({"version": {"type": "string", "examples": ["scanqueue-r2"]}}),
-    "Quality": _object(
-        {},
+    "Quality": _object({}, {"hd": _NUMBER_OR_NULL, **_SUMMARY}) | {"description": "means over labels of `per_label`"},
+    "LabelQuality": _object(
         {
-            "dice": _NUMBER_OR_NULL,
-            "hd95": _NUMBER_OR_NULL,
-            "hd": _NUMBER_OR_NULL,
-            "n": {"type": "integer", "description": "scans with foreground, which the means run over"},
-            "unit": _or_null({"enum": ["px", "mm", "mixed"], "description": "no mean distances if mixed"}),
+            **dict.fromkeys(("n", "n_without"), INTEGER),
+            **dict.fromkeys(("dice", "dice_low", "dice_high", "hd95", "hd"), _NUMBER_OR_NULL),
             **_RATES,
-        },
+        }
+    ),
+    "LabelScore": _object(
+        {
+            **dict.fromkeys(("present", "drawn"), BOOLEAN),
+            "area": NUMBER | {"description": "share of the picture, as drawn"},
+            **dict.fromkeys(("dice", "hd95", "hd"), _NUMBER_OR_NULL | {"description": "null unless present"}),
+        }
     ),
     "Job": _object({"step": TEXT, "done": INTEGER, "total": INTEGER, "seconds_left": _NUMBER_OR_NULL}),
     "Compared": _object({"version": TEXT, "labels": INTEGER, "ours": _ref("Quality"), "control": _ref("Quality")}),
@@ -200,12 +209,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Interval": _object({"n": INTEGER}, dict.fromkeys(("dice", "median", "low", "high"), _NUMBER_OR_NULL)),
     "Means": _object(
-        {
-            "n": INTEGER,
-            "unit": _or_null({"enum": ["px", "mm", "mixed"]}),
-            **_RATES,
-            **{f"{name}{end}": _NUMBER_OR_NULL for name in ("dice", "hd95") for end in ("", "_low", "_high")},
-        },
+        _SUMMARY,
         {
             "version": TEXT,
             "model_version": TEXT,
@@ -233,7 +237,12 @@ SCHEMAS: dict[str, Schema] = {
                 _object(
                     {
                         "task": INTEGER,
-                        **dict.fromkeys(("first", "second", "agreement", "first_hd95", "second_hd95"), NUMBER),
+                        "agreement": NUMBER,
+                        **dict.fromkeys(("first", "second", "first_hd95", "second_hd95"), _NUMBER_OR_NULL),
+                        **{
+                            key: {"additionalProperties": _ref("LabelScore")}
+                            for key in ("first_labels", "second_labels")
+                        },
                         **dict.fromkeys(("truth_empty", "first_empty", "second_empty"), BOOLEAN),
                         "unit": {"enum": ["px", "mm"]},
                     }

@@ -18,6 +18,7 @@ from backend.records.maps import read_map
 from backend.records.rounds import Pick
 from backend.records.store import Store
 from backend.settings import ProjectSettings
+from backend.web.legend import label_names
 from backend.web.problems import FEW, grouped
 from backend.web.texts import text, texts
 from sampling import Point, stopping_hint
@@ -276,4 +277,5 @@ def model_list(store: Store, project: int) -> list[dict[str, Any]]:
 
 def shown_summary(store: Store, project: int, version: str) -> dict[str, Any]:
     """`summarise` over the scans whose mask of `version` was shown and then submitted."""
-    return summarise([of_shown(dict(s)) for s in store.shown(project) if s["version"] == version])
+    names = label_names(store, project)
+    return summarise([of_shown(dict(s), names) for s in store.shown(project) if s["version"] == version])

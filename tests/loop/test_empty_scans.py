@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import update
 from typer.testing import CliRunner
 from world import COLD, PROJECT, ROUND, World
 
 from backend import cli
-from backend.commands.status import quality_text
+from backend.commands.status import label_rows, quality_text
 from backend.facts import validation_rows
+from backend.learning.averages import Recorded, summarise
+from backend.learning.evaluation import score
 from backend.loop.retraining import Verdict, accepts
 from backend.records.tables import label_table, shown_table
 from backend.web.learning_curve import curve
@@ -58,9 +61,24 @@ def test_held_out_scans_without_foreground_give_no_dice(world: World) -> None:
 def test_misses_and_false_alarms_stand_beside_the_mean() -> None:
     found = {"dice": 0.8125, "hd95": 3.0, "unit": "px", "n": 9, "miss_rate": 1 / 9, "n_empty": 3}
     assert quality_text(found | {"false_alarm_rate": 2 / 3}) == (
-        "Dice 0.812, HD95 3.0 px (9 scans with foreground). Missed: 1 of 9. "
-        "False alarms: 2 of 3 scans without foreground."
+        "Dice 0.812, HD95 3.0 px (9 scans with foreground). Missed: 1 of 9. False alarms: 2 of 3."
     )
+
+
+def test_several_labels_stand_one_by_one_and_the_worst_beside_the_mean() -> None:
+    nothing = np.zeros((20, 20), np.uint8)
+    lung, lesion = nothing.copy(), nothing.copy()
+    lung[5:15, 5:15], lesion[2:4, 2:4] = 1, 2
+    scores = [score(lung, lung, 3), score(lung, lung, 3), score(nothing, lesion, 3), score(lesion, nothing, 3)]
+    found = summarise([Recorded.of(one, ("Lung", "Lesion")) for one in scores])
+    assert quality_text(found) == (
+        "Dice 0.500, HD95 14.1 px (mean over 2 labels, 3 scans with foreground). "
+        "Lowest: Lesion, Dice 0.000 on 1 scan. Missed: 1 of 3. False alarms: 1 of 5."
+    )
+    assert label_rows(found) == [
+        ("  Lung", "Dice 1.000 (1.000 to 1.000), HD95 0.0 px (2 scans); missed 0 of 2; false alarms 0 of 2"),
+        ("  Lesion", "Dice 0.000, HD95 28.3 px (1 scan); missed 1 of 1; false alarms 1 of 3"),
+    ]
 
 
 def test_masks_shown_on_scans_without_foreground_are_false_alarms(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -245,11 +246,25 @@ def test_long_names_are_shortened_in_the_middle_and_dollars_are_not_mathtext() -
 
 
 def test_misses_and_false_alarms_of_each_strategy_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
-    rows = [replace(r, n_empty=12, miss_rate=0.25, false_alarm_rate=r.seed / 4) for r in run({"default": 0.02})]
+    rates = {"miss_rate": 0.25, "false_alarm_area": 0.01}
+    rows = [replace(r, n_empty=12, false_alarm_rate=r.seed / 4, **rates) for r in run({"default": 0.02})]
     found = words(page_of(rows, tmp_path))
     assert "on 18 test scans with foreground and 12 without" in found
     assert "default 0.250 (5) 0.250 to 0.250 0.500 (5)" in found
-    assert "means over the test scans with foreground" in found
+    assert "0.010 (5)" in found
+    assert "of a label are means over the test scans with it" in found
+    assert "Label Dice" not in found
+
+
+def test_several_labels_are_told_one_by_one(tmp_path: Path) -> None:
+    each = {
+        "Lung": {"dice": 0.9, "sensitivity": 1.0, "false_alarm_rate": None, "false_alarm_area": None},
+        "Lesion": {"dice": 0.3, "sensitivity": 0.25, "false_alarm_rate": 0.5, "false_alarm_area": 0.02},
+    }
+    rows = [replace(r, miss_rate=0.375, per_label=json.dumps(each)) for r in run({"default": 0.02})]
+    found = words(page_of(rows, tmp_path))
+    assert "default Lung 0.900 (5) 0.900 to 0.900 0.000 (5)" in found
+    assert "default Lesion 0.300 (5) 0.300 to 0.300 0.750 (5) 0.750 to 0.750 0.500 (5)" in found
 
 
 @pytest.mark.parametrize("miss_rate", [None, 0.0])  # results of an older version; scans that all have foreground

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
 from backend.errors import BadSetting, ScanqueueError
+from backend.learning.evaluation import LabelScore
 from backend.web.page import create_page
 from backend.web.rendering import error_page
 
@@ -63,6 +64,8 @@ class Compared:
     truth_empty: bool = False
     first_empty: bool = False
     second_empty: bool = False
+    first_labels: dict[str, LabelScore] = field(default_factory=dict)
+    second_labels: dict[str, LabelScore] = field(default_factory=dict)
 
 
 class Lab:
@@ -342,7 +345,18 @@ class Lab:
                 raise BadSetting(f"There is no model {version!r}. There are: scanqueue-r1, scanqueue-r2.")
         found = [(7, 0.612, 0.843), (3, 0.822, 0.801), (9, 0.93, 0.93)]
         empty = {task: (True, *drawn) for task, drawn in self.no_foreground.items()}
-        return [Compared(t, a, b, 0.8, 4.26, 1.5, "mm", *empty.get(t, (False, False, False))) for t, a, b in found]
+        compared = []
+        for task, *dices in found:
+            nothing = empty.get(task, (False, False, False))
+            scores = [
+                LabelScore(False, not quiet, 0.1 * (not quiet))
+                if nothing[0]
+                else LabelScore(True, True, 0.1, one, 9.0, far)
+                for one, quiet, far in zip(dices, nothing[1:], (4.26, 1.5), strict=True)
+            ]
+            one, other = ({"Lung": score} for score in scores)
+            compared.append(Compared(task, *dices, 0.8, 4.26, 1.5, "mm", *nothing, one, other))
+        return compared
 
     def legend(self, project: int, *versions: str) -> dict[str, str]:
         return self.colours

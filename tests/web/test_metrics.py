@@ -14,6 +14,7 @@ from servers import PostgresServer, RedisServer
 
 from backend import __version__
 from backend.errors import StoreUnavailable
+from backend.label_config import LabelConfig, Tag
 from backend.records.rounds import Pick
 from backend.records.store import Store
 from backend.settings import Settings
@@ -39,6 +40,10 @@ MODEL: dict[str, Any] = {
         "miss_rate": 0.25,
         "n_empty": 5,
         "false_alarm_rate": 0.4,
+        "per_label": {
+            "Lung": {"n": 4, "dice": 0.875, "sensitivity": 0.75, "n_without": 5}
+            | {"false_alarm_rate": 0.4, "false_alarm_area": 0.01}
+        },
     },
     "details": {},
 }
@@ -76,7 +81,8 @@ def busy(tmp_path: Path) -> Store:
     for task, drawn in ((2, 0), (3, 1)):  # nothing to see on either; a mask was shown on one of them
         empty = {"label_empty": 1, "shown_empty": 1 - drawn, "dice": 1.0 - drawn}
         store.put_shown(4, shown | {"task": task} | empty)
-    store.set_project(4, phase="rounds", trouble="Label Studio does not answer.")
+    config = LabelConfig("image", (Tag("tag", "brush", "image", ("Lung",)),)).to_json()
+    store.set_project(4, config=config, phase="rounds", trouble="Label Studio does not answer.")
     store.report(4, "training scanqueue-r2 on 1 labels", 3, 12)
     store.add_counters({("step", "Train"): (1, 60.0), ("studio", "GET /api/tasks"): (3, 0.5)})
     store.add_counters({("studio", "GET /api/tasks"): (1, 0.25), ("studio_error", "no answer"): (2, 0.0)})
@@ -97,6 +103,12 @@ def test_the_metrics_match_the_records_and_the_queue(busy: Store) -> None:
     expected |= {"shown_dice": 0.5, "shown_foreground_scans": 1, "shown_miss_ratio": 0, "shards_open": 3}
     expected |= {"shown_empty_scans": 2, "shown_false_alarm_ratio": 0.5}
     assert {name: found[f"scanqueue_{name}"][four] for name in expected} == expected
+    lung = (("label", "Lung"), ("project", "4"))
+    each = {"dice": 0.875, "scans": 4, "sensitivity_ratio": 0.75, "scans_without": 5, "false_alarm_ratio": 0.4}
+    each |= {"false_alarm_area_ratio": 0.01}
+    assert {name: found[f"scanqueue_validation_label_{name}"][lung] for name in each} == each
+    assert found["scanqueue_shown_label_false_alarm_ratio"][lung] == 0.5
+    assert "scanqueue_shown_label_false_alarm_area_ratio" not in found  # an older version did not record it
     assert found["scanqueue_job_progress_ratio"] == {(("project", "4"), ("step", "training")): 0.25}
     assert 0 <= found["scanqueue_job_age_seconds"][("project", "4"), ("step", "training")] < 60
     assert found["scanqueue_phase"] == {
@@ -117,6 +129,8 @@ def test_the_metrics_match_the_records_and_the_queue(busy: Store) -> None:
 
 
 def test_the_metrics_match_the_documentation(busy: Store) -> None:
+    quiet = {"task": 3, "label_empty": 1, "shown_empty": 1, "dice": 1.0}
+    busy.put_shown(4, dict(busy.shown(4)[0]) | quiet)  # so that the area of false alarms is known
     found = read(metrics.render(busy, lambda: 0))
     assert {name: {key for labels in rows for key, _ in labels} for name, rows in found.items()} == documented()
 

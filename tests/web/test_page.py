@@ -19,6 +19,8 @@ from world import PROJECT as REAL_PROJECT
 from world import World
 
 from backend.errors import StoreUnavailable
+from backend.learning.averages import Recorded, summarise
+from backend.learning.evaluation import LabelScore
 from backend.web import formatting, page, reference, rendering, texts
 from backend.web.colours import FALLBACKS
 
@@ -498,12 +500,33 @@ def test_scans_without_foreground_are_told_apart_from_the_quality(lab: Lab) -> N
     lab.one["shown"] = quality(n_empty=4)
     text = view(lab, "").text
     assert "Dice 0.800 , HD95 8.0 px on 9 held-out scans with foreground" in text
-    assert "Missed: 1 of 9. False alarms: 2 of 3 scans without foreground." in text
-    assert "not known: no scan has foreground False alarms: 0 of 4 scans without foreground." in text
+    assert "Missed: 1 of 9. False alarms: 2 of 3." in text
+    assert "not known: no scan has foreground False alarms: 0 of 4." in text
     assert "5 without foreground" in text
     assert "1.000" not in text
     lab.line["models"][1] |= {"n": 9, "miss_rate": 1 / 9, "n_empty": 3, "false_alarm_rate": 2 / 3}
     assert "9 1 of 9 2 of 3 yes" in view(lab, "curve").text
+
+
+def test_each_label_has_its_own_figures_beside_the_mean_that_hides_them(lab: Lab) -> None:
+    scores = [LabelScore(True, True, 0.2, 0.9, 4.0, 2.0)] * 9 + [LabelScore(True, True, 0.2, 0.92, 4.0, 2.0)]
+    scans = [
+        Recorded({"Lung": one, "Lesion": LabelScore(False, n < 3, 0.001 * (n < 3))}, "px")
+        for n, one in enumerate(scores)
+    ]
+    scans += [
+        Recorded({"Lung": scores[0], "Lesion": LabelScore(True, n > 0, 0.0, 0.5 * n, 90.0, 60.0)}, "px") for n in (0, 1)
+    ]
+    found = summarise(scans)
+    lab.one["validation"] = lab.models[-1]["validation"] = found
+    lab.line["models"][-1] |= found | {"labels": 30}
+    text = view(lab, "").text
+    assert "HD95 31.0 px, mean over 2 labels on 12 held-out scans" in text
+    assert "Lowest: Lesion, Dice 0.250 on 2 scans. Missed: 1 of 14. False alarms: 3 of 10." in text
+    text = view(lab, "models").text
+    assert re.search(rf"Lung 0\.902 0\.9\d\d to 0\.9\d\d 2\.0 px 12 of 12 on every scan {formatting.NONE}", text)
+    assert "Lesion 0.250 0.000 to 0.500 60.0 px 1 of 2 3 of 10 0.03 %" in text
+    assert "12 1 of 14 3 of 10 yes" in view(lab, "curve").text
 
 
 def test_two_models_on_a_scan_without_foreground_are_compared_by_what_they_draw(lab: Lab) -> None:
@@ -511,7 +534,7 @@ def test_two_models_on_a_scan_without_foreground_are_compared_by_what_they_draw(
     text = view(lab, "compare").text
     assert "No foreground: A draws nothing · B false alarm" in text
     assert "Means over the 2 scans with foreground among these: A 0.717 , B 0.822" in text
-    assert "False alarms on the 1 scan without foreground: A 0 , B 1" in text
+    assert "False alarms: A 0 of 1 , B 1 of 1" in text
     assert "A 0.930" not in text
     lab.no_foreground = dict.fromkeys((3, 7, 9), (True, True))
     assert "Means over" not in view(lab, "compare").text

@@ -40,6 +40,7 @@ from backend.web.colours import FALLBACKS as COLOURS
 from backend.web.drawing import HALO, LIGHT_HALO, ONLY_FIRST, ONLY_SECOND, OTHER_LABEL
 from backend.web.legend import label_names, legend
 from backend.web.pictures import ANNOTATOR, PARTS, Compared, Pictures
+from sampling import disagreement
 
 PROJECT = 1
 SIZE = 64
@@ -490,10 +491,13 @@ def test_models_are_compared_on_the_held_out_scans_worst_first(lab: Lab) -> None
     assert [c.task for c in found] == held[::-1]
     for place, task in enumerate(held):
         overlap = (20 - place) / 20  # of two equal squares, shifted relative to each other
+        one = found[-1 - place]
         expected = Compared(
-            task, pytest.approx(overlap), 1.0, pytest.approx(overlap), float(place), 0.0, "px", *NOT_EMPTY
+            *(task, pytest.approx(overlap), 1.0, pytest.approx(overlap), float(place), 0.0, "px", *NOT_EMPTY),
+            *(one.first_labels, one.second_labels),
         )
-        assert found[-1 - place] == expected
+        assert one == expected
+        assert (one.first_labels["Lung"].dice, one.second_labels["Lung"].dice) == (one.first, 1.0)
     assert lab.pictures.compare(PROJECT, R1, R2, limit=2) == found[:2]
     other = lab.pictures.compare(PROJECT, R2, R1)
     assert [(c.first, c.second) for c in other] == [(c.second, c.first) for c in found]
@@ -571,7 +575,7 @@ def test_missing_masks_are_predicted_for_a_comparison_and_stored(lab: Lab, monke
         truth = square(10, 10, 20)
         assert one.first == pytest.approx(lab.learner.compare(first, truth, 3).dice)
         assert one.second == pytest.approx(lab.learner.compare(second, truth, 3).dice)
-        assert one.agreement == pytest.approx(lab.learner.compare(first, second, 3).dice)
+        assert one.agreement == pytest.approx(1 - disagreement(np.stack([first, second]), 3))
     monkeypatch.setattr(lab.learner, "compare", None)  # cached by now
     monkeypatch.setattr(lab.learner, "masks", None)
     assert lab.pictures.compare(PROJECT, R1, R2) == found
