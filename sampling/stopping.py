@@ -25,8 +25,8 @@ from sampling.uncertainty import disagreement
 Advice: TypeAlias = Literal["go on", "nearly there", "stop", "too early to say"]
 Floats: TypeAlias = NDArray[np.float64]
 
-STEP = 20  # number of labels that a gain speaks of, whatever the size of a round
-WORTH = 0.005  # expected Dice gain from which STEP labels are worth it
+STEP = 20  # least number of labels that a gain speaks of, see `step_after`
+WORTH = 0.005  # expected Dice gain from which a step of labels is worth it
 SAMPLE = 40  # number of unlabelled scans on which successive models are compared
 MODELS = 3  # trained models needed for most advice
 STEADY = 0.95  # Dice from which masks of successive models count as the same
@@ -98,7 +98,7 @@ class Hint:
     labels_worth  number of labels until `step` more are expected to gain less than `threshold`
     agreement     mean Dice between the masks of the last two models on unlabelled scans; None: unknown
     threshold     Dice gain from which `step` labels are worth it
-    step          number of labels, the same for every project, so that the advice does not depend on its rounds
+    step          number of labels, see `step_after`
     """
 
     advice: Advice
@@ -152,8 +152,16 @@ def expected_gain(points: Sequence[Point], more: int, *, seed: int = 0) -> tuple
     return gain, min(float(low), gain), max(float(high), gain)
 
 
+def step_after(labels: int) -> int:
+    """Number of labels that the advice speaks of: a tenth more, at least 20, whatever the size of the rounds.
+
+    A tenth, because where findings are rare, 20 scans more are too few to gain anything.
+    """
+    return max(STEP, labels // 10)
+
+
 def labels_worth(curve: Curve, labels: int, left: int, threshold: float = WORTH) -> int:
-    """Number of labels until STEP more are expected to gain less than `threshold`, rounded up to tens.
+    """Number of labels until a step more is expected to gain less than `threshold`, rounded up to tens.
 
     left  number of unlabelled scans, the maximum of the result
 
@@ -161,7 +169,7 @@ def labels_worth(curve: Curve, labels: int, left: int, threshold: float = WORTH)
     (0, 25)
     """
     worth = 0
-    while worth < left and curve.gain(labels + worth, STEP) >= threshold:
+    while worth < left and curve.gain(labels + worth, step_after(labels + worth)) >= threshold:
         worth += 10
     return min(worth, left)
 
@@ -209,11 +217,13 @@ def stopping_hint(
         there = "there is none yet" if not points else "there is one so far"
         need = f"it takes at least two trained models with held-out scans, and {there}"
         return Hint("too early to say", f"Too early to say how many more labels are worth it: {need}.")
-    gain, low, high = expected_gain(points, STEP, seed=seed)
-    worth = labels_worth(fit_curve(points), max(p.labels for p in points), left, threshold)
+    now = max(p.labels for p in points)
+    step = step_after(now)
+    gain, low, high = expected_gain(points, step, seed=seed)
+    worth = labels_worth(fit_curve(points), now, left, threshold)
     advice = _advice(len(points), gain, low, high, agreement, threshold)
-    sentence = _sentence(advice, worth, left, points[-1], gain, low, high, threshold)
-    return Hint(advice, sentence, gain, low, high, worth, agreement, threshold)
+    sentence = _sentence(advice, step, worth, left, points[-1], gain, low, high, threshold)
+    return Hint(advice, sentence, gain, low, high, worth, agreement, threshold, step)
 
 
 def _advice(models: int, gain: float, low: float, high: float, agreement: float | None, threshold: float) -> Advice:
@@ -229,6 +239,7 @@ def _advice(models: int, gain: float, low: float, high: float, agreement: float 
 
 def _sentence(
     advice: Advice,
+    step: int,
     worth: int,
     left: int,
     last: Point,
@@ -237,7 +248,7 @@ def _sentence(
     high: float,
     threshold: float,
 ) -> str:
-    labels = f"{STEP} more labels"
+    labels = f"{step} more labels"
     overlap = f"the overlap of predicted masks with true ones (Dice, now {last.dice:.3f})"
     range_ = f"{gain:.3f} (probably between {low:.3f} and {high:.3f})"
     rule = f"Less than {threshold:g} counts as not worth it."

@@ -141,7 +141,7 @@ def test_advice(what: str, points: list[Point], same: float | None, wanted: str)
 
 @pytest.mark.parametrize(
     ("curve", "wanted"),
-    [(Curve(0.8, 0.6, 0.03), "stop"), (Curve(1.0, 0.3, 0.0), "stop"), (Curve(2.4, 0.3, 0.0), "go on")],
+    [(Curve(0.8, 0.6, 0.03), "stop"), (Curve(0.9, 0.3, 0.0), "stop"), (Curve(2.4, 0.3, 0.0), "go on")],
 )
 def test_the_advice_does_not_depend_on_the_size_of_the_rounds(curve: Curve, wanted: str) -> None:
     hints = []
@@ -151,8 +151,9 @@ def test_the_advice_does_not_depend_on_the_size_of_the_rounds(curve: Curve, want
         hints.append(stopping_hint(points, left=300, agreement=0.98))
     assert {hint.advice for hint in hints} == {wanted}
     assert len({hint.labels_worth for hint in hints}) == 1
-    assert [hint.gain for hint in hints] == pytest.approx([curve.gain(420, STEP)] * 6, rel=0.02)
-    assert all(hint.low <= curve.gain(420, STEP) <= hint.high for hint in hints)  # type: ignore[operator]
+    assert [hint.gain for hint in hints] == pytest.approx([curve.gain(420, 42)] * 6, rel=0.02)
+    assert {hint.step for hint in hints} == {42}
+    assert all(hint.low <= curve.gain(420, 42) <= hint.high for hint in hints)  # type: ignore[operator]
 
 
 def test_a_flat_curve_with_a_large_possible_gain_does_not_advise_stopping() -> None:
