@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from backend.facts import round_of, version_name
 from backend.label_studio.client import redact_url
 from backend.label_studio.studio import Studio
 from backend.label_studio.webhooks import same_address
@@ -94,13 +95,29 @@ class Connections:
             self._never.discard(project)
             if row["connected"] != CONNECTED:
                 context.store.set_project(project, connected=CONNECTED)
+            why = self._rival(project, ours, found)
         elif found or row["connected"] or project in self._never:
             why = _objection(project, found, bool(row["connected"]))
-        others = bool(ours) and len(found) > len(ours)  # Label Studio itself may connect a backend twice
+        others = bool(ours) and not why and len(found) > len(ours)  # Label Studio itself may connect a backend twice
         listed = bool(found) or bool(row["connected"])  # otherwise, ask again at the next opportunity
         titles = [str(b.get("title") or redact_url(str(b.get("url")))) for b in found] if others else []
         self._answers[project] = (time.monotonic() if listed else float("-inf"), why, titles)
         return why
+
+    def _rival(self, project: int, ours: Sequence[Backend], found: Sequence[Backend]) -> str:
+        """Why another scanqueue has the project; "" if it is ours. Two would publish rounds against each other."""
+        first = min(found, key=lambda backend: int(backend["id"]))
+        if first in ours:
+            return ""
+        served = self._context.studio.project(project).model_version
+        known = (version_name(r["n"]) for r in self._context.store.rounds(project, picks=False))
+        if round_of(served) is None or served in known:
+            return ""
+        return (
+            f"Another scanqueue manages the project: {redact_url(str(first.get('url')))} is connected before this one, "
+            f"and annotators get its round {served}. So this one leaves the queue as it is. Remove one of the two in "
+            "Settings > Model."
+        )
 
 
 def _objection(project: int, found: Sequence[Backend], was: bool) -> str:

@@ -107,6 +107,36 @@ def test_a_removal_during_a_long_step_stops_the_refilling_of_the_queue(world: Wo
     assert world.studio.writes == writes
 
 
+def test_of_two_scanqueues_the_one_that_was_connected_first_has_the_project(world: World, tmp_path: Path) -> None:
+    world.cold_started()
+    studio, second = world.studio, World(tmp_path / "second")
+    second.studio, second.masks = studio, world.masks
+    second.store.set_project(PROJECT, backend_url="http://127.0.0.1:9091")
+    studio.connected = [OURS, {"id": 2, "title": "scanqueue", "url": "http://127.0.0.1:9091"}]
+    served, predictions = touched(studio), list(studio.predictions)
+    for _ in range(2):  # before, each of them published a round above that of the other, for ever
+        second.run()
+        world.run()
+    assert (touched(studio), studio.predictions) == (served, predictions)
+    status = second.status()
+    assert status["phase"] == "disconnected"
+    assert (
+        "Another scanqueue manages the project: http://127.0.0.1:9090 is connected before this one" in status["reason"]
+    )
+    assert world.status()["phase"] == "cold_start"
+
+    studio.connected = studio.connected[1:]
+    second.run()
+    world.run()
+    assert studio.model_version == "scanqueue-r1"
+    assert (second.status()["phase"], world.status()["phase"]) == ("cold_start", "disconnected")
+
+    studio.connected = [studio.connected[0] | {"id": 3}, OURS | {"id": 2}]  # again first, by its number
+    world.run()
+    second.run()
+    assert (second.status()["phase"], world.status()["phase"]) == ("disconnected", "cold_start")
+
+
 @pytest.mark.parametrize(
     "rows",
     [
