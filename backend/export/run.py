@@ -205,10 +205,7 @@ class _Run:
                 self.outcome.problem(what, str(error.path), **which)
             except CannotExport as error:
                 what = f"{unit.scan} was not written as {VOLUMES[form]}: {str(error).rstrip('.')}."
-                if self.export.formats:
-                    self.outcome.problem(what, **which)
-                else:
-                    self.outcome.note(what)
+                self.outcome.problem(what, **which)
 
     # -- a model's masks ----------------------------------------------------------------------
 

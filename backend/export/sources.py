@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from backend.errors import BadSetting, LostSource, UnreadableFile
-from backend.formats import Geometry, Source, read_geometry, sniff
+from backend.formats import Geometry, Source, content_of, is_content, read_geometry, sniff
 from backend.intake.identities import ScanRecord
 from backend.intake.slicing import digest
 
@@ -62,7 +62,7 @@ class Sources:
             self._index = _Index(self.folders)
         index = self._index
         if _by_instance(record.source):
-            paths = [index.instances.get(uid) for uid in record.source.instances]
+            paths = [index.instance(uid) for uid in record.source.instances]
             known = tuple(path for path in paths if path is not None)
             return replace(record.source, files=known) if len(known) == len(paths) else None
         path = index.plain(record)
@@ -76,6 +76,7 @@ class _Index:
         self.instances: dict[str, Path] = {}
         self._waiting: dict[Path, None] = {}
         self._digests: dict[str, Path] = {}
+        self._contents: dict[str, Path] = {}
         for path in _files(folders):
             try:
                 facts = sniff(path)
@@ -85,6 +86,13 @@ class _Index:
                 self.instances.setdefault(facts.instance, path)
             if facts is not None:
                 self._waiting[path] = None
+        self._all = tuple(self._waiting)
+
+    def instance(self, uid: str) -> Path | None:
+        """The file with this SOPInstanceUID, or with this content, which is read if nothing else identifies files."""
+        if is_content(uid) and not self._contents:
+            self._contents = {content_of(path): path for path in self._all}
+        return self._contents.get(uid) if is_content(uid) else self.instances.get(uid)
 
     def plain(self, record: ScanRecord) -> Path | None:
         """The file with the content of a single-file scan. Files with its name are read first."""
@@ -117,8 +125,9 @@ def _differs(record: ScanRecord, source: Source) -> tuple[str, str] | None:
         if not by_instance:
             continue
         try:
+            known = source.instances[number]
             facts = sniff(path)
-            same = facts is not None and facts.instance == source.instances[number]
+            same = facts is not None and known == (content_of(path) if is_content(known) else facts.instance)
         except (UnreadableFile, OSError) as error:
             return f"is unreadable ({part})", str(error)
         if not same:

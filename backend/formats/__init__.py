@@ -25,7 +25,7 @@ from backend.formats.labels import write_nifti_labels
 from backend.formats.reading import geometry_of, group, read, read_geometry, read_header, sniff
 from backend.formats.segmentation import write_dicom_seg
 from backend.formats.slices import informative
-from backend.formats.source import FileFacts, Header, Source
+from backend.formats.source import FileFacts, Header, Source, content_of, is_content
 from backend.formats.volume import MAX_VOXELS, Volume, choose_window
 from backend.formats.window import VoiTable, Window, to_uint8
 
@@ -45,10 +45,12 @@ __all__ = [
     "Volume",
     "Window",
     "choose_window",
+    "content_of",
     "cut",
     "geometry_of",
     "group",
     "informative",
+    "is_content",
     "read",
     "read_geometry",
     "read_header",

@@ -84,7 +84,7 @@ _GRID_SLICES = Tag(0x0065, 0x1050)  # private to United Imaging: how many slices
 _HEADER_TAGS: list[BaseTag | int] = [
     Tag(keyword)
     for keyword in (
-        *("SpecificCharacterSet", "Modality", "PatientID", "InstitutionName", "StudyInstanceUID"),
+        *("SpecificCharacterSet", "Modality", "PatientID", "PatientName", "InstitutionName", "StudyInstanceUID"),
         "BurnedInAnnotation",
     )
 ]
@@ -286,6 +286,7 @@ def read_header(path: Path) -> Header:
         return Header(
             modality=text(header, "Modality"),
             patient_id=text(header, "PatientID"),
+            patient_name=text(header, "PatientName"),
             institution=text(header, "InstitutionName"),
             study=text(header, "StudyInstanceUID"),
             burnt_in=yes_or_no(header),

@@ -137,6 +137,7 @@ class Header:
 
     modality: str = ""
     patient_id: str = ""
+    patient_name: str = ""
     institution: str = ""
     study: str = ""
     burnt_in: str = ""

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from backend.errors import BadSetting, CannotCut
 from backend.formats import AXES, Cut, Geometry, Source, Window, cut, read_geometry
 from backend.intake.existing_tasks import ExistingTasks
@@ -174,7 +176,7 @@ def plan(
     records = [
         record
         for record in identities.scans_with_instances(source.instances)
-        if (record.time, record.source.part) == (found.time, source.part)
+        if (record.time, record.source.part) == (found.time, source.part) and not _elsewhere(record, found)
     ]
     if not records:
         value = f"series {source.uid}"
@@ -236,13 +238,14 @@ class _SourcePlan:
         return self.identities.pseudonym(kind, value, remember=self.remember)
 
     def _patient(self) -> str:
-        """The group that must stay together: patient; else study or series; plain files: see `group_by`."""
+        """The group that must stay together: patient; else study or series, and name; plain files: see `group_by`."""
         header, source = self.found.header, self.found.source
         if header.patient_id.strip():
             return self._pseudonym("patient", f"id {header.patient_id.strip()}")
         if source.kind == "dicom":
-            study = header.study.strip()
-            return self._pseudonym("patient", f"study {study}" if study else f"series {source.uid}")
+            study, name = header.study.strip(), header.patient_name.strip()
+            whose = f"study {study}" if study else f"series {source.uid or self.found.digest}"
+            return self._pseudonym("patient", whose + (f" name {name}" if name else ""))
         if self.options.group_by == "folder":
             return self._pseudonym("patient", f"folder {source.files[0].absolute().parent}")
         if self.options.group_by == "file":
@@ -322,6 +325,14 @@ def _in_instances(source: Source) -> bool:
     return bool(source.uid and source.instances and all(source.instances)) and len(source.instances) == len(
         source.files
     )
+
+
+def _elsewhere(record: ScanRecord, found: IdentifiedSource) -> bool:
+    """Whether files with the SOPInstanceUIDs of a known scan are not where it is: anonymisers use one UID again."""
+    then, now = record.geometry, found.geometry
+    if record.source.instances != found.source.instances or not then.orientation:
+        return False
+    return then.shape != now.shape or not np.allclose(then.affine, now.affine, rtol=0, atol=1e-3)
 
 
 def _by_file(source: Source, slices: Cut) -> bool:

@@ -177,9 +177,23 @@ class _Import:
             self.progress.looked(self.tally.files)
         known = {one.path: one for one in facts}
         options = self.request.options
+        sources = group(facts)
+        self.tally.copies += len(known.keys() - {path for source in sources for path in source.files})
         return [
-            SourceToIdentify(source, options.time, options.axis, _geometry(source, known)) for source in group(facts)
+            SourceToIdentify(source, options.time, options.axis, _geometry(source, known))
+            for source in self._at_time(sources)
         ]
+
+    def _at_time(self, sources: list[Source]) -> Iterator[Source]:
+        """The sources without the volumes of a series that --time does not ask for."""
+        time = self.request.options.time
+        for source in sources:
+            turn, count = source.turn
+            if time is None or count == 1 or turn == time:
+                yield source
+            elif turn == 0 and time >= count:
+                what = f"its series has {count} volumes over time, 0 to {count - 1}; there is no volume {time}."
+                self.tally.problems.append(Problem(source.files[0], what))
 
     def _scans(self, sources: deque[SourceToIdentify]) -> Iterator[Scan]:
         """Every scan, recorded in the identities; problems are counted."""

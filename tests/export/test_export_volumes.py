@@ -232,3 +232,19 @@ def test_a_full_disk_is_reported_and_leaves_nothing_behind(
     with pytest.raises(StorageFull, match="No space for the export in"):
         export(lab_of([record]), tmp_path / "out", known)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_format_that_could_not_be_written_is_a_problem_with_and_without_format(
+    known: Identities, tmp_path: Path
+) -> None:
+    paths = write_series(tmp_path / "s", "s", range(3), SOPInstanceUID="1.2.3")
+    record = remember(known, 0, source_of(*paths))
+    assert record.geometry.shape[2] == 3
+    for name, asked in (("all", {}), ("seg", {"formats": ("seg",)})):
+        done = export(lab_of([record]), tmp_path / name, known, **asked)
+        (problem,) = done.problems
+        assert "was not written as DICOM SEG: its files do not have a SOPInstanceUID of their own" in problem.what
+    moved = tmp_path / "moved"
+    (tmp_path / "s").rename(moved)
+    found = Sources([moved]).find(record)
+    assert [path.parent for path in found.files] == [moved] * 3
