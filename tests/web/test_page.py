@@ -524,7 +524,7 @@ def test_each_label_has_its_own_figures_beside_the_mean_that_hides_them(lab: Lab
     assert "HD95 31.0 px, mean over 2 labels on 12 held-out scans" in text
     assert "Lowest: Lesion, Dice 0.250 on 2 scans. Missed: 1 of 14. False alarms: 3 of 10." in text
     text = view(lab, "models").text
-    assert re.search(rf"Lung 0\.902 0\.9\d\d to 0\.9\d\d 2\.0 px 12 of 12 {formatting.NONE} {formatting.NONE}", text)
+    assert re.search(rf"Lung 0\.902 0\.9\d\d to 0\.9\d\d 2\.0 px 12 of 12 {formatting.NONE}", text)
     assert "Lesion 0.250 0.000 to 0.500 60.0 px 1 of 2 3 of 10 0.03 %" in text
     assert "12 1 of 14 3 of 10 yes" in view(lab, "curve").text
 
