@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import dcm2niix
 import highdicom
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 from dicom_files import AXIAL, ENHANCED_CT, ENHANCED_MR, dataset, save, series
+from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 
@@ -362,3 +366,95 @@ def test_a_seg_of_a_series_without_slice_thickness(tmp_path: Path) -> None:
     (source,) = sources(*paths)
     write_dicom_seg(tmp_path / "a.dcm", np.ones((5, 6, 3), np.uint8), source, names=("a",))
     assert pydicom.dcmread(tmp_path / "a.dcm").NumberOfFrames == 3
+
+
+# ---- the same voxels at the same places as dcm2niix
+
+
+def of_dcm2niix(folder: Path, out: Path) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """The volumes that dcm2niix makes of a folder: values and affine (RAS+)."""
+    out.mkdir()
+    line = [dcm2niix.bin, "-z", "n", "-b", "n", "-m", "n", "-f", "%s_%d", "-o", str(out), str(folder)]
+    subprocess.run(line, check=True, capture_output=True, timeout=60)
+    found = []
+    for path in sorted(out.glob("*.nii")):
+        image = nib.load(path)
+        values = np.asarray(image.dataobj)
+        values = values if values.ndim == 4 else values[..., None]
+        found += [(values[..., t], image.affine) for t in range(values.shape[3])]
+    return found
+
+
+def at(values: NDArray[Any], affine: NDArray[Any]) -> dict[tuple[float, ...], float]:
+    """Value by position in RAS mm."""
+    indexes = np.indices(values.shape).reshape(3, -1)
+    places = np.round(affine[:3, :3] @ indexes + affine[:3, 3:], 2) + 0.0
+    return dict(zip(map(tuple, places.T.tolist()), values.ravel().tolist(), strict=True))
+
+
+def acquired(folder: Path, kind: str) -> None:
+    """Enhanced files of one kind, each with distinct pixels and an oblique orientation."""
+    tilted = (0.8, 0.6, 0.0, 0.0, 0.0, -1.0)
+    times = 1 if kind == "macros of frames" else 2
+    frames = []
+    for t in range(times):
+        for k in range(5):
+            content = {"StackID": "1", "InStackPositionNumber": k + 1, "TemporalPositionIndex": t + 1}
+            content["DimensionIndexValues"] = [1, k + 1, t + 1]
+            pixels = RNG.integers(0, 4000, (16, 12)).astype(np.uint16)
+            frames.append(frame(5.0 * k, orientation=tilted, content=content, pixels=pixels))
+    header: dict[str, Any] = {
+        "SeriesInstanceUID": "1.2.3.5",
+        "StudyInstanceUID": "1.2.3",
+        "Manufacturer": "Philips",
+        "SeriesNumber": 4,
+        "DimensionIndexSequence": [
+            item(DimensionIndexPointer=pointer)[0] for pointer in (0x00209056, 0x00209057, 0x00209128)
+        ],
+    }
+    if kind == "a file for each frame":
+        for n, one in enumerate(frames):
+            mark = {"AcquisitionNumber": n // 5 + 1, "TemporalPositionIdentifier": n // 5 + 1}
+            enhanced(folder / f"{n}.dcm", [one], InstanceNumber=n + 1, **mark, **header)
+    elif kind == "a concatenation":
+        for n in (0, 1):
+            parts = {"ConcatenationUID": "1.2.9", "InConcatenationNumber": n + 1, "InstanceNumber": n + 1}
+            enhanced(folder / f"{n}.dcm", frames[5 * n : 5 * n + 5], **parts, **header)
+    else:
+        chosen = shuffled(frames) if kind == "shuffled time" else frames
+        enhanced(folder / "a.dcm", chosen, shared=kind == "shuffled time", **header)
+
+
+@pytest.mark.parametrize("kind", ["shuffled time", "macros of frames", "a file for each frame", "a concatenation"])
+def test_voxels_are_where_dcm2niix_puts_them(tmp_path: Path, kind: str) -> None:
+    acquired(tmp_path / "in", kind)
+    ours = by_place(*sorted((tmp_path / "in").iterdir()))
+    theirs = [at(*one) for one in of_dcm2niix(tmp_path / "in", tmp_path / "out")]
+    assert len(ours) == len(theirs)
+    assert all(one in theirs for one in ours)
+
+
+def test_each_stack_is_where_dcm2niix_puts_it_alone(tmp_path: Path) -> None:
+    """dcm2niix refuses a file with several stacks ("slice orientation varies"), so it reads each from a file of its own."""
+    stacks = []
+    for n, (orientation, size) in enumerate([(AXIAL, 5), (CORONAL, 4)]):
+        frames = []
+        for k in range(size):
+            content = {"StackID": str(n + 1), "InStackPositionNumber": k + 1}
+            pixels = RNG.integers(0, 4000, (16, 12)).astype(np.uint16)
+            frames.append(frame(6.0 * k, orientation=orientation, content=content, pixels=pixels))
+        stacks.append(frames)
+        enhanced(tmp_path / f"alone{n}" / "a.dcm", frames)
+    ours = by_place(enhanced(tmp_path / "a.dcm", [*stacks[0], *stacks[1]]))
+    (first,), (second,) = (of_dcm2niix(tmp_path / f"alone{n}", tmp_path / f"out{n}") for n in (0, 1))
+    assert ours == [at(*first), at(*second)]
+
+
+def by_place(*paths: Path) -> list[dict[tuple[float, ...], float]]:
+    """Value by position of every volume that we make of these files."""
+    found = []
+    for source in sources(*paths):
+        for time in range(source.volumes):
+            volume = read(source, time=time)
+            found.append(at(volume.values, volume.geometry.affine))
+    return found
