@@ -98,7 +98,7 @@ def _features(scans: Labelled) -> NDArray[np.float16]:
     import torch
 
     weights = str(SHARED / "weights" / "mobilenetv2_100" / "model.safetensors")
-    given = {"pretrained": True, "pretrained_cfg_overlay": {"file": weights}}
+    given: dict[str, Any] = {"pretrained": True, "pretrained_cfg_overlay": {"file": weights}}
     network = timm.create_model("mobilenetv2_100", features_only=True, out_indices=(1, 2, 3, 4), **given)
     network.eval()
     place = np.stack(np.meshgrid(*[np.linspace(-1, 1, GRID)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)

@@ -142,9 +142,9 @@ def projects(models: Sequence[Model], screening: bool, count: int, random: np.ra
     """Projects with at least three models, each judged on a fifth of its labels."""
     curves = {data: true_curve(models, data) for data in sorted({m.data for m in models})}
     per = round(1 / POSITIVE) if screening else 1  # labels for one with a finding
-    found = []
+    found: list[list[Moment]] = []
     while len(found) < count:
-        one = models[random.integers(len(models))]
+        one = models[int(random.integers(len(models)))]
         size = int(_any(random, ROUNDS))
         mine = [m for m in models if (m.data, m.seed) == (one.data, one.seed)]
         used = [m for m in mine if m.labels % size == 0]
