@@ -435,7 +435,7 @@ def test_voxels_are_where_dcm2niix_puts_them(tmp_path: Path, kind: str) -> None:
 
 
 def test_each_stack_is_where_dcm2niix_puts_it_alone(tmp_path: Path) -> None:
-    """dcm2niix refuses a file with several stacks ("slice orientation varies"), so it reads each from a file of its own."""
+    """dcm2niix refuses a file with several stacks ("slice orientation varies"): it reads each from its own file."""
     stacks = []
     for n, (orientation, size) in enumerate([(AXIAL, 5), (CORONAL, 4)]):
         frames = []
