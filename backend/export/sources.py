@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from backend.errors import BadSetting, LostSource, UnreadableFile
-from backend.formats import Geometry, Source, content_of, is_content, read_geometry, sniff
+from backend.formats import Geometry, Source, content_of, is_content, packed, read_geometry, sniff
 from backend.intake.identities import ScanRecord
 from backend.intake.slicing import digest
 
@@ -112,7 +112,9 @@ def _files(folders: Sequence[Path]) -> Iterator[Path]:
     for folder in folders:
         for place, inner, names in os.walk(folder):
             inner.sort()
-            yield from (Path(place, name) for name in sorted(names))
+            for name in sorted(names):
+                inside = packed.members(Path(place, name))
+                yield from [Path(place, name)] if inside is None else inside
 
 
 def _differs(record: ScanRecord, source: Source) -> tuple[str, str] | None:
@@ -120,7 +122,7 @@ def _differs(record: ScanRecord, source: Source) -> tuple[str, str] | None:
     by_instance = _by_instance(source)
     for number, path in enumerate(source.files):
         part = f"file {number + 1} of {len(source.files)}" if len(source.files) > 1 else "file"
-        if not path.is_file():
+        if not packed.is_file(path):
             return f"was moved or deleted ({part} is missing)", f"missing: {path}"
         if not by_instance:
             continue

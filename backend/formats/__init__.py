@@ -1,4 +1,4 @@
-"""Scans on disk as arrays with their position in the patient, and labels back: DICOM, NIfTI, PNG, JPEG, TIFF.
+"""Scans on disk as arrays with their position in the patient, and labels back: DICOM, NIfTI, NRRD, pictures.
 
 Arrays are in *voxel order* (i, j, k), and `affine` maps voxel indices to RAS+ millimetres, as in nibabel. The pixel
 at [row, column] of a DICOM slice k is `values[column, row, k]`: i runs along a row. A plain picture (H, W) becomes
@@ -20,6 +20,7 @@ Every error in a file is an `UnreadableFile`, whose message contains its path an
 from __future__ import annotations
 
 from backend.errors import BadWindow, CannotCut, CannotExport, UnreadableFile
+from backend.formats import kinds, packed
 from backend.formats.geometry import AXES, Cut, Geometry, cut
 from backend.formats.labels import write_nifti_labels
 from backend.formats.reading import geometry_of, group, read, read_geometry, read_header, sniff
@@ -51,6 +52,8 @@ __all__ = [
     "group",
     "informative",
     "is_content",
+    "kinds",
+    "packed",
     "read",
     "read_geometry",
     "read_header",

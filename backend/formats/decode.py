@@ -17,7 +17,7 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.uid import JPEGExtended12Bit
 
 from backend.errors import UnreadableFile
-from backend.formats import dicom, fields, frames
+from backend.formats import dicom, fields, frames, packed
 from backend.formats.functional_groups import first_item, groups, items
 from backend.formats.geometry import Geometry
 from backend.formats.source import FileFacts, Source
@@ -213,9 +213,10 @@ def _twelve_bit_jpeg(path: Path, header: Dataset, index: int | None) -> NDArray[
     for off in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff):
         off()
     reader = gdcm.ImageReader()
-    reader.SetFileName(str(path))
-    if not reader.Read():
-        raise ValueError("GDCM cannot decode this 12-bit JPEG")
+    with packed.local(path) as file:
+        reader.SetFileName(str(file))
+        if not reader.Read():
+            raise ValueError("GDCM cannot decode this 12-bit JPEG")
     image = reader.GetImage()
     kind = {"UINT16": "<u2", "INT16": "<i2"}[image.GetPixelFormat().GetScalarTypeAsString()]
     content = image.GetBuffer().encode("utf-8", "surrogateescape")  # GDCM's wrapper returns bytes as str

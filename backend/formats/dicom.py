@@ -26,6 +26,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from backend.errors import UnreadableFile
+from backend.formats import packed
 from backend.formats.fields import directions, normal, numbers, spacing, text, thickness, whole, yes_or_no
 from backend.formats.functional_groups import of_frame, other_dimensions
 from backend.formats.source import UNNAMED, FileFacts, Header
@@ -125,7 +126,7 @@ def reported(path: Path) -> Iterator[None]:
 
 def load(path: Path, *, pixels: bool = False) -> Dataset:
     """The header of one file, or the whole file. Raises UnreadableFile."""
-    with reported(path), path.open("rb") as file:
+    with reported(path), packed.opened(path) as file:
         _refuse_bombs(path, file)
         return pydicom.dcmread(file, force=True, stop_before_pixels=not pixels)
 
@@ -133,7 +134,7 @@ def load(path: Path, *, pixels: bool = False) -> Dataset:
 def _load_tags(path: Path, tags: list[BaseTag | int]) -> Dataset:
     """The header with these elements only. Raises UnreadableFile."""
     before = int(max(tags)).__lt__  # called for every element, and much faster than BaseTag's
-    with reported(path), path.open("rb") as file:
+    with reported(path), packed.opened(path) as file:
         _refuse_bombs(path, file)
         # Vendors put hundreds of private elements between our last one and the pixels.
         return read_partial(file, lambda tag, vr, length: before(tag), force=True, specific_tags=tags)
@@ -255,7 +256,7 @@ def facts(path: Path, header: Dataset, *, placed_only: bool = False) -> FileFact
         whole=text(header, "ConcatenationUID"),
         owner=_owner(header),
         burnt_in=yes_or_no(header),
-        size=path.stat().st_size,
+        size=packed.size(path),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import aff2axcodes, io_orientation
 from numpy.typing import NDArray
 
@@ -203,3 +204,28 @@ def codes(affine: NDArray[np.float64]) -> str:
         return ""
     found = aff2axcodes(affine)  # type: ignore[no-untyped-call]
     return "" if None in found else "".join(found)
+
+
+def of_volume(shape: tuple[int, int, int], affine: NDArray[np.float64], sizes: NDArray[np.float64]) -> Geometry:
+    """The geometry of a volume in one file.
+
+    affine  voxel indices to RAS+ mm; if it is unusable (zeros, say), the position is unknown
+    sizes   mm along i, j, k, for that case; anything but positive numbers: unknown
+    """
+    orientation = codes(affine)
+    if orientation:
+        sizes = np.asarray(voxel_sizes(affine))  # type: ignore[no-untyped-call]
+    else:  # no position, but its voxel sizes may be valid
+        known = bool(np.isfinite(sizes).all() and (sizes > 0).all())
+        affine = np.diag([*((-1, -1, 1) * (sizes if known else np.ones(3))), 1.0])
+        sizes = sizes if known else np.zeros(3)
+    spacing = (float(sizes[0]), float(sizes[1]), float(sizes[2])) if sizes.all() else None
+    acquisition = 2
+    if spacing is not None:
+        # Sizes that differ only by 32-bit rounding are equal.
+        acquisition = max(axis for axis in range(3) if spacing[axis] >= max(spacing) * (1 - 1e-4))
+    if shape[2] == 1 and not (shape[0] == 1 or shape[1] == 1):
+        acquisition = 2  # a single slice, whatever its declared thickness
+    straight = affine[:3, :3] / np.where(sizes > 0, sizes, 1)
+    regular = bool(orientation) and float(np.abs(straight.T @ straight - np.eye(3)).max()) < 0.01
+    return Geometry(shape, affine, spacing, regular, acquisition, orientation, as_stored=not orientation)

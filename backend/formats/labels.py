@@ -45,7 +45,8 @@ def write_nifti_labels(
     geometry = read_geometry(source, time=time)
     check(labels, geometry, names)
     if source.kind == "nifti":
-        image: Any = _image_like(nifti.load(source.files[0]), labels)
+        with nifti.opened(source.files[0]) as like:
+            image: Any = _image_like(like, labels)
     else:
         image = nib.Nifti1Image(labels, geometry.affine)  # type: ignore[no-untyped-call]
         image.header.set_xyzt_units("mm")

@@ -1,9 +1,10 @@
-"""NIfTI-1, NIfTI-2 and Analyze volumes, compressed or not, through nibabel."""
+"""NIfTI-1, NIfTI-2, Analyze and FreeSurfer (MGH) volumes, compressed or not, through nibabel."""
 
 from __future__ import annotations
 
 import gzip
 import logging
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from backend.errors import UnreadableFile
-from backend.formats import frames
-from backend.formats.geometry import Geometry, codes
+from backend.formats import frames, packed
+from backend.formats.geometry import Geometry, codes, of_volume
 from backend.formats.source import FileFacts, Source
 from backend.formats.volume import MAX_VOXELS, Volume
 from backend.formats.window import Window
@@ -29,27 +30,22 @@ _SQUEEZE = 1032  # maximum compression ratio of deflate
 _MAGIC = (b"n+1\0", b"ni1\0")
 _SAME_SIZE = 0.01  # relative; registration and 32-bit floats change sizes by less
 _LOST_SIZE = "its sform contradicts the voxel size in its header (pixdim), which was used instead"
-_SUFFIXES = (".nii", ".nii.gz")
+_MGH = (".mgh", ".mgz", ".mgh.gz")
+_SUFFIXES = (".nii", ".nii.gz", *_MGH)
+_CIFTI = range(3000, 3100)  # intent codes
 
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it logs every repair of a header
 warnings.filterwarnings("ignore", module=r"nibabel(\.|$)")
 
 
-def start(path: Path, first: bytes) -> bytes:
-    """The first 352 bytes, decompressed if `first` shows gzip; b"" if that fails."""
-    if first[:2] != b"\x1f\x8b":
-        return first
-    try:
-        with gzip.open(path) as file:
-            return file.read(352)
-    except (OSError, EOFError, zlib.error):
-        return b""
-
-
 def looks_like(path: Path, head: bytes) -> bool:
     """Whether decompressed bytes start like a NIfTI header, or like an Analyze header in a .hdr file."""
     analyze = head[:4] in (b"\x5c\1\0\0", b"\0\0\1\x5c") and path.name.lower().endswith((".hdr", ".hdr.gz"))
-    return head[344:348] in _MAGIC or head[4:8] in (b"n+2\0", b"ni2\0") or analyze
+    return head[344:348] in _MAGIC or head[4:8] in (b"n+2\0", b"ni2\0") or analyze or _is_mgh(path, head)
+
+
+def _is_mgh(path: Path, head: bytes) -> bool:
+    return head[:4] == b"\0\0\0\1" and path.name.lower().endswith(_MGH)
 
 
 def has_known_suffix(path: Path) -> bool:
@@ -66,7 +62,7 @@ def reported(path: Path) -> Iterator[None]:
     except MemoryError as error:
         raise UnreadableFile(path, "does not fit into memory; exclude it or use a larger machine") from error
     except FileNotFoundError as error:
-        missing = "its other half (.img or .hdr)" if path.exists() else "it"
+        missing = "its other half (.img or .hdr)" if packed.is_file(path) else "it"
         raise UnreadableFile(path, f"cannot be read: {missing} does not exist") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UnreadableFile(path, "is a truncated or damaged gzip file; copy it again") from error
@@ -77,10 +73,37 @@ def reported(path: Path) -> Iterator[None]:
         raise UnreadableFile(path, f"is a damaged NIfTI file ({type(error).__name__}); copy it again") from error
 
 
-def load(path: Path) -> Any:
-    """The image with its header loaded and checked, without values. Raises UnreadableFile."""
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The image with its header loaded and checked; values can be read while it is open. Raises UnreadableFile."""
+    with reported(path), packed.local(path, **_named(path)) as file:
+        yield _load(path, file)
+
+
+def _named(path: Path) -> dict[str, Any]:
+    """How `packed.local` presents a file: nibabel goes by its name, and reads gzip by itself."""
+    head, packing = packed.start(path, 352)
+    stem = re.sub(r"(\.(nii|mgh|mgz|gz|bz2|xz))+$", "", path.name, flags=re.IGNORECASE) or "a"
+    squeezed = packing == "gzip"
+    if _is_mgh(path, head):
+        suffix = ".mgz" if squeezed else ".mgh"
+    elif head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0":
+        suffix = ".nii.gz" if squeezed else ".nii"
+    else:  # a header, and voxels in another file
+        stem = path.name.removesuffix(".gz")[:-4]
+        halves = [f"{stem}{half}{gz}" for half in (".img", ".IMG", ".hdr", ".HDR") for gz in ("", ".gz")]
+        return {"as_stored": True, "beside": [name for name in halves if name != path.name]}
+    name = path.name if path.name.lower().endswith(suffix) else stem + suffix
+    return {"name": name, "as_stored": squeezed or not packing}
+
+
+def _load(path: Path, file: Path) -> Any:
+    """The image in `file`, a readable form of `path`. Raises UnreadableFile, and the errors of nibabel."""
     with reported(path):
-        image: Any = nib.load(path, mmap=False)
+        image: Any = nib.load(file, mmap=False)
+        if isinstance(image, nib.Cifti2Image) or _intent(image) in _CIFTI:
+            raise UnreadableFile(path, "is CIFTI: values on the surface of the brain, not a volume; exclude it")
+        image = _with_lengths(image)
         shape = _shape(image)
         if not shape or min(shape) < 1:
             raise UnreadableFile(path, f"has no voxels: its shape is {' x '.join(map(str, shape)) or 'empty'}")
@@ -111,6 +134,26 @@ def _refuse_truncated(path: Path, image: Any, shape: tuple[int, ...], kind: np.d
         raise UnreadableFile(path, f"is truncated: it has {size:,} bytes, its header declares {need:,}; copy it again")
 
 
+def _intent(image: Any) -> int:
+    return int(image.header["intent_code"]) if isinstance(image, nib.Nifti1Pair) else 0
+
+
+def _with_lengths(image: Any) -> Any:
+    """The image with its third and later dimensions at least 1: some tools write 0 for a dimension that is not used."""
+    shape = _shape(image)
+    if not isinstance(image, nib.Nifti1Pair) or 0 not in shape[2:] or min(shape[:2]) < 1:
+        return image
+    kind: Any = type(image)
+    stored = image.dataobj
+    lengths = tuple(max(1, length) for length in shape)
+    voxels = kind.ImageArrayProxy(
+        image.file_map["image"].filename, (lengths, stored.dtype, stored.offset, stored.slope, stored.inter)
+    )
+    header = kind.header_class.from_header(image.header)
+    header.set_data_shape(lengths)
+    return kind(voxels, image.affine, header, file_map=image.file_map)
+
+
 def _shape(image: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in image.shape)
 
@@ -121,24 +164,23 @@ def times(shape: tuple[int, ...]) -> int:
 
 def files(path: Path) -> tuple[Path, ...]:
     """The file, and for a separate header also the file with the voxels. Raises UnreadableFile."""
-    image = load(path)
-    other = Path(image.file_map["image"].filename)
-    return (path,) if other == path else (path, other)
+    with opened(path) as image:
+        held = [Path(half.filename).name for half in image.file_map.values()]
+        other = Path(image.file_map["image"].filename).name
+    return (path,) if len(set(held)) == 1 else (path, path.parent / other)
 
 
 def sniff(path: Path) -> FileFacts:
-    image = load(path)
-    shape = (*_shape(image), 1)
-    with reported(path):
+    with opened(path) as image:
+        shape = (*_shape(image), 1)
         remark = _LOST_SIZE if _other_affine(image) is not None else ""
-    return FileFacts(path, "nifti", frames=times(image.shape), rows=shape[1], columns=shape[0], remark=remark)
+        return FileFacts(path, "nifti", frames=times(image.shape), rows=shape[1], columns=shape[0], remark=remark)
 
 
 def read_geometry(source: Source, *, time: int | None = None) -> Geometry:
     path = source.files[0]
-    image = load(path)
-    frames.choose_volume(path, times(image.shape), time)
-    with reported(path):
+    with opened(path) as image:
+        frames.choose_volume(path, times(image.shape), time)
         return _geometry(image)
 
 
@@ -180,32 +222,15 @@ def _geometry(image: Any) -> Geometry:
     other = _other_affine(image)
     affine = np.array(image.affine if other is None else other, np.float64)
     affine[:3] *= unit
-    orientation = codes(affine)
-    if orientation:
-        sizes = voxel_sizes(affine)  # type: ignore[no-untyped-call]
-    else:  # no position, but its voxel sizes may be valid
-        sizes = np.array((*image.header.get_zooms()[:3], 1.0, 1.0, 1.0)[:3], np.float64) * unit
-        known = bool(np.isfinite(sizes).all() and (sizes > 0).all())
-        affine = np.diag([*((-1, -1, 1) * (sizes if known else np.ones(3))), 1.0])
-        sizes = sizes if known else np.zeros(3)
-    spacing = (float(sizes[0]), float(sizes[1]), float(sizes[2])) if sizes.all() else None
-    acquisition = 2
-    if spacing is not None:
-        # Sizes that differ only by 32-bit rounding are equal.
-        acquisition = max(axis for axis in range(3) if spacing[axis] >= max(spacing) * (1 - 1e-4))
-    if k == 1 and not (i == 1 or j == 1):
-        acquisition = 2  # a single slice, whatever its declared thickness
-    straight = affine[:3, :3] / np.where(sizes > 0, sizes, 1)
-    regular = bool(orientation) and float(np.abs(straight.T @ straight - np.eye(3)).max()) < 0.01
-    return Geometry((i, j, k), affine, spacing, regular, acquisition, orientation, as_stored=not orientation)
+    sizes = np.array((*image.header.get_zooms()[:3], 1.0, 1.0, 1.0)[:3], np.float64) * unit
+    return of_volume((i, j, k), affine, sizes)
 
 
 def read(source: Source, *, time: int | None = None) -> Volume:
     """The values of a NIfTI source; see `backend.formats.read`."""
     path = source.files[0]
-    image = load(path)
-    chosen = frames.choose_volume(path, times(image.shape), time)
-    with reported(path):
+    with opened(path) as image:
+        chosen = frames.choose_volume(path, times(image.shape), time)
         geometry = _geometry(image)
         values = _values(image, chosen)
         if values.dtype.names is not None:

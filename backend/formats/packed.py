@@ -26,10 +26,10 @@ MAX_UNPACKED = 2**32  # bytes of a member or of a decompressed file
 _IN_MEMORY = 2**25  # bytes; larger ones are unpacked into a temporary file
 _ARCHIVES = ("", ".zip")  # suffixes of archives; documents and NumPy files are zip archives too
 _DOCUMENTS = {"[Content_Types].xml", "mimetype", "META-INF/MANIFEST.MF"}
-_PACKERS: dict[bytes, Callable[[BinaryIO], Any]] = {
-    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ\0": lzma.LZMAFile,
+_PACKERS: dict[bytes, tuple[str, Callable[[BinaryIO], Any]]] = {
+    b"\x1f\x8b": ("gzip", lambda file: gzip.GzipFile(fileobj=file, mode="rb")),
+    b"BZh": ("bzip2", bz2.BZ2File),
+    b"\xfd7zXZ\0": ("xz", lzma.LZMAFile),
 }
 _SUFFIXES = (".gz", ".bz2", ".xz")
 _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, RuntimeError)
@@ -82,25 +82,25 @@ def stored(path: Path) -> Iterator[BinaryIO]:
 def opened(path: Path) -> Iterator[BinaryIO]:
     """The same, decompressed. Raises also UnreadableFile if decompressing fails or exceeds MAX_UNPACKED."""
     with stored(path) as file:
-        packer = _packer(file)
-        if packer is None:
+        packing, packer = _packer(file)
+        if not packing:
             yield file
             return
         with packer(file) as stream, _copied(path, stream) as copy:
             yield copy
 
 
-def start(path: Path, count: int) -> tuple[bytes, bool]:
-    """The first `count` bytes, decompressed, and whether they were compressed; b"" if decompressing fails."""
+def start(path: Path, count: int) -> tuple[bytes, str]:
+    """The first `count` bytes, decompressed, and their compression or ""; b"" if decompressing fails."""
     with stored(path) as file:
-        packer = _packer(file)
-        if packer is None:
-            return file.read(count), False
+        packing, packer = _packer(file)
+        if not packing:
+            return file.read(count), ""
         try:
             with packer(file) as stream:
-                return stream.read(count), True
+                return stream.read(count), packing
         except _BROKEN:
-            return b"", True
+            return b"", packing
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def local(path: Path, *, name: str = "", as_stored: bool = False, beside: Sequen
     Raises the same errors as `opened`.
     """
     plain = path.is_file()
-    packed = not as_stored and start(path, 1)[1]
+    packed = not as_stored and start(path, 1)[1] != ""
     if plain and not packed and name in ("", path.name):
         yield path
         return
@@ -133,10 +133,11 @@ def local(path: Path, *, name: str = "", as_stored: bool = False, beside: Sequen
         yield target
 
 
-def _packer(file: BinaryIO) -> Callable[[BinaryIO], Any] | None:
+def _packer(file: BinaryIO) -> tuple[str, Callable[[BinaryIO], Any]]:
+    """The name of a compression, and what decompresses it; "" and the file itself."""
     first = file.read(6)
     file.seek(0)
-    return next((packer for magic, packer in _PACKERS.items() if first.startswith(magic)), None)
+    return next((packer for magic, packer in _PACKERS.items() if first.startswith(magic)), ("", lambda same: same))
 
 
 @lru_cache(maxsize=8)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from backend.errors import UnreadableFile
-from backend.formats import decode, dicom, frames, nifti, picture
+from backend.formats import decode, dicom, frames, itk, kinds, nifti, packed, picture
 from backend.formats.copies import distinct
 from backend.formats.geometry import Geometry
 from backend.formats.source import FileFacts, Header, Source
@@ -23,26 +23,29 @@ def sniff(path: Path) -> FileFacts | None:
     None: not an image (text, a DICOMDIR, a report, a segmentation, a structure set, the second half of a NIfTI pair).
     Raises UnreadableFile if the file is broken, empty, too large, or named like an image without being one.
     """
-    if not path.is_file():
+    if not packed.is_file(path):
         if path.exists():
             return None  # a folder, a socket
         raise UnreadableFile(path, "cannot be read: it does not exist")
     try:
-        with path.open("rb") as file:
-            first = file.read(512)
+        first, _ = packed.start(path, 512)
     except OSError as error:
         raise UnreadableFile(path, f"cannot be read: {error.strerror or type(error).__name__}") from error
-    named_dicom = path.suffix.lower() in _DICOM_SUFFIXES
-    if first and (named_dicom or dicom.looks_like(first)):
+    named_dicom = path.name.lower().removesuffix(".gz").endswith(_DICOM_SUFFIXES)
+    if first and (named_dicom or dicom.looks_like(first)) and not itk.looks_like(first):
         return frames.sniff(path, certain=named_dicom or first[128:132] == b"DICM")
-    head = nifti.start(path, first)
-    if nifti.looks_like(path, head):
+    if nifti.looks_like(path, first):
         return nifti.sniff(path)
+    if itk.looks_like(first):
+        return itk.sniff(path)
     if picture.looks_like(first):
         return picture.sniff(path)
-    if not (named_dicom or nifti.has_known_suffix(path) or picture.has_known_suffix(path)):
+    if first.startswith(kinds.ARCHIVES) and path.suffix.lower() in ("", ".zip"):
+        raise UnreadableFile(path, "is a damaged archive, or an archive in an archive; unpack it and import the folder")
+    known = (nifti.has_known_suffix, itk.has_known_suffix, picture.has_known_suffix)
+    if not (named_dicom or path.suffix.lower() == ".zip" or any(has(path) for has in known)):
         return None
-    if not first:
+    if not packed.size(path):
         raise UnreadableFile(path, "is empty (0 bytes); copy it again")
     raise UnreadableFile(path, f"is not an image, although its name ends in {path.suffix}; copy it again, or rename it")
 
@@ -64,6 +67,8 @@ def group(facts: Iterable[FileFacts]) -> list[Source]:
     for fact in known:
         if fact.kind == "nifti":
             sources.append(Source("nifti", nifti.files(fact.path), "", volumes=fact.frames, remarks=_remarks(fact)))
+        elif fact.kind == "volume":
+            sources.append(Source("volume", itk.files(fact.path), "", volumes=fact.frames, remarks=_remarks(fact)))
         elif fact.kind == "image":
             sources.append(Source("image", (fact.path,), "", remarks=_remarks(fact)))
     return sorted(sources, key=lambda source: str(source.files[0]))
@@ -87,6 +92,8 @@ def read_geometry(source: Source, *, time: int | None = None) -> Geometry:
         return frames.read_geometry(source, time=time)
     if source.kind == "nifti":
         return nifti.read_geometry(source, time=time)
+    if source.kind == "volume":
+        return itk.read_geometry(source, time=time)
     return picture.read_geometry(source, time=time)
 
 
@@ -107,4 +114,6 @@ def read(source: Source, *, time: int | None = None) -> Volume:
         return decode.read(source, time=time)
     if source.kind == "nifti":
         return nifti.read(source, time=time)
+    if source.kind == "volume":
+        return itk.read(source, time=time)
     return picture.read(source, time=time)

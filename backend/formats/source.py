@@ -6,15 +6,19 @@ import hashlib
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
+
+from backend.formats import packed
 
 UNNAMED = "without UID "  # begins the `series` of files that have no SeriesInstanceUID
 _CONTENT = "sha256 "
 
 
 def content_of(path: Path) -> str:
-    """What identifies a DICOM file without a SOPInstanceUID of its own: a digest of its content."""
-    with path.open("rb") as file:
-        return _CONTENT + hashlib.file_digest(file, "sha256").hexdigest()
+    """What identifies a DICOM file without a SOPInstanceUID of its own: a digest of its content, decompressed."""
+    with packed.opened(path) as file:
+        content: Any = file
+        return _CONTENT + hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def is_content(instance: str) -> bool:
@@ -26,7 +30,7 @@ def is_content(instance: str) -> bool:
 class FileFacts:
     """The facts in the header of one file, enough to assemble the files of a series. Picklable.
 
-    kind         "dicom", "nifti" or "image"
+    kind         "dicom", "nifti", "volume" (NRRD, MetaImage) or "image"
     series       SeriesInstanceUID; without one, UNNAMED and a digest of what else distinguishes series
     instance     SOPInstanceUID; "" if there is none; `content_of` the file if another image has the same
     place        mm along the normal of the slice; without a position, the InstanceNumber
@@ -82,7 +86,7 @@ class FileFacts:
 class Source:
     """One volume or one picture, which becomes one scan. Picklable.
 
-    kind       "dicom", "nifti" or "image"
+    kind       "dicom", "nifti", "volume" (NRRD, MetaImage) or "image"
     files      DICOM: the slices in order of position, or one multi-frame file, or the parts of one; else one file
     uid        identifies the source whatever its file names and folders. DICOM: the series and one stack of it; else
                "": use a digest of the content

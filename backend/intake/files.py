@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from backend.errors import BadSetting
+from backend.formats import packed
 
 
 def walk(paths: Sequence[Path], *, spare: Sequence[Path] = ()) -> Iterator[Path]:
-    """Every file in `paths` and the folders below, each once, in order of their names.
+    """Every file in `paths`, the folders below and the zip archives there, each once, in order of their names.
 
     Follows links and ignores hidden names. Yields a folder that cannot be opened instead of its files, so that
     reading it reports the problem.
@@ -34,7 +35,7 @@ def _below(path: Path, seen: set[tuple[int, int]], avoided: set[tuple[int, int]]
         return  # deleted meanwhile, a link to a parent, a path passed twice, or our own folder
     seen.add(place)
     if not path.is_dir():
-        yield path
+        yield from _inside(path)
         return
     try:
         entries = sorted((e for e in os.scandir(path) if not e.name.startswith(".")), key=lambda entry: entry.name)
@@ -47,7 +48,13 @@ def _below(path: Path, seen: set[tuple[int, int]], avoided: set[tuple[int, int]]
             continue
         if (place[0], entry.inode()) not in seen:
             seen.add((place[0], entry.inode()))
-            yield path / entry.name
+            yield from _inside(path / entry.name)
+
+
+def _inside(path: Path) -> Sequence[Path]:
+    """The file, or the members of a zip archive."""
+    inside = packed.members(path) if path.suffix.lower() == ".zip" else None
+    return [path] if inside is None else inside
 
 
 def _place(path: Path) -> tuple[int, int] | None:

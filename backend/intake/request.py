@@ -39,6 +39,7 @@ class Tally:
     """The results of an import. `problems`, `remarks` and `burnt_in` contain paths, which may name patients.
 
     files, others   files found, and those of them that are not images
+    suffixes        the number of these by suffix
     scans           identified sources, without copies
     copies          files that are copies of others
     slices          selected slices
@@ -51,6 +52,7 @@ class Tally:
 
     files: int = 0
     others: int = 0
+    suffixes: dict[str, int] = field(default_factory=dict)
     scans: int = 0
     copies: int = 0
     slices: int = 0
@@ -69,6 +71,7 @@ class Tally:
         numbers = ("files", "others", "scans", "copies", "slices", "made", "there", "skipped", "doubles")
         return {
             **{name: getattr(self, name) for name in numbers},
+            "others_by_suffix": self.suffixes,
             "burnt_in": len(self.burnt_in),
             "problems": [problem.what for problem in self.problems],
             "remarks": [remark.what for remark in self.remarks],

@@ -19,6 +19,7 @@ from backend.intake.delivery import Delivery, LocalFiles, Uploads
 from backend.intake.existing_tasks import ExistingTasks
 from backend.intake.files import walk
 from backend.intake.identities import Identities
+from backend.intake.leftovers import Leftovers
 from backend.intake.plan import Scan, plan
 from backend.intake.request import ImportRequest, ProgressListener, Tally
 from backend.intake.slicing import (
@@ -160,6 +161,7 @@ class _Import:
 
     def _sources(self, files: Iterable[Path], prepared: Future[None]) -> list[SourceToIdentify]:
         facts: list[FileFacts] = []
+        leftovers = Leftovers()
         lots = _in_lots(files, FILES)
         for paths, found in self.workers.each_lot(sniff_files, lots, lambda path: path, ahead=4 * self.workers.jobs):
             for path, one in zip(paths, found, strict=True):
@@ -168,7 +170,7 @@ class _Import:
                 elif isinstance(one, Problem):
                     self.tally.problems.append(one)
                 elif one is None:
-                    self.tally.others += 1
+                    leftovers.add(path)
                 else:
                     facts.append(one)
             if prepared.done():
@@ -178,6 +180,9 @@ class _Import:
         known = {one.path: one for one in facts}
         options = self.request.options
         sources = group(facts)
+        leftovers.claim(path for source in sources for path in source.files[1:])
+        self.tally.others, self.tally.suffixes = len(leftovers), leftovers.by_suffix()
+        self.tally.problems += leftovers.problems(nothing=not sources and not self.tally.problems)
         self.tally.copies += len(known.keys() - {path for source in sources for path in source.files})
         return [
             SourceToIdentify(source, options.time, options.axis, _geometry(source, known))

@@ -30,6 +30,7 @@ from backend.formats import (
     choose_window,
     cut,
     informative,
+    packed,
     read,
     read_geometry,
     read_header,
@@ -186,8 +187,9 @@ def digest(source: Source) -> str:
         found.update("\n".join(source.instances).encode())
         return found.hexdigest()
     for path in source.files:
-        with path.open("rb") as file:
-            found.update(hashlib.file_digest(file, "sha256").digest())
+        with packed.stored(path) as file:
+            content: Any = file
+            found.update(hashlib.file_digest(content, "sha256").digest())
     return found.hexdigest()
 
 

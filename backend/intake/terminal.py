@@ -34,6 +34,7 @@ from backend.label_studio.studio import Studio
 from backend.settings import Settings
 from backend.workers.process_pool import Workers
 
+SUFFIXES = 5  # maximum number of suffixes in the table
 MOST = 50  # maximum number of problems and warnings in the list
 
 
@@ -128,11 +129,19 @@ def _list(console: Console, tally: Tally, *, paths: bool) -> None:
         console.print("To see the file names, run this in a terminal or with --show-paths.")
 
 
+def _others(tally: Tally) -> str:
+    if not tally.others:
+        return ""
+    first = ", ".join(f"{number} {suffix}" for suffix, number in list(tally.suffixes.items())[:SUFFIXES])
+    more = ", ..." if len(tally.suffixes) > SUFFIXES else ""
+    return f"{tally.others} of them not images ({first}{more})"
+
+
 def _table(request: ImportRequest, tally: Tally) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     made = "tasks that would be created" if request.dry_run else "tasks created"
     rows: Sequence[tuple[str, int, str]] = (
-        ("files", tally.files, f"{tally.others} of them not images" if tally.others else ""),
+        ("files", tally.files, _others(tally)),
         ("scans", tally.scans, f"and {tally.copies} copies" if tally.copies else ""),
         ("slices", tally.slices, ""),
         (made, tally.made, f"in {tally.seconds:.0f} s" if tally.seconds >= 1 else ""),

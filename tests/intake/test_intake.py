@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +23,7 @@ import httpx
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 from made_scans import pixels, series_uid, write_nifti, write_series
 
 from backend.demo.label_studio import LabelStudio
@@ -219,6 +221,39 @@ def test_unreadable_files_are_counted_and_the_rest_arrives(lab: Lab, tmp_path: P
     assert lab.tasks()[-1]["slice"] == 2
     stored = pixels(sum(b"two") * 1000 + 3, 40, 32)
     assert np.array_equal(lab.picture(lab.tasks()[-1]), to_uint8(stored, Window(500, 1000), inverted=False))
+
+
+def test_archives_and_volumes_arrive_and_kinds_that_are_not_read_are_counted(lab: Lab, tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "in", "packed", range(3))
+    with zipfile.ZipFile(tmp_path / "in" / "series.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in paths:
+            archive.write(path, f"a/{path.name}")
+            path.unlink()
+    image = SimpleITK.GetImageFromArray(np.arange(60, dtype=np.int16).reshape(3, 4, 5))
+    SimpleITK.WriteImage(image, tmp_path / "in" / "v.mhd")  # and v.raw
+    for name in ("a.mp4", "b.mp4", "c.czi", "notes.txt", "x.q5"):
+        (tmp_path / "in" / name).write_bytes(b"not read")
+    done = lab.command(tmp_path / "in", "--json")
+    out, err = done.communicate(timeout=120)
+    assert done.returncode == 1, err
+    found = json.loads(out)
+    assert (found["scans"], found["made"], found["others"]) == (2, 6, 5)
+    assert found["others_by_suffix"] == {".mp4": 2, ".czi": 1, ".txt": 1, "other": 1}
+    assert sorted(found["problems"]) == [
+        "1 .czi file is not read; microscopy: export it as TIFF, for example with Fiji (Bio-Formats).",
+        "2 .mp4 files are not read; film: export its frames as PNG or DICOM.",
+    ]
+    stored = pixels(sum(b"packed") * 1000 + 1, 40, 32)
+    shown = next(data for data in lab.tasks() if data["slice"] == 1 and data["slices"] == 3 and "modality" in data)
+    assert np.array_equal(lab.picture(shown), to_uint8(stored, Window(500, 1000), inverted=False))
+    assert lab.run(tmp_path / "in").made == 0
+
+
+def test_a_folder_without_scans_is_a_problem_not_a_success(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("text")
+    (found,) = lab.run(tmp_path / "in").problems
+    assert found.what.startswith("there is no scan among the files found (1 .txt).")
 
 
 # -- no duplicates ----------------------------------------------------------------------------
