@@ -144,7 +144,7 @@ def _with_lengths(image: Any) -> Any:
     if not isinstance(image, nib.Nifti1Pair) or 0 not in shape[2:] or min(shape[:2]) < 1:
         return image
     kind: Any = type(image)
-    stored = image.dataobj
+    stored: Any = image.dataobj
     lengths = tuple(max(1, length) for length in shape)
     voxels = kind.ImageArrayProxy(
         image.file_map["image"].filename, (lengths, stored.dtype, stored.offset, stored.slope, stored.inter)
