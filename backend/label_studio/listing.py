@@ -15,7 +15,7 @@ ANNOTATION_CHUNK = 25
 # Label Studio also applies `include` to the annotations inside a task
 ANNOTATION_FIELDS = (
     "id,annotations,predictions,result,created_at,updated_at,was_cancelled,ground_truth,lead_time,completed_by,"
-    "parent_prediction"
+    "parent_prediction,parent_annotation"
 )
 
 
@@ -51,6 +51,7 @@ class Annotation:
 
     shown_version  model version of the prediction it started from; "" if it started empty
     unseen         made by "Create Annotations From Predictions", and not opened by anybody since
+    copied         made from another task's annotation by "Propagate annotations", and not opened by anybody since
     created_at     time of the first submission; like `updated_at` in Label Studio's own text
     others         the task's other annotations, oldest first
     """
@@ -65,6 +66,7 @@ class Annotation:
     created_at: str = ""
     ground_truth: bool = False
     unseen: bool = False
+    copied: bool = False
     others: tuple[OtherAnnotation, ...] = ()
 
 
@@ -199,6 +201,7 @@ class Listing(Client):
                     created_at=best.get("created_at") or "",
                     ground_truth=bool(best.get("ground_truth")),
                     unseen=best.get("parent_prediction") is not None and best.get("lead_time") is None,
+                    copied=best.get("parent_annotation") is not None and best.get("lead_time") is None,
                     others=tuple(
                         OtherAnnotation(
                             id=a["id"],

@@ -82,8 +82,14 @@ def read_annotation(
 
     "Create Annotations From Predictions" makes an annotation of every prediction, also of those without a mask. Such an
     annotation counts once somebody has opened it and pressed Update; one made of a mask of others counts at once.
+    "Propagate annotations" copies one annotation to many tasks; each copy counts once it was opened and updated.
     """
     mask, remarks = read_mask(found.result, config, height, width, renames)
+    if found.copied:
+        raise UnreadableMask(
+            "it was copied from another task's annotation, so nobody has drawn it on this scan. Open the task, correct "
+            "its regions, and press Update."
+        )
     if found.unseen and (not mask.any() or round_of(found.shown_version) is not None):
         raise UnreadableMask(
             'it was made with "Create Annotations From Predictions", so nobody has looked at it. Open the task, '

@@ -210,6 +210,8 @@ def test_what_nobody_looked_at_is_no_label() -> None:
     for result, version in (([], "scanqueue-r0"), ([], "other-model"), (tumour, "scanqueue-r1")):
         with pytest.raises(UnreadableMask, match="nobody has looked at it"):
             read_annotation(annotation_of(result, unseen=True, shown_version=version), CONFIG, H, W)
+    with pytest.raises(UnreadableMask, match="copied from another task's annotation"):
+        read_annotation(annotation_of(tumour, copied=True), CONFIG, H, W)
     mask, _ = read_annotation(annotation_of([]), CONFIG, H, W)  # a person submitted it, or the lab imported it
     assert not mask.any()
     mask, _ = read_annotation(annotation_of(tumour, unseen=True, shown_version="other-model"), CONFIG, H, W)

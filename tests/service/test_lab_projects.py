@@ -118,6 +118,11 @@ def test_annotations_made_in_bulk_from_empty_predictions_are_not_normal_scans(
     lab.wait_for_round(1)
     (model,) = service.get(f"/api/projects/{lab.project}/rounds")["models"]
     assert model["trained_on"] == COLD
+    last = {"selectedItems": {"all": False, "included": tasks[-1:]}, "project": str(lab.project)}
+    copying = f"/api/dm/actions?id=propagate_annotations&project={lab.project}"
+    lab.studio.post(copying, {**last, "source_annotation_id": made["id"]})
+    status = service.wait(lab.project, lambda s: "copied from another task" in str(s["problems"]))
+    assert [p["task"] for p in status["problems"] if "copied from" in p["what"]] == tasks[-1:]
     lab.close()
 
 

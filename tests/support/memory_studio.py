@@ -207,7 +207,7 @@ class MemoryStudio:
                 if a["task"] == task and a is not best
             )
             unseen = best["parent_prediction"] is not None and best["lead_time"] is None
-            about = best["created_at"], best["ground_truth"], unseen, others
+            about = best["created_at"], best["ground_truth"], unseen, False, others
             yield Annotation(task, best["id"], best["updated_at"], best["result"], best["lead_time"], 1, shown, *about)
 
     def predicted_regions(
