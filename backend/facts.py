@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 SAMPLING = "Uncertainty sampling"
 VALIDATION_SHARE = 0.2
@@ -70,23 +72,56 @@ class Scan:
 
 @dataclass(frozen=True)
 class Label:
-    """The annotation that counts for a task. `key` changes with every edit; newer annotations have higher numbers."""
+    """The annotation that counts for a task. `key` changes with every edit; newer annotations have higher numbers.
+
+    mask  the name of its mask, which depends on the mask's pixels and the label config
+    """
 
     task: int
     key: str
     problem: str = ""
     annotation: int = 0
+    mask: str = ""
+
+
+class Lesson(NamedTuple):
+    """One labelled scan as a model was given it: which task, pixels, mask, and patient or volume."""
+
+    task: int
+    digest: str
+    mask: str
+    group: str = ""
+
+    @classmethod
+    def of(cls, scan: Scan, mask: str) -> Lesson:
+        return cls(scan.task, scan.digest, mask, scan.group)
+
+    @classmethod
+    def recorded(cls, entry: str | Sequence[Any]) -> Lesson | str:
+        """As it was recorded; older versions recorded the key of the annotation."""
+        return entry if isinstance(entry, str) else cls(*entry)
 
 
 @dataclass(frozen=True)
 class Model:
-    """One trained model; its version is that of the round it was trained for."""
+    """One trained model; its version is that of the round it was trained for.
+
+    trained_on  what it was given, held-out scans included
+    held_out    tasks of the held-out scans
+    recipe      fingerprint of the training settings and the seed; "": not recorded
+    """
 
     version: str
     labels: tuple[str, ...]
-    trained_on: frozenset[str]
+    trained_on: frozenset[Lesson | str]
     fingerprint: str
     accepted: bool
+    held_out: frozenset[int] = frozenset()
+    recipe: str = ""
+
+    def had(self, lesson: Lesson, key: str) -> bool:
+        """Whether the model was given this labelled scan, whose annotation has this key."""
+        return lesson in self.trained_on or key in self.trained_on
 
 
 @dataclass(frozen=True)
@@ -141,36 +176,57 @@ def control_draw(scan: Scan, seed: int, unit: str = "slice") -> tuple[str, int]:
     return hashlib.sha256(f"control|{seed}|{name}".encode()).hexdigest(), scan.task
 
 
-def validation_rows(digests: Sequence[str], groups: Sequence[str] | None = None) -> set[int]:
-    """Rows to hold out for validation: about a fifth, chosen by a hash, so that a row is always held out or never.
+def validation_rows(
+    digests: Sequence[str],
+    groups: Sequence[str] | None = None,
+    shown: Sequence[Collection[int]] | None = None,
+    learnt: Collection[int] = (),
+) -> set[int]:
+    """Rows to hold out for validation: round(0.2 n) of n, or as near as whole units allow, drawn by a hash.
 
     groups  per row, the group that must not be split, such as the patient; "": a single row. None: all single rows
+    shown   per row, the labels that its mask has
+    learnt  rows that the active model has learnt from; they are drawn last, so that it can be judged on the others
 
-    Single rows are drawn by the hash of their digest, together with all rows of the same digest; the rows of a group by
-    the hash of its name. Rows of the same digest in different groups (an empty slice looks the same in everybody) each
-    follow their own group.
+    A unit is a group, or all single rows of one digest. Rows of the same digest in different groups (an empty slice
+    looks the same in everybody) each follow their own group. Units are drawn in the order of the hash of their name.
+    First, each label that at least two units have gets a held-out one, rare labels first; then the quota is filled. A
+    unit is passed over if it overshoots the quota by more than it fell short, or if no other is left to learn one of
+    its labels from.
 
-    Fewer than five rows: none is held out. Otherwise at least one is, unless all rows belong to one group or share one
-    digest, and never more than half: the units with the highest hashes are returned, groups before single rows. If
-    nothing is left or nothing was drawn, the unit with the lowest hash that is not too large is held out.
+    Fewer than five rows: none is held out. Otherwise at least one unit is, if there is one of at most half of the rows
+    that is not needed for learning.
     """
-    if len(digests) < 5:
+    n = len(digests)
+    if n < 5:
         return set()
-    names = groups if groups is not None else [""] * len(digests)
+    names = groups if groups is not None else [""] * n
     units: dict[tuple[bool, str], list[int]] = {}  # (whether it is a group, what it is)
     for i, (digest, name) in enumerate(zip(digests, names, strict=True)):
         units.setdefault((bool(name), name or digest), []).append(i)
-    if len(units) == 1:
-        return set()
-    draw = {one: _share(one[1]) for one in units}
-    ranked = sorted(units, key=lambda one: (one[0], draw[one], one[1]))  # groups last, highest last
-    held = [one for one in ranked if draw[one] < VALIDATION_SHARE]
-    while 2 * sum(len(units[one]) for one in held) > len(digests):
-        held.pop()
-    if not held:
-        small = [one for one in ranked if 2 * len(units[one]) <= len(digests)]
-        held = [min(small, key=lambda one: (draw[one], one[0]))]
-    return {i for one in held for i in units[one]}
+    has = {one: {label for i in rows for label in shown[i]} if shown else {0} for one, rows in units.items()}
+    last = {one for one, rows in units.items() if not set(rows).isdisjoint(learnt)}
+    ranked = sorted(units, key=lambda one: (one in last, _share(one[1]), one))
+    left = Counter(label for one in units for label in has[one])  # number of units to learn each label from
+    quota, held, covered = round(VALIDATION_SHARE * n), set[int](), set[int]()
+
+    def draw(limit: float, label: int | None = None) -> None:
+        for one in ranked:
+            if label in covered or len(held) >= quota:
+                return
+            rows, labels = units[one], has[one]
+            fits = len(held) + len(rows) / 2 <= limit and all(left[other] > 1 for other in labels)
+            if fits and held.isdisjoint(rows) and (label is None or label in labels):
+                held.update(rows)
+                covered.update(labels)
+                left.subtract(labels)
+
+    for label in sorted(left, key=lambda label: (left[label], label)) if shown else ():
+        draw(quota, label)
+    draw(quota)
+    if not held:  # all units are large: the first one of at most half
+        draw(n / 4)
+    return held
 
 
 def _share(name: str) -> float:

@@ -3,7 +3,7 @@
 from sampling.acquisition import ALPHA, Ranking, rank
 from sampling.clustering import Clustering, choose_clusters
 from sampling.cold_start import Order, Reason, cold_start_order
-from sampling.control import control_places, with_controls
+from sampling.control import control_places, evenly_spread, with_controls
 from sampling.farthest import farthest_first
 from sampling.pool import Pool
 from sampling.projection import EmbeddingMap, fit_map
@@ -69,6 +69,7 @@ __all__ = [
     "cold_start_order",
     "control_places",
     "disagreement",
+    "evenly_spread",
     "expected_gain",
     "farthest_first",
     "find_strategy",

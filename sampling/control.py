@@ -26,6 +26,17 @@ def control_places(count: int, share: float, *, start: int = 0) -> NDArray[np.bo
     return np.diff(upto) > 0
 
 
+def evenly_spread(count: int, wanted: int) -> list[int]:
+    """`wanted` of the rows 0..count - 1, evenly spread: the middle one of each of so many equal parts.
+
+    >>> evenly_spread(10, 5), evenly_spread(3, 3)
+    ([1, 3, 5, 7, 9], [0, 1, 2])
+    """
+    if not 0 <= wanted <= count:
+        raise ValueError(f"wanted: got {wanted}, wanted 0 to {count}")
+    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
+
+
 def with_controls(
     ours: IntArray, drawn: IntArray, share: float, *, start: int = 0
 ) -> tuple[IntArray, NDArray[np.bool_]]:

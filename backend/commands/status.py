@@ -143,7 +143,11 @@ def _print_status(one: dict[str, Any]) -> None:
     if one["control"]:
         trial = one["control"]
         ours, control = quality_text(trial["ours"]), quality_text(trial["control"])
-        rows.append(("control trial", f"{trial['labels']} labels each: our order {ours}, random order {control}"))
+        drawn, of = "the first ones that our order chose", trial.get("of")  # of older versions
+        if of:
+            drawn = f"evenly from all {of['ours']} that our order chose and all {of['control']} random ones"
+        text = f"{trial['labels']} labels each, {drawn}: our order {ours}, random order {control}"
+        rows.append(("control trial", text))
     if one["stopping"]:
         rows.append(("more labels?", one["stopping"]["sentence"]))
     if job:

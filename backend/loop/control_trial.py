@@ -48,7 +48,7 @@ class ControlTrial:
         cases = labelled_scans(context, project, seen, [*step.ours, *step.control, *step.validation])
         validation = set(step.validation)
         held_out = [one for one in cases if one.scan.task in validation]
-        found: dict[str, Any] = {"labels": len(step.ours)}
+        found: dict[str, Any] = {"labels": len(step.ours), "of": dict(zip(("ours", "control"), step.of, strict=True))}
         names = []
         for arm, tasks in (("ours", set(step.ours)), ("control", set(step.control))):
             used = [one for one in cases if one.scan.task in tasks | validation]

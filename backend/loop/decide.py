@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from backend.facts import DISCONNECTED, Label, Scan, round_of, validation_rows, version_name
+from backend.facts import DISCONNECTED, Label, Lesson, Scan, round_of, version_name
 from backend.fingerprints import fingerprint
 from backend.label_config import LabelConfig
 from backend.loop.publication import part_of_round, publication
@@ -27,6 +27,7 @@ from backend.loop.steps import (
     Train,
 )
 from backend.settings import ProjectSettings
+from sampling import evenly_spread
 
 MIN_CONTROL_LABELS = 5  # minimum number of labels in each arm for a comparison with the control
 POOL_GROWTH = 4  # factor by which the pool outgrows the map's fit before a new map is fitted
@@ -94,8 +95,9 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         return Plan("embedding", steps=tuple(steps))
 
     latest = done.rounds[-1]
-    usable = tuple(s.task for s in ready if s.annotated and s.task in known and not known[s.task].problem)
-    train = _training(done, config, known, usable)
+    read = [(s, known[s.task]) for s in ready if s.annotated and s.task in known and not known[s.task].problem]
+    lessons = {Lesson.of(scan, label.mask): label for scan, label in read}
+    train = _training(done, config, lessons)
     if done.models and (round_of(done.models[-1].version) or 0) > latest.n:
         train = None  # the round of the newest model comes first; new labels must not delay it
     steps += _ranking(seen, config, done, ready, train)
@@ -104,10 +106,10 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         steps.insert(0, publish)
     if train is not None:
         steps.append(train)
-    if not steps and (comparison := _control_comparison(done, config, ready, known)):  # least urgent: nobody waits
+    if not steps and (comparison := _control_comparison(done, config, lessons)):  # least urgent: nobody waits
         steps.append(comparison)
     training = train is not None and not any(isinstance(s, OpenRound) for s in steps)
-    return Plan(*_phase(done, scans, usable, training, seen.live.ignores_skipped), steps=tuple(steps))
+    return Plan(*_phase(done, scans, len(lessons), training, seen.live.ignores_skipped), steps=tuple(steps))
 
 
 def _reading(ready: Sequence[Scan], known: Mapping[int, Label], done: Done) -> list[Step]:
@@ -146,45 +148,49 @@ def _ranking(seen: Seen, config: LabelConfig, done: Done, ready: Sequence[Scan],
     return [*scoring, ExtendRound(tuple(s.task for s in late))]
 
 
-def _training(done: Done, config: LabelConfig, known: Mapping[int, Label], usable: tuple[int, ...]) -> Train | None:
-    """The due training, if any."""
-    if not usable:
+def _training(done: Done, config: LabelConfig, lessons: Mapping[Lesson, Label]) -> Train | None:
+    """The due training, if any.
+
+    lessons  all that can be learnt from, with the annotation of each
+    """
+    if not lessons:
         return None
-    keys = {known[task].key for task in usable}
     last = done.models[-1] if done.models else None
-    due = done.training_requests > 0
-    if done.settings.retrain == "auto":
-        if last is None:
-            due = due or len(usable) >= done.settings.cold_start_size
-        else:
-            changed = len(keys - last.trained_on)
-            new_labels = last.labels != config.labels and len(usable) >= done.settings.cold_start_size
-            due = due or changed >= done.settings.round_size or new_labels
-    if last is not None and last.trained_on == keys and last.labels == config.labels:
-        return None  # the same labels give the same model
-    return Train(version_name(next_round(done)), usable) if due else None
+    due, auto = done.training_requests > 0, done.settings.retrain == "auto"
+    enough = len(lessons) >= done.settings.cold_start_size
+    if last is None:
+        due = due or (auto and enough)
+    else:
+        kept = {lesson for lesson, label in lessons.items() if last.had(lesson, label.key)}
+        tasks = {lesson.task for lesson in lessons}
+        gone = sum(1 for one in last.trained_on if isinstance(one, Lesson) and one.task not in tasks)
+        changed = len(lessons) - len(kept) + gone
+        new_labels = last.labels != config.labels
+        due = due or (auto and (changed >= done.settings.round_size or (new_labels and enough)))
+        if len(kept) == len(lessons) == len(last.trained_on) and not new_labels and last.recipe == done.recipe:
+            return None  # it would be the same model
+    return Train(version_name(next_round(done)), tuple(one.task for one in lessons)) if due else None
 
 
-def _control_comparison(
-    done: Done, config: LabelConfig, ready: Sequence[Scan], known: Mapping[int, Label]
-) -> CompareWithControl | None:
+def _control_comparison(done: Done, config: LabelConfig, lessons: Mapping[Lesson, Label]) -> CompareWithControl | None:
     """The due comparison of the newest model with the control, if any."""
     if not done.settings.control_share or not done.models:
         return None
     last = done.models[-1]
     if last.version in done.compared or last.labels != config.labels:
         return None
-    used = [s for s in ready if s.annotated and s.task in known and known[s.task].key in last.trained_on]
-    used = sorted((s for s in used if not known[s.task].problem), key=lambda s: (known[s.task].annotation, s.task))
-    held = validation_rows([s.digest for s in used], [s.group for s in used])
-    learn = [s.task for i, s in enumerate(used) if i not in held]
-    ours = [task for task in learn if done.served.get(task) is False]
-    control = [task for task in learn if done.served.get(task)]
+    used = [(label.annotation, one.task) for one, label in lessons.items() if last.had(one, label.key)]
+    tasks = [task for _, task in sorted(used)]
+    ours, control = (
+        [task for task in tasks if task not in last.held_out and done.served.get(task) is drawn]
+        for drawn in (False, True)
+    )
+    validation = tuple(task for task in tasks if task in last.held_out)
     count = min(len(ours), len(control))
-    if not held or count < MIN_CONTROL_LABELS:
+    if not validation or count < MIN_CONTROL_LABELS:
         return None
-    validation = tuple(s.task for i, s in enumerate(used) if i in held)
-    return CompareWithControl(last.version, tuple(ours[:count]), tuple(control[:count]), validation)
+    one, other = (tuple(arm[row] for row in evenly_spread(len(arm), count)) for arm in (ours, control))
+    return CompareWithControl(last.version, one, other, validation, (len(ours), len(control)))
 
 
 def _scoring(scans: Sequence[Scan], done: Done) -> list[Step]:
@@ -224,11 +230,9 @@ def round_key(done: Done, config: LabelConfig, scans: Sequence[Scan] = ()) -> st
     return fingerprint(done.active, trained, config.key, alpha, ranked, *([more] if more else []))
 
 
-def _phase(
-    done: Done, scans: list[Scan], usable: tuple[int, ...], training: bool, ignores_skipped: bool
-) -> tuple[str, str]:
+def _phase(done: Done, scans: list[Scan], usable: int, training: bool, ignores_skipped: bool) -> tuple[str, str]:
     if training:
-        return "training", f"Training on {len(usable)} labelled scans."
+        return "training", f"Training on {usable} labelled scans."
     if all(s.annotated for s in scans):
         return "done", "Every scan is labelled."
     left = [s for s in scans if not s.annotated]
@@ -243,4 +247,4 @@ def _phase(
     size = done.settings.cold_start_size
     if done.settings.retrain == "button":
         return "cold_start", 'The first model is trained when somebody presses "Start Training".'
-    return "cold_start", f"{len(usable)} of {size} labels needed for the first model."
+    return "cold_start", f"{usable} of {size} labels needed for the first model."

@@ -205,7 +205,7 @@ class Reconciler:
         settings = done.settings
         if done.training_requests and not plan.steps and not seen.blocked and not seen.disconnected:
             self.store.clear_training_requests(project, done.training_requests)
-            remarks.append("A training was requested, but there are no new labels to learn from.")
+            remarks.append("A training was requested, but there is nothing new to learn from.")
         if not done.models and _without_strata(seen, settings):
             remarks.append(
                 f"No scan has {settings.stratify_by!r} in its data, so the order is random. Import it with the scans, "

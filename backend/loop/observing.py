@@ -54,7 +54,7 @@ class Observer:
         current = {s["task"]: s["updated_at"] for s in rows if s["annotated"]}
         read, key = store.labels(project), config.reading_key(renames)
         labels = tuple(
-            Label(r["task"], r["key"], r["problem"], r["annotation"])
+            Label(r["task"], r["key"], r["problem"], r["annotation"], r["mask"])
             for r in read
             if current.get(r["task"]) == r["read_at"] and r["config"] == key
         )

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import UnreadableScan
-from backend.facts import VALIDATION_SHARE, Scan, validation_rows
+from backend.facts import Lesson, Scan, validation_rows
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import translate
-from backend.learning.averages import as_row, overall
+from backend.learning.averages import as_row
 from backend.learning.evaluation import Scores
 from backend.learning.learner import Case
 from backend.loop.context import Busy, LoopContext, Replan
+from backend.loop.judging import Verdict, has_learnt, judge, learnt, remark
 from backend.loop.publishing import Publisher
 from backend.loop.steps import Done, Seen, Train
 from sampling import agreement, agreement_sample
@@ -57,19 +58,6 @@ class Split:
     @property
     def held_out(self) -> list[LabelledScan]:
         return [one for i, one in enumerate(self.all) if i in self.rows]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The new model compared with the active one, `version`, on `scans` scans that neither was trained on.
-
-    new, active  the summary of each (`averages`); None when the active model was trained on every held-out scan
-    """
-
-    version: str
-    scans: int
-    new: dict[str, Any] | None = None
-    active: dict[str, Any] | None = None
 
 
 def labelled_scans(context: LoopContext, project: int, seen: Seen, tasks: Sequence[int]) -> list[LabelledScan]:
@@ -159,27 +147,26 @@ class Trainer:
         context = self._context
         labels = seen.config.labels
         row = context.row(project)
-        cases = labelled_scans(context, project, seen, step.tasks)
-        groups = [one.scan.group for one in cases]
-        split = Split(cases, frozenset(validation_rows([one.scan.digest for one in cases], groups)))
-        name, details = self._fit(project, done, step, split, labels)
-        scores = evaluate(context, name, labels, labels, split.held_out)
-        details["held_out"] = _held_out_details(split.held_out, scores, labels)
         active = context.model(project, done.active)
         if active is not None and active["labels"] != list(labels):
             active = None  # it cannot be compared
-        verdict = self._judge(seen, active, split, scores, labels)
-        if verdict is not None and verdict.active is not None:
-            details["champion"] = {"version": verdict.version, **verdict.active}
-        accepted = accepts(verdict, done.settings.tolerance)
-        remark = _remark(verdict, accepted, split)
+        tasks = {label.annotation: label.task for label in seen.labels}
+        known = learnt(active, seen.scans, tasks) if active is not None else set()
+        split = _split(labelled_scans(context, project, seen, step.tasks), known)
+        name, details = self._fit(project, done, step, split, labels)
+        scores = evaluate(context, name, labels, labels, split.held_out)
+        details["held_out"] = _held_out_details(split.held_out, scores, labels)
+        verdict = self._judge(active, known, split, scores, labels) if active is not None else None
+        if verdict is not None and verdict.difference.scans:
+            details["champion"] = verdict.details()
+        accepted = verdict is None or not verdict.difference.worse(done.settings.tolerance)
+        told = remark(verdict, accepted) if split.held_out else _none_held_out(split.all)
         if not accepted:
-            log.warning("project %s: %s was not accepted. %s", project, step.version, remark)
+            log.warning("project %s: %s was not accepted. %s", project, step.version, told)
         if active is not None:
             details |= self._agreement(project, seen, active, name, len(labels) + 1)
         self._write(
             project,
-            seen,
             done,
             step,
             row["active"],
@@ -188,7 +175,8 @@ class Trainer:
                 "fingerprint": name,
                 "labels": list(labels),
                 "accepted": int(accepted),
-                "remark": remark,
+                "remark": told,
+                "trained_on": [Lesson.of(one.scan, one.mask) for one in split.all],
                 "validation": context.learner.summarise(scores, labels),
                 "details": details,
             },
@@ -200,11 +188,10 @@ class Trainer:
         """The fingerprint of the model and the details of its training; a stored model is not trained again."""
         context, seed = self._context, done.settings.seed
         cases, held_out = split.all, [one.case for one in split.held_out]
-        contents = [[one.scan.digest, one.mask] for one in cases]
-        grouped = any(one.scan.group for one in cases)
-        rows = [sorted(split.rows)] if grouped else []  # without groups, the digests determine them
-        name = fingerprint(contents, labels, context.learner.describe_training(seed), VALIDATION_SHARE, *rows)
-        details: dict[str, Any] = {"labels": len(cases), "validation": len(held_out)}
+        contents = [[one.scan.digest, one.mask, sorted(one.case.unknown)] for one in cases]
+        settings = context.learner.describe_training(seed)
+        name = fingerprint(contents, labels, settings, sorted(split.rows))
+        details: dict[str, Any] = {"labels": len(cases), "validation": len(held_out), "recipe": fingerprint(settings)}
         if context.store.has("models", name):
             return name, details
 
@@ -225,24 +212,19 @@ class Trainer:
 
     def _judge(
         self,
-        seen: Seen,
-        active: Mapping[str, Any] | None,
+        active: Mapping[str, Any],
+        known: set[int | str],
         split: Split,
         scores: Sequence[Scores],
         labels: Sequence[str],
-    ) -> Verdict | None:
-        """Compare with the active model on held-out scans that it was not trained on; None if either is missing."""
-        held_out = split.held_out
-        if active is None or not held_out:
-            return None
-        context = self._context
-        learnt = _learnt(active, seen)
-        fair = [i for i, one in enumerate(held_out) if not learnt & {one.scan.task, one.scan.group}]
-        if not fair:
-            return Verdict(active["version"], 0)
-        new = context.learner.summarise([scores[i] for i in fair], labels)
-        old = evaluate(context, active["fingerprint"], active["labels"], labels, [held_out[i] for i in fair])
-        return Verdict(active["version"], len(fair), new, context.learner.summarise(old, labels))
+    ) -> Verdict:
+        """Compare with the active model on the held-out scans that it has not learnt from, `known`, nor the new one."""
+        known = known | {one.scan.digest for i, one in enumerate(split.all) if i not in split.rows}
+        fair = [i for i, one in enumerate(split.held_out) if not has_learnt(known, one.scan)]
+        scans = [split.held_out[i] for i in fair]
+        old = evaluate(self._context, active["fingerprint"], active["labels"], labels, scans)
+        pairs = [(scores[i], theirs, one.scan.group) for i, theirs, one in zip(fair, old, scans, strict=True)]
+        return judge(active["version"], pairs, labels)
 
     def _agreement(
         self, project: int, seen: Seen, active: Mapping[str, Any], name: str, classes: int
@@ -271,79 +253,40 @@ class Trainer:
         same, n = agreement(pairs, classes)
         return {"agreement": {"dice": round(same, 6), "n": n, "with": active["version"]}} if n else {}
 
-    def _write(self, project: int, seen: Seen, done: Done, step: Train, active: str, model: Mapping[str, Any]) -> None:
+    def _write(self, project: int, done: Done, step: Train, active: str, model: Mapping[str, Any]) -> None:
         """Record the model, and activate it if it was accepted and `active` is still the active one."""
         if not self._context.store.has("models", model["fingerprint"]):
             raise Replan  # retention removed it: a checkpoint that another project no longer needs
-        keys = {label.task: label.key for label in seen.labels}
         self._context.store.put_model(
             project,
-            {**model, "trained_on": sorted(keys[t] for t in step.tasks)},
+            model,
             active=step.version if model["accepted"] else "",
             instead_of=active,
             training_requests=done.training_requests,
         )
 
 
-def accepts(verdict: Verdict | None, tolerance: float) -> bool:
-    """Whether the new model becomes active: unless it is worse than the active one by more than this.
-
-    Worse is a lower Dice on the scans with foreground, or on all scans, where false alarms count as Dice 0: many scans
-    without foreground must not hide the former, and a better Dice must not be bought with false alarms.
-    """
-    if verdict is None or verdict.new is None or verdict.active is None:
-        return True
-    pairs = [(of(verdict.new), of(verdict.active)) for of in (_dice, overall)]
-    return all(new is None or active is None or new >= active - tolerance for new, active in pairs)
+def _split(cases: list[LabelledScan], known: set[int | str]) -> Split:
+    """Hold out scans for validation, if possible of those that the active model has not learnt from, `known`."""
+    shown = [np.unique(one.case.mask[one.case.mask > 0]).tolist() for one in cases]
+    rows = {i for i, one in enumerate(cases) if has_learnt(known, one.scan)}
+    digests, groups = [one.scan.digest for one in cases], [one.scan.group for one in cases]
+    return Split(cases, frozenset(validation_rows(digests, groups, shown, rows)))
 
 
-def _dice(summary: Mapping[str, Any]) -> float | None:
-    found: float | None = summary["dice"]
-    return found
-
-
-def _remark(verdict: Verdict | None, accepted: bool, split: Split) -> str:
-    """A remark for people about the decision; "" for none."""
-    if not split.held_out and len(split.all) >= MIN_HELD_OUT:
-        return (
-            f"All {len(split.all)} labelled scans belong to one patient or volume, so none could be held out, and the "
-            "quality of the model is unknown. Label scans of another patient or volume."
-        )
-    if verdict is None:
+def _none_held_out(cases: Sequence[LabelledScan]) -> str:
+    """A remark for people when no scan is held out."""
+    if len(cases) < MIN_HELD_OUT:
         return ""
-    if verdict.new is None or verdict.active is None:
-        return (
-            f"It could not be compared with {verdict.version}, which was trained on every scan or patient that is "
-            "held out now."
-        )
-    if accepted:
-        return ""
-    new, active = verdict.new, verdict.active
-    found = []
-    if new["n"]:
-        dices = f"{new['dice']:.3f} against {active['dice']:.3f}"
-        found.append(f"on the same {new['n']} held-out scans with foreground its Dice is {dices}")
-    if new["false_alarm_rate"] != active["false_alarm_rate"]:
-        ours, theirs = (round(one["false_alarm_rate"] * one["n_empty"]) for one in (new, active))
-        same = "the same " if not found else ""
-        found.append(
-            f"on {same}{new['n_empty']} held-out scans without foreground it has {ours} false alarms against {theirs}"
-        )
-    text = ", and ".join(found)
-    return f"{text[:1].upper()}{text[1:]}: {verdict.version} stays active."
+    one = len({case.scan.group or case.scan.digest for case in cases}) == 1
+    why = "belong to one patient or volume" if one else "show nothing that those of another patient or volume show"
+    return (
+        f"All {len(cases)} labelled scans {why}, so none could be held out, and the quality of the model is unknown. "
+        "Label scans of another patient or volume."
+    )
 
 
 def _held_out_details(
     held_out: Sequence[LabelledScan], scores: Sequence[Scores], labels: Sequence[str]
 ) -> list[dict[str, Any]]:
     return [{"task": one.scan.task, **as_row(score, labels)} for one, score in zip(held_out, scores, strict=True)]
-
-
-def _learnt(model: Mapping[str, Any], seen: Seen) -> set[int | str]:
-    """The tasks that a model was trained on, and their patients and volumes."""
-    held_out = {one["task"] for one in model["details"].get("held_out", [])}
-    annotations = {key.partition("@")[0] for key in model["trained_on"]}
-    tasks = {label.task for label in seen.labels if str(label.annotation) in annotations} - held_out
-    if not held_out:  # older versions did not record them
-        tasks = set() if model["details"].get("validation") else tasks
-    return {*tasks, *(s.group for s in seen.scans if s.task in tasks and s.group)}

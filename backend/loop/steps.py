@@ -46,6 +46,7 @@ class Done:
     active    version of the active model; "" before the first
     scored    digests with all stored uncertainties of the active model that the strategy needs
     compared  versions of the models whose comparison with the control is stored
+    recipe    fingerprint of the training settings and the seed; "" while no training is requested
     first_round  lowest number of a new round: above all that Label Studio has and these records do not know
     served    tasks that were ever in an order, and whether as a control in the last order that contained them; empty
               while no comparison is due
@@ -63,6 +64,7 @@ class Done:
     compared: frozenset[str] = frozenset()
     served: Mapping[int, bool] = field(default_factory=dict)
     training_requests: int = 0
+    recipe: str = ""
     first_round: int = 0
 
 
@@ -146,15 +148,17 @@ class CompareWithControl:
     """Train one model on labels of our order and one on as many controls, and evaluate both on the same scans.
 
     version     the model that the labels belong to; only its details change
-    ours        the first labelled tasks of our order
-    control     the same number of tasks drawn at random
+    ours        labelled tasks of our order, evenly from the first labelled to the last
+    control     the same number of tasks drawn at random, likewise
     validation  tasks held out from both training runs
+    of          number of labelled tasks that each arm was taken from
     """
 
     version: str
     ours: tuple[int, ...]
     control: tuple[int, ...]
     validation: tuple[int, ...]
+    of: tuple[int, int]
 
 
 Step = (

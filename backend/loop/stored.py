@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from backend.facts import Model, Round
+from backend.facts import Lesson, Model, Round
+from backend.fingerprints import fingerprint
 from backend.loop.context import LoopContext
 from backend.loop.order import STARTED, RankingInputs, uncertainties
 from backend.loop.project_settings import row_settings
@@ -46,6 +47,7 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
         compared=compared,
         served=served(store, project) if due else {},
         training_requests=row["training_requests"],
+        recipe=fingerprint(context.learner.describe_training(settings.seed)) if row["training_requests"] else "",
         first_round=row["first_round"],
     )
 
@@ -56,7 +58,15 @@ def _models(store: Store, records: Sequence[Mapping[str, Any]]) -> tuple[Model, 
     Retention also removes files, but never those of the newest or the active model, and the loop needs no others.
     """
     return tuple(
-        Model(m["version"], tuple(m["labels"]), frozenset(m["trained_on"]), m["fingerprint"], bool(m["accepted"]))
+        Model(
+            m["version"],
+            tuple(m["labels"]),
+            frozenset(map(Lesson.recorded, m["trained_on"])),
+            m["fingerprint"],
+            bool(m["accepted"]),
+            frozenset(one["task"] for one in m["details"].get("held_out", ())),
+            m["details"].get("recipe", ""),
+        )
         for m in records
         if store.has("models", m["fingerprint"])
     )

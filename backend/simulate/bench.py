@@ -167,7 +167,8 @@ class Bench:
 
     def _train(self, seed: int, part: Split, chosen: NDArray[np.intp]) -> Callable[[Path], None]:
         rows = sorted(part.pool[chosen].tolist(), key=lambda r: (self.scans.digests[r], r))
-        held = validation_rows([self.scans.digests[r] for r in rows], [self.named[r] for r in rows])
+        shown = [np.unique(self.scans.masks[r][self.scans.masks[r] > 0]).tolist() for r in rows]
+        held = validation_rows([self.scans.digests[r] for r in rows], [self.named[r] for r in rows], shown)
         cases = [self.scans.case(r, self.learner.image_size) for r in rows]
         learn = [c for i, c in enumerate(cases) if i not in held]
         watch = [c for i, c in enumerate(cases) if i in held]

@@ -227,8 +227,8 @@ class Overview:
     def legend(self, project: int, *versions: str) -> dict[str, str]:
         return legend(self._store, project, label_names(self._store, project, *versions))
 
-    def held_out(self, project: int) -> list[int]:
-        return self._pictures.held_out(project)
+    def held_out(self, project: int, first: str, second: str) -> list[int]:
+        return self._pictures.held_out(project, first, second)
 
     def compare(self, project: int, first: str, second: str) -> list[Any]:
         with self._one_of(self._slow):

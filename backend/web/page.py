@@ -60,7 +60,7 @@ class Data(Protocol):
     def activity(self, project: int) -> Json:
         """May send requests to Label Studio, so only a separate view reads it."""
 
-    def held_out(self, project: int) -> Sequence[int]:
+    def held_out(self, project: int, first: str, second: str) -> Sequence[int]:
         """The tasks that models are compared on."""
 
     def compare(self, project: int, first: str, second: str) -> Sequence[Compared]:
@@ -200,7 +200,7 @@ def _add_model_views(router: APIRouter, data: Data) -> None:
     def compare(request: Request, project: Project, first: str = "", second: str = "") -> Response:
         status, models = _known(data.brief(project), project), data.rounds(project)["models"]
         scans = data.compare(project, first, second) if first and second and first != second else None
-        of = len(data.held_out(project)) if scans else 0
+        of = len(data.held_out(project, first, second)) if scans else 0
         chosen: Json = {"first": first, "second": second, "scans": scans, "of": of}
         chosen["a"] = summarise([Recorded(one.first_labels, one.unit) for one in scans or ()])
         chosen["b"] = summarise([Recorded(one.second_labels, one.unit) for one in scans or ()])

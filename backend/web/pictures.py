@@ -26,13 +26,14 @@ from backend.errors import (
     UnreadableScan,
     WeightsMissing,
 )
-from backend.facts import Scan, validation_rows
+from backend.facts import Scan
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import Letterboxed, letterbox, translate
 from backend.label_config import LabelConfig, Renames
 from backend.learning.averages import Recorded
 from backend.learning.evaluation import LabelScore
 from backend.loop.batch import CHUNK, BatchProcessor
+from backend.loop.judging import has_learnt, learnt
 from backend.records.scans import scan_of
 from backend.records.store import Store
 from backend.web.colours import FALLBACKS
@@ -137,10 +138,10 @@ class Pictures:
             one, other = (_fitting(self._mask_of(project, scan, v, names), box, task) for v in (first, second))
             return encode_png(difference_picture(thumbnail(box, side), one, other))
 
-    def held_out(self, project: int) -> list[int]:
-        """The labelled tasks that no model is trained on and that models are compared on."""
+    def held_out(self, project: int, first: str, second: str) -> list[int]:
+        """The labelled tasks that neither model has learnt from, on which they are compared."""
         with _explained(project):
-            return [scan.task for scan, _ in self._held_out(project)]
+            return [scan.task for scan, _ in self._held_out(project, first, second)]
 
     def compare(
         self, project: int, first: str, second: str, limit: int = 24, *, seconds: float = PATIENCE
@@ -156,7 +157,7 @@ class Pictures:
         with _explained(project):
             one, other = self._model(project, first), self._model(project, second)
             names = self._labels(project) or united(one["labels"], other["labels"])
-            held = self._held_out(project)
+            held = self._held_out(project, first, second)
         found: list[Compared] = []
         problem: ScanqueueError | None = None
         until = time.monotonic() + seconds
@@ -219,18 +220,16 @@ class Pictures:
             if label["mask"] and not label["problem"] and (not key or label["config"] == key)
         }
 
-    def _held_out(self, project: int) -> list[tuple[Scan, str]]:
-        """Held-out scans with the names of their submitted masks, in a stable order."""
+    def _held_out(self, project: int, *versions: str) -> list[tuple[Scan, str]]:
+        """Labelled scans that none of these models has learnt from, and the names of their masks, in a stable order."""
         masks = self._submitted(project)
-        labelled = [
-            scan_of(row)
-            for row in self.store.scans(project)
-            if row["annotated"] and row["digest"] and not row["problem"] and row["task"] in masks
-        ]
-        labelled = [scan for scan in labelled if self.store.has("labels", masks[scan.task])]
-        labelled.sort(key=lambda scan: (scan.digest, scan.task))
-        held = validation_rows([scan.digest for scan in labelled], [scan.group for scan in labelled])
-        return [(scan, masks[scan.task]) for i, scan in enumerate(labelled) if i in held]
+        scans = [scan_of(row) for row in self.store.scans(project)]
+        tasks = {label["annotation"]: label["task"] for label in self.store.labels(project)}
+        known = set().union(*(learnt(self._model(project, version), scans, tasks) for version in versions))
+        usable = [scan for scan in scans if scan.annotated and scan.digest and not scan.problem and scan.task in masks]
+        left = [(scan, masks[scan.task]) for scan in usable if not has_learnt(known, scan)]
+        left = [(scan, mask) for scan, mask in left if self.store.has("labels", mask)]
+        return sorted(left, key=lambda one: (one[0].digest, one[0].task))
 
     # -- pixels and masks ---------------------------------------------------------------------
 

@@ -170,7 +170,7 @@ def create_view_api(store: Store, overview: Overview) -> APIRouter:
         """Two models on the held-out scans, worst first: Dice against the annotators and against each other."""
         require(project)
         found = overview.compare(project, first, second)
-        return {"compared": [asdict(one) for one in found], "held_out": len(overview.held_out(project))}
+        return {"compared": [asdict(one) for one in found], "held_out": len(overview.held_out(project, first, second))}
 
     @router.get("/projects/{project}/settings")
     def settings(project: Number) -> dict[str, Any]:

@@ -100,7 +100,10 @@ SCHEMAS: dict[str, Schema] = {
         }
     ),
     "Job": _object({"step": TEXT, "done": INTEGER, "total": INTEGER, "seconds_left": _NUMBER_OR_NULL}),
-    "Compared": _object({"version": TEXT, "labels": INTEGER, "ours": _ref("Quality"), "control": _ref("Quality")}),
+    "Compared": _object(
+        {"version": TEXT, "labels": INTEGER, "ours": _ref("Quality"), "control": _ref("Quality")},
+        {"of": _object({"ours": INTEGER, "control": INTEGER})},
+    ),
     "Stopping": _object(
         {
             "advice": {"enum": ["go on", "nearly there", "stop", "too early to say"]},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import Counter
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -16,6 +17,7 @@ from backend.errors import NotSegmentable
 from backend.facts import (
     RECENT,
     Label,
+    Lesson,
     Live,
     Model,
     Round,
@@ -272,7 +274,7 @@ def with_controls(**changes: Any) -> tuple[Seen, Done]:
     known = tuple(Label(t, f"{100 - t}@now", annotation=100 - t) for t in range(1, 21))  # labelled in the order 20 to 1
     digests = frozenset(f"d{t}" for t in MANY)
     settings = ProjectSettings(strategy="paper+paper", cold_start_size=20, round_size=5, control_share=0.4)
-    model = replace(R1, trained_on=frozenset(label.key for label in known))
+    model = replace(R1, trained_on=frozenset(label.key for label in known), held_out=frozenset(HELD))
     done = Done(settings, "pixels", embedded=digests, mapped=digests, fitted=30, models=(model,), scored=digests)
     done = replace(done, active="scanqueue-r1", served={t: t in DRAWN for t in range(1, 21)})
     cold = Round(0, "k", "", MANY)
@@ -280,7 +282,7 @@ def with_controls(**changes: Any) -> tuple[Seen, Done]:
     return seen(scans(*range(1, 21), n=30), live(1, *MANY[20:]), known), replace(done, **changes)
 
 
-HELD = {t for i, t in enumerate(range(1, 21)) if i in validation_rows([f"d{t}" for t in range(1, 21)])}
+HELD = (3, 10, 15, 20)
 
 
 def test_our_order_is_compared_with_chance_when_nothing_else_is_due() -> None:
@@ -288,11 +290,21 @@ def test_our_order_is_compared_with_chance_when_nothing_else_is_due() -> None:
     (step,) = decide(given, done).steps
     assert isinstance(step, CompareWithControl)
     assert step.version == "scanqueue-r1"
-    assert set(step.validation) == HELD
-    assert step.control == tuple(t for t in DRAWN[::-1] if t not in HELD)
-    ours = [t for t in range(20, 0, -1) if t not in HELD and t not in DRAWN]
-    assert step.ours == tuple(ours[: len(step.control)])  # the first labelled ones, as many as there are controls
+    assert step.validation == HELD[::-1]
+    assert step.control == (16, 14, 12, 8, 6, 4, 2)
+    assert step.ours == (19, 18, 13, 11, 9, 5, 1)  # of 19, 18, 17, 13, 11, 9, 7, 5, 1: from first to last
+    assert step.of == (9, 7)
     assert decide(given, done).phase == "active"
+
+
+def test_our_labels_and_the_controls_are_from_the_same_time() -> None:
+    """With few controls, ours are not the first labels, which come from the cold start."""
+    given, done = with_controls(served={t: t in (18, 14, 9, 6, 2) for t in range(1, 21)})
+    (step,) = decide(given, done).steps
+    assert isinstance(step, CompareWithControl)
+    for arm in (step.ours, step.control):
+        assert len(arm) == 5
+        assert sum(task > 10 for task in arm) in (2, 3)  # as many of the first half as of the second
 
 
 @pytest.mark.parametrize(
@@ -350,9 +362,74 @@ def test_with_the_button_nothing_is_trained_until_requested() -> None:
     assert decide(given, replace(waiting, training_requests=1)).steps == (Train("scanqueue-r1", (1, 2, 3, 4)),)
 
 
-def test_another_request_with_the_same_labels_trains_nothing() -> None:
-    given = seen(scans(1, 2, 3), live(1, 7, 5, 4, 6), label(1, 2, 3))
-    assert decide(given, replace(FIRST, training_requests=1)).steps == ()
+def lessons(*tasks: int) -> frozenset[Lesson | str]:
+    return frozenset(Lesson(t, f"d{t}", f"m{t}") for t in tasks)
+
+
+def read(*tasks: int) -> tuple[Label, ...]:
+    return tuple(Label(t, f"{t}@now", mask=f"m{t}") for t in tasks)
+
+
+NOTED = replace(R1, trained_on=lessons(1, 2, 3), recipe="recipe")
+ASKED = replace(FIRST, models=(NOTED,), training_requests=1, recipe="recipe")
+SAME = seen(scans(1, 2, 3), live(1, 7, 5, 4, 6), read(1, 2, 3))
+
+
+def test_another_request_trains_nothing_if_nothing_has_changed() -> None:
+    assert decide(SAME, ASKED).steps == ()
+    saved_again = tuple(replace(label, key=f"{label.task}@later") for label in SAME.labels)
+    assert decide(replace(SAME, labels=saved_again), ASKED).steps == ()
+
+
+@pytest.mark.parametrize(
+    ("what", "given", "done"),
+    [
+        ("another seed, encoder or setting", SAME, replace(ASKED, recipe="other")),
+        ("settings that were not recorded", SAME, replace(ASKED, models=(replace(NOTED, recipe=""),))),
+        (
+            "the image was replaced",
+            replace(SAME, scans=(replace(SAME.scans[0], digest="d4"), *SAME.scans[1:])),
+            ASKED,
+        ),
+        (
+            "the patient became known",
+            replace(SAME, scans=(replace(SAME.scans[0], patient="P"), *SAME.scans[1:])),
+            ASKED,
+        ),
+        ("a mask was edited", replace(SAME, labels=(replace(SAME.labels[0], mask="new"), *SAME.labels[1:])), ASKED),
+        ("a label was deleted", replace(SAME, scans=scans(1, 2), labels=SAME.labels[:2]), ASKED),
+        ("another label config", SAME, replace(ASKED, models=(replace(NOTED, labels=("Heart",)),))),
+    ],
+)
+def test_a_request_trains_whenever_something_that_is_learnt_has_changed(what: str, given: Seen, done: Done) -> None:
+    tasks = tuple(label.task for label in given.labels)
+    assert Train("scanqueue-r2", tasks) in decide(given, done).steps, what
+
+
+def test_labels_that_were_deleted_or_redrawn_and_images_that_were_replaced_count_as_changes() -> None:
+    """Without a request: a new model is due after `round_size` changes, here 2."""
+    quiet = replace(ASKED, training_requests=0)
+    ten = seen(scans(*range(1, 11)), live(1), read(*range(1, 11)))
+    quiet = replace(quiet, models=(replace(NOTED, trained_on=lessons(*range(1, 11))),))
+
+    def trains(given: Seen) -> bool:
+        return any(isinstance(step, Train) for step in decide(given, quiet).steps)
+
+    assert not trains(ten)
+    for count, due in ((1, False), (2, True)):
+        deleted = replace(ten, scans=scans(*range(1, 11 - count)), labels=ten.labels[:-count])
+        replaced = [replace(s, digest="d1") if 1 < s.task < 2 + count else s for s in ten.scans]
+        edited = (*(replace(label, mask="new") for label in ten.labels[:count]), *ten.labels[count:])
+        assert trains(deleted) is due
+        assert trains(replace(ten, scans=tuple(replaced))) is due
+        assert trains(replace(ten, labels=edited)) is due
+
+
+def test_what_an_older_version_recorded_is_known_by_its_annotations() -> None:
+    given = seen(scans(1, 2, 3), live(1, 7, 5, 4, 6), read(1, 2, 3))
+    old = replace(FIRST, models=(R1,), recipe="recipe")
+    assert decide(given, old).steps == ()  # nothing is trained because of an update
+    assert decide(given, replace(old, training_requests=1)).steps == (Train("scanqueue-r2", (1, 2, 3)),)
 
 
 def test_activating_another_model_opens_a_round_with_it() -> None:
@@ -519,25 +596,13 @@ def share(name: str) -> float:
     return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32
 
 
-@drawn(st.lists(DIGESTS, max_size=40))
-def test_without_groups_the_scans_with_the_lowest_hashes_are_held_out(digests: list[str]) -> None:
-    held = validation_rows(digests)
-    assert validation_rows(digests, [""] * len(digests)) == held
-    low = {i for i, d in enumerate(digests) if share(d) < 0.2}
-    if len(digests) < 5:
-        assert held == set()
-    elif 0 < 2 * len(low) <= len(digests):
-        assert held == low
-    elif not low and len(set(digests)) == len(digests):
-        assert held == {min(range(len(digests)), key=lambda i: share(digests[i]))}
-
-
-def test_half_is_left_to_learn_from_when_too_many_hashes_are_low() -> None:
-    low = [name for name in map(str, range(99)) if share(name) < 0.2]
-    low.sort(key=share)
-    assert validation_rows(low[:5]) == {0, 1}
-    assert validation_rows([low[0]] * 12) == set()  # twelve copies of one picture
-    assert validation_rows([low[0]] * 4 + [low[1]] * 2) == {4, 5}
+@pytest.mark.parametrize(("n", "count"), [(4, 0), (5, 1), (7, 1), (8, 2), (20, 4), (98, 20), (1000, 200)])
+def test_a_fifth_is_held_out_never_one_of_twenty_nor_ten(n: int, count: int) -> None:
+    for start in range(20):
+        digests = [f"{start}-{i}" for i in range(n)]
+        held = validation_rows(digests)
+        assert len(held) == count
+        assert held == set(sorted(range(n), key=lambda i: share(digests[i]))[:count])
 
 
 @drawn(ROWS)
@@ -547,11 +612,16 @@ def test_a_group_is_held_out_as_a_whole_or_not_at_all_and_something_is_left_to_l
     digests, groups = [d for d, _ in rows], [g for _, g in rows]
     held = validation_rows(digests, groups)
     assert {groups[i] for i in held} & {g for i, g in enumerate(groups) if g and i not in held} <= {""}
-    if len(rows) < 5:
-        return
-    units = {(g, "" if g else d) for d, g in rows}
-    assert bool(held) == (len(units) > 1)
+    sizes = Counter((g, "" if g else d) for d, g in rows)
+    assert bool(held) == (len(rows) >= 5 and any(2 * size <= len(rows) for size in sizes.values()))
     assert 2 * len(held) <= len(rows)
+
+
+@pytest.mark.parametrize("size", [2, 3, 8, 10])
+def test_patients_of_one_size_are_held_out_to_the_nearest(size: int) -> None:
+    for people in (5, 10, 30):
+        groups = [f"P{i // size}" for i in range(people * size)]
+        assert len(validation_rows([str(i) for i in range(len(groups))], groups)) == people // 5 * size
 
 
 @drawn(ROWS, st.randoms(use_true_random=False))
@@ -562,37 +632,40 @@ def test_the_held_out_rows_do_not_depend_on_their_order(rows: list[tuple[str, st
     assert one == two
 
 
-@drawn(ROWS, ROWS)
-def test_held_out_rows_stay_held_out_when_rows_are_added(
-    rows: list[tuple[str, str]], more: list[tuple[str, str]]
-) -> None:
-    """In the usual case: before and after, the hashes hold out something, but at most half."""
-
-    def usual(all_: list[tuple[str, str]]) -> bool:
-        count = sum(1 for d, g in all_ if share(g or d) < 0.2)
-        return len(all_) >= 5 and 0 < count <= len(all_) / 2
-
-    if usual(rows) and usual(rows + more):
-        before = validation_rows([d for d, _ in rows], [g for _, g in rows])
-        after = validation_rows([d for d, _ in rows + more], [g for _, g in rows + more])
-        assert before == {i for i in after if i < len(rows)}
+def test_what_the_active_model_has_learnt_from_is_held_out_last() -> None:
+    """While labels arrive, the held-out scans stay those that no model knows, and the quota is kept."""
+    digests = [f"{i}" for i in range(400)]
+    learnt: set[int] = set()
+    for n in range(20, 401, 5):
+        held = validation_rows(digests[:n], learnt=learnt)
+        assert len(held) == round(0.2 * n)
+        assert held.isdisjoint(learnt)
+        learnt = set(range(n)) - held
+    assert validation_rows(digests, learnt=range(400)) == validation_rows(digests)
 
 
-def test_of_too_many_held_out_patients_those_with_the_highest_hash_go_back_first() -> None:
-    names = sorted((f"P{i}" for i in range(200)), key=share)
-    low, next_low, high = names[0], names[1], names[-1]
-    assert share(next_low) < 0.2 < share(high)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_every_label_is_learnt_and_held_out_where_two_units_have_it(grouped: bool) -> None:
+    for start in range(30):
+        digests = [f"{start}-{i}" for i in range(60)]
+        groups = [f"{start}-{i // 2}" if grouped else "" for i in range(60)]
+        shown = [{1}, *[set[int]()] * 59]  # label 1 is in one scan, 2 in two scans, 3 in three, 4 in most
+        for label, rows in ((2, (10, 30)), (3, (5, 20, 40)), (4, range(10, 60))):
+            for row in rows:
+                shown[row] = shown[row] | {label}
+        held = validation_rows(digests, groups, shown)
+        assert len(held) == 12
+        there = [{label for i in rows for label in shown[i]} for rows in (held, set(range(60)) - held)]
+        assert there[0] == {2, 3, 4}
+        assert there[1] == {1, 2, 3, 4}
 
-    def held(*groups: str) -> set[str]:
-        return {groups[i] for i in validation_rows([str(i) for i in range(len(groups))], groups)}
 
-    assert held(low, low, next_low, *[high] * 5) == {low, next_low}
-    assert held(low, low, next_low, next_low, next_low, high) == {low}
-    assert held(*[low] * 9, high) == {high}  # more scans are left to learn from
-    assert held(*[high] * 3, *[names[-2]] * 3) == {names[-2]}  # no hash is low enough: the lowest is held out
-    assert held(*[high] * 3, *[names[-2]] * 4) == {high}
-    assert held(*[low] * 9) == set()
-    assert held(low, low, low, high) == set()  # fewer than five
+def test_more_rare_labels_than_the_quota_do_not_enlarge_it() -> None:
+    shown = [{i // 2} for i in range(100)]  # fifty labels, each in two scans
+    held = validation_rows([str(i) for i in range(100)], None, shown)
+    assert len(held) == 20
+    assert len({i // 2 for i in held}) == 20  # the other scan of each is left to learn from
+    assert validation_rows([str(i) for i in range(10)], list("AAAAABBBBB"), [{1}] * 5 + [{2}] * 5) == set()
 
 
 def test_slices_of_one_volume_are_one_group_where_no_patient_is_known() -> None:
@@ -605,7 +678,8 @@ def test_the_comparison_with_chance_does_not_split_patients() -> None:
     people = [f"P{t % 7}" for t in range(1, 31)]
     all_ = tuple(Scan(t, "", f"d{t}", annotated=True, patient=people[t - 1]) for t in range(1, 31))
     digests = frozenset(s.digest for s in all_)
-    model = replace(R1, trained_on=frozenset(f"{t}@now" for t in range(1, 31)))
+    held_out = frozenset(t for t in range(1, 31) if people[t - 1] == "P3")
+    model = replace(R1, trained_on=frozenset(f"{t}@now" for t in range(1, 31)), held_out=held_out)
     done = replace(
         START,
         settings=replace(SETTINGS, control_share=0.5),
@@ -619,10 +693,8 @@ def test_the_comparison_with_chance_does_not_split_patients() -> None:
     done = replace(done, rounds=(Round(1, round_key(done, CONFIG, all_), model.version, tuple(range(1, 31))),))
     (step,) = decide(given, done).steps
     assert isinstance(step, CompareWithControl)
-    held = {people[t - 1] for t in step.validation}
-    assert held
-    assert not held & {people[t - 1] for t in (*step.ours, *step.control)}
-    assert len(step.validation) == sum(people.count(p) for p in held)
+    assert set(step.validation) == held_out
+    assert "P3" not in {people[t - 1] for t in (*step.ours, *step.control)}
 
 
 SCAN = replace(SETTINGS, unit="scan")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import inspect
 import json
 import os
@@ -40,13 +39,12 @@ from world import (
 from backend import cli
 from backend.demo.phantoms import phantom
 from backend.errors import ScanqueueError, StorageFull, StudioRefused, StudioUnavailable, UnreadableScan
-from backend.facts import SAMPLING, Scan, control_draw, validation_rows
+from backend.facts import SAMPLING, Scan, control_draw
 from backend.learning.segmenters import Segmenter
 from backend.loop import audit, control_trial, listing, observing, publishing
 from backend.loop.annotations import AnnotationReader
 from backend.loop.context import Busy, LoopContext
 from backend.loop.control_trial import ControlTrial
-from backend.loop.decoding import digest_of
 from backend.records.maps import map_name
 from backend.records.store import Store, activate_model
 from backend.records.tables import uncertainty_table
@@ -361,21 +359,25 @@ def test_refused_predictions_are_reported_and_sent_again(world: World, monkeypat
 
 
 def test_a_worse_model_is_kept_and_reported_and_the_better_one_stays_active(tmp_path: Path) -> None:
-    world = World(tmp_path / "data", steps=30).in_round_1()
+    world = World(tmp_path / "data", steps=30, cold_start_size=25, round_size=19, queue_depth=25)
+    world.add_scans(0, 32)
+    world.run()
+    world.label(25)
+    world.run()
     (first,) = world.store.models(PROJECT)
     assert first["validation"]["dice"] > 0.3  # it learnt something that it can lose
-    digests = {s["task"]: s["digest"] for s in world.store.scans(PROJECT)}
-    labelled = list(world.annotations)
-    watched = {labelled[i] for i in validation_rows([digests[t] for t in labelled])}
-    for task in set(labelled) - watched:
+    watched = {one["task"] for one in first["details"]["held_out"]}
+    assert len(watched) == 5
+    for task in sorted(set(world.annotations) - watched)[:-1]:
         world.studio.edit(world.annotations[task], [])  # "there is no lung"
     world.run()
     champion, challenger = world.store.models(PROJECT)
     assert (champion["accepted"], challenger["accepted"]) == (1, 0)
     was, now = champion["validation"]["dice"], challenger["validation"]["dice"]
-    assert challenger["remark"] == (
-        f"On the same {len(watched)} held-out scans with foreground its Dice is {now:.3f} against "
-        f"{was:.3f}: scanqueue-r1 stays active."
+    assert {one["task"] for one in challenger["details"]["held_out"]} == watched  # the active model knows the others
+    assert challenger["remark"].startswith(f"On 5 held-out scans it is worse by {was - now:.3f} (95 % interval ")
+    assert challenger["remark"].endswith(
+        f"): Lung: Dice {now:.3f} against {was:.3f} on 5 scans with it. scanqueue-r1 stays active."
     )
     assert [m["active"] for m in status.model_list(world.store, PROJECT)] == [True, False]
     assert world.status()["model"] == "scanqueue-r1"
@@ -779,10 +781,13 @@ def test_our_order_is_compared_with_chance_once_per_model_after_publishing(
     latest = world.store.rounds(PROJECT)[0]
     chance = {p.task for p in latest["picks"] if p.reason == "control"}
     held = model["details"]["validation"]
+    held_out = [one["task"] for one in model["details"]["held_out"]]
     assert 5 <= arms["labels"] <= len(chance & set(world.annotations))
     assert arms["ours"]["n"] == arms["control"]["n"] == held
     assert 0 <= arms["ours"]["dice"] <= 1
     assert arms["ours"].keys() == model["validation"].keys()
+    left = [task in chance for task in world.annotations if task not in held_out]
+    assert arms["of"] == {"ours": left.count(False), "control": left.count(True)}
     assert world.status()["control"] == {"version": "scanqueue-r1", **arms}
     assert [r["control"] for r in status.round_list(world.store, PROJECT)] == [None, world.status()["control"]]
     shown = CliRunner().invoke(cli.app, ["status", "--project", "1", "--data-dir", str(world.folder)], env={})
@@ -1086,10 +1091,7 @@ def test_a_mask_whose_image_was_replaced_by_one_of_another_size_is_a_problem_and
     world: World, monkeypatch: pytest.MonkeyPatch, asked: bool
 ) -> None:
     world.in_round_1()
-    labelled = list(world.annotations)
-    digests = {s["task"]: s["digest"] for s in world.store.scans(PROJECT)}
-    (first, *_) = validation_rows([digests[t] for t in labelled])
-    task = labelled[first]
+    task = world.store.models(PROJECT)[0]["details"]["held_out"][0]["task"]
     world.studio.images[world.studio.reference(task)] = png(phantom(99, (SIZE + 32, SIZE + 32))[0])
     lose_pixels(world)
     world.label(ROUND)
@@ -1131,7 +1133,7 @@ def test_scans_that_can_be_fetched_again_are_no_longer_problems(world: World, mo
 
 
 def test_a_dozen_copies_of_one_picture_are_learnt_from(world: World) -> None:
-    image, masks = next((i, m) for n in range(99) for i, m in [phantom(n, (SIZE, SIZE))] if held_out(png(i)))
+    image, masks = phantom(0, (SIZE, SIZE))
     for _ in range(12):
         (task,) = world.studio.add_scans([png(image)])
         world.masks[task] = masks
@@ -1139,10 +1141,6 @@ def test_a_dozen_copies_of_one_picture_are_learnt_from(world: World) -> None:
     world.label(COLD)
     world.run()
     assert world.status()["model"] == "scanqueue-r1"
-
-
-def held_out(data: bytes) -> bool:
-    return int(hashlib.sha256(digest_of(data).encode()).hexdigest()[:8], 16) / 2**32 < 0.2
 
 
 def test_an_image_whose_task_changed_is_read_at_once(world: World) -> None:

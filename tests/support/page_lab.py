@@ -336,7 +336,7 @@ class Lab:
     def activity(self, project: int) -> Json:
         return self.people
 
-    def held_out(self, project: int) -> list[int]:
+    def held_out(self, project: int, first: str, second: str) -> list[int]:
         return [7, 3, 9, *range(100, 100 + self.more_held_out)]
 
     def compare(self, project: int, first: str, second: str) -> list[Compared]:

@@ -27,7 +27,7 @@ from backend.errors import (
     UnreadableScan,
     WeightsMissing,
 )
-from backend.facts import validation_rows
+from backend.facts import Lesson
 from backend.fingerprints import fingerprint
 from backend.label_config import LabelConfig, Renames, Tag
 from backend.learning.learner import Learner
@@ -103,14 +103,21 @@ class Lab:
         self.store.put_label(PROJECT, row | {"config": config, "problem": problem})
         return name
 
-    def model(self, version: str, *, labels: Sequence[str] = ("Lung", "Heart"), checkpoint: bool = False) -> str:
+    def model(
+        self,
+        version: str,
+        *,
+        labels: Sequence[str] = ("Lung", "Heart"),
+        checkpoint: bool = False,
+        learnt: Sequence[Lesson | str] = (),
+    ) -> str:
         """Add a model with this version; returns its fingerprint."""
         name = fingerprint("model", version)
         if checkpoint:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int(version[-1]))
                 self.store.put_folder("models", name, Segmenter.create(SPEC).save)
-        row = {"version": version, "fingerprint": name, "labels": list(labels), "trained_on": [], "accepted": 1}
+        row = {"version": version, "fingerprint": name, "labels": list(labels), "trained_on": learnt, "accepted": 1}
         self.store.put_model(
             PROJECT,
             row | {"remark": "", "validation": {}, "details": {}},
@@ -473,11 +480,12 @@ def test_the_other_parts_are_the_scan_with_each_mask(lab: Lab) -> None:
 
 
 def with_labels(lab: Lab, count: int = 40) -> list[int]:
-    """Add `count` labelled scans, each with the square at (10, 10); returns those held out by their hashes."""
+    """Add `count` labelled scans, each with the square at (10, 10); returns every fifth, which no model has learnt."""
     digests = [lab.add(task, gray(task), square(10, 10, 20)) for task in range(1, count + 1)]
-    lab.model(R1)
-    lab.model(R2)
-    return [row + 1 for row in sorted(validation_rows(digests))]
+    learnt = [Lesson(task, digest, "mask") for task, digest in enumerate(digests, start=1) if task % 5]
+    lab.model(R1, learnt=learnt)
+    lab.model(R2, learnt=learnt)
+    return list(range(5, count + 1, 5))
 
 
 def test_models_are_compared_on_the_held_out_scans_worst_first(lab: Lab) -> None:
@@ -487,7 +495,7 @@ def test_models_are_compared_on_the_held_out_scans_worst_first(lab: Lab) -> None
         lab.draw(R1, task, square(10, 10 + place, 20))  # worse and worse
         lab.draw(R2, task, square(10, 10, 20))
     found = lab.pictures.compare(PROJECT, R1, R2)
-    assert sorted(lab.pictures.held_out(PROJECT)) == held
+    assert sorted(lab.pictures.held_out(PROJECT, R1, R2)) == held
     assert [c.task for c in found] == held[::-1]
     for place, task in enumerate(held):
         overlap = (20 - place) / 20  # of two equal squares, shifted relative to each other
@@ -554,10 +562,10 @@ def test_only_labels_that_were_read_and_stored_are_held_out(lab: Lab) -> None:
     lab.submit(held[0], square(10, 10, 20), problem="cannot be read")
     lab.submit(held[1], square(10, 10, 20), config="of other labels")
     lab.store.path("labels", fingerprint("mask", held[2])).unlink()
-    assert sorted(lab.pictures.held_out(PROJECT)) == held[3:]
+    assert sorted(lab.pictures.held_out(PROJECT, R1, R2)) == held[3:]
     few = Lab(lab.store.folder.parent / "few")
     with_labels(few, 4)
-    assert few.pictures.held_out(PROJECT) == []
+    assert few.pictures.held_out(PROJECT, R1, R2) == []
     assert few.pictures.compare(PROJECT, R1, R2) == []
 
 
@@ -567,7 +575,7 @@ def test_missing_masks_are_predicted_for_a_comparison_and_stored(lab: Lab, monke
     generator = np.random.default_rng(0)
     for task in range(1, 11):
         lab.add(task, generator.integers(0, 256, (SIZE, SIZE), dtype=np.uint8), square(10, 10, 20))
-    held = lab.pictures.held_out(PROJECT)
+    held = lab.pictures.held_out(PROJECT, R1, R2)
     found = lab.pictures.compare(PROJECT, R1, R2)
     assert sorted(c.task for c in found) == sorted(held)
     for one in found:

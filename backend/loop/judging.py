@@ -1,0 +1,102 @@
+"""Whether a new model becomes active: it is compared with the active one on scans that neither has learnt from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from backend.facts import Lesson, Scan
+from backend.learning.averages import Recorded, Summary, summarise
+from backend.learning.comparison import MIN_SCANS, Difference, Pair, difference
+from backend.learning.evaluation import Scores
+
+WORST = 3  # number of labels that a remark names
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The new model compared with the active one, `version`, on scans that neither was trained on.
+
+    new, active  the summary of each (`averages`)
+    """
+
+    version: str
+    difference: Difference
+    new: Summary
+    active: Summary
+
+    def details(self) -> dict[str, Any]:
+        """For the details of the new model."""
+        return {"version": self.version, **self.active, "difference": asdict(self.difference)}
+
+
+def judge(version: str, pairs: Sequence[tuple[Scores, Scores, str]], names: Sequence[str]) -> Verdict:
+    """Compare a new model with the active one, `version`.
+
+    pairs  per scan that neither has learnt from: the scores of the new model, of the active one, and the scan's group
+    names  of classes 1..
+    """
+    found = difference([Pair(new.labels, active.labels, group) for new, active, group in pairs])
+    new = summarise([Recorded.of(scores, names) for scores, _, _ in pairs])
+    active = summarise([Recorded.of(scores, names) for _, scores, _ in pairs])
+    return Verdict(version, found, new, active)
+
+
+def learnt(model: Mapping[str, Any], scans: Iterable[Scan], tasks: Mapping[int, int]) -> set[int | str]:
+    """What a model has learnt from: tasks, digests of pixels, and patients or volumes.
+
+    scans, tasks  the scans and the task of each annotation now: older versions recorded the annotations of a model
+    """
+    held_out = {one["task"] for one in model["details"].get("held_out", [])}
+    by_task = {scan.task: scan for scan in scans}
+    found: set[int | str] = set()
+    for entry in map(Lesson.recorded, model["trained_on"]):
+        if isinstance(entry, str):
+            task = tasks.get(int(entry.partition("@")[0]))
+            if task not in by_task:
+                continue
+            entry = Lesson.of(by_task[task], "")
+        if entry.task not in held_out:
+            found |= {entry.task, entry.digest, entry.group}
+    return found - {""}
+
+
+def has_learnt(known: set[int | str], scan: Scan) -> bool:
+    """Whether `learnt` contains this scan, its pixels, or its patient or volume."""
+    return not known.isdisjoint({scan.task, scan.digest, scan.group})
+
+
+def remark(verdict: Verdict | None, accepted: bool) -> str:
+    """A remark for people about the decision; "" for none."""
+    if verdict is None:
+        return ""
+    found = verdict.difference
+    if not found.enough:
+        return (
+            f"Too few scans to tell whether it is better than {verdict.version}: {found.scans} that neither has learnt "
+            f"from, of {MIN_SCANS} needed. The newer model draws."
+        )
+    if accepted:
+        return ""
+    losses = sorted(
+        _losses(name, one, verdict.active["per_label"][name]) for name, one in verdict.new["per_label"].items()
+    )
+    parts = [text for loss, text in losses[:WORST] if loss < 0]
+    return (
+        f"On {found.scans} held-out scans it is worse by {-found.mean:.3f} (95 % interval {-found.high:.3f} to "
+        f"{-found.low:.3f}): {'; '.join(parts)}. {verdict.version} stays active."
+    )
+
+
+def _losses(name: str, new: Summary, active: Summary) -> tuple[float, str]:
+    """The sum of the differences of a label, below 0 if the new model is worse, and both in words."""
+    total, parts = 0.0, []
+    if new["n"]:
+        total += new["dice"] - active["dice"]
+        parts.append(f"Dice {new['dice']:.3f} against {active['dice']:.3f} on {new['n']} scans with it")
+    if new["n_without"] and new["false_alarm_rate"] != active["false_alarm_rate"]:
+        total += active["false_alarm_rate"] - new["false_alarm_rate"]
+        ours, theirs = (round(one["false_alarm_rate"] * one["n_without"]) for one in (new, active))
+        parts.append(f"{ours} false alarms against {theirs} on {new['n_without']} scans without it")
+    return total, f"{name}: {', '.join(parts)}"
