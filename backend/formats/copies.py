@@ -6,6 +6,7 @@ import filecmp
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def distinct(facts: Iterable[FileFacts]) -> list[FileFacts]:
             continue
         images = _images(files) if len(files) > 1 else files
         if len(images) > 1:
-            images = [replace(image, instance=content_of(image.path), remark=SHARED_UID) for image in images]
+            images = [replace(image, instance=_content(image.path), remark=SHARED_UID) for image in images]
         kept += images
     return kept
 
@@ -44,10 +45,19 @@ def _by_content(files: Sequence[FileFacts]) -> list[FileFacts]:
     """Files without SOPInstanceUID. Those that cannot be part of a series are identified by content anyway."""
     found: dict[str, FileFacts] = {}
     for file in files:
-        digest = content_of(file.path)
+        digest = _content(file.path)
         plain = len(file.parts) == 1 and not file.stackable
-        found.setdefault(digest, file if plain else replace(file, instance=digest, remark=file.remark or NO_UID))
+        found.setdefault(
+            digest or str(file.path), file if plain else replace(file, instance=digest, remark=file.remark or NO_UID)
+        )
     return list(found.values())
+
+
+def _content(path: Path) -> str:
+    try:
+        return content_of(path)
+    except OSError:  # deleted meanwhile; reading it says so
+        return ""
 
 
 def _images(files: Sequence[FileFacts]) -> list[FileFacts]:

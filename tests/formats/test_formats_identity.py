@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,12 @@ def test_slices_without_uids_are_stacked_by_what_else_is_there(tmp_path: Path, m
     assert found == sources(*paths[::-1])
     again = [path.rename(path.with_name(f"x{path.name}")) for path in paths]
     assert [source.uid for source in sources(*again)] == [source.uid for source in found]
+
+
+def test_a_file_that_disappears_does_not_stop_the_others(cases: Path, tmp_path: Path) -> None:
+    facts = [fact for fact in map(sniff, sorted((cases / "same_sop_uid").iterdir())) if fact]
+    facts[0] = replace(facts[0], path=tmp_path / "gone.dcm")
+    assert sum(len(source.files) for source in group(facts)) == 6
 
 
 def test_folders_distinguish_series_if_nothing_else_does(tmp_path: Path) -> None:
