@@ -14,10 +14,10 @@ from pydicom import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
-from pydicom.uid import JPEGExtended12Bit
+from pydicom.uid import JPEGBaseline8Bit
 
 from backend.errors import UnreadableFile
-from backend.formats import dicom, fields, frames, packed
+from backend.formats import dicom, fields, frames, gdcm_pixels
 from backend.formats.functional_groups import first_item, groups, items
 from backend.formats.geometry import Geometry
 from backend.formats.source import FileFacts, Source
@@ -188,15 +188,16 @@ def _decode(path: Path, header: Dataset, index: int | None) -> NDArray[Any]:
         if syntax is None:  # no meta header: use the encoding that pydicom detected
             implicit, little = header.original_encoding
             syntax = "1.2.840.10008.1.2" if implicit else ("1.2.840.10008.1.2.1" if little else "1.2.840.10008.1.2.2")
+        by_gdcm = gdcm_pixels.needed(syntax, header)
         try:
-            decoder = get_decoder(syntax)
+            decoder = get_decoder(JPEGBaseline8Bit if by_gdcm else syntax)
         except NotImplementedError as error:
             raise UnreadableFile(path, "has an unsupported compression; export it uncompressed") from error
         if decoder.is_encapsulated:
             _refuse_other_sizes(path, header)
     try:
-        if syntax == JPEGExtended12Bit and fields.whole(header, "BitsStored") > 8:
-            return _twelve_bit_jpeg(path, header, index)
+        if by_gdcm:
+            return gdcm_pixels.decode(path, header, index)
         options: Any = {"view_only": True}  # no copy of uncompressed pixels
         found, _ = decoder.as_array(header, index=index, **options)
     except MemoryError as error:
@@ -204,25 +205,6 @@ def _decode(path: Path, header: Dataset, index: int | None) -> NDArray[Any]:
     except Exception as error:
         raise UnreadableFile(path, f"has pixels that cannot be decoded ({_reason(error)}); export it again") from error
     return np.asarray(found, found.dtype.newbyteorder("="))
-
-
-def _twelve_bit_jpeg(path: Path, header: Dataset, index: int | None) -> NDArray[Any]:
-    """12-bit JPEG, which pydicom does not pass on to GDCM. Decodes all frames, whichever is requested."""
-    import gdcm
-
-    for off in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff):
-        off()
-    reader = gdcm.ImageReader()
-    with packed.local(path) as file:
-        reader.SetFileName(str(file))
-        if not reader.Read():
-            raise ValueError("GDCM cannot decode this 12-bit JPEG")
-    image = reader.GetImage()
-    kind = {"UINT16": "<u2", "INT16": "<i2"}[image.GetPixelFormat().GetScalarTypeAsString()]
-    content = image.GetBuffer().encode("utf-8", "surrogateescape")  # GDCM's wrapper returns bytes as str
-    count = max(1, fields.whole(header, "NumberOfFrames"))
-    found = np.frombuffer(content, kind).reshape(count, fields.whole(header, "Rows"), fields.whole(header, "Columns"))
-    return found if index is None else found[index]
 
 
 def _reason(error: Exception) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import logging
 import re
 import warnings
@@ -31,6 +32,9 @@ from backend.formats.fields import directions, normal, numbers, spacing, text, t
 from backend.formats.functional_groups import of_frame, other_dimensions
 from backend.formats.source import UNNAMED, FileFacts, Header
 
+_PIXEL_DATA, _ITEM = b"\xe0\x7f\x10\0", b"\xfe\xff\0\xe0"
+_END_OF_SEQUENCE = b"\xfe\xff\xdd\xe0\0\0\0\0"
+_ITEM_TAGS = 0xFFFE0000
 MAX_BYTES = 2**34  # maximum size of a file
 MAX_INFLATED = 2**30  # maximum size of a deflated file after decompression
 
@@ -128,7 +132,29 @@ def load(path: Path, *, pixels: bool = False) -> Dataset:
     """The header of one file, or the whole file. Raises UnreadableFile."""
     with reported(path), packed.opened(path) as file:
         _refuse_bombs(path, file)
-        return pydicom.dcmread(file, force=True, stop_before_pixels=not pixels)
+        found = pydicom.dcmread(file, force=True, stop_before_pixels=not pixels)
+        if pixels and "Rows" not in found and (closed := _closed(file)):
+            found = pydicom.dcmread(io.BytesIO(closed), force=True)
+        return found
+
+
+def _closed(file: BinaryIO) -> bytes:
+    """The file with the delimiter that its compressed pixels lack; b"" if it lacks more: a fragment is incomplete.
+
+    pydicom reads nothing at all of such a file, GDCM reads it.
+    """
+    file.seek(0)
+    pydicom.dcmread(file, force=True, stop_before_pixels=True)
+    at = file.tell()
+    file.seek(0)
+    content = file.read()
+    if content[at : at + 4] != _PIXEL_DATA or content[at + 8 : at + 12] != b"\xff\xff\xff\xff":
+        return b""
+    at += 12
+    while content[at : at + 4] == _ITEM and at + 8 <= len(content):
+        at += 8 + int.from_bytes(content[at + 4 : at + 8], "little")
+    complete = at <= len(content) and not content[at:].strip(b"\0")
+    return content[:at] + _END_OF_SEQUENCE if complete else b""
 
 
 def _load_tags(path: Path, tags: list[BaseTag | int]) -> Dataset:
@@ -137,7 +163,10 @@ def _load_tags(path: Path, tags: list[BaseTag | int]) -> Dataset:
     with reported(path), packed.opened(path) as file:
         _refuse_bombs(path, file)
         # Vendors put hundreds of private elements between our last one and the pixels.
-        return read_partial(file, lambda tag, vr, length: before(tag), force=True, specific_tags=tags)
+        # An item tag may stray among the elements of a header.
+        return read_partial(
+            file, lambda tag, vr, length: before(tag) and tag < _ITEM_TAGS, force=True, specific_tags=tags
+        )
 
 
 def _refuse_bombs(path: Path, file: BinaryIO) -> None:

@@ -43,7 +43,7 @@ ALLOWED_IMPORTERS: dict[str, set[str]] = {
     "alembic": {"records.migrate", "records.migrations"},
     "huey": {"workers.worker"},
     "pydicom": {"formats"},
-    "gdcm": {"formats.decode"},
+    "gdcm": {"formats.gdcm_pixels"},
     "nibabel": {"formats"},
     "SimpleITK": {"formats.itk"},
     "tifffile": {"formats.tiff"},
