@@ -141,7 +141,7 @@ class Header:
 
     modality: str = ""
     patient_id: str = ""
-    patient_name: str = ""
+    patient_name: str = field(default="", repr=False)  # identifies a patient without an id; in no message
     institution: str = ""
     study: str = ""
     burnt_in: str = ""
