@@ -355,8 +355,10 @@ def _each_once(things: deque[Thing]) -> Iterator[Thing]:
 
 def _geometry(source: Source, known: Mapping[Path, FileFacts]) -> Geometry | None:
     """Geometry of slices that have one file each; other files must be read."""
+    if source.kind != "dicom":  # may have files that were not sniffed: the voxels of a header
+        return None
     files = [known[path] for path in source.files]
-    single = source.kind == "dicom" and source.volumes == 1 and all(facts.frames == 1 for facts in files)
+    single = source.volumes == 1 and all(facts.frames == 1 for facts in files)
     return geometry_of(files) if single else None
 
 
