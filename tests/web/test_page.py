@@ -244,7 +244,7 @@ def test_now_shows_the_step_its_progress_and_the_quality_of_the_model(lab: Lab) 
         "Scans 60 Read 58 Labelled 34 57 % Round 2",
         "Dice 0.912 , HD95 3.5 px on 12 held-out scans",
         "Dice 0.934 , HD95 2.6 px on 4 scans of this round",
-        "Continue labelling. Another round is expected to add 0.012",
+        "Continue labelling. 20 more labels are expected to add 0.012",
         "worker-1 training scanqueue-r3 just now",
         "alpha from 0.4 to 0.6",
     ):
@@ -453,9 +453,8 @@ def test_distances_in_different_units_have_neither_unit(lab: Lab) -> None:
 
 def test_a_model_shows_its_quality_who_activated_it_and_what_it_replaced(lab: Lab) -> None:
     text = view(lab, "models").text
-    newest = text.partition("Models scanqueue-r2")[2]
+    newest = text.partition("scanqueue-r2 draws the masks")[2]
     for words in (
-        "draws the masks",
         "accepted",
         "scanqueue-r1: Dice 0.874",
         "24 scans: Lung, Heart",
