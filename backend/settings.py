@@ -103,8 +103,7 @@ class Settings:
             raise BadSetting(f"{PREFIX}PORT={self.port} is not a port; use 1 to 65535.")
         if self.image_size and (self.image_size % 32 or not 32 <= self.image_size <= 2048):
             raise BadSetting(
-                f"{PREFIX}IMAGE_SIZE={self.image_size} is invalid; "
-                "use a multiple of 32 from 32 to 2048, or 0 for the device's default."
+                f"{PREFIX}IMAGE_SIZE={self.image_size} is invalid; use a multiple of 32 from 32 to 2048, or auto."
             )
         if self.training_steps < 0:
             raise BadSetting(f"{PREFIX}TRAINING_STEPS={self.training_steps} is negative; use 0 for the default.")
@@ -134,6 +133,8 @@ class Settings:
 
 
 def _parse(name: str, text: str) -> Any:
+    if name == "image_size" and text == "auto":
+        return 0
     if name in ("port", "image_size", "training_steps", "threads", "hang_seconds", "keep_models", "cache_days"):
         try:
             return int(text)

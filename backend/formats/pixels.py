@@ -156,7 +156,7 @@ class Letterboxed:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
-def _box(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+def box_of(height: int, width: int, size: int) -> tuple[int, int, int, int]:
     """Top, left, height, width of the content of an (height, width) picture in a square of `size`."""
     if height < 1 or width < 1 or size < 1:
         raise ValueError(f"cannot letterbox {height} x {width} into {size} x {size}: every side must be at least 1")
@@ -177,41 +177,17 @@ def letterbox(image: NDArray[np.uint8], size: int) -> Letterboxed:
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise ValueError(f"letterbox expects (H, W) or (H, W, 3) uint8, got {image.shape} {image.dtype}")
     height, width = image.shape[:2]
-    top, left, inner_height, inner_width = _box(height, width, size)
+    top, left, inner_height, inner_width = box_of(height, width, size)
     square = np.zeros((size, size, *image.shape[2:]), np.uint8)
-    square[top : top + inner_height, left : left + inner_width] = _resize(image, inner_height, inner_width)
+    square[top : top + inner_height, left : left + inner_width] = resized(image, inner_height, inner_width)
     return Letterboxed(square, top, left, inner_height, inner_width, height, width)
 
 
-def letterbox_mask(labelmap: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Fit a label map into a square exactly as `letterbox` fits its scan; padding becomes IGNORE.
-
-    Every pixel gets the class that covers most of its area; in a tie, the lower number.
-
-    labelmap  (H, W) uint8; not modified
-    Returns (size, size) uint8. Raises ValueError on any other shape or type.
-    """
-    if labelmap.dtype != np.uint8 or labelmap.ndim != 2:
-        raise ValueError(f"letterbox_mask expects (H, W) uint8, got {labelmap.shape} {labelmap.dtype}")
-    top, left, inner_height, inner_width = _box(labelmap.shape[0], labelmap.shape[1], size)
-    present = np.unique(labelmap)
-    best = np.full((inner_height, inner_width), present[0], np.uint8)
-    if len(present) > 1:
-        most = _resize((labelmap == present[0]).astype(np.float32), inner_height, inner_width)
-        for value in present[1:]:
-            share = _resize((labelmap == value).astype(np.float32), inner_height, inner_width)
-            wins = share > most
-            best[wins] = value
-            most = np.maximum(most, share)
-    square = np.full((size, size), IGNORE, np.uint8)
-    square[top : top + inner_height, left : left + inner_width] = best
-    return square
-
-
-def _resize(image: NDArray[_Number], height: int, width: int) -> NDArray[_Number]:
+def resized(image: NDArray[_Number], height: int, width: int) -> NDArray[_Number]:
+    """The image at another size: bilinear, area-averaged when that has fewer pixels."""
     shrinking = height * width < image.shape[0] * image.shape[1]
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
-    return resized.astype(image.dtype, copy=False)
+    changed = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+    return changed.astype(image.dtype, copy=False)
 
 
 def restore(probabilities: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
@@ -229,12 +205,12 @@ def restore(probabilities: NDArray[np.float32], height: int, width: int) -> NDAr
         raise ValueError(f"restore expects (C, h, w) with 2 <= C <= {IGNORE}, got {probabilities.shape}")
     planes = np.ascontiguousarray(probabilities, dtype=np.float32)
     if len(planes) == 2:  # one resize instead of two
-        lead: NDArray[np.float32] = _resize(planes[1] - planes[0], height, width)
+        lead: NDArray[np.float32] = resized(planes[1] - planes[0], height, width)
         return (lead > 0).astype(np.uint8)
     best = np.zeros((height, width), np.uint8)
-    most: NDArray[np.float32] = _resize(planes[0], height, width)
+    most: NDArray[np.float32] = resized(planes[0], height, width)
     for number, plane in enumerate(planes[1:], start=1):
-        share: NDArray[np.float32] = _resize(plane, height, width)
+        share: NDArray[np.float32] = resized(plane, height, width)
         np.copyto(best, np.uint8(number), where=share > most)
         np.maximum(most, share, out=most)
     return best

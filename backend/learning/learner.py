@@ -7,10 +7,11 @@ stored results does not wait for them.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import BadSetting
-from backend.formats.pixels import Letterboxed, letterbox_mask, restore
+from backend.formats.fitting import finding_sizes, letterbox_mask
+from backend.formats.pixels import Letterboxed, restore
 from backend.learning.averages import Recorded, summarise
 from backend.learning.embedders import OpenEmbedder, open_embedder
 from backend.learning.evaluation import Scores, score
@@ -39,6 +41,8 @@ log = logging.getLogger("scanqueue.learner")
 Signals = dict[str, Any]  # name: number in 0..1, or one number per label
 
 VIEWS = ((0.7, 0.0), (1.4, 0.0), (1.0, 0.06))  # gamma, shift: perturbations that test whether the mask stays the same
+ENOUGH = 3.0  # pixels that the smallest findings should be wide
+ROOM = 16_000_000  # class probabilities of one scan: 64 MB
 LOADED = 2  # models kept in memory: the active one and the one compared with it
 
 
@@ -93,7 +97,7 @@ class Learner:
             raise BadSetting(f"SCANQUEUE_DEVICE={settings.device!r}, but no GPU is available here; use cpu or auto.")
         overrides: dict[str, Any] = {}
         if settings.image_size:
-            overrides["image_size"] = settings.image_size
+            overrides["image_size"] = overrides["max_image_size"] = settings.image_size
         if settings.training_steps:
             overrides["max_steps"] = settings.training_steps
         if settings.encoder != "auto":
@@ -108,8 +112,24 @@ class Learner:
 
     @property
     def image_size(self) -> int:
-        """Side of the working square that scans are letterboxed into, in pixels."""
+        """Side of the working square of every scan, in pixels; models may use a larger one, see `working_size`."""
         return self.training.image_size
+
+    def working_size(self, masks: Iterable[NDArray[np.uint8]], classes: int) -> int:
+        """Side of the square for a model that is to find what these masks show: `image_size`, doubled while needed.
+
+        It is needed while a tenth of the scans that have some label show nothing of it that is ENOUGH pixels wide (see
+        `finding_sizes`). The limits are the setting, `max_image_size`, and the memory for `classes` probability maps.
+        """
+        widths: dict[int, list[float]] = {}
+        for mask in masks:
+            for number, width in finding_sizes(mask).items():
+                widths.setdefault(number, []).append(width)
+        narrow = min((float(np.quantile(found, 0.1)) for found in widths.values()), default=1.0)
+        size, limit = self.image_size, min(self.training.max_image_size, math.isqrt(ROOM // classes))
+        while size * narrow < ENOUGH and 2 * size <= limit:
+            size *= 2
+        return size
 
     def embedder(self) -> OpenEmbedder:
         """The embedder in use, with its name and the reason for the choice."""
@@ -147,9 +167,17 @@ class Learner:
         """(N, D), one row per prepared image."""
         return self.embedder().embedder.embed_prepared(prepared)
 
-    def describe_training(self, seed: int) -> dict[str, Any]:
-        """All that determines a model besides its scans and labels, as JSON values."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.training).items()} | {"seed": seed}
+    def describe_training(self, seed: int, size: int = 0) -> dict[str, Any]:
+        """All that determines a model besides its scans and labels, as JSON values.
+
+        size  see `working_size`; 0: `image_size`
+        """
+        settings = asdict(self._settings_for(seed, size or self.image_size))
+        return {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
+
+    def _settings_for(self, seed: int, size: int) -> TrainingSettings:
+        """A step on larger scans sees parts of them, so that it takes the same time and memory."""
+        return replace(self.training, seed=seed, image_size=size, crop=self.image_size if size > self.image_size else 0)
 
     def train(
         self,
@@ -160,16 +188,17 @@ class Learner:
         seed: int,
         on_step: Callable[[int, int], None],
     ) -> tuple[Callable[[Path], None], dict[str, Any]]:
-        """Fit a model. Returns a function that writes it into a folder, and the training details."""
+        """Fit a model to scans of one `working_size`. Returns a function that writes it into a folder, and details."""
         from backend.learning.training import train
 
-        size = self.image_size
+        size = cases[0].scan.pixels.shape[0]
         trained = train(
             [c.scan for c in cases],
             [letterbox_mask(c.mask, size) for c in cases],
             ([c.scan for c in validation], [letterbox_mask(c.mask, size) for c in validation]),
             labels,
-            replace(self.training, seed=seed),
+            self._settings_for(seed, size),
+            unknown=([c.unknown for c in cases], [c.unknown for c in validation]),
             on_step=on_step,
         )
         details = {
@@ -177,7 +206,7 @@ class Learner:
             "best_step": trained.best_step,
             "seconds": round(trained.seconds, 1),
             "warning": trained.segmenter.warning,
-            "settings": self.describe_training(seed),
+            "settings": self.describe_training(seed, size),
         }
         return trained.segmenter.save, details
 

@@ -28,6 +28,7 @@ from backend.formats.pixels import Letterboxed
 from backend.learning.checkpoints import read_tensors
 from backend.learning.model_hub import offline_unless_reachable
 from backend.learning.networks import from_efficientnet_lite0, from_radimagenet, misfits
+from backend.learning.randomness import Uninitialised
 from backend.learning.weights import BUILTIN, encoder_weights_at, found_file, how_to_get, weights_called
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ logging.getLogger("timm.models._builder").setLevel(
 
 WEIGHTS_FILE = "model.safetensors"
 SPEC_FILE = "model.json"
+AT_ONCE = 8 * 512**2  # pixels that `predict` computes at once, which bounds its memory
 _FORMAT = 1
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow converts to gray
 
@@ -184,13 +186,16 @@ class Segmenter:
             return cls(spec, _with_local_weights(spec, file), device)
         return cls(spec, _with_local_weights(spec, Path(encoder_weights)), device)
 
-    def predict(self, images: Sequence[Letterboxed], batch_size: int = 8) -> list[NDArray[np.float32]]:
+    def predict(self, images: Sequence[Letterboxed], batch_size: int = 0) -> list[NDArray[np.float32]]:
         """Class probabilities of each scan, cropped to its content box.
 
         Returns one (C, h, w) float32 per scan, in order, summing to 1 over C. The padding does not
         affect the probabilities. Raises ValueError when a scan was letterboxed to another
         size.
+
+        batch_size  scans computed at once; 0: as many as AT_ONCE allows
         """
+        batch_size = batch_size or min(8, max(1, AT_ONCE // self.spec.image_size**2))
         answers: list[NDArray[np.float32]] = []
         self.network.eval()
         with torch.inference_mode():
@@ -228,7 +233,7 @@ class Segmenter:
             stored["labels"] = tuple(stored["labels"])
             stored["decoder_channels"] = tuple(stored["decoder_channels"])
             spec = SegmenterSpec(**stored)
-            with torch.random.fork_rng(devices=[]):
+            with Uninitialised():  # type: ignore[no-untyped-call]
                 network = SEGMENTERS[spec.architecture](spec, in_channels=spec.channels, encoder_weights=None)
             network.load_state_dict(safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes()))
         except FileNotFoundError as error:

@@ -10,16 +10,15 @@ with OMP_WAIT_POLICY=PASSIVE in its environment (read once, when torch is first 
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import segmentation_models_pytorch as smp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -27,27 +26,24 @@ from torchvision import tv_tensors
 
 from backend.formats.pixels import IGNORE, Letterboxed
 from backend.learning.augmentation import augmentation
-from backend.learning.averages import Recorded, overall, summarise
-from backend.learning.evaluation import LabelScore
-from backend.learning.segmenters import (
-    Segmenter,
-    SegmenterSpec,
-    as_tensor,
-    standardised,
-)
+from backend.learning.batches import Batches
+from backend.learning.losses import marginal_loss
+from backend.learning.randomness import OwnRandom, deterministic_kernels
+from backend.learning.segmenters import Segmenter, SegmenterSpec, as_tensor, standardised
 from backend.learning.training_settings import TrainingSettings
 
+VALIDATED = 8  # scans in memory at once
 Step = Callable[[int, int], None]
+Unknown = Sequence[frozenset[int]]
 
 
 @dataclass(frozen=True)
 class Trained:
     """A finished training.
 
-    segmenter  with the weights that were best on the validation scans; without such scans, the last ones
-    history    one dict per validation: step, loss (mean since the previous one),
-               learning_rate, dice (0..1, None without validation scans with foreground), seconds (since the
-               start)
+    segmenter  with the weights that were best on the validation scans; the last ones if no label is drawn there
+    history    one dict per validation: step, loss (mean since the previous one), learning_rate, dice (see
+               `pooled_dice`), seconds (since the start)
     best_step  the step the weights are from
     seconds    wall time
     """
@@ -65,18 +61,21 @@ def train(
     labels: Sequence[str],
     settings: TrainingSettings,
     *,
+    unknown: tuple[Unknown, Unknown] | None = None,
     on_step: Step | None = None,
 ) -> Trained:
     """Fit a new segmenter to labelled scans.
 
-    Dice loss (Milletari et al. 2016) plus cross-entropy over the pixels that are not IGNORE; AdamW; the
-    weights averaged over the last steps (Polyak & Juditsky 1992) are what is validated and returned. torch's
-    global random state and settings are left as they were, also while `on_step` runs.
+    `marginal_loss` on `Batches`; AdamW; the weights averaged over the last steps (Polyak & Juditsky 1992) are what is
+    validated and returned. torch's global random state is left alone, and its settings are as before while `on_step`
+    runs, unless another thread trains too.
 
     scans, masks  labelled scans, at least one, and their label maps, (S, S) with IGNORE on padding; not
                   modified
     validation    the same for scans to judge by; may be two empty lists
     labels        names of classes 1..
+    unknown       the classes that could not be drawn on each scan, and on each validation scan; None: on none. A class
+                  that could be drawn on no scan is learnt as absent, so that the model does not draw it by chance
     on_step       called as on_step(steps done, total steps) after every step and every validation batch; may
                   raise to abort
 
@@ -96,7 +95,9 @@ def train(
     channels, names = 3 if colour else 1, tuple(labels)
     architecture, encoder, size = settings.architecture, settings.encoder, settings.image_size
     spec = SegmenterSpec(architecture, encoder, channels, size, names, settings.decoder_channels)
-    fit = _Fit(spec, scans, masks, settings)
+    unknowns, unknown_there = unknown or ([frozenset()] * len(scans), [frozenset()] * len(watched))
+    never = frozenset.intersection(*unknowns)
+    fit = _Fit(spec, scans, masks, [one - never for one in unknowns], settings)
     best = _Best()
     history: list[dict[str, float | int | None]] = []
     losses: list[float] = []
@@ -108,8 +109,9 @@ def train(
             continue
         dice = None
         if watched:
-            dice, quality = _validate(fit.averaged(), watched, truths, partial(report, step, total))
-            best.add(step, quality, fit.average.network)
+            dice = pooled_dice(fit.averaged(), watched, truths, unknown_there, partial(report, step, total))
+        if dice is not None:
+            best.add(step, dice, fit.average.network)
         seconds = time.monotonic() - started
         loss = float(np.mean(losses))
         history.append({"step": step, "loss": loss, "learning_rate": rate, "dice": dice, "seconds": seconds})
@@ -130,12 +132,13 @@ class _Fit:
         spec: SegmenterSpec,
         scans: Sequence[Letterboxed],
         masks: Sequence[NDArray[np.uint8]],
+        unknown: Unknown,
         settings: TrainingSettings,
     ) -> None:
-        self.spec, self.settings = spec, settings
+        self.spec, self.settings, self.scans, self.masks = spec, settings, scans, masks
         self.device = torch.device(settings.device)
         self.mixed = settings.mixed_precision and self.device.type == "cuda"
-        with _seeded(settings.seed, 0, self.device):
+        with OwnRandom(settings.seed, 0):
             self.segmenter = Segmenter.create(spec, encoder_weights=settings.encoder_weights, device=self.device)
         self.average = _Average(self.segmenter.network, settings.ema)
         self.optimizer = torch.optim.AdamW(
@@ -145,34 +148,44 @@ class _Fit:
             fused=True,
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.mixed)
-        self.loss = _Loss()
         self.augment = augmentation(settings)
-        # Wrapped one by one: a row of a tv_tensor is a plain tensor, and v2 would not transform a plain mask.
-        self.pool = [
-            (tv_tensors.Image(pixels), tv_tensors.Mask(torch.from_numpy(mask[None].copy())))
-            for pixels, mask in zip(as_tensor(scans, spec), masks, strict=True)
-        ]
-        self.order = _endless(len(scans), settings.batch_size, settings.seed)
+        self.unknown = torch.tensor([[number in one for number in range(spec.classes)] for one in unknown])
+        self.batches = Batches(masks, settings.batch_size, settings.seed)
 
     def step(self, step: int, rate: float) -> float:
         """One optimiser step at a learning rate. Returns the loss of its batch."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with _seeded(self.settings.seed, step, self.device):
-            pairs = [self.augment(*self.pool[row]) for row in next(self.order)]
-            inputs = torch.stack([image for image, _ in pairs]).to(self.device)
-            target = torch.stack([mask for _, mask in pairs]).to(self.device)
-            inputs = standardised(inputs, target != IGNORE).contiguous(memory_format=torch.channels_last)
-            self.segmenter.network.train()
-            with torch.autocast(self.device.type, enabled=self.mixed):
-                logits = self.segmenter.network(inputs)
-            loss = self.loss(logits.float(), target[:, 0].long())
+        on_cpu = self.device.type == "cpu"
+        with deterministic_kernels() if on_cpu else nullcontext():
+            with OwnRandom(self.settings.seed, step):
+                rows = next(self.batches)
+                seen = zip(*map(self._seen, rows), strict=True)
+                inputs, target = (torch.stack(part).to(self.device) for part in seen)
+                self.segmenter.network.train()
+                with torch.autocast(self.device.type, enabled=self.mixed):
+                    logits = self.segmenter.network(inputs.contiguous(memory_format=torch.channels_last))
+            unknown = self.unknown[[row for row, _ in rows]].to(self.device)
+            loss = marginal_loss(logits.float(), target.long(), unknown)
             self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.average.update(step)
         return float(loss.detach())
+
+    def _seen(self, shown: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """What the network sees of a scan, (channels, s, s), and the truth, (s, s): augmented, perhaps a part."""
+        row, number = shown
+        # A plain mask tensor would not be transformed.
+        mask = tv_tensors.Mask(torch.from_numpy(self.masks[row][None].copy()))
+        image, target = self.augment(tv_tensors.Image(as_tensor([self.scans[row]], self.spec)[0]), mask)
+        image, target = torch.Tensor(standardised(image[None], target[None] != IGNORE)[0]), torch.Tensor(target[0])
+        side = self.settings.crop
+        if 0 < side < target.shape[0]:
+            window = self.batches.window(target.numpy(), number, side)
+            image, target = image[(slice(None), *window)], target[window]
+        return image, target
 
     def averaged(self) -> Segmenter:
         """The segmenter with the averaged weights."""
@@ -210,61 +223,11 @@ def _check(
             raise ValueError(f"{what} scan {row}: its mask has class {highest}, but there are {n_labels} labels")
 
 
-@contextlib.contextmanager
-def _seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Random numbers that depend on (seed, step) alone, and deterministic kernels on a CPU.
-
-    Afterwards torch is as it was before.
-    """
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    number = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(number)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(number)
-        else:
-            torch.use_deterministic_algorithms(True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-
-
-def _endless(n: int, batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Endless full batches from successive permutations, so every scan is used equally often."""
-    generator = np.random.default_rng([seed, n])
-    waiting: list[int] = []
-    while True:
-        while len(waiting) < batch_size:
-            waiting.extend(generator.permutation(n).tolist())
-        yield waiting[:batch_size]
-        waiting = waiting[batch_size:]
-
-
 def _one_cycle(progress: float, warmup: float) -> float:
     """Share of the maximum learning rate: linear warm-up, then cosine decay to 0."""
     if progress < warmup:
         return progress / warmup
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1e-9, 1 - warmup)))
-
-
-class _Loss(nn.Module):
-    """Dice + cross-entropy of (N, C, S, S) logits against (N, S, S) classes; IGNORE pixels do not count."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dice = smp.losses.DiceLoss("multiclass", smooth=1.0, ignore_index=IGNORE)
-        self.entropy = nn.CrossEntropyLoss(ignore_index=IGNORE, reduction="sum")
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        known = (target != IGNORE).sum().clamp(min=1)  # a batch may be all padding: 0, not 0 / 0
-        loss: Tensor = self.dice(logits, target) + self.entropy(logits, target) / known
-        return loss
 
 
 class _Average:
@@ -287,28 +250,34 @@ class _Average:
                 mean.copy_(value)
 
 
-def _validate(
+def pooled_dice(
     segmenter: Segmenter,
     scans: Sequence[Letterboxed],
     truths: Sequence[NDArray[np.uint8]],
-    report: Callable[[], None],
-    batch_size: int = 8,
-) -> tuple[float | None, float]:
-    """(Dice, quality) on scans at working size: `dice` and `overall` of `averages`, by which weights are chosen."""
-    found: list[Recorded] = []
-    for start in range(0, len(scans), batch_size):
-        batch = scans[start : start + batch_size]
-        for scan, share, truth in zip(batch, segmenter.predict(batch), truths[start:], strict=False):
-            wanted, got = truth[scan.content], share.argmax(axis=0)
-            known = wanted != IGNORE
-            each = [
-                2 * ((got == number) & (wanted == number)).sum() / n
-                for number in range(1, segmenter.spec.classes)
-                if (n := ((got == number) & known).sum() + (wanted == number).sum())
-            ]
-            dice = float(np.mean(each)) if each else 1.0
-            present, drawn = bool((wanted[known] > 0).any()), bool((got[known] > 0).any())
-            found.append(Recorded({"": LabelScore(present, drawn, 0.0, *[dice, 0.0, 0.0][: 3 * present])}, "px"))
+    unknown: Unknown,
+    report: Callable[[], None] = lambda: None,
+) -> float | None:
+    """0..1, high is good: the Dice of each label over the pixels of all scans, mean over the labels in the truths.
+
+    Pooled over scans, it says something about a label that few scans have (nnU-Net's pseudo Dice, Isensee et al.
+    2021). Unlike a mean over scans, it counts false alarms, and scans without foreground cannot hide a miss. A class
+    does not count on a scan on which it is unknown. None if no truth has a label.
+
+    truths  at working size, with IGNORE on padding
+    report  called after every batch
+    """
+    classes = segmenter.spec.classes
+    counts = np.zeros((3, classes))  # pixels of each class: in both, drawn, in the truth
+    for start in range(0, len(scans), VALIDATED):
+        batch = scans[start : start + VALIDATED]
+        found = zip(batch, segmenter.predict(batch), truths[start:], unknown[start:], strict=False)
+        for scan, share, truth, missing in found:
+            wanted, got = truth[scan.content].ravel(), share.argmax(axis=0).ravel()
+            valid = wanted != IGNORE
+            pairs = np.bincount(wanted[valid].astype(np.intp) * classes + got[valid], minlength=classes**2)
+            table = pairs.reshape(classes, classes)
+            known = [number not in missing for number in range(classes)]
+            counts += np.stack([table.diagonal(), table.sum(axis=0), table.sum(axis=1)]) * known
         report()
-    summary = summarise(found)
-    return summary["dice"], overall(summary) or 0.0
+    hit, drawn, wanted = counts[:, 1:][:, counts[2, 1:] > 0]
+    return float(np.mean(2 * hit / (drawn + wanted))) if len(hit) else None

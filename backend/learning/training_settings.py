@@ -20,6 +20,8 @@ class TrainingSettings:
     architecture, encoder, decoder_channels, image_size  see SegmenterSpec
     encoder_weights  None (random), "imagenet", BUILTIN or a path; see Segmenter.create
     device           "cpu", "cuda", "cuda:1", ...
+    crop             side of the random part of a scan that a training step sees, in pixels; 0: the whole scan
+    max_image_size   how far the side is raised for small findings, see `Learner.working_size`
     batch_size       scans per step, >= 2; fewer labelled scans are repeated with new augmentation
     max_steps        optimiser steps, independent of the number of scans, so every round takes the same time
     learning_rate    highest rate of the one-cycle schedule (Smith & Topin 2018), reached after `warmup` of
@@ -42,6 +44,8 @@ class TrainingSettings:
     batch_size: int
     max_steps: int
     decoder_channels: tuple[int, ...] = (128, 64, 32, 16, 8)
+    crop: int = 0
+    max_image_size: int = 0
     architecture: str = "unet"
     encoder_weights: Path | str | None = None
     device: str = "cpu"
@@ -93,6 +97,7 @@ _CPU = TrainingSettings(
     encoder="tu-tf_efficientnet_lite0",
     encoder_weights=BUILTIN,
     image_size=160,
+    max_image_size=640,
     batch_size=4,
     max_steps=400,
     validate_every=50,
@@ -101,6 +106,7 @@ _GPU = TrainingSettings(
     encoder="tu-tf_efficientnet_lite0",
     encoder_weights=BUILTIN,
     image_size=512,
+    max_image_size=1024,
     batch_size=8,
     max_steps=1500,
     decoder_channels=(256, 128, 64, 32, 16),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from backend.errors import UnknownLabels, UnreadableMask
 from backend.facts import version_name
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import translate
-from backend.label_config import LabelConfig
+from backend.label_config import LabelConfig, unknown_classes
 from backend.label_studio.listing import Annotation
 from backend.label_studio.masks import read_annotation
 from backend.loop.context import LoopContext
@@ -37,19 +38,28 @@ class AnnotationReader:
         assert seen.config is not None
         store = self._context.store
         rows = {s["task"]: s for s in store.scans(project)}
+        known = {(r["task"], r["key"]): r["known"] for r in store.labels(project)}
         total = len(step.tasks)
         for number, found in enumerate(self._context.studio.annotations(project, step.tasks), start=1):
             if isinstance(found, int):
                 store.drop_label(project, found, rows[found]["updated_at"])
             else:
-                self._read(project, seen, rows[found.task], found)
+                self._read(project, seen, rows[found.task], found, known)
             self._context.report(project, "reading annotations", number, total)
             self._publisher.tend(project)
 
-    def _read(self, project: int, seen: Seen, scan: Any, found: Annotation) -> None:
+    def _read(
+        self, project: int, seen: Seen, scan: Any, found: Annotation, known_before: Mapping[tuple[int, str], str]
+    ) -> None:
+        """Record what one annotation contains.
+
+        known_before  by task and key, the labels that the config had when this version of the annotation was first
+                      read: an annotator could not draw those that were added later
+        """
         config, store = seen.config, self._context.store
         assert config is not None
         key = f"{found.id}@{found.updated_at}"
+        known = known_before.get((found.task, key), json.dumps(config.labels))
         name, problem, empty = "", "", -1
         remarks: list[str] = []
         unknown: tuple[str, ...] = ()
@@ -60,7 +70,8 @@ class AnnotationReader:
             name = fingerprint(content, mask.shape, config.labels)
             if not store.has("labels", name):
                 store.put_arrays("labels", name, mask=mask)
-            self._compare_shown(project, scan, found, mask, config, key)
+            missing = unknown_classes(known, config.labels, seen.renames) - set(np.unique(mask).tolist())
+            self._compare_shown(project, scan, found, mask, config, key, missing)
         except UnreadableMask as error:
             problem = f"annotation {found.id}: {error}"
             unknown = error.labels if isinstance(error, UnknownLabels) else ()
@@ -80,12 +91,20 @@ class AnnotationReader:
                 "completed_by": found.completed_by,
                 "problem": problem,
                 "unknown": json.dumps(unknown) if unknown else "",
+                "known": known,
                 "remark": " ".join(f"annotation {found.id}: {r}" for r in remarks),
             },
         )
 
     def _compare_shown(
-        self, project: int, scan: Any, found: Annotation, mask: NDArray[np.uint8], config: LabelConfig, key: str
+        self,
+        project: int,
+        scan: Any,
+        found: Annotation,
+        mask: NDArray[np.uint8],
+        config: LabelConfig,
+        key: str,
+        missing: frozenset[int],
     ) -> None:
         """Record the agreement between the mask shown and the mask submitted."""
         context, store = self._context, self._context.store
@@ -103,7 +122,7 @@ class AnnotationReader:
         if shown is None or shown.shape != mask.shape:
             return
         shown = translate(shown, model["labels"], config.labels)
-        scores = context.learner.compare(shown, mask, len(config.labels) + 1, here.spacing)
+        scores = context.learner.compare(shown, mask, len(config.labels) + 1, here.spacing, missing)
         row = {"task": found.task, "version": found.shown_version, "label": key}
         means = {name: getattr(scores, name) or 0.0 for name in ("dice", "hd", "hd95")}  # no mean if label_empty is 1
         empty = {"shown_empty": int(scores.drawn_empty), "label_empty": int(scores.truth_empty)}

@@ -72,8 +72,9 @@ class ControlTrial:
     ) -> str:
         """The name of the model of one arm, trained if it is not stored."""
         context, seed = self._context, done.settings.seed
-        contents = [[one.scan.digest, one.mask, one.scan.task in validation] for one in cases]
-        name = fingerprint("arm", contents, labels, context.learner.describe_training(seed))
+        contents = [[*one.contents, one.scan.task in validation] for one in cases]
+        recipe = context.learner.describe_training(seed, cases[0].case.scan.pixels.shape[0])
+        name = fingerprint("arm", contents, labels, recipe)
         if context.store.has(KIND, name):
             return name
         learn = [one.case for one in cases if one.scan.task not in validation]

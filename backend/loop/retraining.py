@@ -18,11 +18,13 @@ from backend.errors import UnreadableScan
 from backend.facts import Lesson, Scan, validation_rows
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import translate
+from backend.label_config import unknown_classes
 from backend.learning.averages import as_row
 from backend.learning.evaluation import Scores
 from backend.learning.learner import Case
 from backend.loop.context import Busy, LoopContext, Replan
 from backend.loop.judging import Verdict, has_learnt, judge, learnt, remark
+from backend.loop.learning_remarks import learning_remarks
 from backend.loop.publishing import Publisher
 from backend.loop.steps import Done, Seen, Train
 from sampling import agreement, agreement_sample
@@ -42,6 +44,11 @@ class LabelledScan:
     scan: Scan
     mask: str
     case: Case
+
+    @property
+    def contents(self) -> list[Any]:
+        """What a model learns from it, for its fingerprint."""
+        return [self.scan.digest, self.mask, *([sorted(self.case.unknown)] if self.case.unknown else [])]
 
 
 @dataclass(frozen=True)
@@ -67,22 +74,28 @@ def labelled_scans(context: LoopContext, project: int, seen: Seen, tasks: Sequen
     """
     store = context.store
     by_task = {s.task: s for s in seen.scans}
-    masks = {r["task"]: r["mask"] for r in store.labels(project)}
-    found = []
+    assert seen.config is not None
+    rows = {r["task"]: r for r in store.labels(project)}
+    masks: dict[int, NDArray[np.uint8]] = {}
     for task in tasks:
-        scan = by_task[task]
-        if task not in masks:  # somebody requested that it is read again
+        if task not in rows:  # somebody requested that it is read again
             raise Replan
         try:
-            mask = store.arrays("labels", masks[task])["mask"]
-            boxed = context.processor.pixels(scan, context.learner.image_size)
+            masks[task] = store.arrays("labels", rows[task]["mask"])["mask"]
         except FileNotFoundError:
             store.forget_label(project, task)  # its artefact is lost; read the annotation again
             raise Replan from None
+    size = context.learner.working_size(masks.values(), 1 + len(seen.config.labels))
+    found = []
+    for task, mask in masks.items():
+        scan, row = by_task[task], rows[task]
+        try:
+            boxed = context.processor.pixels(scan, size)
         except UnreadableScan as error:
             store.set_scans(project, [{"task": task, "problem": str(error)}])
             raise Replan from None
-        found.append(LabelledScan(scan, masks[task], Case(boxed, mask)))
+        unknown = unknown_classes(row["known"], seen.config.labels, seen.renames) - set(np.unique(mask).tolist())
+        found.append(LabelledScan(scan, row["mask"], Case(boxed, mask, unknown)))
     return sorted(found, key=lambda one: (one.scan.digest, one.mask))
 
 
@@ -106,8 +119,11 @@ def evaluate(
     scores: list[Scores] = []
     for start in range(0, len(cases), PREDICT_CHUNK):
         chunk = cases[start : start + PREDICT_CHUNK]
-        same = size == learner.image_size
-        boxes = [one.case.scan if same else context.processor.pixels(one.scan, size) for one in chunk]
+        fits = [one.case.scan.pixels.shape[0] == size for one in chunk]
+        boxes = [
+            one.case.scan if fit else context.processor.pixels(one.scan, size)
+            for one, fit in zip(chunk, fits, strict=True)
+        ]
         masks = learner.masks(folder, boxes)
         if kind == "models":
             for one, mask in zip(chunk, masks, strict=True):
@@ -163,6 +179,7 @@ class Trainer:
         told = remark(verdict, accepted) if split.held_out else _none_held_out(split.all)
         if not accepted:
             log.warning("project %s: %s was not accepted. %s", project, step.version, told)
+        also = learning_remarks([one.case for one in split.all], labels)
         if active is not None:
             details |= self._agreement(project, seen, active, name, len(labels) + 1)
         self._write(
@@ -175,7 +192,7 @@ class Trainer:
                 "fingerprint": name,
                 "labels": list(labels),
                 "accepted": int(accepted),
-                "remark": told,
+                "remark": " ".join(filter(None, [told, *also])),
                 "trained_on": [Lesson.of(one.scan, one.mask) for one in split.all],
                 "validation": context.learner.summarise(scores, labels),
                 "details": details,
@@ -188,10 +205,11 @@ class Trainer:
         """The fingerprint of the model and the details of its training; a stored model is not trained again."""
         context, seed = self._context, done.settings.seed
         cases, held_out = split.all, [one.case for one in split.held_out]
-        contents = [[one.scan.digest, one.mask, sorted(one.case.unknown)] for one in cases]
-        settings = context.learner.describe_training(seed)
+        contents = [one.contents for one in cases]
+        settings = context.learner.describe_training(seed, cases[0].case.scan.pixels.shape[0])
         name = fingerprint(contents, labels, settings, sorted(split.rows))
-        details: dict[str, Any] = {"labels": len(cases), "validation": len(held_out), "recipe": fingerprint(settings)}
+        details: dict[str, Any] = {"labels": len(cases), "validation": len(held_out)}
+        details["recipe"] = fingerprint(context.learner.describe_training(seed))  # the size depends on the masks
         if context.store.has("models", name):
             return name, details
 

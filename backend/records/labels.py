@@ -24,8 +24,8 @@ class LabelRecords(Database):
 
     def drop_label(self, project: int, task: int, updated_at: str) -> None:
         """Record that the task no longer has an annotation, whatever the listing reported."""
-        self.forget_label(project, task)
         with self.write() as connection:
+            connection.execute(delete(label_table).where(label_table.c.project == project, label_table.c.task == task))
             connection.execute(
                 update(scan_table)
                 .where(
@@ -35,10 +35,10 @@ class LabelRecords(Database):
             )
 
     def forget_label(self, project: int, task: int) -> None:
-        """Delete the recorded contents of the task's annotation, so that it is read again."""
+        """Have the task's annotation read again. What its annotator could draw stays known."""
         with self.write() as connection:
             here = (label_table.c.project == project, label_table.c.task == task)
-            connection.execute(delete(label_table).where(*here))
+            connection.execute(update(label_table).where(*here).values(config=""))
 
     def labels(self, project: int) -> list[RowMapping]:
         return self.rows(select(label_table).where(label_table.c.project == project).order_by(label_table.c.task))

@@ -169,19 +169,21 @@ class Bench:
         rows = sorted(part.pool[chosen].tolist(), key=lambda r: (self.scans.digests[r], r))
         shown = [np.unique(self.scans.masks[r][self.scans.masks[r] > 0]).tolist() for r in rows]
         held = validation_rows([self.scans.digests[r] for r in rows], [self.named[r] for r in rows], shown)
-        cases = [self.scans.case(r, self.learner.image_size) for r in rows]
+        size = self.learner.working_size((self.scans.masks[r] for r in rows), self.scans.classes)
+        cases = [self.scans.case(r, size) for r in rows]
         learn = [c for i, c in enumerate(cases) if i not in held]
         watch = [c for i, c in enumerate(cases) if i in held]
         return self.learner.train(learn, watch, self.labels, seed=seed, on_step=lambda done, total: None)[0]
 
-    def _chunks(self, rows: NDArray[np.intp]) -> Iterator[tuple[list[int], list[Any]]]:
+    def _chunks(self, model: Path, rows: NDArray[np.intp]) -> Iterator[tuple[list[int], list[Any]]]:
+        size = self.learner.image_size_of(model)
         for at in range(0, len(rows), PREDICTED):
             chunk = [int(r) for r in rows[at : at + PREDICTED]]
-            yield chunk, [self.scans.case(r, self.learner.image_size) for r in chunk]
+            yield chunk, [self.scans.case(r, size) for r in chunk]
 
     def _test(self, model: Path, rows: NDArray[np.intp]) -> dict[str, Any]:
         scores = []
-        for chunk, cases in self._chunks(rows):
+        for chunk, cases in self._chunks(model, rows):
             masks = self.learner.masks(model, [c.scan for c in cases])
             for r, mask, case in zip(chunk, masks, cases, strict=True):
                 spacing = self.spacing[r] if self.spacing else None
@@ -190,7 +192,7 @@ class Bench:
 
     def _ask(self, model: Path, rows: NDArray[np.intp], extra: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
-        for _, cases in self._chunks(rows):
+        for _, cases in self._chunks(model, rows):
             found += self.learner.signals(model, [c.scan for c in cases], extra)
         return found
 

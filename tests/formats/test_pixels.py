@@ -18,11 +18,11 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from backend.errors import UnreadableMask, UnreadableScan
+from backend.formats.fitting import letterbox_mask
 from backend.formats.pixels import (
     IGNORE,
     decode_image,
     letterbox,
-    letterbox_mask,
     mask_to_polygons,
     merge_labels,
     polygon_to_mask,

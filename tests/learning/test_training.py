@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import random
+import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from backend.errors import BadSetting
-from backend.formats.pixels import IGNORE, Letterboxed, letterbox, letterbox_mask
+from backend.formats.fitting import letterbox_mask
+from backend.formats.pixels import IGNORE, Letterboxed, letterbox
+from backend.learning.batches import Batches
+from backend.learning.losses import marginal_loss
+from backend.learning.randomness import OwnRandom
 from backend.learning.segmenters import Segmenter, standardised
-from backend.learning.training import Trained, _Loss, train
+from backend.learning.training import Trained, pooled_dice, train
 from backend.learning.training_settings import TrainingSettings
 
 TINY = TrainingSettings.for_device(
@@ -92,6 +100,59 @@ def test_same_seed_gives_the_same_weights_bit_for_bit() -> None:
     assert [e["loss"] for e in first.history] == [e["loss"] for e in again.history]
 
 
+def test_another_training_in_the_same_process_changes_nothing() -> None:
+    """A second project loads and trains networks in another thread, and draws random numbers of its own."""
+    alone = train(*phantoms(5), phantoms(2, 1), ["a"], TINY)
+    over, busy = threading.Event(), threading.Event()
+    errors: list[Exception] = []
+
+    def other(folder: Path) -> None:
+        try:
+            while not over.is_set():
+                trained = train(*phantoms(3, 9), NONE, ["b"], replace(TINY, seed=7, max_steps=2))
+                trained.segmenter.save(folder)
+                Segmenter.load(folder)
+                torch.rand(3)
+                torch.manual_seed(1)
+                busy.set()
+        except Exception as error:
+            errors.append(error)
+
+    before = torch.are_deterministic_algorithms_enabled()
+    with tempfile.TemporaryDirectory() as folder:
+        thread = threading.Thread(target=other, args=(Path(folder),))
+        thread.start()
+        busy.wait(60)
+        beside = train(*phantoms(5), phantoms(2, 1), ["a"], TINY)
+        over.set()
+        thread.join()
+    assert not errors
+    assert all(torch.equal(a, b) for a, b in zip(weights(alone).values(), weights(beside).values(), strict=True))
+    assert torch.are_deterministic_algorithms_enabled() == before
+
+
+def test_initialisation_dropout_and_every_way_to_draw_random_numbers_depend_on_the_seed_alone() -> None:
+    def numbers(seed: int) -> list[float]:
+        with OwnRandom(seed):
+            network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout(0.5)).train()
+            drawn = [
+                torch.rand(3),
+                torch.randn(3),
+                torch.randperm(5),
+                torch.randint(2, 90, (3,)),
+                torch.randint(9, (3,)),
+            ]
+            drawn += [torch.randn_like(drawn[0]), torch.rand_like(drawn[0]), torch.empty(3).exponential_()]
+            return torch.cat([network(torch.rand(2, 1, 6, 6)).flatten(), *drawn]).tolist()
+
+    before = torch.get_rng_state()
+    first = numbers(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(11)
+    assert numbers(3) == first
+    assert numbers(4) != first
+
+
 def test_another_seed_gives_other_weights() -> None:
     first = train(*phantoms(5), NONE, ["a"], TINY)
     other = train(*phantoms(5), NONE, ["a"], replace(TINY, seed=1))
@@ -148,14 +209,80 @@ def test_loss_ignores_padding() -> None:
     target[:, :5] = IGNORE
     other = logits.clone()
     other[:, :, :5] = 50 * torch.randn(2, 3, 5, 16, generator=generator)
-    loss = _Loss()
-    assert torch.equal(loss(logits, target), loss(other, target))
-    assert torch.isclose(loss(logits, target), loss(logits[:, :, 5:], target[:, 5:]), atol=1e-6)
+    known = torch.zeros(2, 3, dtype=torch.bool)
+    assert torch.equal(marginal_loss(logits, target, known), marginal_loss(other, target, known))
+    content = marginal_loss(logits[:, :, 5:], target[:, 5:], known)
+    assert torch.isclose(marginal_loss(logits, target, known), content, atol=1e-6)
 
 
-def test_loss_of_nothing_but_padding_is_finite() -> None:
-    loss = _Loss()(torch.randn(1, 2, 8, 8), torch.full((1, 8, 8), IGNORE))
-    assert torch.isfinite(loss)
+def test_loss_of_nothing_but_padding_is_zero() -> None:
+    target = torch.full((1, 8, 8), IGNORE)
+    assert marginal_loss(torch.randn(1, 2, 8, 8), target, torch.zeros(1, 2, dtype=torch.bool)) == 0
+
+
+# --- the loss
+
+
+def planes(*classes: int) -> torch.Tensor:
+    """(1, 4, 1, n) logits of a network that is sure of these classes."""
+    logits = torch.full((1, 4, 1, len(classes)), -20.0)
+    for at, number in enumerate(classes):
+        logits[0, number, 0, at] = 20.0
+    return logits
+
+
+def test_an_unknown_class_may_be_drawn_where_the_truth_is_background_but_not_over_a_label() -> None:
+    truth = torch.tensor([[[0, 0, 1, 1]]])
+    known, heart_unknown = torch.zeros(1, 4, dtype=torch.bool), torch.tensor([[False, False, True, False]])
+    assert marginal_loss(planes(0, 2, 1, 1), truth, known) > 5  # a false alarm
+    assert marginal_loss(planes(0, 2, 1, 1), truth, heart_unknown) < 1e-6
+    assert marginal_loss(planes(0, 3, 1, 1), truth, heart_unknown) > 5  # class 3 was known
+    assert marginal_loss(planes(0, 2, 1, 2), truth, heart_unknown) > 5  # class 1 is missed
+
+
+def test_classes_that_do_not_occur_do_not_weigh_in_the_loss() -> None:
+    truth = torch.tensor([[[0, 0, 1, 1]]])
+    half = torch.zeros(1, 2, 1, 4, requires_grad=True)
+    wide = torch.cat([half, torch.full((1, 50, 1, 4), -30.0)], dim=1)
+    narrow_loss = marginal_loss(half, truth, torch.zeros(1, 2, dtype=torch.bool))
+    wide_loss = marginal_loss(wide, truth, torch.zeros(1, 52, dtype=torch.bool))
+    assert torch.isclose(narrow_loss, wide_loss, atol=1e-6)
+
+
+# --- the batches
+
+
+def test_a_third_of_each_batch_shows_a_label_and_rare_labels_get_as_many_places_as_common_ones() -> None:
+    masks = [np.zeros((8, 8), np.uint8) for _ in range(60)]
+    for mask in masks[:20]:
+        mask[0, 0] = 1
+    masks[59][4, 4] = 2
+    batches = Batches(masks, 6, seed=3)
+    drawn = [next(batches) for _ in range(200)]
+    assert all(sum(number > 0 for _, number in batch) == 2 for batch in drawn)
+    assert all(number == 0 or (masks[row] == number).any() for batch in drawn for row, number in batch)
+    plain = [row for batch in drawn for row, number in batch if not number]
+    assert np.ptp(np.bincount(plain, minlength=60)) <= 1  # every scan equally often
+    rare = sum(number == 2 for batch in drawn for _, number in batch)
+    assert rare > 350  # 20 of 21 parts of 400
+    again = Batches(masks, 6, seed=3)
+    assert drawn == [next(again) for _ in range(200)]
+
+
+def test_without_any_label_batches_are_plain() -> None:
+    assert sorted(next(Batches([np.zeros((4, 4), np.uint8)] * 3, 3, seed=0))) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_a_window_shows_the_class_asked_for_and_never_only_padding() -> None:
+    mask = np.full((96, 96), IGNORE, np.uint8)
+    mask[40:46] = 0
+    mask[42, 90] = 1
+    batches = Batches([mask], 2, seed=0)
+    for _ in range(50):
+        assert (mask[batches.window(mask, 1, 32)] == 1).any()
+        part = mask[batches.window(mask, 0, 32)]
+        assert part.shape == (32, 32)
+        assert (part == 0).any()
 
 
 def test_training_does_not_depend_on_pixels_in_the_padding_of_validation_scans() -> None:
@@ -175,10 +302,10 @@ def test_augmentation_moves_the_mask_with_its_scan() -> None:
     """The network must learn where the mask really is: a mask left behind by rotation is a wrong lesson."""
     seen: list[tuple[np.ndarray, np.ndarray]] = []
 
-    class Spy(_Loss):
-        def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-            seen.append((inputs_seen[-1][:, 0].numpy(), target.numpy()))
-            return super().forward(logits, target)
+    def spy(logits: torch.Tensor, target: torch.Tensor, unknown: torch.Tensor) -> torch.Tensor:
+        images = np.stack([one.numpy()[0, 0] for one in inputs_seen[-len(target) :]])
+        seen.append((images, target.numpy()))
+        return marginal_loss(logits, target, unknown)
 
     inputs_seen: list[torch.Tensor] = []
 
@@ -193,7 +320,7 @@ def test_augmentation_moves_the_mask_with_its_scan() -> None:
     ]
     settings = replace(TINY, max_steps=5, noise=0.0, rotate=30.0, shift=0.2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("backend.learning.training._Loss", Spy)
+        patch.setattr("backend.learning.training.marginal_loss", spy)
         patch.setattr("backend.learning.training.standardised", spied)
         train(scans, masks, NONE, ["a"], settings)
     moved = 0
@@ -245,12 +372,50 @@ def test_empty_validation_gives_the_last_weights() -> None:
     assert [entry["dice"] for entry in trained.history] == [None, None]
 
 
+def test_validation_scans_without_any_label_give_the_last_weights() -> None:
+    scans, masks = phantoms(2)
+    empty = [np.where(mask == IGNORE, IGNORE, 0).astype(np.uint8) for mask in masks]
+    trained = train(scans, masks, (scans, empty), ["a"], TINY)
+    assert (trained.best_step, [entry["dice"] for entry in trained.history]) == (6, [None, None])
+
+
 def test_best_step_is_the_one_with_the_best_validation_dice_and_its_weights_are_returned() -> None:
     watched = phantoms(3, 1)
     trained = train(*phantoms(4), watched, ["a"], replace(TINY, max_steps=30, validate_every=5))
     dices = {entry["step"]: entry["dice"] for entry in trained.history}
     assert dices[trained.best_step] == max(value for value in dices.values() if value is not None)
-    assert dice(trained.segmenter, watched) == pytest.approx(dices[trained.best_step], abs=1e-6)
+    pooled = pooled_dice(trained.segmenter, *watched, [frozenset()] * 3)
+    assert pooled == pytest.approx(dices[trained.best_step], abs=1e-6)
+
+
+class Drawn:
+    """A segmenter that draws these label maps."""
+
+    def __init__(self, maps: list[np.ndarray], classes: int) -> None:
+        self.maps, self.spec = maps, SimpleNamespace(classes=classes)
+
+    def predict(self, scans: list[Letterboxed]) -> list[np.ndarray]:
+        return [
+            np.eye(self.spec.classes)[m][s.content].transpose(2, 0, 1) for m, s in zip(self.maps, scans, strict=True)
+        ]
+
+
+def test_weights_are_chosen_by_the_dice_of_each_label_over_the_pixels_of_all_scans() -> None:
+    """Nine scans without foreground must neither hide that the lesion is missed, nor that something is drawn there."""
+    scans, _ = phantoms(10, shape=(64, 64))
+    truths = [np.zeros((64, 64), np.uint8) for _ in scans]
+    truths[0][:8, :8] = 1
+    nothing = [np.zeros((64, 64), np.uint8) for _ in scans]
+    known = [frozenset[int]()] * 10
+    alarms = [mask.copy() for mask in truths]
+    alarms[5][:8, :8] = 1
+    found = [
+        pooled_dice(Drawn(maps, 3), s, t, known)
+        for maps, s, t in [(nothing, scans, truths), (truths, scans, truths), (alarms, scans, truths)]
+    ]
+    assert found == [0, 1, pytest.approx(2 / 3)]
+    assert pooled_dice(Drawn(nothing, 3), scans, nothing, known) is None
+    assert pooled_dice(Drawn(alarms, 3), scans, truths, [*known[:5], frozenset({1}), *known[6:]]) == 1
 
 
 def test_among_equal_dice_the_longest_trained_weights_are_returned() -> None:
@@ -262,10 +427,8 @@ def test_among_equal_dice_the_longest_trained_weights_are_returned() -> None:
 
 
 def test_patience_stops_early() -> None:
-    scans, masks = phantoms(2)
-    empty = [np.where(mask == IGNORE, IGNORE, 0).astype(np.uint8) for mask in masks]
     settings = replace(TINY, max_steps=400, validate_every=2, patience=2, learning_rate=1e-12)
-    trained = train(scans, masks, (scans, empty), ["a"], settings)
+    trained = train(*phantoms(2), phantoms(1, 1), ["a"], settings)
     assert trained.history[-1]["step"] <= 20  # type: ignore[operator]
     assert len(trained.history) >= 3
 

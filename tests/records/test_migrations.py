@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
 import subprocess
@@ -178,3 +179,30 @@ def test_an_installed_scanqueue_has_its_migrations(tmp_path: Path) -> None:
     assert packed == {
         str(path.relative_to(ROOT)) for path in (ROOT / "backend" / "records" / "migrations").rglob("*.py")
     }
+
+
+def test_annotations_of_schema_0009_knew_the_labels_of_the_last_config(url: str, tmp_path: Path) -> None:
+    config = json.dumps(["$image", [["tag", "brush", "image", ["Lung", "Heart"]], ["p", "polygon", "image", ["Lung"]]]])
+    with create_engine(url).begin() as connection:
+        upgrade(connection, "0009")
+        for project, text_of in ((7, config), (8, "")):
+            connection.execute(
+                text(
+                    "INSERT INTO project (id, title, extra_params, backend_url, secret, connected, cursor, config, "
+                    "phase, reason, trouble, training_requests, active, embedder, embedder_why, sending, seen_at, "
+                    "stratify_by, overrides, studio_url, task_data_version) VALUES (:id, '', '', '', '', 1, '', "
+                    ":config, '', '', '', 0, '', '', '', 0, 0, '', '', '', 0)"
+                ),
+                {"id": project, "config": text_of},
+            )
+            connection.execute(
+                text(
+                    "INSERT INTO label (project, task, annotation, key, mask, read_at, config, shown_version, problem, "
+                    "remark) VALUES (:id, 3, 4, '4@t', 'm', 't', 'c', '', '', '')"
+                ),
+                {"id": project},
+            )
+    store = Store(tmp_path, url)
+    assert [r["known"] for r in store.labels(7)] == ['["Lung", "Heart"]']
+    assert [r["known"] for r in store.labels(8)] == [""]
+    assert differences(url) == []

@@ -18,7 +18,7 @@ from sampling import strategy_pair
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "settings.md"
 NAMES = sorted(f.name.upper() for f in fields(Settings))
 URL = "is not an http:// or https:// address."
-SIZE = "is invalid; use a multiple of 32 from 32 to 2048, or 0 for the device's default."
+SIZE = "is invalid; use a multiple of 32 from 32 to 2048, or auto."
 
 
 def refusal(**given: str) -> str:
@@ -70,6 +70,7 @@ def test_every_variable_is_read_as_its_type() -> None:
 
 def test_an_empty_variable_is_the_default() -> None:
     assert Settings.from_env({"SCANQUEUE_PORT": " ", "SCANQUEUE_IMAGE_SIZE": ""}) == Settings()
+    assert Settings.from_env({"SCANQUEUE_IMAGE_SIZE": "auto"}).image_size == 0
 
 
 def test_settings_cannot_be_changed_but_copied() -> None:

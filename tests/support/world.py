@@ -60,7 +60,8 @@ class KeptLearner(Learner):
         seed: int,
         on_step: Callable[[int, int], None],
     ) -> tuple[Callable[[Path], None], dict[str, Any]]:
-        content = [digest(c.scan.pixels.tobytes() + c.mask.tobytes()) for c in (*cases, *validation)]
+        both = (*cases, *validation)
+        content = [[digest(c.scan.pixels.tobytes() + c.mask.tobytes()), sorted(c.unknown)] for c in both]
         key = fingerprint(content, len(cases), list(labels), self.describe_training(seed))
         on_step(0, 1)
         if key not in TRAINED:

@@ -1,0 +1,82 @@
+"""A label that is added later is unknown, not background, in the annotations made before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from world import COLD, LARGER, PROJECT, KeptLearner, World
+
+from backend.label_config import Renames, unknown_classes
+from backend.learning.learner import Case
+
+pytestmark = pytest.mark.usefixtures("miniature")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "data")
+
+
+@pytest.fixture
+def learnt(monkeypatch: pytest.MonkeyPatch) -> list[list[frozenset[int]]]:
+    """For every training, the unknown classes of the scans it learnt from and was judged by."""
+    seen: list[list[frozenset[int]]] = []
+    train = KeptLearner.train
+
+    def spied(self: KeptLearner, cases: Sequence[Case], validation: Sequence[Case], *rest: Any, **more: Any) -> Any:
+        seen.append([case.unknown for case in (*cases, *validation)])
+        return train(self, cases, validation, *rest, **more)
+
+    monkeypatch.setattr(KeptLearner, "train", spied)
+    return seen
+
+
+def known(world: World) -> dict[int, list[str]]:
+    return {r["task"]: json.loads(r["known"]) for r in world.store.labels(PROJECT)}
+
+
+def test_older_annotations_say_nothing_about_a_new_label_until_they_are_submitted_again(
+    world: World, learnt: list[list[frozenset[int]]]
+) -> None:
+    world.in_round_1()
+    assert learnt[-1] == [frozenset()] * COLD
+    older = list(world.annotations)
+    world.studio.change_config(LARGER)
+    world.run()
+    assert known(world) == {task: ["Lung"] for task in older}
+    assert sorted(map(sorted, learnt[-1])) == [[2]] * COLD
+    model = world.store.models(PROJECT)[-1]
+    assert "Only 0 of 6 labelled scans were annotated since the label config has 'Heart'" in model["remark"]
+
+    newer = world.order()[:3]
+    for task in newer:
+        world.submit(task, "Lung", "Heart")
+    world.run()
+    assert known(world) == {task: ["Lung"] for task in older} | {task: ["Lung", "Heart"] for task in newer}
+    assert sorted(map(sorted, learnt[-1])) == [[]] * 3 + [[2]] * COLD
+    assert "Only 3 of 9" in world.store.models(PROJECT)[-1]["remark"]
+
+    again = world.annotations[older[0]]
+    world.studio.edit(again, world.truth(older[0], "Lung", "Heart"))
+    world.run()
+    assert known(world)[older[0]] == ["Lung", "Heart"]
+
+
+def test_reading_an_annotation_once_more_does_not_make_a_label_known(world: World) -> None:
+    world.in_round_1()
+    world.studio.change_config(LARGER)
+    world.run()
+    task = next(iter(world.annotations))
+    world.store.forget_label(PROJECT, task)
+    world.run()
+    assert known(world)[task] == ["Lung"]
+
+
+def test_a_renamed_label_stays_known_and_what_is_not_recorded_counts_as_known() -> None:
+    renames = Renames(("Lung", "Heart", "Cor"), {"Heart": "Cor"})
+    assert unknown_classes('["Lung", "Heart"]', ("Lung", "Cor", "Rib"), renames) == {3}
+    assert unknown_classes("", ("Lung", "Cor"), renames) == frozenset()
