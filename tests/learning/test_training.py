@@ -392,12 +392,10 @@ class Drawn:
     """A segmenter that draws these label maps."""
 
     def __init__(self, maps: list[np.ndarray], classes: int) -> None:
-        self.maps, self.spec = maps, SimpleNamespace(classes=classes)
+        self.maps, self.spec = iter(maps), SimpleNamespace(classes=classes)
 
     def predict(self, scans: list[Letterboxed]) -> list[np.ndarray]:
-        return [
-            np.eye(self.spec.classes)[m][s.content].transpose(2, 0, 1) for m, s in zip(self.maps, scans, strict=True)
-        ]
+        return [np.eye(self.spec.classes)[next(self.maps)][s.content].transpose(2, 0, 1) for s in scans]
 
 
 def test_weights_are_chosen_by_the_dice_of_each_label_over_the_pixels_of_all_scans() -> None:
