@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from backend.formats.pixels import Letterboxed, letterbox
-from backend.learning.averages import summarise
+from backend.learning.averages import Recorded, summarise
 from backend.learning.evaluation import score
 from backend.learning.learner import Case, Learner
 from backend.learning.segmenters import Segmenter
@@ -135,7 +135,7 @@ def test_scans_on_which_nothing_is_to_be_found_do_not_move_dice() -> None:
     there[:4, :4] = 1
     half = there.copy()
     half[:2] = 0
-    found = [score(half, there, 2)]
-    empty = [score(nothing, nothing, 2)] * 50
+    found = [Recorded.of(score(half, there, 2), ["Lesion"])]
+    empty = [Recorded.of(score(nothing, nothing, 2), ["Lesion"])] * 50
     assert summarise(found)["dice"] == pytest.approx(2 / 3)
     assert summarise([*found, *empty])["dice"] == summarise(found)["dice"]
