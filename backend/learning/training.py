@@ -32,6 +32,7 @@ from backend.learning.randomness import OwnRandom, deterministic_kernels
 from backend.learning.segmenters import Segmenter, SegmenterSpec, as_tensor, standardised
 from backend.learning.training_settings import TrainingSettings
 
+NEVER = -10.0  # initial logit of a label that nobody has drawn: a probability of 5 in 100,000
 VALIDATED = 8  # scans in memory at once
 Step = Callable[[int, int], None]
 Unknown = Sequence[frozenset[int]]
@@ -87,17 +88,11 @@ def train(
     watched, truths = validation
     _check(scans, masks, len(labels), settings.image_size, "training")
     _check(watched, truths, len(labels), settings.image_size, "validation")
-    if not scans:
-        raise ValueError("training needs at least one labelled scan, got none")
     total = settings.max_steps
     report(0, total)
-    colour = any(one.pixels.ndim == 3 for one in (*scans, *watched))
-    channels, names = 3 if colour else 1, tuple(labels)
-    architecture, encoder, size = settings.architecture, settings.encoder, settings.image_size
-    spec = SegmenterSpec(architecture, encoder, channels, size, names, settings.decoder_channels)
+    spec = _spec([*scans, *watched], labels, settings)
     unknowns, unknown_there = unknown or ([frozenset()] * len(scans), [frozenset()] * len(watched))
-    never = frozenset.intersection(*unknowns)
-    fit = _Fit(spec, scans, masks, [one - never for one in unknowns], settings)
+    fit = _Fit(spec, scans, masks, unknowns, settings)
     best = _Best()
     history: list[dict[str, float | int | None]] = []
     losses: list[float] = []
@@ -124,6 +119,12 @@ def train(
     return Trained(fit.averaged(), history, best_step, time.monotonic() - started)
 
 
+def _spec(scans: Sequence[Letterboxed], labels: Sequence[str], settings: TrainingSettings) -> SegmenterSpec:
+    channels = 3 if any(one.pixels.ndim == 3 for one in scans) else 1
+    architecture, encoder, size = settings.architecture, settings.encoder, settings.image_size
+    return SegmenterSpec(architecture, encoder, channels, size, tuple(labels), settings.decoder_channels)
+
+
 class _Fit:
     """The state of one training: network, weight average, optimiser and shuffled scans."""
 
@@ -140,6 +141,9 @@ class _Fit:
         self.mixed = settings.mixed_precision and self.device.type == "cuda"
         with OwnRandom(settings.seed, 0):
             self.segmenter = Segmenter.create(spec, encoder_weights=settings.encoder_weights, device=self.device)
+        absent = sorted(set(range(1, spec.classes)).difference(*(np.unique(mask).tolist() for mask in masks)))
+        with torch.no_grad():  # from the first step on, a label that nobody has drawn takes nothing from the others
+            self.segmenter.network.segmentation_head[0].bias[absent] = NEVER  # type: ignore[index,union-attr]
         self.average = _Average(self.segmenter.network, settings.ema)
         self.optimizer = torch.optim.AdamW(
             self.segmenter.network.parameters(),
@@ -149,7 +153,8 @@ class _Fit:
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.mixed)
         self.augment = augmentation(settings)
-        self.unknown = torch.tensor([[number in one for number in range(spec.classes)] for one in unknown])
+        never = frozenset.intersection(*unknown)
+        self.unknown = torch.tensor([[number in one - never for number in range(spec.classes)] for one in unknown])
         self.batches = Batches(masks, settings.batch_size, settings.seed)
 
     def step(self, step: int, rate: float) -> float:
@@ -211,6 +216,8 @@ class _Best:
 def _check(
     scans: Sequence[Letterboxed], masks: Sequence[NDArray[np.uint8]], n_labels: int, size: int, what: str
 ) -> None:
+    if what == "training" and not scans:
+        raise ValueError("training needs at least one labelled scan, got none")
     if len(scans) != len(masks):
         raise ValueError(f"{what}: {len(scans)} scans but {len(masks)} masks")
     for row, (scan, mask) in enumerate(zip(scans, masks, strict=True)):

@@ -102,7 +102,7 @@ def test_labels_that_nobody_has_drawn_cost_nothing() -> None:
 def test_findings_smaller_than_a_pixel_are_found(tmp_path: Path) -> None:
     """Discs of 10 pixels on 2048 x 2048, and of 20 pixels on 4000 x 300."""
     learner = Learner(Settings(data_dir=tmp_path, device="cpu", encoder="tu-test_resnet"))
-    small = {"decoder_channels": QUICK.decoder_channels, "learning_rate": 5e-3, "max_steps": 60}
+    small = {"decoder_channels": QUICK.decoder_channels, "learning_rate": 5e-3, "max_steps": 120}
     learner.__dict__["training"] = replace(learner.training, **small)  # the network of these tests, not the lab's
 
     def cases(first: int, n: int, size: int) -> list[Case]:
