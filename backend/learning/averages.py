@@ -234,14 +234,3 @@ def _resamples(n: int) -> Floats:
 
 def _rounded(value: float | bool | None) -> float | bool | None:
     return round(value, 6) if isinstance(value, float) else value
-
-
-def overall(summary: Summary) -> float | None:
-    """0..1, high is good: mean over all scans of the Dice, where a scan without foreground has 1 if nothing was drawn.
-
-    Only to rank models, where false alarms must count; it is not shown to people. None without scans.
-    """
-    n, n_empty, alarms = summary["n"], summary["n_empty"], summary["false_alarm_rate"]
-    if not n + n_empty:
-        return None
-    return float((n * (summary["dice"] or 0.0) + n_empty * (1 - (alarms or 0.0))) / (n + n_empty))

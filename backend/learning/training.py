@@ -143,7 +143,7 @@ class _Fit:
             self.segmenter = Segmenter.create(spec, encoder_weights=settings.encoder_weights, device=self.device)
         absent = sorted(set(range(1, spec.classes)).difference(*(np.unique(mask).tolist() for mask in masks)))
         with torch.no_grad():  # from the first step on, a label that nobody has drawn takes nothing from the others
-            self.segmenter.network.segmentation_head[0].bias[absent] = NEVER  # type: ignore[index,union-attr]
+            self.segmenter.network.segmentation_head[0].bias[absent] = NEVER
         self.average = _Average(self.segmenter.network, settings.ema)
         self.optimizer = torch.optim.AdamW(
             self.segmenter.network.parameters(),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from backend.learning.averages import MANY, Recorded, as_row, of_model, of_row, of_shown, overall, summarise
+from backend.learning.averages import MANY, Recorded, as_row, of_model, of_row, of_shown, summarise
 from backend.learning.evaluation import LabelScore, Scores, score
 
 NONE = np.zeros((40, 60), np.uint8)
@@ -154,14 +154,6 @@ def test_summary_of_nothing_has_no_means_and_no_rates() -> None:
     got = summarise([])
     assert (got.pop("n"), got.pop("n_empty"), got.pop("per_label")) == (0, 0, {})
     assert set(got.values()) == {None}
-
-
-def test_models_are_ranked_by_false_alarms_too() -> None:
-    careful, eager = summary([HALF, QUIET]), summary([HALF, ALARM])
-    assert careful["dice"] == eager["dice"]
-    assert overall(careful) == pytest.approx(0.85)
-    assert overall(eager) == pytest.approx(0.35)
-    assert overall(summarise([])) is None
 
 
 # -- what is recorded, and what older versions recorded ------------------------------------------------
