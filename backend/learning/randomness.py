@@ -34,14 +34,14 @@ class OwnRandom(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None:
-            func = _with_generator(func)
-            if _takes_generator(func):
-                kwargs["generator"] = self._generator(args, kwargs)
+            first = args[0] if args and isinstance(args[0], torch.Tensor) else None
+            device = torch.device(kwargs.get("device") or (first.device if first is not None else "cpu"))
+            seeded = _with_generator(func)
+            if device.type != "meta" and _takes_generator(seeded):  # "meta" tensors have shapes only, no numbers
+                func, kwargs["generator"] = seeded, self._generator(device)
         return func(*args, **kwargs)
 
-    def _generator(self, args: Any, kwargs: Any) -> torch.Generator:
-        first = args[0] if args and isinstance(args[0], torch.Tensor) else None
-        device = torch.device(kwargs.get("device") or (first.device if first is not None else "cpu"))
+    def _generator(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:
             self._generators[device] = torch.Generator(device).manual_seed(self._number)
         return self._generators[device]

@@ -32,6 +32,7 @@ from backend.learning.randomness import OwnRandom, deterministic_kernels
 from backend.learning.segmenters import Segmenter, SegmenterSpec, as_tensor, standardised
 from backend.learning.training_settings import TrainingSettings
 
+FOREGROUND = 0.1  # of the cross-entropy, see `marginal_loss`, when there are small findings; more draws halos
 NEVER = -10.0  # initial logit of a label that nobody has drawn: a probability of 5 in 100,000
 VALIDATED = 8  # scans in memory at once
 Step = Callable[[int, int], None]
@@ -171,7 +172,8 @@ class _Fit:
                 with torch.autocast(self.device.type, enabled=self.mixed):
                     logits = self.segmenter.network(inputs.contiguous(memory_format=torch.channels_last))
             unknown = self.unknown[[row for row, _ in rows]].to(self.device)
-            loss = marginal_loss(logits.float(), target.long(), unknown)
+            foreground = FOREGROUND if self.settings.crop else 0.0
+            loss = marginal_loss(logits.float(), target.long(), unknown, foreground)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             self.scaler.step(self.optimizer)

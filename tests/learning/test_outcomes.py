@@ -6,6 +6,7 @@ and the working size took the labels into account.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from backend.formats.fitting import letterbox_mask
 from backend.formats.pixels import Letterboxed, letterbox
 from backend.learning.averages import Recorded, summarise
 from backend.learning.evaluation import score
-from backend.learning.learner import Learner
+from backend.learning.learner import Case, Learner
 from backend.learning.segmenters import Segmenter
 from backend.learning.training import pooled_dice, train
 from backend.learning.training_settings import TrainingSettings
@@ -114,6 +115,37 @@ def test_small_findings_are_visible_at_the_size_that_is_chosen_for_them(tmp_path
     large[100:200, 100:200] = 1
     assert learner.working_size([large] * 20, 2) == learner.image_size == 160
     assert learner.working_size(masks, 254) == 160  # the memory for so many probability maps
+
+
+def test_findings_smaller_than_a_pixel_are_found(tmp_path: Path) -> None:
+    """Discs of 10 pixels on 2048 x 2048, and of 20 pixels on 4000 x 300."""
+    learner = Learner(Settings(data_dir=tmp_path, device="cpu", encoder="tu-test_resnet"))
+    small = {"decoder_channels": QUICK.decoder_channels, "learning_rate": 5e-3, "max_steps": 120}
+    learner.__dict__["training"] = replace(learner.training, **small)  # the network of these tests, not the lab's
+
+    def cases(first: int, n: int, size: int) -> list[Case]:
+        found = []
+        for seed in range(first, first + n):
+            square = {"height": 2048, "width": 2048} if seed % 2 else {"height": 4000, "width": 300}
+            generator = np.random.default_rng(seed)
+            height, width, radius = square["height"], square["width"], 5 if seed % 2 else 10
+            pixels = generator.integers(40, 80, (height, width), dtype=np.uint8)
+            y, x = np.ogrid[:height, :width]
+            cy, cx = generator.integers(2 * radius, (height - 2 * radius, width - 2 * radius))
+            mask = ((y - cy) ** 2 + (x - cx) ** 2 <= radius**2).astype(np.uint8)
+            pixels[mask > 0] = 200
+            found.append(Case(letterbox(pixels, size), mask))
+        return found
+
+    size = learner.working_size([case.mask for case in cases(0, 8, 32)], 2)
+    assert size == 640
+    save, _ = learner.train(cases(0, 8, size), [], ["Nodule"], seed=0, on_step=lambda done, total: None)
+    (tmp_path / "model").mkdir()
+    save(tmp_path / "model")
+    unseen = cases(20, 4, size)
+    for case, drawn in zip(unseen, learner.masks(tmp_path / "model", [case.scan for case in unseen]), strict=True):
+        assert drawn[case.mask == 1].any(), case.mask.shape
+        assert drawn.sum() < 10 * case.mask.sum(), case.mask.shape
 
 
 def test_scans_on_which_nothing_is_to_be_found_do_not_move_dice() -> None:

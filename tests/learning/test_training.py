@@ -153,6 +153,13 @@ def test_initialisation_dropout_and_every_way_to_draw_random_numbers_depend_on_t
     assert numbers(4) != first
 
 
+def test_the_default_network_of_a_cpu_is_the_same_for_the_same_seed() -> None:
+    """Its encoder's weights are read from a file, and their shapes from a network without numbers."""
+    settings = TrainingSettings.for_device("cpu", image_size=32, max_steps=1, batch_size=2)
+    first, again = (train(*phantoms(2, size=32), NONE, ["a"], settings) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(again).values(), strict=True))
+
+
 def test_another_seed_gives_other_weights() -> None:
     first = train(*phantoms(5), NONE, ["a"], TINY)
     other = train(*phantoms(5), NONE, ["a"], replace(TINY, seed=1))
@@ -302,10 +309,10 @@ def test_augmentation_moves_the_mask_with_its_scan() -> None:
     """The network must learn where the mask really is: a mask left behind by rotation is a wrong lesson."""
     seen: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def spy(logits: torch.Tensor, target: torch.Tensor, unknown: torch.Tensor) -> torch.Tensor:
+    def spy(logits: torch.Tensor, target: torch.Tensor, unknown: torch.Tensor, foreground: float) -> torch.Tensor:
         images = np.stack([one.numpy()[0, 0] for one in inputs_seen[-len(target) :]])
         seen.append((images, target.numpy()))
-        return marginal_loss(logits, target, unknown)
+        return marginal_loss(logits, target, unknown, foreground)
 
     inputs_seen: list[torch.Tensor] = []
 
