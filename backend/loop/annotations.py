@@ -18,6 +18,7 @@ from backend.formats.pixels import translate
 from backend.label_config import LabelConfig, unknown_classes
 from backend.label_studio.listing import Annotation
 from backend.label_studio.masks import read_annotation
+from backend.learning.averages import as_row
 from backend.loop.context import LoopContext
 from backend.loop.publishing import Publisher
 from backend.loop.steps import ReadMasks, Seen
@@ -126,4 +127,5 @@ class AnnotationReader:
         row = {"task": found.task, "version": found.shown_version, "label": key}
         means = {name: getattr(scores, name) or 0.0 for name in ("dice", "hd", "hd95")}  # no mean if label_empty is 1
         empty = {"shown_empty": int(scores.drawn_empty), "label_empty": int(scores.truth_empty)}
-        store.put_shown(project, row | means | empty | {"unit": scores.unit})
+        per_label = json.dumps(as_row(scores, config.labels)["per_label"])
+        store.put_shown(project, row | means | empty | {"unit": scores.unit, "per_label": per_label})

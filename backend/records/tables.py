@@ -133,6 +133,7 @@ shown_table = Table(
     Column("unit", String(8), nullable=False),
     Column("shown_empty", Integer, nullable=False, default=-1),  # 1: the shown mask has no foreground; -1: unknown
     Column("label_empty", Integer, nullable=False, default=-1),  # the same for the submitted mask
+    Column("per_label", Text, nullable=False, default=""),  # JSON of `averages.as_row`; "" in older rows
 )
 progress_table = Table(
     "progress",

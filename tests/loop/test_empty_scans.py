@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,16 @@ def test_masks_shown_on_scans_without_foreground_are_false_alarms(world: World) 
     found = world.status()["shown"]
     assert (found["n"], found["n_empty"], found["false_alarm_rate"], found["miss_rate"]) == (1, 1, 1.0, 0.0)
     rows = {s["task"]: s for s in world.store.shown(PROJECT)}
-    assert found["dice"] == rows[first]["dice"]  # the false alarm, a Dice of 0, is not in the mean
+    assert found["dice"] == pytest.approx(rows[first]["dice"], abs=1e-5)  # the false alarm is not in the mean
+    (label,) = found["per_label"]
+    assert json.loads(rows[second]["per_label"])[label] == {
+        "present": False,
+        "drawn": True,
+        "area": pytest.approx(0.2, abs=0.2),
+        "dice": None,
+        "hd": None,
+        "hd95": None,
+    }
     (kept,) = curve(world.store, PROJECT)["shown"]
     assert (kept["dice"], kept["n"], kept["false_alarm_rate"]) == (pytest.approx(found["dice"], abs=1e-6), 1, 1.0)
 
@@ -93,12 +103,12 @@ def test_masks_shown_on_scans_without_foreground_are_false_alarms(world: World) 
 def test_empty_masks_that_were_shown_and_submitted_do_not_say_that_annotators_kept_everything(world: World) -> None:
     tasks = world.in_round_1().label(ROUND - 1)
     world.run()
-    same = {"dice": 1.0, "hd": 0.0, "hd95": 0.0, "shown_empty": 1, "label_empty": 1}
+    same = {"dice": 1.0, "hd": 0.0, "hd95": 0.0, "shown_empty": 1, "label_empty": 1, "per_label": ""}
     with world.store.write() as connection:  # as if one of the masks shown and submitted had been empty
         connection.execute(update(shown_table).where(shown_table.c.task == tasks[0]).values(same))
     rows = {s["task"]: s["dice"] for s in world.store.shown(PROJECT)}
     found = world.status()["shown"]
-    assert (found["dice"], found["n"], found["n_empty"]) == (rows[tasks[1]], ROUND - 2, 1)
+    assert (found["dice"], found["n"], found["n_empty"]) == (pytest.approx(rows[tasks[1]], abs=1e-5), ROUND - 2, 1)
     assert found["false_alarm_rate"] == 0.0
     with world.store.write() as connection:
         connection.execute(update(shown_table).values(same))
