@@ -142,9 +142,8 @@ class _Fit:
         self.mixed = settings.mixed_precision and self.device.type == "cuda"
         with OwnRandom(settings.seed, 0):
             self.segmenter = Segmenter.create(spec, encoder_weights=settings.encoder_weights, device=self.device)
-        absent = sorted(set(range(1, spec.classes)).difference(*(np.unique(mask).tolist() for mask in masks)))
-        with torch.no_grad():  # from the first step on, a label that nobody has drawn takes nothing from the others
-            self.segmenter.network.segmentation_head[0].bias[absent] = NEVER
+        drawn = {0}.union(*(np.unique(mask).tolist() for mask in masks)) - {IGNORE}
+        _begin(self.segmenter.network.segmentation_head[0], sorted(drawn), settings.seed)
         self.average = _Average(self.segmenter.network, settings.ema)
         self.optimizer = torch.optim.AdamW(
             self.segmenter.network.parameters(),
@@ -197,6 +196,17 @@ class _Fit:
     def averaged(self) -> Segmenter:
         """The segmenter with the averaged weights."""
         return Segmenter(self.spec, self.average.network, self.device, self.segmenter.warning)
+
+
+def _begin(head: nn.Conv2d, classes: Sequence[int], seed: int) -> None:
+    """Initialise the last layer as that of a network of these classes only (Glorot & Bengio 2010, as smp does).
+
+    So labels that nobody has drawn change nothing: not the other weights, and not the other probabilities.
+    """
+    with torch.no_grad(), OwnRandom(seed, 0, 1):
+        weights = nn.init.xavier_uniform_(torch.empty(len(classes), *head.weight.shape[1:]))
+        head.weight.zero_()[classes] = weights.to(head.weight.device)
+        head.bias.fill_(NEVER)[classes] = 0.0  # type: ignore[union-attr]
 
 
 class _Best:
