@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from backend.formats.pixels import IGNORE, letterbox, letterbox_mask
+from backend.formats.fitting import letterbox_mask
+from backend.formats.pixels import IGNORE, letterbox
 from backend.simulate.labelled import Labelled, read_groups, read_labelled
 from backend.simulate.plan import split
 
