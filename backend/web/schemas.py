@@ -11,49 +11,36 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-Schema = dict[str, Any]
+from backend.web.schema_parts import (
+    BOOLEAN,
+    INTEGER,
+    NUMBER,
+    NUMBER_OR_NULL,
+    TEXT,
+    Schema,
+    list_of,
+    object_of,
+    or_null,
+    ref,
+)
 
-TEXT: Schema = {"type": "string"}
-INTEGER: Schema = {"type": "integer"}
-NUMBER: Schema = {"type": "number"}
-BOOLEAN: Schema = {"type": "boolean"}
-
-
-def _object(required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
-    found: Schema = {"type": "object", "properties": required | (optional or {})}
-    return found | {"required": sorted(required)} if required else found
-
-
-def _list(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def _or_null(schema: Schema) -> Schema:
-    return {"anyOf": [schema, {"type": "null"}]}
-
-
-def _ref(name: str) -> Schema:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-_NUMBER_OR_NULL = _or_null(NUMBER)
-_RATES: dict[str, Schema] = dict.fromkeys(("sensitivity", "false_alarm_rate", "false_alarm_area"), _NUMBER_OR_NULL)
+_RATES: dict[str, Schema] = dict.fromkeys(("sensitivity", "false_alarm_rate", "false_alarm_area"), NUMBER_OR_NULL)
 _SUMMARY: dict[str, Schema] = {
     "n": {"type": "integer", "description": "scans with any label"},
     "n_empty": {"type": "integer", "description": "scans without any label"},
-    "unit": _or_null({"enum": ["px", "mm", "mixed"], "description": "no mean distances if mixed"}),
-    "miss_rate": _NUMBER_OR_NULL | {"description": "1 - sensitivity"},
+    "unit": or_null({"enum": ["px", "mm", "mixed"], "description": "no mean distances if mixed"}),
+    "miss_rate": NUMBER_OR_NULL | {"description": "1 - sensitivity"},
     **_RATES,
-    **{f"{name}{end}": _NUMBER_OR_NULL for name in ("dice", "hd95") for end in ("", "_low", "_high")},
-    "per_label": {"type": "object", "additionalProperties": _ref("LabelQuality")},
+    **{f"{name}{end}": NUMBER_OR_NULL for name in ("dice", "hd95") for end in ("", "_low", "_high")},
+    "per_label": {"type": "object", "additionalProperties": ref("LabelQuality")},
 }
 SCHEMAS: dict[str, Schema] = {
-    "Error": _object({"error": TEXT}),
-    "Noted": _object({"status": {"const": "noted"}}),
-    "Changed": _object({"status": {"const": "noted"}, "change": INTEGER}),
+    "Error": object_of({"error": TEXT}),
+    "Noted": object_of({"status": {"const": "noted"}}),
+    "Changed": object_of({"status": {"const": "noted"}, "change": INTEGER}),
     "Empty": {"type": "object"},
-    "Health": _object({"status": {"const": "UP"}, "model_class": TEXT}),
-    "Setup": _object(
+    "Health": object_of({"status": {"const": "UP"}, "model_class": TEXT}),
+    "Setup": object_of(
         {"project": {"type": "string", "pattern": r"^[0-9]{1,15}(\.[0-9]*)?$", "examples": ["4.1795404647"]}},
         {
             "schema": TEXT,
@@ -62,62 +49,62 @@ SCHEMAS: dict[str, Schema] = {
             "extra_params": {"anyOf": [TEXT, {"type": "object"}, {"type": "null"}]},
         },
     ),
-    "SetupAnswer": _object({"model_version": TEXT}),
-    "Task": _object({"id": INTEGER, "data": {"type": "object"}}),
-    "Predict": _object(
-        {"project": {"type": "string", "pattern": r"^[0-9]{1,15}(\.[0-9]*)?$"}, "tasks": _list(_ref("Task"))},
+    "SetupAnswer": object_of({"model_version": TEXT}),
+    "Task": object_of({"id": INTEGER, "data": {"type": "object"}}),
+    "Predict": object_of(
+        {"project": {"type": "string", "pattern": r"^[0-9]{1,15}(\.[0-9]*)?$"}, "tasks": list_of(ref("Task"))},
         {"label_config": TEXT, "params": {"type": "object"}},
     ),
-    "Prediction": _object(
+    "Prediction": object_of(
         {
             "model_version": TEXT,
             "score": {"type": "number", "minimum": 0, "maximum": 1},
-            "result": _list({"type": "object"}),
+            "result": list_of({"type": "object"}),
         }
     ),
-    "Predictions": _object({"results": _list(_ref("Prediction"))}),
-    "Webhook": _object(
+    "Predictions": object_of({"results": list_of(ref("Prediction"))}),
+    "Webhook": object_of(
         {
             "action": {"type": "string", "examples": ["ANNOTATION_CREATED", "START_TRAINING"]},
-            "project": _object({"id": {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}}),
+            "project": object_of({"id": {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}}),
         }
     ),
-    "Versions": _object({"versions": _list(TEXT)}),
-    "Activate": _object({"version": {"type": "string", "examples": ["scanqueue-r2"]}}),
-    "Quality": _object({}, {"hd": _NUMBER_OR_NULL, **_SUMMARY}) | {"description": "means over labels of `per_label`"},
-    "LabelQuality": _object(
+    "Versions": object_of({"versions": list_of(TEXT)}),
+    "Activate": object_of({"version": {"type": "string", "examples": ["scanqueue-r2"]}}),
+    "Quality": object_of({}, {"hd": NUMBER_OR_NULL, **_SUMMARY}) | {"description": "means over labels of `per_label`"},
+    "LabelQuality": object_of(
         {
             **dict.fromkeys(("n", "n_without"), INTEGER),
-            **dict.fromkeys(("dice", "dice_low", "dice_high", "hd95", "hd"), _NUMBER_OR_NULL),
+            **dict.fromkeys(("dice", "dice_low", "dice_high", "hd95", "hd"), NUMBER_OR_NULL),
             **_RATES,
         }
     ),
-    "LabelScore": _object(
+    "LabelScore": object_of(
         {
             **dict.fromkeys(("present", "drawn"), BOOLEAN),
             "area": NUMBER | {"description": "share of the picture, as drawn"},
-            **dict.fromkeys(("dice", "hd95", "hd"), _NUMBER_OR_NULL | {"description": "null unless present"}),
+            **dict.fromkeys(("dice", "hd95", "hd"), NUMBER_OR_NULL | {"description": "null unless present"}),
         }
     ),
-    "Job": _object({"step": TEXT, "done": INTEGER, "total": INTEGER, "seconds_left": _NUMBER_OR_NULL}),
-    "Compared": _object(
-        {"version": TEXT, "labels": INTEGER, "ours": _ref("Quality"), "control": _ref("Quality")},
-        {"of": _object({"ours": INTEGER, "control": INTEGER})},
+    "Job": object_of({"step": TEXT, "done": INTEGER, "total": INTEGER, "seconds_left": NUMBER_OR_NULL}),
+    "Compared": object_of(
+        {"version": TEXT, "labels": INTEGER, "ours": ref("Quality"), "control": ref("Quality")},
+        {"of": object_of({"ours": INTEGER, "control": INTEGER})},
     ),
-    "Stopping": _object(
+    "Stopping": object_of(
         {
             "advice": {"enum": ["go on", "nearly there", "stop", "too early to say"]},
             "sentence": TEXT,
-            "gain": _NUMBER_OR_NULL,
-            "low": _NUMBER_OR_NULL,
-            "high": _NUMBER_OR_NULL,
-            "labels_worth": _or_null(INTEGER),
-            "agreement": _NUMBER_OR_NULL,
+            "gain": NUMBER_OR_NULL,
+            "low": NUMBER_OR_NULL,
+            "high": NUMBER_OR_NULL,
+            "labels_worth": or_null(INTEGER),
+            "agreement": NUMBER_OR_NULL,
             "threshold": NUMBER,
             "step": {"type": "integer", "description": "number of labels that `gain` and `threshold` speak of"},
         }
     ),
-    "Project": _object(
+    "Project": object_of(
         {
             "project": INTEGER,
             "title": TEXT,
@@ -129,121 +116,121 @@ SCHEMAS: dict[str, Schema] = {
             },
             "reason": TEXT,
             "trouble": TEXT,
-            "round": _or_null(INTEGER),
-            "model_version": _or_null(TEXT),
-            "model": _or_null(TEXT),
+            "round": or_null(INTEGER),
+            "model_version": or_null(TEXT),
+            "model": or_null(TEXT),
             "scans": INTEGER,
             "embedded": INTEGER,
             "labelled": INTEGER,
             "labelled_empty": {"type": "integer", "description": "labelled scans whose mask has no foreground"},
-            "embedder": _object({"name": TEXT, "why": TEXT}),
-            "validation": _ref("Quality"),
-            "shown": _ref("Quality"),
-            "queue": _list(INTEGER),
-            "job": _or_null(_ref("Job")),
+            "embedder": object_of({"name": TEXT, "why": TEXT}),
+            "validation": ref("Quality"),
+            "shown": ref("Quality"),
+            "queue": list_of(INTEGER),
+            "job": or_null(ref("Job")),
             "no_training": {"type": "string", "description": "why no training can be requested; empty if it can"},
-            "control": _or_null(_ref("Compared")),
-            "stopping": _or_null(_ref("Stopping")),
+            "control": or_null(ref("Compared")),
+            "stopping": or_null(ref("Stopping")),
             "studio_url": TEXT,
             "left_out": INTEGER,
-            "problems": _list(_object({"task": INTEGER, "what": TEXT})),
-            "labels": _list(TEXT),
+            "problems": list_of(object_of({"task": INTEGER, "what": TEXT})),
+            "labels": list_of(TEXT),
             "overlap": {"type": "integer", "description": "annotations that Label Studio wants of each scan"},
-            "lost_labels": _list(_object({"label": TEXT, "annotations": INTEGER})),
+            "lost_labels": list_of(object_of({"label": TEXT, "annotations": INTEGER})),
             "image": {"type": "string", "description": "the <Image> tag in use, if the label config has others"},
-            "problem_groups": _list(
-                _object(
+            "problem_groups": list_of(
+                object_of(
                     {
                         "what": TEXT,
                         "same": BOOLEAN | {"description": "whether all tasks of the group have this very sentence"},
                         "count": INTEGER,
-                        "tasks": _list(INTEGER) | {"description": "the first few"},
+                        "tasks": list_of(INTEGER) | {"description": "the first few"},
                     }
                 )
             ),
         }
     ),
-    "Projects": _object({"projects": _list(_ref("Project"))}),
-    "Map": _object(
+    "Projects": object_of({"projects": list_of(ref("Project"))}),
+    "Map": object_of(
         {
-            "scans": _list(
-                _object(
+            "scans": list_of(
+                object_of(
                     {
                         "task": INTEGER,
                         "x": NUMBER,
                         "y": NUMBER,
-                        "cluster": _or_null(INTEGER),
+                        "cluster": or_null(INTEGER),
                         "labelled": BOOLEAN,
-                        "rank": _or_null(INTEGER),
-                        "reason": _or_null(TEXT),
+                        "rank": or_null(INTEGER),
+                        "reason": or_null(TEXT),
                     }
                 )
             )
         }
     ),
-    "Place": _object(
+    "Place": object_of(
         {
             "task": INTEGER,
             "rank": INTEGER,
             "reason": TEXT,
             "sentence": TEXT,
             "kind": TEXT,
-            "score": _NUMBER_OR_NULL,
-            "entropy": _NUMBER_OR_NULL,
-            "distance": _NUMBER_OR_NULL,
-            "cluster": _or_null(INTEGER),
+            "score": NUMBER_OR_NULL,
+            "entropy": NUMBER_OR_NULL,
+            "distance": NUMBER_OR_NULL,
+            "cluster": or_null(INTEGER),
         }
     ),
-    "Queue": _object({"queue": _list(_ref("Place"))}),
-    "Preview": _object({"now": _list(_ref("Place")), "then": _list(_ref("Place")), "note": TEXT}),
-    "Atlas": _object(
+    "Queue": object_of({"queue": list_of(ref("Place"))}),
+    "Preview": object_of({"now": list_of(ref("Place")), "then": list_of(ref("Place")), "note": TEXT}),
+    "Atlas": object_of(
         {
-            **{name: _list(INTEGER) for name in ("task", "cluster", "round", "rank", "kind")},
-            **{name: _list(NUMBER) for name in ("x", "y")},
-            **{name: _list(_NUMBER_OR_NULL) for name in ("entropy", "score", "distance")},
-            "state": _list({"enum": [0, 1, 2, 3], "description": "0 open, 1 labelled, 2 problem, 3 skipped"}),
-            "served": _list({"enum": [0, 1]}),
-            "wish": _list({"enum": [-1, 0, 1], "description": "-1 left out, 0 none, 1 next"}),
-            "kinds": _list(TEXT),
+            **{name: list_of(INTEGER) for name in ("task", "cluster", "round", "rank", "kind")},
+            **{name: list_of(NUMBER) for name in ("x", "y")},
+            **{name: list_of(NUMBER_OR_NULL) for name in ("entropy", "score", "distance")},
+            "state": list_of({"enum": [0, 1, 2, 3], "description": "0 open, 1 labelled, 2 problem, 3 skipped"}),
+            "served": list_of({"enum": [0, 1]}),
+            "wish": list_of({"enum": [-1, 0, 1], "description": "-1 left out, 0 none, 1 next"}),
+            "kinds": list_of(TEXT),
             "why": {"type": "object", "additionalProperties": TEXT},
             "clusters": INTEGER,
             "alpha": NUMBER,
         }
     ),
-    "Interval": _object({"n": INTEGER}, dict.fromkeys(("dice", "median", "low", "high"), _NUMBER_OR_NULL)),
-    "Means": _object(
+    "Interval": object_of({"n": INTEGER}, dict.fromkeys(("dice", "median", "low", "high"), NUMBER_OR_NULL)),
+    "Means": object_of(
         _SUMMARY,
         {
             "version": TEXT,
             "model_version": TEXT,
             "round": INTEGER,
-            "labels": _or_null(INTEGER),
+            "labels": or_null(INTEGER),
             "accepted": BOOLEAN,
-            "classes": {"type": "object", "additionalProperties": _ref("Interval")},
+            "classes": {"type": "object", "additionalProperties": ref("Interval")},
         },
     ),
-    "Curve": _object(
+    "Curve": object_of(
         {
-            "unit": _or_null({"enum": ["px", "mm", "mixed"]}),
-            "labels": _list(TEXT),
+            "unit": or_null({"enum": ["px", "mm", "mixed"]}),
+            "labels": list_of(TEXT),
             "colours": {"type": "object", "additionalProperties": TEXT, "description": "by label, as #RRGGBB"},
-            "models": _list(_ref("Means")),
-            "shown": _list(_ref("Means")),
-            "control": _list(_ref("Compared")),
-            "lead_time": _object({"with": _ref("Interval"), "without": _ref("Interval")}),
-            "stopping": _or_null(_ref("Stopping")),
+            "models": list_of(ref("Means")),
+            "shown": list_of(ref("Means")),
+            "control": list_of(ref("Compared")),
+            "lead_time": object_of({"with": ref("Interval"), "without": ref("Interval")}),
+            "stopping": or_null(ref("Stopping")),
         }
     ),
-    "Comparison": _object(
+    "Comparison": object_of(
         {
-            "compared": _list(
-                _object(
+            "compared": list_of(
+                object_of(
                     {
                         "task": INTEGER,
                         "agreement": NUMBER,
-                        **dict.fromkeys(("first", "second", "first_hd95", "second_hd95"), _NUMBER_OR_NULL),
+                        **dict.fromkeys(("first", "second", "first_hd95", "second_hd95"), NUMBER_OR_NULL),
                         **{
-                            key: {"additionalProperties": _ref("LabelScore")}
+                            key: {"additionalProperties": ref("LabelScore")}
                             for key in ("first_labels", "second_labels")
                         },
                         **dict.fromkeys(("truth_empty", "first_empty", "second_empty"), BOOLEAN),
@@ -254,12 +241,12 @@ SCHEMAS: dict[str, Schema] = {
             "held_out": INTEGER,
         }
     ),
-    "Settings": _object(
+    "Settings": object_of(
         {
             **{name: {"type": "object"} for name in ("settings", "given", "changed", "default")},
-            "strategies": _list(TEXT),
-            "uncertainties": _list(TEXT),
-            "units": _list(TEXT),
+            "strategies": list_of(TEXT),
+            "uncertainties": list_of(TEXT),
+            "units": list_of(TEXT),
             "problem": TEXT,
         }
     ),
@@ -273,14 +260,14 @@ SCHEMAS: dict[str, Schema] = {
         "description": "Labels that the label config lost: their present names, or an empty text if no longer used.",
         "examples": [{"Lung": "Lungs", "Nodule": ""}],
     },
-    "SetPriorities": _object({"tasks": _list(INTEGER), "wish": {"enum": ["next", "out", "none"]}}),
-    "Undo": _object({"change": INTEGER}),
-    "Retry": _object({}, {"task": INTEGER, "all": BOOLEAN | {"description": "every scan that has a problem"}})
+    "SetPriorities": object_of({"tasks": list_of(INTEGER), "wish": {"enum": ["next", "out", "none"]}}),
+    "Undo": object_of({"change": INTEGER}),
+    "Retry": object_of({}, {"task": INTEGER, "all": BOOLEAN | {"description": "every scan that has a problem"}})
     | {"minProperties": 1, "examples": [{"task": 7}]},
-    "Changes": _object(
+    "Changes": object_of(
         {
-            "changes": _list(
-                _object(
+            "changes": list_of(
+                object_of(
                     {
                         "change": INTEGER,
                         "at": NUMBER,
@@ -294,53 +281,53 @@ SCHEMAS: dict[str, Schema] = {
             )
         }
     ),
-    "Activity": _object(
+    "Activity": object_of(
         {
-            "lately": _list(_object({"task": INTEGER, "at": TEXT, "by": _or_null(TEXT), "seconds": _NUMBER_OR_NULL})),
-            "now": _list(_object({"task": INTEGER, "by": _or_null(TEXT)})),
+            "lately": list_of(object_of({"task": INTEGER, "at": TEXT, "by": or_null(TEXT), "seconds": NUMBER_OR_NULL})),
+            "now": list_of(object_of({"task": INTEGER, "by": or_null(TEXT)})),
             "note": TEXT,
         }
     ),
-    "Workers": _object({"workers": _list(_object({"name": TEXT, "seconds": NUMBER, "doing": TEXT}))}),
-    "Checks": _object(
-        {"checks": _list(_object({"level": {"enum": ["ok", "warning", "error"]}, "what": TEXT, "cure": TEXT}))}
+    "Workers": object_of({"workers": list_of(object_of({"name": TEXT, "seconds": NUMBER, "doing": TEXT}))}),
+    "Checks": object_of(
+        {"checks": list_of(object_of({"level": {"enum": ["ok", "warning", "error"]}, "what": TEXT, "cure": TEXT}))}
     ),
-    "Rounds": _object(
+    "Rounds": object_of(
         {
-            "rounds": _list(
-                _object(
+            "rounds": list_of(
+                object_of(
                     {
                         "round": INTEGER,
                         "model_version": TEXT,
-                        "model": _or_null(TEXT),
+                        "model": or_null(TEXT),
                         "labels": INTEGER,
-                        "validation": _ref("Quality"),
-                        "shown": _ref("Quality"),
-                        "accepted": _or_null(BOOLEAN),
+                        "validation": ref("Quality"),
+                        "shown": ref("Quality"),
+                        "accepted": or_null(BOOLEAN),
                         "remark": TEXT,
-                        "control": _or_null(_ref("Compared")),
+                        "control": or_null(ref("Compared")),
                         "created_at": NUMBER,
-                        "published_at": _NUMBER_OR_NULL,
+                        "published_at": NUMBER_OR_NULL,
                         "settings": {"type": "object"},
-                        "activated": _list(_object({"version": TEXT, "at": NUMBER, "user": TEXT})),
+                        "activated": list_of(object_of({"version": TEXT, "at": NUMBER, "user": TEXT})),
                     }
                 )
             ),
-            "models": _list(
-                _object(
+            "models": list_of(
+                object_of(
                     {
                         "version": TEXT,
                         "active": BOOLEAN,
                         "kept": BOOLEAN,
                         "accepted": BOOLEAN,
-                        "labels": _list(TEXT),
+                        "labels": list_of(TEXT),
                         "trained_on": INTEGER,
-                        "validation": _ref("Quality"),
+                        "validation": ref("Quality"),
                         "remark": TEXT,
                         "created_at": NUMBER,
-                        "history": _list({"type": "object"}),
-                        "champion": _or_null(_ref("Quality")),
-                        "held_out": _list({"type": "object"}),
+                        "history": list_of({"type": "object"}),
+                        "champion": or_null(ref("Quality")),
+                        "held_out": list_of({"type": "object"}),
                     }
                 )
             ),
@@ -420,4 +407,4 @@ def _described(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json(name: str) -> dict[str, Any]:
-    return {"application/json": {"schema": _ref(name)}}
+    return {"application/json": {"schema": ref(name)}}

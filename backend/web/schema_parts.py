@@ -1,0 +1,32 @@
+"""Building blocks of JSON Schemas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+INTEGER: Schema = {"type": "integer"}
+NUMBER: Schema = {"type": "number"}
+BOOLEAN: Schema = {"type": "boolean"}
+
+
+def object_of(required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
+    found: Schema = {"type": "object", "properties": required | (optional or {})}
+    return found | {"required": sorted(required)} if required else found
+
+
+def list_of(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+NUMBER_OR_NULL = or_null(NUMBER)
