@@ -68,7 +68,9 @@ class AnnotationReader:
             mask, remarks = read_annotation(found, config, scan["height"], scan["width"], seen.renames)
             empty = int(not mask.any())
             content = hashlib.sha256(mask.tobytes()).hexdigest()[:24]
-            name = fingerprint(content, mask.shape, config.labels)
+            name = fingerprint(
+                content, mask.shape
+            )  # without the labels' names: a renamed label is nothing new to learn
             if not store.has("labels", name):
                 store.put_arrays("labels", name, mask=mask)
             missing = unknown_classes(known, config.labels, seen.renames) - set(np.unique(mask).tolist())

@@ -120,8 +120,7 @@ def test_pycocotools_reads_the_same_masks_from_the_coco_file(lab: Lab, tmp_path:
 def test_where_regions_overlap_the_later_one_wins_in_every_format(lab: Lab, tmp_path: Path) -> None:
     lower, upper = np.zeros((2, *SHAPE), bool)
     lower[:4], upper[2:] = True, True
-    regions = [*to_result({"Heart": lower}, CONTROL), *to_result({"Lung": upper}, CONTROL)]
-    lab.studio.annotate(lab.slices[0], regions)
+    lab.studio.annotate(lab.slices[0], to_result({"Heart": lower, "Lung": upper}, CONTROL))
     lab.export(tmp_path / "out")
     wanted = np.where(upper, 1, np.where(lower, 2, 0))
     assert np.array_equal(read_png(tmp_path / "out" / "png" / f"{SCAN}.axial.0000.png"), wanted)
