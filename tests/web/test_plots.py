@@ -299,7 +299,7 @@ def test_misses_and_false_alarms_have_a_panel_once_there_are_any() -> None:
     models.append(model(4, accepted=False) | {"miss_rate": 1.0, "n_empty": 6, "false_alarm_rate": 1.0})
     for drawn in (curve_plot(curve(models=models)), both(atlas(), curve(models=models))):
         found = texts(drawn)
-        for words in ("share of scans", "missed, of scans with foreground", "false alarms, of scans without"):
+        for words in ("share of scans", "missed, of scans with the label", "false alarms, of scans without it"):
             assert words in found
         assert "time per scan (s): median, 95 % interval" in found  # no panel had to give way
     models[2] |= {"miss_rate": None, "false_alarm_rate": None}
