@@ -249,8 +249,13 @@ def polygon_to_mask(points_percent: ArrayLike, height: int, width: int) -> NDArr
         )
     edge = np.repeat(np.arange(len(points)), counts)
     row = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
-    slope = (row + 0.5 - y[edge]) / (next_y[edge] - y[edge])
-    crossing = x[edge] + slope * (next_x[edge] - x[edge])
+    # From the upper end: a bridge, which is followed in both directions, must cross each row in the same pixel twice.
+    falls = y <= next_y
+    (low_x, low_y), (high_x, high_y) = (
+        (np.where(here, x, next_x), np.where(here, y, next_y)) for here in (falls, ~falls)
+    )
+    slope = (row + 0.5 - low_y[edge]) / (high_y - low_y)[edge]
+    crossing = low_x[edge] + slope * (high_x - low_x)[edge]
     column = np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)
     mask = np.zeros((height, width), np.bool_)
     if len(row):

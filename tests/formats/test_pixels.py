@@ -353,6 +353,12 @@ def back(polygons: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     return mask
 
 
+def test_a_bridge_to_a_hole_through_the_centre_of_a_pixel_changes_nothing() -> None:
+    mask = np.ones((9, 5), bool)
+    mask[[2, 2, 4, 8], [1, 3, 1, 3]] = False  # the bridge between the last two cuts through the middle of a pixel
+    assert np.array_equal(back(mask_to_polygons(mask, tolerance=0), mask.shape), mask)
+
+
 @settings(max_examples=200, deadline=None)
 @given(arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14))))
 def test_polygons_without_tolerance_reproduce_any_mask_exactly(mask: np.ndarray) -> None:
