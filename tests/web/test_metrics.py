@@ -41,8 +41,8 @@ MODEL: dict[str, Any] = {
         "n_empty": 5,
         "false_alarm_rate": 0.4,
         "per_label": {
-            "Lung": {"n": 4, "dice": 0.875, "sensitivity": 0.75, "n_without": 5}
-            | {"false_alarm_rate": 0.4, "false_alarm_area": 0.01}
+            "Lung": {"n": 4, "n_without": 5, "sensitivity": 0.75, "false_alarm_rate": 0.4, "false_alarm_area": 0.01}
+            | {"dice": 0.875, "dice_low": None, "dice_high": None, "hd95": 2.0, "hd": 3.0}
         },
     },
     "details": {},
