@@ -83,9 +83,11 @@ def test_after_the_data_folder_was_lost_the_new_order_is_served(label_studio: La
         shutil.move(tmp_path / "data", tmp_path / "lost")
         running.start()
         lab.studio.get("/api/ml", project=lab.project)  # what opening Settings > Model does
-        status = running.wait(lab.project, lambda s: s["phase"] == "active")
-        version = lab.served_version()
-        assert status["model_version"] == version
+        # a round is announced once Label Studio serves it, a moment after the phase
+        status = running.wait(
+            lab.project, lambda s: s["phase"] == "active" and s["model_version"] == lab.served_version()
+        )
+        version = status["model_version"]
         assert int(version.removeprefix("scanqueue-r")) > 1
         after = lab.predictions()
         assert [p for p in after if p in before] == before
