@@ -74,7 +74,7 @@ class Scan:
 class Label:
     """The annotation that counts for a task. `key` changes with every edit; newer annotations have higher numbers.
 
-    mask  the name of its mask, which depends on the mask's pixels and the label config
+    mask  the name of its mask, which depends on the mask's pixels alone
     """
 
     task: int

@@ -18,6 +18,7 @@ from pydicom.uid import JPEGBaseline8Bit
 
 from backend.errors import UnreadableFile
 from backend.formats import dicom, fields, frames, gdcm_pixels
+from backend.formats.failures import TOO_LARGE
 from backend.formats.functional_groups import first_item, groups, items
 from backend.formats.geometry import Geometry
 from backend.formats.source import FileFacts, Source
@@ -201,7 +202,7 @@ def _decode(path: Path, header: Dataset, index: int | None) -> NDArray[Any]:
         options: Any = {"view_only": True}  # no copy of uncompressed pixels
         found, _ = decoder.as_array(header, index=index, **options)
     except MemoryError as error:
-        raise UnreadableFile(path, "does not fit into memory; exclude it or use a larger machine") from error
+        raise UnreadableFile(path, TOO_LARGE) from error
     except Exception as error:
         raise UnreadableFile(path, f"has pixels that cannot be decoded ({_reason(error)}); export it again") from error
     return np.asarray(found, found.dtype.newbyteorder("="))

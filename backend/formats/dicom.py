@@ -13,8 +13,8 @@ import logging
 import re
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -27,7 +27,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from backend.errors import UnreadableFile
-from backend.formats import packed
+from backend.formats import failures, packed
 from backend.formats.fields import directions, normal, numbers, spacing, text, thickness, whole, yes_or_no
 from backend.formats.functional_groups import of_frame, other_dimensions
 from backend.formats.source import UNNAMED, FileFacts, Header
@@ -111,21 +111,9 @@ _NEVER_STACKED = {
 }
 
 
-@contextmanager
-def reported(path: Path) -> Iterator[None]:
-    """Turn all errors of pydicom and its decoders into UnreadableFile, without their text, which may quote names."""
-    try:
-        yield
-    except UnreadableFile:
-        raise
-    except MemoryError as error:
-        raise UnreadableFile(path, "does not fit into memory; exclude it or use a larger machine") from error
-    except OSError as error:
-        raise UnreadableFile(path, f"cannot be read: {error.strerror or type(error).__name__}") from error
-    except Exception as error:
-        raise UnreadableFile(
-            path, f"is a damaged or truncated DICOM file ({type(error).__name__}); export it again"
-        ) from error
+def reported(path: Path) -> AbstractContextManager[None]:
+    """Turn all errors of pydicom and its decoders into UnreadableFile."""
+    return failures.reported(path, "is a damaged or truncated DICOM file ({error}); export it again")
 
 
 def load(path: Path, *, pixels: bool = False) -> Dataset:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from backend.errors import UnreadableFile
-from backend.formats import frames, packed
+from backend.formats import failures, frames, packed
 from backend.formats.geometry import Geometry, of_volume
 from backend.formats.source import FileFacts, Source
 from backend.formats.volume import MAX_VOXELS, Volume
@@ -37,19 +37,8 @@ def has_known_suffix(path: Path) -> bool:
     return path.name.lower().endswith((*_SUFFIXES, *(f"{suffix}.gz" for suffix in _SUFFIXES)))
 
 
-@contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """Turn all errors of SimpleITK into UnreadableFile, without their text, which quotes paths and values."""
-    try:
-        yield
-    except UnreadableFile:
-        raise
-    except MemoryError as error:
-        raise UnreadableFile(path, "does not fit into memory; exclude it or use a larger machine") from error
-    except OSError as error:
-        raise UnreadableFile(path, f"cannot be read: {error.strerror or type(error).__name__}") from error
-    except Exception as error:
-        raise UnreadableFile(path, "is a damaged or truncated NRRD or MetaImage file; copy it again") from error
+def _reported(path: Path) -> AbstractContextManager[None]:
+    return failures.reported(path, "is a damaged or truncated NRRD or MetaImage file; copy it again")
 
 
 def _header(path: Path) -> bytes:

@@ -15,11 +15,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from backend.errors import UnreadableFile
-from backend.formats import frames, packed
+from backend.formats import failures, frames, packed
 from backend.formats.geometry import Geometry, codes, of_volume
 from backend.formats.source import FileFacts, Source
 from backend.formats.volume import MAX_VOXELS, Volume
@@ -54,23 +53,18 @@ def has_known_suffix(path: Path) -> bool:
 
 @contextmanager
 def reported(path: Path) -> Iterator[None]:
-    """Turn all errors of nibabel into UnreadableFile, without header values."""
-    try:
-        yield
-    except UnreadableFile:
-        raise
-    except MemoryError as error:
-        raise UnreadableFile(path, "does not fit into memory; exclude it or use a larger machine") from error
-    except FileNotFoundError as error:
-        missing = "its other half (.img or .hdr)" if packed.is_file(path) else "it"
-        raise UnreadableFile(path, f"cannot be read: {missing} does not exist") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UnreadableFile(path, "is a truncated or damaged gzip file; copy it again") from error
-    except OSError as error:
-        what = error.strerror or "it is shorter than its header declares"
-        raise UnreadableFile(path, f"cannot be read: {what}; copy it again") from error
-    except (ImageFileError, Exception) as error:
-        raise UnreadableFile(path, f"is a damaged NIfTI file ({type(error).__name__}); copy it again") from error
+    """Turn all errors of nibabel into UnreadableFile."""
+    with failures.reported(path, "is a damaged NIfTI file ({error}); copy it again"):
+        try:
+            yield
+        except FileNotFoundError as error:
+            missing = "its other half (.img or .hdr)" if packed.is_file(path) else "it"
+            raise UnreadableFile(path, f"cannot be read: {missing} does not exist") from error
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UnreadableFile(path, "is a truncated or damaged gzip file; copy it again") from error
+        except OSError as error:
+            what = error.strerror or "it is shorter than its header declares"
+            raise UnreadableFile(path, f"cannot be read: {what}; copy it again") from error
 
 
 @contextmanager

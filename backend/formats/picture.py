@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from backend.errors import ScanqueueError, UnreadableFile
 from backend.formats import packed, tiff
 from backend.formats.browser import turn
+from backend.formats.failures import TOO_LARGE
 from backend.formats.frames import Frame, choose_volume, geometry
 from backend.formats.geometry import Geometry
 from backend.formats.pixels import decode_image
@@ -70,7 +71,7 @@ def _reported(path: Path) -> Iterator[BinaryIO]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableFile(path, "declares too many pixels; save a smaller version") from error
     except MemoryError as error:
-        raise UnreadableFile(path, "does not fit into memory; exclude it or use a larger machine") from error
+        raise UnreadableFile(path, TOO_LARGE) from error
     except FileNotFoundError as error:
         raise UnreadableFile(path, "cannot be read: it does not exist") from error
     except PermissionError as error:

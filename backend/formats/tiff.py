@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import UnreadableFile
+from backend.formats.failures import TOO_LARGE
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PLAIN = {"|u1", "<u2", ">u2", "|b1"}  # Pillow reads these
@@ -117,7 +118,7 @@ def _decoded(path: Path, file: BinaryIO, page: Any) -> NDArray[Any]:
     try:
         return np.asarray(page.asarray())
     except MemoryError as error:
-        raise UnreadableFile(path, "does not fit into memory; exclude it or use a larger machine") from error
+        raise UnreadableFile(path, TOO_LARGE) from error
     except Exception:  # a compression that only imagecodecs decodes, or damage
         file.seek(0)
         data = np.frombuffer(file.read(), np.uint8)

@@ -102,9 +102,8 @@ _CPU = TrainingSettings(
     max_steps=400,
     validate_every=50,
 )
-_GPU = TrainingSettings(
-    encoder="tu-tf_efficientnet_lite0",
-    encoder_weights=BUILTIN,
+_GPU = replace(
+    _CPU,
     image_size=512,
     max_image_size=1024,
     batch_size=8,
