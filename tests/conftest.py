@@ -158,6 +158,14 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cases(shared: Path) -> Path:
+    """Small inputs that were read wrong once; the README beside them says what is right."""
+    if not (shared / "cases").is_dir():
+        pytest.skip("no folder ../shared/cases")
+    return shared / "cases"
+
+
+@pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """One Redis for the whole run; tests may empty it, but not stop it."""
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import CR, ENHANCED_MR, MR, US, US_FRAMES, dataset, enhanced, save, series
+from dicom_files import CR, ENHANCED_MR, MR, US, US_FRAMES, dataset, enhanced, save, series, sources
 from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_modality_lut
 from pydicom.sequence import Sequence as Items
@@ -26,7 +25,6 @@ from backend.formats import (
     cut,
     dicom,
     fields,
-    group,
     read,
     read_geometry,
     read_header,
@@ -39,12 +37,8 @@ PIXELS = RNG.integers(0, 4000, (6, 5)).astype(np.uint16)
 STACK = RNG.integers(0, 4000, (4, 6, 5)).astype(np.uint16)
 
 
-def sources(paths: Sequence[Path]) -> list[Source]:
-    return group(fact for fact in map(sniff, paths) if fact)
-
-
 def one(path: Path) -> Volume:
-    (source,) = sources([path])
+    (source,) = sources(path)
     volume = read(source)
     assert read_geometry(source) == volume.geometry
     return volume
@@ -61,15 +55,15 @@ def test_slices_are_ordered_by_position_whatever_their_names_and_numbers(tmp_pat
     paths = series(tmp_path, STACK)
     shuffled = [path.rename(path.with_name(f"{9 - n}.x")) for n, path in enumerate(paths)]
     random.Random(3).shuffle(shuffled)
-    (source,) = sources(shuffled)
+    (source,) = sources(*shuffled)
     assert [path.name for path in source.files] == ["9.x", "8.x", "7.x", "6.x"]
     assert source.instances == tuple(str(pydicom.dcmread(path).SOPInstanceUID) for path in source.files)
     assert (read(source).values == STACK.transpose(2, 1, 0)).all()
 
 
 def test_a_source_is_named_without_its_path_and_survives_pickle_and_text(tmp_path: Path) -> None:
-    (source,) = sources(series(tmp_path / "a", STACK))
-    again = sources([path.rename(tmp_path / f"x{path.name}") for path in source.files])
+    (source,) = sources(*series(tmp_path / "a", STACK))
+    again = sources(*(path.rename(tmp_path / f"x{path.name}") for path in source.files))
     assert again[0].uid == source.uid != ""
     assert pickle.loads(pickle.dumps(source)) == source
     assert Source.from_json(source.to_json()) == source
@@ -83,7 +77,7 @@ def test_the_same_instance_twice_counts_once_and_the_longer_copy_is_read(tmp_pat
     (tmp_path / "a").mkdir()
     for path, copy in zip(paths, copies, strict=True):
         copy.write_bytes(path.read_bytes()[: -4 if path.name == "0002.dcm" else None])
-    (source,) = sources([*copies, *paths])
+    (source,) = sources(*copies, *paths)
     assert len(source.files) == 4
     assert [path.parent.name for path in source.files] == ["a", "a", "b", "a"]
     assert (read(source).values == STACK.transpose(2, 1, 0)).all()
@@ -100,10 +94,10 @@ def test_other_orientations_sizes_and_frames_of_reference_are_separate_stacks(tm
     )
     paths += series(tmp_path / "e", STACK[:, :5], SeriesInstanceUID=uid, FrameOfReferenceUID=frame)
     paths += series(tmp_path / "f", STACK)
-    found = sources(paths)
+    found = sources(*paths)
     assert [len(source.files) for source in found] == [4] * 6
     assert len({source.uid for source in found}) == 6
-    assert found == sources(paths[::-1])
+    assert found == sources(*paths[::-1])
 
 
 def test_images_at_one_position_are_distinguished_by_their_attributes(tmp_path: Path) -> None:
@@ -111,7 +105,7 @@ def test_images_at_one_position_are_distinguished_by_their_attributes(tmp_path: 
     both = {"SeriesInstanceUID": uid, "FrameOfReferenceUID": frame, "Modality": "MR", "SOPClassUID": MR}
     first = series(tmp_path / "late", STACK, EchoTime=80.0, **both)
     second = series(tmp_path / "early", STACK + 1, EchoTime=20.0, **both)
-    found = sources([*first, *second])
+    found = sources(*first, *second)
     assert len(found) == 2
     assert len({source.uid for source in found}) == 2
     for source in found:
@@ -121,7 +115,7 @@ def test_images_at_one_position_are_distinguished_by_their_attributes(tmp_path: 
 def test_images_at_one_position_without_attributes_are_distinguished_by_order(tmp_path: Path) -> None:
     both: dict[str, Any] = {"SeriesInstanceUID": generate_uid(), "FrameOfReferenceUID": generate_uid()}
     paths = series(tmp_path, np.concatenate([STACK, STACK + 1]), places=(0, 2, 4, 6) * 2, **both)
-    found = sources(paths)
+    found = sources(*paths)
     assert [source.files for source in found] == [tuple(paths[:4]), tuple(paths[4:])]
 
 
@@ -129,14 +123,14 @@ def test_radiographs_of_a_series_are_separate_scans(tmp_path: Path) -> None:
     uid = generate_uid()
     facts = {"SOPClassUID": CR, "Modality": "CR", "SeriesInstanceUID": uid}
     paths = [save(tmp_path / f"{n}", dataset(PIXELS, InstanceNumber=n, **facts)) for n in range(3)]
-    found = sources(paths)
+    found = sources(*paths)
     assert len(found) == 3
     assert [source.uid for source in found] == [source.instances[0] for source in found]
 
 
 def test_slices_without_a_position_are_stacked_by_their_number(tmp_path: Path) -> None:
     paths = series(tmp_path, STACK, ImageOrientationPatient=None, ImagePositionPatient=None)
-    (source,) = sources(paths[::-1])
+    (source,) = sources(*paths[::-1])
     volume = read(source)
     assert (picture(volume, 3) == STACK[3]).all()
     geometry = volume.geometry
@@ -150,7 +144,7 @@ def test_slices_without_a_position_are_stacked_by_their_number(tmp_path: Path) -
 def test_gaps_are_no_error_but_make_a_volume_irregular(
     tmp_path: Path, places: tuple[float, ...], regular: bool
 ) -> None:
-    (source,) = sources(series(tmp_path, STACK, places=places))
+    (source,) = sources(*series(tmp_path, STACK, places=places))
     volume = read(source)
     assert volume.geometry.regular is regular
     assert cut(volume.geometry, "acquisition").count == 4
@@ -164,7 +158,7 @@ def test_a_tilted_gantry_makes_a_volume_irregular(tmp_path: Path) -> None:
         header = pydicom.dcmread(path)
         header.ImagePositionPatient = [0, 0.8 * k, 2.5 * k]
         header.save_as(path)
-    (source,) = sources(paths)
+    (source,) = sources(*paths)
     volume = read(source)
     assert not volume.geometry.regular
     assert (volume.geometry.affine @ [0, 0, 3, 1])[:3] == pytest.approx([0, -2.4, 7.5])
@@ -216,7 +210,7 @@ def test_slices_with_individual_scales_keep_their_values(tmp_path: Path) -> None
         header = pydicom.dcmread(path)
         header.RescaleSlope, header.RescaleIntercept = slope, intercept
         header.save_as(path)
-    (source,) = sources(paths)
+    (source,) = sources(*paths)
     volume = read(source)
     assert volume.values.dtype == np.float32
     for k, (slope, intercept) in enumerate(slopes):
@@ -227,7 +221,7 @@ def test_a_slice_with_a_wider_range_widens_the_type_of_the_volume(tmp_path: Path
     volume = np.zeros((3, 4, 4), np.uint16)
     volume[2] = 60_000
     paths = series(tmp_path, volume, RescaleSlope=1, RescaleIntercept=-1)
-    (source,) = sources(paths)
+    (source,) = sources(*paths)
     assert [int(read(source).values[0, 0, k]) for k in range(3)] == [-1, -1, 59_999]
 
 
@@ -437,7 +431,7 @@ def test_an_enhanced_file_is_a_volume_ordered_by_position(tmp_path: Path) -> Non
 def test_a_multi_frame_file_over_time_needs_a_time_index(tmp_path: Path) -> None:
     frames = RNG.integers(0, 4000, (6, 6, 5)).astype(np.uint16)
     places = [[0, 0, 3.0 * n] for n in (0, 0, 1, 1, 2, 2)]
-    (source,) = sources([enhanced(tmp_path / "a.dcm", frames, places, SOPClassUID=ENHANCED_MR, Modality="MR")])
+    (source,) = sources(enhanced(tmp_path / "a.dcm", frames, places, SOPClassUID=ENHANCED_MR, Modality="MR"))
     with pytest.raises(UnreadableFile, match=r"has 2 volumes over time; choose one with --time 0 \.\. --time 1"):
         read(source)
     with pytest.raises(UnreadableFile, match=r"2 volumes over time, 0 to 1; there is no volume 2"):
@@ -474,7 +468,7 @@ def test_a_cine_loop_at_one_position_is_a_stack_of_its_frames(tmp_path: Path) ->
 def test_the_header_has_what_an_import_needs(tmp_path: Path) -> None:
     header = dataset(PIXELS, PatientName="Potter^Harry", InstitutionName="Mungo", BurnedInAnnotation="YES")
     path = save(tmp_path / "a.dcm", header)
-    (source,) = sources([path])
+    (source,) = sources(path)
     found = read_header(source)
     assert source.burnt_in == found.burnt_in == "YES"
     assert (found.patient_id, found.modality, found.institution) == ("4711", "CT", "Mungo")
@@ -487,5 +481,5 @@ def test_burnt_in_text_in_one_slice_marks_the_scan(tmp_path: Path) -> None:
     header = pydicom.dcmread(paths[2])
     header.BurnedInAnnotation = "YES"
     header.save_as(paths[2])
-    (source,) = sources(paths)
+    (source,) = sources(*paths)
     assert read_header(source).burnt_in == "YES"

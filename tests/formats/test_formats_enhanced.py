@@ -14,35 +14,17 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import AXIAL, ENHANCED_CT, ENHANCED_MR, dataset, save, series
+from dicom_files import AXIAL, ENHANCED_CT, ENHANCED_MR, dataset, item, save, series, sources
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 
 from backend.errors import CannotExport
-from backend.formats import Source, UnreadableFile, Window, group, read, read_geometry, sniff, write_dicom_seg
+from backend.formats import Source, UnreadableFile, Window, read, read_geometry, write_dicom_seg
 
 RNG = np.random.default_rng(8)
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 SPACING = (0.5, 0.8)
-
-
-@pytest.fixture
-def cases(shared: Path) -> Path:
-    if not (shared / "cases").is_dir():
-        pytest.skip("no folder ../shared/cases")
-    return shared / "cases"
-
-
-def sources(*paths: Path) -> list[Source]:
-    return group(fact for fact in map(sniff, paths) if fact)
-
-
-def item(**fields: Any) -> list[Dataset]:
-    found = Dataset()
-    for keyword, value in fields.items():
-        setattr(found, keyword, value)
-    return [found]
 
 
 def frame(place: float, **fields: Any) -> dict[str, Any]:

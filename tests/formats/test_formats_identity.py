@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import CR, dataset, save, series
+from dicom_files import CR, dataset, save, series, sources
 from pydicom.uid import RLELossless
 
 from backend.errors import CannotExport
@@ -18,17 +18,6 @@ from backend.formats import Source, group, is_content, read, read_geometry, read
 RNG = np.random.default_rng(4)
 STACK = RNG.integers(0, 4000, (6, 6, 5)).astype(np.uint16)
 SAME: dict[str, Any] = {"StudyInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.4", "SeriesInstanceUID": "1.2.5"}
-
-
-@pytest.fixture
-def cases(shared: Path) -> Path:
-    if not (shared / "cases").is_dir():
-        pytest.skip("no folder ../shared/cases")
-    return shared / "cases"
-
-
-def sources(*paths: Path) -> list[Source]:
-    return group(fact for fact in map(sniff, paths) if fact)
 
 
 def slices(*found: Source) -> int:

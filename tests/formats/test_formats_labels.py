@@ -11,17 +11,13 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import CR, dataset, enhanced, save, series
+from dicom_files import CR, dataset, enhanced, save, series, sources
 from pydicom.uid import generate_uid
 
-from backend.formats import CannotExport, Source, group, read_geometry, sniff, write_dicom_seg, write_nifti_labels
+from backend.formats import CannotExport, Source, read_geometry, write_dicom_seg, write_nifti_labels
 
 RNG = np.random.default_rng(6)
 NAMES = ("Lung", "Läsion 肺", "Heart")
-
-
-def sources(*paths: Path) -> list[Source]:
-    return group(fact for fact in map(sniff, paths) if fact)
 
 
 def labels(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

@@ -9,25 +9,14 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from dicom_files import MR, US, dataset, save
+from dicom_files import MR, US, dataset, save, sources
 from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRBigEndian, generate_uid
 
-from backend.formats import Source, UnreadableFile, group, read, read_geometry, sniff
+from backend.formats import Source, UnreadableFile, read, read_geometry, sniff
 
 RNG = np.random.default_rng(5)
 STACK = RNG.integers(0, 4000, (4, 6, 5)).astype(np.uint16)
-
-
-@pytest.fixture
-def cases(shared: Path) -> Path:
-    if not (shared / "cases").is_dir():
-        pytest.skip("no folder ../shared/cases")
-    return shared / "cases"
-
-
-def sources(*paths: Path) -> list[Source]:
-    return group(fact for fact in map(sniff, paths) if fact)
 
 
 # ---- geometry

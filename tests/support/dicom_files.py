@@ -10,6 +10,8 @@ import numpy as np
 from pydicom import Dataset, FileMetaDataset, dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from backend.formats import Source, group, sniff
+
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
@@ -101,6 +103,19 @@ def series(
     return paths
 
 
+def sources(*paths: Path) -> list[Source]:
+    """The scans in these files."""
+    return group(fact for fact in map(sniff, paths) if fact)
+
+
+def item(**elements: Any) -> list[Dataset]:
+    """A sequence with one item."""
+    found = Dataset()
+    for keyword, value in elements.items():
+        setattr(found, keyword, value)
+    return [found]
+
+
 def enhanced(
     path: Path,
     frames: np.ndarray[Any, Any],
@@ -113,13 +128,6 @@ def enhanced(
     **header: Any,
 ) -> Path:
     """An enhanced multi-frame file of `frames` (N, rows, columns) at `positions`."""
-
-    def item(**elements: Any) -> list[Dataset]:
-        found = Dataset()
-        for keyword, value in elements.items():
-            setattr(found, keyword, value)
-        return [found]
-
     shared = Dataset()
     shared.PixelMeasuresSequence = item(PixelSpacing=list(spacing), SliceThickness=2.0, SpacingBetweenSlices=3.0)
     shared.PlaneOrientationSequence = item(ImageOrientationPatient=list(orientation))
