@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +78,7 @@ class _Index:
         self._waiting: dict[Path, None] = {}
         self._digests: dict[str, Path] = {}
         self._contents: dict[str, Path] = {}
+        self._dicom: list[Path] = []
         for path in _files(folders):
             try:
                 facts = sniff(path)
@@ -86,12 +88,15 @@ class _Index:
                 self.instances.setdefault(facts.instance, path)
             if facts is not None:
                 self._waiting[path] = None
-        self._all = tuple(self._waiting)
+                if facts.kind == "dicom":
+                    self._dicom.append(path)
 
     def instance(self, uid: str) -> Path | None:
-        """The file with this SOPInstanceUID, or with this content, which is read if nothing else identifies files."""
+        """The file with this SOPInstanceUID, or the DICOM file with this content, which takes reading all once."""
         if is_content(uid) and not self._contents:
-            self._contents = {content_of(path): path for path in self._all}
+            for path in self._dicom:
+                with suppress(UnreadableFile, OSError):
+                    self._contents.setdefault(content_of(path), path)
         return self._contents.get(uid) if is_content(uid) else self.instances.get(uid)
 
     def plain(self, record: ScanRecord) -> Path | None:
@@ -128,8 +133,11 @@ def _differs(record: ScanRecord, source: Source) -> tuple[str, str] | None:
             continue
         try:
             known = source.instances[number]
-            facts = sniff(path)
-            same = facts is not None and known == (content_of(path) if is_content(known) else facts.instance)
+            if is_content(known):
+                same = content_of(path) == known
+            else:
+                facts = sniff(path)
+                same = facts is not None and facts.instance == known
         except (UnreadableFile, OSError) as error:
             return f"is unreadable ({part})", str(error)
         if not same:
@@ -150,7 +158,7 @@ def _by_instance(source: Source) -> bool:
 
 def _other_geometry(now: Geometry, record: ScanRecord) -> str:
     """How the geometry differs from the import. Files with the same content, and files whose position was unknown, may
-    be read better now: only their size matters."""
+    be read more accurately now: only their size matters."""
     then = record.geometry
     if tuple(now.shape) != tuple(then.shape):
         return f"{' x '.join(map(str, now.shape))} voxels, but had {' x '.join(map(str, then.shape))} when imported"

@@ -1,8 +1,10 @@
-"""Copies among DICOM files, and files that only pretend to be: anonymisers empty UIDs or give one to many images."""
+"""Copies among DICOM files, and files that only look like copies.
+
+Anonymisers empty UIDs, or give several images the same one.
+"""
 
 from __future__ import annotations
 
-import filecmp
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -21,7 +23,7 @@ NO_UID = "it has no SOPInstanceUID, so its content identifies it; a DICOM SEG ca
 
 
 def distinct(facts: Iterable[FileFacts]) -> list[FileFacts]:
-    """The files without copies: of copies the longest, since a shorter one may be truncated.
+    """One file of each image: of several copies the longest, since a shorter one may be truncated.
 
     Two files with one SOPInstanceUID are copies if position, number, patient, series and pixels are equal. If not, or
     without a SOPInstanceUID, `instance` becomes a digest of the content, and the file gets a remark.
@@ -76,7 +78,7 @@ def _same_pixels(longer: FileFacts, shorter: FileFacts) -> bool:
     """Whether the pixels are equal, or those of the shorter file are the start of the other's. Compressed files are
     decoded if need be; a file that cannot be read is a damaged copy."""
     try:
-        if longer.size == shorter.size and filecmp.cmp(longer.path, shorter.path, shallow=False):
+        if longer.size == shorter.size and _content(longer.path) == _content(shorter.path):
             return True
         ours, theirs = (dicom.load(file.path, pixels=True).get("PixelData") or b"" for file in (longer, shorter))
         if ours.startswith(theirs):

@@ -38,7 +38,7 @@ _ITEM_TAGS = 0xFFFE0000
 MAX_BYTES = 2**34  # maximum size of a file
 MAX_INFLATED = 2**30  # maximum size of a deflated file after decompression
 
-REPLACED = "is not an image any more: it was replaced during the import. Import it again"
+REPLACED = "is no longer an image: it was replaced during the import. Import it again"
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"(pydicom|highdicom|gdcm|openjpeg)(\.|$)")

@@ -15,8 +15,8 @@ TOO_LARGE = "does not fit into memory; exclude it or use a larger machine"
 def reported(path: Path, damaged: str) -> Iterator[None]:
     """Turn all errors of a library into UnreadableFile, without their text, which may quote names or header values.
 
-    damaged  what is said of any error that is neither a lack of memory nor one of the system: what is wrong and how to
-             fix it; {error} becomes the type of the error
+    damaged  the message for any error other than a lack of memory or an operating-system error: what is wrong, and how
+             to fix it; {error} becomes the type of the error
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Values of DICOM header fields as text and numbers, and the few that follow from several fields."""
+"""Values of DICOM header fields as text and numbers, and the few values derived from several fields."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def letterbox_mask(labelmap: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Fit a label map into a square exactly as `letterbox` fits its scan; padding becomes IGNORE.
 
     Every pixel gets the class that covers most of its area; in a tie, the lower number. A finding that would vanish
-    keeps the pixel that most of it lies in, unless that is the only pixel of another label's finding.
+    keeps the pixel that contains most of it, unless that is the only pixel of another label's finding.
 
     labelmap  (H, W) uint8; not modified
     Returns (size, size) uint8. Raises ValueError on any other shape or type.
@@ -37,14 +37,14 @@ def letterbox_mask(labelmap: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def smaller_than_a_pixel(labelmap: NDArray[np.uint8], size: int) -> int:
-    """The number of findings that cover most of no pixel in a square of this size."""
+    """The number of findings that do not cover most of any pixel in a square of this size."""
     return sum(len(pixels) for _, pixels in _vanished(labelmap, _mostly(labelmap, size)))
 
 
 def finding_sizes(labelmap: NDArray[np.uint8]) -> dict[int, float]:
     """For each label drawn, its largest finding: the side of a square of its area / the longest side of the picture.
 
-    The largest, because a stroke of a brush often leaves specks beside what was meant.
+    The largest, because a stroke of a brush often leaves specks beside the intended area.
     """
     found = {}
     for number in _labels(labelmap):

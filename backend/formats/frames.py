@@ -88,7 +88,7 @@ def sources(facts: Sequence[FileFacts]) -> list[Source]:
             try:
                 counts = parts([fact.path for fact in files])
             except UnreadableFile as error:
-                files = [replace(fact, remark=f"a part of it cannot be read: {error.what}") for fact in files]
+                files = [replace(fact, remark=f"part of it cannot be read: {error.what}") for fact in files]
         whole = source_of(files, first.instance if len(files) == 1 else f"{first.series}/{first.whole}")
         if len(counts) == 1:
             found.append(replace(whole, volumes=counts[0]))

@@ -1,7 +1,7 @@
 """The frames of a multi-frame DICOM file as the headers that single-frame files would have.
 
-An enhanced file describes its frames in functional groups: macros that hold for all frames (shared) or for one. Both
-places are always read, because the standard lets a writer choose for every macro. Source: DICOM PS3.3 C.7.6.16.
+An enhanced file describes its frames in functional groups: macros that apply to all frames (shared) or to one. Both
+places are always read, because the standard lets a writer choose the place of each macro. Source: DICOM PS3.3 C.7.6.16.
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ _MACROS = (
     *("FramePixelDataPropertiesSequence", "TemporalPositionSequence", "CardiacSynchronizationSequence"),
     *("RespiratorySynchronizationSequence", "MREchoSequence", "MRDiffusionSequence", "MRModifierSequence"),
     *("MRTimingAndRelatedParametersSequence", "MRArterialSpinLabelingSequence", "MRVelocityEncodingSequence"),
-    *("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence", "XAXRFFrameTypeSequence"),
+    *(
+        "MRImageFrameTypeSequence",
+        "CTImageFrameTypeSequence",
+        "PETFrameTypeSequence",
+        "XAXRFFrameCharacteristicsSequence",
+    ),
     *("CTXRayDetailsSequence", "DiffusionGradientDirectionSequence"),
     *("UnassignedSharedConvertedAttributesSequence", "UnassignedPerFrameConvertedAttributesSequence"),
 )
+_TAGS = tuple(map(Tag, _MACROS))
 _SINGLE_FRAME_NAMES = {
     "TemporalPositionIndex": "TemporalPositionIdentifier",
     "EffectiveEchoTime": "EchoTime",
@@ -69,9 +75,9 @@ def of_frame(header: Dataset, n: int) -> Dataset:
         if keyword in header:
             found[keyword] = header[keyword]
     for group in reversed(own):
-        for keyword in _MACROS:
-            if (macro := first_item(group, keyword)) is not None:
-                _take(found, macro)
+        for tag in _TAGS:
+            if tag in group and (macros := group[tag].value):
+                _take(found, macros[0])
     return found
 
 

@@ -42,7 +42,7 @@ def _reported(path: Path) -> AbstractContextManager[None]:
 
 
 def _header(path: Path) -> bytes:
-    """The lines before the voxels; of a detached header all."""
+    """The lines before the voxels; for a detached header, all lines."""
     first = packed.start(path, _HEAD)[0]
     ends = rb"\r?\n\r?\n" if first.startswith(b"NRRD") else rb"ElementDataFile\s*=\s*LOCAL[ \t]*\r?\n"
     end = re.search(ends, first)
@@ -71,7 +71,7 @@ def _data_files(path: Path, header: bytes) -> tuple[str, ...]:
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise UnreadableFile(
-                path, "names a data file in another folder; put it beside the header and name it there"
+                path, "names a data file in another folder; move it next to the header and correct its name there"
             )
         if not packed.is_file(path.parent / name):
             raise UnreadableFile(path, "cannot be read: the file that it names for its voxels is missing; copy it too")

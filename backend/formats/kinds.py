@@ -19,7 +19,7 @@ ADVICE: dict[str, str] = {
     **dict.fromkeys((".gii", ".stl", ".obj", ".ply"), "surface, not an image: export the volume that it was made from"),
     **dict.fromkeys((".czi", ".lif", ".nd2", ".oib", ".oif", ".lsm", ".ims", ".vsi"), f"microscopy: {_MICROSCOPE}"),
     **dict.fromkeys((".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms"), f"whole slide: tile it, or {_MICROSCOPE}"),
-    **dict.fromkeys((".e2e", ".fda", ".fds", ".vol"), "OCT of a vendor: export it as DICOM or TIFF"),
+    **dict.fromkeys((".e2e", ".fda", ".fds", ".vol"), "vendor-specific OCT format: export it as DICOM or TIFF"),
     **dict.fromkeys((".tar", ".tgz", ".tbz", ".txz", ".7z", ".rar", ".iso", ".zst"), f"archive: {_UNPACK}"),
     **dict.fromkeys((".mp4", ".avi", ".mov", ".mkv", ".mpg", ".mpeg", ".wmv"), f"film: {_FILM}"),
     **dict.fromkeys((".h5", ".hdf5", ".he5", ".npy", ".npz", ".mat", ".pkl", ".pt", ".zarr"), f"array: {_ARRAY}"),

@@ -75,7 +75,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def _named(path: Path) -> dict[str, Any]:
-    """How `packed.local` presents a file: nibabel goes by its name, and reads gzip by itself."""
+    """How `packed.local` presents a file: nibabel decides by the name and decompresses gzip itself."""
     head, packing = packed.start(path, 352)
     stem = re.sub(r"(\.(nii|mgh|mgz|gz|bz2|xz))+$", "", path.name, flags=re.IGNORECASE) or "a"
     squeezed = packing == "gzip"
@@ -158,10 +158,11 @@ def times(shape: tuple[int, ...]) -> int:
 
 def files(path: Path) -> tuple[Path, ...]:
     """The file, and for a separate header also the file with the voxels. Raises UnreadableFile."""
+    with reported(path):
+        if "name" in _named(path):
+            return (path,)  # header and voxels in one file
     with opened(path) as image:
-        held = [Path(half.filename).name for half in image.file_map.values()]
-        other = Path(image.file_map["image"].filename).name
-    return (path,) if len(set(held)) == 1 else (path, path.parent / other)
+        return path, path.parent / Path(image.file_map["image"].filename).name
 
 
 def sniff(path: Path) -> FileFacts:
@@ -182,7 +183,7 @@ def _other_affine(image: Any) -> NDArray[np.float64] | None:
     """What replaces an sform whose voxel sizes contradict the header's: the qform, else the sform's directions with the
     header's sizes. None if they agree, or if only the sform says how large a voxel is.
 
-    ITK takes the sizes from the header always. Some tools write an sform of 1 mm, whatever the size of a voxel is.
+    ITK always takes the sizes from the header. Some tools write an sform of 1 mm, whatever the size of a voxel is.
     """
     header = image.header
     if not isinstance(image, nib.Nifti1Pair) or int(header["sform_code"]) <= 0:

@@ -36,7 +36,7 @@ _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, No
 
 
 def members(path: Path) -> list[Path] | None:
-    """The paths of the files in a zip archive, without hidden ones, in order; None if `path` is no such archive."""
+    """The paths of the files in a zip archive, without hidden ones, in order; None if `path` is not one."""
     if path.suffix.lower() not in _ARCHIVES or not zipfile.is_zipfile(path):
         return None
     try:
@@ -171,7 +171,7 @@ def _found(path: Path) -> tuple[zipfile.ZipFile, zipfile.ZipInfo] | None:
 def _member(path: Path) -> Iterator[BinaryIO]:
     found = _found(path)
     if found is None:
-        raise UnreadableFile(path, "cannot be read: its archive does not contain it any more, or is damaged")
+        raise UnreadableFile(path, "cannot be read: its archive no longer contains it, or is damaged")
     archive, info = found
     if info.flag_bits & 1:
         raise UnreadableFile(path, "is encrypted; unpack its archive with the password")

@@ -78,7 +78,7 @@ def _reported(path: Path) -> Iterator[BinaryIO]:
         raise UnreadableFile(path, "cannot be read: permission denied") from error
     except UnidentifiedImageError as error:
         raise UnreadableFile(
-            path, "is a damaged or truncated picture, or of a variant that is not read; save it again as PNG"
+            path, "is a damaged or truncated picture, or of an unsupported variant; save it again as PNG"
         ) from error
     except Exception as error:
         raise UnreadableFile(

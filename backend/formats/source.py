@@ -52,7 +52,7 @@ class FileFacts:
     owner        digest of patient and study, or "" if both are unknown
     burnt_in     BurnedInAnnotation: "YES", "NO" or ""
     size         file size in bytes
-    remark       what a person should know although the file is read, a sentence without header values, or ""
+    remark       what the user should know even though the file was read, a sentence without header values, or ""
     """
 
     path: Path
@@ -95,8 +95,8 @@ class Source:
                also None for all stacks together, as stored
     burnt_in   BurnedInAnnotation: "YES" if any file has it, "NO" if all have it, else ""
     volumes    number of volumes over time according to the sniffed header; 1: nothing to choose
-    turn       its number among the volumes at one place in its series (times, echoes, ...), and how many these are; not
-               stored
+    turn       its number among the volumes at the same position in its series (times, echoes, ...), and how many there
+               are; not stored
     remarks    what a person should know although the source is read, sentences without header values; not stored
     """
 

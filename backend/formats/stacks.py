@@ -26,7 +26,7 @@ LAYERS = (
 
 
 class Slice(Protocol):
-    """What of FileFacts, or of a frame, says where it belongs."""
+    """The properties of FileFacts or a frame that determine where it belongs."""
 
     @property
     def orientation(self) -> tuple[float, ...]: ...

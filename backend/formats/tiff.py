@@ -96,7 +96,7 @@ def read(path: Path, file: BinaryIO, stack: Stack) -> NDArray[Any]:
     for page in stack.pages:
         ends = (at + count for at, count in zip(page.dataoffsets, page.databytecounts, strict=False))
         if max(ends, default=0) > length:
-            raise UnreadableFile(path, "is a truncated TIFF: its pixels are not all there; copy it again")
+            raise UnreadableFile(path, "is a truncated TIFF: some of its pixels are missing; copy it again")
         values = _decoded(path, file, page)
         if int(page.samplesperpixel) > 1:
             values = np.moveaxis(values, 0, -1) if int(page.planarconfig) == 2 else values

@@ -190,7 +190,7 @@ class _Import:
         ]
 
     def _at_time(self, sources: list[Source]) -> Iterator[Source]:
-        """The sources without the volumes of a series that --time does not ask for."""
+        """The sources without those volumes of a series that --time does not select."""
         time = self.request.options.time
         for source in sources:
             turn, count = source.turn

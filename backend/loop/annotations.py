@@ -39,7 +39,7 @@ class AnnotationReader:
         assert seen.config is not None
         store = self._context.store
         rows = {s["task"]: s for s in store.scans(project)}
-        known = {(r["task"], r["key"]): r["known"] for r in store.labels(project)}
+        known = store.could_draw(project)
         total = len(step.tasks)
         for number, found in enumerate(self._context.studio.annotations(project, step.tasks), start=1):
             if isinstance(found, int):

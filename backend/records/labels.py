@@ -7,12 +7,17 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Update, delete, select, update
 from sqlalchemy.engine import RowMapping
 
 from backend.label_config import Renames
 from backend.records.database import Database
 from backend.records.tables import label_table, scan_table, shown_table
+
+
+def forgotten(*where: Any) -> Update:
+    """The statement that forgets what annotations contain. What their annotators could draw stays recorded."""
+    return update(label_table).where(*where).values(config="", problem="", remark="", unknown="")
 
 
 class LabelRecords(Database):
@@ -35,13 +40,22 @@ class LabelRecords(Database):
             )
 
     def forget_label(self, project: int, task: int) -> None:
-        """Have the task's annotation read again. What its annotator could draw stays known."""
+        """Let the next run of the loop read the task's annotation again."""
         with self.write() as connection:
-            here = (label_table.c.project == project, label_table.c.task == task)
-            connection.execute(update(label_table).where(*here).values(config=""))
+            connection.execute(forgotten(label_table.c.project == project, label_table.c.task == task))
 
     def labels(self, project: int) -> list[RowMapping]:
-        return self.rows(select(label_table).where(label_table.c.project == project).order_by(label_table.c.task))
+        """What the annotations contain, without those that must be read again."""
+        where = (label_table.c.project == project, label_table.c.config != "")
+        return self.rows(select(label_table).where(*where).order_by(label_table.c.task))
+
+    def could_draw(self, project: int) -> dict[tuple[int, str], str]:
+        """By task and key of an annotation, what its annotator could draw; also of those that must be read again."""
+        columns = (label_table.c.task, label_table.c.key, label_table.c.known)
+        return {
+            (task, key): known
+            for task, key, known in self._tuples(select(*columns).where(label_table.c.project == project))
+        }
 
     def lost_labels(self, project: int, renames: Renames) -> dict[str, int]:
         """The number of annotations of every label that the config had and lost, and nobody has said why."""

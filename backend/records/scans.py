@@ -11,6 +11,7 @@ from sqlalchemy.engine import RowMapping
 
 from backend.facts import Scan
 from backend.records.database import VARIABLES, Database
+from backend.records.labels import forgotten
 from backend.records.tables import label_table, project_table, scan_table
 
 PROBLEM_RETRY = 600.0  # seconds until an unreadable scan is tried again
@@ -147,15 +148,14 @@ class ScanRecords(Database):
         """Write {task, digest, height, width, blank, problem} of scans that were read.
 
         A row with `image`, the fetched reference, is dropped if the task now has a different image.
-        A label is deleted when the digest of its scan changes.
+        A label is read again when the digest of its scan changes.
         """
         read = {row["task"]: row["digest"] for row in rows if row.get("digest")}
         with self.write() as connection:
             known = (scan_table.c.project == project, scan_table.c.task.in_(read), scan_table.c.digest != "")
             before = connection.execute(select(scan_table.c.task, scan_table.c.digest).where(*known)) if read else ()
             replaced = [task for task, digest in before if digest != read[task]]
-            labels = (label_table.c.project == project, label_table.c.task.in_(replaced))
-            connection.execute(delete(label_table).where(*labels))
+            connection.execute(forgotten(label_table.c.project == project, label_table.c.task.in_(replaced)))
             for row in rows:
                 at = time.time() if row.get("problem") else 0.0
                 here = [scan_table.c.project == project, scan_table.c.task == row["task"]]
@@ -179,5 +179,5 @@ class ScanRecords(Database):
         of_broken = label.task.in_(select(scan.task).where(*broken))
         with self.write() as connection:
             where = (*doubtful, of_broken | (label.problem != "") | (label.remark != ""))
-            connection.execute(delete(label_table).where(*where))
+            connection.execute(forgotten(*where))
             connection.execute(update(scan_table).where(*broken).values(problem="", problem_at=0.0, digest=""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from dicom_files import CR, dataset, save, series, sources
 from pydicom.uid import RLELossless
 
 from backend.errors import CannotExport
-from backend.formats import Source, group, is_content, read, read_geometry, read_header, sniff, write_dicom_seg
+from backend.formats import Source, group, is_content, packed, read, read_geometry, read_header, sniff, write_dicom_seg
 
 RNG = np.random.default_rng(4)
 STACK = RNG.integers(0, 4000, (6, 6, 5)).astype(np.uint16)
@@ -52,6 +53,10 @@ def test_files_with_one_uid_that_differ_in_position_number_or_pixels_are_differe
     header.PixelData = STACK[1].tobytes()
     other = save(tmp_path / "b" / "x.dcm", header)
     assert slices(*sources(path, other)) == 2
+    with zipfile.ZipFile(tmp_path / "both.zip", "w") as archive:
+        archive.write(path, "a.dcm")
+        archive.write(other, "b.dcm")
+    assert slices(*sources(*(packed.members(tmp_path / "both.zip") or ()))) == 2
 
 
 def test_copies_count_once_whatever_their_compression(tmp_path: Path) -> None:

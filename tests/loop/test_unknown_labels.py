@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from world import COLD, LARGER, PROJECT, KeptLearner, World
 
 from backend.label_config import Renames, unknown_classes
 from backend.learning.learner import Case
+from backend.records.tables import label_table
 
 pytestmark = pytest.mark.usefixtures("miniature")
 
@@ -66,12 +68,19 @@ def test_older_annotations_say_nothing_about_a_new_label_until_they_are_submitte
     assert known(world)[older[0]] == ["Lung", "Heart"]
 
 
-def test_reading_an_annotation_once_more_does_not_make_a_label_known(world: World) -> None:
+@pytest.mark.parametrize("again", ["lost artefact", "try again"])
+def test_reading_an_annotation_once_more_does_not_make_a_label_known(world: World, again: str) -> None:
     world.in_round_1()
     world.studio.change_config(LARGER)
     world.run()
     task = next(iter(world.annotations))
-    world.store.forget_label(PROJECT, task)
+    if again == "lost artefact":
+        world.store.forget_label(PROJECT, task)
+    else:
+        with world.store.write() as connection:
+            connection.execute(update(label_table).where(label_table.c.task == task).values(remark="mostly outside"))
+        world.store.retry(PROJECT, task)
+    assert task not in known(world)
     world.run()
     assert known(world)[task] == ["Lung"]
 
