@@ -117,4 +117,4 @@ def units(slices: Sequence[Slice]) -> Iterator[Unit]:
 
 def best(found: Sequence[Annotation]) -> Annotation:
     """The annotation that counts among those of several tasks for one slice, by the same rule as within one task."""
-    return max(found, key=lambda a: (a.ground_truth, a.updated_at, a.id))
+    return max(found, key=lambda a: (a.ground_truth, not (a.unseen or a.copied), a.updated_at, a.id))

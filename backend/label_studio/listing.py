@@ -49,6 +49,8 @@ class OtherAnnotation:
 class Annotation:
     """The annotation that counts for a task: the ground truth, else the latest one that was not cancelled.
 
+    An `unseen` or `copied` one counts only if there is no other.
+
     shown_version  model version of the prediction it started from; "" if it started empty
     unseen         made by "Create Annotations From Predictions", and not opened by anybody since
     copied         made from another task's annotation by "Propagate annotations", and not opened by anybody since
@@ -97,7 +99,16 @@ class ProjectPage:
 
 def _select_annotation(annotations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     valid = [a for a in annotations if not a.get("was_cancelled")]
-    return max(valid, key=lambda a: (bool(a.get("ground_truth")), a["updated_at"], a["id"]), default=None)
+    return max(
+        valid, key=lambda a: (bool(a.get("ground_truth")), not _unopened(a), a["updated_at"], a["id"]), default=None
+    )
+
+
+def _unopened(annotation: Mapping[str, Any]) -> bool:
+    """Whether Label Studio copied it from a prediction or another task, and nobody has pressed Update since."""
+    return annotation.get("lead_time") is None and any(
+        annotation.get(key) is not None for key in ("parent_prediction", "parent_annotation")
+    )
 
 
 def _user_id(annotation: Mapping[str, Any]) -> int | None:

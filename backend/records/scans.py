@@ -46,7 +46,8 @@ class ScanRecords(Database):
 
         `annotated` and `skipped` are counts. The other keys, the same in all rows, are columns from the tasks' data.
         A task whose image changed is read again, as is an updated task with a problem. The label of a task without
-        annotations is deleted.
+        annotations is deleted. If only the number of annotations changed, they are read again, since Label Studio's
+        "Propagate annotations" leaves `updated_at` as it is.
         """
         with self.write() as connection:
             for start in range(0, len(rows), VARIABLES):
@@ -59,6 +60,7 @@ class ScanRecords(Database):
                     ).mappings()
                 }
                 merged = []
+                recounted = []
                 for row in chunk:
                     before = old.get(row["task"])
                     same = before is not None and before["image"] == row["image"]
@@ -72,11 +74,14 @@ class ScanRecords(Database):
                         "problem_at": before["problem_at"] if before and same and not moved else 0.0,
                     }
                     merged.append({"project": project, **row, **kept})
+                    if before and not moved and before["annotated"] != row["annotated"]:
+                        recounted.append(row["task"])
                 if merged:
                     self._upsert(connection, scan_table, merged)
                 bare = [row["task"] for row in chunk if not row["annotated"]]
-                here = (label_table.c.project == project, label_table.c.task.in_(bare))
-                connection.execute(delete(label_table).where(*here))
+                here = label_table.c.project == project
+                connection.execute(delete(label_table).where(here, label_table.c.task.in_(bare)))
+                connection.execute(forgotten(here, label_table.c.task.in_(recounted)))
             if cursor:
                 connection.execute(update(project_table).where(project_table.c.id == project).values(cursor=cursor))
 

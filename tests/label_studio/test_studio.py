@@ -97,6 +97,11 @@ class RealPeople:
         body = {"result": list(result), "lead_time": 5.0, "parent_prediction": shown, "ground_truth": ground_truth}
         return self._annotate(task, body)
 
+    def propagate(self, annotation: int, tasks: Sequence[int]) -> None:
+        selected = {"selectedItems": {"all": False, "included": list(tasks)}, "project": str(self.number)}
+        action = f"/api/dm/actions?id=propagate_annotations&project={self.number}"
+        self.studio.post(action, {**selected, "source_annotation_id": annotation})
+
     def skip(self, task: int) -> int:
         return self._annotate(task, {"result": [], "was_cancelled": True})
 
@@ -262,6 +267,23 @@ def test_ground_truth_takes_precedence_over_later_annotations(sides: tuple[Any, 
     theirs.annotate(task, [])
     (found,) = ours.annotations(theirs.number, [task])
     assert found.id == truth
+
+
+def test_a_drawn_annotation_takes_precedence_over_a_later_copy_of_another_tasks(
+    sides: tuple[Any, Any],
+) -> None:
+    ours, theirs = sides
+    source, drawn, bare = theirs.add_scans([png(1), png(2), png(3)])
+    copied = theirs.annotate(source, [region()])
+    own = theirs.annotate(drawn, [region(rows=5)])
+    before = {row.task: row.updated_at for row in ours.tasks(theirs.number)}
+    theirs.propagate(copied, [drawn, bare])
+    found, copy = ours.annotations(theirs.number, [drawn, bare])
+    assert (found.id, found.copied, len(found.others)) == (own, False, 1)
+    assert copy.copied
+    # only the counts show the copies
+    assert {row.task: row.updated_at for row in ours.tasks(theirs.number)} == before
+    assert [row.annotated for row in ours.tasks(theirs.number)] == [1, 2, 1]
 
 
 def test_an_annotation_has_its_submission_time_and_lists_the_others(sides: tuple[Any, Any]) -> None:

@@ -11,7 +11,7 @@ from world import COLD, CONFIG, LARGER, PROJECT, World
 from backend import cli
 from backend.errors import BadSetting
 from backend.facts import PENDING
-from backend.loop import audit
+from backend.loop import audit, listing
 from backend.loop.decide import waiting_for_labels
 from backend.loop.predictor import Predictor
 
@@ -163,6 +163,27 @@ def test_annotations_made_from_predictions_in_bulk_are_not_learned_until_somebod
     world.run()
     (model,) = world.store.models(PROJECT)
     assert len(model["trained_on"]) == COLD
+
+
+def test_copies_of_an_annotation_are_noticed_beside_others_and_never_replace_what_was_drawn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.cold_started()
+    made = world.studio.annotations_from_predictions(world.studio.predictions[:1])
+    in_bulk = world.studio.predictions[0]["task"]
+    drawn = world.label(COLD)
+    world.run()
+    learned = {r["task"]: r["mask"] for r in world.store.labels(PROJECT) if r["task"] in drawn}
+    monkeypatch.setattr(listing, "FULL_AGAIN", 0.0)
+    world.studio.propagate(world.annotations[drawn[0]], [in_bulk, *drawn[1:]])
+    world.run()
+    (problem,) = world.status()["problems"]
+    assert problem["task"] == in_bulk
+    assert "copied from another task" in problem["what"]
+    assert {r["task"]: r["mask"] for r in world.store.labels(PROJECT) if r["task"] in drawn} == learned
+    world.studio.edit(made[0], [])
+    world.run()
+    assert world.status()["problems"] == []
 
 
 def test_a_label_that_is_renamed_twice_is_asked_for_twice(world: World) -> None:

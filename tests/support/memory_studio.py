@@ -115,6 +115,14 @@ class MemoryStudio:
             self._annotations[annotation]["lead_time"] = None
         return made
 
+    def propagate(self, annotation: int, tasks: Sequence[int]) -> None:
+        """ "Propagate annotations": Label Studio does not change the tasks' `updated_at`."""
+        for task in tasks:
+            before = self._tasks[task]["updated_at"]
+            copy = self.annotate(task, self._annotations[annotation]["result"])
+            self._annotations[copy] |= {"lead_time": None, "parent_annotation": annotation}
+            self._tasks[task]["updated_at"] = before
+
     def skip(self, task: int, user: str = "reader") -> int:
         return self._annotate(task, [], None, user, ground_truth=False, was_cancelled=True)
 
@@ -149,7 +157,7 @@ class MemoryStudio:
         number = next(self._numbers)
         at = self._touch(task)
         row = {"id": number, "task": task, "result": list(result), "parent_prediction": shown, "user": user}
-        row["lead_time"] = 5.0
+        row |= {"lead_time": 5.0, "parent_annotation": None}
         self._annotations[number] = row | {"created_at": at, "updated_at": at} | flags
         self._locks.pop(task, None)
         return number
@@ -199,15 +207,18 @@ class MemoryStudio:
             if not valid:
                 yield task
                 continue
-            best = max(valid, key=lambda a: (a["ground_truth"], a["updated_at"], a["id"]))
+            best = max(valid, key=lambda a: (a["ground_truth"], not _unopened(a), a["updated_at"], a["id"]))
             shown = versions.get(best["parent_prediction"], "")
             others = tuple(
                 OtherAnnotation(a["id"], a["created_at"], 1, a["ground_truth"], a["was_cancelled"])
                 for a in self._annotations.values()
                 if a["task"] == task and a is not best
             )
-            unseen = best["parent_prediction"] is not None and best["lead_time"] is None
-            about = best["created_at"], best["ground_truth"], unseen, False, others
+            unseen, copied = (
+                best["lead_time"] is None and best[key] is not None
+                for key in ("parent_prediction", "parent_annotation")
+            )
+            about = best["created_at"], best["ground_truth"], unseen, copied, others
             yield Annotation(task, best["id"], best["updated_at"], best["result"], best["lead_time"], 1, shown, *about)
 
     def predicted_regions(
@@ -325,6 +336,11 @@ class MemoryStudio:
         gone = [b["title"] for b in self.connected if b["id"] == backend]
         self.connected = [b for b in self.connected if b["id"] != backend]
         self.model_version = "" if self.model_version in gone else self.model_version
+
+
+def _unopened(annotation: Mapping[str, Any]) -> bool:
+    parents = annotation["parent_prediction"], annotation["parent_annotation"]
+    return annotation["lead_time"] is None and parents != (None, None)
 
 
 def _moment(text: str) -> datetime:
