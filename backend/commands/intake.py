@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from backend.commands.shared import DataDir, ProjectId, settings_from_env
+from backend.errors import BadSetting
 from backend.logs import log_to
 
 LocalFiles = Annotated[
@@ -26,8 +27,8 @@ OtherIdentities = Annotated[
 
 
 def import_(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Scan files and folders.")],
     project: ProjectId,
+    paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH...", help="Scan files and folders.")] = None,
     axis: Annotated[str, typer.Option(help="Slice axis: acquisition, axial, coronal or sagittal.")] = "acquisition",
     every: Annotated[int | None, typer.Option(min=1, help="Import every N-th slice only.")] = None,
     best: Annotated[
@@ -46,6 +47,17 @@ def import_(
         bool, typer.Option("--skip-burnt-in", help="Skip scans that seem to contain text in their pixels.")
     ] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Number of reader processes. Default: one per core.")] = None,
+    masks: Annotated[
+        list[str] | None, typer.Option(help="File, folder or quoted pattern with masks of the scans. Repeatable.")
+    ] = None,
+    kind: Annotated[str, typer.Option("--as", help="Import masks as annotations or predictions.")] = "annotations",
+    label_map: Annotated[
+        list[str] | None, typer.Option(help="Label of a structure: NAME=LABEL or NUMBER=LABEL. Repeatable.")
+    ] = None,
+    ground_truth: Annotated[bool, typer.Option("--ground-truth", help="Mark the annotations as ground truth.")] = False,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="What the masks do not show is not there: empty slices are labelled.")
+    ] = False,
     identities: IdentitiesFile = None,
     other_identities: OtherIdentities = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be imported; change nothing.")] = False,
@@ -55,7 +67,10 @@ def import_(
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Create tasks from DICOM, NIfTI, PNG, JPEG and TIFF files. No name, ID or date leaves this machine.
+    """Create tasks from DICOM, NIfTI, NRRD, PNG, JPEG and TIFF files. No name, ID or date leaves this machine.
+
+    --masks adds the masks that you already have: NIfTI, NRRD, DICOM SEG, RTSTRUCT, PNG label maps or COCO. If the
+    scans are already imported, omit PATH.
 
     Run the same command again to resume an interrupted import. Existing tasks are not duplicated.
     """
@@ -63,13 +78,18 @@ def import_(
     from backend.intake.plan import ImportOptions
     from backend.intake.request import ImportRequest
     from backend.intake.terminal import import_scans
+    from backend.mask_import.request import MaskRequest, expanded
+    from backend.mask_import.run import mask_step
 
+    if not (paths or masks):
+        raise BadSetting("Nothing to import. Pass files or folders with scans, or --masks.")
     settings = settings_from_env(data_dir=data_dir)
     log_to(settings, level="WARNING")
     options = ImportOptions(axis, every, best, time, window, site, modality, group_by, careful=skip_burnt_in)
+    mask_paths = expanded(masks or (), paths or ())
     request = ImportRequest(
         project=project,
-        paths=tuple(paths),
+        paths=tuple(paths or ()),
         options=options,
         identities=identities or settings.data_dir / NAME,
         spool=settings.data_dir / "spool" / f"import-{project}",
@@ -79,7 +99,22 @@ def import_(
         root=local_root,
         dry_run=dry_run,
         foreign=other_identities,
+        masks=mask_paths,
     )
-    code = import_scans(request, settings, as_json=as_json, show_paths=show_paths)
+    step = None
+    if mask_paths:
+        step = mask_step(
+            MaskRequest(
+                project=project,
+                paths=mask_paths,
+                identities=request.identities,
+                kind=kind,
+                label_map=tuple(label_map or ()),
+                ground_truth=ground_truth,
+                complete=complete,
+                dry_run=dry_run,
+            )
+        )
+    code = import_scans(request, settings, as_json=as_json, show_paths=show_paths, masks=step)
     if code:
         raise typer.Exit(code)

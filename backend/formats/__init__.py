@@ -23,6 +23,8 @@ from backend.errors import BadWindow, CannotCut, CannotExport, UnreadableFile
 from backend.formats import kinds, packed
 from backend.formats.geometry import AXES, Cut, Geometry, cut
 from backend.formats.labels import write_nifti_labels
+from backend.formats.mask_volumes import LabelPicture, open_mask
+from backend.formats.masks import Grid, MaskFile, MaskMisfit, Segment
 from backend.formats.reading import geometry_of, group, read, read_geometry, read_header, sniff
 from backend.formats.segmentation import write_dicom_seg
 from backend.formats.slices import informative
@@ -39,7 +41,12 @@ __all__ = [
     "Cut",
     "FileFacts",
     "Geometry",
+    "Grid",
     "Header",
+    "LabelPicture",
+    "MaskFile",
+    "MaskMisfit",
+    "Segment",
     "Source",
     "UnreadableFile",
     "VoiTable",
@@ -53,6 +60,7 @@ __all__ = [
     "informative",
     "is_content",
     "kinds",
+    "open_mask",
     "packed",
     "read",
     "read_geometry",

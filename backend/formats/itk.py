@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,7 @@ _PLACED = re.compile(
     rb"^(space:\s*(left|right|LPS|RAS|LAS)|(TransformMatrix|Rotation|Orientation)\s*=)", re.MULTILINE | re.IGNORECASE
 )
 _SEGMENTATION = re.compile(rb"^Segment0_\w+:=", re.MULTILINE)
+_SEGMENT = re.compile(rb"^Segment(\d+)_(Name|LabelValue|Layer):=([^\r\n]*)", re.MULTILINE)
 
 
 def looks_like(first: bytes) -> bool:
@@ -153,11 +155,33 @@ def _geometry(reader: Any, shape: tuple[int, ...], placed: bool) -> Geometry:
     return of_volume((shape[0], shape[1], shape[2]), affine if placed else np.zeros((4, 4)), spacing)
 
 
+def is_segmentation(path: Path) -> bool:
+    """Whether it is a segmentation, as 3D Slicer saves it. Raises UnreadableFile."""
+    with _reported(path):
+        return _SEGMENTATION.search(_header(path)) is not None
+
+
+def segments(path: Path) -> dict[int, dict[int, str]]:
+    """For each layer of a segmentation of 3D Slicer, the names of its numbers. Raises UnreadableFile."""
+    fields: dict[int, dict[str, str]] = defaultdict(dict)
+    with _reported(path):
+        for found in _SEGMENT.finditer(_header(path)):
+            fields[int(found[1])][found[2].decode()] = found[3].decode("utf-8", "replace").strip()
+        layers: dict[int, dict[int, str]] = defaultdict(dict)
+        for number, one in sorted(fields.items()):
+            layers[int(one.get("Layer", 0))][int(one.get("LabelValue", number + 1))] = one.get("Name", "")
+    return dict(layers)
+
+
 def sniff(path: Path) -> FileFacts | None:
     """The facts of a volume; None for a segmentation, as 3D Slicer saves it."""
-    with _reported(path):
-        if _SEGMENTATION.search(_header(path)):
-            return None
+    if is_segmentation(path):
+        return None
+    return facts(path)
+
+
+def facts(path: Path) -> FileFacts:
+    """The facts of a volume or segmentation. Raises UnreadableFile."""
     with _opened(path) as (_, geometry, count):
         return FileFacts(path, "volume", frames=count, rows=geometry.shape[1], columns=geometry.shape[0])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import logging
 import re
 import warnings
@@ -170,6 +171,18 @@ def sniff(path: Path) -> FileFacts:
         shape = (*_shape(image), 1)
         remark = _LOST_SIZE if _other_affine(image) is not None else ""
         return FileFacts(path, "nifti", frames=times(image.shape), rows=shape[1], columns=shape[0], remark=remark)
+
+
+def label_names(path: Path) -> dict[int, str]:
+    """The names of the numbers of a label map, which `write_nifti_labels` puts into its header; {} if it has none."""
+    with opened(path) as image:
+        for extension in getattr(image.header, "extensions", ()):
+            try:
+                found = json.loads(bytes(extension.get_content()).rstrip(b"\0"))["labels"]
+                return {int(number): str(name) for number, name in found.items()}
+            except (AttributeError, KeyError, TypeError, ValueError):
+                continue
+    return {}
 
 
 def read_geometry(source: Source, *, time: int | None = None) -> Geometry:

@@ -180,6 +180,30 @@ def read(source: Source, *, time: int | None = None) -> Volume:
     return Volume(values.swapaxes(0, 2), _placed(facts), None, inverted)
 
 
+def label_map(path: Path) -> NDArray[Any]:
+    """The numbers (rows, columns) of a label map: gray values, or the indices of a palette, which may be transparent.
+
+    Raises UnreadableFile if the picture is coloured, or a JPEG.
+    """
+    with _opened(path) as (file, found, _, _):
+        if isinstance(found, tiff.Stack):
+            values = np.asarray(tiff.read(path, file, found)[0])
+        else:
+            if found.format in ("JPEG", "MPO"):
+                raise UnreadableFile(path, "is a JPEG, which blurs the edges of labels; save the mask as PNG")
+            turned = turn(found)
+            found.load()
+            values = np.asarray(found if turned is None else found.transpose(turned))
+            if found.mode in ("LA", "PA"):
+                values = values[..., 0]
+        if values.ndim == 2:
+            return values
+        colours = values[..., :3]
+        if not (colours == colours[..., :1]).all():
+            raise UnreadableFile(path, "is coloured; save a label map with one gray value, or palette index, per label")
+        return np.asarray(colours[..., 0])
+
+
 def _shown(path: Path, file: BinaryIO) -> NDArray[np.uint8]:
     file.seek(0)
     try:

@@ -16,7 +16,7 @@ def walk(paths: Sequence[Path], *, spare: Sequence[Path] = ()) -> Iterator[Path]
     Follows links and ignores hidden names. Yields a folder that cannot be opened instead of its files, so that
     reading it reports the problem.
 
-    spare  folders to skip, because they contain our own files
+    spare  files and folders to skip, because they contain our own files, or masks
 
     Raises BadSetting if one of `paths` does not exist, before it yields any file.
     """
@@ -46,8 +46,9 @@ def _below(path: Path, seen: set[tuple[int, int]], avoided: set[tuple[int, int]]
         if not entry.is_file(follow_symlinks=False):
             yield from _below(path / entry.name, seen, avoided)
             continue
-        if (place[0], entry.inode()) not in seen:
-            seen.add((place[0], entry.inode()))
+        file = place[0], entry.inode()
+        if file not in seen and file not in avoided:
+            seen.add(file)
             yield from _inside(path / entry.name)
 
 

@@ -18,6 +18,7 @@ class ImportRequest:
     spool       folder for pictures before the upload; emptied
     local       folder from which Label Studio serves local files; None: upload
     root        see LocalFiles
+    masks       files and folders with masks, which are not imported as scans
     foreign     continue even if the project's scans were imported with another identities file
     """
 
@@ -32,6 +33,7 @@ class ImportRequest:
     root: Path | None = None
     dry_run: bool = False
     foreign: bool = False
+    masks: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Tally:
     skipped         scans skipped because of text in their pixels
     doubles         tasks in Label Studio for slices that already have another task
     remarks         what a person should know about scans that were read
+    masks           what became of masks, by name; None: none were to be imported
     """
 
     files: int = 0
@@ -65,6 +68,7 @@ class Tally:
     burnt_in: list[Path] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     remarks: list[Problem] = field(default_factory=list)
+    masks: dict[str, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON without paths, so that it may be stored."""
@@ -77,6 +81,7 @@ class Tally:
             "remarks": [remark.what for remark in self.remarks],
             "interrupted": self.interrupted,
             "seconds": round(self.seconds, 1),
+            **({} if self.masks is None else {"masks": self.masks}),
         }
 
 

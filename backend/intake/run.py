@@ -59,7 +59,7 @@ def run(request: ImportRequest, studio: Studio, workers: Workers, progress: Prog
     with ExitStack() as stack:
         if not stack.enter_context(Locks(request.locks).held(f"import-{request.project}")):
             raise ProjectBusy(f"Another import into project {request.project} is running. Wait until it has finished.")
-        files = walk(request.paths, spare=[request.spool, *([request.local] if request.local is not None else [])])
+        files = walk(request.paths, spare=[request.spool, *request.masks, *([request.local] if request.local else [])])
         first = next(files, None)  # report a path that does not exist before anything else
         existing = ExistingTasks(studio, request.project)
         file = request.identities

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -38,12 +38,24 @@ SUFFIXES = 5  # maximum number of suffixes in the table
 MOST = 50  # maximum number of problems and warnings in the list
 
 
-def import_scans(request: ImportRequest, settings: Settings, *, as_json: bool, show_paths: bool) -> int:
-    """Run the import and print its results. Exit status: 0 complete, 1 unreadable files, 130 interrupted."""
+Rows = Sequence[tuple[str, int, str]]
+MaskStep = Callable[[Studio, Tally, Callable[[], bool]], None]  # the last one: whether to stop
+
+
+def import_scans(
+    request: ImportRequest, settings: Settings, *, as_json: bool, show_paths: bool, masks: MaskStep | None = None
+) -> int:
+    """Run the import and print its results. Exit status: 0 complete, 1 unreadable files, 130 interrupted.
+
+    masks  imports the masks afterwards and adds to the results; without scans in the request, it is all that is done
+    """
     studio = Studio(settings.label_studio_url, settings.label_studio_api_key)
     console = Console(stderr=True, highlight=False)
     with Workers(request.jobs) as workers, _interruptible(workers), _Bars(console) as bars:
-        tally = run(request, studio, workers, bars)
+        tally = run(request, studio, workers, bars) if request.paths else Tally()
+        if masks is not None and not workers.stopped:
+            masks(studio, tally, lambda: workers.stopped)
+            tally.interrupted = workers.stopped
     _list(console, tally, paths=show_paths or console.is_terminal)
     if as_json:
         print(json.dumps({"project": request.project, "dry_run": request.dry_run, **tally.to_dict()}, indent=1))
@@ -140,15 +152,13 @@ def _others(tally: Tally) -> str:
 def _table(request: ImportRequest, tally: Tally) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     made = "tasks that would be created" if request.dry_run else "tasks created"
-    rows: Sequence[tuple[str, int, str]] = (
+    scans: Rows = (
         ("files", tally.files, _others(tally)),
         ("scans", tally.scans, f"and {tally.copies} copies" if tally.copies else ""),
         ("slices", tally.slices, ""),
         (made, tally.made, f"in {tally.seconds:.0f} s" if tally.seconds >= 1 else ""),
         ("existing tasks", tally.there, ""),
         ("scans skipped", tally.skipped, "text in their pixels" if tally.skipped else ""),
-        ("problems", len(tally.problems), ""),
-        *((("remarks", len(tally.remarks), "about scans that were read"),) if tally.remarks else ()),
         (
             "burnt-in text",
             len(tally.burnt_in),
@@ -156,7 +166,27 @@ def _table(request: ImportRequest, tally: Tally) -> Table:
         ),
         *((("duplicates", tally.doubles, "tasks for slices that have another task"),) if tally.doubles else ()),
     )
+    results: Rows = (
+        ("problems", len(tally.problems), ""),
+        *((("remarks", len(tally.remarks), "about files that were read"),) if tally.remarks else ()),
+    )
+    rows = (*(scans if request.paths else ()), *_mask_rows(request, tally.masks), *results)
     for name, number, remark in rows:
         table.add_row(name, str(number), remark)
     table.columns[1].justify = "right"
     return table
+
+
+def _mask_rows(request: ImportRequest, masks: Mapping[str, int] | None) -> Rows:
+    if masks is None:
+        return ()
+    would = "would be " if request.dry_run else ""
+    rows = (
+        ("files with masks", "files", ""),
+        ("scans with masks", "scans", ""),
+        (f"slices {would}labelled", "made", ""),
+        ("slices labelled before", "there", "kept as they are" if masks["there"] else ""),
+        ("slices left unlabelled", "empty", "nothing is drawn on them" if masks["empty"] else ""),
+        ("slices without a task", "absent", "something is drawn on them" if masks["absent"] else ""),
+    )
+    return tuple((name, masks[key], remark) for name, key, remark in rows)

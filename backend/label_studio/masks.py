@@ -359,6 +359,30 @@ def region_id(origin: str, class_: int, part: int = 0) -> str:
     return str(uuid5(NAMESPACE_URL, f"scanqueue:{origin}:{class_}:{part}"))
 
 
+LABELS_IN_MASK = "labels_in_mask"  # in the meta of an imported region
+
+
+def imported_result(result: Sequence[Mapping[str, Any]], labels: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The regions of `draw_mask` as those of an annotation that was made from a mask file.
+
+    labels  those that the file says something about, if it is not all of the config; see `could_draw`
+    """
+    meta = {} if labels is None else {"meta": {LABELS_IN_MASK: list(labels)}}
+    return [{**region, "origin": "manual", **meta} for region in result]
+
+
+def could_draw(found: Annotation, config: LabelConfig) -> tuple[str, ...]:
+    """The labels that an annotation says something about: all of the config, or those of the mask file that it was made
+    from, until somebody updates it. Whether the scan shows one of the others is unknown."""
+    if found.lead_time is None:
+        for region in found.result:
+            meta = region.get("meta") if isinstance(region, Mapping) else None
+            labels = meta.get(LABELS_IN_MASK) if isinstance(meta, Mapping) else None
+            if isinstance(labels, list):
+                return tuple(str(label) for label in labels)
+    return config.labels
+
+
 def draw_mask(labelmap: Mask, labels: Sequence[str], config: LabelConfig, origin: str) -> list[dict[str, Any]]:
     """Label Studio regions for a label map (H, W) in which class i + 1 is labels[i].
 

@@ -17,7 +17,7 @@ from backend.fingerprints import fingerprint
 from backend.formats.pixels import translate
 from backend.label_config import LabelConfig, unknown_classes
 from backend.label_studio.listing import Annotation
-from backend.label_studio.masks import read_annotation
+from backend.label_studio.masks import could_draw, read_annotation
 from backend.learning.averages import as_row
 from backend.loop.context import LoopContext
 from backend.loop.publishing import Publisher
@@ -60,7 +60,7 @@ class AnnotationReader:
         config, store = seen.config, self._context.store
         assert config is not None
         key = f"{found.id}@{found.updated_at}"
-        known = known_before.get((found.task, key), json.dumps(config.labels))
+        known = known_before.get((found.task, key), json.dumps(could_draw(found, config)))
         name, problem, empty = "", "", -1
         remarks: list[str] = []
         unknown: tuple[str, ...] = ()

@@ -23,6 +23,7 @@ FOLDERS: dict[str, set[str]] = {
     "label_studio": {"ground", "formats", "workers"},
     "loop": {"ground", "sampling", "formats", "records", "workers", "learning", "label_studio"},
     "intake": {"ground", "formats", "records", "workers", "label_studio"},
+    "mask_import": {"ground", "formats", "label_studio", "intake"},
     "export": {"ground", "formats", "records", "label_studio", "loop", "intake"},
     "simulate": {"ground", "sampling", "formats", "learning"},
     "web": {"ground", "sampling", "formats", "records", "workers", "learning", "label_studio", "loop"},
@@ -59,7 +60,7 @@ ALLOWED_IMPORTERS: dict[str, set[str]] = {
     "matplotlib": {"web.plots", "simulate.figures", "demo"},
     "jinja2": {"web.rendering"},
     "typer": {"cli", "commands"},
-    "pycocotools": {"export.pictures"},
+    "pycocotools": {"export.pictures", "mask_import.coco"},
     "httpx": {"label_studio", "learning", "doctor", "demo"},  # learning queries the model hub, doctor our own server
 }
 SAMPLING_MAY = {"numpy", "scipy", "sklearn", "openTSNE", "threadpoolctl", "sampling"}

@@ -1,0 +1,165 @@
+"""Finds the scan, or the picture of a scan, that each mask belongs to."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backend.errors import CannotCut, UnreadableFile
+from backend.formats import Cut, Grid, LabelPicture, MaskFile, MaskMisfit, cut
+from backend.intake.existing_tasks import key_of
+from backend.intake.identities import Identities, ScanRecord
+from backend.label_studio.listing import TaskRow
+from backend.label_studio.studio import Studio
+from backend.mask_import.coco import CocoPicture
+from backend.mask_import.labels import LabelMatcher
+from backend.mask_import.names import ScanNames, picture_of
+
+Place = tuple[str, int]  # axis, slice
+PictureMask = LabelPicture | CocoPicture
+
+
+@dataclass
+class ScanMasks:
+    """A scan of the project, its tasks, and the masks that were found for it."""
+
+    record: ScanRecord
+    tasks: dict[Place, list[TaskRow]] = field(default_factory=lambda: defaultdict(list))
+    volumes: list[MaskFile] = field(default_factory=list)
+    pictures: dict[Place, list[PictureMask]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def grid(self) -> Grid:
+        source = self.record.source
+        each = len(source.instances) == self.record.geometry.shape[2] and source.kind == "dicom"
+        return Grid(self.record.geometry, source.instances if each else ())
+
+    def cuts(self) -> dict[str, Cut]:
+        return {axis: cut(self.record.geometry, axis) for axis in dict.fromkeys(axis for axis, _ in self.tasks)}
+
+
+class Matching:
+    """The scans of a project that masks can belong to."""
+
+    def __init__(self, studio: Studio, project: int, identities: Identities, labels: LabelMatcher) -> None:
+        self._identities = identities
+        self._labels = labels
+        self.scans: dict[str, ScanMasks] = {}
+        self._unknown: set[str] = set()
+        for row in studio.each_task(project):
+            if (key := key_of(row.data)) is not None:
+                self._add(key, row)
+        names = ((scan, masks.record.source.files) for scan, masks in self.scans.items())
+        self._names = ScanNames(names)
+        self.exports = Exports()
+
+    def _add(self, key: tuple[str, str, int], row: TaskRow) -> None:
+        scan, axis, number = key
+        if scan in self._unknown:
+            return
+        if scan not in self.scans:
+            record = self._identities.scan(scan)
+            if record is None:
+                self._unknown.add(scan)
+                return
+            self.scans[scan] = ScanMasks(record)
+        self.scans[scan].tasks[axis, number].append(row)
+
+    def add_volume(self, mask: MaskFile) -> None:
+        """Give a mask to its scan. Raises UnreadableFile if it has none, or several."""
+        candidates = self._by_instances(mask) if mask.instances else self._by_name(mask.path)
+        if len(candidates) > 1:
+            candidates = [scan for scan in candidates if self._fits(mask, scan)][: 1 if mask.instances else None]
+            if not candidates:
+                raise UnreadableFile(mask.path, "fits none of the scans that it may belong to: other voxels")
+        self.scans[self._only(mask.path, candidates)].volumes.append(mask)
+
+    def add_picture(self, mask: PictureMask) -> None:
+        """Give a mask to the picture of a scan. Raises UnreadableFile if there is none, or several."""
+        ours = picture_of(mask.path)
+        if ours is not None and ours[2] is not None:
+            scan = self.scans.get(ours[0])
+            if scan is None or (ours[1], ours[2]) not in scan.tasks:
+                raise UnreadableFile(mask.path, "belongs to a slice without a task in this project; import that first")
+            scan.pictures[ours[1], ours[2]].append(mask)
+            return
+        scan = self.scans[self._only(mask.path, self._by_name(mask.path))]
+        places = list(scan.tasks)
+        if len(places) > 1 or scan.record.geometry.shape[2] > 1:
+            raise UnreadableFile(
+                mask.path,
+                "is one picture, but its scan has several slices; name it like the picture (SCAN.AXIS.NUMBER.png), or "
+                "save the masks of the scan as one volume",
+            )
+        scan.pictures[places[0]].append(mask)
+
+    def _only(self, path: Path, candidates: Sequence[str]) -> str:
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            raise UnreadableFile(
+                path,
+                f"fits {len(candidates)} scans equally well; give it the name of its scan, or import those scans "
+                "separately",
+            )
+        raise UnreadableFile(path, "belongs to no scan of this project; name it like the file or folder of its scan")
+
+    def _by_name(self, path: Path) -> list[str]:
+        ours = picture_of(path)
+        if ours is not None:
+            return [ours[0]] if ours[0] in self.scans else []
+        return self._names.find(path) or self._names.find(path, without=self._labels.of_path(path)[1])
+
+    def _by_instances(self, mask: MaskFile) -> list[str]:
+        """Scans with the images that it refers to, those with the most of them first."""
+        shared: Counter[str] = Counter()
+        for record in self._identities.scans_with_instances(sorted(mask.instances)):
+            if record.scan in self.scans:
+                shared[record.scan] = len(mask.instances.intersection(record.source.instances))
+        if not shared:
+            raise UnreadableFile(mask.path, "refers to images that are in no scan of this project; import them first")
+        return [scan for scan, _ in shared.most_common()]
+
+    def _fits(self, mask: MaskFile, scan: str) -> bool:
+        try:
+            next(iter(mask.onto(self.scans[scan].grid)), None)
+        except (MaskMisfit, CannotCut):
+            return False
+        return True
+
+
+class Exports:
+    """What exports of ours say about the masks in their folders."""
+
+    def __init__(self) -> None:
+        self._labelled: dict[Path, frozenset[tuple[str, str, int]]] = {}
+
+    def labelled(self, path: Path) -> frozenset[tuple[str, str, int]]:
+        """The slices (scan, axis, number) that somebody labelled, empty ones included; none outside an export."""
+        for folder in list(path.parents)[:3]:
+            if folder not in self._labelled:
+                self._labelled[folder] = frozenset(
+                    (row["scan"], row["axis"], row["slice"])
+                    for row in _manifest(folder).get("slices", ())
+                    if "scan" in row
+                )
+            if self._labelled[folder]:
+                return self._labelled[folder]
+        return frozenset()
+
+    @staticmethod
+    def is_of_model(path: Path) -> bool:
+        """Whether an export contains the file as a mask of a model."""
+        return any(folder.name == "model" and bool(_manifest(folder.parent)) for folder in list(path.parents)[:2])
+
+
+def _manifest(folder: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) and found.get("made_by") == "scanqueue export" else {}
+    except (OSError, ValueError):
+        return {}

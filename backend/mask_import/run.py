@@ -1,0 +1,268 @@
+"""Masks of other programs as annotations or pre-annotations, one scan at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.errors import CannotCut, StudioUnavailable, UnreadableFile
+from backend.formats import Cut, LabelPicture, MaskFile, MaskMisfit, Segment, open_mask
+from backend.intake.existing_tasks import PATIENCE, PAUSE
+from backend.intake.files import walk
+from backend.intake.identities import Identities
+from backend.intake.request import Tally
+from backend.intake.slicing import Problem
+from backend.label_config import LabelConfig
+from backend.label_studio.listing import TaskRow
+from backend.label_studio.masks import draw_mask, imported_result, read_mask
+from backend.label_studio.studio import Studio
+from backend.mask_import.coco import open_coco
+from backend.mask_import.labels import LabelMatcher, parse_label_map
+from backend.mask_import.matching import Exports, Matching, PictureMask, Place, ScanMasks
+from backend.mask_import.paint import LabelMap
+from backend.mask_import.request import ANNOTATIONS, MaskRequest, MaskTally
+
+VERSION = "imported-masks"  # model version of the predictions
+EXACT = 0.95  # minimum Dice between a mask and what the project's tags can draw of it
+BATCH = 50  # predictions per request
+
+Progress = Callable[[int, int], None]
+Mask = MaskFile | PictureMask
+Structure = tuple[Segment, NDArray[np.bool_]]
+
+
+def run(
+    request: MaskRequest,
+    studio: Studio,
+    *,
+    progress: Progress = lambda done, total: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> MaskTally:
+    """Import masks. A mask that cannot be read, or does not fit, is a problem; the others are imported.
+
+    A slice that already has an annotation (or a prediction of an earlier import) keeps it: the same command resumes.
+
+    Raises BadSetting if an argument is invalid, BadIdentities, NotSegmentable, and the errors of Studio.
+    """
+    config = studio.project(request.project).masks_config(request.project)
+    labels = LabelMatcher(config.labels, parse_label_map(request.label_map, config.labels))
+    with Identities(request.identities, must_exist=True) as identities:
+        matching = Matching(studio, request.project, identities, labels)
+        importing = _MaskImport(request, studio, config, labels, matching)
+        importing.find(stopped)
+        found = [scan for scan in matching.scans.values() if scan.volumes or scan.pictures]
+        importing.tally.scans = len(found)
+        for done, scan in enumerate(found):
+            if stopped():
+                break
+            progress(done, len(found))
+            importing.scan(scan)
+        importing.send()
+        progress(len(found), len(found))
+    return importing.tally
+
+
+def mask_step(request: MaskRequest) -> Callable[[Studio, Tally, Callable[[], bool]], None]:
+    """The import of masks as a step after that of the scans: its problems and remarks join theirs."""
+
+    def step(studio: Studio, tally: Tally, stopped: Callable[[], bool]) -> None:
+        found = run(request, studio, stopped=stopped)
+        tally.problems += found.problems
+        tally.remarks += found.remarks
+        tally.masks = found.counts()
+
+    return step
+
+
+class _MaskImport:
+    def __init__(
+        self, request: MaskRequest, studio: Studio, config: LabelConfig, labels: LabelMatcher, matching: Matching
+    ) -> None:
+        self.request = request
+        self.studio = studio
+        self.config = config
+        self.labels = labels
+        self.matching = matching
+        self.tally = MaskTally()
+        self._predicted = {} if request.kind == ANNOTATIONS else studio.published(request.project, VERSION)
+        self._rows: list[dict[str, Any]] = []
+
+    # -- which scan each mask belongs to ----------------------------------------------------
+
+    def find(self, stopped: Callable[[], bool]) -> None:
+        """Open every file and give its masks to their scans."""
+        given = [path.resolve() for path in self.request.paths]
+        for path in walk(self.request.paths):
+            if stopped():
+                return
+            if Exports.is_of_model(path) and not any("model" in root.parts for root in given):
+                self._remark(path, "a model drew it, so it was left out; pass the folder `model` to import it")
+                continue
+            try:
+                self._add(path)
+            except UnreadableFile as error:
+                self._problem(error)
+
+    def _add(self, path: Path) -> None:
+        if path.is_dir():
+            raise UnreadableFile(path, "the folder cannot be opened; check its permissions")
+        if path.suffix.lower() == ".json":
+            pictures = open_coco(path)
+            if pictures is None:
+                return
+            for picture in pictures:
+                try:
+                    self.matching.add_picture(picture)
+                except UnreadableFile as error:
+                    self._problem(error)
+        else:
+            mask = open_mask(path)
+            if mask is None:
+                return
+            if isinstance(mask, LabelPicture):
+                self.matching.add_picture(mask)
+            else:
+                self.matching.add_volume(mask)
+        self.tally.files += 1
+
+    # -- one scan ---------------------------------------------------------------------------
+
+    def scan(self, scan: ScanMasks) -> None:
+        """Write the masks of a scan for each of its tasks. If one of its volumes is not understood, none is written."""
+        try:
+            cuts = scan.cuts()
+            volume = self._painted(scan.record.geometry.shape, scan.volumes, lambda mask: mask.onto(scan.grid))
+        except UnreadableFile as error:
+            self._problem(error)
+            return
+        except CannotCut as error:
+            self.tally.problems.append(Problem(scan.record.source.files[0], str(error)))
+            return
+        self._count_absent(scan, cuts, volume)
+        for place, tasks in sorted(scan.tasks.items()):
+            masks = scan.pictures.get(place, [])
+            try:
+                picture = self._painted(cuts[place[0]].shape, masks, lambda mask: mask.read())
+            except UnreadableFile as error:
+                self._problem(error)
+                continue
+            drawn = picture.copy()
+            if scan.volumes:
+                below = cuts[place[0]].take(volume, place[1])
+                drawn[drawn == 0] = below[drawn == 0]
+            files = [*scan.volumes, *masks]
+            if files:
+                self._slice(scan, place, tasks, drawn, files)
+
+    def _painted(
+        self, shape: tuple[int, ...], masks: Sequence[Mask], read: Callable[[Mask], Iterable[Structure]]
+    ) -> NDArray[np.uint8]:
+        """The label numbers of all structures in some files. Raises UnreadableFile if one is not understood."""
+        painted = LabelMap(shape, self.config.labels)
+        for mask in masks:
+            for segment, voxels in read(mask):
+                if voxels.shape != shape:
+                    sizes = [" x ".join(map(str, one[::-1])) for one in (voxels.shape, shape)]
+                    raise MaskMisfit(mask.path, f"does not fit: it has {sizes[0]} pixels, the picture {sizes[1]}")
+                if label := self.labels.label(segment, mask.path):
+                    painted.paint(label, voxels)
+        for label in painted.hidden():
+            self._remark(masks[0].path, f"more than half of {label!r} lies below other labels, which hide it.")
+        return painted.values
+
+    def _count_absent(self, scan: ScanMasks, cuts: Mapping[str, Cut], volume: NDArray[np.uint8]) -> None:
+        """Count slices on which something is drawn, but which have no task."""
+        for axis, slices in cuts.items():
+            for n in range(slices.count if scan.volumes else 0):
+                self.tally.absent += (axis, n) not in scan.tasks and bool(slices.take(volume, n).any())
+
+    def _slice(
+        self,
+        scan: ScanMasks,
+        place: Place,
+        tasks: Sequence[TaskRow],
+        drawn: NDArray[np.uint8],
+        files: Sequence[Mask],
+    ) -> None:
+        key = (scan.record.scan, *place)
+        spoken = self._spoken(files)
+        if not drawn.any():
+            looked = any(key in self.matching.exports.labelled(mask.path) for mask in files)
+            if not (self.request.complete or looked) or spoken < set(self.config.labels):
+                self.tally.empty += len(tasks)
+                return
+        result = draw_mask(drawn, self.config.labels, self.config, ":".join(map(str, ("masks", *key))))
+        if self._approximates(files[0].path, result, drawn):
+            return
+        for task in tasks:
+            if self._is_there(task):
+                self.tally.there += 1
+                continue
+            if not self.request.dry_run:
+                self._write(task.task, result, spoken)
+            self.tally.made += 1
+
+    def _spoken(self, files: Sequence[Mask]) -> frozenset[str]:
+        """The labels that these files say something about."""
+        if self.request.complete:
+            return frozenset(self.config.labels)
+        return frozenset().union(*(self.labels.speaks_of(mask.named, mask.path) for mask in files))
+
+    def _approximates(self, path: Path, result: list[dict[str, Any]], drawn: NDArray[np.uint8]) -> bool:
+        """Whether the project's tags cannot draw the mask, which is then a problem."""
+        read, _ = read_mask(result, self.config, *drawn.shape)
+        for number in np.unique(drawn[drawn > 0]).tolist():
+            ours, theirs = read == number, drawn == number
+            if 2 * (ours & theirs).sum() < EXACT * (ours.sum() + theirs.sum()):
+                label = self.config.labels[number - 1]
+                what = (
+                    f"has a mask of {label!r} that the label config cannot draw: its tag draws only "
+                    f"{self.config.tag_of(label).kind}s. Add BrushLabels with this label to the config"
+                )
+                self.tally.problems.append(Problem(path, what))
+                return True
+        return False
+
+    # -- Label Studio -----------------------------------------------------------------------
+
+    def _is_there(self, task: TaskRow) -> bool:
+        return bool(task.annotated) if self.request.kind == ANNOTATIONS else task.task in self._predicted
+
+    def _write(self, task: int, result: list[dict[str, Any]], spoken: frozenset[str]) -> None:
+        if self.request.kind != ANNOTATIONS:
+            self._rows.append({"task": task, "model_version": VERSION, "score": None, "result": result})
+            if len(self._rows) >= BATCH:
+                self.send()
+            return
+        unknown = set(self.config.labels) - spoken
+        body = imported_result(result, [label for label in self.config.labels if label in spoken] if unknown else None)
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self.studio.add_annotation(task, body, ground_truth=self.request.ground_truth)
+                return
+            except StudioUnavailable:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(PAUSE)
+            with suppress(StudioUnavailable):
+                if any(not isinstance(found, int) for found in self.studio.annotations(self.request.project, [task])):
+                    return  # the request arrived
+
+    def send(self) -> None:
+        """Send the predictions that are waiting."""
+        if self._rows:
+            self.studio.import_predictions(self.request.project, self._rows)
+        self._rows = []
+
+    def _problem(self, error: UnreadableFile) -> None:
+        self.tally.problems.append(Problem(error.path, error.what))
+
+    def _remark(self, path: Path, what: str) -> None:
+        self.tally.remarks.append(Problem(path, what))

@@ -1,0 +1,362 @@
+"""Masks of other programs in the voxels of their scans; each is compared with the array that it was written from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import contourpy
+import cv2
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+from dicom_files import dataset, save, series, sources
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom import Dataset
+
+from backend.errors import UnreadableFile
+from backend.formats import (
+    Geometry,
+    Grid,
+    LabelPicture,
+    MaskMisfit,
+    Source,
+    open_mask,
+    read_geometry,
+    write_dicom_seg,
+    write_nifti_labels,
+)
+
+SHAPE = (9, 8, 7)
+TURN = np.array([[np.cos(0.2), -np.sin(0.2), 0], [np.sin(0.2), np.cos(0.2), 0], [0, 0, 1]])
+AFFINE = np.eye(4)
+AFFINE[:3, :3] = TURN @ np.diag([-0.5, -0.7, 3.0])
+AFFINE[:3, 3] = (40, 31.5, -12.25)
+NAMES = ("Liver", "Tumour")
+
+
+def labels_of(seed: int, shape: Sequence[int] = SHAPE) -> NDArray[np.uint8]:
+    """Two structures of random voxels; the first and the last slice are empty."""
+    found = np.random.default_rng(seed).integers(0, 3, tuple(shape)).astype(np.uint8)
+    found[:, :, [0, -1]] = 0
+    return found
+
+
+def label_map(path: Path, grid: Grid) -> tuple[NDArray[np.uint8], set[str]]:
+    """What is read from a file: numbers in the voxels of the scan, and the names of the structures."""
+    mask = open_mask(path)
+    assert mask is not None
+    assert not isinstance(mask, LabelPicture)
+    found = np.zeros(grid.geometry.shape, np.uint8)
+    names = set()
+    for segment, voxels in mask.onto(grid):
+        assert not found[voxels].any()
+        found[voxels] = segment.number
+        names.add(segment.name)
+    return found, names
+
+
+def nifti(path: Path, values: NDArray[Any], affine: NDArray[np.float64] = AFFINE) -> Path:
+    nib.save(nib.Nifti1Image(values, affine), path)
+    return path
+
+
+def scan(tmp_path: Path) -> tuple[Source, Grid]:
+    (source,) = sources(nifti(tmp_path / "scan.nii.gz", np.zeros(SHAPE, np.int16)))
+    return source, Grid(read_geometry(source))
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "SLA", "ASL"])
+def test_a_volume_with_other_axes_lands_on_the_same_voxels(tmp_path: Path, axes: str) -> None:
+    _, grid = scan(tmp_path)
+    labels = labels_of(1)
+    turn = ornt_transform(nib.io_orientation(AFFINE), axcodes2ornt(axes))
+    turned = apply_orientation(labels, turn)
+    affine = AFFINE @ inv_ornt_aff(turn, SHAPE)
+    for path in (tmp_path / "mask.nii.gz", tmp_path / "mask.nii"):
+        found, _ = label_map(nifti(path, turned.astype(np.float32), affine), grid)
+        assert np.array_equal(found, labels)
+
+
+def test_a_volume_that_covers_a_part_of_the_scan_lands_there(tmp_path: Path) -> None:
+    _, grid = scan(tmp_path)
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[2:6, 3:8, 1:4] = labels_of(2, (4, 5, 3))
+    affine = AFFINE.copy()
+    affine[:3, 3] = (AFFINE @ (2, 3, 1, 1))[:3]
+    found, _ = label_map(nifti(tmp_path / "part.nii.gz", labels[2:6, 3:8, 1:4], affine), grid)
+    assert np.array_equal(found, labels)
+
+
+def _scaled() -> NDArray[np.float64]:
+    return AFFINE @ np.diag([1, 1, 0.5, 1])
+
+
+def _shifted() -> NDArray[np.float64]:
+    affine = AFFINE.copy()
+    affine[:3, 3] += (0.2, 0, 0)  # 0.4 voxels
+    return affine
+
+
+def _elsewhere() -> NDArray[np.float64]:
+    affine = AFFINE.copy()
+    affine[:3, 3] = (AFFINE @ (40, 0, 0, 1))[:3]
+    return affine
+
+
+@pytest.mark.parametrize(
+    ("affine", "what"),
+    [
+        (_scaled(), "another size or direction"),
+        (_shifted(), "voxels off"),
+        (_elsewhere(), "lie outside the scan"),
+        (AFFINE @ np.diag([0.9, 0.9, 1, 1]), "another size or direction|voxels off"),
+    ],
+)
+def test_a_volume_with_other_voxels_does_not_fit(tmp_path: Path, affine: NDArray[np.float64], what: str) -> None:
+    _, grid = scan(tmp_path)
+    with pytest.raises(MaskMisfit, match=what):
+        label_map(nifti(tmp_path / "mask.nii.gz", labels_of(3), affine), grid)
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        (np.full(SHAPE, 0.5, np.float32), "between whole numbers"),
+        (np.full(SHAPE, -1, np.int16), "below 0"),
+        (np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.int16), "503 different values"),
+    ],
+)
+def test_an_image_is_no_mask(tmp_path: Path, values: NDArray[Any], what: str) -> None:
+    _, grid = scan(tmp_path)
+    with pytest.raises(UnreadableFile, match=what):
+        label_map(nifti(tmp_path / "mask.nii.gz", values), grid)
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".nii.gz", ".seg.nrrd"])
+def test_label_maps_written_by_simple_itk_are_read(tmp_path: Path, suffix: str) -> None:
+    _, grid = scan(tmp_path)
+    labels = labels_of(4)
+    image = itk_image(labels)
+    names = {""}
+    if suffix == ".seg.nrrd":
+        names = set(NAMES)
+        for number, name in enumerate(NAMES):
+            for key, value in (("Name", name), ("LabelValue", str(number + 1)), ("Layer", "0")):
+                image.SetMetaData(f"Segment{number}_{key}", value)
+    path = tmp_path / f"mask{suffix}"
+    SimpleITK.WriteImage(image, str(path))
+    found, read = label_map(path, grid)
+    assert np.array_equal(found, labels)
+    assert read == names
+
+
+def itk_image(labels: NDArray[np.uint8]) -> Any:
+    image = SimpleITK.GetImageFromArray(labels.transpose(2, 1, 0))
+    lps = np.diag([-1, -1, 1, 1]) @ AFFINE
+    sizes = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(sizes.tolist())
+    image.SetDirection((lps[:3, :3] / sizes).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    return image
+
+
+def test_segments_of_3d_slicer_that_overlap_are_all_read(tmp_path: Path) -> None:
+    _, grid = scan(tmp_path)
+    first, second = (np.zeros(SHAPE, np.uint8) for _ in range(2))
+    first[1:6, 1:6, 1:4] = 1
+    second[3:8, 3:8, 2:5] = 1
+    image = SimpleITK.Compose(itk_image(first), itk_image(second))
+    for number, name in enumerate(NAMES):
+        for key, value in (("Name", name), ("LabelValue", "1"), ("Layer", str(number))):
+            image.SetMetaData(f"Segment{number}_{key}", value)
+    path = tmp_path / "both.seg.nrrd"
+    SimpleITK.WriteImage(image, str(path), useCompression=True)
+    mask = open_mask(path)
+    assert mask is not None
+    assert not isinstance(mask, LabelPicture)
+    found = {segment.name: voxels for segment, voxels in mask.onto(grid)}
+    assert np.array_equal(found["Liver"], first > 0)
+    assert np.array_equal(found["Tumour"], second > 0)
+
+
+# -- DICOM ------------------------------------------------------------------------------------
+
+
+def dicom_scan(tmp_path: Path) -> tuple[Source, Grid]:
+    files = series(
+        tmp_path / "ct", np.zeros((SHAPE[2], SHAPE[1], SHAPE[0]), np.int16), places=[3.0 * k for k in range(99)]
+    )
+    (source,) = sources(*files)
+    return source, Grid(read_geometry(source), source.instances)
+
+
+def test_a_dicom_seg_lands_on_the_voxels_that_it_was_written_from(tmp_path: Path) -> None:
+    source, grid = dicom_scan(tmp_path)
+    labels = labels_of(5)
+    write_dicom_seg(tmp_path / "mask.dcm", labels, source, names=NAMES)
+    for here in (grid, Grid(grid.geometry)):  # by its images, and by its positions
+        found, names = label_map(tmp_path / "mask.dcm", here)
+        assert np.array_equal(found, labels)
+        assert names == set(NAMES)
+    mask = open_mask(tmp_path / "mask.dcm")
+    assert mask is not None
+    assert not isinstance(mask, LabelPicture)
+    assert mask.instances >= set(source.instances)
+
+
+def test_a_nifti_mask_of_a_dicom_series_lands_on_its_voxels(tmp_path: Path) -> None:
+    source, grid = dicom_scan(tmp_path)
+    labels = labels_of(6)
+    write_nifti_labels(tmp_path / "mask.nii.gz", labels, source, names=NAMES)
+    found, names = label_map(tmp_path / "mask.nii.gz", grid)
+    assert np.array_equal(found, labels)
+    assert names == set(NAMES)
+
+
+def structure_set(
+    path: Path, source: Source, geometry: Geometry, outlines: dict[str, dict[int, list[NDArray[np.float64]]]]
+) -> Path:
+    """An RTSTRUCT; `outlines`: by name and slice, points (n, 2) in voxels (i, j)."""
+    header = dataset(np.zeros((1, 1), np.uint16), SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3", Modality="RTSTRUCT")
+    del header.PixelData
+    header.StructureSetROISequence, header.ROIContourSequence = [], []
+    for number, (name, slices) in enumerate(outlines.items(), start=1):
+        roi, contours = Dataset(), Dataset()
+        roi.ROINumber, roi.ROIName = number, name
+        contours.ReferencedROINumber, contours.ContourSequence = number, []
+        for k, polygons in slices.items():
+            for points in polygons:
+                one, image = Dataset(), Dataset()
+                image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = header.SOPClassUID, source.instances[k]
+                voxels = np.column_stack([points, np.full(len(points), k), np.ones(len(points))])
+                place = (voxels @ geometry.affine.T)[:, :3] * (-1, -1, 1)
+                one.ContourImageSequence, one.ContourGeometricType = [image], "CLOSED_PLANAR"
+                one.NumberOfContourPoints = len(points)
+                one.ContourData = [f"{value:.5f}" for value in place.ravel()]
+                contours.ContourSequence.append(one)
+        header.StructureSetROISequence.append(roi)
+        header.ROIContourSequence.append(contours)
+    return save(path, header)
+
+
+def blobs(seed: int) -> NDArray[np.bool_]:
+    """Smooth shapes with holes and islands in them."""
+    noise = np.random.default_rng(seed).normal(size=(64, 72)).astype(np.float32)
+    return np.asarray(cv2.GaussianBlur(noise, (0, 0), 3) > 0)
+
+
+def corner_outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+    """Outlines through the centres of the outermost pixels, holes too, as OpenCV (and so rt-utils) finds them."""
+    found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    return [points[:, 0].astype(np.float64) for points in found]
+
+
+def half_way_outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+    """Outlines half-way between pixels, as 3D Slicer and others draw them (marching squares)."""
+    padded = np.pad(mask, 1).astype(np.float64)
+    return [line - 1 for line in contourpy.contour_generator(z=padded).lines(0.5)]
+
+
+@pytest.mark.parametrize("outlines", [corner_outlines, half_way_outlines])
+@pytest.mark.parametrize("seed", range(4))
+def test_an_rtstruct_is_read_within_half_a_pixel(tmp_path: Path, outlines: Any, seed: int) -> None:
+    mask = blobs(seed)
+    files = series(tmp_path / "ct", np.zeros((3, *mask.shape), np.int16), places=[3.0 * k for k in range(99)])
+    (source,) = sources(*files)
+    geometry = read_geometry(source)
+    path = structure_set(tmp_path / "rt.dcm", source, geometry, {"Liver": {1: outlines(mask)}})
+    for grid in (Grid(geometry, source.instances), Grid(geometry)):
+        found, names = label_map(path, grid)
+        assert names == {"Liver"}
+        assert not found[:, :, [0, 2]].any()
+        wrong = found[:, :, 1].T.astype(bool) != mask
+        edge = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+        assert not (wrong & ~edge).any()
+        assert wrong.sum() == 0  # what is more than asked for: outlines of a mask give the mask
+
+
+def test_outlines_beside_the_slices_of_the_scan_do_not_fit(tmp_path: Path) -> None:
+    source, grid = dicom_scan(tmp_path)
+    square = np.array([[1.0, 1.0], [5.0, 1.0], [5.0, 5.0], [1.0, 5.0]])
+    moved = grid.geometry.affine.copy()
+    moved[2, 3] += 1.5
+    shifted = Geometry(SHAPE, moved, (0.75, 0.5, 3.0), True, 2, "LPS")
+    path = structure_set(tmp_path / "rt.dcm", source, shifted, {"Liver": {1: [square]}})
+    with pytest.raises(MaskMisfit, match="between or across the slices"):
+        label_map(path, grid)
+
+
+# -- pictures ---------------------------------------------------------------------------------
+
+
+def picture(path: Path) -> NDArray[np.uint8]:
+    mask = open_mask(path)
+    assert isinstance(mask, LabelPicture)
+    found: NDArray[np.uint8] | None = None
+    for segment, pixels in mask.read():
+        found = np.zeros(pixels.shape, np.uint8) if found is None else found
+        found[pixels] = segment.number
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16", "RGB", "RGBA", "1"])
+def test_a_png_label_map_is_read_by_gray_value_or_palette_index(tmp_path: Path, mode: str) -> None:
+    labels = labels_of(7, (12, 10, 3))[:, :, 1]
+    wanted = labels
+    if mode == "P":
+        image = Image.fromarray(labels, "P")
+        image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    elif mode == "I;16":
+        image = Image.fromarray(labels.astype(np.uint16))
+    elif mode == "1":
+        image, wanted = Image.fromarray(labels > 0), (labels > 0).astype(np.uint8)
+    else:
+        image = Image.fromarray(labels).convert(mode)
+    image.save(tmp_path / "mask.png")
+    assert np.array_equal(picture(tmp_path / "mask.png"), wanted)
+
+
+@pytest.mark.parametrize("kind", ["colour", "jpeg"])
+def test_a_picture_that_is_no_label_map_is_refused_with_a_cure(tmp_path: Path, kind: str) -> None:
+    values = np.zeros((8, 8, 3), np.uint8)
+    values[2:5, 2:5, 0] = 255
+    path = tmp_path / ("a.png" if kind == "colour" else "a.jpg")
+    Image.fromarray(values).save(path)
+    with pytest.raises(UnreadableFile, match="save"):
+        picture(path)
+
+
+@pytest.mark.parametrize("kind", ["nifti", "nrrd", "seg", "rtstruct", "png"])
+def test_damaged_masks_are_unreadable_and_never_another_error(tmp_path: Path, kind: str) -> None:
+    source, grid = dicom_scan(tmp_path)
+    labels = labels_of(8)
+    whole = tmp_path / {"nifti": "a.nii", "nrrd": "a.nrrd", "seg": "a.dcm", "rtstruct": "b.dcm", "png": "a.png"}[kind]
+    if kind == "nifti":
+        write_nifti_labels(whole, labels, source, names=NAMES)
+    elif kind == "nrrd":
+        SimpleITK.WriteImage(itk_image(labels), str(whole))
+    elif kind == "seg":
+        write_dicom_seg(whole, labels, source, names=NAMES)
+    elif kind == "rtstruct":
+        structure_set(whole, source, grid.geometry, {"Liver": {1: corner_outlines(blobs(1)[:8, :8])}})
+    else:
+        Image.fromarray(labels[:, :, 1]).save(whole)
+    content = whole.read_bytes()
+    rng = np.random.default_rng(9)
+    for n in range(40):
+        damaged = bytearray(content[: rng.integers(1, len(content))] if n % 2 else content)
+        for at in rng.integers(0, len(damaged), 0 if n % 2 else 20):
+            damaged[at] ^= int(rng.integers(1, 256))
+        whole.write_bytes(damaged)
+        try:
+            mask = open_mask(whole)
+            for _ in () if mask is None else mask.read() if isinstance(mask, LabelPicture) else mask.onto(grid):
+                pass
+        except UnreadableFile as error:
+            assert error.path == whole  # noqa: PT017
