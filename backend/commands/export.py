@@ -33,7 +33,10 @@ def export(
     project: ProjectId,
     out: Annotated[Path, typer.Option("--out", help="Output folder.")],
     formats: Annotated[
-        str, typer.Option("--format", help="Formats, comma-separated: nifti, seg, png, coco. Default: all that apply.")
+        str,
+        typer.Option(
+            "--format", help="Formats, comma-separated: nifti, seg, rtstruct, png, coco. Default: all but rtstruct."
+        ),
     ] = "",
     model: Annotated[
         str,
@@ -113,7 +116,7 @@ def _run(settings: Settings, options: dict[str, Any], identities: Path | None, o
 
 
 def _tell_export(project: int, done: Exported, *, paths: bool) -> None:
-    kinds = {"nifti": "NIfTI", "seg": "DICOM SEG", "png": "PNG", "coco": "COCO"}
+    kinds = {"nifti": "NIfTI", "seg": "DICOM SEG", "rtstruct": "RTSTRUCT", "png": "PNG", "coco": "COCO"}
 
     def counted(start: str) -> str:
         found = [(done.files[start + kind], name) for kind, name in kinds.items()]

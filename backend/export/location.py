@@ -6,11 +6,11 @@ from backend.errors import CannotCut, LostSource
 from backend.export.collect import Unit
 from backend.export.outcome import Outcome
 from backend.export.sources import Sources
-from backend.export.volumes import NIFTI, SEG, Place
+from backend.export.volumes import NIFTI, RTSTRUCT, SEG, Place
 from backend.formats import cut
 from backend.intake.identities import Identities, ScanRecord
 
-VOLUMES = {NIFTI: "NIfTI", SEG: "DICOM SEG"}
+VOLUMES = {NIFTI: "NIfTI", SEG: "DICOM SEG", RTSTRUCT: "RTSTRUCT"}
 
 
 class Locator:
@@ -82,8 +82,8 @@ class Locator:
 
     def _fits(self, form: str, kind: str, regular: bool, scan: str) -> bool:
         why = ""
-        if form == SEG and kind != "dicom":
-            why = "DICOM SEG refers to DICOM instances, which this scan does not have"
+        if form in (SEG, RTSTRUCT) and kind != "dicom":
+            why = f"{VOLUMES[form]} refers to DICOM instances, which this scan does not have"
         elif form == NIFTI and not regular:
             why = "its slices are not evenly spaced, which NIfTI cannot represent"
         if not why:

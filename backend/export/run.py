@@ -22,7 +22,7 @@ from backend.export.outcome import ANNOTATIONS, MODEL, Outcome, Summary
 from backend.export.pictures import COCO, PNG, Pictures
 from backend.export.sources import Sources
 from backend.export.target import MADE_BY, Target
-from backend.export.volumes import NIFTI, SEG, Place, Volume
+from backend.export.volumes import NIFTI, RTSTRUCT, SEG, Place, Volume
 from backend.intake.identities import Identities
 from backend.label_studio.client import redact_url
 from backend.label_studio.listing import Annotation
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from backend.export.predicted import ModelMasks
     from backend.loop.batch import BatchProcessor
 
-FORMATS = (NIFTI, SEG, PNG, COCO)
+DEFAULT_FORMATS = (NIFTI, SEG, PNG, COCO)
+FORMATS = (*DEFAULT_FORMATS, RTSTRUCT)
 
 Progress = Callable[[int, int], None]
 
@@ -43,7 +44,7 @@ Progress = Callable[[int, int], None]
 class Export:
     """What is exported, and from where.
 
-    formats     some of FORMATS; empty: all that suit each scan
+    formats     some of FORMATS; empty: those of DEFAULT_FORMATS that suit each scan
     axis        export only slices along this axis; "": all axes
     scans       export only these scans; (): all
     names       include annotators' names
@@ -79,8 +80,8 @@ class Export:
                 raise BadSetting(f"--format: unknown format {name!r}; expected one of {', '.join(FORMATS)}.")
         if self.formats and not set(self.formats) & {PNG, COCO} and self.identities is None:
             raise BadSetting(
-                "--format: NIfTI and DICOM SEG need the identities file of `scanqueue import`, which records the "
-                "source files of each scan. Use --identities, or export png and coco."
+                "--format: NIfTI, DICOM SEG and RTSTRUCT need the identities file of `scanqueue import`, which records "
+                "the source files of each scan. Use --identities, or export png and coco."
             )
         target = Target(out, self.project, redact_url(self.studio.url), force=force)
         with target.filling() as folder:
@@ -110,7 +111,7 @@ class _Run:
             assert export.processor is not None
             self.model = ModelMasks(export.processor, export.project, self.config, export.model)
         people = export.studio.user_names() if export.names else {}
-        self.formats = frozenset(export.formats or FORMATS)
+        self.formats = frozenset(export.formats or DEFAULT_FORMATS)
         self.outcome = Outcome(folder)
         self.drawn = self._pictures("", ANNOTATIONS)
         self.predicted = self._pictures("model/", MODEL) if self.model else None

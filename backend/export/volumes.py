@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.export.manifest import Files
-from backend.formats import Cut, Source, write_dicom_seg, write_nifti_labels
+from backend.formats import Cut, Source, write_dicom_seg, write_nifti_labels, write_rtstruct
 from backend.intake.identities import ScanRecord
 
-NIFTI, SEG = "nifti", "seg"
+NIFTI, SEG, RTSTRUCT = "nifti", "seg", "rtstruct"
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Place:
     """Where the images of one scan along one axis belong.
 
     source   its source files, with their current paths; None if no volume is written
-    formats  volume formats to write: NIFTI, SEG
+    formats  volume formats to write: NIFTI, SEG, RTSTRUCT
     """
 
     record: ScanRecord
@@ -57,7 +57,7 @@ class Volume:
     ) -> None:
         """Write the volume as `form`; do nothing if it has no mask.
 
-        Raises the errors of `write_nifti_labels` and `write_dicom_seg`.
+        Raises the errors of `write_nifti_labels`, `write_dicom_seg` and `write_rtstruct`.
         """
         source, time = self._place.source, self._place.record.time
         if self._labels is None or source is None:
@@ -65,6 +65,17 @@ class Volume:
         if form == NIFTI:
             file = f"{name}.nii.gz"
             write_nifti_labels(files.path(file), self._labels, source, names=names, time=time)
+        elif form == RTSTRUCT:
+            file = f"{name}.rtstruct.dcm"
+            write_rtstruct(
+                files.path(file),
+                self._labels,
+                source,
+                names=names,
+                automatic=model is not None,
+                series_description=description,
+                time=time,
+            )
         else:
             file = f"{name}.seg.dcm"
             write_dicom_seg(

@@ -29,6 +29,7 @@ from backend.formats.reading import geometry_of, group, read, read_geometry, rea
 from backend.formats.segmentation import write_dicom_seg
 from backend.formats.slices import informative
 from backend.formats.source import FileFacts, Header, Source, content_of, is_content
+from backend.formats.structure_sets import write_rtstruct
 from backend.formats.volume import MAX_VOXELS, Volume, choose_window
 from backend.formats.window import VoiTable, Window, to_uint8
 
@@ -69,4 +70,5 @@ __all__ = [
     "to_uint8",
     "write_dicom_seg",
     "write_nifti_labels",
+    "write_rtstruct",
 ]

@@ -182,17 +182,17 @@ def _segmentation(
     algorithm = None
     if model is not None:
         algorithm = highdicom.AlgorithmIdentificationSequence(
-            name=_short(model.get("name", "")) or "model",
+            name=short(model.get("name", "")) or "model",
             family=codes.DCM.ArtificialIntelligence,
-            version=_short(model.get("version", "")) or "unknown",
+            version=short(model.get("version", "")) or "unknown",
         )
     segments = [
         highdicom.seg.SegmentDescription(
             segment_number=n,
-            segment_label=_short(name) or str(n),
+            segment_label=short(name) or str(n),
             segmented_property_category=codes.SCT.SpatialAndRelationalConcept,  # a label may be an organ or a lesion
             segmented_property_type=highdicom.sr.CodedConcept(
-                hashlib.sha256(name.encode()).hexdigest()[:16].upper(), SCHEME, _short(name) or str(n)
+                hashlib.sha256(name.encode()).hexdigest()[:16].upper(), SCHEME, short(name) or str(n)
             ),
             algorithm_type="MANUAL" if algorithm is None else "AUTOMATIC",
             algorithm_identification=algorithm,
@@ -212,11 +212,11 @@ def _segmentation(
         series_number=1,
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
-        manufacturer=_short(manufacturer),
+        manufacturer=short(manufacturer),
         manufacturer_model_name="scanqueue",
         software_versions=__version__,
         device_serial_number="0",
-        series_description=_short(series_description),
+        series_description=short(series_description),
         omit_empty_frames=bool(pixels.any()),
         **rest,
     )
@@ -224,6 +224,6 @@ def _segmentation(
     return written
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """A valid DICOM label: at most 64 characters, printable, no backslash."""
     return "".join(c if c.isprintable() and c != "\\" else " " for c in text).strip()[:LONGEST]

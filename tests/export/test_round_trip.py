@@ -5,10 +5,7 @@ Annotators draw on the pictures that Label Studio serves, and know nothing about
 
 from __future__ import annotations
 
-import io
 import itertools
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,112 +19,25 @@ import pydicom
 import pytest
 from nibabel import orientations
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools.coco import COCO
 from service import Service
-from typer.testing import CliRunner
+from volume_lab import CONTROL, LABELS, Mask, VolumeLab, manifest
 
-from backend import cli
-from backend.demo.annotator import Annotator, Control, label_map_to_masks, to_result
+from backend.demo.annotator import label_map_to_masks, to_result
 from backend.demo.label_studio import LabelStudio
-from backend.errors import ScanqueueError
 from backend.formats import cut
-from backend.intake.identities import Identities
 from backend.records.store import Store
 
 pytestmark = pytest.mark.label_studio
 
-LABELS = ("Anterior", "Posterior")
-CONFIG = (
-    '<View><Image name="image" value="$image"/><BrushLabels name="tag" toName="image">'
-    '<Label value="Anterior"/><Label value="Posterior"/></BrushLabels></View>'
-)
-CONTROL = Control("tag", "image", "brushlabels")
 AXES = ("axial", "coronal", "sagittal")
-Mask = NDArray[np.uint8]
-Draw = Callable[[Mapping[str, Any], Callable[[], Mask]], Mask]
-
-
-class Lab:
-    """One project in a real Label Studio, one data folder, one annotator."""
-
-    def __init__(self, studio: LabelStudio, folder: Path) -> None:
-        self.studio = studio
-        self.folder = folder
-        self.project = studio.create_project("volumes", CONFIG)
-        self.annotator = Annotator(studio.url, studio.email, studio.password)
-        self.drawn: dict[tuple[str, str, int], Mask] = {}
-
-    def run(self, command: str, *args: str | Path) -> tuple[int, str]:
-        """Run `scanqueue COMMAND` as on the command line, but in this process: starting one takes seconds.
-
-        Returns its exit code and its output.
-        """
-        settings = {
-            "SCANQUEUE_LABEL_STUDIO_URL": self.studio.url,
-            "SCANQUEUE_LABEL_STUDIO_API_KEY": self.studio.personal_access_token(),
-            "SCANQUEUE_DATA_DIR": str(self.folder / "data"),
-        }
-        line = [command, "--project", str(self.project), *map(str, args)]
-        with pytest.MonkeyPatch.context() as patch:
-            for name in [n for n in os.environ if n.startswith("SCANQUEUE_")]:
-                patch.delenv(name)
-            for name, value in settings.items():
-                patch.setenv(name, value)
-            done = CliRunner().invoke(cli.app, line)
-        if isinstance(done.exception, ScanqueueError):
-            return 1, f"{done.output}{done.exception}"
-        if done.exception is not None and not isinstance(done.exception, SystemExit):
-            raise done.exception
-        return done.exit_code, done.output
-
-    def import_scans(self, *args: str | Path) -> None:
-        code, said = self.run("import", "--jobs", "1", *args)
-        assert code == 0, said
-
-    def export(self, name: str, *args: str | Path, code: int = 0) -> Path:
-        found, self.said = self.run("export", "--out", self.folder / name, *args)
-        assert found == code, self.said
-        return self.folder / name
-
-    def tasks(self) -> list[dict[str, Any]]:
-        reply = self.studio.get("/api/tasks", project=self.project, page_size=100_000, include="id,data")
-        return [{**task, "project": self.project} for task in reply["tasks"]]
-
-    def picture(self, task: Mapping[str, Any]) -> Mask:
-        """The pixels that an annotator sees."""
-        answer = self.studio.browser.get(task["data"]["image"])
-        assert answer.status_code == 200
-        return np.asarray(Image.open(io.BytesIO(answer.content)), np.uint8)
-
-    def annotate(self, draw: Draw, tasks: Sequence[Mapping[str, Any]] | None = None) -> None:
-        """Draw and submit each task; `draw` gets its data and a function that returns its picture."""
-        for task in self.tasks() if tasks is None else tasks:
-            mask = draw(task["data"], lambda task=task: self.picture(task))  # type: ignore[misc]
-            self.annotator.submit(task, to_result(label_map_to_masks(mask, LABELS), CONTROL))
-            self.drawn[task["data"]["scan"], task["data"]["axis"], task["data"]["slice"]] = mask
-
-    def identities(self) -> Identities:
-        return Identities(self.folder / "data" / "identities.sqlite", must_exist=True)
-
-    def sources(self) -> dict[str, Path]:
-        """The first file of each scan, by pseudonym."""
-        with self.identities() as known:
-            return {record.scan: record.source.files[0] for record in known.scans()}
-
-    def close(self) -> None:
-        self.annotator.close()
 
 
 @pytest.fixture
-def lab(label_studio: LabelStudio, tmp_path: Path) -> Iterator[Lab]:
-    made = Lab(label_studio, tmp_path)
+def lab(label_studio: LabelStudio, tmp_path: Path) -> Iterator[VolumeLab]:
+    made = VolumeLab(label_studio, tmp_path)
     yield made
     made.close()
-
-
-def manifest(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
 
 
 def same_space(written: Any, source: Any) -> None:
@@ -146,7 +56,7 @@ def same_space(written: Any, source: Any) -> None:
 # -- NIfTI with true masks ---------------------------------------------------------------------
 
 
-def check_hippocampi(lab: Lab, shared: Path, names: Sequence[str], axes: Sequence[str]) -> None:
+def check_hippocampi(lab: VolumeLab, shared: Path, names: Sequence[str], axes: Sequence[str]) -> None:
     """Import volumes, each along one of `axes` in turn, annotate every slice with its true mask, and compare."""
     data = shared / "data" / "msd_hippocampus"
     truth: dict[str, Any] = {}
@@ -186,13 +96,13 @@ def check_hippocampi(lab: Lab, shared: Path, names: Sequence[str], axes: Sequenc
         assert np.array_equal(again, wanted)
 
 
-def test_volumes_are_exported_voxel_for_voxel(lab: Lab, shared: Path) -> None:
+def test_volumes_are_exported_voxel_for_voxel(lab: VolumeLab, shared: Path) -> None:
     check_hippocampi(lab, shared, ("hippocampus_001.nii.gz", "hippocampus_003.nii.gz"), ("sagittal", "coronal"))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-def test_all_volumes_are_exported_voxel_for_voxel(lab: Lab, shared: Path) -> None:
+def test_all_volumes_are_exported_voxel_for_voxel(lab: VolumeLab, shared: Path) -> None:
     files = sorted((shared / "data" / "msd_hippocampus" / "images").glob("*.nii.gz"))
     assert len(files) == 260
     check_hippocampi(lab, shared, [file.name for file in files], AXES)
@@ -218,7 +128,7 @@ def see(task: Mapping[str, Any], picture: Callable[[], Mask]) -> Mask:
     return np.where(pixels == 255, 2, np.where(pixels > 100, 1, 0)).astype(np.uint8)
 
 
-def test_a_scan_of_every_orientation_is_exported_voxel_for_voxel(lab: Lab, tmp_path: Path) -> None:
+def test_a_scan_of_every_orientation_is_exported_voxel_for_voxel(lab: VolumeLab, tmp_path: Path) -> None:
     folder = tmp_path / "scans"
     shape, spacing = (2, 3, 4), (0.7, 1.1, 2.3)
     turns = [
@@ -267,7 +177,7 @@ def made_mask(pixels: NDArray[Any]) -> Mask:
     return mask
 
 
-def test_dicom_series_are_exported_as_nifti_and_as_segmentations_of_their_instances(lab: Lab, shared: Path) -> None:
+def test_dicom_series_are_exported_as_nifti_and_as_segmentations_of_instances(lab: VolumeLab, shared: Path) -> None:
     data = shared / "data" / "brain_mri_volumes"
     lab.import_scans(*sorted(data.glob("PGBM-*")))
     headers = {}
@@ -355,7 +265,7 @@ def check_segmentation(path: Path, headers: Sequence[Any], masks: Mapping[str, M
         assert np.array_equal(pixels, masks[uid])
 
 
-def test_annotated_slices_of_a_head_are_exported_and_the_others_stay_empty(lab: Lab, shared: Path) -> None:
+def test_annotated_slices_of_a_head_are_exported_and_the_others_stay_empty(lab: VolumeLab, shared: Path) -> None:
     file = shared / "data" / "brain_mri_volumes" / "brainchop_t1_crop.nii.gz"
     source = nib.load(file)
     assert "".join(nib.aff2axcodes(source.affine)) == "LIA"
@@ -397,7 +307,7 @@ def test_annotated_slices_of_a_head_are_exported_and_the_others_stay_empty(lab: 
 # -- where the files are -----------------------------------------------------------------------
 
 
-def test_moved_and_changed_files_are_reported_and_found_again_and_pictures_need_none(lab: Lab, tmp_path: Path) -> None:
+def test_moved_and_changed_files_are_reported_and_found_again(lab: VolumeLab, tmp_path: Path) -> None:
     (tmp_path / "scans").mkdir()
     for number in range(2):
         affine = np.diag([1, 1.5, 2 + number, 1])
@@ -443,7 +353,7 @@ def test_moved_and_changed_files_are_reported_and_found_again_and_pictures_need_
 # -- the loop ----------------------------------------------------------------------------------
 
 
-def test_from_scans_through_the_queue_to_predicted_masks(lab: Lab, shared: Path, tmp_path: Path) -> None:
+def test_from_scans_through_the_queue_to_predicted_masks(lab: VolumeLab, shared: Path, tmp_path: Path) -> None:
     data = shared / "data" / "msd_hippocampus"
     files = [data / "images" / f"hippocampus_{n}.nii.gz" for n in ("001", "003", "004")]
     lab.import_scans("--axis", "coronal", "--best", "5", *files)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import contourpy
 import cv2
 import nibabel as nib
 import numpy as np
@@ -15,6 +14,7 @@ import SimpleITK
 from dicom_files import dataset, save, series, sources
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from numpy.typing import NDArray
+from outlines import corner_outlines, half_way_outlines
 from PIL import Image
 from pydicom import Dataset
 
@@ -29,6 +29,7 @@ from backend.formats import (
     read_geometry,
     write_dicom_seg,
     write_nifti_labels,
+    write_rtstruct,
 )
 
 SHAPE = (9, 8, 7)
@@ -250,18 +251,6 @@ def blobs(seed: int) -> NDArray[np.bool_]:
     return np.asarray(cv2.GaussianBlur(noise, (0, 0), 3) > 0)
 
 
-def corner_outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
-    """Outlines through the centres of the outermost pixels, holes too, as OpenCV (and so rt-utils) finds them."""
-    found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    return [points[:, 0].astype(np.float64) for points in found]
-
-
-def half_way_outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
-    """Outlines half-way between pixels, as 3D Slicer and others draw them (marching squares)."""
-    padded = np.pad(mask, 1).astype(np.float64)
-    return [line - 1 for line in contourpy.contour_generator(z=padded).lines(0.5)]
-
-
 @pytest.mark.parametrize("outlines", [corner_outlines, half_way_outlines])
 @pytest.mark.parametrize("seed", range(4))
 def test_an_rtstruct_is_read_within_half_a_pixel(tmp_path: Path, outlines: Any, seed: int) -> None:
@@ -278,6 +267,18 @@ def test_an_rtstruct_is_read_within_half_a_pixel(tmp_path: Path, outlines: Any, 
         edge = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
         assert not (wrong & ~edge).any()
         assert wrong.sum() == 0  # what is more than asked for: outlines of a mask give the mask
+
+
+def test_an_exported_rtstruct_is_read_as_the_same_mask(tmp_path: Path) -> None:
+    mask = np.stack([blobs(seed).T for seed in range(3)], axis=2).astype(np.uint8)
+    mask[blobs(9).T] *= 2
+    files = series(tmp_path / "ct", np.zeros((3, *mask.shape[1::-1]), np.int16), orientation=(0.6, 0.8, 0, 0, 0, -1))
+    (source,) = sources(*files)
+    write_rtstruct(tmp_path / "rt.dcm", mask, source, names=NAMES)
+    for instances in (source.instances, ()):
+        found, names = label_map(tmp_path / "rt.dcm", Grid(read_geometry(source), instances))
+        assert np.array_equal(found, mask)
+        assert names == set(NAMES)
 
 
 def test_outlines_beside_the_slices_of_the_scan_do_not_fit(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ ALLOWED_IMPORTERS: dict[str, set[str]] = {
     "tifffile": {"formats.tiff"},
     "pi_heif": {"formats.picture"},
     "highdicom": {"formats.segmentation"},
+    "contourpy": {"formats.structure_sets"},
     "redis": {"records.locks", "workers.worker"},
     "filelock": {"records", "demo"},
     "fastapi": {"web"},
