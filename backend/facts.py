@@ -16,6 +16,9 @@ DISCONNECTED, DELETED = "disconnected", "deleted"  # phases in which nothing is 
 PENDING = "scanqueue-pending"  # version of predictions outside any round, which never count as published
 
 
+IMPORTED_MASKS = "imported-masks"  # model version of the masks that `scanqueue import --as predictions` brought
+
+
 def version_name(n: int) -> str:
     """The version string of round n, as Label Studio stores it with every prediction."""
     return f"scanqueue-r{n}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from backend.errors import ProjectGone, ScanqueueError, StudioRefused
-from backend.facts import origin_of, score_of, version_name
+from backend.facts import IMPORTED_MASKS, origin_of, score_of, version_name
 from backend.label_studio.masks import draw_mask
 from backend.loop.connection import Connections
 from backend.loop.context import LoopContext
@@ -99,7 +99,10 @@ class Publisher:
     def _predictions(
         self, project: int, seen: Seen, latest: dict[str, Any], version: str, tasks: Sequence[int]
     ) -> list[dict[str, Any]]:
-        """The predictions of these tasks, as `Studio.import_predictions` expects them."""
+        """The predictions of these tasks, as `Studio.import_predictions` expects them.
+
+        Without a model they show the masks that were imported as predictions.
+        """
         assert seen.config is not None
         context = self._context
         scores = {p.task: score_of(place, latest["size"]) for place, p in enumerate(latest["picks"], start=1)}
@@ -116,6 +119,9 @@ class Publisher:
                     results[task] = draw_mask(
                         mask, model["labels"], seen.config, origin_of(version, model["fingerprint"])
                     )
+        elif IMPORTED_MASKS in context.studio.model_versions(project):
+            found = context.studio.predicted_regions(project, tasks, [IMPORTED_MASKS])
+            results = {task: list(regions) for task, regions in found if regions}
         return [
             {"task": t, "score": scores[t], "model_version": version, "result": results.get(t, [])}
             for t in tasks

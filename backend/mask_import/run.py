@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import CannotCut, StudioUnavailable, UnreadableFile
+from backend.facts import IMPORTED_MASKS
 from backend.formats import Cut, LabelPicture, MaskFile, MaskMisfit, Segment, open_mask
 from backend.intake.existing_tasks import PATIENCE, PAUSE
 from backend.intake.files import walk
@@ -28,7 +29,6 @@ from backend.mask_import.matching import Exports, Matching, PictureMask, Place, 
 from backend.mask_import.paint import LabelMap
 from backend.mask_import.request import ANNOTATIONS, MaskRequest, MaskTally
 
-VERSION = "imported-masks"  # model version of the predictions
 EXACT = 0.95  # minimum Dice between a mask and what the project's tags can draw of it
 BATCH = 50  # predictions per request
 
@@ -90,7 +90,7 @@ class _MaskImport:
         self.labels = labels
         self.matching = matching
         self.tally = MaskTally()
-        self._predicted = {} if request.kind == ANNOTATIONS else studio.published(request.project, VERSION)
+        self._predicted = {} if request.kind == ANNOTATIONS else studio.published(request.project, IMPORTED_MASKS)
         self._rows: list[dict[str, Any]] = []
 
     # -- which scan each mask belongs to ----------------------------------------------------
@@ -236,7 +236,7 @@ class _MaskImport:
 
     def _write(self, task: int, result: list[dict[str, Any]], spoken: frozenset[str]) -> None:
         if self.request.kind != ANNOTATIONS:
-            self._rows.append({"task": task, "model_version": VERSION, "score": None, "result": result})
+            self._rows.append({"task": task, "model_version": IMPORTED_MASKS, "score": None, "result": result})
             if len(self._rows) >= BATCH:
                 self.send()
             return

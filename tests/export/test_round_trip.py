@@ -347,7 +347,7 @@ def test_moved_and_changed_files_are_reported_and_found_again(lab: VolumeLab, tm
         assert np.array_equal(pixels, lab.drawn[row["scan"], row["axis"], row["slice"]])
     assert {row["scan"] for row in manifest(out)["slices"]} == {first, second}
     code, said = lab.run("export", "--out", tmp_path / "none", "--format", "nifti")
-    assert (code, "NIfTI and DICOM SEG need the identities file" in said) == (1, True)
+    assert (code, "NIfTI, DICOM SEG and RTSTRUCT need the identities file" in said) == (1, True)
 
 
 # -- the loop ----------------------------------------------------------------------------------

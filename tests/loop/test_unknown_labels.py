@@ -11,7 +11,9 @@ import pytest
 from sqlalchemy import update
 from world import COLD, LARGER, PROJECT, KeptLearner, World
 
+from backend.facts import IMPORTED_MASKS
 from backend.label_config import Renames, unknown_classes
+from backend.label_studio.masks import imported_result
 from backend.learning.learner import Case
 from backend.records.tables import label_table
 
@@ -89,3 +91,26 @@ def test_a_renamed_label_stays_known_and_what_is_not_recorded_counts_as_known() 
     renames = Renames(("Lung", "Heart", "Cor"), {"Heart": "Cor"})
     assert unknown_classes('["Lung", "Heart"]', ("Lung", "Cor", "Rib"), renames) == {3}
     assert unknown_classes("", ("Lung", "Cor"), renames) == frozenset()
+
+
+def test_a_label_that_a_mask_file_does_not_have_is_unknown_until_somebody_updates_the_annotation(world: World) -> None:
+    world.studio.change_config(LARGER)
+    world.cold_started()
+    task = world.order()[0]
+    made = world.studio.annotate_by_program(task, imported_result(world.truth(task, "Lung"), ["Lung"]))
+    world.run()
+    assert known(world)[task] == ["Lung"]
+    world.studio.edit(made, world.truth(task, "Lung"))
+    world.run()
+    assert known(world)[task] == ["Lung", "Heart"]
+
+
+def test_masks_imported_as_predictions_are_shown_until_there_is_a_model(world: World) -> None:
+    tasks = world.add_scans(0, 12)[:6]
+    rows = [{"task": t, "model_version": IMPORTED_MASKS, "score": 0.5, "result": world.truth(t)} for t in tasks]
+    world.studio.import_predictions(PROJECT, rows)
+    world.run()
+    shown = {p["task"]: p["result"] for p in world.studio.predictions if p["model_version"] == "scanqueue-r0"}
+    assert {task for task, result in shown.items() if result} == set(tasks) & set(shown)
+    assert set(tasks) & set(shown)
+    assert all(shown[task] == world.truth(task) for task in set(tasks) & set(shown))

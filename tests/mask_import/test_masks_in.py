@@ -20,6 +20,8 @@ from pycocotools.coco import COCO
 from volume_lab import CONFIG, LABELS, VolumeLab, manifest
 
 from backend.demo.label_studio import LabelStudio
+from backend.label_studio.masks import could_draw
+from backend.label_studio.studio import Studio
 
 pytestmark = pytest.mark.label_studio
 HIPPOCAMPI = ("hippocampus_001.nii.gz", "hippocampus_003.nii.gz")
@@ -193,18 +195,63 @@ def test_masks_that_do_not_fit_or_have_no_scan_are_named_and_the_others_come_in(
     mask = nib.load(data / "masks" / other)
     moved = mask.affine.copy()
     moved[0, 3] += 0.4
-    shutil.copy(data / "masks" / good, tmp_path / good)
-    nib.save(nib.Nifti1Image(np.asarray(mask.dataobj), moved), tmp_path / other)
-    nib.save(mask, tmp_path / "hippocampus_999.nii.gz")
-    (tmp_path / "broken.nii.gz").write_bytes((data / "masks" / good).read_bytes()[:100])
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    shutil.copy(data / "masks" / good, masks / good)
+    nib.save(nib.Nifti1Image(np.asarray(mask.dataobj), moved), masks / other)
+    nib.save(mask, masks / "hippocampus_999.nii.gz")
+    (masks / "broken.nii.gz").write_bytes((data / "masks" / good).read_bytes()[:100])
     lab = labs.new()
-    told = masks_in(lab, data / "images" / good, data / "images" / other, "--masks", tmp_path, code=1)
+    told = masks_in(lab, data / "images" / good, data / "images" / other, "--masks", masks, code=1)
     assert len(told["problems"]) == 3
     for what in (
         "does not fit: its voxels are up to 0.40 voxels off",
         "belongs to no scan",
-        "broken|truncated|damaged",
+        "copy it again",
     ):
         assert any(re.search(what, problem) for problem in told["problems"]), what
     annotated = {row["scan"] for row in manifest(lab.export("out"))["slices"]}
     assert {lab.sources()[scan].name for scan in annotated} == {good}
+
+
+ONE_LABEL_MORE = CONFIG.replace('<Label value="Posterior"/>', '<Label value="Posterior"/><Label value="Cyst"/>')
+
+
+def test_what_a_mask_file_does_not_speak_of_stays_unknown(labs: Labs, shared: Path) -> None:
+    """Masks of two of three labels: neither slices without them nor the third label are taken for empty."""
+    data = shared / "data" / "msd_hippocampus"
+    lab = labs.new(ONE_LABEL_MORE)
+    maps = ("--label-map", "1=Anterior", "--label-map", "2=Posterior", "--axis", "coronal", "--every", "4")
+    told = masks_in(lab, data / "images" / HIPPOCAMPI[0], "--masks", data / "masks" / HIPPOCAMPI[0], *maps)
+    assert min(told["masks"]["made"], told["masks"]["empty"], told["masks"]["absent"]) > 0
+    studio = Studio(lab.studio.url, lab.studio.personal_access_token())
+    config = studio.project(lab.project).masks_config(lab.project)
+    found = [a for a in studio.annotations(lab.project, [t["id"] for t in lab.tasks()]) if not isinstance(a, int)]
+    assert len(found) == told["masks"]["made"]
+    assert {could_draw(one, config) for one in found} == {("Anterior", "Posterior")}
+    corrected = found[0]
+    lab.studio.patch(f"/api/annotations/{corrected.id}/", {"result": list(corrected.result), "lead_time": 3.0})
+    (again,) = studio.annotations(lab.project, [corrected.task])
+    assert not isinstance(again, int)
+    assert could_draw(again, config) == ("Anterior", "Posterior", "Cyst")  # somebody has looked
+
+    with_all = labs.new(ONE_LABEL_MORE)
+    told = masks_in(
+        with_all, data / "images" / HIPPOCAMPI[0], "--masks", data / "masks" / HIPPOCAMPI[0], *maps, "--complete"
+    )
+    assert told["masks"]["made"] == len(with_all.tasks())
+    assert told["masks"]["empty"] == 0
+
+
+def test_masks_as_predictions_are_stored_once_and_annotations_stay(labs: Labs, shared: Path) -> None:
+    data = shared / "data" / "msd_hippocampus"
+    lab = labs.new()
+    command = ("--masks", data / "masks" / HIPPOCAMPI[0], "--as", "predictions")
+    told = masks_in(lab, data / "images" / HIPPOCAMPI[0], "--every", "5", *command)
+    made = told["masks"]["made"]
+    assert made > 0
+    assert masks_in(lab, *command)["masks"] == {**told["masks"], "made": 0, "there": made}
+    predictions = lab.studio.get("/api/predictions/", project=lab.project)
+    assert {p["model_version"] for p in predictions} == {"imported-masks"}
+    assert len({p["task"] for p in predictions}) == len(predictions) == made
+    assert lab.studio.get("/api/tasks", project=lab.project, page_size=1)["total_annotations"] == 0

@@ -108,6 +108,12 @@ class MemoryStudio:
         """Submit; `shown` is the prediction that the annotation started from."""
         return self._annotate(task, result, shown, "reader", ground_truth=ground_truth, was_cancelled=False)
 
+    def annotate_by_program(self, task: int, result: Sequence[Mapping[str, Any]]) -> int:
+        """Add an annotation through the API, without a time spent on it."""
+        made = self.annotate(task, result)
+        self._annotations[made]["lead_time"] = None
+        return made
+
     def annotations_from_predictions(self, predictions: Sequence[Mapping[str, Any]]) -> list[int]:
         """ "Create Annotations From Predictions": like submitting what is shown, but without a time spent on it."""
         made = [self.annotate(p["task"], p["result"], shown=p["id"]) for p in predictions]
