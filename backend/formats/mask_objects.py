@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.pixels import pixel_array
+from pydicom.pixels.utils import pixel_array
 
 from backend.errors import UnreadableFile
 from backend.formats import dicom, fields, frames
@@ -182,7 +182,7 @@ class StructureSet:
         relative = contour.points - scan.affine[:3, 3]
         if contour.instance in grid.instances and not scan.regular:
             inside, *_ = np.linalg.lstsq(scan.affine[:3, :2], relative.T, rcond=None)
-            return grid.instances.index(contour.instance), inside.T + 0.5
+            return grid.instances.index(contour.instance), np.asarray(inside.T + 0.5, np.float64)
         if not scan.regular:
             raise MaskMisfit(
                 self.path, "does not fit: the slices of the scan are not evenly spaced, and its outlines name no image"

@@ -121,7 +121,7 @@ class Publisher:
                     )
         elif IMPORTED_MASKS in context.studio.model_versions(project):
             found = context.studio.predicted_regions(project, tasks, [IMPORTED_MASKS])
-            results = {task: list(regions) for task, regions in found if regions}
+            results = {task: [dict(region) for region in regions] for task, regions in found if regions}
         return [
             {"task": t, "score": scores[t], "model_version": version, "result": results.get(t, [])}
             for t in tasks

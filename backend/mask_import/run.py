@@ -137,7 +137,7 @@ class _MaskImport:
         """Write the masks of a scan for each of its tasks. If one of its volumes is not understood, none is written."""
         try:
             cuts = scan.cuts()
-            volume = self._painted(scan.record.geometry.shape, scan.volumes, lambda mask: mask.onto(scan.grid))
+            volume = self._painted(scan.record.geometry.shape, [(mask, mask.onto(scan.grid)) for mask in scan.volumes])
         except UnreadableFile as error:
             self._problem(error)
             return
@@ -148,7 +148,7 @@ class _MaskImport:
         for place, tasks in sorted(scan.tasks.items()):
             masks = scan.pictures.get(place, [])
             try:
-                picture = self._painted(cuts[place[0]].shape, masks, lambda mask: mask.read())
+                picture = self._painted(cuts[place[0]].shape, [(mask, mask.read()) for mask in masks])
             except UnreadableFile as error:
                 self._problem(error)
                 continue
@@ -160,20 +160,18 @@ class _MaskImport:
             if files:
                 self._slice(scan, place, tasks, drawn, files)
 
-    def _painted(
-        self, shape: tuple[int, ...], masks: Sequence[Mask], read: Callable[[Mask], Iterable[Structure]]
-    ) -> NDArray[np.uint8]:
+    def _painted(self, shape: tuple[int, ...], masks: Sequence[tuple[Mask, Iterable[Structure]]]) -> NDArray[np.uint8]:
         """The label numbers of all structures in some files. Raises UnreadableFile if one is not understood."""
         painted = LabelMap(shape, self.config.labels)
-        for mask in masks:
-            for segment, voxels in read(mask):
+        for mask, structures in masks:
+            for segment, voxels in structures:
                 if voxels.shape != shape:
                     sizes = [" x ".join(map(str, one[::-1])) for one in (voxels.shape, shape)]
                     raise MaskMisfit(mask.path, f"does not fit: it has {sizes[0]} pixels, the picture {sizes[1]}")
                 if label := self.labels.label(segment, mask.path):
                     painted.paint(label, voxels)
         for label in painted.hidden():
-            self._remark(masks[0].path, f"more than half of {label!r} lies below other labels, which hide it.")
+            self._remark(masks[0][0].path, f"more than half of {label!r} lies below other labels, which hide it.")
         return painted.values
 
     def _count_absent(self, scan: ScanMasks, cuts: Mapping[str, Cut], volume: NDArray[np.uint8]) -> None:
@@ -216,7 +214,7 @@ class _MaskImport:
 
     def _approximates(self, path: Path, result: list[dict[str, Any]], drawn: NDArray[np.uint8]) -> bool:
         """Whether the project's tags cannot draw the mask, which is then a problem."""
-        read, _ = read_mask(result, self.config, *drawn.shape)
+        read, _ = read_mask(result, self.config, drawn.shape[0], drawn.shape[1])
         for number in np.unique(drawn[drawn > 0]).tolist():
             ours, theirs = read == number, drawn == number
             if 2 * (ours & theirs).sum() < EXACT * (ours.sum() + theirs.sum()):
