@@ -27,7 +27,7 @@ from backend.demo.label_studio import LabelStudio
 from backend.demo.phantoms import phantom
 from backend.fingerprints import fingerprint
 from backend.label_config import LabelConfig
-from backend.label_studio.masks import draw_mask
+from backend.label_studio.drawing import draw_mask
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.loop.driver import Reconciler

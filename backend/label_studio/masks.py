@@ -6,21 +6,20 @@ says what was not, and how to cure it without losing work. What was not understo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import UnknownLabels, UnreadableMask
 from backend.facts import round_of
-from backend.formats.pixels import mask_to_polygons, polygon_to_mask
-from backend.formats.shapes import ellipse_to_mask, full_area, mask_to_ellipses, mask_to_rectangles, rectangle_to_mask
-from backend.label_config import KINDS, LabelConfig, Renames, Tag
+from backend.formats.pixels import polygon_to_mask
+from backend.formats.shapes import ellipse_to_mask, full_area, rectangle_to_mask
+from backend.label_config import KINDS, LabelConfig, Renames
 from backend.label_studio.listing import Annotation
-from backend.label_studio.raster import decode_bitmask, decode_brush, encode_bitmask, encode_brush
+from backend.label_studio.raster import decode_bitmask, decode_brush
 
 NOT_DRAWN = (  # result types that say something about a region or the image, and draw nothing
     *("choices", "textarea", "rating", "taxonomy", "number", "datetime", "pairwise", "ranker", "relation"),
@@ -33,6 +32,7 @@ WITHIN = 0.95  # share of a region that later ones of other labels may cover bef
 THIN = 8.0  # pixels by which the area of a thin shape may differ from the number of its pixels
 PIXELS = ("brush", "bitmask")  # kinds that store pixels; the others store outlines
 Mask = NDArray[np.uint8]
+LABELS_IN_MASK = "labels_in_mask"  # in the meta of an imported region
 
 
 @dataclass(frozen=True)
@@ -351,26 +351,6 @@ def _decoded(one: Region, height: int, width: int) -> NDArray[np.bool_]:
         ) from error
 
 
-# -- drawing -----------------------------------------------------------------------------------
-
-
-def region_id(origin: str, class_: int, part: int = 0) -> str:
-    """The id of a predicted region: the same for the same prediction, and of no region that people or tools draw."""
-    return str(uuid5(NAMESPACE_URL, f"scanqueue:{origin}:{class_}:{part}"))
-
-
-LABELS_IN_MASK = "labels_in_mask"  # in the meta of an imported region
-
-
-def imported_result(result: Sequence[Mapping[str, Any]], labels: Sequence[str] | None) -> list[dict[str, Any]]:
-    """The regions of `draw_mask` as those of an annotation that was made from a mask file.
-
-    labels  those that the file says something about, if it is not all of the config; see `could_draw`
-    """
-    meta = {} if labels is None else {"meta": {LABELS_IN_MASK: list(labels)}}
-    return [{**region, "origin": "manual", **meta} for region in result]
-
-
 def could_draw(found: Annotation, config: LabelConfig) -> tuple[str, ...]:
     """The labels that an annotation says something about: all of the config, or those of the mask file that it was made
     from, until somebody updates it. Whether the scan shows one of the others is unknown."""
@@ -381,57 +361,3 @@ def could_draw(found: Annotation, config: LabelConfig) -> tuple[str, ...]:
             if isinstance(labels, list):
                 return tuple(str(label) for label in labels)
     return config.labels
-
-
-def draw_mask(labelmap: Mask, labels: Sequence[str], config: LabelConfig, origin: str) -> list[dict[str, Any]]:
-    """Label Studio regions for a label map (H, W) in which class i + 1 is labels[i].
-
-    Each label is drawn with its tag in the config, see `LabelConfig.tag_of`. A rectangle is the bounding box of a
-    connected component, an ellipse the one with its area and moments. Empty classes, and classes whose label is no
-    longer in the config, are skipped.
-
-    origin  names what drew it, such as version and model; the ids of the regions depend on it
-    """
-    height, width = labelmap.shape
-    regions: list[dict[str, Any]] = []
-    for index, label in enumerate(labels, start=1):
-        if label not in config.labels:
-            continue
-        mask = labelmap == index
-        if not mask.any():
-            continue
-        tag = config.tag_of(label)
-        common = {
-            "to_name": tag.to_name,
-            "origin": "prediction",
-            "original_width": width,
-            "original_height": height,
-            "image_rotation": 0,
-        }
-        for part, shape in enumerate(_shapes(mask, tag)):
-            regions += ({"id": region_id(origin, index, part), **common, **own} for own in _results(shape, label, tag))
-    return regions
-
-
-def _shapes(mask: NDArray[np.bool_], tag: Tag) -> Iterator[dict[str, Any]]:
-    """The values that draw a mask with a tag, without its label."""
-    if tag.kind == "brush":
-        yield {"format": "rle", "rle": encode_brush(mask)}
-    elif tag.kind == "bitmask":
-        yield {"imageDataURL": encode_bitmask(mask)}
-    elif tag.kind == "polygon":
-        for points in mask_to_polygons(mask):
-            yield {"points": np.round(points, 3).tolist(), "closed": True}
-    else:
-        yield from mask_to_ellipses(mask) if tag.kind == "ellipse" else mask_to_rectangles(mask)
-
-
-def _results(shape: dict[str, Any], label: str, tag: Tag) -> list[dict[str, Any]]:
-    """One result with the label; two where a tag without labels draws and `<Labels>` names."""
-    if not tag.labels_tag:
-        kind = f"{tag.kind}labels"
-        return [{"from_name": tag.name, "type": kind, "value": {**shape, kind: [label]}}]
-    return [
-        {"from_name": tag.name, "type": tag.kind, "value": shape},
-        {"from_name": tag.labels_tag, "type": "labels", "value": {**shape, "labels": [label]}},
-    ]

@@ -13,7 +13,7 @@ from backend.fingerprints import fingerprint
 from backend.formats.pixels import decode_image, letterbox
 from backend.image_value import reference, resolve
 from backend.label_config import LabelConfig
-from backend.label_studio.masks import draw_mask
+from backend.label_studio.drawing import draw_mask
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.loop.batch import cached_pixels

@@ -9,7 +9,7 @@ from typing import Any
 
 from backend.errors import ProjectGone, ScanqueueError, StudioRefused
 from backend.facts import IMPORTED_MASKS, origin_of, score_of, version_name
-from backend.label_studio.masks import draw_mask
+from backend.label_studio.drawing import draw_mask
 from backend.loop.connection import Connections
 from backend.loop.context import LoopContext
 from backend.loop.decide import waiting_for_labels

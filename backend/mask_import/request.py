@@ -69,8 +69,10 @@ class MaskTally:
 def expanded(patterns: Sequence[str], scans: Sequence[Path]) -> tuple[Path, ...]:
     """The files and folders of `--masks`: paths, or patterns in which ** stands for any folders.
 
-    Raises BadSetting if one does not exist, or if it contains a path of the scans.
+    Raises BadSetting if one does not exist, if it contains a path of the scans, or if neither is given.
     """
+    if not (patterns or scans):
+        raise BadSetting("Nothing to import. Pass files or folders with scans, or --masks.")
     found: dict[Path, None] = {}
     for pattern in patterns:
         matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))

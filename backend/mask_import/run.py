@@ -20,8 +20,9 @@ from backend.intake.identities import Identities
 from backend.intake.request import Tally
 from backend.intake.slicing import Problem
 from backend.label_config import LabelConfig
+from backend.label_studio.drawing import draw_mask, imported_result
 from backend.label_studio.listing import TaskRow
-from backend.label_studio.masks import draw_mask, imported_result, read_mask
+from backend.label_studio.masks import read_mask
 from backend.label_studio.studio import Studio
 from backend.mask_import.coco import open_coco
 from backend.mask_import.labels import LabelMatcher, parse_label_map

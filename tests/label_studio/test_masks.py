@@ -13,7 +13,8 @@ from label_studio_sdk.converter import brush
 
 from backend.errors import UnknownLabels, UnreadableMask
 from backend.label_config import LabelConfig, Renames, Tag
-from backend.label_studio.masks import draw_mask, read_mask
+from backend.label_studio.drawing import draw_mask
+from backend.label_studio.masks import read_mask
 from backend.label_studio.raster import encode_brush
 
 ODD = 'Lung "left" <b>&amp;</b> 肺'

@@ -20,7 +20,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 from backend.demo.label_studio import LabelStudio
 from backend.export.run import Export
 from backend.label_config import LabelConfig
-from backend.label_studio.masks import draw_mask, read_mask
+from backend.label_studio.drawing import draw_mask
+from backend.label_studio.masks import read_mask
 from backend.label_studio.raster import encode_bitmask, encode_brush
 from backend.label_studio.studio import Studio
 

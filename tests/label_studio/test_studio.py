@@ -27,8 +27,9 @@ from backend.errors import ProjectGone, StudioRefused, StudioUnavailable, Unread
 from backend.facts import SAMPLING, SECRET_HEADER
 from backend.label_config import LabelConfig
 from backend.label_studio import listing, queue
+from backend.label_studio.drawing import draw_mask
 from backend.label_studio.listing import Annotation
-from backend.label_studio.masks import draw_mask, read_mask
+from backend.label_studio.masks import read_mask
 from backend.label_studio.raster import encode_brush
 from backend.label_studio.studio import Studio
 

@@ -14,8 +14,9 @@ from rasterizer import painted, pixels_of
 
 from backend.errors import NotSegmentable, UnknownLabels, UnreadableMask
 from backend.label_config import LabelConfig, Renames, smart_tags
+from backend.label_studio.drawing import draw_mask
 from backend.label_studio.listing import Annotation
-from backend.label_studio.masks import draw_mask, read_annotation, read_mask
+from backend.label_studio.masks import read_annotation, read_mask
 from backend.label_studio.raster import encode_bitmask, encode_brush
 
 XML = """<View>

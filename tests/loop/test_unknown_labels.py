@@ -13,7 +13,7 @@ from world import COLD, LARGER, PROJECT, KeptLearner, World
 
 from backend.facts import IMPORTED_MASKS
 from backend.label_config import Renames, unknown_classes
-from backend.label_studio.masks import imported_result
+from backend.label_studio.drawing import imported_result
 from backend.learning.learner import Case
 from backend.records.tables import label_table
 

@@ -15,7 +15,7 @@ from service import BRUSH, Lab, Service, phantom_scans
 from backend.demo.annotator import Annotator
 from backend.demo.label_studio import LabelStudio
 from backend.label_config import LabelConfig
-from backend.label_studio.masks import draw_mask
+from backend.label_studio.drawing import draw_mask
 from backend.records.store import Store
 
 pytestmark = pytest.mark.label_studio
