@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -248,6 +249,14 @@ def smart_tags(config: str) -> set[str]:
         for tag in ElementTree.fromstring(config).iter()
         if "true" in (tag.get("smart"), tag.get("smartOnly"))
     }
+
+
+def data_keys(config: str) -> set[str]:
+    """The keys of task data that the tags of a label config (its text) show: `a` for value="$a", "$a.b" and "$a[0]"."""
+    if not config:
+        return set()
+    values = (value for tag in ElementTree.fromstring(config).iter() for value in tag.attrib.values())
+    return {found[1] for value in values if (found := re.match(r"\$([A-Za-z_]\w*)", value))}
 
 
 def _is_repeated(tag: Mapping[str, Any]) -> bool:

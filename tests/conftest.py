@@ -52,7 +52,12 @@ LONGEST = (  # files that wait for servers, minutes each: they start first, so t
         "test_export",
     ),
 )
-SLOW = ("test_driver", "test_whole_scans", "test_training")  # minutes of training: in `make test`, not in `make check`
+SLOW = (
+    "test_driver",
+    "test_whole_scans",
+    "test_training",
+    "test_outcomes",
+)  # minutes of training: in `make test`, not in `make check`
 SERVERS = {"label_studio", "default_studio", "postgres", "redis_server", "chromium"}  # fixtures that start one
 STARTS_SERVERS = (
     "test_openapi",

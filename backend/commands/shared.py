@@ -34,6 +34,17 @@ def open_records(data_dir: Path | None) -> Any:
     return Store(settings.data_dir, settings.database_url)
 
 
+def image_setting(settings: Settings, project: int) -> str:
+    """The project's setting `image`; "" if it has none, or if there are no records of it."""
+    from backend.loop.project_settings import row_settings
+    from backend.records.store import Store
+
+    if not settings.database_url and not (settings.data_dir / "records.sqlite").exists():
+        return ""
+    row = Store(settings.data_dir, settings.database_url).project(project)
+    return row_settings(dict(row)).image if row else ""
+
+
 def open_locking_records(data_dir: Path | None) -> Any:
     """Open the records with the locks that workers on other machines share."""
     from backend.app import open_store

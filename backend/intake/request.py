@@ -18,6 +18,7 @@ class ImportRequest:
     spool       folder for pictures before the upload; emptied
     local       folder from which Label Studio serves local files; None: upload
     root        see LocalFiles
+    image       the project's setting `image`: which of several images counts; "": the first
     masks       files and folders with masks, which are not imported as scans
     foreign     continue even if the project's scans were imported with another identities file
     """
@@ -33,6 +34,7 @@ class ImportRequest:
     root: Path | None = None
     dry_run: bool = False
     foreign: bool = False
+    image: str = ""
     masks: tuple[Path, ...] = ()
 
 

@@ -32,6 +32,7 @@ from backend.intake.slicing import (
     sniff_files,
     write_pictures,
 )
+from backend.label_config import data_keys
 from backend.label_studio.studio import Studio
 from backend.records.locks import Locks
 from backend.workers.process_pool import Crashed, Workers
@@ -123,12 +124,17 @@ class _Import:
     def _prepare(self) -> None:
         """All requests to Label Studio before the first scan."""
         page = self.studio.project(self.request.project)
-        self._image_value = page.masks_config(self.request.project).image_value
+        self._image_value = page.masks_config(self.request.project, self.request.image).image_value
         made = data_with(self._image_value, "/x")
         if made is None or made.keys() & OTHER_KEYS:
             raise BadSetting(
                 f"The Image tag of the label config has value={template(self._image_value)!r}, which no address of "
                 'an uploaded image fits. Change it to value="$image" in Settings > Labeling Interface > Code.'
+            )
+        if others := data_keys(page.label_config) - made.keys() - OTHER_KEYS:
+            raise BadSetting(
+                f"The label config also shows ${', $'.join(sorted(others))}, which imported tasks do not have, so that "
+                "Label Studio would refuse them. Import into a project without these tags."
             )
         self.existing.refresh()
         _check_identities(self.identities, self.existing, self.request)

@@ -19,6 +19,7 @@ class MaskRequest:
     """The arguments of `scanqueue import` that are about masks.
 
     kind          one of KINDS
+    image         the project's setting `image`: which of several images counts; "": the first
     label_map     entries NAME=LABEL or NUMBER=LABEL
     ground_truth  mark annotations as ground truth
     complete      what is not drawn is not there: slices without a mask become empty annotations, and labels that a file
@@ -33,6 +34,7 @@ class MaskRequest:
     ground_truth: bool = False
     complete: bool = False
     dry_run: bool = False
+    image: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -51,7 +51,7 @@ def run(
 
     Raises BadSetting if an argument is invalid, BadIdentities, NotSegmentable, and the errors of Studio.
     """
-    config = studio.project(request.project).masks_config(request.project)
+    config = studio.project(request.project).masks_config(request.project, request.image)
     labels = LabelMatcher(config.labels, parse_label_map(request.label_map, config.labels))
     with Identities(request.identities, must_exist=True) as identities:
         matching = Matching(studio, request.project, identities, labels)

@@ -607,3 +607,18 @@ def test_images_are_written_where_the_image_tag_reads_them(
         return
     assert lab.run(tmp_path / "a.nii.gz").made == 6
     assert [lab.picture({"image": where(data)}).shape for data in lab.tasks()] == [(24, 20)] * 6
+
+
+def test_of_several_images_the_chosen_one_is_written_and_a_config_that_needs_more_data_is_refused(
+    lab: Lab, tmp_path: Path
+) -> None:
+    write_nifti(tmp_path / "a.nii.gz", 1)
+    both = CONFIG.replace("<View>", '<View><Image name="before" value="$before"/>')
+    lab.project = lab.studio.create_project("import", both)
+    with pytest.raises(BadSetting, match=r"also shows \$before, which imported tasks do not have"):
+        lab.run(tmp_path / "a.nii.gz")
+    with pytest.raises(httpx.HTTPStatusError):  # as Label Studio refuses them
+        lab.studio.post(f"/api/projects/{lab.project}/import", [{"data": {"image": "/a.png"}}])
+    tag = '<BrushLabels name="other" toName="before"><Label value="Lung"/></BrushLabels></View>'
+    lab.project = lab.studio.create_project("import", both.replace("$before", "$image").replace("</View>", tag))
+    assert lab.run(tmp_path / "a.nii.gz", image="before").made == 6
