@@ -37,7 +37,15 @@ ScanPairs = list[tuple[Path, Path]]
 LONGEST = (  # files that wait for servers, minutes each: they start first, so that none runs alone at the end
     *("test_intake", "test_driver", "test_loop", "test_simulate_runs", "test_disk", "test_studio", "test_browser"),
     *("test_doctor", "test_docs", "test_lab_projects", "test_bad_input", "test_page_browser", "test_states"),
-    *("test_plugin", "test_round_trip", "test_region_types", "test_figures", "test_openapi", "test_disconnect"),
+    *(
+        "test_plugin",
+        "test_round_trip",
+        "test_masks_in",
+        "test_region_types",
+        "test_figures",
+        "test_openapi",
+        "test_disconnect",
+    ),
     *("test_faults", "test_many_workers", "test_clock", "test_proxy", "test_page_loop", "test_benchmarks"),
     *(
         "test_cloud_storage",

@@ -129,7 +129,7 @@ def lab_slices(out: Path, name: str, lab: VolumeLab) -> int:
 
 
 def test_nifti_masks_come_in_and_go_out_voxel_for_voxel(labs: Labs, shared: Path) -> None:
-    check_hippocampi(labs, shared, HIPPOCAMPI, ("nifti", "png", "coco"))
+    check_hippocampi(labs, shared, HIPPOCAMPI[:1], ("nifti", "png", "coco"))
 
 
 @pytest.mark.long
