@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from backend.export.collect import Slice
 from backend.export.manifest import Files, Sections
+from backend.formats.pixels import classes_in
 
 PNG, COCO = "png", "coco"
 
@@ -52,7 +53,7 @@ class Pictures:
             names = {"file_name": one.name, "width": width, "height": height}
             group = {"group": one.group} if one.group else {}
             self._coco.add("images", {"id": one.task, **names, **one.which, **group})
-            for number in np.unique(mask[mask > 0]).tolist():
+            for number in classes_in(mask):
                 runs = coco_mask.encode(np.asfortranarray(mask == number, dtype=np.uint8))
                 region = {
                     "id": self._coco.counts["annotations"] + 1,

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.formats.pixels import IGNORE, box_of, resized
+from backend.formats.pixels import IGNORE, box_of, classes_in, resized
 
 
 def letterbox_mask(labelmap: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -47,7 +47,7 @@ def finding_sizes(labelmap: NDArray[np.uint8]) -> dict[int, float]:
     The largest, because a stroke of a brush often leaves specks beside the intended area.
     """
     found = {}
-    for number in _labels(labelmap):
+    for number in classes_in(labelmap):
         _, _, rows, _ = cv2.connectedComponentsWithStats((labelmap == number).view(np.uint8), connectivity=8)
         found[number] = math.sqrt(rows[1:, cv2.CC_STAT_AREA].max()) / max(labelmap.shape)
     return found
@@ -78,7 +78,7 @@ def _vanished(labelmap: NDArray[np.uint8], best: NDArray[np.uint8]) -> Iterator[
         for here, there in zip(best.shape, labelmap.shape, strict=True)
     )
     kept = best[down][:, across] == labelmap
-    for number in _labels(labelmap):
+    for number in classes_in(labelmap):
         drawn = labelmap == number
         n, findings = cv2.connectedComponents(drawn.view(np.uint8), connectivity=8)
         lost = np.ones(n, bool)
@@ -98,11 +98,7 @@ def _vanished(labelmap: NDArray[np.uint8], best: NDArray[np.uint8]) -> Iterator[
 def _single(labelmap: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """The pixels that are a whole finding."""
     found = np.zeros(labelmap.shape, bool)
-    for number in _labels(labelmap):
+    for number in classes_in(labelmap):
         _, findings, rows, _ = cv2.connectedComponentsWithStats((labelmap == number).view(np.uint8), connectivity=8)
         found |= (rows[:, cv2.CC_STAT_AREA] == 1)[findings] & (findings > 0)
     return found
-
-
-def _labels(labelmap: NDArray[np.uint8]) -> list[int]:
-    return [int(n) for n in np.flatnonzero(np.bincount(labelmap.ravel(), minlength=256)) if 0 < n < IGNORE]

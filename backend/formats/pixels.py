@@ -343,6 +343,11 @@ def merge_labels(masks: Iterable[tuple[int, NDArray[np.bool_]]], height: int, wi
     return labelmap
 
 
+def classes_in(labelmap: NDArray[np.uint8]) -> list[int]:
+    """The class numbers in a label map, ascending, without background and IGNORE."""
+    return [int(n) for n in np.flatnonzero(np.bincount(labelmap.ravel(), minlength=256)) if 0 < n < IGNORE]
+
+
 def translate(mask: NDArray[np.uint8], has: Sequence[str], wanted: Sequence[str]) -> NDArray[np.uint8]:
     """A label map with the classes `has`, mapped to the classes `wanted`; other classes become background."""
     if list(has) == list(wanted):

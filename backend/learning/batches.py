@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.formats.pixels import IGNORE
+from backend.formats.pixels import IGNORE, classes_in
 
 FOREGROUND = 1 / 3  # share of each batch that shows a label, as in nnU-Net (Isensee et al. 2021)
 
@@ -24,9 +24,8 @@ class Batches:
         self._generator = np.random.default_rng([seed, len(masks)])
         having: dict[int, list[int]] = {}
         for row, mask in enumerate(masks):
-            for number in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[:IGNORE]):
-                if number:
-                    having.setdefault(int(number), []).append(row)
+            for number in classes_in(mask):
+                having.setdefault(number, []).append(row)
         self._classes = sorted(having)
         rarity = np.array([1 / len(having[number]) for number in self._classes])
         self._rarity = rarity / rarity.sum()

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
-from backend.formats.pixels import IGNORE, Letterboxed
+from backend.formats.pixels import IGNORE, Letterboxed, classes_in
 from backend.learning.augmentation import augmentation
 from backend.learning.batches import Batches
 from backend.learning.losses import marginal_loss
@@ -142,7 +142,7 @@ class _Fit:
         self.mixed = settings.mixed_precision and self.device.type == "cuda"
         with OwnRandom(settings.seed, 0):
             self.segmenter = Segmenter.create(spec, encoder_weights=settings.encoder_weights, device=self.device)
-        drawn = {0}.union(*(np.unique(mask).tolist() for mask in masks)) - {IGNORE}
+        drawn = {0}.union(*map(classes_in, masks))
         _begin(self.segmenter.network.segmentation_head[0], sorted(drawn), settings.seed)
         self.average = _Average(self.segmenter.network, settings.ema)
         self.optimizer = torch.optim.AdamW(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from backend.errors import UnknownLabels, UnreadableMask
 from backend.facts import version_name
 from backend.fingerprints import fingerprint
-from backend.formats.pixels import translate
+from backend.formats.pixels import classes_in, translate
 from backend.label_config import LabelConfig, unknown_classes
 from backend.label_studio.listing import Annotation
 from backend.label_studio.masks import could_draw, read_annotation
@@ -73,7 +73,7 @@ class AnnotationReader:
             )  # without the labels' names: a renamed label is nothing new to learn
             if not store.has("labels", name):
                 store.put_arrays("labels", name, mask=mask)
-            missing = unknown_classes(known, config.labels, seen.renames) - set(np.unique(mask).tolist())
+            missing = unknown_classes(known, config.labels, seen.renames, classes_in(mask))
             self._compare_shown(project, scan, found, mask, config, key, missing)
         except UnreadableMask as error:
             problem = f"annotation {found.id}: {error}"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from backend.errors import UnreadableScan
 from backend.facts import Lesson, Scan, validation_rows
 from backend.fingerprints import fingerprint
-from backend.formats.pixels import translate
+from backend.formats.pixels import classes_in, translate
 from backend.label_config import unknown_classes
 from backend.learning.averages import as_row
 from backend.learning.evaluation import Scores
@@ -94,7 +94,7 @@ def labelled_scans(context: LoopContext, project: int, seen: Seen, tasks: Sequen
         except UnreadableScan as error:
             store.set_scans(project, [{"task": task, "problem": str(error)}])
             raise Replan from None
-        unknown = unknown_classes(row["known"], seen.config.labels, seen.renames) - set(np.unique(mask).tolist())
+        unknown = unknown_classes(row["known"], seen.config.labels, seen.renames, classes_in(mask))
         found.append(LabelledScan(scan, row["mask"], Case(boxed, mask, unknown)))
     return sorted(found, key=lambda one: (one.scan.digest, one.mask))
 
@@ -286,7 +286,7 @@ class Trainer:
 
 def _split(cases: list[LabelledScan], known: set[int | str]) -> Split:
     """Hold out scans for validation, if possible of those that the active model has not learnt from, `known`."""
-    shown = [np.unique(one.case.mask[one.case.mask > 0]).tolist() for one in cases]
+    shown = [classes_in(one.case.mask) for one in cases]
     rows = {i for i, one in enumerate(cases) if has_learnt(known, one.scan)}
     digests, groups = [one.scan.digest for one in cases], [one.scan.group for one in cases]
     return Split(cases, frozenset(validation_rows(digests, groups, shown, rows)))

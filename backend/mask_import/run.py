@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from backend.errors import CannotCut, StudioUnavailable, UnreadableFile
 from backend.facts import IMPORTED_MASKS
 from backend.formats import Cut, LabelPicture, MaskFile, MaskMisfit, Segment, open_mask
+from backend.formats.pixels import classes_in
 from backend.intake.existing_tasks import PATIENCE, PAUSE
 from backend.intake.files import walk
 from backend.intake.identities import Identities
@@ -216,7 +217,7 @@ class _MaskImport:
     def _approximates(self, path: Path, result: list[dict[str, Any]], drawn: NDArray[np.uint8]) -> bool:
         """Whether the project's tags cannot draw the mask, which is then a problem."""
         read, _ = read_mask(result, self.config, drawn.shape[0], drawn.shape[1])
-        for number in np.unique(drawn[drawn > 0]).tolist():
+        for number in classes_in(drawn):
             ours, theirs = read == number, drawn == number
             if 2 * (ours & theirs).sum() < EXACT * (ours.sum() + theirs.sum()):
                 label = self.config.labels[number - 1]

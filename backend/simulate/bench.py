@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from backend.facts import validation_rows
 from backend.fingerprints import fingerprint
+from backend.formats.pixels import classes_in
 from backend.learning.learner import Learner
 from backend.simulate.labelled import Labelled
 from backend.simulate.plan import Comparison, Job, Split, checked_split, group_names, read
@@ -167,7 +168,7 @@ class Bench:
 
     def _train(self, seed: int, part: Split, chosen: NDArray[np.intp]) -> Callable[[Path], None]:
         rows = sorted(part.pool[chosen].tolist(), key=lambda r: (self.scans.digests[r], r))
-        shown = [np.unique(self.scans.masks[r][self.scans.masks[r] > 0]).tolist() for r in rows]
+        shown = [classes_in(self.scans.masks[r]) for r in rows]
         held = validation_rows([self.scans.digests[r] for r in rows], [self.named[r] for r in rows], shown)
         size = self.learner.working_size((self.scans.masks[r] for r in rows), self.scans.classes)
         cases = [self.scans.case(r, size) for r in rows]

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.formats.pixels import Letterboxed
+from backend.formats.pixels import Letterboxed, classes_in
 
 # differences: labelled by the first model only, by the second only, differently by both; outline of the agreement
 ONLY_FIRST, ONLY_SECOND, OTHER_LABEL, BOTH = "#0072B2", "#E69F00", "#CC79A7", "#FFFFFF"
@@ -38,7 +38,7 @@ def shrink(labels: Map, height: int, width: int) -> Map:
     small = np.asarray(cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
     if height * width >= labels.size:
         return small
-    for number in _classes(labels):
+    for number in classes_in(labels):
         share = cv2.resize((labels == number).view(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA)
         count, pieces = cv2.connectedComponents((share > 0).view(np.uint8))
         lost = np.ones(count, np.bool_)
@@ -48,14 +48,9 @@ def shrink(labels: Map, height: int, width: int) -> Map:
     return small
 
 
-def _classes(labels: Map) -> list[int]:
-    """The classes in a label map, without background."""
-    return [int(n) for n in np.flatnonzero(np.bincount(labels.ravel(), minlength=256)) if n]
-
-
 def outlined(picture: Map, labels: Map, colours: Sequence[str]) -> Map:
     """(h, w, 3): the picture with class n outlined in colours[n - 1]. Halos come first, so that they hide no colour."""
-    return _traced(_colour(picture), [(labels == n, colours[(n - 1) % len(colours)]) for n in _classes(labels)])
+    return _traced(_colour(picture), [(labels == n, colours[(n - 1) % len(colours)]) for n in classes_in(labels)])
 
 
 def _traced(picture: Map, areas: Sequence[tuple[NDArray[np.bool_], str]]) -> Map:
@@ -95,7 +90,7 @@ def difference_picture(picture: Map, one: Map, other: Map) -> Map:
     agreement = shrink(np.where(one == other, one, 0).astype(np.uint8), height, width)
     agreement[kinds > 0] = 0
     grey = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    answer = _traced(_colour(np.asarray(grey, dtype=np.uint8)), [(agreement == n, BOTH) for n in _classes(agreement)])
+    answer = _traced(_colour(np.asarray(grey, dtype=np.uint8)), [(agreement == n, BOTH) for n in classes_in(agreement)])
     for kind, colour in enumerate((ONLY_FIRST, ONLY_SECOND, OTHER_LABEL), start=1):
         answer[kinds == kind] = _rgb(colour)
     return answer

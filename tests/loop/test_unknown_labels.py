@@ -89,8 +89,9 @@ def test_reading_an_annotation_once_more_does_not_make_a_label_known(world: Worl
 
 def test_a_renamed_label_stays_known_and_what_is_not_recorded_counts_as_known() -> None:
     renames = Renames(("Lung", "Heart", "Cor"), {"Heart": "Cor"})
-    assert unknown_classes('["Lung", "Heart"]', ("Lung", "Cor", "Rib"), renames) == {3}
-    assert unknown_classes("", ("Lung", "Cor"), renames) == frozenset()
+    assert unknown_classes('["Lung", "Heart"]', ("Lung", "Cor", "Rib"), renames, [1]) == {3}
+    assert unknown_classes("", ("Lung", "Cor"), renames, []) == frozenset()
+    assert unknown_classes('["Lung"]', ("Lung", "Cor"), renames, [2]) == frozenset()  # it is drawn
 
 
 def test_a_label_that_a_mask_file_does_not_have_is_unknown_until_somebody_updates_the_annotation(world: World) -> None:
