@@ -28,8 +28,8 @@ from backend.errors import (
 )
 from backend.facts import Scan
 from backend.fingerprints import fingerprint
-from backend.formats.pixels import Letterboxed, letterbox, translate
-from backend.label_config import LabelConfig, Renames
+from backend.formats.pixels import Letterboxed, classes_in, letterbox, translate
+from backend.label_config import LabelConfig, Renames, unknown_classes
 from backend.learning.averages import Recorded
 from backend.learning.evaluation import LabelScore
 from backend.loop.batch import CHUNK, BatchProcessor
@@ -59,18 +59,19 @@ KEPT = 100_000  # comparisons of two masks kept in memory
 
 @dataclass(frozen=True)
 class Compared:
-    """Two models on one held-out scan.
+    """Two models on one scan that neither has learnt from. Labels that its annotator could not draw are left out.
 
     first, second  Dice of each model's mask against the annotator's, 0..1, high is good: mean over the labels of the
                    annotator's mask; None without any
-    agreement      Dice of the two masks against each other: mean over the labels that either has; 1 without any
+    agreement      Dice of the two masks against each other: mean over the labels that either has; 1 without any.
+                   Here, no label is left out
     first_hd95, second_hd95
                    HD95 of each model's mask against the annotator's, low is good, over the same labels as Dice
     unit           unit of these distances: "mm" if the scan's spacing is known, else "px"
     truth_empty, first_empty, second_empty
                    whether the annotator's mask, and each model's, has no foreground
     first_labels, second_labels
-                   the scores of each model by label
+                   the scores of each model by label, as far as known
     """
 
     task: int
@@ -157,7 +158,7 @@ class Pictures:
         with _explained(project):
             one, other = self._model(project, first), self._model(project, second)
             names = self._labels(project) or united(one["labels"], other["labels"])
-            held = self._held_out(project, first, second)
+            held, renames = self._held_out(project, first, second), self.store.renames(project)
         found: list[Compared] = []
         problem: ScanqueueError | None = None
         until = time.monotonic() + seconds
@@ -178,7 +179,7 @@ class Pictures:
             for scan, label in chunk:
                 try:
                     with _explained(project, scan.task):
-                        found += self._compared(scan, label, one, other, names)
+                        found += self._compared(scan, label, one, other, names, renames)
                 except StoreUnavailable:
                     raise
                 except ScanqueueError as error:
@@ -210,25 +211,27 @@ class Pictures:
         config = self._config(project)
         return config.labels if config is not None else ()
 
-    def _submitted(self, project: int) -> dict[int, str]:
-        """Names of the submitted masks by task; only masks read with the present label config."""
-        row, config = self.store.project(project), self._config(project)
-        key = config.reading_key(Renames.from_json(row["label_renames"])) if row and config else ""
+    def _submitted(self, project: int) -> dict[int, Mapping[str, Any]]:
+        """The records of the submitted masks by task; only masks read with the present label config."""
+        config = self._config(project)
+        key = config.reading_key(self.store.renames(project)) if config else ""
         return {
-            label["task"]: label["mask"]
+            label["task"]: label
             for label in self.store.labels(project)
             if label["mask"] and not label["problem"] and (not key or label["config"] == key)
         }
 
-    def _held_out(self, project: int, *versions: str) -> list[tuple[Scan, str]]:
-        """Labelled scans that none of these models has learnt from, and the names of their masks, in a stable order."""
-        masks = self._submitted(project)
+    def _held_out(self, project: int, *versions: str) -> list[tuple[Scan, Mapping[str, Any]]]:
+        """Labelled scans that none of these models has learnt from, and their annotations, in a stable order."""
+        submitted = self._submitted(project)
         scans = [scan_of(row) for row in self.store.scans(project)]
         tasks = {label["annotation"]: label["task"] for label in self.store.labels(project)}
         known = set().union(*(learnt(self._model(project, version), scans, tasks) for version in versions))
-        usable = [scan for scan in scans if scan.annotated and scan.digest and not scan.problem and scan.task in masks]
-        left = [(scan, masks[scan.task]) for scan in usable if not has_learnt(known, scan)]
-        left = [(scan, mask) for scan, mask in left if self.store.has("labels", mask)]
+        usable = [
+            scan for scan in scans if scan.annotated and scan.digest and not scan.problem and scan.task in submitted
+        ]
+        left = [(scan, submitted[scan.task]) for scan in usable if not has_learnt(known, scan)]
+        left = [(scan, label) for scan, label in left if self.store.has("labels", label["mask"])]
         return sorted(left, key=lambda one: (one[0].digest, one[0].task))
 
     # -- pixels and masks ---------------------------------------------------------------------
@@ -249,10 +252,10 @@ class Pictures:
         if model != ANNOTATOR:
             row = self._model(project, model)
             return translate(self._drawn(project, scan, row), row["labels"], names)
-        name = self._submitted(project).get(scan.task)
+        label = self._submitted(project).get(scan.task)
         try:
-            if name is not None:
-                return _label_map(self.store.arrays("labels", name)["mask"], scan.task)
+            if label is not None:
+                return _label_map(self.store.arrays("labels", label["mask"])["mask"], scan.task)
         except FileNotFoundError:
             pass
         raise UnreadableMask(
@@ -286,17 +289,26 @@ class Pictures:
     # -- measuring ----------------------------------------------------------------------------
 
     def _compared(
-        self, scan: Scan, label: str, one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]
+        self,
+        scan: Scan,
+        label: Mapping[str, Any],
+        one: Mapping[str, Any],
+        other: Mapping[str, Any],
+        names: Sequence[str],
+        renames: Renames,
     ) -> list[Compared]:
         """One comparison; [] when a mask is missing."""
         if not all(self.store.has("masks", fingerprint(m["fingerprint"], scan.digest)) for m in (one, other)):
             return []
-        key = (one["fingerprint"], other["fingerprint"], label, scan.task, scan.digest, scan.spacing, *names)
+        masks = one["fingerprint"], other["fingerprint"], label["mask"]
+        unknown = unknown_classes(label["known"], names, renames, ())
+        key = (*masks, unknown, scan.task, scan.digest, scan.spacing, *names)
         with self._lock:
             known = self._measured.get(key)
         if known is not None:
             return [known]
-        truth = _label_map(self.store.arrays("labels", label)["mask"], scan.task)
+        truth = _label_map(self.store.arrays("labels", label["mask"])["mask"], scan.task)
+        unknown = unknown_classes(label["known"], names, renames, classes_in(truth))
         drawn = []
         for model in (one, other):
             mask = self.processor.mask(model["fingerprint"], scan)
@@ -306,7 +318,7 @@ class Pictures:
         if any(mask.shape != truth.shape for mask in drawn):
             raise UnreadableMask(f"task {scan.task}: its masks differ in size, so they belong to different images.")
         classes, compare = len(names) + 1, self.processor.learner.compare
-        first, second = (compare(mask, truth, classes, scan.spacing) for mask in drawn)
+        first, second = (compare(mask, truth, classes, scan.spacing, unknown) for mask in drawn)
         same = 1.0 - disagreement(np.stack(drawn), classes)
         empty = first.truth_empty, first.drawn_empty, second.drawn_empty
         each = [Recorded.of(one, names).labels for one in (first, second)]

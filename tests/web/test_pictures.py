@@ -96,11 +96,19 @@ class Lab:
             self.submit(task, mask)
         return digest
 
-    def submit(self, task: int, mask: Image, *, config: str = CONFIG.reading_key(Renames()), problem: str = "") -> str:
+    def submit(
+        self,
+        task: int,
+        mask: Image,
+        *,
+        config: str = CONFIG.reading_key(Renames()),
+        problem: str = "",
+        known: Sequence[str] = CONFIG.labels,
+    ) -> str:
         name = fingerprint("mask", task)
         self.store.put_arrays("labels", name, mask=mask)
         row: dict[str, Any] = {"task": task, "annotation": task, "key": f"{task}@1", "mask": name, "read_at": ""}
-        self.store.put_label(PROJECT, row | {"config": config, "problem": problem})
+        self.store.put_label(PROJECT, row | {"config": config, "problem": problem, "known": json.dumps(known)})
         return name
 
     def model(
@@ -535,6 +543,22 @@ def test_a_label_that_a_model_does_not_know_counts_as_missed(lab: Lab) -> None:
         lab.draw(R1, task, square(40, 40, 10, 2, on=square(10, 10, 20)))
     found = lab.pictures.compare(PROJECT, "scanqueue-r3", R1)
     assert [(c.first, c.second, c.agreement) for c in found] == [(0.5, 1.0, 0.5)] * len(held)
+
+
+def test_a_label_that_the_annotator_could_not_draw_is_in_no_figure_until_the_scan_is_submitted_again(lab: Lab) -> None:
+    held = with_labels(lab)
+    for task in held:
+        lab.submit(task, square(10, 10, 20), known=["Lung"])
+        lab.draw(R1, task, square(40, 40, 10, 2, on=square(10, 10, 20)))  # with a heart, which may be there
+        lab.draw(R2, task, square(10, 10, 20))
+    for one in lab.pictures.compare(PROJECT, R1, R2):
+        assert (one.first, one.second) == (1.0, 1.0)
+        assert set(one.first_labels) == set(one.second_labels) == {"Lung"}
+    lab.submit(held[0], square(10, 10, 20))  # the same mask, which now says that there is no heart
+    again = {one.task: one.first_labels for one in lab.pictures.compare(PROJECT, R1, R2)}
+    assert [task for task, labels in again.items() if "Heart" in labels] == [held[0]]
+    assert again[held[0]]["Heart"].drawn
+    assert not again[held[0]]["Heart"].present
 
 
 def test_scans_without_an_available_mask_are_left_out(lab: Lab) -> None:
