@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backend.errors import UnreadableMask, UnreadableScan
 from backend.export.collect import Slice, best
 from backend.export.outcome import Outcome
 from backend.export.pictures import Pictures
 from backend.export.volumes import Place, Volume
-from backend.formats.pixels import decode_image
-from backend.label_config import LabelConfig
+from backend.formats.pixels import classes_in, decode_image
+from backend.label_config import LabelConfig, Renames, unknown_classes
 from backend.label_studio.listing import Annotation, OtherAnnotation
-from backend.label_studio.masks import read_annotation
+from backend.label_studio.masks import could_draw, read_annotation
 from backend.label_studio.studio import Studio
 from backend.records.store import Store
 
@@ -39,7 +41,8 @@ class AnnotatedSlices:
     ) -> None:
         self._studio, self._project, self._config, self._store = studio, project, config, store
         self._people, self._drawn, self._outcome = people, drawn, outcome
-        self._renames = store.renames(project) if store else None
+        self._renames = store.renames(project) if store else Renames()
+        self._could_draw = store.could_draw(project) if store else {}
 
     def write(
         self, tasks: Sequence[Slice], found: Sequence[Annotation], place: Place | None, volume: Volume | None
@@ -64,6 +67,8 @@ class AnnotatedSlices:
             row["others"] = others
         numbers, pixels = np.unique(mask, return_counts=True)
         row["pixels"] = {str(n): int(p) for n, p in zip(numbers, pixels, strict=True) if n}
+        if unknown := self._unknown(counts, mask):
+            row["unknown"] = unknown
         if remarks:
             row["remarks"] = remarks
             self._outcome.note(f"{one.name.removesuffix('.png')}: {remarks[0]}")
@@ -71,6 +76,13 @@ class AnnotatedSlices:
             row["png"] = png
         self._outcome.manifest.add("slices", row)
         return True
+
+    def _unknown(self, counts: Annotation, mask: NDArray[np.uint8]) -> list[str]:
+        """The labels that the annotator could not draw: where the mask has background, they may be there."""
+        now = json.dumps(could_draw(counts, self._config))
+        known = self._could_draw.get((counts.task, counts.key), now)
+        labels = self._config.labels
+        return [labels[n - 1] for n in sorted(unknown_classes(known, labels, self._renames, classes_in(mask)))]
 
     def _others(self, counts: Annotation, found: Sequence[Annotation]) -> list[dict[str, Any]]:
         """The annotations that do not count, oldest first. Those of another task name it."""

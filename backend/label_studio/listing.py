@@ -71,6 +71,11 @@ class Annotation:
     copied: bool = False
     others: tuple[OtherAnnotation, ...] = ()
 
+    @property
+    def key(self) -> str:
+        """Changes with every edit."""
+        return f"{self.id}@{self.updated_at}"
+
 
 @dataclass(frozen=True)
 class ProjectPage:

@@ -59,7 +59,7 @@ class AnnotationReader:
         """
         config, store = seen.config, self._context.store
         assert config is not None
-        key = f"{found.id}@{found.updated_at}"
+        key = found.key
         known = known_before.get((found.task, key), json.dumps(could_draw(found, config)))
         name, problem, empty = "", "", -1
         remarks: list[str] = []

@@ -219,6 +219,25 @@ def test_the_manifest_records_who_drew_what_when_and_the_other_annotations(lab: 
     assert "Rita" not in (tmp_path / "unnamed" / "manifest.json").read_text()
 
 
+def test_a_label_that_an_annotator_could_not_draw_is_listed_as_unknown(tmp_path: Path) -> None:
+    world = Ready(tmp_path / "data").in_round_1()
+    older = list(world.annotations)
+    world.studio.change_config(LARGER)
+    world.run()
+    new = world.order()[0]
+    world.submit(new, "Lung")
+    world.run()
+
+    def unknown(**asked: Any) -> dict[int, list[str]]:
+        Export(world.studio, PROJECT, **asked).run(tmp_path / "out")  # type: ignore[arg-type]
+        return {row["task"]: row.get("unknown", []) for row in manifest(tmp_path / "out")["slices"]}
+
+    assert unknown(store=world.store) == {task: ["Heart"] for task in older} | {new: []}
+    world.studio.edit(world.annotations[older[0]], world.truth(older[0], "Lung"))
+    assert unknown(store=world.store)[older[0]] == []  # submitted again, though not read yet
+    assert set(map(tuple, unknown().values())) == {()}  # without records, nothing tells
+
+
 def test_of_two_tasks_for_one_slice_the_better_annotation_counts(lab: Lab, tmp_path: Path) -> None:
     first, second = lab.slices[0], lab.slices[1]
     lab.describe(second, scan=SCAN, axis="axial", slice=0)
