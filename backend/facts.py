@@ -77,7 +77,8 @@ class Scan:
 class Label:
     """The annotation that counts for a task. `key` changes with every edit; newer annotations have higher numbers.
 
-    mask  the name of its mask, which depends on the mask's pixels alone
+    mask     the name of its mask, which depends on the mask's pixels alone
+    unknown  class numbers of the labels that its annotator could not draw, ascending
     """
 
     task: int
@@ -85,24 +86,29 @@ class Label:
     problem: str = ""
     annotation: int = 0
     mask: str = ""
+    unknown: tuple[int, ...] = ()
 
 
 class Lesson(NamedTuple):
-    """One labelled scan as a model was given it: which task, pixels, mask, and patient or volume."""
+    """One labelled scan as a model was given it: which task, pixels, mask, patient or volume, and unknown labels."""
 
     task: int
     digest: str
     mask: str
     group: str = ""
+    unknown: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, scan: Scan, mask: str) -> Lesson:
-        return cls(scan.task, scan.digest, mask, scan.group)
+    def of(cls, scan: Scan, mask: str, unknown: Iterable[int] = ()) -> Lesson:
+        return cls(scan.task, scan.digest, mask, scan.group, tuple(sorted(unknown)))
 
     @classmethod
     def recorded(cls, entry: str | Sequence[Any]) -> Lesson | str:
-        """As it was recorded; older versions recorded the key of the annotation."""
-        return entry if isinstance(entry, str) else cls(*entry)
+        """As it was recorded: older versions recorded no unknown labels, still older ones the key of the annotation."""
+        if isinstance(entry, str):
+            return entry
+        *first, unknown = (*entry, ()) if len(entry) < len(cls._fields) else entry
+        return cls(*first, unknown=tuple(unknown))
 
 
 @dataclass(frozen=True)

@@ -172,16 +172,15 @@ class LabelConfig:
         return config
 
 
-def unknown_classes(known: str, labels: Sequence[str], renames: Renames, drawn: Iterable[int]) -> frozenset[int]:
+def unknown_classes(known: str, labels: Sequence[str], renames: Renames) -> frozenset[int]:
     """The class numbers of the labels that an annotator could not draw, as the label config did not have them.
 
-    known  JSON of the labels that it had then; "": not recorded, so all of them count as known
-    drawn  class numbers in the mask of the annotation, which are known whatever is recorded
+    known  JSON of the labels that it had then and of those drawn; "": not recorded, so all of them count as known
     """
     if not known:
         return frozenset()
     had = {renames.label(name) for name in json.loads(known)}
-    return frozenset(number for number, label in enumerate(labels, start=1) if label not in had) - set(drawn)
+    return frozenset(number for number, label in enumerate(labels, start=1) if label not in had)
 
 
 def _attributes(parsed: Mapping[str, Any], tags: Sequence[Tag]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -81,8 +81,8 @@ class AnnotatedSlices:
         """The labels that the annotator could not draw: where the mask has background, they may be there."""
         now = json.dumps(could_draw(counts, self._config))
         known = self._could_draw.get((counts.task, counts.key), now)
-        labels = self._config.labels
-        return [labels[n - 1] for n in sorted(unknown_classes(known, labels, self._renames, classes_in(mask)))]
+        labels, drawn = self._config.labels, set(classes_in(mask))
+        return [labels[n - 1] for n in sorted(unknown_classes(known, labels, self._renames) - drawn)]
 
     def _others(self, counts: Annotation, found: Sequence[Annotation]) -> list[dict[str, Any]]:
         """The annotations that do not count, oldest first. Those of another task name it."""

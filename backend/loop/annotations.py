@@ -73,7 +73,10 @@ class AnnotationReader:
             )  # without the labels' names: a renamed label is nothing new to learn
             if not store.has("labels", name):
                 store.put_arrays("labels", name, mask=mask)
-            missing = unknown_classes(known, config.labels, seen.renames, classes_in(mask))
+            missing = unknown_classes(known, config.labels, seen.renames)
+            if drawn := missing.intersection(classes_in(mask)):  # a label that was lost then, and is there again
+                known = json.dumps([*json.loads(known), *(config.labels[n - 1] for n in sorted(drawn))])
+                missing -= drawn
             self._compare_shown(project, scan, found, mask, config, key, missing)
         except UnreadableMask as error:
             problem = f"annotation {found.id}: {error}"

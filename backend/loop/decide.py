@@ -96,7 +96,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
 
     latest = done.rounds[-1]
     read = [(s, known[s.task]) for s in ready if s.annotated and s.task in known and not known[s.task].problem]
-    lessons = {Lesson.of(scan, label.mask): label for scan, label in read}
+    lessons = {Lesson.of(scan, label.mask, label.unknown): label for scan, label in read}
     train = _training(done, config, lessons)
     if done.models and (round_of(done.models[-1].version) or 0) > latest.n:
         train = None  # the round of the newest model comes first; new labels must not delay it

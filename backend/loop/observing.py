@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from backend.errors import BadSetting, NotSegmentable
 from backend.facts import Label, Live, Scan, annotators, round_of, version_name
-from backend.label_config import LabelConfig, Renames
+from backend.label_config import LabelConfig, Renames, unknown_classes
 from backend.label_studio.listing import ProjectPage
 from backend.loop.context import LoopContext
 from backend.loop.listing import TaskListing, recorded_value
@@ -53,8 +54,13 @@ class Observer:
         scans = tuple(_retried(s, now) for s in rows)
         current = {s["task"]: s["updated_at"] for s in rows if s["annotated"]}
         read, key = store.labels(project), config.reading_key(renames)
+
+        @cache
+        def unknown(known: str) -> tuple[int, ...]:
+            return tuple(sorted(unknown_classes(known, config.labels, renames)))
+
         labels = tuple(
-            Label(r["task"], r["key"], r["problem"], r["annotation"], r["mask"])
+            Label(r["task"], r["key"], r["problem"], r["annotation"], r["mask"], unknown(r["known"]))
             for r in read
             if current.get(r["task"]) == r["read_at"] and r["config"] == key
         )

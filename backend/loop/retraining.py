@@ -94,7 +94,7 @@ def labelled_scans(context: LoopContext, project: int, seen: Seen, tasks: Sequen
         except UnreadableScan as error:
             store.set_scans(project, [{"task": task, "problem": str(error)}])
             raise Replan from None
-        unknown = unknown_classes(row["known"], seen.config.labels, seen.renames, classes_in(mask))
+        unknown = unknown_classes(row["known"], seen.config.labels, seen.renames)
         found.append(LabelledScan(scan, row["mask"], Case(boxed, mask, unknown)))
     return sorted(found, key=lambda one: (one.scan.digest, one.mask))
 
@@ -193,7 +193,7 @@ class Trainer:
                 "labels": list(labels),
                 "accepted": int(accepted),
                 "remark": " ".join(filter(None, [told, *also])),
-                "trained_on": [Lesson.of(one.scan, one.mask) for one in split.all],
+                "trained_on": [Lesson.of(one.scan, one.mask, one.case.unknown) for one in split.all],
                 "validation": context.learner.summarise(scores, labels),
                 "details": details,
             },

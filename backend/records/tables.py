@@ -74,7 +74,9 @@ label_table = Table(
     Column("remark", Text, nullable=False, default=""),
     Column("empty", Integer, nullable=False, default=-1),  # 1: the mask has no foreground; -1: read by an older version
     Column("unknown", Text, nullable=False, default=""),  # JSON: its labels that the label config does not have
-    Column("known", Text, nullable=False, default=""),  # JSON: labels of the config when it was first read; "": unknown
+    Column(
+        "known", Text, nullable=False, default=""
+    ),  # JSON: labels of the config when first read, or drawn; "": unknown
 )
 embedding_table = Table(
     "embedding",

@@ -28,7 +28,7 @@ from backend.errors import (
 )
 from backend.facts import Scan
 from backend.fingerprints import fingerprint
-from backend.formats.pixels import Letterboxed, classes_in, letterbox, translate
+from backend.formats.pixels import Letterboxed, letterbox, translate
 from backend.label_config import LabelConfig, Renames, unknown_classes
 from backend.learning.averages import Recorded
 from backend.learning.evaluation import LabelScore
@@ -301,14 +301,13 @@ class Pictures:
         if not all(self.store.has("masks", fingerprint(m["fingerprint"], scan.digest)) for m in (one, other)):
             return []
         masks = one["fingerprint"], other["fingerprint"], label["mask"]
-        unknown = unknown_classes(label["known"], names, renames, ())
+        unknown = unknown_classes(label["known"], names, renames)
         key = (*masks, unknown, scan.task, scan.digest, scan.spacing, *names)
         with self._lock:
             known = self._measured.get(key)
         if known is not None:
             return [known]
         truth = _label_map(self.store.arrays("labels", label["mask"])["mask"], scan.task)
-        unknown = unknown_classes(label["known"], names, renames, classes_in(truth))
         drawn = []
         for model in (one, other):
             mask = self.processor.mask(model["fingerprint"], scan)

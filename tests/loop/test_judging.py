@@ -21,6 +21,9 @@ def model(*trained_on: Lesson | str, held_out: tuple[int, ...] = ()) -> dict[str
 
 def test_a_model_has_learnt_from_scans_whatever_became_of_their_tasks_and_annotations() -> None:
     given = model(Lesson(1, "d1", "m"), Lesson(2, "d2", "m", "P"), Lesson(4, "d4", "m"), held_out=(4,))
+    given["trained_on"].append([3, "d3", "m", "V", [2]])  # with an unknown label
+    assert learnt(given, (), {}) == {1, "d1", 2, "d2", "P", 3, "d3", "V"}
+    given["trained_on"].pop()
     known = learnt(given, (), {})  # neither tasks nor annotations are left
     again = Scan(99, "", "d1"), Scan(98, "", "other", patient="P"), Scan(1, "", "replaced")
     assert [has_learnt(known, scan) for scan in again] == [True] * 3

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
-from world import COLD, LARGER, PROJECT, KeptLearner, World
+from world import COLD, CONFIG, LARGER, PROJECT, KeptLearner, World
 
 from backend.facts import IMPORTED_MASKS
 from backend.label_config import Renames, unknown_classes
@@ -87,11 +87,49 @@ def test_reading_an_annotation_once_more_does_not_make_a_label_known(world: Worl
     assert known(world)[task] == ["Lung"]
 
 
+def test_a_label_that_was_lost_and_is_there_again_is_known_where_it_is_drawn(world: World) -> None:
+    world.studio.change_config(LARGER)
+    world.cold_started()
+    one, other = world.order()[:2]
+    world.studio.change_config(CONFIG)
+    world.submit(one, "Lung", "Heart")
+    world.submit(other, "Lung")
+    world.run()
+    assert world.status()["problems"]
+    world.studio.change_config(LARGER)
+    world.run()
+    assert known(world) == {one: ["Lung", "Heart"], other: ["Lung"]}
+
+
+@pytest.mark.parametrize("drawn", [("Lung",), ("Lung", "Heart")])
+def test_start_training_trains_when_an_annotation_was_submitted_again_since_a_label_was_added(
+    world: World, drawn: tuple[str, ...]
+) -> None:
+    """With the very same mask, it now says that the scan does not show the label."""
+    world.in_round_1()
+    older = list(world.annotations)
+    world.studio.change_config(LARGER)
+    world.run()
+    versions = [m["version"] for m in world.store.models(PROJECT)]
+
+    def press() -> dict[str, Any]:
+        world.store.request_training(PROJECT)
+        world.run()
+        return world.store.models(PROJECT)[-1]
+
+    assert press()["version"] == versions[-1]  # nothing new to learn from
+    world.studio.edit(world.annotations[older[0]], world.truth(older[0], *drawn))
+    world.run()
+    model = press()
+    assert model["version"] not in versions
+    assert {entry[0]: entry[4] for entry in model["trained_on"]} == {t: [] if t == older[0] else [2] for t in older}
+    assert press()["version"] == model["version"]
+
+
 def test_a_renamed_label_stays_known_and_what_is_not_recorded_counts_as_known() -> None:
     renames = Renames(("Lung", "Heart", "Cor"), {"Heart": "Cor"})
-    assert unknown_classes('["Lung", "Heart"]', ("Lung", "Cor", "Rib"), renames, [1]) == {3}
-    assert unknown_classes("", ("Lung", "Cor"), renames, []) == frozenset()
-    assert unknown_classes('["Lung"]', ("Lung", "Cor"), renames, [2]) == frozenset()  # it is drawn
+    assert unknown_classes('["Lung", "Heart"]', ("Lung", "Cor", "Rib"), renames) == {3}
+    assert unknown_classes("", ("Lung", "Cor"), renames) == frozenset()
 
 
 def test_a_label_that_a_mask_file_does_not_have_is_unknown_until_somebody_updates_the_annotation(world: World) -> None:
