@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from backend.learning.comparison import MIN_SCANS, Difference
 from backend.web import texts
 from backend.web.problems import grouped
 from backend.web.texts import text
@@ -130,6 +131,17 @@ def rates(found: Mapping[str, Any]) -> str:
         if some and counts != NONE:
             told.append(text(key, share=counts))
     return " ".join(told)
+
+
+def against(difference: Mapping[str, Any]) -> str:
+    """Whether a new model is better than the one before, from the fields of `comparison.Difference`."""
+    found = Difference(**difference)
+    scans = plural(found.scans, "scan_unseen")
+    if not found.enough:
+        return text("models.few", scans=scans, needed=MIN_SCANS)
+    clear = "better" if found.low > 0 else "worse" if found.high < 0 else "equal"
+    mean, low, high = (f"{x:+.3f}" for x in (found.mean, found.low, found.high))
+    return text(f"models.{clear}", mean=mean, low=low, high=high, scans=scans)
 
 
 def interval(low: float | None, high: float | None, digits: int = 3) -> str:
@@ -291,6 +303,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
             alarms,
             rates,
             interval,
+            against,
             duration,
             left,
             ago,

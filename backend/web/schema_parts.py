@@ -21,6 +21,11 @@ def list_of(items: Schema) -> Schema:
     return {"type": "array", "items": items}
 
 
+def map_of(values: Schema) -> Schema:
+    """An object with any names, whose values are like this."""
+    return {"type": "object", "additionalProperties": values}
+
+
 def or_null(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 

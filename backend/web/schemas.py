@@ -19,6 +19,7 @@ from backend.web.schema_parts import (
     TEXT,
     Schema,
     list_of,
+    map_of,
     object_of,
     or_null,
     ref,
@@ -32,7 +33,7 @@ _SUMMARY: dict[str, Schema] = {
     "miss_rate": NUMBER_OR_NULL | {"description": "1 - sensitivity"},
     **_RATES,
     **{f"{name}{end}": NUMBER_OR_NULL for name in ("dice", "hd95") for end in ("", "_low", "_high")},
-    "per_label": {"type": "object", "additionalProperties": ref("LabelQuality")},
+    "per_label": map_of(ref("LabelQuality")),
 }
 SCHEMAS: dict[str, Schema] = {
     "Error": object_of({"error": TEXT}),
@@ -72,6 +73,10 @@ SCHEMAS: dict[str, Schema] = {
     "Versions": object_of({"versions": list_of(TEXT)}),
     "Activate": object_of({"version": {"type": "string", "examples": ["scanqueue-r2"]}}),
     "Quality": object_of({}, {"hd": NUMBER_OR_NULL, **_SUMMARY}) | {"description": "means over labels of `per_label`"},
+    "Champion": object_of({"version": TEXT}, {"hd": NUMBER_OR_NULL, **_SUMMARY, "difference": ref("Difference")})
+    | {"description": "the model that was active before, on scans that neither has learnt from"},
+    "Difference": object_of({**dict.fromkeys(("mean", "low", "high"), NUMBER), "scans": INTEGER})
+    | {"description": "new model minus the one before, and its 95 % interval: above 0 the new one is better"},
     "LabelQuality": object_of(
         {
             **dict.fromkeys(("n", "n_without"), INTEGER),
@@ -192,7 +197,7 @@ SCHEMAS: dict[str, Schema] = {
             "served": list_of({"enum": [0, 1]}),
             "wish": list_of({"enum": [-1, 0, 1], "description": "-1 left out, 0 none, 1 next"}),
             "kinds": list_of(TEXT),
-            "why": {"type": "object", "additionalProperties": TEXT},
+            "why": map_of(TEXT),
             "clusters": INTEGER,
             "alpha": NUMBER,
         }
@@ -206,14 +211,14 @@ SCHEMAS: dict[str, Schema] = {
             "round": INTEGER,
             "labels": or_null(INTEGER),
             "accepted": BOOLEAN,
-            "classes": {"type": "object", "additionalProperties": ref("Interval")},
+            "classes": map_of(ref("Interval")),
         },
     ),
     "Curve": object_of(
         {
             "unit": or_null({"enum": ["px", "mm", "mixed"]}),
             "labels": list_of(TEXT),
-            "colours": {"type": "object", "additionalProperties": TEXT, "description": "by label, as #RRGGBB"},
+            "colours": map_of(TEXT) | {"description": "by label, as #RRGGBB"},
             "models": list_of(ref("Means")),
             "shown": list_of(ref("Means")),
             "control": list_of(ref("Compared")),
@@ -229,10 +234,7 @@ SCHEMAS: dict[str, Schema] = {
                         "task": INTEGER,
                         "agreement": NUMBER,
                         **dict.fromkeys(("first", "second", "first_hd95", "second_hd95"), NUMBER_OR_NULL),
-                        **{
-                            key: {"additionalProperties": ref("LabelScore")}
-                            for key in ("first_labels", "second_labels")
-                        },
+                        **dict.fromkeys(("first_labels", "second_labels"), map_of(ref("LabelScore"))),
                         **dict.fromkeys(("truth_empty", "first_empty", "second_empty"), BOOLEAN),
                         "unit": {"enum": ["px", "mm"]},
                     }
@@ -326,7 +328,7 @@ SCHEMAS: dict[str, Schema] = {
                         "remark": TEXT,
                         "created_at": NUMBER,
                         "history": list_of({"type": "object"}),
-                        "champion": or_null(ref("Quality")),
+                        "champion": or_null(ref("Champion")),
                         "held_out": list_of({"type": "object"}),
                     }
                 )

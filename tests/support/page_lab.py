@@ -156,7 +156,11 @@ class Lab:
                 "accepted": True,
                 "trained_on": 24,
                 "validation": quality(0.912, 12),
-                "champion": {"version": "scanqueue-r1", "dice": 0.874},
+                "champion": {
+                    "version": "scanqueue-r1",
+                    "dice": 0.874,
+                    "difference": {"mean": 0.034, "low": 0.011, "high": 0.057, "scans": 9},
+                },
                 "created_at": AT + 7200,
             },
         ]

@@ -24,6 +24,8 @@ from schemathesis.specs.openapi.checks import (
 from test_metrics import MODEL
 
 from backend.demo.child import Child, free_port
+from backend.learning.evaluation import LabelScore, Scores
+from backend.loop.judging import judge
 from backend.records.rounds import Pick
 from backend.records.store import Store
 from backend.settings import PREFIX
@@ -63,10 +65,12 @@ def fill(store: Store) -> None:
     store.add_project(4)
     row = {"image": "/data/upload/4/a.png", "updated_at": "2026-01-01", "skipped": 0}
     store.put_tasks(4, [{"task": t, "annotated": int(t == 1), **row} for t in (1, 2, 3)], "2026-01-01")
+    score = Scores({1: LabelScore(True, True, 0.1, 0.9, 2.0, 1.0)}, "px")
+    details = {"champion": judge("scanqueue-r1", [(score, score, "")] * 5, ["Lung"]).details()}
     for n in (1, 2, 3):
-        store.put_model(
-            4, MODEL | {"version": f"scanqueue-r{n}", "trained_on": list(range(n))}, active="", training_requests=0
-        )
+        model = MODEL | {"version": f"scanqueue-r{n}", "trained_on": list(range(n))}
+        model["details"] = details if n > 1 else {}
+        store.put_model(4, model, active="", training_requests=0)
     store.set_project(4, active="scanqueue-r1")
     picks = [Pick(2, "paper", 0.5, 0.25, 0.75, 1), Pick(3, "medoid", cluster=0)]
     store.put_round(4, n=1, key="k", model="scanqueue-r1", picks=picks, carried=[], size=2, labels=1)

@@ -528,6 +528,26 @@ def test_each_label_has_its_own_figures_beside_the_mean_that_hides_them(lab: Lab
     assert "12 1 of 14 3 of 10 yes" in view(lab, "curve").text
 
 
+@pytest.mark.parametrize(
+    ("difference", "words"),
+    [
+        ((0.034, 0.011, 0.057, 9), "The new model is better: +0.034 (95 % interval +0.011 to +0.057) on 9 scans that"),
+        ((-0.1, -0.15, -0.05, 9), "The new model is worse: -0.100 (95 % interval -0.150 to -0.050) on 9 scans that"),
+        ((0.01, -0.02, 0.04, 9), "Neither is clearly better: +0.010 (95 % interval -0.020 to +0.040) on 9 scans that"),
+        ((0.5, 0.4, 0.6, 1), "Too few to tell which is better: 1 scan that neither has learnt from, of 5 needed."),
+    ],
+)
+def test_a_model_says_whether_it_is_better_than_the_one_before(
+    lab: Lab, difference: tuple[float, float, float, int], words: str
+) -> None:
+    lab.models[-1]["champion"]["difference"] = dict(zip(("mean", "low", "high", "scans"), difference, strict=True))
+    text = view(lab, "models").text
+    assert f"scanqueue-r1: Dice 0.874. {words}" in text
+    assert "half is how many scans without it stay empty" in text
+    del lab.models[-1]["champion"]["difference"]  # of an older version
+    assert "stay empty" not in view(lab, "models").text
+
+
 def test_two_models_on_a_scan_without_foreground_are_compared_by_what_they_draw(lab: Lab) -> None:
     lab.no_foreground = {9: (True, False)}
     text = view(lab, "compare").text
