@@ -107,8 +107,8 @@ class Lesson(NamedTuple):
         """As it was recorded: older versions recorded no unknown labels, still older ones the key of the annotation."""
         if isinstance(entry, str):
             return entry
-        *first, unknown = (*entry, ()) if len(entry) < len(cls._fields) else entry
-        return cls(*first, unknown=tuple(unknown))
+        task, digest, mask, group, *more = entry
+        return cls(task, digest, mask, group, tuple(more[0]) if more else ())
 
 
 @dataclass(frozen=True)

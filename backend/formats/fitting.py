@@ -38,6 +38,8 @@ def letterbox_mask(labelmap: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 def smaller_than_a_pixel(labelmap: NDArray[np.uint8], size: int) -> int:
     """The number of findings that do not cover most of any pixel in a square of this size."""
+    if max(labelmap.shape) <= size:
+        return 0
     return sum(len(pixels) for _, pixels in _vanished(labelmap, _mostly(labelmap, size)))
 
 

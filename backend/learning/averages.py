@@ -130,6 +130,11 @@ def of_model(model: Mapping[str, Any]) -> Summary:
     return _completed(kept)
 
 
+def of_scores(scores: Sequence[Scores], names: Sequence[str]) -> Summary:
+    """names  of classes 1.."""
+    return summarise([Recorded.of(one, names) for one in scores])
+
+
 def of_trial(arms: Mapping[str, Any]) -> Summary:
     """A control trial as it was recorded, with the keys that older versions lack."""
     return {**arms, **{arm: _completed(arms[arm]) for arm in ("ours", "control")}}
@@ -219,7 +224,7 @@ def _interval(table: Floats) -> tuple[float | None, float | None]:
         half = 1.96 * float(np.sqrt((each.mean(axis=1) ** 2).sum()))
         low, high = float(means.mean()) - half, float(means.mean()) + half
     else:
-        counts = _resamples(len(table))
+        counts = _resamples(len(table)).astype(np.float64)
         with np.errstate(invalid="ignore"):  # a sample may lack a label
             means = np.nanmean((counts @ values) / (counts @ there), axis=1)
         low, high = np.percentile(means, [2.5, 97.5]).tolist()
@@ -227,9 +232,9 @@ def _interval(table: Floats) -> tuple[float | None, float | None]:
 
 
 @lru_cache(maxsize=32)
-def _resamples(n: int) -> Floats:
-    """(RESAMPLES, n): how often each of n scans is in each bootstrap sample."""
-    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
+def _resamples(n: int) -> NDArray[np.uint8]:
+    """(RESAMPLES, n): how often each of n scans, at most MANY, is in each bootstrap sample."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.uint8)
 
 
 def _rounded(value: float | bool | None) -> float | bool | None:

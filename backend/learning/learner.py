@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import BadSetting
+from backend.fingerprints import fingerprint
 from backend.formats.fitting import finding_sizes, letterbox_mask
 from backend.formats.pixels import Letterboxed, restore
-from backend.learning.averages import Recorded, summarise
 from backend.learning.embedders import OpenEmbedder, open_embedder
 from backend.learning.evaluation import Scores, score
 from backend.learning.vision_network import Network
@@ -57,6 +57,11 @@ class Case:
     scan: Letterboxed
     mask: NDArray[np.uint8]
     unknown: frozenset[int] = frozenset()
+
+    @property
+    def size(self) -> int:
+        """Side of the working square."""
+        return self.scan.pixels.shape[0]
 
 
 class Learner:
@@ -121,12 +126,14 @@ class Learner:
         It is needed while a tenth of the scans that have some label show nothing of it that is ENOUGH pixels wide (see
         `finding_sizes`). The limits are the setting, `max_image_size`, and the memory for `classes` probability maps.
         """
+        size, limit = self.image_size, min(self.training.max_image_size, math.isqrt(ROOM // classes))
+        if 2 * size > limit:
+            return size
         widths: dict[int, list[float]] = {}
         for mask in masks:
             for number, width in finding_sizes(mask).items():
                 widths.setdefault(number, []).append(width)
         narrow = min((float(np.quantile(found, 0.1)) for found in widths.values()), default=1.0)
-        size, limit = self.image_size, min(self.training.max_image_size, math.isqrt(ROOM // classes))
         while size * narrow < ENOUGH and 2 * size <= limit:
             size *= 2
         return size
@@ -175,6 +182,10 @@ class Learner:
         settings = asdict(self._settings_for(seed, size or self.image_size))
         return {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
 
+    def recipe(self, seed: int) -> str:
+        """Fingerprint of `describe_training`, whatever the size, which depends on the masks."""
+        return fingerprint(self.describe_training(seed))
+
     def _settings_for(self, seed: int, size: int) -> TrainingSettings:
         """A step on larger scans sees parts of them, so that it takes the same time and memory."""
         return replace(self.training, seed=seed, image_size=size, crop=self.image_size if size > self.image_size else 0)
@@ -191,7 +202,7 @@ class Learner:
         """Fit a model to scans of one `working_size`. Returns a function that writes it into a folder, and details."""
         from backend.learning.training import train
 
-        size = cases[0].scan.pixels.shape[0]
+        size = cases[0].size
         trained = train(
             [c.scan for c in cases],
             [letterbox_mask(c.mask, size) for c in cases],
@@ -273,9 +284,6 @@ class Learner:
         unknown: frozenset[int] = frozenset(),
     ) -> Scores:
         return score(predicted, truth, classes, spacing=spacing, unknown=unknown)
-
-    def summarise(self, scores: Sequence[Scores], labels: Sequence[str]) -> dict[str, Any]:
-        return summarise([Recorded.of(one, labels) for one in scores])
 
     def forget(self, folder: Path) -> None:
         """Drop a model from memory."""

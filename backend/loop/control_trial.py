@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from backend.fingerprints import fingerprint
+from backend.learning.averages import of_scores
 from backend.loop.context import LoopContext, Postponed, Replan
 from backend.loop.decide import decide
 from backend.loop.observing import Observer
@@ -54,7 +55,7 @@ class ControlTrial:
             used = [one for one in cases if one.scan.task in tasks | validation]
             name = self._fit(project, done, arm, used, validation, labels)
             scores = evaluate(context, name, labels, labels, held_out, kind=KIND)
-            found[arm] = context.learner.summarise(scores, labels)
+            found[arm] = of_scores(scores, labels)
             names.append(name)
         context.store.add_details(project, step.version, {"arms": found})
         for name in names:  # retention removes leftovers of a killed process
@@ -73,7 +74,7 @@ class ControlTrial:
         """The name of the model of one arm, trained if it is not stored."""
         context, seed = self._context, done.settings.seed
         contents = [[*one.contents, one.scan.task in validation] for one in cases]
-        recipe = context.learner.describe_training(seed, cases[0].case.scan.pixels.shape[0])
+        recipe = context.learner.describe_training(seed, cases[0].case.size)
         name = fingerprint("arm", contents, labels, recipe)
         if context.store.has(KIND, name):
             return name

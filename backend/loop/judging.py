@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from backend.facts import Lesson, Scan
-from backend.learning.averages import Recorded, Summary, summarise
+from backend.learning.averages import Summary, of_scores
 from backend.learning.comparison import MIN_SCANS, Difference, Pair, difference
 from backend.learning.evaluation import Scores
 
@@ -38,9 +38,8 @@ def judge(version: str, pairs: Sequence[tuple[Scores, Scores, str]], names: Sequ
     names  of classes 1..
     """
     found = difference([Pair(new.labels, active.labels, group) for new, active, group in pairs])
-    new = summarise([Recorded.of(scores, names) for scores, _, _ in pairs])
-    active = summarise([Recorded.of(scores, names) for _, scores, _ in pairs])
-    return Verdict(version, found, new, active)
+    ours, theirs = [new for new, _, _ in pairs], [active for _, active, _ in pairs]
+    return Verdict(version, found, of_scores(ours, names), of_scores(theirs, names))
 
 
 def learnt(model: Mapping[str, Any], scans: Iterable[Scan], tasks: Mapping[int, int]) -> set[int | str]:

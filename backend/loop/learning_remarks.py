@@ -20,7 +20,7 @@ def learning_remarks(cases: Sequence[Case], labels: Sequence[str]) -> list[str]:
                 f"Only {known} of {len(cases)} labelled scans were annotated since the label config has {label!r}: do "
                 f"not rely on its masks yet. Annotate {KNOWN - known} more, or submit older annotations again."
             )
-    size = max((case.scan.pixels.shape[0] for case in cases), default=0)
+    size = max((case.size for case in cases), default=0)
     tiny = [n for case in cases if (n := smaller_than_a_pixel(case.mask, size))]
     if tiny:
         findings, them = ("1 finding", "it") if sum(tiny) == 1 else (f"{sum(tiny):,} findings", "them")

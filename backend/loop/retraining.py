@@ -19,7 +19,7 @@ from backend.facts import Lesson, Scan, validation_rows
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import classes_in, translate
 from backend.label_config import unknown_classes
-from backend.learning.averages import as_row
+from backend.learning.averages import as_row, of_scores
 from backend.learning.evaluation import Scores
 from backend.learning.learner import Case
 from backend.loop.context import Busy, LoopContext, Replan
@@ -113,13 +113,15 @@ def evaluate(
 
     labels, wanted  the labels of the model, and those of the masks for comparison
     """
+    if not cases:
+        return []  # without loading the model
     learner, store = context.learner, context.store
     folder = store.path(kind, model)
     size = learner.image_size_of(folder)
     scores: list[Scores] = []
     for start in range(0, len(cases), PREDICT_CHUNK):
         chunk = cases[start : start + PREDICT_CHUNK]
-        fits = [one.case.scan.pixels.shape[0] == size for one in chunk]
+        fits = [one.case.size == size for one in chunk]
         boxes = [
             one.case.scan if fit else context.processor.pixels(one.scan, size)
             for one, fit in zip(chunk, fits, strict=True)
@@ -194,7 +196,7 @@ class Trainer:
                 "accepted": int(accepted),
                 "remark": " ".join(filter(None, [told, *also])),
                 "trained_on": [Lesson.of(one.scan, one.mask, one.case.unknown) for one in split.all],
-                "validation": context.learner.summarise(scores, labels),
+                "validation": of_scores(scores, labels),
                 "details": details,
             },
         )
@@ -206,10 +208,10 @@ class Trainer:
         context, seed = self._context, done.settings.seed
         cases, held_out = split.all, [one.case for one in split.held_out]
         contents = [one.contents for one in cases]
-        settings = context.learner.describe_training(seed, cases[0].case.scan.pixels.shape[0])
+        settings = context.learner.describe_training(seed, cases[0].case.size)
         name = fingerprint(contents, labels, settings, sorted(split.rows))
         details: dict[str, Any] = {"labels": len(cases), "validation": len(held_out)}
-        details["recipe"] = fingerprint(context.learner.describe_training(seed))  # the size depends on the masks
+        details["recipe"] = context.learner.recipe(seed)
         if context.store.has("models", name):
             return name, details
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.facts import Lesson, Model, Round
-from backend.fingerprints import fingerprint
 from backend.loop.context import LoopContext
 from backend.loop.order import STARTED, RankingInputs, uncertainties
 from backend.loop.project_settings import row_settings
@@ -47,7 +46,7 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
         compared=compared,
         served=served(store, project) if due else {},
         training_requests=row["training_requests"],
-        recipe=fingerprint(context.learner.describe_training(settings.seed)) if row["training_requests"] else "",
+        recipe=context.learner.recipe(settings.seed) if row["training_requests"] else "",
         first_round=row["first_round"],
     )
 

@@ -74,9 +74,7 @@ label_table = Table(
     Column("remark", Text, nullable=False, default=""),
     Column("empty", Integer, nullable=False, default=-1),  # 1: the mask has no foreground; -1: read by an older version
     Column("unknown", Text, nullable=False, default=""),  # JSON: its labels that the label config does not have
-    Column(
-        "known", Text, nullable=False, default=""
-    ),  # JSON: labels of the config when first read, or drawn; "": unknown
+    Column("known", Text, nullable=False, default=""),  # JSON: labels that its annotator could draw; "": not recorded
 )
 embedding_table = Table(
     "embedding",

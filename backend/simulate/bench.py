@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from backend.facts import validation_rows
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import classes_in
+from backend.learning.averages import of_scores
 from backend.learning.learner import Learner
 from backend.simulate.labelled import Labelled
 from backend.simulate.plan import Comparison, Job, Split, checked_split, group_names, read
@@ -189,7 +190,7 @@ class Bench:
             for r, mask, case in zip(chunk, masks, cases, strict=True):
                 spacing = self.spacing[r] if self.spacing else None
                 scores.append(self.learner.compare(mask, case.mask, self.scans.classes, spacing))
-        return self.learner.summarise(scores, self.labels)
+        return of_scores(scores, self.labels)
 
     def _ask(self, model: Path, rows: NDArray[np.intp], extra: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []

@@ -54,7 +54,7 @@ ANNOTATOR = "annotator"
 PARTS = ("image", "first", "second", ANNOTATOR, "difference")
 SMALLEST, LARGEST = 32, 1024  # allowed longer sides in pixels
 PATIENCE = 20.0  # seconds after which a comparison returns what it has
-KEPT = 100_000  # comparisons of two masks kept in memory
+KEPT = 10_000  # comparisons of two masks kept in memory: about 30 MB with three labels
 
 
 @dataclass(frozen=True)
