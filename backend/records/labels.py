@@ -68,5 +68,7 @@ class LabelRecords(Database):
         with self.write() as connection:
             self._upsert(connection, shown_table, [{"project": project, **row}])
 
-    def shown(self, project: int) -> list[RowMapping]:
-        return self.rows(select(shown_table).where(shown_table.c.project == project))
+    def shown(self, project: int, version: str = "") -> list[RowMapping]:
+        """The comparisons of the masks of `version`; "": of all versions."""
+        where = (shown_table.c.project == project, *((shown_table.c.version == version,) if version else ()))
+        return self.rows(select(shown_table).where(*where).order_by(shown_table.c.task))

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from backend.facts import round_of, version_name
-from backend.learning.averages import Recorded, of_model, of_shown, of_trial, summarise
+from backend.learning.averages import of_model, of_trial
 from backend.records.store import Store
-from backend.web.legend import label_names, legend, united
-from backend.web.status import describe
+from backend.web.legend import legend, united
+from backend.web.status import describe, shown_summaries
 
 RESAMPLES = 2000  # bootstrap samples
 SEED = 0
@@ -36,13 +36,9 @@ def curve(store: Store, project: int) -> dict[str, Any]:
     rounds = store.rounds(project, picks=False)
     labels = {version_name(r["n"]): r["labels"] for r in rounds}
     masked = {version_name(r["n"]) for r in rounds if r["model"]}
-    names = label_names(store, project)
-    shown: dict[str, list[Recorded]] = {}
-    for row in store.shown(project):
-        shown.setdefault(row["version"], []).append(of_shown(dict(row), names))
     read = store.labels(project)
     judged = [of_model(m) for m in models]
-    compared = {version: summarise(rows) for version, rows in shown.items()}
+    compared = shown_summaries(store, project)
     units = {found["unit"] for found in (*judged, *compared.values())} - {None}
     return {
         "unit": units.pop() if len(units) == 1 else "mixed" if units else None,

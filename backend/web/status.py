@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,8 @@ from backend.web.legend import label_names
 from backend.web.problems import FEW, grouped
 from backend.web.texts import text, texts
 from sampling import Point, stopping_hint
+
+ROUNDS = 1000  # summaries of rounds kept in memory
 
 
 def describe(store: Store, project: int) -> dict[str, Any] | None:
@@ -220,6 +225,7 @@ def round_list(store: Store, project: int) -> list[dict[str, Any]]:
                random scans, evaluated on the same held-out scans; None without a control trial
     """
     models = {m["version"]: m for m in store.models(project)}
+    shown = shown_summaries(store, project)
     activated = [{k: a[k] for k in ("version", "at", "user")} for a in store.activations(project)]
     answers = []
     for r in store.rounds(project, picks=False):
@@ -233,7 +239,7 @@ def round_list(store: Store, project: int) -> list[dict[str, Any]]:
                 "model": r["model"] or None,
                 "labels": r["labels"],
                 "validation": of_model(drawn) if drawn else summarise([]),
-                "shown": shown_summary(store, project, version),
+                "shown": shown.get(version) or summarise([]),
                 "accepted": bool(trained["accepted"]) if trained else None,
                 "remark": trained["remark"] if trained else "",
                 "control": _compared([trained]) if trained else None,
@@ -278,5 +284,22 @@ def model_list(store: Store, project: int) -> list[dict[str, Any]]:
 
 def shown_summary(store: Store, project: int, version: str) -> dict[str, Any]:
     """`summarise` over the scans whose mask of `version` was shown and then submitted."""
-    names = label_names(store, project)
-    return summarise([of_shown(dict(s), names) for s in store.shown(project) if s["version"] == version])
+    return _summary(store.shown(project, version), label_names(store, project))
+
+
+def shown_summaries(store: Store, project: int) -> dict[str, dict[str, Any]]:
+    """`shown_summary` of every version that has any such scan."""
+    names, rows = label_names(store, project), defaultdict(list)
+    for row in store.shown(project):
+        rows[row["version"]].append(row)
+    return {version: _summary(found, names) for version, found in rows.items()}
+
+
+def _summary(rows: Iterable[Mapping[Any, Any]], names: tuple[str, ...]) -> dict[str, Any]:
+    return deepcopy(_summarised(tuple(tuple(row.items()) for row in rows), names))
+
+
+@lru_cache(maxsize=ROUNDS)
+def _summarised(rows: tuple[tuple[tuple[str, Any], ...], ...], names: tuple[str, ...]) -> dict[str, Any]:
+    """Cached, because the rows of older rounds no longer change."""
+    return summarise([of_shown(dict(row), names) for row in rows])

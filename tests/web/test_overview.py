@@ -300,3 +300,26 @@ def test_a_worker_is_shown_while_it_works_and_gone_when_it_ends(tmp_path: Path) 
     stopping.set()
     thread.join(timeout=20)
     assert store.workers() == []
+
+
+def test_the_figures_of_a_round_follow_its_masks_and_leave_the_other_rounds_alone(world: World) -> None:
+    world.in_round_1()
+    world.label(ROUND)
+    world.run()
+    world.label(1)
+    world.run()
+
+    def shown() -> list[dict[str, Any]]:
+        return [row["shown"] for row in status.round_list(world.store, PROJECT)]
+
+    before = shown()
+    assert [found["n"] for found in before] == [0, ROUND, 1]
+    assert shown() == before
+    shown()[1]["per_label"].clear()  # what one reader does with them is nothing to the next
+    assert shown() == before
+    assert [found["n"] for found in curve(world.store, PROJECT)["shown"]] == [ROUND, 1]
+    world.label(1)
+    world.run()
+    after = shown()
+    assert (after[:2], after[2]["n"]) == (before[:2], 2)
+    assert status.shown_summary(world.store, PROJECT, "scanqueue-r2") == after[2]
