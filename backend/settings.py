@@ -183,7 +183,7 @@ class ProjectSettings:
     alpha            weight of entropy in S(i), 0..1; 0: distance only, 1: entropy only
     retrain          "auto", or "button": only on request
     seed             random seed of map, clusters and training
-    tolerance        largest loss of validation Dice with which a new model replaces the old one
+    tolerance        a new model is refused if the 95 % interval of (new - active) is below -tolerance
     unit             unit of selection: "slice", single images, or "scan", all slices of a volume
     image            name of the <Image> tag to segment, where the label config has several; "": the first with masks
     """

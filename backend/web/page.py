@@ -64,7 +64,7 @@ class Data(Protocol):
         """The tasks that models are compared on."""
 
     def compare(self, project: int, first: str, second: str) -> Sequence[Compared]:
-        """The two models on the held-out scans, worst first."""
+        """The two models on scans that neither has learnt from, worst first."""
 
     def legend(self, project: int, *versions: str) -> Mapping[str, str]:
         """The labels of the label config and of these models, with the colours of their outlines."""

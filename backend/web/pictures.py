@@ -147,7 +147,7 @@ class Pictures:
     def compare(
         self, project: int, first: str, second: str, limit: int = 24, *, seconds: float = PATIENCE
     ) -> list[Compared]:
-        """Two models on the held-out scans, worst first by the lower of the two Dice values.
+        """Two models on the scans of `held_out`, worst first by the lower of the two Dice values.
 
         limit    maximum number of results
         seconds  time limit; predicted masks are stored, so the next call continues where this one stopped
@@ -164,7 +164,7 @@ class Pictures:
         until = time.monotonic() + seconds
         for start in range(0, len(held), CHUNK):
             if start and time.monotonic() >= until:
-                log.info("project %s: compared %s of %s held-out scans in %.0f s", project, start, len(held), seconds)
+                log.info("project %s: compared %s of %s scans in %.0f s", project, start, len(held), seconds)
                 break
             chunk = held[start : start + CHUNK]
             for model in (one, other):

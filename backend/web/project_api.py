@@ -167,7 +167,7 @@ def create_view_api(store: Store, overview: Overview) -> APIRouter:
 
     @router.get("/projects/{project}/compare")
     def compare(project: Number, first: str, second: str) -> dict[str, Any]:
-        """Two models on the held-out scans, worst first: Dice against the annotators and against each other."""
+        """Two models on scans that neither has learnt from, worst first: Dice against the annotators and each other."""
         require(project)
         found = overview.compare(project, first, second)
         return {"compared": [asdict(one) for one in found], "held_out": len(overview.held_out(project, first, second))}

@@ -240,7 +240,7 @@ SCHEMAS: dict[str, Schema] = {
                     }
                 )
             ),
-            "held_out": INTEGER,
+            "held_out": INTEGER | {"description": "scans that neither model has learnt from"},
         }
     ),
     "Settings": object_of(
