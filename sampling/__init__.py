@@ -5,6 +5,7 @@ from sampling.clustering import Clustering, choose_clusters
 from sampling.cold_start import Order, Reason, cold_start_order
 from sampling.control import control_places, evenly_spread, with_controls
 from sampling.farthest import farthest_first
+from sampling.likeness import alike
 from sampling.pool import Pool
 from sampling.projection import EmbeddingMap, fit_map
 from sampling.stopping import (
@@ -64,6 +65,7 @@ __all__ = [
     "WithModel",
     "agreement",
     "agreement_sample",
+    "alike",
     "choose_clusters",
     "class_entropy",
     "cold_start_order",

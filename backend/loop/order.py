@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.facts import Scan, control_draw
+from backend.loop.new_labels import with_new_labels
 from backend.loop.project_settings import extra_signal
-from backend.loop.selection_units import Slices, mean_embeddings, places, units
+from backend.loop.selection_units import Slices, blocks_of, mean_embeddings, places, units
 from backend.records.maps import read_map
 from backend.records.rounds import Pick
 from backend.records.scans import PRIORITY_NEXT
@@ -60,7 +60,8 @@ def order(inputs: RankingInputs, scans: Sequence[Scan], first: Sequence[int] = (
 
     Scans with priority come first. Skipped scans come last, because another annotator may still label them, followed
     only by blank scans, unless those are slices of a volume that is chosen as a whole. All these are single slices.
-    Control places are counted from the start of `first`, volume by volume.
+    Control places, and those of scans that could show a new label (`new_labels`), are counted from the start of
+    `first`, volume by volume.
     """
     settings = inputs.settings
     taken = set(first)
@@ -76,7 +77,8 @@ def order(inputs: RankingInputs, scans: Sequence[Scan], first: Sequence[int] = (
     started = [p for p in rest if p.reason == STARTED and p.task not in put_off]
     fresh = [p for p in rest if p.reason != STARTED and p.task not in put_off]
     given = [*first, *(p.task for p in wished), *(p.task for p in started)]
-    start = len(_blocks(given, by_task, settings.unit))
+    start = len(blocks_of(given, by_task, settings.unit))
+    fresh = with_new_labels(inputs.store, inputs.project, inputs.embedder, fresh, by_task, settings.unit, start)
     fresh = _with_controls(fresh, by_task, settings, start)
     rest = [p for p in rest if p.task in put_off]
     return wished + started + fresh + rest + [Pick(task, "blank") for task in sorted(blank)]
@@ -201,16 +203,6 @@ def _vectors(inputs: RankingInputs, rows: Sequence[Slices], strategy: str) -> ND
     return mean_embeddings(inputs.store, inputs.embedder, rows)
 
 
-def _blocks(tasks: Iterable[int], by_task: Mapping[int, Scan], unit: str) -> list[list[int]]:
-    """Group tasks into places: one task each, or with the unit "scan", consecutive tasks of one volume."""
-
-    def volume(task: int) -> str | int:
-        scan = by_task.get(task)
-        return scan.volume or task if scan is not None and unit == "scan" else task
-
-    return [list(group) for _, group in groupby(tasks, volume)]
-
-
 def _with_controls(
     picks: Sequence[Pick], by_task: Mapping[int, Scan], settings: ProjectSettings, start: int
 ) -> list[Pick]:
@@ -218,7 +210,7 @@ def _with_controls(
     if not settings.control_share:
         return list(picks)
     pick_of = {p.task: p for p in picks}
-    blocks = _blocks(pick_of, by_task, settings.unit)
+    blocks = blocks_of(pick_of, by_task, settings.unit)
 
     def draw(row: int) -> tuple[str, int]:
         return control_draw(by_task[blocks[row][0]], settings.seed, settings.unit)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,16 @@ def units(scans: Sequence[Scan], unit: str) -> list[Slices]:
     for scan in scans:
         found.setdefault(scan.volume or scan.task, []).append(scan)
     return [in_order(slices) for slices in found.values()]
+
+
+def blocks_of(tasks: Iterable[int], by_task: Mapping[int, Scan], unit: str) -> list[list[int]]:
+    """Group tasks into places: one task each, or with the unit "scan", consecutive tasks of one volume."""
+
+    def volume(task: int) -> str | int:
+        scan = by_task.get(task)
+        return scan.volume or task if scan is not None and unit == "scan" else task
+
+    return [list(group) for _, group in groupby(tasks, volume)]
 
 
 def in_order(slices: Sequence[Scan]) -> Slices:

@@ -15,6 +15,7 @@ from backend.errors import BadSetting, CannotTrain
 from backend.facts import DELETED, DISCONNECTED, annotators, round_of, version_name
 from backend.label_config import LabelConfig, Renames
 from backend.learning.averages import of_model, of_shown, of_trial, summarise
+from backend.loop.new_labels import COULD_SHOW
 from backend.loop.project_settings import project_settings, row_settings
 from backend.loop.publication import published_part
 from backend.records.maps import read_map
@@ -172,7 +173,7 @@ def explained(pick: Pick, place: int, alpha: float) -> dict[str, Any]:
 
 def sentence(pick: Pick) -> str:
     """The reason for a pick, without names of methods."""
-    words = texts().get(f"why.{pick.reason}", pick.reason)
+    words = _words(pick.reason)
     where = text("note.cluster", number=pick.cluster + 1) if pick.cluster is not None else ""
     return f"{words[:1].upper()}{words[1:]}{where}."
 
@@ -181,9 +182,17 @@ def why(pick: Pick, alpha: float) -> str:
     """The reason for a pick, with the name of the method and its numbers."""
     if pick.reason == "paper" and pick.score is not None:
         return f"S = {pick.score:.2f}: entropy {pick.entropy:.2f}, distance {pick.distance:.2f} (alpha {alpha:g})"
-    words = texts().get(f"why.{pick.reason}", pick.reason)
+    words = _words(pick.reason)
     group = f" (cluster {pick.cluster + 1})" if pick.cluster is not None else ""
+    if words.startswith(pick.reason):  # with the name of a label
+        return words + group
     return f"{pick.reason}{group}: {words}"
+
+
+def _words(reason: str) -> str:
+    if reason.startswith(COULD_SHOW):
+        return text("why.could_show", label=reason.removeprefix(COULD_SHOW))
+    return texts().get(f"why.{reason}", reason)
 
 
 def map_points(store: Store, project: int) -> list[dict[str, Any]]:
