@@ -14,13 +14,12 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sampling.arrays import whole_number
-from sampling.uncertainty import disagreement
 
 Advice: TypeAlias = Literal["go on", "nearly there", "stop", "too early to say"]
 Floats: TypeAlias = NDArray[np.float64]
@@ -96,7 +95,7 @@ class Hint:
     gain          expected Dice gain of `step` more labels; None while unknown
     low, high     95 % interval of the gain, estimated from the points
     labels_worth  number of labels until `step` more are expected to gain less than `threshold`
-    agreement     mean Dice between the masks of the last two models on unlabelled scans; None: unknown
+    agreement     `Agreement.dice` of the last two models on unlabelled scans; None: unknown
     threshold     Dice gain from which `step` labels are worth it
     step          number of labels, see `step_after`
     """
@@ -179,11 +178,25 @@ def agreement_sample(names: Sequence[str], count: int = SAMPLE) -> list[str]:
     return sorted(set(names), key=lambda name: hashlib.sha256(f"agreement|{name}".encode()).digest())[:count]
 
 
-def agreement(pairs: Sequence[tuple[NDArray[np.integer], NDArray[np.integer]]], n_classes: int) -> tuple[float, int]:
-    """(agreement, n) of two models: mean Dice, 0..1, between their label maps (H, W) of the n scans that count.
+class Agreement(NamedTuple):
+    """How alike two models draw.
 
-    A scan counts when at least one of the models draws something: many scans without any finding must not make two
-    models look alike. (1.0, 0) when none does.
+    dice       mean over the labels of `per_label`; 1 without any
+    n          number of scans on which at least one of the models draws something
+    per_label  by class number, for labels that are drawn: mean Dice over the scans on which at least one of the models
+               draws the label, and the number of these scans
+    """
+
+    dice: float
+    n: int
+    per_label: dict[int, tuple[float, int]]
+
+
+def agreement(pairs: Sequence[tuple[NDArray[np.integer], NDArray[np.integer]]], n_classes: int) -> Agreement:
+    """The agreement of two models, from their label maps (H, W) of the same scans.
+
+    A scan on which neither draws a label says nothing about it: many scans without any finding must not make two models
+    look alike, nor must a common label on which they agree hide a rare one.
 
     n_classes  background (0, never scored) included
 
@@ -191,9 +204,16 @@ def agreement(pairs: Sequence[tuple[NDArray[np.integer], NDArray[np.integer]]], 
     """
     if not pairs:
         raise ValueError("pairs: got none, wanted the masks of at least one scan")
-    drawn = [pair for pair in pairs if any(one.any() for one in pair)]
-    differences = [disagreement(np.stack(pair), n_classes) for pair in drawn]
-    return 1.0 - float(np.mean(differences)) if drawn else 1.0, len(drawn)
+    found: dict[int, list[float]] = {}
+    for pair in pairs:
+        areas = [np.bincount(one.ravel(), minlength=n_classes) for one in pair]
+        both = np.bincount(np.where(pair[0] == pair[1], pair[0], 0).ravel(), minlength=n_classes)
+        for number in range(1, n_classes):
+            if total := int(areas[0][number] + areas[1][number]):
+                found.setdefault(number, []).append(2 * int(both[number]) / total)
+    per_label = {number: (float(np.mean(dices)), len(dices)) for number, dices in sorted(found.items())}
+    mean = float(np.mean([dice for dice, _ in per_label.values()])) if per_label else 1.0
+    return Agreement(mean, sum(any(one.any() for one in pair) for pair in pairs), per_label)
 
 
 def stopping_hint(

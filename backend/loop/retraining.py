@@ -183,7 +183,7 @@ class Trainer:
             log.warning("project %s: %s was not accepted. %s", project, step.version, told)
         also = learning_remarks([one.case for one in split.all], labels)
         if active is not None:
-            details |= self._agreement(project, seen, active, name, len(labels) + 1)
+            details |= self._agreement(project, seen, active, name, labels)
         self._write(
             project,
             done,
@@ -247,7 +247,7 @@ class Trainer:
         return judge(active["version"], pairs, labels)
 
     def _agreement(
-        self, project: int, seen: Seen, active: Mapping[str, Any], name: str, classes: int
+        self, project: int, seen: Seen, active: Mapping[str, Any], name: str, labels: Sequence[str]
     ) -> dict[str, Any]:
         """Agreement of the new and the active model on unlabelled scans: {"agreement": ...}, or {} when unknown."""
         context = self._context
@@ -270,8 +270,12 @@ class Trainer:
         pairs = list(zip(*maps, strict=True))
         if not pairs or any(one.shape != other.shape for one, other in pairs):
             return {}
-        same, n = agreement(pairs, classes)
-        return {"agreement": {"dice": round(same, 6), "n": n, "with": active["version"]}} if n else {}
+        same = agreement(pairs, len(labels) + 1)
+        if not same.n:
+            return {}
+        each = {labels[number - 1]: {"dice": round(dice, 6), "n": n} for number, (dice, n) in same.per_label.items()}
+        whole = {"dice": round(same.dice, 6), "n": same.n, "with": active["version"]}
+        return {"agreement": whole | {"per_label": each}}
 
     def _write(self, project: int, done: Done, step: Train, active: str, model: Mapping[str, Any]) -> None:
         """Record the model, and activate it if it was accepted and `active` is still the active one."""

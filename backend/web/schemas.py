@@ -105,6 +105,7 @@ SCHEMAS: dict[str, Schema] = {
             "high": NUMBER_OR_NULL,
             "labels_worth": or_null(INTEGER),
             "agreement": NUMBER_OR_NULL,
+            "agreement_per_label": map_of(object_of({"dice": NUMBER, "n": INTEGER})),
             "threshold": NUMBER,
             "step": {"type": "integer", "description": "number of labels that `gain` and `threshold` speak of"},
         }

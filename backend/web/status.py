@@ -115,14 +115,14 @@ def _compared(models: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def _stopping(models: Sequence[Mapping[str, Any]], left: int, settings: ProjectSettings) -> dict[str, Any] | None:
-    """`sampling.stopping_hint` from the models with the present labels."""
+    """`sampling.stopping_hint` from the models with the present labels, and the agreement of the last two by label."""
     if not models or not left:
         return None
     judged = [(len(m["trained_on"]), of_model(m)) for m in models if m["labels"] == models[-1]["labels"]]
     points = [Point(labels, found["dice"], found["n"]) for labels, found in judged if labels and found["n"]]
-    same = models[-1]["details"].get("agreement", {}).get("dice")
-    hint = stopping_hint(points, left=left, agreement=same, seed=settings.seed)
-    return asdict(hint)
+    same = models[-1]["details"].get("agreement", {})
+    hint = stopping_hint(points, left=left, agreement=same.get("dice"), seed=settings.seed)
+    return asdict(hint) | {"agreement_per_label": same.get("per_label", {})}
 
 
 def served(store: Store, project: int) -> list[tuple[Pick, int]]:

@@ -419,9 +419,10 @@ def test_the_stopping_hint_appears_once_there_are_models(world: World) -> None:
     same = second["details"]["agreement"]
     open_ = sum(1 for s in world.store.scans(PROJECT) if not s["annotated"])
     assert (same["n"], same["with"]) == (open_, "scanqueue-r1")
+    assert same["per_label"] == {"Lung": {"dice": same["dice"], "n": open_}}
     assert 0 <= same["dice"] <= 1
     hint = world.status()["stopping"]
-    assert hint["agreement"] == same["dice"]
+    assert (hint["agreement"], hint["agreement_per_label"]) == (same["dice"], same["per_label"])
     assert 0 <= hint["low"] <= hint["gain"] <= hint["high"]
     shown = CliRunner().invoke(cli.app, ["status", "--project", "1", "--data-dir", str(world.folder)], env={})
     assert hint["sentence"][:40] in shown.output

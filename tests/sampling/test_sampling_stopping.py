@@ -91,17 +91,24 @@ def test_labels_are_worth_it_until_a_step_gains_less_than_the_threshold() -> Non
 
 def test_agreement_is_the_mean_dice_of_two_models() -> None:
     one, other = (np.array([row], np.uint8) for row in ([1, 1, 0, 0], [0, 1, 1, 0]))
-    assert agreement([(one, one)], 2) == (1.0, 1)
-    assert agreement([(one, one), (one, other)], 2) == (pytest.approx(0.75), 2)
+    assert agreement([(one, one)], 2)[:2] == (1.0, 1)
+    assert agreement([(one, one), (one, other)], 2) == (pytest.approx(0.75), 2, {1: (pytest.approx(0.75), 2)})
     with pytest.raises(ValueError, match=r"^pairs: got none, wanted the masks of at least one scan$"):
         agreement([], 2)
 
 
 def test_scans_on_which_neither_model_draws_anything_do_not_make_them_agree() -> None:
     one, other, none = (np.array([row], np.uint8) for row in ([1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]))
-    assert agreement([(none, none)] * 39 + [(one, other)], 2) == (0.0, 1)
-    assert agreement([(none, none), (one, none)], 2) == (0.0, 1)
-    assert agreement([(none, none)] * 40, 2)[1] == 0
+    assert agreement([(none, none)] * 39 + [(one, other)], 2)[:2] == (0.0, 1)
+    assert agreement([(none, none), (one, none)], 2)[:2] == (0.0, 1)
+    assert agreement([(none, none)] * 40, 2) == (1.0, 0, {})
+
+
+def test_models_that_agree_on_a_common_label_may_disagree_on_a_rare_one() -> None:
+    common, rare, moved = (np.array([row], np.uint8) for row in ([1, 1, 0, 0], [1, 1, 2, 0], [1, 1, 0, 2]))
+    found = agreement([(common, common)] * 38 + [(rare, moved)] * 2, 4)
+    assert found == (0.5, 40, {1: (1.0, 40), 2: (0.0, 2)})
+    assert stopping_hint(learning(FLAT, 8), left=300, agreement=found.dice).advice != "stop"
 
 
 def test_the_agreement_sample_stays_the_same_while_its_scans_exist() -> None:
