@@ -103,7 +103,7 @@ class Lesson(NamedTuple):
         return cls(scan.task, scan.digest, mask, scan.group, tuple(sorted(unknown)))
 
     @classmethod
-    def recorded(cls, entry: str | Sequence[Any]) -> Lesson | str:
+    def recorded(cls, entry: str | list[Any]) -> Lesson | str:
         """As it was recorded: older versions recorded no unknown labels, still older ones the key of the annotation."""
         if isinstance(entry, str):
             return entry

@@ -37,4 +37,5 @@ def alike(candidates: FloatArray, examples: FloatArray, others: FloatArray) -> I
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """The rows at length 1; all-zero ones stay zero."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(length > 0, length, 1)
+    found: NDArray[np.float64] = rows / np.where(length > 0, length, 1)
+    return found

@@ -216,7 +216,7 @@ class Pictures:
         config = self._config(project)
         key = config.reading_key(self.store.renames(project)) if config else ""
         return {
-            label["task"]: label
+            label["task"]: dict(label)
             for label in self.store.labels(project)
             if label["mask"] and not label["problem"] and (not key or label["config"] == key)
         }
