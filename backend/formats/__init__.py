@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from backend.errors import BadWindow, CannotCut, CannotExport, UnreadableFile
 from backend.formats import kinds, packed
+from backend.formats.frames import origins
 from backend.formats.geometry import AXES, Cut, Geometry, cut
 from backend.formats.labels import write_nifti_labels
 from backend.formats.mask_volumes import LabelPicture, open_mask
@@ -62,6 +63,7 @@ __all__ = [
     "is_content",
     "kinds",
     "open_mask",
+    "origins",
     "packed",
     "read",
     "read_geometry",

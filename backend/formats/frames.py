@@ -113,6 +113,20 @@ def read_geometry(source: Source, *, time: int | None = None) -> Geometry:
     return geometry(found[0].rows, found[0].columns, placed)
 
 
+def origins(source: Source) -> tuple[tuple[float, ...], ...]:
+    """Where the first voxel of each slice is, RAS mm, in a source with a slice per file; () if that is not known."""
+    found = []
+    for path in source.files:
+        try:
+            fact = dicom.sniff(path, certain=True)
+        except UnreadableFile:
+            return ()
+        if fact is None or not fact.position:
+            return ()
+        found.append(tuple(float(value) for value in _LPS[:3, :3] @ fact.position))
+    return tuple(found)
+
+
 def layout(source: Source, headers: Sequence[Dataset], time: int | None) -> list[Frame]:
     """The frames that form volume `time` of a source with multi-frame files, in order of k."""
     stored = _stored(source.files, headers)

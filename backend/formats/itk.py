@@ -17,7 +17,7 @@ from backend.formats.geometry import Geometry, of_volume
 from backend.formats.source import FileFacts, Source
 from backend.formats.volume import MAX_VOXELS, Volume
 
-_HEAD = 1 << 16  # bytes of a header that are searched for the names of its data files
+_HEAD = 1 << 20  # bytes of a header that are read: 3D Slicer writes about 1,000 for each segment
 _SQUEEZE = 1032  # maximum compression ratio of deflate
 _MAX_FILES = 10_000
 _SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -162,14 +162,18 @@ def is_segmentation(path: Path) -> bool:
 
 
 def segments(path: Path) -> dict[int, dict[int, str]]:
-    """For each layer of a segmentation of 3D Slicer, the names of its numbers. Raises UnreadableFile."""
+    """For each layer of a segmentation of 3D Slicer, the names of its numbers. Raises UnreadableFile.
+
+    Until version 4.10, segments had neither layer nor number: each is a volume of its own, with the number 1.
+    """
     fields: dict[int, dict[str, str]] = defaultdict(dict)
     with _reported(path):
         for found in _SEGMENT.finditer(_header(path)):
             fields[int(found[1])][found[2].decode()] = found[3].decode("utf-8", "replace").strip()
         layers: dict[int, dict[int, str]] = defaultdict(dict)
         for number, one in sorted(fields.items()):
-            layers[int(one.get("Layer", 0))][int(one.get("LabelValue", number + 1))] = one.get("Name", "")
+            layer = int(one.get("Layer", 0 if "LabelValue" in one else number))
+            layers[layer][int(one.get("LabelValue", 1))] = one.get("Name", "")
     return dict(layers)
 
 

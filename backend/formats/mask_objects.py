@@ -6,7 +6,7 @@ Source: DICOM PS3.3 A.51 and C.8.20 (SEG), A.19 and C.8.8.6 (RTSTRUCT).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,12 @@ from backend.errors import UnreadableFile
 from backend.formats import dicom, fields, frames
 from backend.formats.functional_groups import first_item, groups, items
 from backend.formats.geometry import Geometry
-from backend.formats.masks import NEAR, Grid, MaskMisfit, Segment, fitted
-from backend.formats.pixels import polygon_to_mask
+from backend.formats.masks import NEAR, Grid, MaskMisfit, Segment, placed
+from backend.formats.outlines import filled
 
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 _BETWEEN = 0.3  # maximum distance of a contour from the middle of its slice, in slices
-_ON_EDGE = 1e-3  # pixels
 
 Mask = NDArray[np.bool_]
 
@@ -64,39 +63,65 @@ class DicomSegmentation:
         with dicom.reported(path):
             self.instances = _referenced(header)
             self.named = tuple(
-                Segment(fields.whole(item, "SegmentNumber"), fields.text(item, "SegmentLabel"))
+                Segment(number := fields.whole(item, "SegmentNumber"), fields.text(item, "SegmentLabel") or str(number))
                 for item in items(header, "SegmentSequence")
             )
 
-    def onto(self, grid: Grid) -> Iterator[tuple[Segment, Mask]]:
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    def onto(self, grid: Grid, *, without: frozenset[int] = frozenset()) -> Iterator[tuple[Segment, Mask]]:
         header = dicom.load(self.path, pixels=True)
         with dicom.reported(self.path):
             count = max(1, fields.whole(header, "NumberOfFrames"))
-            placed = frames.of_header(header, count)
-            label_map = fields.text(header, "SegmentationType") == "LABELMAP"
-            full = fields.number(header, "MaximumFractionalValue") if header.BitsAllocated > 1 and not label_map else 1
+            places = frames.of_header(header, count)
+            numbered = fields.text(header, "SegmentationType") == "LABELMAP"
+            full = fields.number(header, "MaximumFractionalValue") if header.BitsAllocated > 1 else 1
             frames_of: dict[int, list[int]] = defaultdict(list)
-            for n in range(count):
-                for number in [segment.number for segment in self.named] if label_map else [_segment(header, n)]:
-                    frames_of[number].append(n)
+            for n in range(0 if numbered else count):
+                frames_of[self._segment(header, n)].append(n)
+        if numbered:
+            yield from self._numbered(header, places, grid, without)
+            return
         for segment in self.named:
+            if segment.number in without:
+                continue
             found = np.zeros(grid.geometry.shape, np.bool_)
             for n in frames_of.get(segment.number, ()):
-                with dicom.reported(self.path):
-                    values: NDArray[Any] = pixel_array(header, index=n)
-                plane = values == segment.number if label_map else values >= (full or 1) / 2
+                plane = self._plane(header, n) >= (full or 1) / 2
                 if plane.any():
-                    _place(self.path, found, plane, placed[n], _source_of(header, n), grid)
+                    _place(self.path, found, plane, places[n], _source_of(header, n), grid)
             if found.any():
                 yield segment, found
 
+    def _numbered(
+        self, header: Dataset, places: Sequence[frames.Frame], grid: Grid, without: frozenset[int]
+    ) -> Iterator[tuple[Segment, Mask]]:
+        """The structures of a label map; 0 is its background, even if it has a name."""
+        unwanted = np.array(sorted(without | {0}))
+        found = np.zeros(grid.geometry.shape, np.uint16)
+        for n, place in enumerate(places):
+            plane = self._plane(header, n)
+            plane = np.where(np.isin(plane, unwanted), 0, plane)
+            if plane.any():
+                _place(self.path, found, plane, place, _source_of(header, n), grid)
+        names = {segment.number: segment for segment in self.named}
+        for number in np.unique(found[found > 0]).tolist():
+            yield names.get(number, Segment(number, str(number))), found == number
 
-def _segment(header: Dataset, n: int) -> int:
-    """The segment that frame n belongs to."""
-    for group in groups(header, n):
-        if (item := first_item(group, "SegmentIdentificationSequence")) is not None:
-            return fields.whole(item, "ReferencedSegmentNumber")
-    return 1
+    def _plane(self, header: Dataset, n: int) -> NDArray[Any]:
+        with dicom.reported(self.path):
+            return np.asarray(pixel_array(header, index=n))
+
+    def _segment(self, header: Dataset, n: int) -> int:
+        """The segment that frame n belongs to."""
+        for group in groups(header, n):
+            if (item := first_item(group, "SegmentIdentificationSequence")) is not None:
+                return fields.whole(item, "ReferencedSegmentNumber")
+        if len(self.named) == 1:
+            return self.named[0].number
+        raise UnreadableFile(self.path, "has frames that belong to none of its segments; export it again")
 
 
 def _source_of(header: Dataset, n: int) -> str:
@@ -109,27 +134,39 @@ def _source_of(header: Dataset, n: int) -> str:
     return ""
 
 
-def _place(path: Path, found: Mask, plane: Mask, frame: frames.Frame, source: str, grid: Grid) -> None:
+def _place(path: Path, found: NDArray[Any], plane: NDArray[Any], frame: frames.Frame, source: str, grid: Grid) -> None:
     """Draw a frame (rows, columns) where it belongs."""
     rows, columns = plane.shape
     own = frames.geometry(rows, columns, [frame])
     scan = grid.geometry
-    if source in grid.instances and _same_plane(own, scan):
-        found[:, :, grid.instances.index(source)] |= plane.T
-        return
-    if not own.orientation or not scan.orientation:
-        raise MaskMisfit(path, "does not fit: its frames have no position, and refer to no single image of the scan")
-    found |= fitted(path, plane.T[..., None], own, scan)
+    known = own.orientation and scan.orientation
+    part, where = plane.T[..., None], None
+    if known and scan.regular:
+        part, where = placed(path, part, own, scan)
+    elif source in grid.instances and _same_plane(own, grid, k := grid.instances.index(source)):
+        where = (slice(None), slice(None), slice(k, k + 1))
+    else:
+        raise MaskMisfit(
+            path,
+            "does not fit: a frame's image is not in the scan, or is in another place than the frame. Save it on the "
+            "images of the scan"
+            if known
+            else "does not fit: its frames have no position, and refer to no single image of the scan",
+        )
+    found[where] = np.maximum(found[where], part)
 
 
-def _same_plane(own: Geometry, scan: Geometry) -> bool:
-    """Whether a frame has the size and, where both are known, the directions and pixels of the scan's slices."""
+def _same_plane(own: Geometry, grid: Grid, k: int) -> bool:
+    """Whether a frame has the size and, where both are known, the directions, pixels and place of slice k."""
+    scan = grid.geometry
     if own.shape[:2] != scan.shape[:2]:
         return False
-    known = own.orientation and scan.orientation
+    if not (own.orientation and scan.orientation):
+        return True
     drift = np.abs(own.affine[:3, :2] - scan.affine[:3, :2]).max(0) * (np.array(own.shape[:2]) - 1)
     pixel = np.linalg.norm(scan.affine[:3, :2], axis=0)
-    return not known or bool((drift <= NEAR * pixel).all())
+    apart = np.abs(own.affine[:3, 3] - grid.origins[k]).max() if grid.origins else 0.0
+    return bool((drift <= NEAR * pixel).all() and apart <= NEAR * pixel.min())
 
 
 @dataclass(frozen=True)
@@ -155,22 +192,29 @@ class StructureSet:
                 fields.whole(item, "ROINumber"): fields.text(item, "ROIName")
                 for item in items(header, "StructureSetROISequence")
             }
-            self._contours = {
-                fields.whole(item, "ReferencedROINumber"): _contours(item)
-                for item in items(header, "ROIContourSequence")
-            }
-        # points of reference and marks have no area
-        self.named = tuple(Segment(number, name) for number, name in names.items() if self._contours.get(number))
+            # Points of reference and marks have no area. A number says nothing: planning systems count structures.
+            drawn = {_roi(item) for item in items(header, "ROIContourSequence") if _contours(path, item)}
+            self.named = tuple(Segment(number, names.get(number) or str(number)) for number in sorted(drawn))
 
-    def onto(self, grid: Grid) -> Iterator[tuple[Segment, Mask]]:
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    def onto(self, grid: Grid, *, without: frozenset[int] = frozenset()) -> Iterator[tuple[Segment, Mask]]:
+        header = dicom.load(self.path)  # again: outlines of many files would not fit into memory
         for segment in self.named:
+            if segment.number in without:
+                continue
+            with dicom.reported(self.path):
+                rois = [one for one in items(header, "ROIContourSequence") if _roi(one) == segment.number]
+                contours = [contour for one in rois for contour in _contours(self.path, one)]
             found = np.zeros(grid.geometry.shape, np.bool_)
             by_slice: dict[int, list[NDArray[np.float64]]] = defaultdict(list)
-            for contour in self._contours[segment.number]:
+            for contour in contours:
                 k, points = self._on_slice(contour, grid)
                 by_slice[k].append(points)
             for k, outlines in by_slice.items():
-                found[:, :, k] = _filled(self.path, outlines, grid.geometry.shape[1], grid.geometry.shape[0]).T
+                found[:, :, k] = filled(self.path, outlines, grid.geometry.shape[1], grid.geometry.shape[0]).T
             if found.any():
                 yield segment, found
 
@@ -179,76 +223,59 @@ class StructureSet:
         scan = grid.geometry
         if not scan.orientation:
             raise MaskMisfit(self.path, "does not fit: the scan has no position in the patient, but the outlines have")
-        relative = contour.points - scan.affine[:3, 3]
-        if contour.instance in grid.instances and not scan.regular:
-            inside, *_ = np.linalg.lstsq(scan.affine[:3, :2], relative.T, rcond=None)
-            return grid.instances.index(contour.instance), np.asarray(inside.T + 0.5, np.float64)
+        if not np.isfinite(contour.points).all():
+            raise UnreadableFile(self.path, "is a damaged RTSTRUCT: an outline has values that are not numbers")
         if not scan.regular:
-            raise MaskMisfit(
-                self.path, "does not fit: the slices of the scan are not evenly spaced, and its outlines name no image"
-            )
-        voxels = relative @ np.linalg.inv(scan.affine[:3, :3]).T
+            return self._on_image(contour, grid)
+        voxels = (contour.points - scan.affine[:3, 3]) @ np.linalg.inv(scan.affine[:3, :3]).T
         k = round(float(voxels[:, 2].mean()))
+        size = np.array(scan.shape[:2])
+        if (voxels[:, :2].max(0) < -0.5).any() or (voxels[:, :2].min(0) > size - 0.5).any():
+            raise MaskMisfit(self.path, "does not fit: it has outlines outside the pictures of the scan")
         if np.abs(voxels[:, 2] - k).max() > _BETWEEN:
             raise MaskMisfit(self.path, "does not fit: it has outlines between or across the slices of the scan")
         if not 0 <= k < scan.shape[2]:
             raise MaskMisfit(self.path, "does not fit: it has outlines outside the scan")
         return k, voxels[:, :2] + 0.5
 
+    def _on_image(self, contour: _Contour, grid: Grid) -> tuple[int, NDArray[np.float64]]:
+        """The same, of slices that only share their directions (gantry tilt, gaps): on the image that it names."""
+        if contour.instance not in grid.instances or not grid.origins:
+            raise MaskMisfit(
+                self.path,
+                "does not fit: the slices of the scan are not evenly spaced, and nothing says where they are: its "
+                "outlines name no image, or the scan's files are elsewhere now. Use DICOM SEG, or one PNG per slice",
+            )
+        k = grid.instances.index(contour.instance)
+        columns, spacing = grid.geometry.affine[:3, :2], grid.geometry.spacing
+        relative = contour.points - grid.origins[k]
+        inside = relative @ np.linalg.pinv(columns).T
+        beside = np.abs(relative - inside @ columns.T).max()
+        if beside > _BETWEEN * ((spacing[2] if spacing else 0.0) or 1.0):
+            raise MaskMisfit(self.path, "does not fit: it has outlines beside the images that they name")
+        return k, inside + 0.5
 
-def _contours(roi: Dataset) -> list[_Contour]:
+
+def _roi(item: Dataset) -> int:
+    return fields.whole(item, "ReferencedROINumber")
+
+
+def _contours(path: Path, roi: Dataset) -> list[_Contour]:
     found = []
     for item in items(roi, "ContourSequence"):
-        if not fields.text(item, "ContourGeometricType").startswith("CLOSED"):
+        kind = fields.text(item, "ContourGeometricType")
+        if not item.get("ContourData") or (kind and not kind.startswith("CLOSED")):
             continue
-        points = np.asarray(item.ContourData, np.float64).reshape(-1, 3) * (-1, -1, 1)  # LPS to RAS
+        if not kind:
+            raise UnreadableFile(
+                path, "has outlines that are not said to be closed (ContourGeometricType); export it again"
+            )
+        stored = item.ContourData
+        if isinstance(stored, bytes):  # of more than 64 KB, which DICOM with explicit VRs stores as unknown
+            stored = stored.decode("ascii").rstrip("\0 ").split("\\")
+        points = np.asarray(stored, np.float64).reshape(-1, 3) * (-1, -1, 1)  # LPS to RAS
         image = first_item(item, "ContourImageSequence")
         found.append(_Contour(points, "" if image is None else fields.text(image, "ReferencedSOPInstanceUID")))
-    return found
-
-
-def _filled(path: Path, outlines: list[NDArray[np.float64]], rows: int, columns: int) -> Mask:
-    """The pixels inside the outlines of one structure on one slice; those within others are holes, and so on."""
-    found = np.zeros((rows, columns), np.bool_)
-    scale = np.array([100 / columns, 100 / rows])
-    if any(not np.isfinite(points).all() for points in outlines):
-        raise UnreadableFile(path, "is a damaged RTSTRUCT: an outline has values that are not numbers; export it again")
-    drawn: list[Mask] = []
-    for points in sorted(outlines, key=lambda points: -_area(points)):
-        edge = _on_edge(points, rows, columns)
-        inside = polygon_to_mask(points * scale, rows, columns) if len(points) > 2 else np.zeros_like(found)
-        here = inside | edge
-        if not here.any():
-            continue
-        if sum(bool((here & ~outer).sum() == 0) for outer in drawn) % 2:
-            found &= ~(inside & ~edge)
-        else:
-            found |= here
-        drawn.append(here)
-    return found
-
-
-def _area(points: NDArray[np.float64]) -> float:
-    x, y = points.T
-    return abs(float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))) / 2
-
-
-def _on_edge(points: NDArray[np.float64], rows: int, columns: int) -> Mask:
-    """The pixels whose centre is on an outline."""
-    found = np.zeros((rows, columns), np.bool_)
-    for start, end in zip(points, np.roll(points, -1, axis=0), strict=True):
-        low = np.clip(np.ceil(np.minimum(start, end) - 0.5 - _ON_EDGE), 0, (columns, rows)).astype(int)
-        high = np.clip(np.floor(np.maximum(start, end) - 0.5 + _ON_EDGE) + 1, 0, (columns, rows)).astype(int)
-        if (high <= low).any():
-            continue
-        x, y = np.meshgrid(np.arange(low[0], high[0]) + 0.5, np.arange(low[1], high[1]) + 0.5)
-        along = end - start
-        length = float(np.hypot(*along))
-        if length < _ON_EDGE:
-            near = np.hypot(x - start[0], y - start[1]) <= _ON_EDGE
-        else:
-            near = np.abs((x - start[0]) * along[1] - (y - start[1]) * along[0]) <= _ON_EDGE * length
-        found[low[1] : high[1], low[0] : high[0]] |= near
     return found
 
 

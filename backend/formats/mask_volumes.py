@@ -29,6 +29,8 @@ class LabelVolume:
         names = nifti.label_names(self.path) if source.kind == "nifti" else {}
         self._layers: list[Mapping[int, str]] = [layered[n] for n in sorted(layered)] if layered else [names]
         self._numbers = sorted(layered) if layered else [0]
+        if layered and max(layered) >= source.volumes:
+            raise UnreadableFile(self.path, "names segments that it does not contain; save it again with 3D Slicer")
         if not layered and source.volumes > 1:
             raise UnreadableFile(
                 self.path, f"has {source.volumes} volumes; a mask has one, with a number for each label. Save it so"
@@ -38,7 +40,11 @@ class LabelVolume:
     def named(self) -> tuple[Segment, ...]:
         return tuple(Segment(number, name) for layer in self._layers for number, name in layer.items())
 
-    def onto(self, grid: Grid) -> Iterator[tuple[Segment, NDArray[np.bool_]]]:
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._source.files
+
+    def onto(self, grid: Grid, *, without: frozenset[int] = frozenset()) -> Iterator[tuple[Segment, NDArray[np.bool_]]]:
         for layer, names in zip(self._numbers, self._layers, strict=True):
             volume = reading.read(self._source, time=layer if self._source.volumes > 1 else None)
             if volume.values.ndim == 4:
@@ -46,7 +52,8 @@ class LabelVolume:
             values = whole_numbers(self.path, volume.values)
             placed = fitted(self.path, values, volume.geometry, grid.geometry)
             for number in np.unique(placed[placed > 0]).tolist():
-                yield Segment(number, names.get(number, "")), placed == number
+                # where others have names, a number without one is not that of a label
+                yield Segment(number, names.get(number) or (str(number) if self.named else "")), placed == number
 
 
 class LabelPicture:

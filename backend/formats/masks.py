@@ -20,7 +20,8 @@ from backend.errors import UnreadableFile
 from backend.formats.geometry import Geometry
 
 NEAR = 0.1  # maximum distance of voxel centres that count as the same place, in voxels
-_AXES = "ijk"
+ROUNDED = 0.01  # what a scale in the header (scl_slope) may cost a whole number: nibabel stores 1 of 0..2 as 127 / 255
+Where = tuple[slice, ...]
 
 
 class MaskMisfit(UnreadableFile):
@@ -40,10 +41,12 @@ class Grid:
     """The voxels of a scan.
 
     instances  SOPInstanceUID of each slice k; () if not every slice has a file of its own
+    origins    where the first voxel of each slice is, RAS mm, if the affine does not say so; () if unknown
     """
 
     geometry: Geometry
     instances: tuple[str, ...] = ()
+    origins: tuple[tuple[float, ...], ...] = ()
 
 
 class MaskFile(Protocol):
@@ -60,8 +63,14 @@ class MaskFile(Protocol):
     def instances(self) -> frozenset[str]:
         """SOPInstanceUIDs of the images that it refers to. Empty: only its name says which scan it belongs to."""
 
-    def onto(self, grid: Grid) -> Iterator[tuple[Segment, NDArray[np.bool_]]]:
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """`path`, and the other files that it consists of."""
+
+    def onto(self, grid: Grid, *, without: frozenset[int] = frozenset()) -> Iterator[tuple[Segment, NDArray[np.bool_]]]:
         """Each structure that is drawn, in the voxels (I, J, K) of a scan.
+
+        without  numbers of structures that are not needed, and need not fit
 
         Raises MaskMisfit if they are other voxels, UnreadableFile if the file is damaged or is no mask.
         """
@@ -71,8 +80,11 @@ def whole_numbers(path: Path, values: NDArray[Any]) -> NDArray[np.uint16]:
     """The values of a label map. Raises UnreadableFile if they are not the numbers of at most 255 structures."""
     if values.dtype.kind == "b":
         return values.astype(np.uint16)
-    if values.dtype.kind == "f" and (not np.isfinite(values).all() or not np.array_equal(values, np.rint(values))):
-        raise UnreadableFile(path, "is not a mask: it has values between whole numbers. Save one number per label")
+    if values.dtype.kind == "f":
+        whole = np.rint(values)
+        if not np.isfinite(values).all() or np.abs(values - whole).max(initial=0) > ROUNDED:
+            raise UnreadableFile(path, "is not a mask: it has values between whole numbers. Save one number per label")
+        values = whole
     if values.size and (values.min() < 0 or values.max() > np.iinfo(np.uint16).max):
         raise UnreadableFile(path, "is not a mask: it has values below 0 or above 65535. Save one number per label")
     found = values.astype(np.uint16)
@@ -83,7 +95,17 @@ def whole_numbers(path: Path, values: NDArray[Any]) -> NDArray[np.uint16]:
 
 
 def fitted(path: Path, values: NDArray[Any], own: Geometry, scan: Geometry) -> NDArray[Any]:
-    """`values` (of a mask with geometry `own`) in the voxels of a scan; voxels that the mask does not cover are 0.
+    """`values` (of a mask with geometry `own`) in the voxels of a scan; voxels that the mask does not cover are 0."""
+    part, where = placed(path, values, own, scan)
+    if part.shape == scan.shape:
+        return part
+    found = np.zeros(scan.shape, values.dtype)
+    found[where] = part
+    return found
+
+
+def placed(path: Path, values: NDArray[Any], own: Geometry, scan: Geometry) -> tuple[NDArray[Any], Where]:
+    """The voxels of a mask (with geometry `own`) that are those of a scan, and which of the scan's these are.
 
     The voxel axes may have another order or direction, and the mask may cover a part of the scan, as long as the
     centres of its voxels are centres of the scan's, to a tenth of a voxel.
@@ -91,7 +113,7 @@ def fitted(path: Path, values: NDArray[Any], own: Geometry, scan: Geometry) -> N
     Raises MaskMisfit if they are not, or if something outside the scan is drawn.
     """
     if not own.orientation or not scan.orientation:
-        return _unplaced(path, values, own, scan)
+        return _unplaced(path, values, own, scan), (slice(None),) * 3
     if scan.as_stored and not scan.regular:  # the affine of DICOM slices is then not that of every slice
         raise MaskMisfit(
             path,
@@ -140,26 +162,22 @@ def _third(own: NDArray[np.float64], scan: NDArray[np.float64]) -> NDArray[np.fl
 
 def _moved(
     path: Path, values: NDArray[Any], turn: NDArray[np.float64], shift: NDArray[np.float64], shape: tuple[int, ...]
-) -> NDArray[Any]:
-    """`values` with voxel v moved to turn @ v + shift."""
+) -> tuple[NDArray[Any], Where]:
+    """The part of `values` that lies inside `shape` with voxel v moved to turn @ v + shift, and where it lies."""
     order = [int(np.flatnonzero(turn[axis])[0]) for axis in range(3)]  # own axis along each axis of the scan
     flips = tuple(slice(None, None, -1) if turn[axis, order[axis]] < 0 else slice(None) for axis in range(3))
     turned = values.transpose(order)[flips]
     sizes = turned.shape
     first = [int(shift[a]) - (sizes[a] - 1 if turn[a, order[a]] < 0 else 0) for a in range(3)]
-    if first == [0, 0, 0] and sizes == tuple(shape):
-        return turned
-    found = np.zeros(shape, values.dtype)
     inner = [max(0, -start) for start in first]
     outer = [max(0, start) for start in first]
-    lengths = [min(sizes[a] - inner[a], shape[a] - outer[a]) for a in range(3)]
-    if min(lengths) > 0:
-        part = turned[tuple(slice(i, i + n) for i, n in zip(inner, lengths, strict=True))]
-        found[tuple(slice(o, o + n) for o, n in zip(outer, lengths, strict=True))] = part
-    lost = int(np.count_nonzero(values)) - int(np.count_nonzero(found))
+    lengths = [max(0, min(sizes[a] - inner[a], shape[a] - outer[a])) for a in range(3)]
+    part = turned[tuple(slice(i, i + n) for i, n in zip(inner, lengths, strict=True))]
+    lost = int(np.count_nonzero(values)) - int(np.count_nonzero(part))
     if lost:
         raise MaskMisfit(path, f"does not fit: {lost:,} of its voxels lie outside the scan")
-    return found
+    begin = [start if n else 0 for start, n in zip(outer, lengths, strict=True)]
+    return part, tuple(slice(o, o + n) for o, n in zip(begin, lengths, strict=True))
 
 
 def _difference(own: Geometry, scan: Geometry, rest: str) -> str:

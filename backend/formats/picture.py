@@ -36,6 +36,9 @@ _SUFFIXES = (
 )
 _BRANDS = {b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N", "I;16S", "I;16BS"}
+_LABEL_MODES = {"1", "L", "P", "LA", "PA", "RGB", "RGBA", *_DEEP}
+_STEPS = {"L;2": 85, "L;4": 17}  # Pillow stretches gray values of 2 and 4 bits to 8 bits
+_COLOURED = "is coloured; save a label map with one gray value, or palette index, per label"
 _REDUCED = 254  # TIFF NewSubfileType; bit 0: a smaller copy of another page
 _PHOTOMETRIC = 262  # TIFF
 _SIDEWAYS = {
@@ -183,25 +186,44 @@ def read(source: Source, *, time: int | None = None) -> Volume:
 def label_map(path: Path) -> NDArray[Any]:
     """The numbers (rows, columns) of a label map: gray values, or the indices of a palette, which may be transparent.
 
-    Raises UnreadableFile if the picture is coloured, or a JPEG.
+    Where gray values are transparent, nothing is drawn. Raises UnreadableFile if the picture is coloured, or a JPEG.
     """
     with _opened(path) as (file, found, _, _):
         if isinstance(found, tiff.Stack):
-            values = np.asarray(tiff.read(path, file, found)[0])
-        else:
-            if found.format in ("JPEG", "MPO"):
-                raise UnreadableFile(path, "is a JPEG, which blurs the edges of labels; save the mask as PNG")
-            turned = turn(found)
-            found.load()
-            values = np.asarray(found if turned is None else found.transpose(turned))
-            if found.mode in ("LA", "PA"):
-                values = values[..., 0]
-        if values.ndim == 2:
-            return values
-        colours = values[..., :3]
-        if not (colours == colours[..., :1]).all():
-            raise UnreadableFile(path, "is coloured; save a label map with one gray value, or palette index, per label")
-        return np.asarray(colours[..., 0])
+            return _gray(path, np.asarray(tiff.read(path, file, found)[0]))
+        if found.format in ("JPEG", "MPO"):
+            raise UnreadableFile(path, "is a JPEG, which blurs the edges of labels; save the mask as PNG")
+        if found.mode not in _LABEL_MODES:
+            raise UnreadableFile(path, f"{_COLOURED} (it is {found.mode})")
+        step = _STEPS.get(str(found.tile[0].args), 1) if found.format == "PNG" and found.tile else 1
+        turned = turn(found)
+        found.load()
+        values = np.asarray(found if turned is None else found.transpose(turned))
+        if found.mode in ("P", "PA"):
+            return _numbered(path, found, values if found.mode == "P" else values[..., 0])
+        if found.mode not in ("LA", "RGBA"):
+            return _gray(path, values) // step if step > 1 else _gray(path, values)
+        gray, seen = _gray(path, values[..., :-1]), values[..., -1] > 0
+        if not gray.any() and seen.any() and not seen.all():
+            raise UnreadableFile(path, "is drawn in black on transparency; save one gray value per label on black")
+        return np.where(seen, gray, 0)
+
+
+def _numbered(path: Path, image: Image.Image, values: NDArray[Any]) -> NDArray[Any]:
+    """The indices of a palette, unless its background has another number than 0, as if an optimizer wrote it."""
+    colours = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    black = np.flatnonzero(~colours.any(1))
+    if 0 not in black and np.isin(black, values).any():
+        raise UnreadableFile(path, "has a palette whose number 0 is not black; save one gray value per label on black")
+    return np.asarray(values)
+
+
+def _gray(path: Path, values: NDArray[Any]) -> NDArray[Any]:
+    if values.ndim == 2:
+        return values
+    if not (values == values[..., :1]).all():
+        raise UnreadableFile(path, _COLOURED)
+    return np.asarray(values[..., 0])
 
 
 def _shown(path: Path, file: BinaryIO) -> NDArray[np.uint8]:

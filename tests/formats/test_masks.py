@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
+import highdicom
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
-from dicom_files import dataset, save, series, sources
+from dicom_files import dataset, item, save, series, sources
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from numpy.typing import NDArray
 from outlines import corner_outlines, half_way_outlines
 from PIL import Image
 from pydicom import Dataset
+from pydicom.sr.coding import Code
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from backend.errors import UnreadableFile
 from backend.formats import (
@@ -26,11 +32,15 @@ from backend.formats import (
     MaskMisfit,
     Source,
     open_mask,
+    origins,
     read_geometry,
     write_dicom_seg,
     write_nifti_labels,
     write_rtstruct,
 )
+from backend.formats.mask_objects import StructureSet
+from backend.formats.mask_volumes import LabelVolume
+from backend.formats.outlines import filled
 
 SHAPE = (9, 8, 7)
 TURN = np.array([[np.cos(0.2), -np.sin(0.2), 0], [np.sin(0.2), np.cos(0.2), 0], [0, 0, 1]])
@@ -124,6 +134,17 @@ def test_a_volume_with_other_voxels_does_not_fit(tmp_path: Path, affine: NDArray
         label_map(nifti(tmp_path / "mask.nii.gz", labels_of(3), affine), grid)
 
 
+def test_numbers_that_a_scale_in_the_header_has_rounded_are_whole(tmp_path: Path) -> None:
+    _, grid = scan(tmp_path)
+    labels = labels_of(10)
+    image = nib.Nifti1Image(labels * np.float64(1), AFFINE)
+    image.header.set_data_dtype(np.uint8)  # nibabel then scales: 1 becomes 0.996
+    nib.save(image, tmp_path / "mask.nii.gz")
+    assert float(nib.load(tmp_path / "mask.nii.gz").dataobj.slope) != 1
+    found, _ = label_map(tmp_path / "mask.nii.gz", grid)
+    assert np.array_equal(found, labels)
+
+
 @pytest.mark.parametrize(
     ("values", "what"),
     [
@@ -185,6 +206,43 @@ def test_segments_of_3d_slicer_that_overlap_are_all_read(tmp_path: Path) -> None
     assert np.array_equal(found["Tumour"], second > 0)
 
 
+def test_segments_of_old_versions_of_3d_slicer_are_volumes_without_numbers(tmp_path: Path) -> None:
+    _, grid = scan(tmp_path)
+    first, second = ((labels_of(11) == n).astype(np.uint8) for n in (1, 2))
+    image = SimpleITK.Compose(itk_image(first), itk_image(second))
+    for number, name in enumerate(NAMES):
+        image.SetMetaData(f"Segment{number}_Name", name)
+    path = tmp_path / "old.seg.nrrd"
+    SimpleITK.WriteImage(image, str(path))
+    mask = open_mask(path)
+    assert isinstance(mask, LabelVolume)
+    found = {segment.name: voxels for segment, voxels in mask.onto(grid)}
+    assert np.array_equal(found["Liver"], first > 0)
+    assert np.array_equal(found["Tumour"], second > 0)
+
+
+def test_every_segment_of_a_long_header_has_its_name(tmp_path: Path) -> None:
+    _, grid = scan(tmp_path)
+    labels = labels_of(12)
+    labels[labels == 2] = 150
+    image = itk_image(labels)
+    for number in range(150):
+        for key, value in (("Name", f"N{number + 1}"), ("LabelValue", str(number + 1)), ("Tags", "x" * 700)):
+            image.SetMetaData(f"Segment{number}_{key}", value)
+    path = tmp_path / "many.seg.nrrd"
+    SimpleITK.WriteImage(image, str(path))
+    assert label_map(path, grid)[1] == {"N1", "N150"}
+
+
+def test_a_number_that_has_no_name_in_a_file_with_names_is_not_the_number_of_a_label(tmp_path: Path) -> None:
+    source, grid = scan(tmp_path)
+    path = tmp_path / "mask.nii.gz"
+    write_nifti_labels(path, labels_of(13), source, names=NAMES)
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) * 2, None, image.header), path)  # 2 and 4
+    assert label_map(path, grid)[1] == {"Tumour", "4"}
+
+
 # -- DICOM ------------------------------------------------------------------------------------
 
 
@@ -217,6 +275,53 @@ def test_a_nifti_mask_of_a_dicom_series_lands_on_its_voxels(tmp_path: Path) -> N
     found, names = label_map(tmp_path / "mask.nii.gz", grid)
     assert np.array_equal(found, labels)
     assert names == set(NAMES)
+
+
+def segmentation(path: Path, labels: NDArray[np.uint8], source: Source, **options: Any) -> Path:
+    """A DICOM SEG of a label map, as highdicom writes it."""
+    images = [pydicom.dcmread(file) for file in source.files]
+    code = Code("1", "99TEST", "test")
+    manual = highdicom.seg.SegmentAlgorithmTypeValues.MANUAL
+    described = [highdicom.seg.SegmentDescription(n, name, code, code, manual) for n, name in enumerate(NAMES, start=1)]
+    found = highdicom.seg.Segmentation(
+        images,
+        labels.transpose(2, 1, 0),
+        options.pop("kind", "BINARY"),
+        described,
+        generate_uid(),
+        1,
+        generate_uid(),
+        1,
+        "Test",
+        "Test",
+        "1",
+        "1",
+        **options,
+    )
+    found.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+def test_the_background_of_a_dicom_label_map_is_no_structure(tmp_path: Path, syntax: str) -> None:
+    source, grid = dicom_scan(tmp_path)
+    labels = labels_of(14)
+    path = segmentation(tmp_path / "mask.dcm", labels, source, kind="LABELMAP", transfer_syntax_uid=syntax)
+    found, names = label_map(path, grid)
+    assert np.array_equal(found, labels)
+    assert names == set(NAMES)
+
+
+def test_a_frame_is_drawn_where_it_is_and_not_on_the_image_that_it_names(tmp_path: Path) -> None:
+    source, grid = dicom_scan(tmp_path)
+    path = segmentation(tmp_path / "mask.dcm", labels_of(15), source)
+    header = pydicom.dcmread(path)
+    for frame in header.PerFrameFunctionalGroupsSequence:
+        place = frame.PlanePositionSequence[0].ImagePositionPatient
+        frame.PlanePositionSequence = item(ImagePositionPatient=[float(place[0]) + 0.3, place[1], place[2]])
+    header.save_as(path)
+    with pytest.raises(MaskMisfit, match=r"up to 0\.40 voxels off"):
+        label_map(path, grid)
 
 
 def structure_set(
@@ -292,6 +397,65 @@ def test_outlines_beside_the_slices_of_the_scan_do_not_fit(tmp_path: Path) -> No
         label_map(path, grid)
 
 
+def tilted(tmp_path: Path) -> tuple[Source, Geometry]:
+    """A series with gantry tilt: the slices are parallel, but shifted against each other."""
+    files = series(tmp_path / "ct", np.zeros((9, 64, 72), np.int16), orientation=(1, 0, 0, 0, np.cos(0.3), np.sin(0.3)))
+    for k, file in enumerate(files):
+        header = pydicom.dcmread(file)
+        header.ImagePositionPatient = [10.0, 20.0, 30.0 + 3 * k]
+        header.save_as(file)
+    (source,) = sources(*files)
+    geometry = read_geometry(source)
+    assert not geometry.regular
+    return source, geometry
+
+
+def test_outlines_on_tilted_slices_are_drawn_where_each_slice_is(tmp_path: Path) -> None:
+    source, geometry = tilted(tmp_path)
+    mask, k = blobs(1), 7
+    grid = Grid(geometry, source.instances, origins(source))
+    here = geometry.affine.copy()
+    here[:3, 3] = np.array(grid.origins[k]) - k * here[:3, 2]
+    own = Geometry(geometry.shape, here, geometry.spacing, True, 2, "LPS")
+    path = structure_set(tmp_path / "rt.dcm", source, own, {"Liver": {k: half_way_outlines(mask)}})
+    found, _ = label_map(path, grid)
+    assert np.array_equal(found[:, :, k].T, mask)
+    with pytest.raises(MaskMisfit, match="elsewhere now"):
+        label_map(path, Grid(geometry, source.instances))
+
+
+def test_what_is_left_out_need_not_fit(tmp_path: Path) -> None:
+    source, grid = dicom_scan(tmp_path)
+    square = np.array([[1.0, 1.0], [5.0, 1.0], [5.0, 5.0], [1.0, 5.0]])
+    path = structure_set(
+        tmp_path / "rt.dcm", source, grid.geometry, {"Liver": {1: [square]}, "Couch": {2: [square + 90]}}
+    )
+    mask = open_mask(path)
+    assert isinstance(mask, StructureSet)
+    with pytest.raises(MaskMisfit, match="outside the pictures"):
+        list(mask.onto(grid))
+    assert [segment.name for segment, _ in mask.onto(grid, without=frozenset({2}))] == ["Liver"]
+
+
+def test_outlines_of_more_than_64_kilobytes_are_read(tmp_path: Path) -> None:
+    source, grid = dicom_scan(tmp_path)
+    angles = np.linspace(0, 2 * np.pi, 5000, endpoint=False)
+    circle = 4 + 2.2 * np.column_stack([np.cos(angles), np.sin(angles)])
+    found, _ = label_map(structure_set(tmp_path / "rt.dcm", source, grid.geometry, {"": {1: [circle]}}), grid)
+    i, j = np.meshgrid(np.arange(SHAPE[0]) - 4, np.arange(SHAPE[1]) - 4, indexing="ij")
+    assert np.array_equal(found[:, :, 1] > 0, i**2 + j**2 < 2.2**2)
+
+
+def test_outlines_without_end_are_a_problem_of_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.formats.outlines._MAX_WORK", 10**8)
+    zigzag = np.column_stack([np.linspace(0, 500, 20_000), np.tile([0.0, 511.0], 10_000)])
+    with pytest.raises(UnreadableFile, match="millions of times"):
+        filled(tmp_path, [zigzag], 512, 512)
+    nested = [np.array([(a, a), (511 - a, a), (511 - a, 511 - a), (a, 511 - a)]) for a in np.linspace(0.1, 200, 1200)]
+    with pytest.raises(UnreadableFile, match="too many outlines"):
+        filled(tmp_path, nested, 512, 512)
+
+
 # -- pictures ---------------------------------------------------------------------------------
 
 
@@ -323,12 +487,43 @@ def test_a_png_label_map_is_read_by_gray_value_or_palette_index(tmp_path: Path, 
     assert np.array_equal(picture(tmp_path / "mask.png"), wanted)
 
 
-@pytest.mark.parametrize("kind", ["colour", "jpeg"])
+def test_nothing_is_drawn_where_a_mask_is_transparent(tmp_path: Path) -> None:
+    values = np.full((8, 8, 4), 255, np.uint8)
+    values[..., 3] = 0
+    values[2:5, 2:5, 3] = 255
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    assert np.array_equal(picture(tmp_path / "mask.png"), values[..., 3])
+
+
+@pytest.mark.parametrize(("bits", "most"), [(2, 3), (4, 15)])
+def test_gray_values_of_few_bits_are_read_as_stored(tmp_path: Path, bits: int, most: int) -> None:
+    values = np.arange(16, dtype=np.uint8).reshape(2, 8) % (most + 1)
+    cv2.imwrite(str(tmp_path / "mask.png"), values)
+    each = np.unpackbits(values[..., None], axis=-1)[..., 8 - bits :].reshape(2, -1)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in each)
+    header = struct.pack(">IIBBBBB", 8, 2, bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    (tmp_path / "mask.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks)
+    )
+    assert np.array_equal(picture(tmp_path / "mask.png"), values)
+
+
+@pytest.mark.parametrize("kind", ["colour", "jpeg", "black on transparency", "inverse palette", "CMYK"])
 def test_a_picture_that_is_no_label_map_is_refused_with_a_cure(tmp_path: Path, kind: str) -> None:
     values = np.zeros((8, 8, 3), np.uint8)
     values[2:5, 2:5, 0] = 255
-    path = tmp_path / ("a.png" if kind == "colour" else "a.jpg")
-    Image.fromarray(values).save(path)
+    path = tmp_path / {"jpeg": "a.jpg", "CMYK": "a.tif"}.get(kind, "a.png")
+    image = Image.fromarray(values)
+    if kind == "black on transparency":
+        image = Image.fromarray(np.dstack([values * 0, values[..., 0]]))
+    elif kind == "inverse palette":  # an optimizer puts the most frequent colour first
+        image = Image.fromarray(values[..., 0] // 255, "P")
+        image.putpalette([255, 255, 255, 0, 0, 0])
+    elif kind == "CMYK":
+        image = Image.fromarray(np.dstack([values * 0, values[..., 0]]), "CMYK")
+    image.save(path)
     with pytest.raises(UnreadableFile, match="save"):
         picture(path)
 
