@@ -183,5 +183,5 @@ def _moved(
 def _difference(own: Geometry, scan: Geometry, rest: str) -> str:
     sizes = [" x ".join(map(str, one.shape)) for one in (own, scan)]
     if sizes[0] != sizes[1]:
-        return f"does not fit: it has {sizes[0]} voxels, the scan {sizes[1]}" + (f", and {rest}" if rest else "")
-    return f"does not fit: {rest}"
+        rest = f"it has {sizes[0]} voxels, the scan {sizes[1]}" + (f", and {rest}" if rest else "")
+    return f"does not fit: {rest}. Save it on the voxels of its scan"

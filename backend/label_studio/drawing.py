@@ -21,7 +21,9 @@ def region_id(origin: str, class_: int, part: int = 0) -> str:
     return str(uuid5(NAMESPACE_URL, f"scanqueue:{origin}:{class_}:{part}"))
 
 
-def draw_mask(labelmap: Mask, labels: Sequence[str], config: LabelConfig, origin: str) -> list[dict[str, Any]]:
+def draw_mask(
+    labelmap: Mask, labels: Sequence[str], config: LabelConfig, origin: str, *, exact: bool = False
+) -> list[dict[str, Any]]:
     """Label Studio regions for a label map (H, W) in which class i + 1 is labels[i].
 
     Each label is drawn with its tag in the config, see `LabelConfig.tag_of`. A rectangle is the bounding box of a
@@ -29,6 +31,7 @@ def draw_mask(labelmap: Mask, labels: Sequence[str], config: LabelConfig, origin
     longer in the config, are skipped.
 
     origin  names what drew it, such as version and model; the ids of the regions depend on it
+    exact   keep every corner of polygons, which are otherwise simplified to within about a pixel
     """
     height, width = labelmap.shape
     regions: list[dict[str, Any]] = []
@@ -46,19 +49,19 @@ def draw_mask(labelmap: Mask, labels: Sequence[str], config: LabelConfig, origin
             "original_height": height,
             "image_rotation": 0,
         }
-        for part, shape in enumerate(_shapes(mask, tag)):
+        for part, shape in enumerate(_shapes(mask, tag, exact)):
             regions += ({"id": region_id(origin, index, part), **common, **own} for own in _results(shape, label, tag))
     return regions
 
 
-def _shapes(mask: NDArray[np.bool_], tag: Tag) -> Iterator[dict[str, Any]]:
+def _shapes(mask: NDArray[np.bool_], tag: Tag, exact: bool) -> Iterator[dict[str, Any]]:
     """The values that draw a mask with a tag, without its label."""
     if tag.kind == "brush":
         yield {"format": "rle", "rle": encode_brush(mask)}
     elif tag.kind == "bitmask":
         yield {"imageDataURL": encode_bitmask(mask)}
     elif tag.kind == "polygon":
-        for points in mask_to_polygons(mask):
+        for points in mask_to_polygons(mask, tolerance=0.0 if exact else 1.0):
             yield {"points": np.round(points, 3).tolist(), "closed": True}
     else:
         yield from mask_to_ellipses(mask) if tag.kind == "ellipse" else mask_to_rectangles(mask)

@@ -191,6 +191,15 @@ class Listing(Client):
     def task_ids(self, project: int) -> set[int]:
         return {row["id"] for row in self._task_rows(project, "id", {})}
 
+    def annotated(self, project: int, tasks: Sequence[int]) -> set[int]:
+        """Those of `tasks` that have an annotation, skips not counted."""
+        found: set[int] = set()
+        for start in range(0, len(tasks), PAGE):
+            query = filters(("id", "in_list", "List", list(tasks[start : start + PAGE])))
+            rows = self._task_rows(project, "id,total_annotations", query)
+            found.update(row["id"] for row in rows if row.get("total_annotations"))
+        return found
+
     def annotations(self, project: int, tasks: Sequence[int]) -> Iterator[Annotation | int]:
         """For each of `tasks` the annotation that counts, or the bare task id without one."""
         for start in range(0, len(tasks), ANNOTATION_CHUNK):

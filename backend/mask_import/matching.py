@@ -6,11 +6,12 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from backend.errors import CannotCut, UnreadableFile
-from backend.formats import Cut, Grid, LabelPicture, MaskFile, MaskMisfit, cut
+from backend.formats import AXES, Cut, Grid, LabelPicture, MaskFile, MaskMisfit, cut, origins, packed
 from backend.intake.existing_tasks import key_of
 from backend.intake.identities import Identities, ScanRecord
 from backend.label_studio.listing import TaskRow
@@ -25,18 +26,23 @@ PictureMask = LabelPicture | CocoPicture
 
 @dataclass
 class ScanMasks:
-    """A scan of the project, its tasks, and the masks that were found for it."""
+    """A scan of the project, its tasks, and the masks that were found for it.
+
+    unread  whether it has another mask that cannot be read
+    """
 
     record: ScanRecord
     tasks: dict[Place, list[TaskRow]] = field(default_factory=lambda: defaultdict(list))
     volumes: list[MaskFile] = field(default_factory=list)
     pictures: dict[Place, list[PictureMask]] = field(default_factory=lambda: defaultdict(list))
+    unread: bool = False
 
-    @property
+    @cached_property
     def grid(self) -> Grid:
         source = self.record.source
         each = len(source.instances) == self.record.geometry.shape[2] and source.kind == "dicom"
-        return Grid(self.record.geometry, source.instances if each else ())
+        uneven = each and not self.record.geometry.regular
+        return Grid(self.record.geometry, source.instances if each else (), origins(source) if uneven else ())
 
     def cuts(self) -> dict[str, Cut]:
         return {axis: cut(self.record.geometry, axis) for axis in dict.fromkeys(axis for axis, _ in self.tasks)}
@@ -55,6 +61,12 @@ class Matching:
                 self._add(key, row)
         names = ((scan, masks.record.source.files) for scan, masks in self.scans.items())
         self._names = ScanNames(names)
+        self._files = {
+            file.resolve()
+            for masks in self.scans.values()
+            if masks.record.source.kind != "dicom"
+            for file in masks.record.source.files
+        }
         self.exports = Exports()
 
     def _add(self, key: tuple[str, str, int], row: TaskRow) -> None:
@@ -68,6 +80,17 @@ class Matching:
                 return
             self.scans[scan] = ScanMasks(record)
         self.scans[scan].tasks[axis, number].append(row)
+
+    def is_scan(self, path: Path) -> bool:
+        """Whether it is a file of a scan of this project, and so no mask."""
+        return path.resolve() in self._files
+
+    def miss(self, path: Path) -> None:
+        """Note that a mask cannot be read. The others of its scan would say that what it shows is not there."""
+        if path.suffix.lower() != ".json" and picture_of(path) is None:
+            candidates = self._by_name(path)
+            if len(candidates) == 1:
+                self.scans[candidates[0]].unread = True
 
     def add_volume(self, mask: MaskFile) -> None:
         """Give a mask to its scan. Raises UnreadableFile if it has none, or several."""
@@ -105,6 +128,12 @@ class Matching:
                 path,
                 f"fits {len(candidates)} scans equally well; give it the name of its scan, or import those scans "
                 "separately",
+            )
+        if self._unknown:
+            raise UnreadableFile(
+                path,
+                "belongs to no scan that is known here; the identities file lacks scans of this project "
+                f"({len(self._unknown)}). Pass the one of their import with --identities",
             )
         raise UnreadableFile(path, "belongs to no scan of this project; name it like the file or folder of its scan")
 
@@ -151,15 +180,42 @@ class Exports:
                 return self._labelled[folder]
         return frozenset()
 
+    def shows(self, path: Path, record: ScanRecord, axis: str) -> bool:
+        """Whether slices along an axis can be cut from a volume.
+
+        In an export, slices that nobody labelled are background too. Cut across them, every slice would show parts of
+        labelled ones, and nothing in between.
+        """
+        ours = picture_of(path)
+        if ours is None:
+            return True
+        slices = [(other, n) for scan, other, n in self.labelled(path) if scan == ours[0] and ours[1] in ("", other)]
+        axes = {other for other, _ in slices} or ({ours[1]} if ours[1] in AXES else set())
+        along = cut(record.geometry, axis).along
+        there = {other: cut(record.geometry, other) for other in axes}
+        return not axes or any(
+            one.along == along or len({n for name, n in slices if name == other}) == one.count
+            for other, one in there.items()
+        )
+
     @staticmethod
-    def is_of_model(path: Path) -> bool:
-        """Whether an export contains the file as a mask of a model."""
-        return any(folder.name == "model" and bool(_manifest(folder.parent)) for folder in list(path.parents)[:2])
+    def is_of_model(path: Path, given: Sequence[Path]) -> bool:
+        """Whether an export contains the file as a mask of a model, and its folder `model` is not among `given`."""
+        return any(
+            folder.name == "model"
+            and not any(root.is_relative_to(folder.resolve()) and root.is_dir() for root in given)
+            and bool(_manifest(folder.parent))
+            for folder in list(path.parents)[:2]
+        )
 
 
 def _manifest(folder: Path) -> Mapping[str, Any]:
+    """The manifest of an export, a folder or an archive; {} if there is none."""
     try:
-        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if not packed.is_file(folder / "manifest.json"):
+            return {}
+        with packed.opened(folder / "manifest.json") as opened:
+            found = json.loads(opened.read())
         return found if isinstance(found, dict) and found.get("made_by") == "scanqueue export" else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError, UnreadableFile):
         return {}

@@ -1,7 +1,7 @@
 """Which scan a mask file belongs to, and which label it draws, by the names of files and folders.
 
 A name is a tuple of words in lower case, without those that only say "image" or "mask": `case_07_seg.nii.gz` and
-`images/case_07.nii.gz` both are ("case", "07").
+`images/case_07.nii.gz` both are ("case", "07"), `mask_07.png` and `image_07.png` are ("07",).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 Words = tuple[str, ...]
 
 _SUFFIX = re.compile(
-    r"(\.(nii|gz|bz2|xz|nrrd|nhdr|seg|mha|mhd|mgh|mgz|hdr|img|dcm|dicom|ima|png|tiff?|bmp|gif|jpe?g|webp|json|zip))+$",
+    r"(\.(nii|gz|bz2|xz|nrrd|nhdr|seg|mha|mhd|mgh|mgz|hdr|img|rtstruct|dcm|dicom|ima|png|tiff?|bmp|gif|jpe?g|webp|json|zip))+$",
     re.IGNORECASE,
 )
 _ROLES = frozenset(
@@ -38,10 +38,20 @@ def words(name: str) -> Words:
     after_role = False
     for word in re.findall(r"[^\W_]+", _SUFFIX.sub("", name).casefold()):
         role = word in _ROLES
-        if not role and not (after_role and word.isdecimal()):
+        if not role and not (found and after_role and word.isdecimal()):
             found.append(word)
         after_role = role
     return tuple(found)
+
+
+def all_words(name: str) -> Words:
+    """Every word of the name of a label or structure: "Label 2" is not "Label 1", nor "Mask"."""
+    return tuple(re.findall(r"[^\W_]+", name.casefold()))
+
+
+def forms(name: str) -> tuple[Words, Words]:
+    """What the name of a file or folder may say, with and without the words that only say "mask"."""
+    return all_words(_SUFFIX.sub("", name)), words(name)
 
 
 def levels(path: Path) -> list[Words]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from backend.formats.pixels import classes_in
 from backend.intake.existing_tasks import PATIENCE, PAUSE
 from backend.intake.files import walk
 from backend.intake.identities import Identities
+from backend.intake.leftovers import Leftovers
 from backend.intake.request import Tally
 from backend.intake.slicing import Problem
 from backend.label_config import LabelConfig
@@ -53,7 +55,8 @@ def run(
     Raises BadSetting if an argument is invalid, BadIdentities, NotSegmentable, and the errors of Studio.
     """
     config = studio.project(request.project).masks_config(request.project, request.image)
-    labels = LabelMatcher(config.labels, parse_label_map(request.label_map, config.labels))
+    chosen = parse_label_map(request.label_map, config.labels, config.aliases)
+    labels = LabelMatcher(config.labels, chosen, config.aliases)
     with Identities(request.identities, must_exist=True) as identities:
         matching = Matching(studio, request.project, identities, labels)
         importing = _MaskImport(request, studio, config, labels, matching)
@@ -74,12 +77,24 @@ def mask_step(request: MaskRequest) -> Callable[[Studio, Tally, Callable[[], boo
     """The import of masks as a step after that of the scans: its problems and remarks join theirs."""
 
     def step(studio: Studio, tally: Tally, stopped: Callable[[], bool]) -> None:
+        if request.dry_run and tally.made:
+            what = "its masks were not checked, because they need the scans, which a dry run does not import."
+            tally.remarks += [Problem(path, what) for path in request.paths]
+            return
         found = run(request, studio, stopped=stopped)
         tally.problems += found.problems
         tally.remarks += found.remarks
         tally.masks = found.counts()
 
     return step
+
+
+@dataclass(frozen=True)
+class Painted:
+    """Label numbers, and the labels that the files say something about."""
+
+    values: NDArray[np.uint8]
+    spoken: frozenset[str]
 
 
 class _MaskImport:
@@ -93,6 +108,7 @@ class _MaskImport:
         self.matching = matching
         self.tally = MaskTally()
         self._predicted = {} if request.kind == ANNOTATIONS else studio.published(request.project, IMPORTED_MASKS)
+        self._annotated: set[int] = set()
         self._rows: list[dict[str, Any]] = []
 
     # -- which scan each mask belongs to ----------------------------------------------------
@@ -100,86 +116,132 @@ class _MaskImport:
     def find(self, stopped: Callable[[], bool]) -> None:
         """Open every file and give its masks to their scans."""
         given = [path.resolve() for path in self.request.paths]
+        others, parts = Leftovers(), set[Path]()
         for path in walk(self.request.paths):
             if stopped():
                 return
-            if Exports.is_of_model(path) and not any("model" in root.parts for root in given):
+            if Exports.is_of_model(path, given):
                 self._remark(path, "a model drew it, so it was left out; pass the folder `model` to import it")
                 continue
+            if self.matching.is_scan(path):
+                continue
             try:
-                self._add(path)
+                if not self._add(path, parts):
+                    others.add(path)
             except UnreadableFile as error:
                 self._problem(error)
+        others.claim(parts)
+        self.tally.problems += others.problems(nothing=False)
+        if not (self.tally.files or self.tally.problems or self.tally.remarks):
+            what = "contains no masks; pass NIfTI, NRRD, DICOM SEG, RTSTRUCT, PNG or COCO files"
+            self.tally.problems += [Problem(path, what) for path in self.request.paths]
 
-    def _add(self, path: Path) -> None:
+    def _add(self, path: Path, parts: set[Path]) -> bool:
+        """Give the masks in a file to their scans; whether it contains any.
+
+        parts  the other files of a mask are added to it
+        """
         if path.is_dir():
             raise UnreadableFile(path, "the folder cannot be opened; check its permissions")
         if path.suffix.lower() == ".json":
             pictures = open_coco(path)
-            if pictures is None:
-                return
-            for picture in pictures:
+            for picture in pictures or ():
                 try:
                     self.matching.add_picture(picture)
                 except UnreadableFile as error:
                     self._problem(error)
-        else:
+            self.tally.files += pictures is not None
+            return pictures is not None
+        try:
             mask = open_mask(path)
-            if mask is None:
-                return
-            if isinstance(mask, LabelPicture):
-                self.matching.add_picture(mask)
-            else:
-                self.matching.add_volume(mask)
+        except UnreadableFile:
+            self.matching.miss(path)
+            raise
+        if mask is None:
+            return False
+        if isinstance(mask, LabelPicture):
+            self.matching.add_picture(mask)
+        else:
+            parts.update(mask.files[1:])
+            self.matching.add_volume(mask)
         self.tally.files += 1
+        return True
 
     # -- one scan ---------------------------------------------------------------------------
 
     def scan(self, scan: ScanMasks) -> None:
         """Write the masks of a scan for each of its tasks. If one of its volumes is not understood, none is written."""
+        if scan.unread:
+            first = next(iter([*scan.volumes, *(mask for masks in scan.pictures.values() for mask in masks)]))
+            what = (
+                "was not imported, as another mask of its scan cannot be read. Repair or remove that, and import again"
+            )
+            self._problem(UnreadableFile(first.path, what))
+            return
+        self._annotated = self._annotated_now(scan)
         try:
             cuts = scan.cuts()
-            volume = self._painted(scan.record.geometry.shape, [(mask, mask.onto(scan.grid)) for mask in scan.volumes])
+            shown = {
+                axis: tuple(v for v in scan.volumes if self.matching.exports.shows(v.path, scan.record, axis))
+                for axis in cuts
+            }
+            for volumes in dict.fromkeys(shown.values()):
+                painted = self._painted(
+                    scan.record.geometry.shape,
+                    [(v, v.onto(scan.grid, without=self.labels.left_out(v.named, v.path))) for v in volumes],
+                )
+                axes = {axis: made for axis, made in cuts.items() if shown[axis] == volumes}
+                self._slices(scan, axes, volumes, painted)
         except UnreadableFile as error:
             self._problem(error)
             return
         except CannotCut as error:
             self.tally.problems.append(Problem(scan.record.source.files[0], str(error)))
             return
-        self._count_absent(scan, cuts, volume)
+        for volume in scan.volumes:
+            if not any(volume in volumes for volumes in shown.values()):
+                self._remark(volume.path, "its slices were labelled along another axis than those of this project.")
+
+    def _slices(self, scan: ScanMasks, cuts: Mapping[str, Cut], volumes: Sequence[MaskFile], painted: Painted) -> None:
+        """Write the masks for the tasks along some axes."""
+        self._count_absent(scan, cuts, painted.values if volumes else None)
         for place, tasks in sorted(scan.tasks.items()):
             masks = scan.pictures.get(place, [])
+            if place[0] not in cuts or not (volumes or masks):
+                continue
             try:
                 picture = self._painted(cuts[place[0]].shape, [(mask, mask.read()) for mask in masks])
             except UnreadableFile as error:
                 self._problem(error)
                 continue
-            drawn = picture.copy()
-            if scan.volumes:
-                below = cuts[place[0]].take(volume, place[1])
+            drawn = picture.values.copy()
+            if volumes:
+                below = cuts[place[0]].take(painted.values, place[1])
                 drawn[drawn == 0] = below[drawn == 0]
-            files = [*scan.volumes, *masks]
-            if files:
-                self._slice(scan, place, tasks, drawn, files)
+            self._slice(scan, place, tasks, drawn, [*volumes, *masks], painted.spoken | picture.spoken)
 
-    def _painted(self, shape: tuple[int, ...], masks: Sequence[tuple[Mask, Iterable[Structure]]]) -> NDArray[np.uint8]:
-        """The label numbers of all structures in some files. Raises UnreadableFile if one is not understood."""
+    def _painted(self, shape: tuple[int, ...], masks: Sequence[tuple[Mask, Iterable[Structure]]]) -> Painted:
+        """The structures of some files. Raises UnreadableFile if one is not understood."""
         painted = LabelMap(shape, self.config.labels)
+        spoken: set[str] = set()
+        by_order = not any(not mask.named and self.labels.of_path(mask.path)[1] for mask, _ in masks)
         for mask, structures in masks:
+            spoken |= self.labels.speaks_of(mask.named, mask.path)
             for segment, voxels in structures:
                 if voxels.shape != shape:
                     sizes = [" x ".join(map(str, one[::-1])) for one in (voxels.shape, shape)]
                     raise MaskMisfit(mask.path, f"does not fit: it has {sizes[0]} pixels, the picture {sizes[1]}")
-                if label := self.labels.label(segment, mask.path):
+                if label := self.labels.label(segment, mask.path, by_order=by_order):
                     painted.paint(label, voxels)
+                    spoken.add(label)
         for label in painted.hidden():
             self._remark(masks[0][0].path, f"more than half of {label!r} lies below other labels, which hide it.")
-        return painted.values
+        return Painted(painted.values, frozenset(spoken))
 
-    def _count_absent(self, scan: ScanMasks, cuts: Mapping[str, Cut], volume: NDArray[np.uint8]) -> None:
+    def _count_absent(self, scan: ScanMasks, cuts: Mapping[str, Cut], volume: NDArray[np.uint8] | None) -> None:
         """Count slices on which something is drawn, but which have no task."""
         for axis, slices in cuts.items():
-            for n in range(slices.count if scan.volumes else 0):
+            for n in range(0 if volume is None else slices.count):
                 self.tally.absent += (axis, n) not in scan.tasks and bool(slices.take(volume, n).any())
 
     def _slice(
@@ -189,15 +251,17 @@ class _MaskImport:
         tasks: Sequence[TaskRow],
         drawn: NDArray[np.uint8],
         files: Sequence[Mask],
+        spoken: frozenset[str],
     ) -> None:
         key = (scan.record.scan, *place)
-        spoken = self._spoken(files)
+        spoken = frozenset(self.config.labels) if self.request.complete else spoken
         if not drawn.any():
             looked = any(key in self.matching.exports.labelled(mask.path) for mask in files)
             if not (self.request.complete or looked) or spoken < set(self.config.labels):
                 self.tally.empty += len(tasks)
                 return
-        result = draw_mask(drawn, self.config.labels, self.config, ":".join(map(str, ("masks", *key))))
+        origin = ":".join(map(str, ("masks", *key)))
+        result = draw_mask(drawn, self.config.labels, self.config, origin, exact=True)
         if self._approximates(files[0].path, result, drawn):
             return
         for task in tasks:
@@ -207,12 +271,6 @@ class _MaskImport:
             if not self.request.dry_run:
                 self._write(task.task, result, spoken)
             self.tally.made += 1
-
-    def _spoken(self, files: Sequence[Mask]) -> frozenset[str]:
-        """The labels that these files say something about."""
-        if self.request.complete:
-            return frozenset(self.config.labels)
-        return frozenset().union(*(self.labels.speaks_of(mask.named, mask.path) for mask in files))
 
     def _approximates(self, path: Path, result: list[dict[str, Any]], drawn: NDArray[np.uint8]) -> bool:
         """Whether the project's tags cannot draw the mask, which is then a problem."""
@@ -232,7 +290,13 @@ class _MaskImport:
     # -- Label Studio -----------------------------------------------------------------------
 
     def _is_there(self, task: TaskRow) -> bool:
-        return bool(task.annotated) if self.request.kind == ANNOTATIONS else task.task in self._predicted
+        return task.task in (self._annotated if self.request.kind == ANNOTATIONS else self._predicted)
+
+    def _annotated_now(self, scan: ScanMasks) -> set[int]:
+        """The tasks of a scan with an annotation, also of those who annotate while this import runs."""
+        if self.request.kind != ANNOTATIONS:
+            return set()
+        return self.studio.annotated(self.request.project, [t.task for tasks in scan.tasks.values() for t in tasks])
 
     def _write(self, task: int, result: list[dict[str, Any]], spoken: frozenset[str]) -> None:
         if self.request.kind != ANNOTATIONS:
