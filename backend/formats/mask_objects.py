@@ -20,7 +20,7 @@ from backend.errors import UnreadableFile
 from backend.formats import dicom, fields, frames
 from backend.formats.functional_groups import first_item, groups, items
 from backend.formats.geometry import Geometry
-from backend.formats.masks import NEAR, Grid, MaskMisfit, Segment, placed
+from backend.formats.masks import NEAR, Grid, MaskMisfit, Segment, Where, placed
 from backend.formats.outlines import filled
 
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -140,7 +140,8 @@ def _place(path: Path, found: NDArray[Any], plane: NDArray[Any], frame: frames.F
     own = frames.geometry(rows, columns, [frame])
     scan = grid.geometry
     known = own.orientation and scan.orientation
-    part, where = plane.T[..., None], None
+    part: NDArray[Any] = plane.T[..., None]
+    where: Where
     if known and scan.regular:
         part, where = placed(path, part, own, scan)
     elif source in grid.instances and _same_plane(own, grid, k := grid.instances.index(source)):

@@ -12,6 +12,7 @@ from backend.label_studio.client import Client
 
 PAGE = 5000
 ANNOTATION_CHUNK = 25
+CHUNK = 200  # task ids in the address of a request, which servers limit to some kilobytes
 # Label Studio also applies `include` to the annotations inside a task
 ANNOTATION_FIELDS = (
     "id,annotations,predictions,result,created_at,updated_at,was_cancelled,ground_truth,lead_time,completed_by,"
@@ -194,8 +195,8 @@ class Listing(Client):
     def annotated(self, project: int, tasks: Sequence[int]) -> set[int]:
         """Those of `tasks` that have an annotation, skips not counted."""
         found: set[int] = set()
-        for start in range(0, len(tasks), PAGE):
-            query = filters(("id", "in_list", "List", list(tasks[start : start + PAGE])))
+        for start in range(0, len(tasks), CHUNK):
+            query = filters(("id", "in_list", "List", list(tasks[start : start + CHUNK])))
             rows = self._task_rows(project, "id,total_annotations", query)
             found.update(row["id"] for row in rows if row.get("total_annotations"))
         return found

@@ -96,6 +96,8 @@ def _unpacked(text: str) -> list[int]:
         bits = character - 48
         value |= (bits & 31) << shift
         shift += 5
+        if shift > 60:
+            raise ValueError("a run is longer than any picture")
         if bits & 32:
             continue
         if bits & 16:

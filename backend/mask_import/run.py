@@ -224,6 +224,7 @@ class _MaskImport:
         """The structures of some files. Raises UnreadableFile if one is not understood."""
         painted = LabelMap(shape, self.config.labels)
         spoken: set[str] = set()
+        unknown: dict[str, UnreadableFile] = {}
         by_order = not any(not mask.named and self.labels.of_path(mask.path)[1] for mask, _ in masks)
         for mask, structures in masks:
             spoken |= self.labels.speaks_of(mask.named, mask.path)
@@ -231,9 +232,18 @@ class _MaskImport:
                 if voxels.shape != shape:
                     sizes = [" x ".join(map(str, one[::-1])) for one in (voxels.shape, shape)]
                     raise MaskMisfit(mask.path, f"does not fit: it has {sizes[0]} pixels, the picture {sizes[1]}")
-                if label := self.labels.label(segment, mask.path, by_order=by_order):
+                try:
+                    label = self.labels.label(segment, mask.path, by_order=by_order)
+                except UnreadableFile as error:
+                    unknown[error.what] = error
+                    continue
+                if label:
                     painted.paint(label, voxels)
                     spoken.add(label)
+        while len(unknown) > 1:  # all of them at once: a structure set may have dozens
+            self._problem(unknown.pop(next(iter(unknown))))
+        for error in unknown.values():
+            raise error
         for label in painted.hidden():
             self._remark(masks[0][0].path, f"more than half of {label!r} lies below other labels, which hide it.")
         return Painted(painted.values, frozenset(spoken))

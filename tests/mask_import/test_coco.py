@@ -61,7 +61,8 @@ def test_the_parts_of_a_region_are_drawn_and_folders_of_windows_are_folders(tmp_
         ([], "boxes without masks"),
         ({"size": [ROWS, COLUMNS], "counts": [50, 10]}, "do not fill"),  # the others would be left undefined
         ({"size": [ROWS, COLUMNS], "counts": [50, 500]}, "do not fill"),
-        ({"size": [ROWS, COLUMNS], "counts": "o" * 50}, "damaged|do not fill"),
+        ({"size": [ROWS, COLUMNS], "counts": "PPPP"}, "damaged|do not fill"),
+        ({"size": [ROWS, COLUMNS], "counts": "o" * 4_000_000}, "damaged"),  # one number, growing without end
         ({"size": [COLUMNS, ROWS], "counts": [120]}, "another size"),
     ],
 )

@@ -169,6 +169,14 @@ def test_what_is_drawn_during_the_import_stays(labs: Labs, tmp_path: Path, monke
     assert lab.studio.get("/api/tasks", project=lab.project, page_size=1)["total_annotations"] == 2
 
 
+def test_all_structures_without_a_label_are_named_at_once(labs: Labs, tmp_path: Path) -> None:  # noqa: F811
+    lab = labs.new()
+    mask = square(1, (1,)) + square(7, (2,)) + square(9, (3,))
+    told = masks_in(lab, case(tmp_path), "--masks", volume(tmp_path / "masks" / "case1.nii.gz", mask), code=1)
+    assert [problem[:16] for problem in told["problems"]] == ["has the number 7", "has the number 9"]
+    assert told["masks"]["made"] == 0
+
+
 def test_a_dry_run_of_new_scans_leaves_their_masks_alone(labs: Labs, tmp_path: Path) -> None:  # noqa: F811
     lab = labs.new()
     command = (case(tmp_path), "--masks", volume(tmp_path / "masks" / "case1.nii.gz", square(1)))
