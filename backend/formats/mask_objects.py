@@ -75,12 +75,18 @@ class DicomSegmentation:
         header = dicom.load(self.path, pixels=True)
         with dicom.reported(self.path):
             count = max(1, fields.whole(header, "NumberOfFrames"))
+            if count > frames.MAX_FRAMES:
+                raise UnreadableFile(self.path, f"declares {count:,} frames; the maximum is {frames.MAX_FRAMES:,}")
             places = frames.of_header(header, count)
             numbered = fields.text(header, "SegmentationType") == "LABELMAP"
             full = fields.number(header, "MaximumFractionalValue") if header.BitsAllocated > 1 else 1
             frames_of: dict[int, list[int]] = defaultdict(list)
             for n in range(0 if numbered else count):
                 frames_of[self._segment(header, n)].append(n)
+        if unknown := frames_of.keys() - {segment.number for segment in self.named}:
+            raise UnreadableFile(
+                self.path, f"draws the segment {min(unknown)}, which it does not describe; export it again"
+            )
         if numbered:
             yield from self._numbered(header, places, grid, without)
             return

@@ -324,6 +324,20 @@ def test_a_frame_is_drawn_where_it_is_and_not_on_the_image_that_it_names(tmp_pat
         label_map(path, grid)
 
 
+@pytest.mark.parametrize("what", ["frames", "does not describe"])
+def test_a_dicom_seg_that_contradicts_itself_is_refused_at_once(tmp_path: Path, what: str) -> None:
+    source, grid = dicom_scan(tmp_path)
+    path = segmentation(tmp_path / "mask.dcm", labels_of(16), source)
+    header = pydicom.dcmread(path)
+    if what == "frames":
+        header.NumberOfFrames = 2**31 - 1  # a list of them would fill the memory
+    else:
+        header.SegmentSequence = header.SegmentSequence[:1]
+    header.save_as(path)
+    with pytest.raises(UnreadableFile, match=what):
+        label_map(path, grid)
+
+
 def structure_set(
     path: Path, source: Source, geometry: Geometry, outlines: dict[str, dict[int, list[NDArray[np.float64]]]]
 ) -> Path:
