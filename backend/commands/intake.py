@@ -85,7 +85,6 @@ def import_(
 
     mask_paths = expanded(masks or (), paths or ())
     settings = settings_from_env(data_dir=data_dir)
-    image = image_setting(settings, project)
     log_to(settings, level="WARNING")
     options = ImportOptions(axis, every, best, time, window, site, modality, group_by, careful=skip_burnt_in)
     request = ImportRequest(
@@ -100,11 +99,19 @@ def import_(
         root=local_root,
         dry_run=dry_run,
         foreign=other_identities,
-        image=image,
+        image=image_setting(settings, project),
         masks=mask_paths,
     )
     mask_request = MaskRequest(
-        project, mask_paths, request.identities, kind, tuple(label_map or ()), ground_truth, complete, dry_run, image
+        project,
+        mask_paths,
+        request.identities,
+        kind,
+        tuple(label_map or ()),
+        ground_truth,
+        complete,
+        dry_run,
+        request.image,
     )
     step = mask_step(mask_request) if mask_paths else None
     code = import_scans(request, settings, as_json=as_json, show_paths=show_paths, masks=step)

@@ -60,7 +60,7 @@ def filled(path: Path, outlines: Sequence[Points], rows: int, columns: int) -> M
 
 def _inside(path: Path, points: Points, rows: int, columns: int) -> tuple[Mask, Mask]:
     """The pixels whose centre is within one outline, and those whose centre is on it."""
-    inside = np.zeros((rows, columns), np.bool_)
+    inside: Mask = np.zeros((rows, columns), np.bool_)
     if len(points) > 2:
         try:
             inside = polygon_to_mask(points * (100 / columns, 100 / rows), rows, columns)

@@ -195,7 +195,8 @@ def label_map(path: Path) -> NDArray[Any]:
             raise UnreadableFile(path, "is a JPEG, which blurs the edges of labels; save the mask as PNG")
         if found.mode not in _LABEL_MODES:
             raise UnreadableFile(path, f"{_COLOURED} (it is {found.mode})")
-        step = _STEPS.get(str(found.tile[0].args), 1) if found.format == "PNG" and found.tile else 1
+        tile: Any = getattr(found, "tile", None)  # how the file stores its pixels, until they are loaded
+        step = _STEPS.get(str(tile[0].args), 1) if found.format == "PNG" and tile else 1
         turned = turn(found)
         found.load()
         values = np.asarray(found if turned is None else found.transpose(turned))

@@ -13,10 +13,7 @@ from backend.errors import BadSetting, UnreadableFile
 from backend.formats import Segment, packed
 from backend.mask_import.names import Words, all_words, forms, words
 
-BESIDE = (
-    "manifest.json",
-    "dataset.json",
-)  # our export; nnU-Net, Medical Segmentation Decathlon
+BESIDE = ("manifest.json", "dataset.json")  # our export; nnU-Net, Medical Segmentation Decathlon
 YES = (1, 255)  # the number of the only structure in a file
 
 
@@ -60,11 +57,11 @@ class LabelMatcher:
         self._beside: dict[Path, dict[int, str]] = {}
 
     def of_path(self, path: Path) -> tuple[str | None, Words]:
-        """The label that a file or one of its folders is named after, and that name; "" if `--label-map` leaves it out.
+        """The label that a file or its folder is named after, and that name; "" if `--label-map` leaves it out.
 
         None and () if there is none. A number says nothing: it may be that of a scan.
         """
-        for part in reversed(path.parts):
+        for part in (path.name, path.parent.name):
             for name in forms(part):
                 label = self._by_words.get(name, self._by_name.get(name))
                 if label is not None and not "".join(name).isdecimal():
@@ -106,8 +103,8 @@ class LabelMatcher:
         for key in (name.casefold(), number):
             if key in self._chosen:
                 return self._chosen[key]
-        key = all_words(name)
-        found = name if name in self.labels else self._by_words.get(key, self._by_name.get(key))
+        own = all_words(name)
+        found = name if name in self.labels else self._by_words.get(own, self._by_name.get(own))
         if found is None:
             raise UnreadableFile(path, f"has the structure {name!r}, which is no label: {self._cure(name)}")
         return found
@@ -117,7 +114,7 @@ class LabelMatcher:
 
     def left_out(self, named: Iterable[Segment], path: Path) -> frozenset[int]:
         """The numbers of the structures that `--label-map` leaves out."""
-        found = set()
+        found: set[int] = set()
         for segment in named:
             with suppress(UnreadableFile):
                 found.update(() if self.label(segment, path) else (segment.number,))

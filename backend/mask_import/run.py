@@ -242,16 +242,18 @@ class _MaskImport:
                     spoken.add(label)
         while len(unknown) > 1:  # all of them at once: a structure set may have dozens
             self._problem(unknown.pop(next(iter(unknown))))
-        for error in unknown.values():
-            raise error
+        for last in unknown.values():
+            raise last
         for label in painted.hidden():
             self._remark(masks[0][0].path, f"more than half of {label!r} lies below other labels, which hide it.")
         return Painted(painted.values, frozenset(spoken))
 
     def _count_absent(self, scan: ScanMasks, cuts: Mapping[str, Cut], volume: NDArray[np.uint8] | None) -> None:
         """Count slices on which something is drawn, but which have no task."""
+        if volume is None:
+            return
         for axis, slices in cuts.items():
-            for n in range(0 if volume is None else slices.count):
+            for n in range(slices.count):
                 self.tally.absent += (axis, n) not in scan.tasks and bool(slices.take(volume, n).any())
 
     def _slice(

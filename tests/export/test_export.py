@@ -309,7 +309,7 @@ def test_without_identities_pictures_are_written_and_the_rest_is_reported(lab: L
     assert done.problem_count == 0
     assert [n for n in done.notes if "NIfTI and DICOM SEG were not written" in n and "--identities" in n]
     assert manifest(tmp_path / "out")["notes"] == list(done.notes)
-    with pytest.raises(BadSetting, match="NIfTI and DICOM SEG need the identities file"):
+    with pytest.raises(BadSetting, match="NIfTI, DICOM SEG and RTSTRUCT need the identities file"):
         lab.export(tmp_path / "volumes", formats=("nifti", "seg"))
     assert lab.export(tmp_path / "pictures", formats=("png", "coco")).notes == ()
 

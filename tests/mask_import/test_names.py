@@ -100,10 +100,12 @@ def test_a_label_has_the_names_that_the_config_gives_it(tmp_path: Path) -> None:
 
 def test_a_folder_named_after_a_label_says_nothing_about_several_numbers(tmp_path: Path) -> None:
     plain = LabelMatcher(LABELS, {})
-    inside = tmp_path / "Liver" / "labelsTr" / "case.nii.gz"  # a collection, not a structure
+    inside = tmp_path / "Liver" / "case.nii.gz"
     assert [plain.label(Segment(n), inside) for n in (1, 255)] == ["Liver", "Liver"]
     with pytest.raises(UnreadableFile, match="has the number 2"):
         plain.label(Segment(2), inside)
+    collection = tmp_path / "Tumour" / "labelsTr" / "case.nii.gz"
+    assert [plain.label(Segment(n), collection) for n in (1, 2)] == ["Liver", "Tumour"]
     left_out = LabelMatcher(LABELS, parse_label_map(["couch="], LABELS))
     assert left_out.label(Segment(1), tmp_path / "case" / "couch.nii.gz") == ""
     numbered = LabelMatcher(("1", "2"), {})
