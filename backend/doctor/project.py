@@ -140,14 +140,14 @@ def check_queue(
     rounds = store.rounds(project, picks=False)
     known = {version_name(r["n"]) for r in rounds}
     newest = rounds[-1]["n"] if rounds else -1
-    if strange := sorted(v for v in versions if v not in known and (round_of(v) or 0) > newest):
+    if strange := sorted(v for v in versions if (n := round_of(v)) is not None and n > newest and v not in known):
         what = (
             f"The project has predictions {', '.join(strange[:4])} that these records do not know: another scanqueue "
             "writes to it, or the records were lost or restored."
         )
         cure = (
-            "Connect only one scanqueue to a project. After a restore nothing is to do: the next round gets a new "
-            "number, and the old predictions stay unused."
+            "Connect only one scanqueue to a project. After a restore, nothing needs to be done: the next round gets a "
+            "new number, and the old predictions stay unused."
         )
         yield Finding("queue", "warning", what, cure)
     if not any(r["published_at"] for r in rounds):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -323,6 +323,16 @@ def test_the_fallback_to_pixels_is_reported_with_the_missing_files(
     assert "model.safetensors" in found.cure
     found = one(doctor_findings("embedder", Settings(embedder="resnet")), "embedder", "error")
     assert "embedder: got 'resnet'" in found.what
+
+
+def test_only_rounds_point_to_another_scanqueue(tmp_path: Path) -> None:
+    store, page = Store(tmp_path), cast(Any, None)  # without rounds, the page is not looked at
+    store.add_project(7)
+    # a new backend's title is the project's model version, and imported masks have one too
+    (found,) = project_checks.check_queue(store, 7, page, [], ["scanqueue", "imported-masks"])
+    assert found.level == "ok"
+    found = one(list(project_checks.check_queue(store, 7, page, [], ["scanqueue-r0"])), "queue", "warning")
+    assert "predictions scanqueue-r0 that" in found.what
 
 
 def test_encoder_weights_are_checked(tmp_path: Path) -> None:
