@@ -74,7 +74,7 @@ def remark(verdict: Verdict | None, accepted: bool) -> str:
     if not found.enough:
         return (
             f"Too few scans to tell whether it is better than {verdict.version}: {found.scans} that neither has learnt "
-            f"from, of {MIN_SCANS} needed. The newer model draws."
+            f"from; {MIN_SCANS} are needed. The newer model draws the masks."
         )
     if accepted:
         return ""

@@ -67,7 +67,7 @@ def test_below_five_scans_the_newer_model_draws_and_the_remark_says_so(count: in
     assert not found.difference.worse(0.01)
     told = remark(found, accepted=True)
     assert told.startswith("Too few scans to tell whether it is better than scanqueue-r1")
-    assert f"{count} that neither has learnt from, of 5 needed" in told
+    assert f"{count} that neither has learnt from; 5 are needed" in told
 
 
 def test_there_is_nothing_to_say_about_a_model_that_is_as_good() -> None:
