@@ -223,7 +223,7 @@ def _single(axes: Axes, curve: Mapping[str, Any]) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.0) if high > 1 else high)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, ncols=3, loc="lower right", handlelength=2.2, columnspacing=1.0)
+        axes.legend(frameon=False, ncols=3, loc="best", handlelength=2.2, columnspacing=1.0)
 
 
 def _line(
