@@ -114,6 +114,5 @@ def import_(
         request.image,
     )
     step = mask_step(mask_request) if mask_paths else None
-    code = import_scans(request, settings, as_json=as_json, show_paths=show_paths, masks=step)
-    if code:
+    if code := import_scans(request, settings, as_json=as_json, show_paths=show_paths, masks=step):
         raise typer.Exit(code)

@@ -28,6 +28,10 @@ def serve(
         logging.getLogger("scanqueue").info("listening on http://%s:%s", settings.host, settings.port)
     else:
         console.print(f"scanqueue listens on http://{settings.host}:{settings.port}", highlight=False)
+    if not settings.label_studio_api_key:
+        logging.getLogger("scanqueue").warning(
+            "no token for Label Studio is set, so no project can be read. Set SCANQUEUE_LABEL_STUDIO_API_KEY"
+        )
     run_server(settings, worker=worker)
 
 

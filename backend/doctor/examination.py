@@ -37,6 +37,7 @@ from backend.doctor.service import (
 )
 from backend.doctor.webhook import check_webhook
 from backend.errors import ScanqueueError
+from backend.facts import DISCONNECTED
 from backend.label_studio.listing import ProjectPage
 from backend.label_studio.studio import Studio
 from backend.records.store import Store
@@ -85,6 +86,8 @@ def _examined(settings: Settings, project: int | None, stack: ExitStack) -> list
     row = store.project(project) if store is not None else None
     if not sheet.add("records", check_in_records(settings, row, project)) or store is None or row is None:
         return sheet.findings
+    if row["phase"] == DISCONNECTED:
+        return sheet.findings  # its queue and webhook are Label Studio's own again
     sheet.add("webhook", check_webhook(settings, studio, project, address, row))
     sheet.add("queue", check_queue(store, project, page, titles, studio.model_versions(project)))
     sheet.add("annotators", check_annotators(page, project))

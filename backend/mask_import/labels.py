@@ -55,6 +55,7 @@ class LabelMatcher:
         self._by_name = _by_words(named)
         self._by_words = _by_words(self._chosen)
         self._beside: dict[Path, dict[int, str]] = {}
+        self.by_order: dict[int, str] = {}  # the labels that numbers got without a name
 
     def of_path(self, path: Path) -> tuple[str | None, Words]:
         """The label that a file or its folder is named after, and that name; "" if `--label-map` leaves it out.
@@ -91,10 +92,9 @@ class LabelMatcher:
         if own is not None and (not own or segment.number in YES):
             return own
         if own is None and by_order:
-            if segment.number <= len(self.labels):
-                return self.labels[segment.number - 1]
-            if len(self.labels) == 1 and segment.number == 255:
-                return self.labels[0]
+            number_one = 1 if len(self.labels) == 1 and segment.number == 255 else segment.number
+            if number_one <= len(self.labels):
+                return self.by_order.setdefault(segment.number, self.labels[number_one - 1])
         raise UnreadableFile(
             path, f"has the number {segment.number}, and nothing says which label that is: {self._cure(segment.number)}"
         )

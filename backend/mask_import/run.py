@@ -69,6 +69,7 @@ def run(
             progress(done, len(found))
             importing.scan(scan)
         importing.send()
+        importing.say_order()
         progress(len(found), len(found))
     return importing.tally
 
@@ -336,6 +337,13 @@ class _MaskImport:
         if self._rows:
             self.studio.import_predictions(self.request.project, self._rows)
         self._rows = []
+
+    def say_order(self) -> None:
+        """Remark which numbers got their labels by the order of the label config only."""
+        if pairs := ", ".join(f"{number} = {label}" for number, label in sorted(self.labels.by_order.items())):
+            what = f"numbers without names became the labels in the order of the config: {pairs}."
+            cure = "If that is wrong, delete these annotations and use --label-map."
+            self._remark(self.request.paths[0], f"{what} {cure}")
 
     def _problem(self, error: UnreadableFile) -> None:
         self.tally.problems.append(Problem(error.path, error.what))

@@ -114,6 +114,7 @@ def check_hippocampi(labs: Labs, shared: Path, names: Sequence[str], forms: Sequ
     assert (told["masks"]["files"], told["masks"]["scans"]) == (len(names), len(names))
     assert told["masks"]["made"] + told["masks"]["empty"] == len(lab.tasks())
     assert told["problems"] == []
+    assert "1 = Anterior, 2 = Posterior" in str(told["remarks"])
     out = lab.export("out")
     for scan, file in lab.sources().items():
         assert np.array_equal(np.asarray(nib.load(out / f"{scan}.nii.gz").dataobj), truth[file.name]), file.name
