@@ -78,7 +78,7 @@ def create_ml_backend(
 
     @router.post("/predict")
     async def predictions(request: Request) -> dict[str, Any]:
-        """A first mask for each task, and how much the model would learn from its label."""
+        """A first mask for each task, and its score: the lower, the earlier it is served."""
         body = await read_json(request)
         tasks = body.get("tasks")
         if not isinstance(tasks, list) or not all(isinstance(t, dict) for t in tasks):
