@@ -1,4 +1,4 @@
-"""The next scans to label once a model exists: uncertain ones, far from those labelled."""
+"""S(i): the next scans to label once a model exists, uncertain ones far from those labelled."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rank(
     alpha: float = ALPHA,
     count: int,
 ) -> Ranking:
-    """Pick up to `count` unlabelled scans, one at a time, each with the highest S = alpha H + (1 - alpha) D.
+    """Pick up to `count` unlabelled scans, one at a time, each with the highest S(i) = alpha H + (1 - alpha) D.
 
     H is the entropy, min-max normalised once over the unlabelled scans. D is the distance on the map to the
     nearest scan that is labelled or already picked here, min-max normalised over the remaining candidates at
