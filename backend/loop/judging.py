@@ -1,4 +1,4 @@
-"""Whether a new model is accepted and becomes active: it is compared with the active one on scans that neither has learnt from."""
+"""Whether a new model is accepted: it is compared with the active one on scans that neither has learnt from."""
 
 from __future__ import annotations
 
