@@ -27,7 +27,7 @@ import SimpleITK
 from made_scans import pixels, series_uid, write_nifti, write_series
 
 from backend.demo.label_studio import LabelStudio
-from backend.errors import BadIdentities, BadSetting, CannotDeliver, ProjectBusy, StudioUnavailable
+from backend.errors import BadIdentities, BadSetting, CannotDeliver, ProjectBusy, StudioRefused, StudioUnavailable
 from backend.formats import Window, to_uint8
 from backend.intake.existing_tasks import ExistingTasks
 from backend.intake.identities import Identities
@@ -617,7 +617,7 @@ def test_of_several_images_the_chosen_one_is_written_and_a_config_that_needs_mor
     lab.project = lab.studio.create_project("import", both)
     with pytest.raises(BadSetting, match=r"also shows \$before, which imported tasks do not have"):
         lab.run(tmp_path / "a.nii.gz")
-    with pytest.raises(httpx.HTTPStatusError):  # as Label Studio refuses them
+    with pytest.raises(StudioRefused, match="before"):  # as Label Studio refuses them
         lab.studio.post(f"/api/projects/{lab.project}/import", [{"data": {"image": "/a.png"}}])
     tag = '<BrushLabels name="other" toName="before"><Label value="Lung"/></BrushLabels></View>'
     lab.project = lab.studio.create_project("import", both.replace("$before", "$image").replace("</View>", tag))
