@@ -250,7 +250,9 @@ class Lab:
             time.sleep(0.5)
 
     def predictions(self) -> list[dict[str, Any]]:
-        return list(self.studio.get("/api/predictions/", project=self.project))
+        """All predictions, without their age, which changes every minute."""
+        rows = self.studio.get("/api/predictions/", project=self.project)
+        return [{key: value for key, value in row.items() if key != "created_ago"} for row in rows]
 
     def check_complete(self, store: Store, rounds: int) -> None:
         """Check that nothing was lost or duplicated: every label learnt from, each round trained and published once."""
