@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from backend.commands.shared import DataDir, ProjectId, image_setting, settings_from_env
 from backend.logs import log_to
+
+if TYPE_CHECKING:
+    from backend.intake.request import ImportRequest
+    from backend.intake.terminal import MaskStep
 
 LocalFiles = Annotated[
     Path | None,
@@ -80,8 +85,7 @@ def import_(
     from backend.intake.plan import ImportOptions
     from backend.intake.request import ImportRequest
     from backend.intake.terminal import import_scans
-    from backend.mask_import.request import MaskRequest, expanded
-    from backend.mask_import.run import mask_step
+    from backend.mask_import.request import expanded
 
     mask_paths = expanded(masks or (), paths or ())
     settings = settings_from_env(data_dir=data_dir)
@@ -102,17 +106,32 @@ def import_(
         image=image_setting(settings, project),
         masks=mask_paths,
     )
-    mask_request = MaskRequest(
-        project,
-        mask_paths,
-        request.identities,
-        kind,
-        tuple(label_map or ()),
-        ground_truth,
-        complete,
-        dry_run,
-        request.image,
-    )
-    step = mask_step(mask_request) if mask_paths else None
-    if code := import_scans(request, settings, as_json=as_json, show_paths=show_paths, masks=step):
+    step = None
+    if mask_paths:
+        step = _mask_step(request, kind, label_map or (), ground_truth=ground_truth, complete=complete)
+    if code := import_scans(
+        request, settings, as_json=as_json, show_paths=show_paths, masks=step if mask_paths else None
+    ):
         raise typer.Exit(code)
+
+
+def _mask_step(
+    request: ImportRequest, kind: str, label_map: Sequence[str], *, ground_truth: bool, complete: bool
+) -> MaskStep:
+    """The import of the request's masks."""
+    from backend.mask_import.request import MaskRequest
+    from backend.mask_import.run import mask_step
+
+    return mask_step(
+        MaskRequest(
+            project=request.project,
+            paths=request.masks,
+            identities=request.identities,
+            kind=kind,
+            label_map=tuple(label_map),
+            ground_truth=ground_truth,
+            complete=complete,
+            dry_run=request.dry_run,
+            image=request.image,
+        )
+    )

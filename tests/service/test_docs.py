@@ -70,6 +70,7 @@ STUBS = ("curl", "docker", "scanqueue", "make", "pip", "python", "python3.11", "
 STUBS_BY_PATH = (".venv/bin/python", ".venv/bin/uv", "audit/bin/pip", "audit/bin/pip-audit")
 STUB = """#!/bin/bash
 { printf '%s\\0' "${CALLED:-$(basename "$0")}" "$@"; printf '\\n'; } >>"$RECORD"
+[ "$1" = load ] && cat >/dev/null
 [ "$1 $2" = "compose cp" ] && echo copied >"$(basename "$3")"
 echo output
 """
