@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from backend.errors import CannotCut, UnreadableFile
-from backend.formats import AXES, Cut, Grid, LabelPicture, MaskFile, MaskMisfit, cut, origins, packed
+from backend.formats import Cut, Grid, LabelPicture, MaskFile, MaskMisfit, cut, origins
 from backend.intake.existing_tasks import key_of
 from backend.intake.identities import Identities, ScanRecord
 from backend.label_studio.listing import TaskRow
 from backend.label_studio.studio import Studio
 from backend.mask_import.coco import CocoPicture
+from backend.mask_import.exports import Exports, Place
 from backend.mask_import.labels import LabelMatcher
 from backend.mask_import.names import ScanNames, picture_of
 
-Place = tuple[str, int]  # axis, slice
 PictureMask = LabelPicture | CocoPicture
 
 
@@ -159,63 +157,3 @@ class Matching:
         except (MaskMisfit, CannotCut):
             return False
         return True
-
-
-class Exports:
-    """What exports of ours say about the masks in their folders."""
-
-    def __init__(self) -> None:
-        self._labelled: dict[Path, frozenset[tuple[str, str, int]]] = {}
-
-    def labelled(self, path: Path) -> frozenset[tuple[str, str, int]]:
-        """The slices (scan, axis, number) that somebody labelled, empty ones included; none outside an export."""
-        for folder in list(path.parents)[:3]:
-            if folder not in self._labelled:
-                self._labelled[folder] = frozenset(
-                    (row["scan"], row["axis"], row["slice"])
-                    for row in _manifest(folder).get("slices", ())
-                    if "scan" in row
-                )
-            if self._labelled[folder]:
-                return self._labelled[folder]
-        return frozenset()
-
-    def shows(self, path: Path, record: ScanRecord, axis: str) -> bool:
-        """Whether slices along an axis can be cut from a volume.
-
-        In an export, slices that nobody labelled are background too. Cut across them, every slice would show parts of
-        labelled ones, and nothing in between.
-        """
-        ours = picture_of(path)
-        if ours is None:
-            return True
-        slices = [(other, n) for scan, other, n in self.labelled(path) if scan == ours[0] and ours[1] in ("", other)]
-        axes = {other for other, _ in slices} or ({ours[1]} if ours[1] in AXES else set())
-        along = cut(record.geometry, axis).along
-        there = {other: cut(record.geometry, other) for other in axes}
-        return not axes or any(
-            one.along == along or len({n for name, n in slices if name == other}) == one.count
-            for other, one in there.items()
-        )
-
-    @staticmethod
-    def is_of_model(path: Path, given: Sequence[Path]) -> bool:
-        """Whether an export contains the file as a mask of a model, and its folder `model` is not among `given`."""
-        return any(
-            folder.name == "model"
-            and not any(root.is_relative_to(folder.resolve()) and root.is_dir() for root in given)
-            and bool(_manifest(folder.parent))
-            for folder in list(path.parents)[:2]
-        )
-
-
-def _manifest(folder: Path) -> Mapping[str, Any]:
-    """The manifest of an export, a folder or an archive; {} if there is none."""
-    try:
-        if not packed.is_file(folder / "manifest.json"):
-            return {}
-        with packed.opened(folder / "manifest.json") as opened:
-            found = json.loads(opened.read())
-        return found if isinstance(found, dict) and found.get("made_by") == "scanqueue export" else {}
-    except (OSError, ValueError, RecursionError, UnreadableFile):
-        return {}

@@ -28,8 +28,9 @@ from backend.label_studio.listing import TaskRow
 from backend.label_studio.masks import read_mask
 from backend.label_studio.studio import Studio
 from backend.mask_import.coco import open_coco
+from backend.mask_import.exports import Place
 from backend.mask_import.labels import LabelMatcher, parse_label_map
-from backend.mask_import.matching import Exports, Matching, PictureMask, Place, ScanMasks
+from backend.mask_import.matching import Matching, PictureMask, ScanMasks
 from backend.mask_import.paint import LabelMap
 from backend.mask_import.request import ANNOTATIONS, MaskRequest, MaskTally
 
@@ -121,7 +122,7 @@ class _MaskImport:
         for path in walk(self.request.paths):
             if stopped():
                 return
-            if Exports.is_of_model(path, given):
+            if self.matching.exports.is_of_model(path, given):
                 self._remark(path, "a model drew it, so it was left out; pass the folder `model` to import it")
                 continue
             if self.matching.is_scan(path):
@@ -269,7 +270,7 @@ class _MaskImport:
         key = (scan.record.scan, *place)
         spoken = frozenset(self.config.labels) if self.request.complete else spoken
         if not drawn.any():
-            looked = any(key in self.matching.exports.labelled(mask.path) for mask in files)
+            looked = any(place in self.matching.exports.labelled(mask.path, scan.record.scan) for mask in files)
             if not (self.request.complete or looked) or spoken < set(self.config.labels):
                 self.tally.empty += len(tasks)
                 return
