@@ -185,6 +185,7 @@ class ProjectSettings:
     seed             random seed of map, clusters and training
     tolerance        a new model is refused if the 95 % interval of (new - active) is below -tolerance
     unit             unit of selection: "slice", single images, or "scan", all slices of a volume
+    one_per_patient  "on": each patient or volume is chosen once before any is chosen again; "off"
     image            name of the <Image> tag to segment, where the label config has several; "": the first with masks
     """
 
@@ -201,6 +202,7 @@ class ProjectSettings:
     tolerance: float = 0.01
     unit: str = "slice"
     image: str = ""
+    one_per_patient: str = "on"
 
     @property
     def depth(self) -> int:
@@ -254,6 +256,8 @@ class ProjectSettings:
                 if not 0 <= number <= most:
                     raise BadSetting(f"{key} is {number}; it must be from 0 to {most}.")
                 values[key] = float(number)
+        if values.get("one_per_patient", "on") not in ("on", "off"):
+            raise BadSetting(f'one_per_patient is {values["one_per_patient"]!r}; it must be "on" or "off".')
         if values.get("retrain", "auto") not in ("auto", "button"):
             raise BadSetting(f'retrain is {values["retrain"]!r}; it must be "auto" or "button".')
         if values.get("unit", "slice") not in UNITS:

@@ -26,6 +26,8 @@ class Pool:
     embeddings  (N, D), finite; distances are between rows scaled to length 1. None: only strategies on the map
                 work
     strata      (N,) whole numbers, equal for scans of the same site, scanner or protocol; None: unknown
+    groups      (N,) whole numbers, equal for scans of the same patient or volume: strategies in `GROUPED` give each
+                group one pick before any gets a second one. None: unknown, or not wanted
     signals     uncertainty by name: "entropy" (N,); "classes" (N, labels), the entropy of each label;
                 "disagreement" (N,), 1 - mean pairwise Dice. High = uncertain; any value (even NaN) in labelled rows
 
@@ -37,10 +39,12 @@ class Pool:
     embeddings: FloatArray | None = None
     strata: IntArray | None = None
     signals: Mapping[str, FloatArray] = field(default_factory=dict)
+    groups: IntArray | None = None
 
     def __post_init__(self) -> None:
         n = len(finite_matrix("xy", self.xy, columns=2))
         parts = {"clustering": self.clustering.labels, "embeddings": self.embeddings, "strata": self.strata}
+        parts["groups"] = self.groups
         for name, array in {**parts, **self.signals}.items():
             if array is not None and len(array) != n:
                 raise ValueError(f"{name}: has {len(array)} rows, but xy has {n}. Compute it for the same scans")

@@ -7,8 +7,8 @@ count   number of picks, 0..N - len(chosen)
 chosen  distinct rows that count as picked already and are never picked again
 seed    same input and seed, same picks
 
-Each returns `count` distinct rows in picking order. Memory is O(N) beside the points and a block of distances;
-methods that compare all pairs of rows use a fixed random sample of at most `SAMPLE` rows instead.
+Each returns `count` distinct rows in picking order. Memory is O(N) beside the points and at most `SAMPLE` ** 2
+distances; methods that compare all pairs of rows use a fixed random sample of at most `SAMPLE` rows instead.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ MOST_CLUSTERS = 500
 SAMPLE = 5_000
 PURITY = 0.95
 BLOCK = 4_000_000  # distances held at once
+TIE = 1e-9  # gains this close, relative to the larger, are equal
+FEW_DIMENSIONS = 16
 
 
 def spread(points: FloatArray, count: int, chosen: IntArray) -> IntArray:
@@ -118,45 +120,59 @@ def covering(points: FloatArray, count: int, chosen: IntArray, *, classes: IntAr
     return np.concatenate([found, spread(points, count - len(found), np.concatenate([chosen, found]))])
 
 
-def facility(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> IntArray:
+def facility(
+    points: FloatArray, count: int, chosen: IntArray, *, seed: int, groups: IntArray | None = None
+) -> IntArray:
     """Facility location, greedily: each pick most reduces the mean distance of all rows to their nearest pick.
 
-    So every prefix of the order is close to optimal k-medoids (at least 1 - 1/e of the gain), outliers come late,
-    and the number of picks need not be known in advance. Ties go to the lower row.
+    These are medoids at every resolution: every prefix of the order is close to optimal k-medoids (at least 1 - 1/e of
+    the gain), outliers come late, near-duplicates count once, and the number of picks need not be known in advance.
+    Ties, up to rounding, go to the lower row.
+
+    groups  (N,) equal for scans of one patient or volume: no group gets a second pick before each has one
+
     Sources: Nemhauser et al. 1978; Wei, Iyer & Bilmes 2015 for the use in active learning.
     """
     rows = _sample(len(points), chosen, seed)
     here = np.ascontiguousarray(points[rows], dtype=np.float64)
+    distances = _pairwise(here)
     taken = np.flatnonzero(np.isin(rows, chosen))
-    centre = here.mean(axis=0)
-    far = 2 * float(distances_to(here, centre).max())  # distance of a row that no pick represents yet
-    nearest = np.full(len(rows), far)
-    for row in taken:
-        np.minimum(nearest, distances_to(here, here[row]), out=nearest)
+    far = 2 * float(distances_to(here, here.mean(axis=0)).max())  # distance of a row that no pick represents yet
+    nearest = np.minimum(distances[taken].min(axis=0, initial=far), far)
     left = np.ones(len(rows), dtype=bool)
     left[taken] = False
+    group = np.arange(len(rows)) if groups is None else groups[rows]
+    fresh = ~np.isin(group, np.unique(group[taken]))
     gain = np.full(len(rows), np.inf)  # last known gain of each row, an upper bound (submodular)
     picks: list[int] = []
     while len(picks) < count and left.any():
-        best, pick = -1.0, -1
-        order = np.flatnonzero(left)
-        order = order[np.argsort(-gain[order], kind="stable")]
-        step = max(1, min(64, BLOCK // len(rows)))
-        for begin in range(0, len(order), step):
-            block = order[begin : begin + step]
-            if gain[block[0]] < best:
-                break  # lazy evaluation: the rest have lower upper bounds
-            for place, distances in _distances(here, block):
-                gain[place] = np.maximum(nearest - distances, 0).sum(axis=1)
-            high = float(gain[block].max())
-            low = int(block[gain[block] == high].min())
-            if high > best or (high == best and low < pick):
-                best, pick = high, low
+        allowed = left & fresh if (left & fresh).any() else left
+        pick = _most_gain(distances, nearest, gain, np.flatnonzero(allowed))
         picks.append(pick)
         left[pick] = False
-        np.minimum(nearest, distances_to(here, here[pick]), out=nearest)
+        fresh &= group != group[pick]
+        np.minimum(nearest, distances[pick], out=nearest)
     found = rows[np.array(picks, dtype=np.intp)]
     return np.concatenate([found, spread(points, count - len(found), np.concatenate([chosen, found]))])
+
+
+def _most_gain(
+    distances: NDArray[np.float64], nearest: NDArray[np.float64], gain: NDArray[np.float64], rows: IntArray
+) -> int:
+    """The row whose pick reduces the summed `nearest` most; `gain` is brought up to date where that is needed."""
+    best, pick = -1.0, -1
+    order = rows[np.argsort(-gain[rows], kind="stable")]
+    step = max(1, min(64, BLOCK // len(nearest)))
+    for begin in range(0, len(order), step):
+        block = order[begin : begin + step]
+        if gain[block[0]] < best:
+            break  # lazy evaluation: the rest have lower upper bounds
+        gain[block] = np.maximum(nearest - distances[block], 0).sum(axis=1)
+        high = float(gain[block].max())
+        low = int(block[gain[block] >= high * (1 - TIE)].min())
+        if high > best * (1 + TIE) or (high >= best * (1 - TIE) and low < pick):
+            best, pick = max(high, best), low
+    return pick
 
 
 def _from(points: FloatArray, place: FloatArray) -> NDArray[np.float64]:
@@ -250,6 +266,24 @@ def _sample(n: int, chosen: IntArray, seed: int) -> IntArray:
         return np.arange(n)
     drawn = np.random.default_rng(seed).choice(n, SAMPLE, replace=False)
     return np.union1d(drawn, chosen).astype(np.intp)
+
+
+def _pairwise(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, N) distances between all rows. Those of nearly equal rows are 0, so that duplicates tie."""
+    from scipy.spatial.distance import cdist
+    from threadpoolctl import threadpool_limits
+
+    if points.shape[1] <= FEW_DIMENSIONS:
+        return np.asarray(cdist(points, points), dtype=np.float64)
+    centred = points - points.mean(axis=0)
+    squares = np.einsum("nd,nd->n", centred, centred)
+    with threadpool_limits(limits=1):  # a fixed summation order
+        squared = centred @ (-2 * centred.T)
+    squared += squares[:, None]
+    squared += squares
+    squared[squared < 1e-12 * max(1e-300, float(squares.max(initial=0.0)))] = 0.0
+    distances: NDArray[np.float64] = np.sqrt(squared, out=squared)
+    return distances
 
 
 def _distances(points: NDArray[np.float64], rows: IntArray) -> Iterator[tuple[IntArray, NDArray[np.float64]]]:

@@ -87,7 +87,12 @@ def stratified_cold_start(pool: Pool, count: int, *, chosen: Rows = (), seed: in
 
 
 def _representative(
-    pick: Callable[..., IntArray], reason: Reason, space: Space, seeded: bool, classes: bool = False
+    pick: Callable[..., IntArray],
+    reason: Reason,
+    space: Space,
+    seeded: bool,
+    classes: bool = False,
+    groups: bool = False,
 ) -> ColdStart:
     """A strategy from a function of `representative`, on the map or on the embeddings."""
 
@@ -95,6 +100,7 @@ def _representative(
         taken, _, count = pool.split(chosen, count)
         more: dict[str, object] = {"seed": whole_number("seed", seed, low=0)} if seeded else {}
         more |= {"classes": pool.clustering.labels} if classes else {}
+        more |= {"groups": pool.groups} if groups else {}
         return _order(pool, pick(pool.points(space), count, taken, **more), reason)
 
     strategy.__doc__ = pick.__doc__
@@ -159,7 +165,8 @@ def facility_with_model(
     """The scans that best represent those not yet covered, regardless of the model: `facility`."""
     taken, _, count = pool.split(chosen, count)
     seed = whole_number("seed", seed, low=0)
-    return _ranked(pool, chosen, representative.facility(pool.points(space), count, taken, seed=seed))
+    picks = representative.facility(pool.points(space), count, taken, seed=seed, groups=pool.groups)
+    return _ranked(pool, chosen, picks)
 
 
 def clasp_with_model(pool: Pool, count: int, *, chosen: Rows = (), alpha: float = ALPHA, seed: int = 0) -> Ranking:
@@ -188,9 +195,19 @@ def badge_with_model(pool: Pool, count: int, *, chosen: Rows = (), alpha: float 
 
 
 def _best(pool: Pool, chosen: Rows, values: NDArray[np.float64], count: int) -> Ranking:
-    """The unlabelled rows with the highest values, high to low, ties to the lower row."""
-    _, rest, count = pool.split(chosen, count)
-    best = np.argsort(-values, kind="stable")[:count]
+    """The unlabelled rows with the highest values, high to low, ties to the lower row.
+
+    With `Pool.groups`, the best row of each group without a chosen one comes before all others.
+    """
+    taken, rest, count = pool.split(chosen, count)
+    best = np.argsort(-values, kind="stable")
+    if pool.groups is not None:
+        group = pool.groups[rest[best]]
+        first = np.zeros(len(best), dtype=bool)
+        first[np.unique(group, return_index=True)[1]] = True
+        first &= ~np.isin(group, pool.groups[taken])
+        best = np.concatenate([best[first], best[~first]])
+    best = best[:count]
     return _ranked(pool, chosen, rest[best], min_max(values)[best])
 
 
@@ -222,8 +239,8 @@ COLD_START: dict[str, ColdStart] = {
     "paper": paper_cold_start,
     "random": random_cold_start,
     "stratified": stratified_cold_start,
-    "facility": _representative(representative.facility, "representative", "embedding", seeded=True),
-    "facility-map": _representative(representative.facility, "representative", "map", seeded=True),
+    "facility": _representative(representative.facility, "representative", "embedding", seeded=True, groups=True),
+    "facility-map": _representative(representative.facility, "representative", "map", seeded=True, groups=True),
     "kcenter": _representative(representative.spread, "farthest", "embedding", seeded=False),
     "kcenter-map": _representative(representative.spread, "farthest", "map", seeded=False),
     "typiclust": _representative(representative.typical, "typical", "embedding", seeded=True),
@@ -260,6 +277,9 @@ BLIND = frozenset({"random", "kcenter", "kcenter-map", "facility", "facility-map
 
 # Model outputs needed besides the entropy; see `Pool.signals`.
 EXTRA_SIGNALS: dict[str, str] = {"clasp": "classes", "pairwise-dice": "disagreement"}
+
+# These give every patient or volume one pick before any gets a second one; see `Pool.groups`.
+GROUPED = frozenset({"facility", "facility-map", "entropy", "power-entropy", "pairwise-dice"})
 
 FAR = 2_000  # maximum number of further picks by a strategy that may be slow on large pools
 

@@ -14,6 +14,8 @@ from backend.commands.shared import console, settings_from_env
 from backend.errors import BadSetting
 from backend.logs import log_to
 
+SEEDS = 5  # repeats with trainings
+
 
 def simulate(
     images: Annotated[Path, typer.Argument(help="Folder of scans.")],
@@ -24,8 +26,14 @@ def simulate(
     ] = "default,paper,random",
     budgets: Annotated[str, typer.Option(help="Numbers of labelled scans, comma-separated.")] = "5,10,20,40",
     seeds: Annotated[
-        int, typer.Option(min=1, help="Number of repeats. Each has its own split and initial weights.")
-    ] = 5,
+        int | None,
+        typer.Option(
+            min=1, help="Number of repeats, each with its own split and initial weights. [default: 5; screen: 30]"
+        ),
+    ] = None,
+    screen: Annotated[
+        bool, typer.Option("--screen", help="Minutes instead of hours: heads on frozen features instead of trainings.")
+    ] = False,
     groups: Annotated[
         list[str] | None, typer.Option(help="Scans that stay together: FILE.csv:COLUMN, or pairs as FILE.csv:A,B.")
     ] = None,
@@ -49,7 +57,16 @@ def simulate(
     from backend.learning.learner import Learner
     from backend.simulate.compare import simulate as compare
     from backend.simulate.plan import Comparison
+    from backend.simulate.screen import SEEDS as SCREENED
 
+    trained = {
+        "--encoder": encoder,
+        "--image-size": image_size,
+        "--training-steps": training_steps,
+        "--spacing": spacing,
+    }
+    if screen and (given := [option for option, value in trained.items() if value]):
+        raise BadSetting(f"{given[0]} has no effect with --screen, which trains no networks. Omit one of the two.")
     settings = settings_from_env(
         embedder=embedder, encoder=encoder, image_size=image_size, training_steps=training_steps, threads=1
     )
@@ -59,7 +76,7 @@ def simulate(
         masks=masks,
         strategies=tuple(name.strip() for name in strategies.split(",")),
         budgets=_numbers("--budgets", budgets),
-        seeds=tuple(range(seeds)),
+        seeds=tuple(range(seeds or (SCREENED if screen else SEEDS))),
         embedder=learner.embedder().name,  # "auto" is resolved once for all processes
         weights_dir=settings.weights_dir,
         cold_start_only=cold_start_only,
@@ -74,7 +91,8 @@ def simulate(
         training_steps=settings.training_steps,
         device=learner.device,
     )
-    compare(comparison, out, processes=jobs, command=shlex.join(["scanqueue", *sys.argv[1:]]), console=console)
+    command = shlex.join(["scanqueue", *sys.argv[1:]])
+    compare(comparison, out, screened=screen, processes=jobs, command=command, console=console)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

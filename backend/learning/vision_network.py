@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,21 @@ class Network(BatchedEmbedder):
             for v in (self.preprocessing.mean, self.preprocessing.std)
         )
         return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+    def intermediates(self, squares: NDArray[np.uint8], stages: Sequence[int]) -> list[torch.Tensor]:
+        """The outputs (N, C, H, W) of some stages, finest first, for a timm network.
+
+        squares  (N, S, S, 3) uint8, of any S that the network accepts
+        """
+        import torch
+
+        with torch.inference_mode():
+            ready = self._scaled(torch.from_numpy(squares).to(self._device))
+            model: Any = self._model
+            found: list[torch.Tensor] = model.forward_intermediates(
+                ready.contiguous(memory_format=torch.channels_last), indices=list(stages), intermediates_only=True
+            )
+            return found
 
     def forward(self, ready: torch.Tensor) -> torch.Tensor:
         """(N, D) on the network's device."""

@@ -27,7 +27,7 @@ from backend.loop.steps import (
     Train,
 )
 from backend.settings import ProjectSettings
-from sampling import evenly_spread
+from sampling import GROUPED, evenly_spread
 
 MIN_CONTROL_LABELS = 5  # minimum number of labels in each arm for a comparison with the control
 POOL_GROWTH = 4  # factor by which the pool outgrows the map's fit before a new map is fitted
@@ -216,6 +216,9 @@ def round_key(done: Done, config: LabelConfig, scans: Sequence[Scan] = ()) -> st
     more: dict[str, Any] = {"control_share": settings.control_share} if settings.control_share else {}
     if settings.unit != "slice" and any(s.volume for s in scans):  # without volumes, both units are the same
         more["unit"] = settings.unit
+    grouped = (ranked if done.models else cold) in GROUPED and any(s.group for s in scans)
+    if grouped and settings.one_per_patient == "off":
+        more["one_per_patient"] = "off"
     priorities = sorted([s.task, s.priority] for s in scans if s.priority)  # of labelled ones too: labels open no round
     if priorities:
         more["wishes"] = priorities

@@ -103,7 +103,7 @@ def _cold(inputs: RankingInputs, scans: Sequence[Scan], taken: set[int]) -> list
     chosen = [i for i, row in enumerate(rows) if len(_open(row, taken)) < len(row)]
     found = whole_order(
         strategy,
-        Pool(xy, clusters, _vectors(inputs, rows, strategy), strata),
+        Pool(xy, clusters, _vectors(inputs, rows, strategy), strata, groups=_groups(rows, settings)),
         size - drawn,
         chosen=chosen,
         seed=settings.seed,
@@ -139,6 +139,7 @@ def _with_model(inputs: RankingInputs, scans: Sequence[Scan], taken: set[int], r
         Clustering(np.zeros(len(rows), dtype=np.intp), np.zeros(1, dtype=np.intp), {}, 0),  # unused with a model
         _vectors(inputs, rows, strategy),
         signals=columns,
+        groups=_groups(rows, settings),
     )
     ranking = long_ranking(
         strategy,
@@ -194,6 +195,17 @@ def _positions(inputs: RankingInputs, rows: Sequence[Slices]) -> NDArray[np.floa
     found = read_map(inputs.store, inputs.project, inputs.embedder)
     assert found is not None
     return places(found, rows)
+
+
+def _groups(rows: Sequence[Slices], settings: ProjectSettings) -> NDArray[np.intp] | None:
+    """(N,) the patient of each row, with the unit "slice" else its volume; None where each row has its own."""
+    if settings.one_per_patient == "off":
+        return None
+    names = [row[0].patient if settings.unit == "scan" else row[0].group for row in rows]
+    if not any(names):
+        return None
+    known: dict[str | int, int] = {}
+    return np.array([known.setdefault(name or at, len(known)) for at, name in enumerate(names)], dtype=np.intp)
 
 
 def _vectors(inputs: RankingInputs, rows: Sequence[Slices], strategy: str) -> NDArray[np.float32] | None:

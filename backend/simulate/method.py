@@ -15,6 +15,19 @@ The comparison was run {times}. Each repeat splits the scans at random into a po
 scans.{pool} Within a repeat all strategies share the split, the initial weights and the training; only the chosen scans
 differ. Differences are therefore calculated within repeats (pairs)."""
 
+SCREEN = "screen"  # learner of a comparison without trainings
+
+SCREENED = """
+Nothing was trained. Ridge regression on frozen features of 32 x 32 patches takes the place of the networks. It learns
+in milliseconds and has no random start, so that many more repeats are possible. The comparison was run {times}. Each
+repeat splits the scans at random into a pool to choose from and test scans ({test} of them are used).{pool} Random
+choice is the mean of several random orders. Differences are calculated within repeats (pairs). The order of strategies
+need not be the same with trained networks: confirm a difference with scanqueue simulate without --screen."""
+
+SCREEN_MEASURES = """
+Dice on a grid of 64 x 64 cells, the mean over the test scans whose mask has the label. Distances, and false alarms on
+scans without foreground, are not measured."""
+
 MEASURES = """
 Dice, HD and HD95 are means over the test scans whose mask has foreground. A test scan without foreground has nothing to
 compare: it shows only whether the model drew something there, which is reported as a false alarm."""
@@ -56,10 +69,11 @@ strategies looks better than it is. The labels already existed: annotation time 
 annotators were not measured."""
 
 
-def method(rows: Sequence[Row], groups: str) -> list[tuple[str, str]]:
+def method(rows: Sequence[Row], groups: str, learner: str = "") -> list[tuple[str, str]]:
     """Headings and paragraphs, as plain text.
 
-    groups  how scans of one patient were grouped; "" if they were not
+    learner  SCREEN, or "" for trained networks
+    groups   how scans of one patient were grouped; "" if they were not
     """
     sizes = [
         f"{np.mean([row.labels for row in of_data(rows, data) if row.strategy == ALL_LABELS]):.0f}"
@@ -68,9 +82,12 @@ def method(rows: Sequence[Row], groups: str) -> list[tuple[str, str]]:
     ]
     pool = f" The pool contained {listed(sizes, 'and')} labelled scans." if sizes else ""
     said = [
-        ("Repeats", REPEATS.format(times=times(rows), test=test_scans(rows), pool=pool)),
+        (
+            "Repeats",
+            (SCREENED if learner == SCREEN else REPEATS).format(times=times(rows), test=test_scans(rows), pool=pool),
+        ),
         ("Patients", BY_PATIENT.format(groups=groups) if groups else BY_SCAN),
-        ("What is measured", MEASURES),
+        ("What is measured", SCREEN_MEASURES if learner == SCREEN else MEASURES),
         ("What is compared", AREA),
         ("The 95 % interval", INTERVAL.format(enough=ENOUGH)),
         ("The test", TEST.format(**{name: f"{smallest_p(n):.3g}" for name, n in NUMBERS.items()})),

@@ -50,7 +50,16 @@ from backend.simulate.statistics import (
 )
 from backend.simulate.text import escaped
 
-KNOWN = ("title", "images", "masks", "command", "version", "date", "groups")  # the rest of `about` are settings
+KNOWN = (
+    "title",
+    "images",
+    "masks",
+    "command",
+    "version",
+    "date",
+    "groups",
+    "learner",
+)  # the rest of `about` are settings
 BADGES = {"better": "▲ better", "worse": "▼ worse", "open": "○ not shown", "too few": "? too few"}
 
 
@@ -386,7 +395,7 @@ def _numbers(rows: Sequence[Row], curves: Sequence[CurvePoint], comparisons: Seq
 def _method(rows: Sequence[Row], about: Mapping[str, str]) -> str:
     paragraphs = "".join(
         f"<p><strong>{escaped(heading)}.</strong> {escaped(text)}</p>"
-        for heading, text in method(rows, about.get("groups", "").strip())
+        for heading, text in method(rows, about.get("groups", "").strip(), about.get("learner", ""))
     )
     settings = [("Images", about.get("images", "")), ("Masks", about.get("masks", ""))]
     settings += [(key, value) for key, value in about.items() if key not in KNOWN]

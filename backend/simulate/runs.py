@@ -51,7 +51,7 @@ def run(
                 "foreground, or choose a larger --test-share or other --seeds."
             )
     folder.mkdir(parents=True, exist_ok=True)
-    _same_comparison(comparison, folder)
+    same_comparison(comparison, folder)
     jobs = _jobs(comparison)
     results: dict[Job, Found] = {}
     cells = cells or folder / "cells"
@@ -78,9 +78,14 @@ def run(
 def _write(folder: Path, jobs: Sequence[Job], results: Mapping[Job, Found]) -> list[dict[str, Any]]:
     done = [results[job] for job in jobs if job in results]
     rows = [row for found, _ in done for row in found]
-    _write_table(folder / "results.csv", (*COLUMNS, *RATE_COLUMNS, LABEL_COLUMN), rows)
-    _write_table(folder / "picks.csv", PICK_COLUMNS, [pick for _, picks in done for pick in picks])
+    write_tables(folder, rows, [pick for _, picks in done for pick in picks])
     return rows
+
+
+def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]], picks: Sequence[Mapping[str, Any]]) -> None:
+    """Replace `results.csv` and `picks.csv`."""
+    _write_table(folder / "results.csv", (*COLUMNS, *RATE_COLUMNS, LABEL_COLUMN), rows)
+    _write_table(folder / "picks.csv", PICK_COLUMNS, picks)
 
 
 _bench: Bench | None = None
@@ -88,11 +93,11 @@ _bench: Bench | None = None
 
 def _open(comparison: Comparison, cells: Path, parent: int) -> None:
     global _bench  # one per process
-    Thread(target=_end_with, args=(parent,), daemon=True).start()
+    Thread(target=end_with, args=(parent,), daemon=True).start()
     _bench = Bench(comparison, cells)
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Exit when the parent is killed, which a pool process does not notice by itself."""
     while os.getppid() == parent:
         time.sleep(1)
@@ -126,16 +131,17 @@ def _jobs(comparison: Comparison) -> list[Job]:
     return jobs
 
 
-def _same_comparison(comparison: Comparison, folder: Path) -> None:
+def same_comparison(comparison: Comparison, folder: Path, screen: bool = False) -> None:
     """Record the settings. Raises ScanqueueError when the folder contains another comparison."""
-    asked = {k: _plain(v) for k, v in asdict(comparison).items()}
+    asked = {k: _plain(v) for k, v in asdict(comparison).items()} | ({"screen": True} if screen else {})
     file = folder / "comparison.json"
     if file.exists():
         there: Mapping[str, Any] = json.loads(file.read_text())
-        differs = [k for k in asked if there.get(k) != asked[k]]
+        differs = [k for k in {**asked, **there} if there.get(k) != asked.get(k)]
         if differs:
             raise ScanqueueError(
-                f"{folder} contains another comparison ({differs[0]}: {there.get(differs[0])}, now {asked[differs[0]]})"
+                f"{folder} contains another comparison ({differs[0]}: {there.get(differs[0])}, now "
+                f"{asked.get(differs[0])})"
                 ". Give the same options to resume it, or another folder."
             )
         return

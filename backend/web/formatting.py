@@ -47,6 +47,7 @@ CONTROLS = (
     Control("strategy", "choice", preview=True),
     Control("uncertainty", "choice", preview=True),
     Control("unit", "choice", preview=True),
+    Control("one_per_patient", "choice", preview=True),
     Control("control_share", "share", high=0.5, step=0.05),
     Control("stratify_by", "text"),
     Control("round_size", "whole", low=1),
