@@ -61,7 +61,7 @@ class Pool:
         store = self.reconciler.store
         store.add_project(self.project)
         store.set_project(self.project, extra_params=EXTRA_PARAMS)
-        self.reconciler.observe(self.project)
+        self.reconciler.observer.observe(self.project)
         self.digests = {
             s["task"]: hashlib.sha256(f"{self.project}/{s['task']}".encode()).hexdigest()[:32]
             for s in store.scans(self.project)
@@ -84,7 +84,7 @@ class Pool:
         latest = self.reconciler.store.latest_round(self.project)
         assert latest is not None
         left = {p.task for p in latest["picks"][DEPTH - LEFT : DEPTH]}
-        for task in set(self.reconciler.observe(self.project).live.published) - left:
+        for task in set(self.reconciler.observer.observe(self.project).live.published) - left:
             self.studio.post(f"/api/tasks/{task}/annotations/?project={self.project}", {"result": []})
         self.reconciler.reconcile(self.project)
         number = next(self._numbers)
@@ -128,7 +128,7 @@ class Pool:
         before = self.reconciler.studio.requests
         seconds = timed(lambda: self.reconciler.reconcile(self.project))
         self.requests.append(self.reconciler.studio.requests - before)
-        seen = self.reconciler.observe(self.project)
+        seen = self.reconciler.observer.observe(self.project)
         if seen.live.model_version != version or len(seen.live.published) != MASKS:
             raise RuntimeError(f"{version} was not published: {seen.live}")
         return seconds
@@ -143,7 +143,7 @@ class Pool:
 def per_scan(pool: Pool, sdk: Sdk, masks: int, scores: int) -> Iterator[float]:
     """Seconds that one SDK call per scan would take, extrapolated from `masks` and `scores` real calls."""
     config = LabelConfig("image", ())
-    seen = pool.reconciler.observe(pool.project)
+    seen = pool.reconciler.observer.observe(pool.project)
     config = seen.config or config
     tasks = itertools.cycle([s.task for s in seen.scans])
     results = [draw_mask(mask, ["Lung"], config, "one-by-one") for mask in pool.masks]

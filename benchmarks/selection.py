@@ -28,6 +28,7 @@ from backend.simulate.report import write_report
 from backend.simulate.results import ALL_LABELS, RANDOM, Arm, Repeat, Row, read_rows
 from backend.simulate.runs import run
 from backend.simulate.statistics import Interval, compare_with_random, learning_curves, mean_interval, signed, verdict
+from benchmarks import screening
 from benchmarks.measure import report as print_report
 from benchmarks.measure import rounded, summary
 from sampling import DEFAULT
@@ -219,11 +220,15 @@ def saved(rows: Sequence[Row]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Strategies compared with random choice on two data sets.")
+    parser.add_argument("--screen", action="store_true", help="stage A: five kinds of pools without trainings")
     parser.add_argument("--quick", action="store_true", help="two repeats of barely trained models; writes no page")
     parser.add_argument("--seeds", type=int, default=len(JUDGING), help="paired repeats to judge on")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel training runs")
     parser.add_argument("--out", type=Path, default=Path("selection-data"), help="cache of trained models")
     given = parser.parse_args()
+    if given.screen:
+        screening.main(given.out, quick=given.quick, jobs=given.jobs)
+        return
     seeds: Sequence[int] = range(JUDGING.start, JUDGING.start + given.seeds)
     moments, data_sets, out = MOMENTS, list(DATA), given.out
     if given.quick:

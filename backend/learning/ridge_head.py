@@ -20,6 +20,7 @@ from backend.formats.pixels import box_of
 COMPONENTS = 128  # principal components of the features
 PENALTIES = (300.0, 1000.0, 3000.0, 10000.0)
 THRESHOLDS = np.arange(0.1, 0.71, 0.05)
+NEVER = 1e6  # threshold that no score reaches; finite, as scores are interpolated
 USUAL = 0.35  # threshold where the labelled scans cannot tell
 FOLDS = 5
 SAMPLED = 20_000  # patches behind the principal components
@@ -36,7 +37,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Head:
-    """A trained head. `weights` (features, labels), `thresholds` (labels,); infinite for a label nobody drew."""
+    """A trained head. `weights` (features, labels), `thresholds` (labels,); NEVER for a label nobody drew."""
 
     weights: Floats
     thresholds: Floats
@@ -116,7 +117,7 @@ class PatchPool:
             thresholds, dice = _thresholds(scores, drawn, self.has[rows[watched]])
             if dice > best[0]:
                 best = (dice, penalty, thresholds)
-        thresholds = np.where(self.has[rows].any(axis=0), best[2], np.inf).astype(np.float32)
+        thresholds = np.where(self.has[rows].any(axis=0), best[2], NEVER).astype(np.float32)
         return Head(self._solved(product, total, best[1]), thresholds)
 
     def _solved(self, product: Floats, sums: Floats, penalty: float) -> Floats:
@@ -152,7 +153,7 @@ class PatchPool:
     def entropy(self, head: Head, rows: Rows) -> NDArray[np.float64]:
         """(rows,) mean entropy of patches and drawn labels, 0..1; score - threshold + 0.5 counts as probability."""
         found = np.zeros(len(rows))
-        known = np.isfinite(head.thresholds)
+        known = head.thresholds < NEVER
         for at, row in enumerate(rows):
             scores = self.scores([head], int(row))[0][:, :, known]
             p = np.clip(scores + 0.5, 1e-3, 1 - 1e-3)

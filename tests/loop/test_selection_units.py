@@ -368,3 +368,32 @@ def test_strategies_that_use_embeddings_get_the_means(store: Store, monkeypatch:
     monkeypatch.setattr(module, "long_ranking", watched)
     order(inputs(store, replace(SETTINGS, strategy="paper+badge"), MODEL), scans)
     assert seen[0].embeddings.tolist() == mean_embeddings(store, EMBEDDER, group_by_place(scans)).tolist()
+
+
+# -- one scan per patient or volume -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["facility+power-entropy", "facility+entropy"])
+@pytest.mark.parametrize("model", ["", MODEL])
+def test_every_volume_has_one_slice_in_the_queue_before_any_has_two(store: Store, strategy: str, model: str) -> None:
+    scans = stack(12, 9)
+    embed(store, scans)
+    said(store, scans)
+    settings = replace(SETTINGS, strategy=strategy, unit="slice", cold_start_size=12)
+    mapped(store, scans, "slice")
+    volume = {s.task: s.volume for s in scans}
+    first = [volume[p.task] for p in order(inputs(store, settings, model), scans)[:12]]
+    assert len(set(first)) == 12
+    off = replace(settings, one_per_patient="off")
+    without = [volume[p.task] for p in order(inputs(store, off, model), scans)[:12]]
+    assert len(set(without)) < 12
+
+
+def test_slices_of_two_studies_of_one_patient_are_one_group(store: Store) -> None:
+    scans = [replace(s, patient="P1" if s.volume in "AB" else "") for s in stack(6, 5)]
+    embed(store, scans)
+    settings = replace(SETTINGS, strategy="facility+entropy", unit="slice", cold_start_size=5)
+    mapped(store, scans, "slice")
+    volume = {s.task: s.volume for s in scans}
+    first = [volume[p.task] for p in order(inputs(store, settings), scans)[:5]]
+    assert len(set(first) - {"A", "B"}) == 4

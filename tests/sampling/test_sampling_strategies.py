@@ -15,6 +15,7 @@ from sampling import (
     DEFAULT,
     EMBEDDED,
     EXTRA_SIGNALS,
+    GROUPED,
     WITH_MODEL,
     ColdStart,
     Order,
@@ -376,3 +377,57 @@ def test_a_long_ranking_is_that_of_the_strategy_or_is_made_of_its_batches(name: 
 def test_every_public_name_can_be_imported_from_sampling() -> None:
     for name in sampling.__all__:
         assert hasattr(sampling, name)
+
+
+# -- one scan per patient or volume -----------------------------------------------------------
+
+GROUPS = np.array([0] * 30 + [1] * 20 + list(range(2, 22)))  # two large volumes, and twenty single scans
+LARGE = pool_of(
+    MAPS["many"], groups=GROUPS, signals={n: np.random.default_rng(2).random(70) for n in ("entropy", "disagreement")}
+)
+GROUPED_HERE = [
+    (kind, n) for kind, names in (("cold", COLD_START), ("model", WITH_MODEL)) for n in names if n in GROUPED
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), GROUPED_HERE)
+@pytest.mark.parametrize("chosen", [[], [3], [3, 35, 60]])
+def test_no_patient_gets_a_second_scan_before_each_has_one(kind: str, name: str, chosen: list[int]) -> None:
+    strategy: ColdStart | WithModel = find_strategy(COLD_START if kind == "cold" else WITH_MODEL, name)
+    rows = strategy(LARGE, 70, chosen=chosen).rows
+    left = len(np.unique(GROUPS)) - len(np.unique(GROUPS[chosen]))
+    first = GROUPS[rows[:left]]
+    assert len(np.unique(first)) == left
+    assert not set(first.tolist()) & set(GROUPS[chosen].tolist())
+    assert sorted(rows.tolist()) == sorted(set(range(70)) - set(chosen))
+    shorter = strategy(LARGE, 10, chosen=chosen).rows
+    assert shorter.tolist() == rows[:10].tolist()
+
+
+@pytest.mark.parametrize(("kind", "name"), GROUPED_HERE)
+def test_groups_of_one_scan_each_change_nothing(kind: str, name: str) -> None:
+    strategy: ColdStart | WithModel = find_strategy(COLD_START if kind == "cold" else WITH_MODEL, name)
+    without, single = replace(LARGE, groups=None), replace(LARGE, groups=np.arange(70))
+    assert same(strategy(without, 40, chosen=[5]), strategy(single, 40, chosen=[5]))
+
+
+def test_facility_location_covers_every_volume_in_its_first_picks() -> None:
+    """Slices of 20 volumes, very different in number: the first 20 picks are of 20 volumes."""
+    random = np.random.default_rng(4)
+    groups = np.repeat(np.arange(20), random.integers(3, 60, 20))
+    place = random.uniform(-3, 3, len(groups))[:, None]  # slices at one height look alike in all volumes
+    embeddings = np.hstack([np.sin(place), np.cos(place), place, 0.3 * random.normal(size=(20, 40))[groups]])
+    flat = embeddings[:, :2]
+    pool = Pool(flat, choose_clusters(flat, seed=0), embeddings, groups=groups)
+    assert len(set(groups[COLD_START["facility"](pool, 20).rows].tolist())) == 20
+    plain = replace(pool, groups=None)
+    assert len(set(groups[COLD_START["facility"](plain, 20).rows].tolist())) < 20
+
+
+def test_duplicates_tie_by_the_lower_row_whatever_the_arithmetic() -> None:
+    """Distances come from products of matrices, whose rounding depends on the place of a row."""
+    random = np.random.default_rng(6)
+    points = np.repeat(random.normal(size=(30, 64)), 3, axis=0).astype(np.float32)
+    picks = representative.facility(points, 30, np.array([], dtype=np.intp), seed=0)
+    assert sorted((picks // 3).tolist()) == list(range(30))
+    assert (picks % 3 == 0).all()
