@@ -141,7 +141,7 @@ class Simulation:
         return dict(response.json())
 
     def _wait_for_round(self, labelled: int) -> None:
-        """Wait until annotators get a later round, then record the head of its queue."""
+        """Wait until annotators get a later round and the service knows it, then record the head of its queue."""
         last = self.rounds[-1].number if self.rounds else -1
         number = last + 1
         began = quiet_since = time.monotonic()
@@ -160,7 +160,9 @@ class Simulation:
                     raise ScanqueueError(f"the service is blocked: {seen.get('reason')}")
                 served = self._studio.get(f"/api/projects/{self._project}/").get("model_version")
                 served_round = _round_of(served)
-                if served_round > last and seen["labelled"] >= labelled and seen["phase"] != "embedding":
+                # Label Studio answers the service only after its webhooks; until then /queue is that of the last round.
+                recorded = seen["round"] == served_round
+                if recorded and served_round > last and seen["labelled"] >= labelled and seen["phase"] != "embedding":
                     number = served_round
                     break
                 if seen["labelled"] < labelled or seen.get("job") is not None or seen["phase"] == "training":

@@ -56,7 +56,10 @@ def create_state_api(store: Store) -> APIRouter:
 
     @router.get("/{project}/queue")
     def waiting(project: Number) -> dict[str, Any]:
-        """The scans in the queue, in order, each with the reason why it was chosen."""
+        """The scans in the queue, in order, each with the reason why it was chosen.
+
+        While the project's phase is "publishing", these are still the scans of the order before.
+        """
         require(project)
         return {"queue": status.queue(store, project)}
 

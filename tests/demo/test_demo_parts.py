@@ -14,6 +14,7 @@ import cv2
 import httpx
 import numpy as np
 import pytest
+from rich.console import Console
 
 from backend.demo.annotator import (
     Annotator,
@@ -28,8 +29,8 @@ from backend.demo.annotator import (
 from backend.demo.child import Child
 from backend.demo.label_studio import LabelStudio
 from backend.demo.phantoms import LABELS, phantom, write_phantoms
-from backend.demo.scans import read_folder
-from backend.demo.simulation import compare, dice, hd95
+from backend.demo.scans import ScanFolder, read_folder
+from backend.demo.simulation import Round, Simulation, compare, dice, hd95
 from backend.errors import ScanqueueError, StudioRefused
 
 CONFIG = (
@@ -297,3 +298,53 @@ def test_dice_and_hd95_of_two_squares_three_pixels_apart() -> None:
     assert hd95(one, np.zeros_like(one)) is None
     assert compare({}, {"Lung": one}) == (0.0, None)
     assert compare({"Lung": one}, {"Lung": np.zeros_like(one)}) == (None, None)  # in no mean of a round
+
+
+# the simulation
+
+
+def picked(task: int, sentence: str, cluster: int | None = None) -> dict[str, Any]:
+    return {"task": task, "sentence": sentence, "cluster": cluster}
+
+
+class SlowRecords:
+    """Label Studio already serves round 1; the service records it some answers later, as after a slow webhook."""
+
+    url = "http://127.0.0.1:9"
+
+    def __init__(self, answers: int) -> None:
+        self.answers = answers
+
+    def get(self, path: str) -> dict[str, Any]:
+        return {"model_version": "scanqueue-r1"}
+
+    def ask(self, path: str) -> dict[str, Any]:
+        known = self.answers <= 0
+        if path.endswith("/queue"):
+            return {"queue": [picked(7 if known else 3, "Sampled at random.")]}
+        self.answers -= 1
+        return {"phase": "active" if known else "publishing", "round": int(known), "labelled": 4, "job": None}
+
+
+@pytest.fixture
+def simulation(monkeypatch: pytest.MonkeyPatch) -> Simulation:
+    """One whose Label Studio and service are SlowRecords."""
+    monkeypatch.setattr("backend.demo.simulation.time.sleep", lambda _: None)
+    slow = SlowRecords(answers=2)
+    made = Simulation(
+        *(slow, 1, slow.url, ScanFolder((), {}, ("Lung",), 0), {}),  # type: ignore[arg-type]
+        readers=[],
+        labels=8,
+        cold_start_size=4,
+        round_size=2,
+        console=Console(quiet=True),
+        alive=lambda: None,
+    )
+    monkeypatch.setattr(made, "_ask", slow.ask)
+    return made
+
+
+def test_a_round_begins_once_the_service_knows_that_it_is_served(simulation: Simulation) -> None:
+    simulation.rounds = [Round(0, 0, [picked(3, "Sampled at random.")], {})]
+    simulation._wait_for_round(4)
+    assert [(r.number, r.head[0]["task"]) for r in simulation.rounds] == [(0, 3), (1, 7)]

@@ -395,6 +395,13 @@ def test_in_the_cold_start_scans_are_shown_without_an_outline(lab: Lab) -> None:
     assert "Lung" not in seen.text  # no outline, no legend
 
 
+def test_the_queue_says_while_a_new_order_is_published_that_it_shows_the_one_before(lab: Lab) -> None:
+    said = "annotators get the previous one. This list shows the previous order, too."
+    assert said not in view(lab, "queue").text
+    lab.one["phase"] = "publishing"
+    assert said in view(lab, "queue").text
+
+
 def test_an_empty_queue_gives_the_reason(lab: Lab) -> None:
     lab.waiting = []
     assert "The queue is empty. 4 of 10 labels" in view(lab, "queue").text
