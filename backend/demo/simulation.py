@@ -5,20 +5,23 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, groupby, repeat
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from backend.demo.administrator import Administrator
 from backend.demo.annotator import Annotator, Mask, from_result, shown_prediction, to_result
 from backend.demo.scans import ScanFolder
 from backend.errors import ScanqueueError, StudioRefused
+from backend.web.texts import text
 
 # longest wait for a new queue, once all labels are seen and no job runs, before labelling continues
 _QUIET = 90.0
@@ -113,7 +116,7 @@ class Simulation:
         self._stop = threading.Event()
 
     def run(self) -> None:
-        """Label all scans; prints one line per round."""
+        """Label all scans; prints a few lines per round."""
         annotators = [Annotator(self._studio.url, email, password) for email, password in self._readers]
         done = 0
         try:
@@ -236,8 +239,25 @@ class Simulation:
         outside = sum(label.version is None for label in this.labels)
         if outside:
             line += f"  [yellow]{outside} served from outside the queue[/yellow]"
-        reasons = "; ".join(f"{entry['task']} {entry['reason']}" for entry in this.head)
-        self._console.print(line + f"\n         queue began with: {reasons or 'nothing'}", highlight=False)
+        for start, reason in zip(chain(["queue: "], repeat(" " * 7)), head_lines(this.head), strict=False):
+            line += f"\n  {start}{escape(reason)}"
+        self._console.print(line, highlight=False)
+
+
+def head_lines(head: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The first scans of a queue, one line per reason: "12, 5 (typical of its cluster on the map)"."""
+    found = [
+        f"{', '.join(str(entry['task']) for entry in same)} ({why})"
+        for why, same in groupby(head, key=_without_cluster)
+    ]
+    return found or ["nothing"]
+
+
+def _without_cluster(entry: Mapping[str, Any]) -> str:
+    """The reason for a pick, without its cluster, which would differ from scan to scan."""
+    where = "" if entry["cluster"] is None else text("note.cluster", number=entry["cluster"] + 1)
+    sentence = str(entry["sentence"]).removesuffix(".").removesuffix(where)
+    return sentence[:1].lower() + sentence[1:]
 
 
 def _milestones(labels: int, cold_start_size: int, round_size: int) -> list[int]:

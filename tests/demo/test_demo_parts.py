@@ -30,7 +30,7 @@ from backend.demo.child import Child
 from backend.demo.label_studio import LabelStudio
 from backend.demo.phantoms import LABELS, phantom, write_phantoms
 from backend.demo.scans import ScanFolder, read_folder
-from backend.demo.simulation import Round, Simulation, compare, dice, hd95
+from backend.demo.simulation import Round, Simulation, compare, dice, hd95, head_lines
 from backend.errors import ScanqueueError, StudioRefused
 
 CONFIG = (
@@ -348,3 +348,16 @@ def test_a_round_begins_once_the_service_knows_that_it_is_served(simulation: Sim
     simulation.rounds = [Round(0, 0, [picked(3, "Sampled at random.")], {})]
     simulation._wait_for_round(4)
     assert [(r.number, r.head[0]["task"]) for r in simulation.rounds] == [(0, 3), (1, 7)]
+
+
+def test_scans_with_the_same_reason_share_a_line() -> None:
+    central, cluster = "Typical of its cluster on the map", ", cluster {} on the map"
+    head = [picked(101, f"{central}{cluster.format(4)}.", 3), picked(7, f"{central}{cluster.format(2)}.", 1)]
+    other = picked(12, "Most representative of the scans not represented yet.")
+    assert head_lines([*head, other]) == [
+        "101, 7 (typical of its cluster on the map)",
+        "12 (most representative of the scans not represented yet)",
+    ]
+    (line,) = head_lines([other] * 3)
+    assert len(f"  queue: {line}") <= 80
+    assert head_lines([]) == ["nothing"]
