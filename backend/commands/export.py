@@ -108,7 +108,7 @@ def _run(settings: Settings, options: dict[str, Any], identities: Path | None, o
             known = opened.enter_context(Identities(file, must_exist=True))
         export = Export(studio=studio, identities=known, store=store, processor=processor, **options)
         columns = (TextColumn("exporting"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} slices"))
-        with Progress(*columns, console=console, transient=True) as progress:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("", total=0)
             return export.run(
                 out, force=force, progress=lambda n, total: progress.update(bar, completed=n, total=total)
@@ -122,11 +122,14 @@ def _tell_export(project: int, done: Exported, *, paths: bool) -> None:
         found = [(done.files[start + kind], name) for kind, name in kinds.items()]
         return ", ".join(f"{n} {name}" for n, name in found if n) or "nothing"
 
+    slices = f"{done.slices} labelled slice{'s' if done.slices != 1 else ''}"
     volumes = f" of {done.scans} scan{'s' if done.scans != 1 else ''}" if done.scans else ""
-    say(
-        f"Project {project}: {done.slices} labelled slices{volumes} were exported to {done.folder} ({counted('')});"
-        f" {done.unlabelled} have no label."
-    )
+    rest = f"{done.unlabelled} {'has' if done.unlabelled == 1 else 'have'} no label."
+    if counted("") == "nothing":
+        say(f"Project {project}: no mask was written to {done.folder} for {slices}{volumes}; {rest}")
+    else:
+        were = "was" if done.slices == 1 else "were"
+        say(f"Project {project}: {slices}{volumes} {were} exported to {done.folder} ({counted('')}); {rest}")
     if any(kind.startswith("model/") for kind in done.files):
         say(f"The model's masks are in {done.folder / 'model'} ({counted('model/')}).")
     if done.moved is not None:
@@ -141,4 +144,5 @@ def _tell_export(project: int, done: Exported, *, paths: bool) -> None:
         more = done.problem_count - len(done.problems)
         end = f" ({more} more than shown here)" if more else ""
         count = "One problem is" if done.problem_count == 1 else f"{done.problem_count} problems{end} are"
-        say(f"{count} listed in {done.folder / 'manifest.json'}. Everything else was exported.")
+        others = "Everything else was exported." if any(done.files.values()) else "Nothing was exported."
+        say(f"{count} listed in {done.folder / 'manifest.json'}. {others}")

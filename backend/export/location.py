@@ -37,18 +37,25 @@ class Locator:
         self._explicit, self._model = explicit, model
 
     def place(self, unit: Unit) -> Place | None:
-        """Where the scan belongs; None for images whose origin is unknown."""
-        record = self._record(unit)
+        """Where the scan belongs; None for images whose origin is unknown.
+
+        A scan of which nothing is exported, as it has no label, has no problem either.
+        """
+        needed = self._model or any(s.annotated for s in unit.slices)
+        record = self._record(unit, needed=needed)
         if record is None:
             return None
         try:
             made = cut(record.geometry, unit.axis)
         except CannotCut as error:
-            self._outcome.problem(f"{unit.scan}: {error}", scan=unit.scan, axis=unit.axis)
+            if needed:
+                self._outcome.problem(f"{unit.scan}: {error}", scan=unit.scan, axis=unit.axis)
             return None
+        if not needed:
+            return Place(record, made)
         kind, regular = record.source.kind, record.geometry.regular
         fits = frozenset(f for f in self._wanted if self._fits(f, kind, regular, unit.scan))
-        if not fits or not (self._model or any(s.annotated for s in unit.slices)):
+        if not fits:
             return Place(record, made)
         try:
             return Place(record, made, self._sources.find(record), fits)
@@ -56,23 +63,23 @@ class Locator:
             self._outcome.problem(str(error), error.where, scan=unit.scan, axis=unit.axis)
             return Place(record, made)
 
-    def _record(self, unit: Unit) -> ScanRecord | None:
+    def _record(self, unit: Unit, *, needed: bool) -> ScanRecord | None:
         if not unit.scan:
-            if self._wanted and self._explicit:
+            if needed and self._wanted and self._explicit:
                 self._outcome.note(
                     "Images that `scanqueue import` did not create have no volume. They are exported as PNG and COCO "
                     "only."
                 )
             return None
         if self._identities is None:
-            if self._wanted:
+            if needed and self._wanted:
                 self._outcome.note(
                     "NIfTI and DICOM SEG were not written. They need the identities file of `scanqueue import`, which "
                     "records the source files of each scan. Use --identities."
                 )
             return None
         record = self._identities.scan(unit.scan)
-        if record is None and self._wanted:
+        if record is None and needed and self._wanted:
             self._outcome.problem(
                 f"{unit.scan} is not in the identities file, so no volume was written. Use the file that the scan was "
                 "imported with.",

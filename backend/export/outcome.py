@@ -27,6 +27,8 @@ class Problem:
 class Summary:
     """What an export wrote.
 
+    scans     number of scans with labelled slices
+    slices    number of labelled slices
     files     number of files by format; masks of a model as "model/FORMAT"
     problems  the first MAX_SHOWN
     """

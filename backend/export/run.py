@@ -181,7 +181,8 @@ class _Run:
         self.outcome.counts["unlabelled"] += len(unlabelled)
 
     def _list_scan(self, unit: Unit, place: Place | None, labelled: int) -> None:
-        self.outcome.scans.add(unit.scan)
+        if labelled:
+            self.outcome.scans.add(unit.scan)
         group = next((s.group for s in unit.slices if s.group), "")
         row: dict[str, Any] = {"scan": unit.scan, "axis": unit.axis, **({"group": group} if group else {})}
         row |= {"slices": place.cut.count} if place else {}

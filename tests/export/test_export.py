@@ -479,7 +479,7 @@ def test_the_command_lists_what_it_wrote(lab: Lab, command: Any, tmp_path: Path)
     lab.draw(lab.slices[0], 1)
     done = command("--out", str(tmp_path / "out"), "--format", "png, coco")
     assert done.exit_code == 0, done.output
-    assert "1 labelled slices of 1 scan were exported to" in done.output
+    assert done.output.startswith("Project 1: 1 labelled slice of 1 scan was exported to")  # and no empty line before
     assert "(1 PNG, 1 COCO); 5 have no label" in done.output
     lab.studio.annotate(lab.slices[1], to_result({"Lung": np.ones((3, 3), bool)}, CONTROL))
     done = command("--out", str(tmp_path / "out"))

@@ -18,12 +18,15 @@ import pytest
 from made_scans import write_series
 from memory_studio import MemoryStudio
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 from world import CONFIG, CONTROL, PROJECT, png
 
+from backend import cli
 from backend.demo.annotator import to_result
 from backend.errors import LostSource, StorageFull
 from backend.export import Export, Summary
 from backend.export.manifest import Files, Sections
+from backend.export.run import FORMATS
 from backend.export.sources import Sources
 from backend.export.volumes import NIFTI, SEG, Place, Volume
 from backend.formats import Source, cut, group, read_geometry, sniff
@@ -58,10 +61,10 @@ def write_volume(path: Path, seed: int, shape: tuple[int, int, int] = (5, 6, 4))
     return path
 
 
-def lab_of(records: Sequence[ScanRecord], slices: int = 1) -> MemoryStudio:
+def lab_of(records: Sequence[ScanRecord], slices: int = 1, unlabelled: Sequence[ScanRecord] = ()) -> MemoryStudio:
     """A project with the first `slices` of each scan, each fully labelled except for one corner."""
     studio = MemoryStudio(CONFIG)
-    for record in records:
+    for record in [*records, *unlabelled]:
         place = cut(record.geometry, "acquisition")
         mask = np.ones(place.shape, bool)
         mask[0, 0] = False
@@ -69,7 +72,8 @@ def lab_of(records: Sequence[ScanRecord], slices: int = 1) -> MemoryStudio:
             (task,) = studio.add_scans([png(np.zeros(place.shape, np.uint8))])
             data = {"image": studio.reference(task), "scan": record.scan, "axis": "acquisition", "slice": n}
             studio.set_data(task, data)
-            studio.annotate(task, to_result({"Lung": mask}, CONTROL))
+            if record not in unlabelled:
+                studio.annotate(task, to_result({"Lung": mask}, CONTROL))
     return studio
 
 
@@ -111,6 +115,35 @@ def test_each_scan_gets_the_suitable_formats(known: Identities, tmp_path: Path) 
     assert len(said) == 3
     assert sum("DICOM SEG refers to DICOM instances, which this scan does not have" in what for what in said) == 2
     assert labels(tmp_path / "asked" / f"{plain.scan}.nii.gz").shape == (10, 6, 1)  # requested by name
+
+
+def test_a_scan_without_a_label_is_no_problem_and_not_counted(known: Identities, tmp_path: Path) -> None:
+    gaps = remember(known, 0, source_of(*write_series(tmp_path / "gaps", "gaps", [0, 1, 5])))
+    nifti = remember(known, 1, source_of(write_volume(tmp_path / "v.nii.gz", 1)))
+    lost = ScanRecord("S-AAAAAAAAAAAZ", nifti.source, "", nifti.geometry, None, "MR", "", time.time())
+    dicom = remember(known, 2, source_of(*write_series(tmp_path / "even", "even", range(3))))
+    done = export(lab_of([dicom], unlabelled=[gaps, nifti, lost]), tmp_path / "out", known, formats=FORMATS)
+    assert (done.problems, done.notes) == ((), ())
+    assert (done.scans, done.slices, done.unlabelled) == (1, 1, 3)
+    labelled = {row["scan"]: row["labelled"] for row in manifest(tmp_path / "out")["scans"]}
+    assert labelled == {dicom.scan: 1, gaps.scan: 0, nifti.scan: 0, lost.scan: 0}
+
+
+def test_the_command_says_when_nothing_was_exported(
+    known: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio = lab_of([remember(known, 0, source_of(write_volume(tmp_path / "v.nii.gz", 1)))], slices=2)
+    monkeypatch.setattr("backend.label_studio.studio.Studio", lambda *_, **__: studio)
+    asked = ["export", "--project", "1", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out")]
+    said = CliRunner().invoke(cli.app, [*asked, "--format", "seg"])
+    assert said.exit_code == 1
+    assert said.output.startswith(
+        f"Project 1: no mask was written to {tmp_path / 'out'} for 2 labelled slices of 1 scan;"
+    )
+    assert said.output.rstrip().endswith("Nothing was exported.")
+    said = CliRunner().invoke(cli.app, [*asked, "--format", "seg,nifti"])
+    assert "2 labelled slices of 1 scan were exported to" in said.output
+    assert said.output.rstrip().endswith("Everything else was exported.")
 
 
 def test_labels_are_exactly_where_they_were_drawn(known: Identities, tmp_path: Path) -> None:
