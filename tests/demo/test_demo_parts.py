@@ -32,6 +32,8 @@ from backend.demo.phantoms import LABELS, phantom, write_phantoms
 from backend.demo.scans import ScanFolder, read_folder
 from backend.demo.simulation import Round, Simulation, compare, dice, hd95, head_lines
 from backend.errors import ScanqueueError, StudioRefused
+from backend.records.rounds import Pick
+from backend.web.status import sentence
 
 CONFIG = (
     '<View><Image name="image" value="$image"/><BrushLabels name="mask" toName="image">'
@@ -358,6 +360,10 @@ def test_scans_with_the_same_reason_share_a_line() -> None:
         "101, 7 (typical of its cluster on the map)",
         "12 (most representative of the scans not represented yet)",
     ]
-    (line,) = head_lines([other] * 3)
-    assert len(f"  queue: {line}") <= 80
     assert head_lines([]) == ["nothing"]
+
+
+@pytest.mark.parametrize("reason", ["representative", "power-entropy"])
+def test_the_reasons_of_the_default_strategies_fit_into_a_line(reason: str) -> None:
+    (line,) = head_lines([picked(task, sentence(Pick(task, reason))) for task in (100, 101, 102)])
+    assert len(f"  queue: {line}") <= 80

@@ -59,7 +59,7 @@ def test_the_map_has_the_position_and_the_rank_of_every_scan(world: World) -> No
     i = found["task"].index(first.task)
     assert found["kinds"][found["kind"][i]] == first.reason == "power-entropy"
     assert found["distance"][i] == pytest.approx(first.distance, abs=1e-4)
-    assert found["why"]["power-entropy"].startswith("Sampled with probability")
+    assert found["why"]["power-entropy"].startswith("Sampled, more likely")
     assert set(found["score"]) == {None}
     world.set(strategy="paper")
     found = atlas(world.store, PROJECT)
