@@ -42,7 +42,7 @@ class Leftovers:
         counted = Counter(kinds.suffix(path.name) for path in self._paths)
         for suffix, path in first.items():
             if advice := kinds.ADVICE.get(suffix):
-                found.append(Problem(path, f"{_files(counted[suffix], suffix)} not read; {advice}."))
+                found.append(Problem(path, f"{_files(counted[suffix], suffix)} not read; {advice}.", one=False))
         if nothing and not found and self._paths:
             what = ", ".join(f"{number} {suffix}" for suffix, number in list(self.by_suffix().items())[:_SHOWN])
             found.append(
@@ -50,6 +50,7 @@ class Leftovers:
                     min(self._paths),
                     f"there is no scan among the files found ({what}). Name a folder with DICOM, NIfTI, NRRD "
                     "or pictures, or convert these files to one of them.",
+                    one=False,
                 )
             )
         return found

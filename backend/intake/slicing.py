@@ -50,10 +50,14 @@ cv2.setNumThreads(1)  # one process per core
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that cannot be read. `path` may name a patient: show it at the terminal only."""
+    """Something that cannot be read. `path` may name a patient: show it at the terminal only.
+
+    one  it is about this file or folder alone; False: `path` is an example, or where the files are
+    """
 
     path: Path
     what: str
+    one: bool = True
 
 
 @dataclass(frozen=True)

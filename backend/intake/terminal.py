@@ -30,6 +30,7 @@ from rich.table import Table
 
 from backend.intake.request import ImportRequest, Tally
 from backend.intake.run import run
+from backend.intake.slicing import Problem
 from backend.label_studio.studio import Studio
 from backend.settings import Settings
 from backend.workers.process_pool import Workers
@@ -131,14 +132,27 @@ def _list(console: Console, tally: Tally, *, paths: bool) -> None:
         warnings = [(path, "text seems to be burnt into its pixels. Check it.") for path in tally.burnt_in]
         warnings += [(problem.path, problem.what) for problem in (*tally.problems, *tally.remarks)]
     else:
-        counted = Counter(problem.what for problem in (*tally.problems, *tally.remarks))
-        warnings = [(None, f"{number} file{'s' if number > 1 else ''}: {what}") for what, number in counted.items()]
+        counted = Counter((_subject(problem), problem.what) for problem in (*tally.problems, *tally.remarks))
+        warnings = [(None, _sentence(subject, what, number)) for (subject, what), number in counted.items()]
     for path, what in warnings[:MOST]:
         console.print(escape(f"{path}: {what}" if path is not None else what), soft_wrap=True)
     if len(warnings) > MOST:
         console.print(f"... and {len(warnings) - MOST} more.")
     if not paths and warnings:
         console.print("To see the file names, run this in a terminal or with --show-paths.")
+
+
+def _subject(problem: Problem) -> str:
+    """What a problem is about; "" if not about a single file or folder."""
+    if not problem.one:
+        return ""
+    return "folder" if problem.path.is_dir() else "file"
+
+
+def _sentence(subject: str, what: str, number: int) -> str:
+    if not subject:
+        return what[:1].upper() + what[1:]
+    return f"{number} {subject}{'s' if number > 1 else ''}: {what}"
 
 
 def _others(tally: Tally) -> str:
@@ -166,9 +180,10 @@ def _table(request: ImportRequest, tally: Tally) -> Table:
         ),
         *((("duplicates", tally.doubles, "tasks for slices that have another task"),) if tally.doubles else ()),
     )
+    about = "about files that were read" if all(remark.one for remark in tally.remarks) else ""
     results: Rows = (
         ("problems", len(tally.problems), ""),
-        *((("remarks", len(tally.remarks), "about files that were read"),) if tally.remarks else ()),
+        *((("remarks", len(tally.remarks), about),) if tally.remarks else ()),
     )
     rows = (*(scans if request.paths else ()), *_mask_rows(request, tally.masks), *results)
     for name, number, remark in rows:

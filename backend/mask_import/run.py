@@ -80,8 +80,8 @@ def mask_step(request: MaskRequest) -> Callable[[Studio, Tally, Callable[[], boo
 
     def step(studio: Studio, tally: Tally, stopped: Callable[[], bool]) -> None:
         if request.dry_run and tally.made:
-            what = "its masks were not checked, because they need the scans, which a dry run does not import."
-            tally.remarks += [Problem(path, what) for path in request.paths]
+            what = "the masks were not checked, because they need the scans, which a dry run does not import."
+            tally.remarks += [Problem(path, what, one=False) for path in request.paths]
             return
         found = run(request, studio, stopped=stopped)
         tally.problems += found.problems
@@ -340,11 +340,15 @@ class _MaskImport:
         self._rows = []
 
     def say_order(self) -> None:
-        """Remark which numbers got their labels by the order of the label config only."""
-        if pairs := ", ".join(f"{number} = {label}" for number, label in sorted(self.labels.by_order.items())):
-            what = f"numbers without names became the labels in the order of the config: {pairs}."
-            cure = "If that is wrong, delete these annotations and use --label-map."
-            self._remark(self.request.paths[0], f"{what} {cure}")
+        """Remark which numbers got their labels by the order of the label config only, if anything was drawn so."""
+        pairs = ", ".join(f"{number} = {label}" for number, label in sorted(self.labels.by_order.items()))
+        if pairs and self.tally.made:
+            became, delete = "became", f"delete these {self.request.kind} and "
+            if self.request.dry_run:
+                became, delete = "would become", ""
+            what = f"numbers without names {became} the labels in the order of the config: {pairs}."
+            cure = f"If that is wrong, {delete}use --label-map."
+            self.tally.remarks.append(Problem(self.request.paths[0], f"{what} {cure}", one=False))
 
     def _problem(self, error: UnreadableFile) -> None:
         self.tally.problems.append(Problem(error.path, error.what))

@@ -145,9 +145,11 @@ def test_a_folder_with_scans_and_masks_or_without_any(labs: Labs, tmp_path: Path
     nothing = tmp_path / "nothing"
     nothing.mkdir()
     (nothing / "notes.txt").write_text("masks follow")
-    assert "contains no masks" in str(masks_in(lab, "--masks", nothing, code=1)["problems"])
+    assert "1 folder: contains no masks" in lab.run("import", "--masks", nothing)[1]
     np.save(nothing / "p 1.npy", mask)
-    assert "1 .npy file is not read" in str(masks_in(lab, "--masks", nothing, code=1)["problems"])
+    said = lab.run("import", "--masks", nothing)[1]
+    assert "1 .npy file is not read" in said
+    assert "1 file: " not in said
     (nothing / "a.json").write_text(json.dumps({"labels": ["x"]}))
     shutil.copy(pictures / "p 1_mask.png", nothing / "q_mask.png")
     assert "belongs to no scan" in str(masks_in(lab, "--masks", nothing / "q_mask.png", code=1)["problems"])
@@ -182,5 +184,24 @@ def test_a_dry_run_of_new_scans_leaves_their_masks_alone(labs: Labs, tmp_path: P
     command = (case(tmp_path), "--masks", volume(tmp_path / "masks" / "case1.nii.gz", square(1)))
     told = masks_in(lab, *command, "--dry-run")
     assert (told["made"], told["problems"], len(told["remarks"])) == (6, [], 1)
+    _, said = lab.run("import", *command, "--dry-run")
+    assert "The masks were not checked, because they need the scans" in said
+    assert "1 file:" not in said
     masks_in(lab, *command)
     assert masks_in(lab, *command, "--dry-run")["masks"]["there"] == 2
+
+
+def test_numbers_that_became_labels_are_remarked_only_where_something_was_drawn(labs: Labs, tmp_path: Path) -> None:  # noqa: F811
+    lab = labs.new()
+    lab.import_scans(case(tmp_path))
+    masks = volume(tmp_path / "masks" / "case1.nii.gz", square(2)).parent
+    by_order = "umbers without names {} the labels in the order of the config: 2 = Posterior. If that is wrong, {}."
+    dry = masks_in(lab, "--masks", masks, "--dry-run")["remarks"]
+    assert dry == ["n" + by_order.format("would become", "use --label-map")]
+    code, said = lab.run("import", "--masks", masks)
+    assert code == 0
+    assert "N" + by_order.format("became", "delete these annotations and use --label-map") in said
+    assert "1 file" not in said
+    assert masks_in(lab, "--masks", masks)["remarks"] == []  # all are kept as they are
+    predicted = masks_in(lab, "--masks", masks, "--as", "predictions")["remarks"]
+    assert predicted == ["n" + by_order.format("became", "delete these predictions and use --label-map")]
