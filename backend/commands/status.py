@@ -38,8 +38,10 @@ def status(
     """Show the state of projects: labels, quality, queue, problems."""
     from backend.web import status as project_status
 
-    kind = _plottable(plot, project) if plot is not None else ""
+    kind = _plottable(plot) if plot is not None else ""
     store = open_records(data_dir)
+    if plot is not None and project is None:
+        project = _only_project(store.projects())
     if watch and plot is None:
         _watch(store, project)
         return
@@ -62,16 +64,26 @@ def status(
             _print_status(one)
 
 
-def _plottable(file: Path, project: int | None) -> str:
-    """The plot format, from the file's suffix. Raises BadSetting if the arguments are invalid."""
+def _plottable(file: Path) -> str:
+    """The plot format, from the file's suffix. Raises BadSetting for another one."""
     kind = file.suffix.lower().removeprefix(".")
     if kind not in ("svg", "png"):
         raise BadSetting(
             f"--plot: got {str(file)!r}; expected a file name that ends in .svg or .png, such as project.svg."
         )
-    if project is None:
-        raise BadSetting("--plot needs one project. Add its ID in Label Studio, for example --project 1.")
     return kind
+
+
+def _only_project(projects: list[int]) -> int:
+    """The project to plot if none is named. Raises BadSetting unless there is exactly one."""
+    if not projects:
+        raise BadSetting("--plot: no projects yet. Connect scanqueue in Label Studio, Settings > Model.")
+    if len(projects) > 1:
+        known = ", ".join(map(str, projects))
+        raise BadSetting(
+            f"--plot needs one project. Add its ID, for example --project {projects[0]}; there are {known}."
+        )
+    return projects[0]
 
 
 def _plot(store: Any, project: int, file: Path, kind: str, panel: Panel) -> None:

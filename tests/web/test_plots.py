@@ -23,6 +23,7 @@ from backend.records.maps import map_name
 from backend.records.store import Store
 from backend.web import plots
 from backend.web.plots import both, curve_plot, map_plot
+from backend.web.plots.curve import curve_panels, draw_curve
 from backend.web.plots.map import COLOURINGS
 from backend.web.plots.style import PALETTE
 
@@ -293,6 +294,24 @@ def test_labels_have_the_colours_of_the_label_config_with_a_legend() -> None:
     assert "#ff0080" not in curve_plot(curve()).decode()
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_legend_of_single_labels_covers_no_bar(count: int) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    one = curve(models=[model(n) for n in range(1, count + 1)], shown=[])
+    figure = Figure(figsize=(3.5, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    draw_curve(figure, one, curve_panels(one), "a")
+    figure.draw_without_rendering()
+    (axes,) = [a for a in figure.axes if a.get_ylabel().startswith("Dice per label")]
+    legend = axes.get_legend()
+    assert legend is not None
+    below = axes.xaxis.get_tightbbox()
+    assert below is not None
+    assert 0 <= legend.get_window_extent().y1 <= below.y0 + 1 < axes.bbox.y0
+
+
 def test_misses_and_false_alarms_have_a_panel_once_there_are_any() -> None:
     assert "share of scans" not in texts(curve_plot(curve()))
     models = [model(n) | {"miss_rate": 0.5 / n, "n_empty": 6, "false_alarm_rate": n / 6} for n in (1, 2, 3)]
@@ -395,6 +414,16 @@ def test_status_draws_the_requested_panels(data: Path, tmp_path: Path, panel: st
     assert ("There is no learning curve yet: no model" in found) == bool(curve_)
 
 
+def test_status_draws_the_only_project_and_refuses_to_choose(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "map.svg"
+    assert f"of project 1 are in {file}" in " ".join(status("--plot", str(file), data=data).output.split())
+    Store(data).add_project(7)
+    several = status("--plot", str(file), data=data).exception
+    assert str(several) == "--plot needs one project. Add its ID, for example --project 1; there are 1, 7."
+    none = status("--plot", str(file), data=Store(tmp_path / "new").folder).exception
+    assert str(none) == "--plot: no projects yet. Connect scanqueue in Label Studio, Settings > Model."
+
+
 def test_status_draws_a_png(data: Path, tmp_path: Path) -> None:
     file = tmp_path / "map.png"
     assert status("--project", "1", "--plot", str(file), "--panel", "map", data=data).exit_code == 0
@@ -410,7 +439,6 @@ def test_status_draws_a_png(data: Path, tmp_path: Path) -> None:
             r"^--plot: got 'a\.pdf'; expected a file name that ends in \.svg or \.png",
         ),
         (["--project", "1", "--plot", "a"], r"^--plot: got 'a'; expected a file name that ends in \.svg or \.png"),
-        (["--plot", "a.svg"], r"^--plot needs one project. Add its ID in Label Studio, for example --project 1\.$"),
         (["--project", "9", "--plot", "a.svg"], r"^Project 9 is not connected to this scanqueue\."),
         (
             ["--project", "1", "--plot", "no/such/folder/a.svg"],

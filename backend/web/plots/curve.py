@@ -28,6 +28,7 @@ BARS = 40  # intervals drawn as bars; more become a band
 STEP = 0.012  # offset between curves with bars at the same place, as a share of the axis of labels
 LABELS = 6  # maximum number of curves in the panel of single labels
 MARKERS = "os^DvP"
+BELOW_AXIS = 4.4  # from an axis to a legend below its title, in font sizes
 
 Panel = Callable[["Axes", Mapping[str, Any]], None]
 
@@ -55,6 +56,7 @@ def curve_panels(curve: Mapping[str, Any]) -> list[Panel]:
 def panels_height(panels: Sequence[Panel]) -> float:
     """Height in inches of a column of these panels."""
     legend = (1.05 if rates_panel in panels else 0.9) if set(QUALITY) & set(panels) else 0.0
+    legend += 0.35 if _single in panels else 0.0
     return sum(1.05 if panel is _times else 1.75 for panel in panels) + legend if panels else COLUMN * 0.7
 
 
@@ -222,8 +224,9 @@ def _single(axes: Axes, curve: Mapping[str, Any]) -> None:
     axes.set_ylabel("Dice per label (0 to 1)")
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.0) if high > 1 else high)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, ncols=3, loc="best", handlelength=2.2, columnspacing=1.0)
+    if axes.get_legend_handles_labels()[0]:  # below the axis: inside, "best" does not see the bars
+        below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "borderaxespad": BELOW_AXIS}
+        axes.legend(frameon=False, ncols=3, handlelength=2.2, columnspacing=1.0, **below)
 
 
 def _line(
