@@ -196,7 +196,7 @@ def _words(reason: str) -> str:
 
 
 def map_points(store: Store, project: int) -> list[dict[str, Any]]:
-    """Every scan on the map: {task, x, y, cluster, labelled, rank, reason}; rank in the current order."""
+    """Every scan on the map: {task, x, y, cluster, labelled, rank, reason}; rank in the order that is served now."""
     row = store.project(project)
     found = read_map(store, project, row["embedder"]) if row else None
     if row is None or found is None:
@@ -204,7 +204,8 @@ def map_points(store: Store, project: int) -> list[dict[str, Any]]:
     where = {d: found[1][i] for i, d in enumerate(found[0])}
     rounds = store.rounds(project)
     clusters = {p.task: p.cluster for r in rounds for p in r["picks"] if p.cluster is not None}
-    places = {p.task: (i, p) for i, p in enumerate(rounds[-1]["picks"], start=1)} if rounds else {}
+    latest = next((r for r in reversed(rounds) if r["published_at"] is not None), None)
+    places = {p.task: (i, p) for i, p in enumerate(latest["picks"], start=1)} if latest else {}
     points = []
     for s in store.scans(project):
         if s["digest"] not in where:

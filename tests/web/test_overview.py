@@ -17,6 +17,7 @@ from world import COLD, PROJECT, ROUND, Ready, World
 from backend.errors import BadSetting, Overloaded, StudioUnavailable
 from backend.loop import audit
 from backend.records.maps import read_map
+from backend.records.rounds import Pick
 from backend.records.store import Store
 from backend.web import status
 from backend.web.learning_curve import _interval, curve
@@ -65,6 +66,20 @@ def test_the_map_has_the_position_and_the_rank_of_every_scan(world: World) -> No
     found = atlas(world.store, PROJECT)
     first = world.picks()[0]
     assert found["score"][found["task"].index(first.task)] == pytest.approx(first.score, abs=1e-4)
+
+
+def test_while_a_new_order_is_published_map_and_queue_show_the_one_before(world: World) -> None:
+    world.in_round_1()
+    served = world.order()
+    new = {"n": 2, "key": "k", "model": "", "picks": [Pick(t, "random") for t in reversed(served)]}
+    world.store.put_round(PROJECT, **new, carried=[], size=len(served), labels=0)
+    waiting = [(pick["task"], pick["rank"]) for pick in status.queue(world.store, PROJECT)]
+    assert waiting[0][0] == served[0]
+    for places in (
+        column(atlas(world.store, PROJECT), "rank"),
+        {p["task"]: p["rank"] for p in status.map_points(world.store, PROJECT)},
+    ):
+        assert [(task, places[task]) for task, _ in waiting] == waiting
 
 
 def test_the_map_marks_labelled_scans_with_their_round(world: World) -> None:

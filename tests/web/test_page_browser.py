@@ -149,6 +149,24 @@ def test_every_view_is_accessible(browser: Browser, axe: str, size: str, colours
         seen.errors = [e for e in seen.errors if "/projects/9" not in e]  # browsers log every 404
 
 
+def numbers_on_the_map(page: Page) -> list[str]:
+    page.locator("#map-plot canvas").first.wait_for()
+    texts: list[str] = page.evaluate("document.getElementById('map-plot').layout.annotations.map((a) => a.text)")
+    return [text for text in texts if text.isdigit()]
+
+
+def test_the_map_numbers_the_scans_in_the_queue(browser: Browser) -> None:
+    lab = Lab()
+    atlas = lab.atlas()
+    queued = [*range(1, 10), 12, 21]  # the first of the order, and some that were carried over from the one before
+    atlas["served"] = [int(rank in queued) for rank in atlas["rank"]]
+    lab.atlas = lambda: atlas  # type: ignore[method-assign]
+    with visit(browser, lab) as seen:
+        page = seen.open("map")
+        assert sorted(map(int, numbers_on_the_map(page))) == queued
+        expect(page.locator("#map-legend")).to_contain_text("in the queue: paper")
+
+
 def test_now_updates_without_a_reload(browser: Browser) -> None:
     lab = Lab()
     with visit(browser, lab) as seen:

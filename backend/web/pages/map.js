@@ -23,7 +23,7 @@
   const modes = [...view.querySelectorAll("[data-mode]")];
   const facts = Object.fromEntries([...view.querySelectorAll("[data-fact]")].map((e) => [e.dataset.fact, e]));
 
-  const NUMBERED = 30; // first places of the order, shown with their number
+  const NUMBERED = 30; // first scans of the queue, shown with their place in the order
   const FEW = 5000; // maximum number of marks without WebGL
   const REST = 120; // milliseconds that the mouse must rest on a mark before its picture is loaded
   const RINGED = 5000; // maximum number of rings; more would hide the map
@@ -115,8 +115,7 @@
     let seed = 1;
     for (let i = 0; i < count; i++) {
       seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
-      const first = atlas.served[i] || (atlas.rank[i] > 0 && atlas.rank[i] <= NUMBERED);
-      key[i] = (first ? 0 : atlas.state[i] === 1 ? 1 : 2) + seed / 2 ** 32;
+      key[i] = (atlas.served[i] ? 0 : atlas.state[i] === 1 ? 1 : 2) + seed / 2 ** 32;
     }
     return Uint32Array.from(key.keys()).sort((a, b) => key[a] - key[b]).subarray(0, limit);
   }
@@ -214,10 +213,10 @@
   const kind = (row) => (atlas.kind[row] < 0 ? "" : atlas.kinds[atlas.kind[row]]);
   const pickSymbol = (row) => PICKS[kind(row)] || OTHER_PICK;
 
-  // The first rows of the order; one slice per volume, as all slices of a volume share a place on the map.
+  // The first rows of the queue; one slice per volume, as all slices of a volume share a place on the map.
   function heads() {
     const order = [], found = [], places = new Set();
-    atlas.rank.forEach((rank, i) => { if (rank > 0 && atlas.state[i] !== 1) order.push(i); }); // labelled ones are done
+    atlas.served.forEach((served, i) => { if (served) order.push(i); });
     order.sort((a, b) => atlas.rank[a] - atlas.rank[b]);
     for (let n = 0; n < order.length && found.length < NUMBERED; n++) {
       const place = `${atlas.x[order[n]]},${atlas.y[order[n]]}`;
