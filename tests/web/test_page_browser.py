@@ -167,6 +167,50 @@ def test_the_map_numbers_the_scans_in_the_queue(browser: Browser) -> None:
         expect(page.locator("#map-legend")).to_contain_text("in the queue: paper")
 
 
+def test_the_map_fills_its_box_after_the_window_was_resized_unless_somebody_zoomed(browser: Browser) -> None:
+    filled = """() => {
+        const {data, _fullLayout} = document.getElementById("map-plot");
+        return Math.max(...["x", "y"].map((name) => {
+            const axis = _fullLayout[`${name}axis`];
+            const places = data.flatMap((trace) => Array.from(trace[name])).map((v) => axis.l2p(v));
+            return (Math.max(...places) - Math.min(...places)) / axis._length;
+        }));
+    }"""
+    with visit(browser, Lab(), size="phone") as seen:
+        page = seen.open("map")
+        page.locator("#map-plot canvas").first.wait_for()
+        assert 0.85 < page.evaluate(filled) <= 1
+        for size in ({"width": 1366, "height": 768}, {"width": 390, "height": 844}, {"width": 1000, "height": 500}):
+            page.set_viewport_size(size)  # type: ignore[arg-type]
+            page.wait_for_timeout(300)
+            page.wait_for_function(f"() => {{ const now = ({filled})(); return now > 0.85 && now <= 1; }}")
+        page.evaluate("Plotly.relayout('map-plot', {'xaxis.range': [0, 5], 'yaxis.range': [0, 5]})")
+        page.set_viewport_size({"width": 1366, "height": 768})
+        page.wait_for_timeout(1000)
+        assert page.evaluate(filled) > 1  # some scans are outside still
+
+
+def test_the_names_of_clusters_cover_no_mark_where_there_is_room(browser: Browser) -> None:
+    with visit(browser, Lab()) as seen:
+        page = seen.open("map")
+        page.locator("#map-plot canvas").first.wait_for()
+        covered = page.evaluate("""() => {
+            const plot = document.getElementById("map-plot");
+            const {xaxis, yaxis} = plot._fullLayout;
+            const {left, top} = plot.getBoundingClientRect();
+            const all = [...plot.querySelectorAll(".annotation")];
+            const tags = all.filter((tag) => tag.textContent.startsWith("cluster"));
+            return tags.map((tag) => {
+                const box = tag.getBoundingClientRect();
+                const inside = (x, y) => x > box.left && x < box.right && y > box.top && y < box.bottom;
+                const marks = plot.data.flatMap((trace) => Array.from(trace.x, (x, i) => [x, trace.y[i]]));
+                return marks.filter(([x, y]) => inside(
+                    left + xaxis._offset + xaxis.l2p(x), top + yaxis._offset + yaxis.l2p(y))).length;
+            });
+        }""")
+        assert covered == [0, 0, 0, 0]
+
+
 def test_now_updates_without_a_reload(browser: Browser) -> None:
     lab = Lab()
     with visit(browser, lab) as seen:

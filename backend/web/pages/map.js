@@ -246,7 +246,7 @@
     fillcolor: "rgba(0,0,0,0.05)",
   });
 
-  // The name of each cluster at its centre, because colours repeat after the ninth.
+  // The name of each cluster near its centre, because colours repeat after the ninth.
   function middles() {
     const sums = Array.from({ length: atlas.clusters }, () => [0, 0, 0]);
     for (const i of rows) {
@@ -255,8 +255,27 @@
     }
     return sums.flatMap(([x, y, n], c) => (n ? [{
       x: x / n, y: y / n, text: t("cluster", { number: c + 1 }), showarrow: false, borderpad: 2, bgcolor: "rgba(255,255,255,0.75)",
-      bordercolor: CLUSTERS[c % CLUSTERS.length], font: { size: 11, color: "#333333" },
+      bordercolor: CLUSTERS[c % CLUSTERS.length], font: { size: 11, color: "#333333" }, ...gap(x / n, y / n),
     }] : []));
+  }
+
+  // Where a tag at this point covers the fewest marks and numbers, in pixels from the point; where there are too many
+  // marks to be told apart, at the point.
+  function gap(x, y) {
+    if (rows.length > 2000) return {};
+    const wide = axis(atlas.x).range, high = axis(atlas.y).range;
+    const scale = Math.min(plot.clientWidth / (wide[1] - wide[0]), plot.clientHeight / (high[1] - high[0]));
+    const at = (i) => [(atlas.x[i] - x) * scale, (atlas.y[i] - y) * scale];
+    const taken = [...Array.from(rows, at), ...heads().map(at).map(([right, up]) => [right, up + 15])];
+    const places = [];
+    for (let right = -80; right <= 80; right += 10) for (let up = -60; up <= 60; up += 10) places.push([right, up]);
+    places.sort((a, b) => Math.hypot(...a) - Math.hypot(...b));
+    let fewest = Infinity, best = [0, 0];
+    for (const place of places) {
+      const covered = taken.filter((one) => Math.abs(one[0] - place[0]) < 38 && Math.abs(one[1] - place[1]) < 17).length;
+      if (covered < fewest) [fewest, best] = [covered, place];
+    }
+    return { xshift: best[0], yshift: best[1] };
   }
 
   function axis(values) {
@@ -375,6 +394,17 @@
     });
     plot.on("plotly_unhover", () => { under = -1; });
     plot.on("plotly_click", (event) => open(rowOf(event)));
+    plot.on("plotly_relayout", (event) => { if (event.autosize) refit(); });
+  }
+
+  // Plotly keeps the range that filled the former box. Unless somebody zoomed in, all scans fill the new one.
+  function refit() {
+    const { xaxis, yaxis } = plot._fullLayout;
+    const wide = axis(atlas.x).range, high = axis(atlas.y).range;
+    const shown = ({ range }, [from, to]) => range[0] <= from + (to - from) / 50 && range[1] >= to - (to - from) / 50;
+    if (!shown(xaxis, wide) || !shown(yaxis, high)) return;
+    const { annotations } = layout(classes(colour.value), colour.value); // their tags have places for this size
+    window.Plotly.relayout(plot, { "xaxis.range": wide, "yaxis.range": high, annotations });
   }
 
   function setMode(to) {
