@@ -211,6 +211,22 @@ def test_the_names_of_clusters_cover_no_mark_where_there_is_room(browser: Browse
         assert covered == [0, 0, 0, 0]
 
 
+def test_only_colours_that_some_scan_has_can_be_chosen(browser: Browser) -> None:
+    lab = Lab()
+    atlas = lab.atlas()
+    atlas["score"] = [None] * len(atlas["score"])
+    lab.atlas = lambda: atlas  # type: ignore[method-assign]
+    with visit(browser, lab) as seen:
+        page = seen.open("map")
+        page.locator("#map-plot canvas").first.wait_for()
+        off = page.locator("#map-colour option[disabled]")
+        expect(off).to_have_text(["S(i) of the strategy “paper”: no scan has it now"])
+        page.locator("#map-choose input").fill("31")
+        page.get_by_role("button", name="Select", exact=True).click()
+        expect(page.locator("[data-fact=entropy]")).to_be_visible()
+        expect(page.locator("[data-fact=score]")).to_be_hidden()
+
+
 def test_now_updates_without_a_reload(browser: Browser) -> None:
     lab = Lab()
     with visit(browser, lab) as seen:

@@ -553,6 +553,17 @@
     if (options.some(([value]) => value === before)) group.value = before;
   }
 
+  // Only what some scan has a value of can be chosen as a colour.
+  function offerColours() {
+    const none = { entropy: atlas.entropy.every((v) => v === null), score: atlas.score.every((v) => v === null), round: atlas.round.every((v) => v < 0) };
+    for (const option of colour.options) {
+      option.disabled = Boolean(none[option.value]);
+      option.text = option.disabled ? t("no_colour", { name: option.dataset.name, reason: t(`no_${option.value}`) }) : option.dataset.name;
+    }
+    if (none[colour.value]) colour.value = "cluster";
+    facts.score.parentElement.hidden = none.score;
+  }
+
   // -- changing the priority ------------------------------------------------------------------------------------
 
   async function setPriority(what) {
@@ -598,6 +609,7 @@
       ? t("map_empty")
       : t(!why ? "map_all" : rows.length < count ? "map_some" : "map_slow", { why, shown: rows.length, count, scans: scans(count) });
     fillGroups();
+    offerColours();
   }
 
   setInterval(() => { if (atlas && !document.hidden) refresh().catch(() => {}); }, SLOWLY);
