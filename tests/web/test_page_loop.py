@@ -232,7 +232,7 @@ def _with_models(visitor: Visitor, lab: Lab, service: Service, found: dict[str, 
     found["outlined"] = pictures.evaluate_all("images => images.filter(i => i.src.includes('model=')).length")
     found["loaded"] = len(visitor.widths("ol.cards img"))
     expect(page.locator("[data-fill] table").first).to_be_visible()
-    found["lately"] = page.locator("[data-fill]").inner_text()
+    found["lately"] = page.locator("section[data-fill]").inner_text()
     visitor.picture("7-queue")
     page = visitor.open("curve")
     found["curve drawn"] = page.locator("img[src*='curve.svg']").evaluate("i => i.decode().then(() => i.naturalWidth)")
