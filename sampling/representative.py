@@ -30,6 +30,7 @@ PURITY = 0.95
 BLOCK = 4_000_000  # distances held at once
 TIE = 1e-9  # gains this close, relative to the larger, are equal
 FEW_DIMENSIONS = 16
+NEAR = 0.03  # share of all pairs that are near
 
 
 def spread(points: FloatArray, count: int, chosen: IntArray) -> IntArray:
@@ -133,9 +134,26 @@ def facility(
 
     Sources: Nemhauser et al. 1978; Wei, Iyer & Bilmes 2015 for the use in active learning.
     """
+    return _located(points, count, chosen, groups, seed, even=False)
+
+
+def medoids(points: FloatArray, count: int, chosen: IntArray, *, seed: int, groups: IntArray | None = None) -> IntArray:
+    """Medoids at every resolution: facility location in which scans in dense places count less.
+
+    Each row counts 1 / sqrt(n), n rows being nearer to it than `NEAR` of all pairs are, itself included. Frames of a
+    clip and slices of a volume together count more than one scan, but not as much as equally many different ones.
+    Otherwise as `facility`, which weighs all rows alike; see benchmarks/screening.md for what that changes.
+    """
+    return _located(points, count, chosen, groups, seed, even=True)
+
+
+def _located(
+    points: FloatArray, count: int, chosen: IntArray, groups: IntArray | None, seed: int, *, even: bool
+) -> IntArray:
     rows = _sample(len(points), chosen, seed)
     here = np.ascontiguousarray(points[rows], dtype=np.float64)
     distances = _pairwise(here)
+    weights = 1 / np.sqrt((distances <= _near(distances)).sum(axis=1)) if even else np.ones(len(rows))
     taken = np.flatnonzero(np.isin(rows, chosen))
     far = 2 * float(distances_to(here, here.mean(axis=0)).max())  # distance of a row that no pick represents yet
     nearest = np.minimum(distances[taken].min(axis=0, initial=far), far)
@@ -147,7 +165,7 @@ def facility(
     picks: list[int] = []
     while len(picks) < count and left.any():
         allowed = left & fresh if (left & fresh).any() else left
-        pick = _most_gain(distances, nearest, gain, np.flatnonzero(allowed))
+        pick = _most_gain(distances, weights, nearest, gain, np.flatnonzero(allowed))
         picks.append(pick)
         left[pick] = False
         fresh &= group != group[pick]
@@ -156,10 +174,23 @@ def facility(
     return np.concatenate([found, spread(points, count - len(found), np.concatenate([chosen, found]))])
 
 
+def _near(distances: NDArray[np.float64]) -> float:
+    """The distance that `NEAR` of all pairs do not exceed; of at most a few million pairs."""
+    if len(distances) < 3:
+        return 0.0
+    if len(distances) <= 1_000:
+        return float(np.quantile(distances[np.triu_indices(len(distances), 1)], NEAR))
+    return float(np.quantile(distances[:: -(-(len(distances) ** 2) // BLOCK)], NEAR))
+
+
 def _most_gain(
-    distances: NDArray[np.float64], nearest: NDArray[np.float64], gain: NDArray[np.float64], rows: IntArray
+    distances: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    nearest: NDArray[np.float64],
+    gain: NDArray[np.float64],
+    rows: IntArray,
 ) -> int:
-    """The row whose pick reduces the summed `nearest` most; `gain` is brought up to date where that is needed."""
+    """The row whose pick reduces the weighted sum of `nearest` most; `gain` is brought up to date where needed."""
     best, pick = -1.0, -1
     order = rows[np.argsort(-gain[rows], kind="stable")]
     step = max(1, min(64, BLOCK // len(nearest)))
@@ -167,7 +198,7 @@ def _most_gain(
         block = order[begin : begin + step]
         if gain[block[0]] < best:
             break  # lazy evaluation: the rest have lower upper bounds
-        gain[block] = np.maximum(nearest - distances[block], 0).sum(axis=1)
+        gain[block] = (np.maximum(nearest - distances[block], 0) * weights).sum(axis=1)
         high = float(gain[block].max())
         low = int(block[gain[block] >= high * (1 - TIE)].min())
         if high > best * (1 + TIE) or (high >= best * (1 - TIE) and low < pick):

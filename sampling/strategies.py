@@ -241,6 +241,8 @@ COLD_START: dict[str, ColdStart] = {
     "stratified": stratified_cold_start,
     "facility": _representative(representative.facility, "representative", "embedding", seeded=True, groups=True),
     "facility-map": _representative(representative.facility, "representative", "map", seeded=True, groups=True),
+    "medoids": _representative(representative.medoids, "representative", "embedding", seeded=True, groups=True),
+    "medoids-map": _representative(representative.medoids, "representative", "map", seeded=True, groups=True),
     "kcenter": _representative(representative.spread, "farthest", "embedding", seeded=False),
     "kcenter-map": _representative(representative.spread, "farthest", "map", seeded=False),
     "typiclust": _representative(representative.typical, "typical", "embedding", seeded=True),
@@ -270,7 +272,7 @@ WITH_MODEL: dict[str, WithModel] = {
 SETS = frozenset({"stochastic-batches"})
 
 # These use the embeddings; the others use at most the map.
-EMBEDDED = frozenset({"facility", "kcenter", "typiclust", "probcover", "alps", "badge"})
+EMBEDDED = frozenset({"facility", "medoids", "kcenter", "typiclust", "probcover", "alps", "badge"})
 
 # These use no model, only what is labelled.
 BLIND = frozenset({"random", "kcenter", "kcenter-map", "facility", "facility-map"})
@@ -279,11 +281,11 @@ BLIND = frozenset({"random", "kcenter", "kcenter-map", "facility", "facility-map
 EXTRA_SIGNALS: dict[str, str] = {"clasp": "classes", "pairwise-dice": "disagreement"}
 
 # These give every patient or volume one pick before any gets a second one; see `Pool.groups`.
-GROUPED = frozenset({"facility", "facility-map", "entropy", "power-entropy", "pairwise-dice"})
+GROUPED = frozenset({"facility", "facility-map", "medoids", "medoids-map", "entropy", "power-entropy", "pairwise-dice"})
 
 FAR = 2_000  # maximum number of further picks by a strategy that may be slow on large pools
 
-DEFAULT = "facility+power-entropy"  # cold start + with a model; see benchmarks/selection.md
+DEFAULT = "medoids+power-entropy"  # cold start + with a model; see benchmarks/screening.md
 
 S = TypeVar("S")
 

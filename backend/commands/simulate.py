@@ -26,14 +26,9 @@ def simulate(
     ] = "default,paper,random",
     budgets: Annotated[str, typer.Option(help="Numbers of labelled scans, comma-separated.")] = "5,10,20,40",
     seeds: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Number of repeats, each with its own split and initial weights. [default: 5; screen: 30]"
-        ),
+        int | None, typer.Option(min=1, help="Number of random splits; default: 5, or 30 to screen.")
     ] = None,
-    screen: Annotated[
-        bool, typer.Option("--screen", help="Minutes instead of hours: heads on frozen features instead of trainings.")
-    ] = False,
+    screen: Annotated[bool, typer.Option("--screen", help="Minutes, not hours: train no networks.")] = False,
     groups: Annotated[
         list[str] | None, typer.Option(help="Scans that stay together: FILE.csv:COLUMN, or pairs as FILE.csv:A,B.")
     ] = None,
@@ -59,14 +54,8 @@ def simulate(
     from backend.simulate.plan import Comparison
     from backend.simulate.screen import SEEDS as SCREENED
 
-    trained = {
-        "--encoder": encoder,
-        "--image-size": image_size,
-        "--training-steps": training_steps,
-        "--spacing": spacing,
-    }
-    if screen and (given := [option for option, value in trained.items() if value]):
-        raise BadSetting(f"{given[0]} has no effect with --screen, which trains no networks. Omit one of the two.")
+    if screen:
+        _refuse_trained(encoder=encoder, image_size=image_size, training_steps=training_steps, spacing=spacing)
     settings = settings_from_env(
         embedder=embedder, encoder=encoder, image_size=image_size, training_steps=training_steps, threads=1
     )
@@ -93,6 +82,13 @@ def simulate(
     )
     command = shlex.join(["scanqueue", *sys.argv[1:]])
     compare(comparison, out, screened=screen, processes=jobs, command=command, console=console)
+
+
+def _refuse_trained(**options: object) -> None:
+    for name, value in options.items():
+        if value:
+            option = "--" + name.replace("_", "-")
+            raise BadSetting(f"{option} has no effect with --screen, which trains no networks. Omit one of the two.")
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

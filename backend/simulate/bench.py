@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Bench:
                 chosen, reasons = order.rows, list(order.reasons)
             else:
                 ranking = find_strategy(WITH_MODEL, ranked)(
-                    Pool(pool.xy, pool.clustering, pool.embeddings, pool.strata, signals),
+                    replace(pool, signals=signals),
                     budget - len(chosen),
                     chosen=chosen,
                     alpha=self.comparison.alpha,
@@ -118,7 +118,7 @@ class Bench:
             arrays = np.load(io.BytesIO(found))
             xy, clustering = arrays["xy"], Clustering(arrays["labels"], arrays["medoids"], {}, 0)
         strata = None if self.strata is None else self.strata[part.pool]
-        return Pool(xy, clustering, vectors, strata)
+        return Pool(xy, clustering, vectors, strata, groups=self.groups[part.pool])
 
     def _embeddings(self) -> NDArray[np.float32]:
         name = fingerprint("embeddings", self.embedder, self.scans.digests)

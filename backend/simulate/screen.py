@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -131,7 +131,7 @@ class Screen:
             else:
                 _, before, why, head = found[-1]
                 signals = self._signals(ranked, head, part)
-                asked = Pool(pool.xy, pool.clustering, pool.embeddings, pool.strata, signals, pool.groups)
+                asked = replace(pool, signals=signals)
                 strategy: Callable[..., Any] = find_strategy(WITH_MODEL, ranked)
                 ranking = strategy(asked, budget - len(before), chosen=before, alpha=self.alpha, seed=seed)
                 chosen = np.concatenate([before, ranking.rows])
