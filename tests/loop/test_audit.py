@@ -187,7 +187,7 @@ def test_a_setting_on_the_page_overrides_label_studio_and_can_be_undone(world: W
     world.run()
     latest = world.store.latest_round(PROJECT)
     assert latest is not None
-    assert json.loads(latest["settings"])["strategy"] == "facility+power-entropy"
+    assert json.loads(latest["settings"])["strategy"] == "medoids+power-entropy"
 
 
 def test_null_resets_a_setting_to_the_value_in_label_studio(world: World) -> None:

@@ -373,7 +373,7 @@ def test_strategies_that_use_embeddings_get_the_means(store: Store, monkeypatch:
 # -- one scan per patient or volume -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["facility+power-entropy", "facility+entropy"])
+@pytest.mark.parametrize("strategy", ["medoids+power-entropy", "facility+entropy"])
 @pytest.mark.parametrize("model", ["", MODEL])
 def test_every_volume_has_one_slice_in_the_queue_before_any_has_two(store: Store, strategy: str, model: str) -> None:
     scans = stack(12, 9)

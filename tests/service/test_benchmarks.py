@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from sklearn.manifold import trustworthiness as trustworthiness_of_all
 
+from backend.learning.ridge_head import PatchPool
 from benchmarks.curves import read_models
 from benchmarks.decisions import Duel, former_rule, measure, new_rule
 from benchmarks.measure import Comparison, alternate, report, rounded, spread, summary
 from benchmarks.pools import covering_radius, embeddings, power_law, trustworthiness, unit
+from benchmarks.screen_pools import CLIPS, FRAMES, LABELS, SOURCES, Bank, kinds
 
 ROOT = Path(__file__).resolve().parents[2]
 TIME_LIMIT = 900  # time limit in seconds for each with --quick, even on a busy machine
@@ -152,3 +154,41 @@ def test_decisions_on_recorded_curves() -> None:
         assert table["interval contains the true gain" + kind]["new"] >= 0.7  # 0.9 in 200 projects
         assert table["... rightly: a step more gains less than 0.01" + kind]["new"] >= 0.9
         assert table["... where the new one is better" + kind]["new"] >= 0.9
+
+
+def screened_bank() -> Bank:
+    """As many scans of each source as the screen uses, without features: two near-duplicates in four of BUSI."""
+    counts = {"busi": 600, "chest": 138, "hippocampus": 1400, "clips": CLIPS * FRAMES}
+    source = np.repeat(np.arange(len(SOURCES)), [counts[name] for name in SOURCES])
+    groups = np.concatenate([
+        np.minimum(np.arange(600), np.arange(600) // 2 * 2 + 300),
+        10_000 + np.arange(138),
+        20_000 + np.arange(1400) // 35,
+        np.repeat(np.arange(CLIPS) * 7, FRAMES),
+    ])  # fmt: skip
+    random = np.random.default_rng(0)
+    truth = np.zeros((len(source), len(LABELS), 2, 2), bool)
+    truth[np.arange(len(source)), np.array([0, 1, 2, 0])[source]] = random.random((len(source), 1, 1)) > 0.3
+    rest = dict.fromkeys(("inputs", "drawn", "products"), np.zeros((len(source), 4, 1)))
+    scans = PatchPool(**rest, truth=truth, sums=np.zeros((len(source), 1, len(LABELS))))
+    return Bank([str(i) for i in range(len(source))], scans, np.zeros((len(source), 1), np.float32), source, groups)
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_no_patient_clip_or_volume_is_in_both_parts_of_a_screened_pool(number: int) -> None:
+    bank = screened_bank()
+    kind = kinds(bank)[number]
+    for seed in range(5):
+        part = kind.split(seed)
+        assert len(part.pool) >= 80
+        assert len(part.test) >= 50
+        assert not set(bank.groups[part.pool].tolist()) & set(bank.groups[part.test].tolist())
+        assert kind.split(seed).pool.tolist() == part.pool.tolist()
+    if kind.name == "mixture":
+        assert np.bincount(bank.source[part.pool], minlength=4).tolist() == [480, 24, 8, 0]
+    if kind.name == "near-duplicates":
+        frames = part.pool[bank.source[part.pool] == SOURCES.index("clips")]
+        assert len(frames) == 12 * FRAMES
+        assert len(np.unique(bank.groups[frames])) == 12
+    if kind.name == "slices":
+        assert len(np.unique(bank.groups[part.pool])) == 20
