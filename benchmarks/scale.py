@@ -137,8 +137,8 @@ def compare(sizes: Sizes, folder: Path) -> Found:
         cases += [{"scans": n, "seconds": seconds, **case} for case in found]
     ratios = {name: [case[name][0] / case[name][1] for case in cases] for name in QUALITIES}
     middle = {name: rounded(np.median(found)) for name, found in ratios.items()}
-    for name, found in ratios.items():
-        spread = f"{min(found):.3g} .. {max(found):.3g} in {len(found)} pools"
+    for name, each in ratios.items():
+        spread = f"{min(each):.3g} .. {max(each):.3g} in {len(each)} pools"
         rows.append([name, spread, "", middle[name]])
 
     target = alone(sizes.target, sizes.laid_out, folder)
@@ -288,7 +288,7 @@ def measure_alone(n: int, laid_out: int, kept: Path) -> None:
     cold_start_order(found.xy, clustering)
     clock.stop("order")
     peak = _bytes_of("VmHWM")
-    np.savez(kept, **found.state())
+    np.savez(kept, allow_pickle=True, **found.state())
     answer = {
         "scans": n,
         "seconds": {k: rounded(v) for k, v in (clock.seconds | {"all": sum(clock.seconds.values())}).items()},
@@ -402,7 +402,7 @@ def _qualities(n: int, seed: int, us: ColdStart, them: ColdStart) -> dict[str, t
     same = choose_clusters(them.xy, seed=seed)
 
     def radius(order: Order) -> float:
-        return covering_radius(pool, order.rows[:PICKS])
+        return covering_radius(pool, order.rows[:PICKS].tolist())
 
     base, base_as_embeddings = _silhouette(them.xy, them.clustering), _silhouette(unit(pool), them.clustering)
     found = (
@@ -424,7 +424,7 @@ def _silhouette(rows: NDArray[np.floating[Any]], clustering: Clustering) -> floa
 
 
 def _extrapolated(law: dict[str, tuple[float, float]], n: int) -> float:
-    return sum(factor * n**exponent for exponent, factor in law.values())
+    return float(sum(factor * n**exponent for exponent, factor in law.values()))
 
 
 def _bytes_of(name: str) -> int:

@@ -39,7 +39,7 @@ PAGE = Path(__file__).with_name("selection.md")
 DATA = {"montgomery_cxr": "Montgomery", "busi_ultrasound": "BUSI"}
 EMBEDDERS = {"mobilenetv2": f"timm:local-dir:{WEIGHTS}", "pixels": "pixels"}
 COMMAND = "python -m benchmarks.selection"
-BUDGETS = (5, 10, 20, 40)
+BUDGETS: tuple[int, ...] = (5, 10, 20, 40)
 SIDE = 64
 STEPS = 200
 
@@ -230,7 +230,8 @@ def main() -> None:
         screening.main(given.out, quick=given.quick, jobs=given.jobs)
         return
     seeds: Sequence[int] = range(JUDGING.start, JUDGING.start + given.seeds)
-    moments, data_sets, out = MOMENTS, list(DATA), given.out
+    moments: Sequence[Moment] = MOMENTS
+    data_sets, out = list(DATA), given.out
     if given.quick:
         global BUDGETS, STEPS, EMBEDDERS
         BUDGETS, STEPS, EMBEDDERS = (5, 10), 10, {"pixels": "pixels"}

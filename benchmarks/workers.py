@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import timm
 from safetensors.torch import save_file
@@ -109,7 +110,9 @@ class Pool:
         if only is None:
             shutil.rmtree(self.folder / "pixels")
         self._alpha += 0.001  # a value that no round has used yet; otherwise there would be nothing to score
-        extra = json.loads(self.store.project(self.project)["extra_params"]) | {"alpha": self._alpha}
+        row = self.store.project(self.project)
+        assert row is not None
+        extra = json.loads(row["extra_params"]) | {"alpha": self._alpha}
         self.store.set_project(self.project, extra_params=json.dumps(extra))
         began = time.perf_counter()
         self.queue.request(self.project)
@@ -144,7 +147,7 @@ def workers(number: int, environment: dict[str, str], folder: Path) -> Iterator[
 def write_weights(folder: Path, model: str) -> Path:
     """Create a timm folder of this network with random weights."""
     folder.mkdir()
-    network = timm.create_model(model, pretrained=False, num_classes=0)
+    network: Any = timm.create_model(model, pretrained=False, num_classes=0)
     config = {"architecture": model, "num_classes": 0, "pretrained_cfg": dict(network.pretrained_cfg)}
     kept = ("input_size", "mean", "std", "interpolation", "crop_pct", "first_conv", "classifier")
     config["pretrained_cfg"] = {k: network.pretrained_cfg[k] for k in kept} | {"num_classes": 0}

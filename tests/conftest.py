@@ -65,7 +65,8 @@ SLOW = (
     "test_whole_scans",
     "test_training",
     "test_outcomes",
-)  # minutes of training: in `make test`, not in `make check`
+    "test_screen",
+)  # minutes of training or screening: in `make test`, not in `make check`
 SERVERS = {"label_studio", "default_studio", "postgres", "redis_server", "chromium"}  # fixtures that start one
 STARTS_SERVERS = (
     "test_openapi",

@@ -89,7 +89,6 @@ def test_the_same_command_gives_the_same_table_and_reuses_the_features(
     ("more", "words"),
     [
         (["--encoder", "resnet18"], "--encoder has no effect with --screen"),
-        (["--training-steps", "10"], "--training-steps has no effect with --screen"),
         (["--strategies", "facility+pairwise-dice", "--budgets", "3,22"], "needs trained models"),
     ],
 )
