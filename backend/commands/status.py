@@ -144,7 +144,7 @@ def _print_status(one: dict[str, Any]) -> None:
         ("embedder", f"{one['embedder']['name'] or '-'}  {one['embedder']['why']}"),
         ("validation", quality_text(validation)),
         *label_rows(validation),
-        ("shown masks", quality_text(shown)),
+        ("this round's shown masks", quality_text(shown)),
         ("queue", " ".join(map(str, one["queue"][:12])) + (" ..." if len(one["queue"]) > 12 else "")),
     ]
     if one["overlap"] > 1:
