@@ -340,7 +340,7 @@ def test_a_refused_webhook_is_reported_and_the_queue_goes_on(world: World) -> No
 def test_refused_predictions_are_reported_and_sent_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.in_round_1().label(ROUND - 1)
     world.run()
-    world.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | {"strategy": "facility+paper"}))
+    world.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | {"strategy": "medoids+paper"}))
 
     def refuse(project: int, rows: Sequence[Mapping[str, Any]]) -> None:
         raise StudioRefused(f"Label Studio stored 0 of {len(rows)} predictions and gave no reason.")
@@ -585,9 +585,9 @@ def test_new_scans_do_not_move_published_ones(world: World) -> None:
 def test_another_alpha_opens_a_new_round_with_the_same_model(world: World) -> None:
     world.in_round_1()
     before = world.order()
-    world.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | {"strategy": "facility+paper"}))
+    world.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | {"strategy": "medoids+paper"}))
     world.run()
-    world.set(strategy="facility+paper", alpha=1.0)
+    world.set(strategy="medoids+paper", alpha=1.0)
     assert (world.status()["model"], world.studio.model_version) == ("scanqueue-r1", "scanqueue-r3")
     latest = world.store.latest_round(PROJECT)
     assert latest is not None
@@ -632,7 +632,7 @@ def test_another_uncertainty_measure_opens_a_round_without_predicting_the_pool_a
     world.in_round_1()
     with monkeypatch.context() as once:
         once.setattr(KeptLearner, "signals", None)  # all measures were stored when the pool was scored
-        world.set(uncertainty=measure, strategy="facility+entropy")
+        world.set(uncertainty=measure, strategy="medoids+entropy")
     assert (world.status()["model"], world.studio.model_version) == ("scanqueue-r1", "scanqueue-r2")
     said = world.store.uncertainty(world.store.models(PROJECT)[0]["fingerprint"])
     digests = {s["task"]: s["digest"] for s in world.store.scans(PROJECT)}
@@ -677,7 +677,7 @@ def test_a_strategy_that_needs_more_signals_scores_the_pool_again(world: World) 
 def test_another_model_strategy_leaves_the_cold_start_alone(world: World) -> None:
     world.cold_started()
     order, writes = world.order(), list(world.studio.writes)
-    world.set(strategy="facility+entropy", uncertainty="top")
+    world.set(strategy="medoids+entropy", uncertainty="top")
     assert (world.order(), world.studio.writes) == (order, writes)
     world.set(strategy="random+entropy", uncertainty="top")
     assert world.studio.model_version == "scanqueue-r1"
