@@ -13,7 +13,7 @@ import numpy as np
 from backend.errors import StorageFull
 from backend.simulate.figures import BANDS, differences_figure, labels_needed_figure, learning_curve_figure
 from backend.simulate.labels_needed import LabelsNeeded, labels_needed
-from backend.simulate.method import method
+from backend.simulate.method import SCREEN, method
 from backend.simulate.report_html import (
     STYLE,
     UNIT_WORDS,
@@ -137,6 +137,7 @@ def _page(
     figures: Mapping[str, bytes | None],
     about: Mapping[str, str],
 ) -> str:
+    screened = about.get("learner") == SCREEN
     title = about.get("title") or "Which scans to label first"
     made = ", ".join(part for part in (about.get("date", ""), about.get("version", "")) if part)
     body = "\n".join(
@@ -144,12 +145,12 @@ def _page(
         for part in (
             f"<header><h1>{escaped(title)}</h1>"
             f"<p>Comparison of strategies for choosing which scans to label first. {escaped(made)}</p></header>",
-            summary_section(rows, comparisons, needed),
+            summary_section(rows, comparisons, needed, screened=screened),
             incomplete_section(rows),
             _curve_section(rows, curves, figures["learning-curve.png"]),
             _against_random(comparisons, figures["differences.png"]),
             _labels_section(needed, figures["labels-needed.png"]),
-            _distances(rows, curves, comparisons),
+            "" if screened else _distances(rows, curves, comparisons),
             rates_section(rows),
             _numbers(rows, curves, comparisons),
             _method(rows, about),

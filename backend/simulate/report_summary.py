@@ -11,10 +11,15 @@ from backend.simulate.statistics import Comparison, verdict
 from backend.simulate.text import escaped, listed
 
 DEFAULT = "default"  # default strategy of a project
+SCREENED = "This is a screen: masks were drawn by ridge regression on frozen features, and no network was trained."
 
 
-def summary_section(rows: Sequence[Row], comparisons: Sequence[Comparison], needed: Sequence[LabelsNeeded]) -> str:
+def summary_section(
+    rows: Sequence[Row], comparisons: Sequence[Comparison], needed: Sequence[LabelsNeeded], *, screened: bool = False
+) -> str:
     sentences = [_question(rows, comparisons), _answer(comparisons), _saving(comparisons, needed)]
+    if screened:
+        sentences.insert(1, SCREENED)
     return f'<section class="short"><h2>Summary</h2>{"".join(f"<p>{s}</p>" for s in sentences)}</section>'
 
 

@@ -43,9 +43,9 @@ class Control:
 
 
 CONTROLS = (
-    Control("alpha", "share", high=1, step=0.05, preview=True),
     Control("strategy", "choice", preview=True),
     Control("uncertainty", "choice", preview=True),
+    Control("alpha", "share", high=1, step=0.05, preview=True),
     Control("unit", "choice", preview=True),
     Control("one_per_patient", "choice", preview=True),
     Control("control_share", "share", high=0.5, step=0.05),

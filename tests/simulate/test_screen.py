@@ -68,7 +68,9 @@ def test_an_order_that_reaches_the_rare_kind_early_beats_random_choice(screened:
 
 def test_the_report_says_that_nothing_was_trained_and_shows_no_distances(screened: Path) -> None:
     page = (screened / "report.html").read_text()
+    assert "no network was trained" in page
     assert "Nothing was trained" in page
+    assert "Hausdorff" not in page
     assert "the initial weights" not in page
     assert "training steps" not in page.lower()
     assert (screened / "learning-curve.png").is_file()
