@@ -171,6 +171,7 @@ class Lab:
             "queue_depth": 0,
             "strategy": "proportional+paper",
             "uncertainty": "image",
+            "one_per_patient": "on",
             "control_share": 0.0,
             "stratify_by": "",
             "alpha": 0.5,
