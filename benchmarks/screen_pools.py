@@ -96,12 +96,12 @@ def _sources() -> list[tuple[list[str], list[Any], list[Any], NDArray[np.intp], 
     return [
         (list(busi.names), list(busi.images), list(busi.masks), groups, 0),
         (list(chest.names), list(chest.images), list(chest.masks), np.arange(len(chest)), 1),
-        (*_hippocampus(), 2),
+        (*hippocampus(), 2),
         (names, images, masks, groups[base], 0),
     ]
 
 
-def _hippocampus() -> tuple[list[str], list[Any], list[Any], NDArray[np.intp]]:
+def hippocampus() -> tuple[list[str], list[Any], list[Any], NDArray[np.intp]]:
     """All axial slices of some volumes; both parts of the hippocampus as one label."""
     names, images, masks, groups = [], [], [], []
     files = sorted((SHARED / "msd_hippocampus" / "images").glob("*.nii.gz"))

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import BadSetting
-from backend.fingerprints import fingerprint
+from backend.fingerprints import JUDGED_FILE, fingerprint
 from backend.formats.fitting import finding_sizes, letterbox_mask
 from backend.formats.pixels import Letterboxed, restore
 from backend.learning.embedders import OpenEmbedder, open_embedder
@@ -199,7 +199,10 @@ class Learner:
         seed: int,
         on_step: Callable[[int, int], None],
     ) -> tuple[Callable[[Path], None], dict[str, Any]]:
-        """Fit a model to scans of one `working_size`. Returns a function that writes it into a folder, and details."""
+        """Fit a model to scans of one `working_size`. Returns a function that writes it into a folder, and details.
+
+        Beside the model, which has learnt from `validation` too, it writes its weights before that as JUDGED_FILE.
+        """
         from backend.learning.training import train
 
         size = cases[0].size
@@ -214,12 +217,18 @@ class Learner:
         )
         details = {
             "history": trained.history,
-            "best_step": trained.best_step,
+            "judged_step": trained.judged_step,
             "seconds": round(trained.seconds, 1),
             "warning": trained.segmenter.warning,
             "settings": self.describe_training(seed, size),
         }
-        return trained.segmenter.save, details
+
+        def save(folder: Path) -> None:
+            trained.segmenter.save(folder)
+            if trained.judged is not None:
+                trained.judged.save(folder, JUDGED_FILE)
+
+        return save, details
 
     def _model(self, folder: Path) -> Segmenter:
         from backend.learning.segmenters import Segmenter

@@ -36,7 +36,8 @@ logging.getLogger("timm.models._builder").setLevel(
     logging.ERROR
 )  # a segmenter has no use for a classifier's last layers
 
-WEIGHTS_FILE = "model.safetensors"
+SUFFIX = ".safetensors"
+WEIGHTS_FILE = "model" + SUFFIX
 SPEC_FILE = "model.json"
 AT_ONCE = 8 * 512**2  # pixels that `predict` computes at once, which bounds its memory
 _FORMAT = 1
@@ -209,23 +210,26 @@ class Segmenter:
                     answers.append(np.ascontiguousarray(share[(slice(None), *image.content)]))
         return answers
 
-    def save(self, folder: Path) -> None:
-        """Write `model.safetensors` and `model.json` into an existing folder, down to the disk.
+    def save(self, folder: Path, weights: str = WEIGHTS_FILE) -> None:
+        """Write the weights and `model.json` into an existing folder, down to the disk.
 
         Plain writes: the caller gives a folder beside the final one and renames it. Raises StorageFull when a
         file cannot be written.
         """
         state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
         spec = {"format": _FORMAT, **dataclasses.asdict(self.spec)}
-        _write(folder / WEIGHTS_FILE, safetensors.torch.save(state))
+        _write(folder / weights, safetensors.torch.save(state))
         _write(folder / SPEC_FILE, (json.dumps(spec, indent=1) + "\n").encode())
 
     @classmethod
-    def load(cls, folder: Path, device: str | torch.device = "cpu") -> Segmenter:
+    def load(cls, path: Path, device: str | torch.device = "cpu") -> Segmenter:
         """The segmenter that `save` wrote: same probabilities.
+
+        path  the folder, or a file of weights in it
 
         Raises WeightsMissing when a file is missing or damaged.
         """
+        folder, file = (path.parent, path) if path.suffix == SUFFIX else (path, path / WEIGHTS_FILE)
         try:
             stored = json.loads((folder / SPEC_FILE).read_bytes())
             if stored.pop("format") != _FORMAT:
@@ -235,7 +239,7 @@ class Segmenter:
             spec = SegmenterSpec(**stored)
             with Uninitialised():  # type: ignore[no-untyped-call]
                 network = SEGMENTERS[spec.architecture](spec, in_channels=spec.channels, encoder_weights=None)
-            network.load_state_dict(safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes()))
+            network.load_state_dict(safetensors.torch.load(file.read_bytes()))
         except FileNotFoundError as error:
             raise WeightsMissing(
                 f"the model file {error.filename} is missing; activate another version or train again"

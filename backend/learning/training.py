@@ -43,16 +43,18 @@ Unknown = Sequence[frozenset[int]]
 class Trained:
     """A finished training.
 
-    segmenter  with the weights that were best on the validation scans; the last ones if no label is drawn there
+    segmenter  has learnt from all scans
+    judged     its weights after `judged_step`, before the validation scans joined: what these can judge; None without
+               validation scans
     history    one dict per validation: step, loss (mean since the previous one), learning_rate, dice (see
-               `pooled_dice`), seconds (since the start)
-    best_step  the step the weights are from
+               `pooled_dice`; None once the validation scans are learnt from), seconds (since the start)
     seconds    wall time
     """
 
     segmenter: Segmenter
+    judged: Segmenter | None
+    judged_step: int
     history: list[dict[str, float | int | None]]
-    best_step: int
     seconds: float
 
 
@@ -66,15 +68,17 @@ def train(
     unknown: tuple[Unknown, Unknown] | None = None,
     on_step: Step | None = None,
 ) -> Trained:
-    """Fit a new segmenter to labelled scans.
+    """Fit a new segmenter to labelled scans, in the end to those for validation too, so that no label is wasted.
 
-    `marginal_loss` on `Batches`; AdamW; the weights averaged over the last steps (Polyak & Juditsky 1992) are what is
-    validated and returned. torch's global random state is left alone, and its settings are as before while `on_step`
-    runs, unless another thread trains too.
+    There is one schedule, without early stopping or a choice among weights: a few validation scans cannot decide that.
+    Until `judged_share` of the steps it sees `scans` alone. Then its weights are kept to be judged, and the validation
+    scans join. `marginal_loss` on `Batches`; AdamW; the weights are averaged over the last steps (Polyak & Juditsky
+    1992). torch's global random state is left alone, and its settings are as before while `on_step` runs, unless
+    another thread trains too.
 
     scans, masks  labelled scans, at least one, and their label maps, (S, S) with IGNORE on padding; not
                   modified
-    validation    the same for scans to judge by; may be two empty lists
+    validation    the same for scans to judge by, before they are learnt from; may be two empty lists
     labels        names of classes 1..
     unknown       the classes that could not be drawn on each scan, and on each validation scan; None: on none. A class
                   that could be drawn on no scan is learnt as absent, so that the model does not draw it by chance
@@ -90,34 +94,32 @@ def train(
     _check(scans, masks, len(labels), settings.image_size, "training")
     _check(watched, truths, len(labels), settings.image_size, "validation")
     total = settings.max_steps
+    alone = max(1, round(settings.judged_share * total)) if watched else total
     report(0, total)
     spec = _spec([*scans, *watched], labels, settings)
     unknowns, unknown_there = unknown or ([frozenset()] * len(scans), [frozenset()] * len(watched))
-    fit = _Fit(spec, scans, masks, unknowns, settings)
-    best = _Best()
+    fit = _Fit(spec, sorted({0}.union(*map(classes_in, [*masks, *truths]))), settings)
+    fit.learn_from(scans, masks, unknowns)
+    judged: Segmenter | None = None
     history: list[dict[str, float | int | None]] = []
     losses: list[float] = []
     for step in range(1, total + 1):
         rate = settings.learning_rate * _one_cycle(step / total, settings.warmup)
         losses.append(fit.step(step, rate))
         report(step, total)
-        if step % settings.validate_every and step != total:
+        if step % settings.validate_every and step not in (alone, total):
             continue
         dice = None
-        if watched:
+        if watched and step <= alone:
             dice = pooled_dice(fit.averaged(), watched, truths, unknown_there, partial(report, step, total))
-        if dice is not None:
-            best.add(step, dice, fit.average.network)
         seconds = time.monotonic() - started
         loss = float(np.mean(losses))
         history.append({"step": step, "loss": loss, "learning_rate": rate, "dice": dice, "seconds": seconds})
         losses.clear()
-        if settings.patience and best.stale >= settings.patience:
-            break
-    if best.state is not None:
-        fit.average.network.load_state_dict(best.state)
-    best_step = total if best.state is None else best.step
-    return Trained(fit.averaged(), history, best_step, time.monotonic() - started)
+        if watched and step == alone:
+            judged = copy.deepcopy(fit.averaged())
+            fit.learn_from([*scans, *watched], [*masks, *truths], [*unknowns, *unknown_there])
+    return Trained(fit.averaged(), judged, alone, history, time.monotonic() - started)
 
 
 def _spec(scans: Sequence[Letterboxed], labels: Sequence[str], settings: TrainingSettings) -> SegmenterSpec:
@@ -129,21 +131,13 @@ def _spec(scans: Sequence[Letterboxed], labels: Sequence[str], settings: Trainin
 class _Fit:
     """The state of one training: network, weight average, optimiser and shuffled scans."""
 
-    def __init__(
-        self,
-        spec: SegmenterSpec,
-        scans: Sequence[Letterboxed],
-        masks: Sequence[NDArray[np.uint8]],
-        unknown: Unknown,
-        settings: TrainingSettings,
-    ) -> None:
-        self.spec, self.settings, self.scans, self.masks = spec, settings, scans, masks
+    def __init__(self, spec: SegmenterSpec, drawn: Sequence[int], settings: TrainingSettings) -> None:
+        self.spec, self.settings = spec, settings
         self.device = torch.device(settings.device)
         self.mixed = settings.mixed_precision and self.device.type == "cuda"
         with OwnRandom(settings.seed, 0):
             self.segmenter = Segmenter.create(spec, encoder_weights=settings.encoder_weights, device=self.device)
-        drawn = {0}.union(*map(classes_in, masks))
-        _begin(self.segmenter.network.segmentation_head[0], sorted(drawn), settings.seed)
+        _begin(self.segmenter.network.segmentation_head[0], drawn, settings.seed)
         self.average = _Average(self.segmenter.network, settings.ema)
         self.optimizer = torch.optim.AdamW(
             self.segmenter.network.parameters(),
@@ -153,9 +147,13 @@ class _Fit:
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.mixed)
         self.augment = augmentation(settings)
+
+    def learn_from(self, scans: Sequence[Letterboxed], masks: Sequence[NDArray[np.uint8]], unknown: Unknown) -> None:
+        """The scans of the steps to come."""
+        self.scans, self.masks = scans, masks
         never = frozenset.intersection(*unknown)
-        self.unknown = torch.tensor([[number in one - never for number in range(spec.classes)] for one in unknown])
-        self.batches = Batches(masks, settings.batch_size, settings.seed)
+        self.unknown = torch.tensor([[number in one - never for number in range(self.spec.classes)] for one in unknown])
+        self.batches = Batches(masks, self.settings.batch_size, self.settings.seed)
 
     def step(self, step: int, rate: float) -> float:
         """One optimiser step at a learning rate. Returns the loss of its batch."""
@@ -207,22 +205,6 @@ def _begin(head: nn.Conv2d, classes: Sequence[int], seed: int) -> None:
         weights = nn.init.xavier_uniform_(torch.empty(len(classes), *head.weight.shape[1:]))
         head.weight.zero_()[classes] = weights.to(head.weight.device)
         head.bias.fill_(NEVER)[classes] = 0.0  # type: ignore[union-attr]
-
-
-class _Best:
-    """The averaged weights that were best on the validation scans so far."""
-
-    def __init__(self) -> None:
-        self.quality = -1.0
-        self.step = 0
-        self.state: dict[str, Tensor] | None = None
-        self.stale = 0  # validations since the last improvement
-
-    def add(self, step: int, quality: float, network: nn.Module) -> None:
-        self.stale = 0 if quality > self.quality else self.stale + 1
-        if quality >= self.quality:  # among equals, the later one has trained longer
-            self.quality, self.step = quality, step
-            self.state = {name: value.clone() for name, value in network.state_dict().items()}
 
 
 def _check(

@@ -28,8 +28,8 @@ class TrainingSettings:
                      all steps
     weight_decay     weight decay of AdamW
     ema              share of the averaged weights kept at each step, 0..1; 0: no averaging
+    judged_share     share of the steps after which the weights are judged by the held-out scans, which join then, 0..1
     validate_every   steps between validations
-    patience         number of validations without a better Dice before stopping; 0: never stop early
     flip             mirror scans left to right; off, as left and right mean something in most anatomy
     rotate, shift, zoom, shear, contrast, gamma, noise  ranges of the augmentation: degrees, share of the
                                                         side, shares,
@@ -53,8 +53,8 @@ class TrainingSettings:
     weight_decay: float = 1e-2
     warmup: float = 0.2
     ema: float = 0.97
+    judged_share: float = 0.5
     validate_every: int = 25
-    patience: int = 0
     flip: bool = False
     rotate: float = 15.0
     shift: float = 0.12
@@ -69,11 +69,13 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         check_encoder(self.encoder)
         check_image_size(self.image_size)
-        for name, low in (("batch_size", 2), ("max_steps", 1), ("validate_every", 1), ("patience", 0)):
+        for name, low in (("batch_size", 2), ("max_steps", 1), ("validate_every", 1)):
             if getattr(self, name) < low:
                 raise BadSetting(f"{name} must be {low} or more, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise BadSetting(f"ema must be at least 0 and below 1, got {self.ema}")
+        if not 0 < self.judged_share <= 1:
+            raise BadSetting(f"judged_share must be above 0 and at most 1, got {self.judged_share}")
         if not self.learning_rate > 0:
             raise BadSetting(f"learning_rate must be above 0, got {self.learning_rate}")
 
@@ -112,7 +114,6 @@ _GPU = replace(
     learning_rate=1e-3,
     ema=0.99,
     validate_every=50,
-    patience=12,
     mixed_precision=True,
     device="cuda",
 )

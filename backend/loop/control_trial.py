@@ -52,8 +52,7 @@ class ControlTrial:
         found: dict[str, Any] = {"labels": len(step.ours), "of": dict(zip(("ours", "control"), step.of, strict=True))}
         names = []
         for arm, tasks in (("ours", set(step.ours)), ("control", set(step.control))):
-            used = [one for one in cases if one.scan.task in tasks | validation]
-            name = self._fit(project, done, arm, used, validation, labels)
+            name = self._fit(project, done, arm, [one for one in cases if one.scan.task in tasks], labels)
             scores = evaluate(context, name, labels, labels, held_out, kind=KIND)
             found[arm] = of_scores(scores, labels)
             names.append(name)
@@ -68,19 +67,15 @@ class ControlTrial:
         done: Done,
         arm: str,
         cases: Sequence[LabelledScan],
-        validation: set[int],
         labels: Sequence[str],
     ) -> str:
         """The name of the model of one arm, trained if it is not stored."""
         context, seed = self._context, done.settings.seed
-        contents = [[*one.contents, one.scan.task in validation] for one in cases]
         recipe = context.learner.describe_training(seed, cases[0].case.size)
-        name = fingerprint("arm", contents, labels, recipe)
+        name = fingerprint("arm", [one.contents for one in cases], labels, recipe)
         if context.store.has(KIND, name):
             return name
-        learn = [one.case for one in cases if one.scan.task not in validation]
-        held_out = [one.case for one in cases if one.scan.task in validation]
-        text = f"comparing our order with chance: training on {len(learn)} labels ({arm})"
+        text = f"comparing our order with chance: training on {len(cases)} labels ({arm})"
 
         checked = time.monotonic()
 
@@ -99,7 +94,8 @@ class ControlTrial:
                 raise Postponed
             log.info("project %s: %s", project, text)
             limited = at_most_every(PROGRESS_EVERY, on_step)
-            save, _ = context.learner.train(learn, held_out, labels, seed=seed, on_step=limited)
+            learn = [one.case for one in cases]
+            save, _ = context.learner.train(learn, [], labels, seed=seed, on_step=limited)
             context.store.put_folder(KIND, name, save)
         return name
 

@@ -42,8 +42,17 @@ def judge(version: str, pairs: Sequence[tuple[Scores, Scores, str]], names: Sequ
     return Verdict(version, found, of_scores(ours, names), of_scores(theirs, names))
 
 
+def judged(model: Mapping[str, Any]) -> str:
+    """The name of the weights that the held-out scans judge: those before the model learnt from these scans too.
+
+    Models of older versions never learnt from them.
+    """
+    name: str = model["details"].get("judged") or model["fingerprint"]
+    return name
+
+
 def learnt(model: Mapping[str, Any], scans: Iterable[Scan], tasks: Mapping[int, int]) -> set[int | str]:
-    """What a model has learnt from: tasks, digests of pixels, and patients or volumes.
+    """What the weights of `judged` have learnt from: tasks, digests of pixels, and patients or volumes.
 
     scans, tasks  the scans and the task of each annotation now: older versions recorded the annotations of a model
     """

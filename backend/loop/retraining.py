@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from backend.errors import UnreadableScan
 from backend.facts import Lesson, Scan, validation_rows
-from backend.fingerprints import fingerprint
+from backend.fingerprints import fingerprint, judged_weights
 from backend.formats.pixels import classes_in, translate
 from backend.label_config import unknown_classes
 from backend.learning.averages import as_row, of_scores
 from backend.learning.evaluation import Scores
 from backend.learning.learner import Case
 from backend.loop.context import Busy, LoopContext, Replan
-from backend.loop.judging import Verdict, has_learnt, judge, learnt, remark
+from backend.loop.judging import Verdict, has_learnt, judge, judged, learnt, remark
 from backend.loop.learning_remarks import learning_remarks
 from backend.loop.publishing import Publisher
 from backend.loop.steps import Done, Seen, Train
@@ -107,7 +107,7 @@ def evaluate(
     cases: Sequence[LabelledScan],
     kind: str = "models",
 ) -> list[Scores]:
-    """The scores of a model on labelled scans, each fitted into that model's own working square.
+    """The scores of a model, or of its `judged` weights, on labelled scans, each fitted into its own working square.
 
     Masks of kept models are also stored, because people compare models by them.
 
@@ -166,13 +166,15 @@ class Trainer:
         labels = seen.config.labels
         row = context.row(project)
         active = context.model(project, done.active)
-        if active is not None and active["labels"] != list(labels):
+        if active is not None and (active["labels"] != list(labels) or not context.store.has("models", judged(active))):
             active = None  # it cannot be compared
         tasks = {label.annotation: label.task for label in seen.labels}
         known = learnt(active, seen.scans, tasks) if active is not None else set()
         split = _split(labelled_scans(context, project, seen, step.tasks), known)
         name, details = self._fit(project, done, step, split, labels)
-        scores = evaluate(context, name, labels, labels, split.held_out)
+        if context.store.has("models", weights := judged_weights(name)):
+            details["judged"] = weights
+        scores = evaluate(context, details.get("judged", name), labels, labels, split.held_out)
         details["held_out"] = _held_out_details(split.held_out, scores, labels)
         verdict = self._judge(active, known, split, scores, labels) if active is not None else None
         if verdict is not None and verdict.difference.scans:
@@ -242,7 +244,7 @@ class Trainer:
         known = known | {one.scan.digest for i, one in enumerate(split.all) if i not in split.rows}
         fair = [i for i, one in enumerate(split.held_out) if not has_learnt(known, one.scan)]
         scans = [split.held_out[i] for i in fair]
-        old = evaluate(self._context, active["fingerprint"], active["labels"], labels, scans)
+        old = evaluate(self._context, judged(active), active["labels"], labels, scans)
         pairs = [(scores[i], theirs, one.scan.group) for i, theirs, one in zip(fair, old, scans, strict=True)]
         return judge(active["version"], pairs, labels)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Table
 
-from backend.fingerprints import fingerprint
+from backend.fingerprints import fingerprint, judged_weights
 from backend.records.maps import map_name
 from backend.records.tables import (
     change_table,
@@ -73,6 +73,7 @@ def named_artefacts(
     for model in models:
         for digest in digests:
             yield "masks", fingerprint(model, digest)
+            yield "masks", fingerprint(judged_weights(model), digest)
 
 
 def member_of(table: Table) -> str:

@@ -33,7 +33,7 @@ from backend.label_config import LabelConfig, Renames, unknown_classes
 from backend.learning.averages import Recorded
 from backend.learning.evaluation import LabelScore
 from backend.loop.batch import CHUNK, BatchProcessor
-from backend.loop.judging import has_learnt, learnt
+from backend.loop.judging import has_learnt, judged, learnt
 from backend.records.scans import scan_of
 from backend.records.store import Store
 from backend.web.colours import FALLBACKS
@@ -101,11 +101,12 @@ class Pictures:
         self._measured: OrderedDict[tuple[Any, ...], Compared] = OrderedDict()
         self._lock = threading.Lock()
 
-    def scan(self, project: int, task: int, *, side: int = 160, model: str = "") -> bytes:
+    def scan(self, project: int, task: int, *, side: int = 160, model: str = "", compared: bool = False) -> bytes:
         """A scan as PNG, its longer side `side` pixels (32..1024).
 
-        model  a version: outline the mask of this model; "annotator": outline the submitted mask; "": no outline.
-               `legend` has the colours
+        model     a version: outline the mask of this model; "annotator": outline the submitted mask; "": no outline.
+                  `legend` has the colours
+        compared  show the masks that `compare` measures, not those that annotators get
         """
         _check_side(side)
         with _explained(project, task):
@@ -114,7 +115,7 @@ class Pictures:
             picture = thumbnail(box, side)
             if model:
                 names = label_names(self.store, project, model)
-                mask = _fitting(self._mask_of(project, scan, model, names), box, task)
+                mask = _fitting(self._mask_of(project, scan, model, names, compared), box, task)
                 colours = list(legend(self.store, project, names).values()) or FALLBACKS
                 picture = outlined(picture, shrink(mask, *picture.shape[:2]), colours)
             return encode_png(picture)
@@ -130,13 +131,14 @@ class Pictures:
             raise BadSetting(f"a comparison has no part {part!r}; choose one of {', '.join(PARTS)}.")
         if part != "difference":
             model = {"image": "", "first": first, "second": second, ANNOTATOR: ANNOTATOR}[part]
-            return self.scan(project, task, side=side, model=model)
+            return self.scan(project, task, side=side, model=model, compared=True)
         _check_side(side)
         with _explained(project, task):
             scan = self._scan(project, task)
             box = self._box(scan)
             names = label_names(self.store, project, first, second)
-            one, other = (_fitting(self._mask_of(project, scan, v, names), box, task) for v in (first, second))
+            masks = (self._mask_of(project, scan, version, names, compared=True) for version in (first, second))
+            one, other = (_fitting(mask, box, task) for mask in masks)
             return encode_png(difference_picture(thumbnail(box, side), one, other))
 
     def held_out(self, project: int, first: str, second: str) -> list[int]:
@@ -156,7 +158,7 @@ class Pictures:
         the pixels are gone. If nothing could be compared, the last such error is raised.
         """
         with _explained(project):
-            one, other = self._model(project, first), self._model(project, second)
+            one, other = self._judged(project, first), self._judged(project, second)
             names = self._labels(project) or united(one["labels"], other["labels"])
             held, renames = self._held_out(project, first, second), self.store.renames(project)
         found: list[Compared] = []
@@ -203,6 +205,11 @@ class Pictures:
             raise NotKnown(f"project {project} has no model {version!r}; available: {there}.")
         return found
 
+    def _judged(self, project: int, version: str) -> Mapping[str, Any]:
+        """`_model`, with the weights that have not learnt from the scans held out from it."""
+        found = self._model(project, version)
+        return {**found, "fingerprint": judged(found)}
+
     def _config(self, project: int) -> LabelConfig | None:
         row = self.store.project(project)
         return LabelConfig.from_json(row["config"]) if row is not None else None
@@ -247,10 +254,10 @@ class Pictures:
             raise UnreadableScan(problem)
         return letterbox(image, size)
 
-    def _mask_of(self, project: int, scan: Scan, model: str, names: Sequence[str]) -> Map:
+    def _mask_of(self, project: int, scan: Scan, model: str, names: Sequence[str], compared: bool) -> Map:
         """The mask of a version or of "annotator", in the classes `names`, which begin with the label config's."""
         if model != ANNOTATOR:
-            row = self._model(project, model)
+            row = self._judged(project, model) if compared else self._model(project, model)
             return translate(self._drawn(project, scan, row), row["labels"], names)
         label = self._submitted(project).get(scan.task)
         try:

@@ -266,7 +266,8 @@ def model_list(store: Store, project: int) -> list[dict[str, Any]]:
     """Oldest first: {version, active, kept, accepted, labels, trained_on, validation, remark, created_at}.
 
     kept      whether its checkpoint still exists, so that it can be activated
-    history   its training: {step, loss, learning_rate, dice, seconds} at every evaluation on the held-out scans
+    history   its training: {step, loss, learning_rate, dice, seconds} regularly; dice is that on the held-out scans,
+              None once they are learnt from
     champion  the model that was active before, on the same scans: {version, dice, ..., difference}; None if there was
               none. `difference` is that of the new model minus this one, see `comparison.Difference`
     held_out  the scans it was evaluated on: {task, dice, hd95, truth_empty, drawn_empty, classes}

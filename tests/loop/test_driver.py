@@ -40,9 +40,10 @@ from backend import cli
 from backend.demo.phantoms import phantom
 from backend.errors import ScanqueueError, StorageFull, StudioRefused, StudioUnavailable, UnreadableScan
 from backend.facts import SAMPLING, Scan, control_draw
-from backend.learning.segmenters import Segmenter
+from backend.learning.segmenters import WEIGHTS_FILE, Segmenter
 from backend.loop import audit, control_trial, listing, observing, publishing
 from backend.loop.annotations import AnnotationReader
+from backend.loop.batch import cached_pixels
 from backend.loop.context import Busy, LoopContext
 from backend.loop.control_trial import ControlTrial
 from backend.records.maps import map_name
@@ -402,6 +403,31 @@ def test_a_worse_model_is_kept_and_reported_and_the_better_one_stays_active(tmp_
     world.run()
     assert world.studio.model_version == "scanqueue-r4"
     assert len(world.store.models(PROJECT)) == 2
+
+
+def test_held_out_scans_are_judged_by_weights_that_have_not_learnt_from_them(world: World) -> None:
+    world.in_round_1()
+    (model,) = world.store.models(PROJECT)
+    learner, digests = KeptLearner(world.settings), {s["task"]: s["digest"] for s in world.store.scans(PROJECT)}
+    masks = {label["task"]: label["mask"] for label in world.store.labels(PROJECT)}
+    folder = world.store.path("models", model["details"]["judged"])
+    assert folder.read_bytes() != world.store.path("models", model["fingerprint"]).joinpath(WEIGHTS_FILE).read_bytes()
+    for one in model["details"]["held_out"]:
+        scan = cached_pixels(world.store, digests[one["task"]], learner.image_size)
+        assert scan is not None
+        truth = world.store.arrays("labels", masks[one["task"]])["mask"]
+        score = learner.compare(learner.masks(folder, [scan])[0], truth, 2)
+        assert one["dice"] == pytest.approx(score.dice, abs=1e-6)
+
+
+def test_without_its_judged_weights_the_active_model_is_not_compared(world: World) -> None:
+    world.in_round_1()
+    world.store.path("models", world.store.models(PROJECT)[0]["details"]["judged"]).unlink()
+    world.label(ROUND)
+    world.run()
+    second = world.store.models(PROJECT)[1]
+    assert (second["accepted"], "champion" in second["details"]) == (1, False)
+    assert world.status()["problems"] == []
 
 
 def test_the_stopping_hint_appears_once_there_are_models(world: World) -> None:

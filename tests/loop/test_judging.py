@@ -8,7 +8,7 @@ import pytest
 
 from backend.facts import Lesson, Scan
 from backend.learning.evaluation import LabelScore, Scores
-from backend.loop.judging import Verdict, has_learnt, judge, learnt, remark
+from backend.loop.judging import Verdict, has_learnt, judge, judged, learnt, remark
 
 OLD = "scanqueue-r1"
 SCANS = (Scan(1, "", "d1"), Scan(2, "", "d2", patient="P"), Scan(3, "", "d3", volume="V"), Scan(4, "", "d4"))
@@ -33,6 +33,11 @@ def test_a_model_has_learnt_from_scans_whatever_became_of_their_tasks_and_annota
 def test_the_scans_of_an_older_record_are_found_by_its_annotations() -> None:
     known = learnt(model("11@t", "12@t", "14@t", "99@t", held_out=(4,)), SCANS, {11: 1, 12: 2, 13: 3, 14: 4})
     assert known == {1, "d1", 2, "d2", "P"}
+
+
+def test_models_of_older_versions_are_judged_by_their_only_weights() -> None:
+    assert judged({"fingerprint": "f", "details": {}}) == "f"
+    assert judged({"fingerprint": "f", "details": {"judged": "f/judged.safetensors"}}) == "f/judged.safetensors"
 
 
 def scores(dice: float | None, drawn: bool = True) -> Scores:

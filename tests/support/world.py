@@ -48,6 +48,11 @@ LOADED: dict[str, Segmenter] = {}
 PREDICTED: dict[tuple[str, str], NDArray[np.float32]] = {}
 
 
+def kept_name(model: Path) -> str:
+    """The name of a model, whose weights may be a file in its folder, in any data folder."""
+    return "/".join(model.parts[-2:])
+
+
 class KeptLearner(Learner):
     """A Learner that caches models and predictions in this process, across data folders."""
 
@@ -70,14 +75,14 @@ class KeptLearner(Learner):
         return TRAINED[key]
 
     def _model(self, folder: Path) -> Segmenter:
-        assert folder.is_dir(), f"{folder} is not there"
-        if folder.name not in LOADED:
-            LOADED[folder.name] = super()._model(folder)
-        return LOADED[folder.name]
+        assert folder.exists(), f"{folder} is not there"
+        if (name := kept_name(folder)) not in LOADED:
+            LOADED[name] = super()._model(folder)
+        return LOADED[name]
 
     def probabilities(self, folder: Path, scans: Sequence[Letterboxed]) -> list[NDArray[np.float32]]:
         self._model(folder)
-        names = [(folder.name, digest(s.pixels.tobytes())) for s in scans]
+        names = [(kept_name(folder), digest(s.pixels.tobytes())) for s in scans]
         todo = [(n, s) for n, s in zip(names, scans, strict=True) if n not in PREDICTED]
         found = super().probabilities(folder, [s for _, s in todo]) if todo else []
         PREDICTED.update({n: p for (n, _), p in zip(todo, found, strict=True)})
