@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from scipy.stats import t
 
 from backend.facts import validation_rows
 from backend.fingerprints import fingerprint
@@ -39,7 +37,8 @@ from backend.learning.learner import Case, Learner
 from backend.settings import Settings
 from backend.simulate.labelled import read_groups, read_labelled
 from backend.simulate.plan import split
-from benchmarks.measure import report, rounded, summary
+from backend.simulate.statistics import Interval, signed
+from benchmarks.measure import report, rounded, summary, t_interval
 from benchmarks.screen_pools import SHARED, hippocampus
 
 FIRST = 700  # seed of the first pair; lower ones were used to choose the schedule
@@ -113,15 +112,11 @@ def _pair(job: tuple[str, int, int, int]) -> list[dict[str, Any]]:
     return list(pair(job))
 
 
-def gain(rows: Sequence[dict[str, Any]], data: str, ours: str, theirs: str) -> tuple[float, float, float, int]:
-    """(mean paired difference in Dice, lower and upper end of its 95 % t interval, pairs)."""
+def gain(rows: Sequence[dict[str, Any]], data: str, ours: str, theirs: str) -> Interval:
+    """Mean paired difference in Dice."""
     of = {(row["seed"], row["arm"]): float(row["dice"]) for row in rows if row["data"] == data}
     seeds = sorted(seed for seed, arm in of if arm == ours and (seed, theirs) in of)
-    differences = np.array([of[seed, ours] - of[seed, theirs] for seed in seeds])
-    n = len(differences)
-    half = t.ppf(0.975, n - 1) * differences.std(ddof=1) / math.sqrt(n) if n > 1 else math.inf
-    mean = float(differences.mean())
-    return mean, mean - half, mean + half, n
+    return t_interval([of[seed, ours] - of[seed, theirs] for seed in seeds])
 
 
 def main() -> int:
@@ -158,12 +153,15 @@ def main() -> int:
 
 
 def print_gains(rows: Sequence[dict[str, Any]], data: Sequence[str], labels: int) -> None:
-    table, found = [], {}
+    table: list[list[object]] = []
+    found: dict[str, dict[str, float]] = {}
     for one in data:
         for name, (ours, theirs) in GAINS.items():
-            mean, low, high, n = gain(rows, one, ours, theirs)
-            table.append([DATA[one], name, f"{mean:+.3f}", f"{low:+.3f} .. {high:+.3f}", n])
-            found[f"{one}: {name}"] = {"mean": rounded(mean), "low": rounded(low), "high": rounded(high), "pairs": n}
+            this = gain(rows, one, ours, theirs)
+            low, high = (this.mean if end is None else end for end in (this.low, this.high))
+            table.append([DATA[one], name, signed(this.mean), f"{signed(low)} .. {signed(high)}", this.n])
+            ends = {"mean": this.mean, "low": low, "high": high}
+            found[f"{one}: {name}"] = {key: rounded(value) for key, value in ends.items()} | {"pairs": this.n}
     for one in data:
         for arm in ARMS:
             of = [row for row in rows if row["data"] == one and row["arm"] == arm]

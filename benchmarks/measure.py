@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import t
+
+from backend.simulate.statistics import Interval
 
 LOW, HIGH = 10, 90
 INTERVAL = f"{LOW}th to {HIGH}th percentile of the paired ratios"
@@ -80,6 +83,15 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
         "p99_ms": rounded(high * 1000),
         "max_ms": rounded(max(seconds) * 1000),
     }
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """The mean of independent values with its 95 % interval by Student's t; without an interval for a single value."""
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return Interval(mean, None, None, n)
+    half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
+    return Interval(mean, mean - half, mean + half, n)
 
 
 def rounded(value: Any) -> float:

@@ -67,23 +67,32 @@ def bank(folder: Path, said: Callable[[str], None]) -> Bank:
     if not (folder / "groups.npy").exists():
         said("features of all scans")
         folder.mkdir(parents=True, exist_ok=True)
-        sources = _sources()
-        names = [name for part in sources for name in part[0]]
-        images = [image for part in sources for image in part[1]]
-        masks = [mask for part in sources for mask in part[2]]
-        source = np.repeat(np.arange(len(SOURCES)), [len(part[0]) for part in sources])
-        labelled = [m * np.uint8(LABEL_OF[SOURCES[s]] + 1) for m, s in zip(masks, source, strict=True)]
-        PatchPool.build(PatchFeatures("cpu"), images, labelled, len(LABELS)).save(folder)
+        names, images, masks, source, groups = all_scans()
+        PatchPool.build(PatchFeatures("cpu"), images, masks, len(LABELS)).save(folder)
         np.save(
             folder / "embeddings.npy", open_embedder(BUILTIN, weights_dir=None, device="cpu").embedder.embed(images)
         )
         np.save(folder / "names.npy", np.array(names))
         np.save(folder / "source.npy", source)
-        np.save(folder / "groups.npy", np.concatenate([part[3] + 10_000 * (part[4]) for part in sources]))
-    names, embeddings, source, groups = (
+        np.save(folder / "groups.npy", groups)
+    stored, embeddings, source, groups = (
         np.load(folder / f"{name}.npy") for name in ("names", "embeddings", "source", "groups")
     )
-    return Bank(names.tolist(), PatchPool.load(folder), embeddings, source, groups)
+    return Bank(stored.tolist(), PatchPool.load(folder), embeddings, source, groups)
+
+
+def all_scans() -> tuple[list[str], list[Any], list[Any], NDArray[np.intp], NDArray[np.intp]]:
+    """(names, images, masks with the class of each label, source, groups) of a `Bank`."""
+    sources = _sources()
+    source = np.repeat(np.arange(len(SOURCES)), [len(part[0]) for part in sources])
+    masks = [mask for part in sources for mask in part[2]]
+    return (
+        [name for part in sources for name in part[0]],
+        [image for part in sources for image in part[1]],
+        [mask * np.uint8(LABEL_OF[SOURCES[s]] + 1) for mask, s in zip(masks, source, strict=True)],
+        source,
+        np.concatenate([part[3] + 10_000 * part[4] for part in sources]),
+    )
 
 
 def _sources() -> list[tuple[list[str], list[Any], list[Any], NDArray[np.intp], int]]:

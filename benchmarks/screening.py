@@ -48,10 +48,10 @@ strategy knows which belong together. Of slices, the volume is known. The mixtur
 Differences = Mapping[tuple[str, str, int], Sequence[float]]  # kind, strategy, budget: one for each split
 
 
-def opened(folder: Path, number: int) -> Opened:
-    """The screen of one kind of pool, by its number."""
+def opened(folder: Path, name: str) -> Opened:
+    """The screen of one kind of pool."""
     scans = bank(folder, lambda text: None)
-    kind = kinds(scans)[number]
+    kind = next(one for one in kinds(scans) if one.name == name)
     made = Screen(
         scans=scans.scans,
         names=scans.names,
@@ -73,14 +73,14 @@ def measure(folder: Path, seeds: Sequence[int], jobs: int) -> tuple[list[dict[st
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
         found = kinds(bank(features, lambda text: bar.console.print(text)))
-        for number, kind in enumerate(found):
+        for kind in found:
             task = bar.add_task(kind.name, total=len(seeds), left="")
 
             def progress(done: int, total: int, left: float, task: Any = task) -> None:
                 bar.update(task, completed=done, left=f"{left / 60:.0f} min left" if left == left else "")
 
             for results, chosen in each_split(
-                partial(opened, features, number), seeds, processes=jobs, progress=progress
+                partial(opened, features, kind.name), seeds, processes=jobs, progress=progress
             ):
                 rows += [{"data": kind.name} | row for row in results]
                 picks += [{"data": kind.name} | pick for pick in chosen]

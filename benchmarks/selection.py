@@ -1,291 +1,248 @@
-"""Does the order save labels? Tables of `scanqueue simulate` on two public data sets, compared with random choice.
+"""Does the order save labels? Stage B: trained networks, on splits that nobody has looked at.
 
-Montgomery chest radiographs (138, lungs) and BUSI breast ultrasound (647, lesions; near-duplicates never separated),
-with the embedders `pixels` and MobileNetV2 trained on ImageNet, for the cold start alone (every budget chosen in one
-step) and for the full loop (5 scans from the cold start, then each model chooses for the next). The network is
-small and works on 64 x 64 pixels, so that hundreds of training runs take only an hour or two on two cores: the
-benchmark compares strategies, not the best possible models.
+Registered on 2026-11-29, before the first of these trainings ran:
 
-Writes the tables into `benchmarks/selection.md`. Trained models are cached in `--out` and not trained again.
+- *Candidate*: `default`, whose first 20 scans are chosen in one step (`cold_start_size`). It was chosen by the screen
+  (`--screen`, stage A). No other strategy is tried here.
+- *Compared with*: the mean of two random orders of the same split.
+- *Pools*: `KINDS`, those of the screen on which it promises most and least; seeds `SEEDS`, never used before.
+- *Networks*: what ships on a CPU, but on squares of `SIDE` pixels and with `STEPS` steps, so that hundreds of trainings
+  take an hour. All labels are learnt. Within a split, trainings share their seed.
+- *Outcome*: the difference in Dice (mean over test scans with the label, then over labels) with 5, 10 and 20 labels,
+  per kind and averaged over the kinds, with 95 % t intervals over the splits. Claimed is what excludes 0 at 10 labels,
+  averaged over the kinds.
+- *What it can see*: trainings with the same number of labels scatter by 0.05 to 0.1. Twelve splits can then show 0.06
+  on one kind, and 0.03 averaged over three, but not the 0.02 of the screen on near-duplicates.
+
+`.venv/bin/python -m benchmarks.selection` writes `selection.md`, `selection.csv` and `selection-picks.csv`; a split in
+`--out` is not trained again. `--screen` runs stage A.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
-from backend.simulate.labels_needed import LabelsNeeded, labels_needed
-from backend.simulate.plan import Comparison
-from backend.simulate.report import write_report
-from backend.simulate.results import ALL_LABELS, RANDOM, Arm, Repeat, Row, read_rows
-from backend.simulate.runs import run
-from backend.simulate.statistics import Interval, compare_with_random, learning_curves, mean_interval, signed, verdict
+from backend.facts import validation_rows
+from backend.formats.pixels import classes_in, letterbox
+from backend.learning.learner import Case, Learner
+from backend.settings import Settings
+from backend.simulate.statistics import Interval, signed
 from benchmarks import screening
 from benchmarks.measure import report as print_report
-from benchmarks.measure import rounded, summary
-from sampling import DEFAULT
+from benchmarks.measure import rounded, summary, t_interval
+from benchmarks.screen_pools import LABELS, Bank, all_scans, bank
+from sampling import COLD_START, DEFAULT, find_strategy, strategy_pair
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-WEIGHTS = SHARED / "weights" / "mobilenetv2_100"
-PAGE = Path(__file__).with_name("selection.md")
-DATA = {"montgomery_cxr": "Montgomery", "busi_ultrasound": "BUSI"}
-EMBEDDERS = {"mobilenetv2": f"timm:local-dir:{WEIGHTS}", "pixels": "pixels"}
-COMMAND = "python -m benchmarks.selection"
-BUDGETS: tuple[int, ...] = (5, 10, 20, 40)
-SIDE = 64
-STEPS = 200
-
-
-@dataclass(frozen=True)
-class Moment:
-    """One set of runs: `strategies` with every embedder, `more` with only the first one."""
-
-    title: str
-    cold_start_only: bool
-    strategies: tuple[str, ...]
-    more: tuple[str, ...] = ()
-    exploring: bool = False
-
-
-# The default was chosen on the exploring repeats and is judged on previously unseen repeats.
-EXPLORING, JUDGING = range(3), range(3, 8)
-MOMENTS = (
-    Moment("Full loop", False, ("random", "default"), ("paper", "facility+paper")),
-    Moment("Cold start", True, ("random", "default"), ("paper",)),
-    Moment("Exploring, cold start", True, (), ("random", "paper", "facility", "typiclust", "alps"), True),
+KINDS = ("breast ultrasound", "near-duplicates", "mixture")
+SEEDS = range(200, 212)
+BUDGETS = (5, 10, 20)
+RANDOM = ("random 1", "random 2")
+SIDE, STEPS = 96, 150
+TESTED = 60  # test scans of each label, at most
+PAGE, TABLE, PICKS = (
+    Path(__file__).with_name(name) for name in ("selection.md", "selection.csv", "selection-picks.csv")
 )
+COLUMNS = ("data", "seed", "order", "budget", "dice", "n_test")
+PICK_COLUMNS = ("data", "seed", "order", "place", "name")
+MARK = "<!-- written by benchmarks.selection -->"
+
+Rows = list[dict[str, Any]]
 
 
-def comparison(data: str, folder: Path, moment: Moment, embedder: str, seeds: Sequence[int]) -> Comparison:
-    """One run of simulate."""
-    root = SHARED / "data" / data
-    groups = (f"{root / 'near_duplicates.csv'}:name_a,name_b",) if data == "busi_ultrasound" else ()
-    spacing = f"{spacing_table(root, folder)}:row_mm,column_mm" if data == "montgomery_cxr" else ""
-    first = embedder == next(iter(EMBEDDERS))
-    return Comparison(
-        root / "images",
-        root / "masks",
-        moment.strategies + (moment.more if first else ()),
-        BUDGETS,
-        tuple(seeds),
-        embedder=EMBEDDERS[embedder],
-        cold_start_only=moment.cold_start_only,
-        groups=groups,
-        spacing=spacing,
-        encoder=f"tu-mobilenetv2_100@{WEIGHTS / 'model.safetensors'}",
-        image_size=SIDE,
-        training_steps=STEPS,
-    )
+@cache
+def scans(folder: Path) -> tuple[Bank, Sequence[NDArray[np.uint8]], Sequence[NDArray[np.uint8]]]:
+    """(bank, images, masks with the class of each label)."""
+    _, images, masks, _, _ = all_scans()
+    return bank(folder / "screen", print), images, masks
 
 
-def spacing_table(root: Path, folder: Path) -> Path:
-    """Pixel size of the delivered images in mm; where the orientation is unknown, the mean of the two sizes."""
-    with open(root / "meta.csv", newline="") as opened:
-        rows = list(csv.DictReader(opened))
-    sizes = {float(r[f"inferred_spacing_{axis}_mm"]) for r in rows for axis in "xy" if r[f"inferred_spacing_{axis}_mm"]}
-    middle = sum(sizes) / len(sizes)
-    file = folder / "spacing.csv"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(file, "w", newline="") as opened:
-        writer = csv.writer(opened)
-        writer.writerow(("name", "row_mm", "column_mm"))
-        for r in rows:
-            writer.writerow((r["name"], r["inferred_spacing_y_mm"] or middle, r["inferred_spacing_x_mm"] or middle))
-    return file
+def one_split(job: tuple[str, int, Path, int]) -> tuple[Rows, Rows]:
+    """Rows of results and picks of all orders on one split.
+
+    job  kind, seed, folder of the features, steps of a training
+    """
+    name, seed, folder, steps = job
+    found, images, masks = scans(folder)
+    screen, split = screening.opened(folder / "screen", name)
+    part = split(seed)
+    random = np.random.default_rng([seed, 7])
+    orders = {order: random.permutation(len(part.pool))[: BUDGETS[-1]] for order in RANDOM}
+    cold = find_strategy(COLD_START, strategy_pair(DEFAULT)[0])
+    orders["default"] = cold(screen.pool(part, seed), BUDGETS[-1], seed=seed).rows
+    test = tested(part.test, masks, seed)
+    learner = Learner(Settings(image_size=SIDE, training_steps=steps, device="cpu", threads=1))
+    rows: Rows = []
+    for order, chosen in orders.items():
+        for budget in BUDGETS:
+            dice = trained(learner, images, masks, part.pool[chosen[:budget]], test, screen.groups, seed)
+            rows.append(
+                {"data": name, "seed": seed, "order": order, "budget": budget, "dice": dice, "n_test": len(test)}
+            )
+    picks = [
+        {"data": name, "seed": seed, "order": order, "place": place, "name": found.names[part.pool[row]]}
+        for order, chosen in orders.items()
+        for place, row in enumerate(chosen, start=1)
+    ]
+    return rows, picks
 
 
-def measure(
-    folder: Path, moments: Sequence[Moment], data_sets: Sequence[str], seeds: Sequence[int], jobs: int
-) -> dict[str, list[Row]]:
-    """Title of each moment to the rows of all its runs, with short names of data sets and embedders."""
-    found: dict[str, list[Row]] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        for moment in moments:
-            for data in data_sets:
-                for embedder in EMBEDDERS:
-                    first = embedder == next(iter(EMBEDDERS))
-                    if not moment.strategies and not first:
-                        continue
-                    task = bar.add_task(f"{moment.title}, {DATA[data]}, {embedder}", total=None, left="")
-
-                    def progress(done: int, total: int, left: float, task=task) -> None:  # type: ignore[no-untyped-def]
-                        text = f"{left / 60:.0f} min left" if left == left else ""
-                        bar.update(task, completed=done, total=total, left=text)
-
-                    here = folder / f"{data}-{_short(moment.title)}-{embedder}"
-                    asked = comparison(data, folder, moment, embedder, EXPLORING if moment.exploring else seeds)
-                    run(asked, here, processes=jobs, cells=folder / "cells", progress=progress)
-                    rows = [
-                        replace(r, data=DATA[data], embedder=embedder if r.embedder else "")
-                        for r in read_rows(here / "results.csv")
-                    ]
-                    # random and all labels do not use embeddings: the same models for every embedder
-                    rows = [r for r in rows if first or r.strategy not in (RANDOM, ALL_LABELS)]
-                    found.setdefault(moment.title, []).extend(rows)
+def tested(rows: NDArray[np.intp], masks: Sequence[NDArray[np.uint8]], seed: int) -> list[int]:
+    """Test scans, at most TESTED of each label."""
+    found: list[int] = []
+    of = np.array([masks[row].max() for row in rows])
+    for number in range(1, len(LABELS) + 1):
+        having = np.random.default_rng([seed, number]).permutation(rows[of == number])
+        found += having[:TESTED].tolist()
     return found
 
 
-def _short(title: str) -> str:
-    return title.replace(",", "").replace(" ", "-").lower()
+def trained(
+    learner: Learner,
+    images: Sequence[NDArray[np.uint8]],
+    masks: Sequence[NDArray[np.uint8]],
+    chosen: NDArray[np.intp],
+    test: Sequence[int],
+    units: NDArray[np.intp],
+    seed: int,
+) -> float:
+    """Dice of a network trained on these scans: mean over test scans with a label, then over the labels."""
+    rows = sorted(chosen.tolist())
+    shown = [classes_in(masks[row]) for row in rows]
+    held = validation_rows([str(row) for row in rows], [str(units[row]) for row in rows], shown)
+    cases = [Case(letterbox(images[row], learner.image_size), masks[row]) for row in rows]
+    learn = [case for i, case in enumerate(cases) if i not in held]
+    watched = [case for i, case in enumerate(cases) if i in held]
+    save, _ = learner.train(learn, watched, LABELS, seed=seed, on_step=lambda done, total: None)
+    of: dict[int, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder))
+        for row in test:
+            mask = learner.masks(Path(folder), [letterbox(images[row], learner.image_size)])[0]
+            dice = learner.compare(mask, masks[row], len(LABELS) + 1).dice
+            of.setdefault(int(masks[row].max()), []).append(dice or 0.0)
+        learner.forget(Path(folder))
+    return float(np.mean([np.mean(each) for each in of.values()]))
 
 
-# -- the page ---------------------------------------------------------------------------------
+def differences(rows: Rows) -> dict[tuple[str, int], list[float]]:
+    """Default minus the mean of the random orders, for each kind and budget: one value for each split."""
+    dice = {(r["data"], int(r["seed"]), r["order"], int(r["budget"])): float(r["dice"]) for r in rows}
+    found: dict[tuple[str, int], list[float]] = {}
+    for (kind, seed, order, budget), value in sorted(dice.items()):
+        if order == "default":
+            chance = np.mean([dice[kind, seed, one, budget] for one in RANDOM])
+            found.setdefault((kind, budget), []).append(value - float(chance))
+    return found
 
 
-def over_embedders(rows: Sequence[Row], strategy: str) -> Interval | None:
-    """Area difference from random, averaged over the embedders of each repeat and then over the data sets."""
-    by_repeat: dict[Repeat, list[float]] = {}
-    for one in compare_with_random(rows):
-        if one.arm.strategy == strategy:
-            for repeat, difference in one.by_pair.items():
-                by_repeat.setdefault(repeat, []).append(difference)
-    groups: dict[str, list[float]] = {}
-    for repeat, values in by_repeat.items():
-        groups.setdefault(repeat.data, []).append(sum(values) / len(values))
-    return mean_interval(groups) if groups else None
+def over_kinds(found: Mapping[tuple[str, int], Sequence[float]], budget: int) -> Interval:
+    """Mean over the kinds of each split number, whose splits are independent between kinds."""
+    each = [values for (_, b), values in found.items() if b == budget]
+    return t_interval(np.mean(np.array(each), axis=0).tolist())
 
 
-def interval(found: Interval | None, digits: int = 3) -> str:
-    if found is None:
-        return "-"
-    if found.low is None or found.high is None:
-        return signed(found.mean, digits)
-    return f"{signed(found.mean, digits)} ({signed(found.low, digits)} .. {signed(found.high, digits)})"
+def text(one: Interval) -> str:
+    ends = "" if one.low is None or one.high is None else f" ({signed(one.low)} .. {signed(one.high)})"
+    return signed(one.mean) + ends
 
 
-def tables(rows: Sequence[Row]) -> Iterator[str]:
-    """Markdown for one moment: learning curves, differences, labels needed."""
-    curves = {(p.data, p.arm, p.budget): p for p in learning_curves(rows)}
-    arms = sorted({p.arm for p in curves.values()}, key=lambda arm: (arm.strategy != RANDOM, arm))
-    for data in dict.fromkeys(p.data for p in curves.values()):
-        unit = next(p.unit for p in curves.values() if p.data == data)
-        yield f"**{data}**, mean over the repeats: Dice / HD / HD95 in {unit} on the test scans\n"
-        yield "| strategy | embedder | " + " | ".join(f"{b} labels" for b in BUDGETS) + " |"
-        yield "|---|---|" + "---|" * len(BUDGETS)
-        for arm in arms:
-            points = [curves.get((data, arm, b)) for b in BUDGETS]
-            cells = [
-                f"{p.dice.mean:.3f} / {p.hd.mean:.1f} / {p.hd95.mean:.1f}" if p and p.hd and p.hd95 else "-"
-                for p in points
+def table(rows: Rows) -> list[str]:
+    """The results as Markdown."""
+    found = differences(rows)
+    names = [kind for kind in KINDS if (kind, BUDGETS[0]) in found]
+    lines = ["| labels | all kinds | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for budget in BUDGETS:
+        cells = [text(t_interval(found[kind, budget])) for kind in names]
+        lines.append(f"| {budget} | {text(over_kinds(found, budget))} | {' | '.join(cells)} |")
+        for order in ("default", *RANDOM):
+            level = [
+                np.mean(
+                    [float(r["dice"]) for r in rows if (r["data"], r["order"], int(r["budget"])) == (k, order, budget)]
+                )
+                for k in names
             ]
-            if arm.strategy != ALL_LABELS:
-                yield f"| {arm.strategy} | {arm.embedder if arm.strategy != RANDOM else 'any'} | {' | '.join(cells)} |"
-        whole = [p for (d, arm, _), p in curves.items() if d == data and arm.strategy == ALL_LABELS]
-        yield from (f"| all labels ({p.labels:.0f}) | | {p.dice.mean:.3f} | | | |" for p in whole)
-        yield ""
-    yield "Compared with random, paired: area under the learning curve (mean Dice over 5 to 40 labels), 95 % interval\n"
-    data_sets = list(dict.fromkeys(r.data for r in rows))
-    yield "| strategy | embedder | both data sets | " + " | ".join(data_sets) + " | p (Holm) | read |"
-    yield "|---|---|---|" + "---|" * (len(data_sets) + 2)
-    each = {d: {c.arm: c for c in compare_with_random([r for r in rows if r.data == d])} for d in data_sets}
-    for one in compare_with_random([r for r in rows if r.strategy != ALL_LABELS]):
-        parts = [interval(each[d][one.arm].area) if one.arm in each[d] else "-" for d in data_sets]
-        p = f"{one.p_holm:.2g}" if one.p_holm is not None else "-"
-        yield (
-            f"| {one.arm.strategy} | {one.arm.embedder} | {interval(one.area)} | {' | '.join(parts)} | {p} | "
-            f"{verdict(one).kind} |"
-        )
-    yield ""
+            lines.append(f"| {order}, Dice | | " + " | ".join(f"{value:.3f}" for value in level) + " |")
+    scatter = {kind: float(np.std(found[kind, 10], ddof=1)) for kind in names} if len(found[names[0], 10]) > 1 else {}
+    splits = len(found[names[0], BUDGETS[0]])
+    half = ", ".join(f"{kind} {2.2 * sd / math.sqrt(splits):.3f}" for kind, sd in scatter.items())
+    return [*lines, "", f"{splits} splits. Half the width of an interval with 10 labels: {half}."]
 
 
-def saved(rows: Sequence[Row]) -> Iterator[str]:
-    """Markdown: labels needed to reach 90, 95 and 98 % of the all-labels Dice."""
-    yield "Labels needed to reach a fraction of the all-labels Dice: median over repeats (repeats that reached it)\n"
-    found = [n for n in labels_needed(rows) if n.arm.strategy != ALL_LABELS]
-    fractions = sorted({n.fraction for n in found})
-    yield "| data | strategy | embedder | " + " | ".join(f"{f:.0%}" for f in fractions) + " |"
-    yield "|---|---|---|" + "---|" * len(fractions)
-    by_arm: dict[tuple[str, Arm], list[LabelsNeeded]] = {}
-    for n in found:
-        by_arm.setdefault((n.data, n.arm), []).append(n)
-    for (data, arm), each in by_arm.items():
-        cells = [
-            f"{'at most ' if n.at_most else ''}{n.median:.0f} ({n.reached} of {n.repeats})"
-            if n.median is not None
-            else f"more than {BUDGETS[-1]} ({n.reached} of {n.repeats})"
-            for n in sorted(each, key=lambda n: n.fraction)
-        ]
-        yield f"| {data} | {arm.strategy} | {arm.embedder if arm.strategy != RANDOM else 'any'} | {' | '.join(cells)} |"
-    yield ""
+def read(file: Path) -> Rows:
+    if not file.exists():
+        return []
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Strategies compared with random choice on two data sets.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--screen", action="store_true", help="stage A: five kinds of pools without trainings")
-    parser.add_argument("--quick", action="store_true", help="two repeats of barely trained models; writes no page")
-    parser.add_argument("--seeds", type=int, default=len(JUDGING), help="paired repeats to judge on")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel training runs")
-    parser.add_argument("--out", type=Path, default=Path("selection-data"), help="cache of trained models")
+    parser.add_argument("--quick", action="store_true", help="two splits of barely trained models; writes no page")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel trainings")
+    parser.add_argument("--out", type=Path, default=Path("build/selection"), help="features, and results so far")
     given = parser.parse_args()
     if given.screen:
         screening.main(given.out, quick=given.quick, jobs=given.jobs)
         return
-    seeds: Sequence[int] = range(JUDGING.start, JUDGING.start + given.seeds)
-    moments: Sequence[Moment] = MOMENTS
-    data_sets, out = list(DATA), given.out
-    if given.quick:
-        global BUDGETS, STEPS, EMBEDDERS
-        BUDGETS, STEPS, EMBEDDERS = (5, 10), 10, {"pixels": "pixels"}
-        seeds, moments, data_sets, out = (
-            seeds[:2],
-            (Moment("Cold start", True, ("random", "default")),),
-            data_sets[:1],
-            out / "quick",
-        )
-    found = measure(out, moments, data_sets, seeds, given.jobs)
-    judged = [moment.title for moment in moments if not moment.exploring]
-    results = {title: over_embedders(found[title], "default") for title in judged}
+    seeds, names, steps = (SEEDS[:2], KINDS[:1], 4) if given.quick else (SEEDS, KINDS, STEPS)
+    given.out.mkdir(parents=True, exist_ok=True)
+    results, picks = (given.out / f"{'quick-' if given.quick else ''}{name}.csv" for name in ("results", "picks"))
+    rows, chosen = read(results), read(picks)
+    there = {(row["data"], int(row["seed"])) for row in rows}
+    scans(given.out)  # the features, once, before the processes start
+    jobs = [(name, seed, given.out, steps) for seed in seeds for name in names if (name, seed) not in there]
+    console = Console(stderr=True)
+    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as executor:
+        for done, future in enumerate(as_completed([executor.submit(one_split, job) for job in jobs]), start=1):
+            found, placed = future.result()
+            rows, chosen = rows + found, chosen + placed
+            screening.write_csv(results, rows, COLUMNS)
+            screening.write_csv(picks, chosen, PICK_COLUMNS)
+            console.print(f"{done} of {len(jobs)} splits")
     if not given.quick:
-        for title, rows in found.items():
-            about = {
-                "title": f"{title}: strategies on two public data sets",
-                "command": "python -m benchmarks.selection",
-            }
-            write_report(rows, out / _short(title), about=about)
-        write_page(found, results, len(seeds))
-    title, best = list(results.items())[-1]
-    assert best is not None
-    low, high = (best.mean if end is None else end for end in (best.low, best.high))
-    figures = {"ratio": rounded(best.mean), "low": rounded(low), "high": rounded(high)}
+        write_page(rows, chosen)
+    each = differences(rows)
+    at = over_kinds(each, 10)
+    low, high = (at.mean if end is None else end for end in (at.low, at.high))
+    figures = {"ratio": rounded(at.mean), "low": rounded(low), "high": rounded(high)}
     print_report(
-        f"{len(data_sets)} data sets, {len(seeds)} paired repeats",
-        ["moment", "default against random, area under the curve"],
-        [[name, interval(one)] for name, one in results.items()],
+        f"{len(names)} kinds of pools, {len(seeds)} splits each",
+        ["labels", "default - random, Dice, mean over the kinds"],
+        [[str(budget), text(over_kinds(each, budget))] for budget in BUDGETS],
         summary(
             figures,
-            unit="Dice, difference of areas under the learning curve",
-            compared=f"default ({DEFAULT}) - random, {title.lower()}, mean over data sets and embedders",
-            sizes={"repeats": len(seeds), "budgets": list(BUDGETS), "image_size": SIDE, "steps": STEPS},
+            unit="Dice with 10 labels",
+            compared=f"default ({DEFAULT}) - mean of {len(RANDOM)} random orders",
+            sizes={"splits": len(seeds), "image_size": SIDE, "steps": steps},
             limit=0.0,
             met=figures["low"] > 0,
         )
-        | {"interval": "95 % bootstrap over paired repeats within data sets"},
+        | {"interval": "95 % t interval over splits"},
     )
 
 
-def write_page(found: Mapping[str, Sequence[Row]], results: Mapping[str, Interval | None], seeds: int) -> None:
-    """Replace the tables between the two markers in `selection.md`; the text around them is kept."""
-    begin, end = "<!-- tables: written by benchmarks.selection -->", "<!-- end of tables -->"
-    lines = [
-        f"`default` is `{DEFAULT}`. {seeds} paired repeats ({len(EXPLORING)} to explore), {date.today().isoformat()}.\n"
-    ]
-    for title, rows in found.items():
-        lines += [f"### {title}\n", *tables(rows), *saved(rows)]
-    lines.append("### Default against random, mean over data sets and embedders\n")
-    lines += [
-        f"- {title}: {interval(one)} Dice (area under the curve, 95 % interval)" for title, one in results.items()
-    ]
-    before, _, rest = PAGE.read_text().partition(begin)
-    PAGE.write_text(f"{before}{begin}\n\n" + "\n".join(lines) + f"\n\n{end}{rest.partition(end)[2]}")
+def write_page(rows: Rows, picks: Rows) -> None:
+    """Replace the tables of `selection.md`; the text above the mark is kept."""
+    screening.write_csv(TABLE, [row | {"dice": f"{float(row['dice']):.4f}"} for row in rows], COLUMNS)
+    screening.write_csv(PICKS, picks, PICK_COLUMNS)
+    head = PAGE.read_text().partition(MARK)[0]
+    PAGE.write_text(f"{head}{MARK}\n\n" + "\n".join(table(rows)) + f"\n\n{date.today().isoformat()}\n")
 
 
 if __name__ == "__main__":

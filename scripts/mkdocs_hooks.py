@@ -19,6 +19,8 @@ OUTSIDE = (
     "CONTRIBUTING.md",
     "SECURITY.md",
     "benchmarks/README.md",
+    "benchmarks/former-default.md",
+    "benchmarks/screening.md",
     "benchmarks/selection.md",
     "deploy/nginx/lab.conf",
 )

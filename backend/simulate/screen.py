@@ -73,7 +73,7 @@ class Screen:
         if not len(shown):
             raise BadSetting(f"seed {seed}: none of the test scans has foreground, so no Dice can be measured.")
         test = np.sort(np.random.default_rng([seed, len(part.test)]).permutation(shown)[:TESTED])
-        pool = self._pool(part, seed)
+        pool = self.pool(part, seed)
         rows: list[tuple[str, int, list[Head]]] = [(ALL_LABELS, len(part.pool), [self.scans.fit(part.pool)])]
         picks: list[dict[str, Any]] = []
         orders = [np.random.default_rng([seed, draw]).permutation(part.pool) for draw in range(DRAWS)]
@@ -106,7 +106,8 @@ class Screen:
         row |= {"budget": budget, "labels": budget, "dice": float(np.mean([one["dice"] for one in known.values()]))}
         return row | {"hd": "", "hd95": "", "unit": "mixed", "n_test": tests, LABEL_COLUMN: json.dumps(known)}
 
-    def _pool(self, part: Split, seed: int) -> Pool:
+    def pool(self, part: Split, seed: int) -> Pool:
+        """The pool of a split as the strategies see it."""
         vectors = self.embeddings[part.pool]
         n = len(vectors)
         xy: NDArray[np.float64] = np.zeros((n, 2))
