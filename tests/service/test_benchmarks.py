@@ -16,9 +16,11 @@ import pytest
 from sklearn.manifold import trustworthiness as trustworthiness_of_all
 
 from backend.learning.ridge_head import PatchPool
+from backend.simulate.statistics import Interval
+from benchmarks import learner, selection
 from benchmarks.curves import read_models
 from benchmarks.decisions import Duel, former_rule, measure, new_rule
-from benchmarks.measure import Comparison, alternate, report, rounded, spread, summary
+from benchmarks.measure import Comparison, alternate, report, rounded, spread, summary, t_interval
 from benchmarks.pools import covering_radius, embeddings, power_law, trustworthiness, unit
 from benchmarks.screen_pools import CLIPS, FRAMES, LABELS, SOURCES, Bank, kinds
 
@@ -192,3 +194,31 @@ def test_no_patient_clip_or_volume_is_in_both_parts_of_a_screened_pool(number: i
         assert len(np.unique(bank.groups[frames])) == 12
     if kind.name == "slices":
         assert len(np.unique(bank.groups[part.pool])) == 20
+
+
+def test_a_t_interval_contains_the_true_mean_95_times_in_100() -> None:
+    random = np.random.default_rng(0)
+    found = [t_interval(random.normal(1, 3, 12).tolist()) for _ in range(2000)]
+    inside = [one.low < 1 < one.high for one in found if one.low is not None and one.high is not None]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.02)
+    assert t_interval([2.0]) == Interval(2.0, None, None, 1)
+
+
+def test_the_default_is_compared_with_the_mean_of_the_random_orders_of_the_same_split() -> None:
+    dice = {"default": (0.5, 0.7), "random 1": (0.2, 0.6), "random 2": (0.4, 0.2)}  # of two splits
+    rows = [
+        {"data": kind, "seed": seed, "order": order, "budget": 10, "dice": values[seed] + shift * (order == "default")}
+        for kind, shift in (("a", 0.0), ("b", 0.1))
+        for order, values in dice.items()
+        for seed in (0, 1)
+    ]
+    found = selection.differences(rows)
+    assert found == {("a", 10): pytest.approx([0.2, 0.3]), ("b", 10): pytest.approx([0.3, 0.4])}
+    assert selection.over_kinds(found, 10).mean == pytest.approx(0.3)
+
+
+def test_a_gain_is_paired_over_the_seeds_that_both_arms_have() -> None:
+    dice = {("weights", 1): 0.5, ("former", 1): 0.3, ("weights", 2): 0.4, ("former", 2): 0.1, ("weights", 3): 0.9}
+    rows = [{"data": "busi", "seed": seed, "arm": arm, "dice": value} for (arm, seed), value in dice.items()]
+    found = learner.gain(rows, "busi", "weights", "former")
+    assert (found.mean, found.n) == (pytest.approx(0.25), 2)
