@@ -6,7 +6,7 @@ import json
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from backend.commands.shared import AsJson, DataDir, ProjectId, console, open_records, settings_from_env
 from backend.commands.status import quality_text
@@ -22,12 +22,16 @@ def models_list(project: ProjectId, as_json: AsJson = False, data_dir: DataDir =
     if not found:
         console.print(f"Project {project} has no trained model yet.")
         return
-    table = Table("version", "active", "checkpoint", "labels", "validation", "remark")
+    whole = (Column(name, no_wrap=True) for name in ("version", "active", "checkpoint", "labels"))
+    table = Table(*whole, "validation")
     for m in found:
         mark = "active" if m["active"] else "" if m["accepted"] else "rejected"
         file = "kept" if m["kept"] else "removed"
-        table.add_row(m["version"], mark, file, str(m["trained_on"]), quality_text(m["validation"]), m["remark"])
+        table.add_row(m["version"], mark, file, str(m["trained_on"]), quality_text(m["validation"]))
     console.print(table)
+    for m in found:
+        if m["remark"]:
+            console.print(f"{m['version']}: {m['remark']}", markup=False)
 
 
 def models_activate(

@@ -389,6 +389,10 @@ def test_a_worse_model_is_kept_and_reported_and_the_better_one_stays_active(tmp_
         (2, "scanqueue-r1", False),
     ]
     assert rounds[2]["remark"] == challenger["remark"]
+    asked = ["models", "list", "--project", "1", "--data-dir", str(world.folder)]
+    told = CliRunner().invoke(cli.app, asked, env={"COLUMNS": "80"}).output
+    assert all(f" {one} " in told for one in ("scanqueue-r1", "scanqueue-r2", "active", "rejected", "checkpoint"))
+    assert f"scanqueue-r2: {challenger['remark']}" in " ".join(told.split())
     drawn = {p["task"]: p for p in world.studio.predictions if p["model_version"] == "scanqueue-r2"}
     assert any(p["result"] for p in drawn.values())
 
