@@ -41,6 +41,14 @@ MAPPED = frozenset({"paper", "probcover"})  # with those on the map, the strateg
 Found = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # rows of results.csv, rows of picks.csv
 
 
+def check_strategies(strategies: Sequence[str], budgets: Sequence[int], cold_start: int) -> None:
+    """Raises BadSetting for a strategy that needs what only trained models tell."""
+    for name in strategies:
+        ranked = strategy_pair(name)[1]
+        if budgets[-1] > cold_start and len(budgets) > 1 and EXTRA_SIGNALS.get(ranked):
+            raise BadSetting(f"the strategy {ranked!r} needs trained models. Compare it without --screen.")
+
+
 @dataclass(frozen=True)
 class Screen:
     """What all splits of a comparison share.
@@ -143,6 +151,4 @@ class Screen:
     def _signals(self, ranked: str, head: Head, part: Split) -> dict[str, NDArray[np.float64]]:
         if ranked in BLIND:
             return {}
-        if EXTRA_SIGNALS.get(ranked):
-            raise BadSetting(f"the strategy {ranked!r} needs trained models. Compare it without --screen.")
         return {"entropy": self.scans.entropy(head, part.pool)}

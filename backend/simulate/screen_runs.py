@@ -21,7 +21,7 @@ from backend.learning.ridge_head import BASIS_SCANS, COMPONENTS, PatchPool
 from backend.settings import ProjectSettings
 from backend.simulate.plan import Comparison, Progress, Split, checked_split, read
 from backend.simulate.runs import end_with, same_comparison, write_tables
-from backend.simulate.screen import Found, Screen
+from backend.simulate.screen import Found, Screen, check_strategies
 
 Opened = tuple[Screen, Callable[[int], Split]]  # the screen, and the split of a seed
 
@@ -34,6 +34,7 @@ def screen(comparison: Comparison, folder: Path, *, processes: int, progress: Pr
     Raises ScanqueueError when the folder contains another comparison, the scans or tables are invalid, or the built-in
     network is missing.
     """
+    check_strategies(comparison.strategies, comparison.budgets, _cold_start(comparison))
     scans, groups, *_ = read(comparison)
     for seed in comparison.seeds:
         checked_split(comparison, groups, seed)
@@ -77,10 +78,14 @@ class Opener:
             labels=[f"class {n}" for n in range(1, scans.classes)],
             strategies=c.strategies,
             budgets=c.budgets,
-            cold_start=c.budgets[-1] if c.cold_start_only else ProjectSettings().cold_start_size,
+            cold_start=_cold_start(c),
             alpha=c.alpha,
         )
         return made, lambda seed: checked_split(c, groups, seed)
+
+
+def _cold_start(comparison: Comparison) -> int:
+    return comparison.budgets[-1] if comparison.cold_start_only else ProjectSettings().cold_start_size
 
 
 def each_split(
