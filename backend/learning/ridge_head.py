@@ -77,12 +77,12 @@ class PatchPool:
             for row, features in zip(rows, extract([images[row] for row in rows]), strict=True):
                 inputs = basis.inputs(features)
                 grid = round(len(inputs) ** 0.5)
-                drawn = _fractions(masks[row], labels, grid).reshape(labels, -1).T
-                inside = _fractions(np.ones_like(masks[row]), 1, grid).reshape(-1, 1)
+                drawn = fractions(masks[row], labels, grid).reshape(labels, -1).T
+                inside = fractions(np.ones_like(masks[row]), 1, grid).reshape(-1, 1)
                 weighted = (inputs * inside).T
                 parts["inputs"].append(inputs.astype(np.float16))
                 parts["drawn"].append(drawn.astype(np.float16))
-                parts["truth"].append(_fractions(masks[row], labels, FINE) >= 0.5)
+                parts["truth"].append(fractions(masks[row], labels, FINE) >= 0.5)
                 parts["products"].append(weighted @ inputs)
                 parts["sums"].append(weighted @ drawn)
         return cls(**{name: np.stack(values) for name, values in parts.items()})
@@ -190,10 +190,7 @@ class _Basis:
         _, values, axes = np.linalg.svd((sample - self._mean) / self._deviation, full_matrices=False)
         kept = min(COMPONENTS, len(values))
         self._axes = axes[:kept].T * (3 * len(sample) ** 0.5 / values[0])
-        grid = round(patches**0.5)
-        down, across = (np.mgrid[:grid, :grid] / max(1, grid - 1) * 2 - 1).reshape(2, -1)
-        place = [across, down, across * down, across**2, down**2, np.ones_like(down)]
-        self._place = np.stack(place, axis=1).astype(np.float32)
+        self._place = place(round(patches**0.5))
 
     def inputs(self, features: NDArray[np.float16]) -> Floats:
         """(G * G, D) of one scan; the last input is the constant."""
@@ -201,7 +198,14 @@ class _Basis:
         return np.hstack([components, self._place]).astype(np.float32)
 
 
-def _fractions(mask: NDArray[np.uint8], labels: int, side: int) -> Floats:
+def place(grid: int) -> Floats:
+    """(grid * grid, 6): the place of each patch as polynomials of the second degree; the last one is the constant."""
+    down, across = (np.mgrid[:grid, :grid] / max(1, grid - 1) * 2 - 1).reshape(2, -1)
+    parts = [across, down, across * down, across**2, down**2, np.ones_like(down)]
+    return np.stack(parts, axis=1).astype(np.float32)
+
+
+def fractions(mask: NDArray[np.uint8], labels: int, side: int) -> Floats:
     """(labels, side, side): the fraction of each cell of the letterboxed square that a label covers."""
     top, left, height, width = box_of(mask.shape[0], mask.shape[1], side * 8)
     found = np.zeros((labels, side, side), np.float32)
