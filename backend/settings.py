@@ -186,6 +186,8 @@ class ProjectSettings:
     tolerance        a new model is refused if the 95 % interval of (new - active) is below -tolerance
     unit             unit of selection: "slice", single images, or "scan", all slices of a volume
     one_per_patient  "on": each patient or volume is chosen once before any is chosen again; "off"
+    quick_model      "on": until the first model is trained, a quick one draws masks from the second label on; "off"
+    least_dice       expected Dice below which masks of the quick model are not shown, 0..1
     image            name of the <Image> tag to segment, where the label config has several; "": the first with masks
     """
 
@@ -203,6 +205,8 @@ class ProjectSettings:
     unit: str = "slice"
     image: str = ""
     one_per_patient: str = "on"
+    quick_model: str = "on"
+    least_dice: float = 0.3
 
     @property
     def depth(self) -> int:
@@ -248,7 +252,7 @@ class ProjectSettings:
                 raise BadSetting(f"{key} is {values[key]!r}; it must be a whole number, {low} or more.")
             if key in values and values[key] > high:
                 raise BadSetting(f"{key} is {str(values[key])[:40]}; it must be at most {high}.")
-        for key, most in (("alpha", 1), ("tolerance", 1), ("control_share", 0.5)):
+        for key, most in (("alpha", 1), ("tolerance", 1), ("control_share", 0.5), ("least_dice", 1)):
             if key in values:
                 number = values[key]
                 if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
@@ -256,8 +260,9 @@ class ProjectSettings:
                 if not 0 <= number <= most:
                     raise BadSetting(f"{key} is {number}; it must be from 0 to {most}.")
                 values[key] = float(number)
-        if values.get("one_per_patient", "on") not in ("on", "off"):
-            raise BadSetting(f'one_per_patient is {values["one_per_patient"]!r}; it must be "on" or "off".')
+        for key in ("one_per_patient", "quick_model"):
+            if values.get(key, "on") not in ("on", "off"):
+                raise BadSetting(f'{key} is {values[key]!r}; it must be "on" or "off".')
         if values.get("retrain", "auto") not in ("auto", "button"):
             raise BadSetting(f'retrain is {values["retrain"]!r}; it must be "auto" or "button".')
         if values.get("unit", "slice") not in UNITS:

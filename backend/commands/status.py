@@ -139,7 +139,7 @@ def _print_status(one: dict[str, Any]) -> None:
     rows = [
         ("project", f"{one['project']}  {one['title']}"),
         ("phase", f"{one['phase']}  {one['reason']}"),
-        ("round", f"{one['model_version'] or '-'}  (masks by {one['model'] or 'no model yet'})"),
+        ("round", f"{one['model_version'] or '-'}  (masks by {one['model'] or _quick_text(one['quick'])})"),
         ("scans", f"{one['scans']}, embedded {one['embedded']}, labelled {one['labelled']}{empty}"),
         ("embedder", f"{one['embedder']['name'] or '-'}  {one['embedder']['why']}"),
         ("validation", quality_text(validation)),
@@ -172,6 +172,12 @@ def _print_status(one: dict[str, Any]) -> None:
     console.print(table, markup=False, highlight=False)
     for group in one["problem_groups"]:
         console.print(f"  {_problem_text(group)}", markup=False, highlight=False)
+
+
+def _quick_text(quick: dict[str, Any] | None) -> str:
+    from backend.web.formatting import quick_model
+
+    return quick_model(quick) if quick else "no model yet"
 
 
 def _problem_text(group: dict[str, Any]) -> str:

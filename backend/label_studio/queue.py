@@ -104,6 +104,18 @@ class PublishedQueue(Listing):
                     "The label config has probably just changed; scanqueue reads it and publishes again."
                 )
 
+    def replace_results(self, project: int, version: str, results: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
+        """Give the predictions of `version` other regions, by task. Tasks without one, or labelled since, are left out.
+
+        A prediction stays the same row with the same score, so the order does not change.
+        """
+        query = filters(("id", "in_list", "List", list(results)), ("total_annotations", "equal", "Number", 0))
+        for row in self._task_rows(project, "id,predictions", query, fields="all"):
+            for found in row.get("predictions") or ():
+                if found.get("model_version") == version:
+                    body = {"task": row["id"], "result": results[row["id"]]}
+                    self._call("PATCH", f"/api/predictions/{found['id']}/", body=body)
+
     def show_round(self, project: int, version: str) -> None:
         """Serve `version` to annotators, lowest score first. Its predictions must already exist."""
         body = {"sampling": SAMPLING, "model_version": version, "show_collab_predictions": True}

@@ -26,6 +26,7 @@ from backend.formats.fitting import finding_sizes, letterbox_mask
 from backend.formats.pixels import Letterboxed, restore
 from backend.learning.embedders import OpenEmbedder, open_embedder
 from backend.learning.evaluation import Scores, score
+from backend.learning.patch_features import PatchFeatures
 from backend.learning.vision_network import Network
 from backend.learning.weights import BUILTIN
 from backend.settings import Settings
@@ -76,6 +77,7 @@ class Learner:
         self._settings = settings
         self._embedder: OpenEmbedder | None = None
         self._models: OrderedDict[Path, Segmenter] = OrderedDict()
+        self._patches: PatchFeatures | None = None
         self._decoders: Workers | None = None
         self._lock = threading.RLock()
         if at_once or settings.encoder != "auto" or settings.device not in ("auto", "cpu"):
@@ -151,6 +153,17 @@ class Learner:
         """(N, D), one row per image (H, W) or (H, W, 3)."""
         vectors: NDArray[np.float32] = self.embedder().embedder.embed(images)
         return vectors
+
+    def features(self, square: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """Features of the patches of one scan for `quick_model`; the scan letterboxed into `patch_features.SIDE`.
+
+        Raises WeightsMissing if the built-in network is not installed.
+        """
+        with self._lock:
+            if self._patches is None:
+                self._patches = PatchFeatures(self.device)
+            found: NDArray[np.float16] = self._patches([square])[0]
+            return found
 
     def decoders(self) -> Workers | None:
         """Processes that decode scans while a GPU computes; None on a CPU, where the network is the bottleneck."""

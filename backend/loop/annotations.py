@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import UnknownLabels, UnreadableMask
-from backend.facts import version_name
+from backend.facts import Scan, version_name
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import classes_in, translate
 from backend.label_config import LabelConfig, unknown_classes
@@ -21,6 +21,7 @@ from backend.label_studio.masks import could_draw, read_annotation
 from backend.learning.averages import as_row
 from backend.loop.context import LoopContext
 from backend.loop.publishing import Publisher
+from backend.loop.quick_masks import quick_name
 from backend.loop.steps import ReadMasks, Seen
 from backend.records.scans import scan_of
 
@@ -116,18 +117,38 @@ class AnnotationReader:
         context, store = self._context, self._context.store
         rounds = {version_name(r["n"]): r["model"] for r in store.rounds(project, picks=False)}
         model = context.model(project, rounds.get(found.shown_version, ""))
+        here = scan_of(scan)
         if model is None:
+            quick = store.quick_mask(project, found.task)
+            if quick is not None and quick["version"] == found.shown_version and not quick["hidden"]:
+                shown = context.processor.mask(quick_name(quick["key"]), here)
+                self._record_shown(project, found, shown, json.loads(quick["names"]), mask, config, key, missing, here)
             return
         # Drawn again if it is not stored: /predict shows masks of scans that were never published.
-        here = scan_of(scan)
         kept = store.has("masks", fingerprint(model["fingerprint"], here.digest))
         if not kept and not store.has("models", model["fingerprint"]):
             return
         context.processor.draw(project, model["fingerprint"], [here])
         shown = context.processor.mask(model["fingerprint"], here)
+        self._record_shown(project, found, shown, model["labels"], mask, config, key, missing, here)
+
+    def _record_shown(
+        self,
+        project: int,
+        found: Annotation,
+        shown: NDArray[np.uint8] | None,
+        names: Sequence[str],
+        mask: NDArray[np.uint8],
+        config: LabelConfig,
+        key: str,
+        missing: frozenset[int],
+        here: Scan,
+    ) -> None:
+        """`names` are those of the classes of `shown`."""
+        context, store = self._context, self._context.store
         if shown is None or shown.shape != mask.shape:
             return
-        shown = translate(shown, model["labels"], config.labels)
+        shown = translate(shown, names, config.labels)
         scores = context.learner.compare(shown, mask, len(config.labels) + 1, here.spacing, missing)
         row = {"task": found.task, "version": found.shown_version, "label": key}
         means = {name: getattr(scores, name) or 0.0 for name in ("dice", "hd", "hd95")}  # no mean if label_empty is 1

@@ -21,6 +21,7 @@ from backend.formats.browser import hidden
 from backend.formats.pixels import Letterboxed, decode_image, letterbox
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
+from backend.learning.patch_features import SIDE, PatchFeatures
 from backend.loop.decoding import Ready, digest_of, prepare_scan, prepare_scans, put_pixels
 from backend.records.artefacts import Artefacts
 from backend.records.scans import scan_of
@@ -153,6 +154,16 @@ class BatchProcessor:
         put_pixels(self.store, scan.digest, boxed)
         return boxed
 
+    def features(self, scan: Scan) -> NDArray[np.float16]:
+        """The features of a scan for the quick model: from the cache, else computed. Raises UnreadableScan."""
+        name = fingerprint(PatchFeatures.name, scan.digest)
+        try:
+            found: NDArray[np.float16] = self.store.arrays("features", name)["features"]
+        except FileNotFoundError:
+            found = self.learner.features(self.pixels(scan, SIDE).pixels)
+            self.store.put_arrays("features", name, features=found)
+        return found
+
     def boxes(self, project: int, scans: Sequence[Scan], size: int) -> Iterator[tuple[list[Scan], list[Letterboxed]]]:
         """Chunks of scans in the working square; unreadable ones become problems."""
         for start in range(0, len(scans), CHUNK):
@@ -189,7 +200,11 @@ class BatchProcessor:
         folder = self.store.path("models", model)
         for good, boxes in self.boxes(project, todo, self.learner.image_size_of(folder)):
             for scan, mask in zip(good, self.learner.masks(folder, boxes) if boxes else [], strict=True):
-                self.store.put_arrays("masks", fingerprint(model, scan.digest), mask=mask)
+                self.keep_mask(model, scan, mask)
+
+    def keep_mask(self, model: str, scan: Scan, mask: NDArray[np.uint8]) -> None:
+        """Store a mask as `draw` does."""
+        self.store.put_arrays("masks", fingerprint(model, scan.digest), mask=mask)
 
     def mask(self, model: str, scan: Scan) -> NDArray[np.uint8] | None:
         """The mask that `draw` stored; None without one."""

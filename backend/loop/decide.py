@@ -13,6 +13,7 @@ from backend.loop.publication import part_of_round, publication
 from backend.loop.steps import (
     CompareWithControl,
     Done,
+    DrawQuickly,
     ExtendRound,
     FitMap,
     Listen,
@@ -30,6 +31,8 @@ from backend.settings import ProjectSettings
 from sampling import GROUPED, evenly_spread
 
 MIN_CONTROL_LABELS = 5  # minimum number of labels in each arm for a comparison with the control
+MIN_QUICK_LABELS = 2  # minimum number of labels for the quick model
+QUICK_AHEAD = 2  # tasks that are redrawn in addition to one for each annotator
 POOL_GROWTH = 4  # factor by which the pool outgrows the map's fit before a new map is fitted
 FIRST_GROWTH = 1.25  # the same before the first label: a map fitted on a few test scans shows nothing
 
@@ -101,6 +104,9 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     if done.models and (round_of(done.models[-1].version) or 0) > latest.n:
         train = None  # the round of the newest model comes first; new labels must not delay it
     steps += _ranking(seen, config, done, ready, train)
+    quick = _redrawing(seen, config, done, lessons)
+    if quick is not None:  # an annotator waits for it
+        steps.insert(next((i for i, s in enumerate(steps) if not isinstance(s, ReadMasks)), len(steps)), quick)
     publish = publication(latest, seen, done.settings)
     if publish is not None:
         steps.insert(0, publish)
@@ -170,6 +176,22 @@ def _training(done: Done, config: LabelConfig, lessons: Mapping[Lesson, Label]) 
         if len(kept) == len(lessons) == len(last.trained_on) and not new_labels and last.recipe == done.recipe:
             return None  # it would be the same model
     return Train(version_name(next_round(done)), tuple(one.task for one in lessons)) if due else None
+
+
+def _redrawing(seen: Seen, config: LabelConfig, done: Done, lessons: Mapping[Lesson, Label]) -> DrawQuickly | None:
+    """The next tasks of the queue that do not yet show what the quick model has learnt from all labels, if any.
+
+    Each annotator holds one task, and somebody new may just have opened one: so many first tasks stay as they are.
+    """
+    latest, settings = done.rounds[-1], done.settings
+    if done.active or latest.model or settings.quick_model == "off" or len(lessons) < MIN_QUICK_LABELS:
+        return None
+    learnt = sorted([one.digest, one.mask, one.group, list(one.unknown)] for one in lessons)
+    key = fingerprint("quick", learnt, config.labels)
+    queue = [task for task in part_of_round(latest, seen, settings)[1] if task in seen.live.published]
+    held = max(1, seen.people) + 1
+    tasks = tuple(t for t in queue[held : 2 * held + QUICK_AHEAD] if done.quick.get(t) != key)
+    return DrawQuickly(tasks, tuple(one.task for one in lessons), key) if tasks else None
 
 
 def _control_comparison(done: Done, config: LabelConfig, lessons: Mapping[Lesson, Label]) -> CompareWithControl | None:

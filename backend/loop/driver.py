@@ -32,12 +32,14 @@ from backend.loop.decide import decide, next_step
 from backend.loop.observing import Observer, webhook_url
 from backend.loop.project_settings import extra_signal
 from backend.loop.publishing import Publisher
+from backend.loop.quick_masks import QuickDrawer
 from backend.loop.retraining import Trainer
 from backend.loop.rounds import extend_round, map_pool, open_round
 from backend.loop.sharing import share
 from backend.loop.steps import (
     CompareWithControl,
     Done,
+    DrawQuickly,
     ExtendRound,
     FitMap,
     Listen,
@@ -84,6 +86,7 @@ class Reconciler:
         self._publisher = Publisher(context, self.observer, self._connections)
         self._annotations = AnnotationReader(context, self._publisher)
         self._trainer = Trainer(context, self._publisher)
+        self._quick = QuickDrawer(context, self._connections)
         self._control_trial = ControlTrial(context, self.observer, self._publisher)
 
     def reconcile(self, project: int) -> Plan:
@@ -192,6 +195,8 @@ class Reconciler:
             self._trainer.train(project, seen, done, step)
         elif isinstance(step, CompareWithControl):
             self._control_trial.compare(project, seen, done, step)
+        elif isinstance(step, DrawQuickly):
+            self._quick.redraw(project, seen, done, step)
         elif isinstance(step, Listen):
             self._connections.require(project)
             row = context.row(project)

@@ -47,6 +47,7 @@ class Done:
     scored    digests with all stored uncertainties of the active model that the strategy needs
     compared  versions of the models whose comparison with the control is stored
     recipe    fingerprint of the training settings and the seed; "" while no training is requested
+    quick     keys of the quick masks that tasks of the latest round show
     first_round  lowest number of a new round: above all that Label Studio has and these records do not know
     served    tasks that were ever in an order, and whether as a control in the last order that contained them; empty
               while no comparison is due
@@ -66,6 +67,7 @@ class Done:
     training_requests: int = 0
     recipe: str = ""
     first_round: int = 0
+    quick: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,18 @@ class Train:
 
 
 @dataclass(frozen=True)
+class DrawQuickly:
+    """Learn the quick model from the labels of the tasks `lessons`, and redraw `tasks`, which nobody holds.
+
+    key  of what it learns
+    """
+
+    tasks: tuple[int, ...]
+    lessons: tuple[int, ...]
+    key: str
+
+
+@dataclass(frozen=True)
 class Publish:
     """Write the differences to Label Studio: first `tasks` of the latest round, then the project's settings.
 
@@ -171,6 +185,7 @@ Step = (
     | ExtendRound
     | Score
     | Train
+    | DrawQuickly
     | Publish
     | CompareWithControl
 )

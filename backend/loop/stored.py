@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from backend.facts import Lesson, Model, Round
+from backend.facts import Lesson, Model, Round, version_name
 from backend.loop.context import LoopContext
 from backend.loop.order import STARTED, RankingInputs, uncertainties
 from backend.loop.project_settings import row_settings
@@ -48,6 +48,7 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
         training_requests=row["training_requests"],
         recipe=context.learner.recipe(settings.seed) if row["training_requests"] else "",
         first_round=row["first_round"],
+        quick=_quick(store, project) if active is None else {},
     )
 
 
@@ -83,6 +84,12 @@ def _rounds(store: Store, project: int) -> tuple[Round, ...]:
         )
         for r in store.rounds(project, picks=False)
     )
+
+
+def _quick(store: Store, project: int) -> dict[int, str]:
+    latest = store.latest_round(project)
+    version = version_name(latest["n"]) if latest else ""
+    return {task: row["key"] for task, row in store.quick_masks(project, version).items()} if version else {}
 
 
 def _scored(

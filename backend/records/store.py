@@ -22,6 +22,7 @@ from backend.records.maps import map_name
 from backend.records.models import ModelRecords
 from backend.records.progress import ProgressRecords
 from backend.records.projects import ProjectRecords
+from backend.records.quick_masks import QuickMaskRecords
 from backend.records.rounds import RoundRecords
 from backend.records.scans import ScanRecords
 from backend.records.tables import change_table, label_table, project_table, round_table, scan_table, uncertainty_table
@@ -38,6 +39,7 @@ class Store(
     UncertaintyRecords,
     ModelRecords,
     RoundRecords,
+    QuickMaskRecords,
     ProgressRecords,
     WorkerRecords,
     CounterRecords,

@@ -135,6 +135,18 @@ shown_table = Table(
     Column("label_empty", Integer, nullable=False, default=-1),  # the same for the submitted mask
     Column("per_label", Text, nullable=False, default=""),  # JSON of `averages.as_row`; "" in older rows
 )
+quick_mask_table = Table(
+    "quick_mask",  # the last mask of the quick model that was written to each task of the latest round
+    metadata,
+    Column("project", BigInteger, primary_key=True),
+    Column("task", BigInteger, primary_key=True),
+    Column("version", String(40), nullable=False),
+    Column("key", String(64), nullable=False),  # of the labels that the model learnt from
+    Column("names", Text, nullable=False),  # JSON: the labels of its classes
+    Column("learnt", Integer, nullable=False),  # number of labelled scans
+    Column("dice", Float),  # expected; None: unknown
+    Column("hidden", Integer, nullable=False),  # 1: the expected Dice is too low, so nothing is shown
+)
 progress_table = Table(
     "progress",
     metadata,

@@ -54,6 +54,8 @@ CONTROLS = (
     Control("cold_start_size", "whole", low=1),
     Control("queue_depth", "whole"),
     Control("retrain", "choice"),
+    Control("quick_model", "choice"),
+    Control("least_dice", "share", high=1, step=0.05),
     Control("tolerance", "number", high=1, step=0.005),
     Control("seed", "whole"),
 )
@@ -258,6 +260,12 @@ def curve(found: Mapping[str, Any]) -> str:
     return summary + text("curve.hd95", before=distance(first["hd95"], unit), now=now)
 
 
+def quick_model(found: Mapping[str, Any]) -> str:
+    """What draws masks before the first training."""
+    key = "now.quick_model_hidden" if found["hidden"] else "now.quick_model"
+    return text(key, labels=plural(found["labels"], "label"), dice=dice(found["dice"]))
+
+
 WIDTH, HEIGHT = 280, 84  # size of a training curve in SVG units
 
 
@@ -311,6 +319,6 @@ FILTERS: dict[str, Callable[..., Any]] = {
             iso,
             when,
         ),
-        *(phase, phase_help, advice, cure, grouped, value),
+        *(phase, phase_help, advice, cure, grouped, value, quick_model),
     )
 }

@@ -36,6 +36,7 @@ def curve(store: Store, project: int) -> dict[str, Any]:
     rounds = store.rounds(project, picks=False)
     labels = {version_name(r["n"]): r["labels"] for r in rounds}
     masked = {version_name(r["n"]) for r in rounds if r["model"]}
+    quick = {row["task"] for row in store.shown(project) if row["version"] not in masked}
     read = store.labels(project)
     judged = [of_model(m) for m in models]
     compared = shown_summaries(store, project)
@@ -56,8 +57,10 @@ def curve(store: Store, project: int) -> dict[str, Any]:
             {"version": m["version"], **of_trial(m["details"]["arms"])} for m in models if "arms" in m["details"]
         ],
         "lead_time": {
-            "with": _median([r["lead_time"] for r in read if r["shown_version"] in masked]),
-            "without": _median([r["lead_time"] for r in read if r["shown_version"] not in masked]),
+            "with": _median([r["lead_time"] for r in read if r["shown_version"] in masked or r["task"] in quick]),
+            "without": _median(
+                [r["lead_time"] for r in read if r["shown_version"] not in masked and r["task"] not in quick]
+            ),
         },
         "stopping": status["stopping"] if status else None,
     }

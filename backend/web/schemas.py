@@ -137,6 +137,7 @@ SCHEMAS: dict[str, Schema] = {
             "no_training": {"type": "string", "description": "why no training can be requested; empty if it can"},
             "control": or_null(ref("Compared")),
             "stopping": or_null(ref("Stopping")),
+            "quick": or_null(object_of({"labels": INTEGER, "dice": NUMBER_OR_NULL, "hidden": BOOLEAN})),
             "studio_url": TEXT,
             "left_out": INTEGER,
             "problems": list_of(object_of({"task": INTEGER, "what": TEXT})),

@@ -40,7 +40,8 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
     tasks in the queue, in order. Distances are in `unit`. `stopping` advises whether more labels are worth it
     (`sampling.Hint`); None before the first model and when no scan is left. `control` is the newest comparison with
     the control group (`version` says when it was made); None before the first. `no_training` says why no training
-    can be requested; "" if it can.
+    can be requested; "" if it can. `quick` says what the quick model draws with: `labels`, the expected `dice`, and
+    whether its masks are `hidden`, as that is too low; None when it draws nothing.
     """
     row = store.project(project)
     if row is None:
@@ -81,6 +82,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "no_training": training_objection(row["phase"], row["reason"], counts),
         "control": _compared(models),
         "stopping": _stopping(models, counts["open"], settings_of(store, project)),
+        "quick": _quick(store, project, newest) if active is None else None,
         "studio_url": row["studio_url"],
         "left_out": counts["left_out"],
         "problems": sorted(problems, key=lambda p: p["task"]),
@@ -90,6 +92,14 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "image": config.image if config and len(config.objects) > 1 else "",
         "problem_groups": [group | {"tasks": group["tasks"][:FEW]} for group in grouped(problems)],
     }
+
+
+def _quick(store: Store, project: int, newest: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    rows = store.quick_masks(project, version_name(newest["n"])).values() if newest else ()
+    last = max(rows, key=lambda row: row["learnt"], default=None)
+    if last is None:
+        return None
+    return {"labels": last["learnt"], "dice": last["dice"], "hidden": bool(last["hidden"])}
 
 
 def training_objection(phase: str, reason: str, counts: Mapping[str, int]) -> str:

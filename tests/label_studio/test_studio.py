@@ -357,6 +357,23 @@ def test_duplicate_predictions_are_counted_and_the_oldest_is_kept(sides: tuple[A
     assert ours.remove_duplicate_predictions(theirs.number, "scanqueue-r1") == 0
 
 
+def test_regions_of_predictions_are_replaced_in_place_except_those_of_labelled_tasks(sides: tuple[Any, Any]) -> None:
+    ours, theirs = sides
+    a, b, c, d = theirs.add_scans([png(i) for i in range(4)])
+    ours.import_predictions(theirs.number, [row(task, "scanqueue-r0", task / 10_000) for task in (a, b, c, d)])
+    ours.import_predictions(theirs.number, [row(a, "scanqueue-r9", 0.9)])
+    theirs.annotate(c, [region()])
+    ours.replace_results(theirs.number, "scanqueue-r0", {a: [region()], b: [region()], c: [region()]})
+    found = {(p["task"], p["model_version"]): p for p in theirs.predictions}
+    assert len(theirs.predictions) == len(found) == 5
+    shown = {key: len(p["result"]) for key, p in found.items()}
+    assert shown == {(a, "scanqueue-r0"): 1, (b, "scanqueue-r0"): 1, (c, "scanqueue-r0"): 0, (d, "scanqueue-r0"): 0,
+                     (a, "scanqueue-r9"): 0}  # fmt: skip
+    assert [found[task, "scanqueue-r0"]["score"] for task in (a, b)] == pytest.approx([a / 10_000, b / 10_000])
+    ours.replace_results(theirs.number, "scanqueue-r0", {a: []})
+    assert [len(p["result"]) for p in theirs.predictions if p["task"] == a] == [0, 0]
+
+
 def test_an_import_that_drops_a_row_is_refused(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     a, b = theirs.add_scans([png(1), png(2)])

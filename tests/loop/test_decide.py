@@ -54,7 +54,7 @@ GROUPS = st.sampled_from(["", "", "A", "B", "C", "D", "E"])
 ROWS = st.lists(st.tuples(DIGESTS, GROUPS), max_size=40)
 
 CONFIG = LabelConfig("image", (Tag("tag", "brush", "image", ("Lung",)),))
-SETTINGS = ProjectSettings(cold_start_size=3, round_size=2, queue_depth=4)
+SETTINGS = ProjectSettings(cold_start_size=3, round_size=2, queue_depth=4, quick_model="off")
 N = 10
 
 

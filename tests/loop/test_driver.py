@@ -145,6 +145,7 @@ STUDIO_WRITES = {"import_predictions", "show_round", "add_view", "set_webhook", 
 STORE_READS = {
     "arrays", "cache_slot", "check_room", "checkpoints", "drawing", "embedded", "embeddings", "has",
     "image_entropies", "labels", "latest_round", "lock", "model", "models", "path", "progress", "project", "projects",
+    "quick_mask", "quick_masks",
     "rounds", "rows", "scan", "scans", "secrets", "shown", "snapshot", "training_slot", "uncertainty",
 }  # fmt: skip
 STORE_WRITES = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if name[0] != "_"} - STORE_READS

@@ -230,8 +230,8 @@ def test_the_depth_is_three_rounds_and_never_less_than_one(given: dict[str, int]
 
 
 KNOWN = (
-    "alpha, cold_start_size, control_share, image, one_per_patient, queue_depth, retrain, round_size, seed, strategy, "
-    "stratify_by, tolerance, uncertainty, unit"
+    "alpha, cold_start_size, control_share, image, least_dice, one_per_patient, queue_depth, quick_model, retrain, "
+    "round_size, seed, strategy, stratify_by, tolerance, uncertainty, unit"
 )
 
 
@@ -261,6 +261,8 @@ KNOWN = (
         ({"unit": "volume"}, 'unit is \'volume\'; it must be "slice" or "scan".'),
         ({"unit": ["scan"]}, 'unit is [\'scan\']; it must be "slice" or "scan".'),
         ({"one_per_patient": True}, 'one_per_patient is True; it must be "on" or "off".'),
+        ({"quick_model": "yes"}, 'quick_model is \'yes\'; it must be "on" or "off".'),
+        ({"least_dice": 1.5}, "least_dice is 1.5; it must be from 0 to 1."),
         ({"control_share": 0.6}, "control_share is 0.6; it must be from 0 to 0.5."),
         ({"control_share": "some"}, "control_share is 'some'; it must be a number from 0 to 0.5."),
     ],

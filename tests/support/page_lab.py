@@ -172,6 +172,8 @@ class Lab:
             "strategy": "proportional+paper",
             "uncertainty": "image",
             "one_per_patient": "on",
+            "quick_model": "on",
+            "least_dice": 0.3,
             "control_share": 0.0,
             "stratify_by": "",
             "alpha": 0.5,

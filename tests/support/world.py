@@ -40,7 +40,7 @@ NO_MASKS = (
 )
 CONTROL = Control("tag", "image", "brushlabels")
 COLD, ROUND, DEPTH = 6, 3, 4
-PARAMS = {"cold_start_size": COLD, "round_size": ROUND, "queue_depth": DEPTH}
+PARAMS = {"cold_start_size": COLD, "round_size": ROUND, "queue_depth": DEPTH, "quick_model": "off"}
 SIZE = 64
 
 TRAINED: dict[str, tuple[Callable[[Path], None], dict[str, Any]]] = {}
