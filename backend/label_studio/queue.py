@@ -104,17 +104,33 @@ class PublishedQueue(Listing):
                     "The label config has probably just changed; scanqueue reads it and publishes again."
                 )
 
-    def replace_results(self, project: int, version: str, results: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
-        """Give the predictions of `version` other regions, by task. Tasks without one, or labelled since, are left out.
+    def replace_results(
+        self,
+        project: int,
+        version: str,
+        results: Mapping[int, Sequence[Mapping[str, Any]]],
+        queue: Sequence[int],
+        held: int,
+    ) -> set[int]:
+        """Give the predictions of `version` other regions, by task; returns the tasks for which that was done.
 
-        A prediction stays the same row with the same score, so the order does not change.
+        The first ones of the queue that are not labelled yet are left alone, as somebody holds them, and so are those
+        that were labelled meanwhile. The next ones to be opened come first. A prediction stays the same row with the
+        same score, so the order does not change.
+
+        queue  the tasks of `results` and those before them, in order
+        held   how many tasks may be held
         """
-        query = filters(("id", "in_list", "List", list(results)), ("total_annotations", "equal", "Number", 0))
-        for row in self._task_rows(project, "id,predictions", query, fields="all"):
-            for found in row.get("predictions") or ():
-                if found.get("model_version") == version:
-                    body = {"task": row["id"], "result": results[row["id"]]}
+        query = filters(("id", "in_list", "List", list(queue)), ("total_annotations", "equal", "Number", 0))
+        rows = {row["id"]: row for row in self._task_rows(project, "id,predictions", query, fields="all")}
+        done = set()
+        for task in [task for task in queue if task in rows][held:]:
+            for found in rows[task].get("predictions") or ():
+                if task in results and found.get("model_version") == version:
+                    body = {"task": task, "result": results[task]}
                     self._call("PATCH", f"/api/predictions/{found['id']}/", body=body)
+                    done.add(task)
+        return done
 
     def show_round(self, project: int, version: str) -> None:
         """Serve `version` to annotators, lowest score first. Its predictions must already exist."""

@@ -31,7 +31,6 @@ from backend.settings import ProjectSettings
 from sampling import GROUPED, evenly_spread
 
 MIN_CONTROL_LABELS = 5  # minimum number of labels in each arm for a comparison with the control
-MIN_QUICK_LABELS = 2  # minimum number of labels for the quick model
 QUICK_AHEAD = 2  # tasks that are redrawn in addition to one for each annotator
 POOL_GROWTH = 4  # factor by which the pool outgrows the map's fit before a new map is fitted
 FIRST_GROWTH = 1.25  # the same before the first label: a map fitted on a few test scans shows nothing
@@ -184,14 +183,15 @@ def _redrawing(seen: Seen, config: LabelConfig, done: Done, lessons: Mapping[Les
     Each annotator holds one task, and somebody new may just have opened one: so many first tasks stay as they are.
     """
     latest, settings = done.rounds[-1], done.settings
-    if done.active or latest.model or settings.quick_model == "off" or len(lessons) < MIN_QUICK_LABELS:
+    if done.active or latest.model or settings.quick_model == "off" or not lessons:
         return None
     learnt = sorted([one.digest, one.mask, one.group, list(one.unknown)] for one in lessons)
     key = fingerprint("quick", learnt, config.labels)
     queue = [task for task in part_of_round(latest, seen, settings)[1] if task in seen.live.published]
     held = max(1, seen.people) + 1
-    tasks = tuple(t for t in queue[held : 2 * held + QUICK_AHEAD] if done.quick.get(t) != key)
-    return DrawQuickly(tasks, tuple(one.task for one in lessons), key) if tasks else None
+    queue = queue[: 2 * held + QUICK_AHEAD]
+    tasks = tuple(t for t in queue[held:] if done.quick.get(t) != key)
+    return DrawQuickly(tasks, tuple(one.task for one in lessons), key, tuple(queue), held) if tasks else None
 
 
 def _control_comparison(done: Done, config: LabelConfig, lessons: Mapping[Lesson, Label]) -> CompareWithControl | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -10,13 +11,16 @@ from typing import Any
 from backend.errors import ScanqueueError
 from backend.facts import PENDING, origin_of, score_of, version_name
 from backend.fingerprints import fingerprint
-from backend.formats.pixels import decode_image, letterbox
+from backend.formats.pixels import decode_image, letterbox, restore
 from backend.image_value import reference, resolve
 from backend.label_config import LabelConfig
 from backend.label_studio.drawing import draw_mask
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
+from backend.learning.patch_features import SIDE
+from backend.learning.quick_model import QuickModel
 from backend.loop.batch import cached_pixels
+from backend.loop.quick_masks import quick_name
 from backend.records.rounds import Pick
 from backend.records.store import Store
 
@@ -69,6 +73,11 @@ class Predictor:
                 except Exception:
                     # Annotators get an empty task rather than an error page.
                     log.exception("project %s, task %s: prediction failed", project, task.get("id"))
+            elif model is None and config is not None and whole and time.monotonic() < until:
+                try:
+                    result = self._draw_quickly(project, task, config, version)
+                except Exception:  # a blank task
+                    log.exception("project %s, task %s: the quick model failed", project, task.get("id"))
             score = UNRANKED if place is None else place
             items.append({"model_version": version if whole else PENDING, "score": score, "result": result})
         return items
@@ -80,6 +89,28 @@ class Predictor:
             places = {p.task: score_of(i, size) for i, p in enumerate(picks, start=1)}
             self._orders[project] = cached = (picks, size, places)
         return cached[2]
+
+    def _draw_quickly(
+        self, project: int, task: Mapping[str, Any], config: LabelConfig, version: str
+    ) -> list[dict[str, Any]]:
+        """The regions that the newest quick model draws, if its masks are shown."""
+        rows = [row for row in self._store.quick_masks(project, version).values() if not row["hidden"]]
+        newest = max(rows, key=lambda row: row["learnt"], default=None)
+        if newest is None or tuple(json.loads(newest["names"])) != config.labels:
+            return []
+        model = QuickModel.of_arrays(self._store.arrays("quick", newest["key"]))
+        scan = self._store.scan(project, task["id"])
+        boxed = cached_pixels(self._store, scan["digest"] if scan else "", SIDE)
+        if boxed is None:
+            data = task.get("data") or {}
+            boxed = letterbox(decode_image(self._studio.image(resolve(config.image_value, data))), SIDE)
+        size = boxed.original_height, boxed.original_width
+        mask = restore(model.probabilities(self._learner.features(boxed.pixels), *size), *size)
+        name = quick_name(newest["key"])
+        if scan and scan["digest"]:  # recorded, as it is compared with what will be submitted
+            self._store.put_arrays("masks", fingerprint(name, scan["digest"]), mask=mask)
+            self._store.put_quick_masks(project, [{**newest, "task": task["id"]}])
+        return draw_mask(mask, config.labels, config, origin_of(version, name))
 
     def _draw(
         self,

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import logging
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from backend.errors import UnreadableScan, WeightsMissing
 from backend.facts import IMPORTED_MASKS, origin_of, version_name
 from backend.formats.pixels import restore
 from backend.label_config import unknown_classes
 from backend.label_studio.drawing import draw_mask
+from backend.learning.patch_features import SIDE
 from backend.learning.quick_model import QuickModel, Terms, learn
 from backend.loop.connection import Connections
 from backend.loop.context import LoopContext, Replan
@@ -36,28 +41,45 @@ class QuickDrawer:
         self._terms: OrderedDict[tuple[Any, ...], Terms] = OrderedDict()
 
     def redraw(self, project: int, seen: Seen, done: Done, step: DrawQuickly) -> None:
-        """Do a `DrawQuickly` step."""
+        """Do a `DrawQuickly` step.
+
+        A single label cannot tell how good the masks are: then only the features of the next scans are computed, so
+        that the first masks follow the second label at once.
+        """
         assert seen.config is not None
         self._connections.require(project)
         context, labels = self._context, seen.config.labels
         version = version_name(done.rounds[-1].n)
         row: dict[str, Any] = {"version": version, "key": step.key, "names": json.dumps(labels)}
-        row |= {"learnt": len(step.lessons), "dice": None, "hidden": 1}
+        row |= {"learnt": len(step.lessons), "dice": None}
         results: dict[int, list[dict[str, Any]]] = {}
         try:
+            features = self._features(project, seen, step.tasks)
             model = self._learnt(project, seen, step)
             row["dice"] = model.expected_dice
-            if (model.expected_dice or 0.0) >= done.settings.least_dice:
-                row["hidden"] = 0
-                results = self._drawn(project, seen, step, model, version)
+            context.store.put_arrays("quick", step.key, **model.arrays())
+            if model.expected_dice is not None and model.expected_dice >= done.settings.least_dice:
+                results = self._drawn(project, seen, step, model, version, features)
         except WeightsMissing as error:  # the queue goes on without these masks
             log.warning("project %s: no quick masks: %s", project, error)
         before = context.store.quick_masks(project, version)
         blank = [task for task in step.tasks if task not in results and task in before and not before[task]["hidden"]]
         changed = results | {task: [] for task in blank}
+        replaced: set[int] = set()
         if changed:
-            context.studio.replace_results(project, version, changed)
-        context.store.put_quick_masks(project, [row | {"task": t, "hidden": int(t not in results)} for t in step.tasks])
+            replaced = context.studio.replace_results(project, version, changed, step.queue, step.held)
+        now = [task for task in step.tasks if task in replaced or task not in changed]
+        context.store.put_quick_masks(project, [row | {"task": t, "hidden": int(t not in results)} for t in now])
+
+    def _features(self, project: int, seen: Seen, tasks: Sequence[int]) -> dict[int, NDArray[np.float16]]:
+        """Of the tasks that can be read; the others become problems."""
+        scans, found = {s.task: s for s in seen.scans}, {}
+        for task in tasks:
+            try:
+                found[task] = self._context.processor.features(scans[task])
+            except UnreadableScan as error:
+                self._context.store.set_scans(project, [{"task": task, "problem": str(error)}])
+        return found
 
     def _learnt(self, project: int, seen: Seen, step: DrawQuickly) -> QuickModel:
         """Raises Replan when a labelled scan can no longer be read."""
@@ -90,7 +112,13 @@ class QuickDrawer:
         return learn(found)
 
     def _drawn(
-        self, project: int, seen: Seen, step: DrawQuickly, model: QuickModel, version: str
+        self,
+        project: int,
+        seen: Seen,
+        step: DrawQuickly,
+        model: QuickModel,
+        version: str,
+        features: Mapping[int, NDArray[np.float16]],
     ) -> dict[int, list[dict[str, Any]]]:
         """The regions of each task, and the masks stored. Tasks that show an imported mask keep it."""
         assert seen.config is not None
@@ -101,18 +129,10 @@ class QuickDrawer:
             kept = {task for task, regions in found if regions}
         results = {}
         scans = {s.task: s for s in seen.scans}
-        for task in step.tasks:
-            scan = scans[task]
-            if task in kept:
-                continue
-            try:
-                features = context.processor.features(scan)
-                box = context.processor.pixels(scan, context.learner.image_size)
-            except UnreadableScan as error:
-                context.store.set_scans(project, [{"task": task, "problem": str(error)}])
-                continue
+        for task in features.keys() - kept:
+            box = context.processor.pixels(scans[task], SIDE)  # cached with the features
             size = box.original_height, box.original_width
-            mask = restore(model.probabilities(features, *size), *size)
-            context.processor.keep_mask(name, scan, mask)
+            mask = restore(model.probabilities(features[task], *size), *size)
+            context.processor.keep_mask(name, scans[task], mask)
             results[task] = draw_mask(mask, seen.config.labels, seen.config, origin_of(version, name))
         return results

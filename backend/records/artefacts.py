@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from backend.errors import StorageFull, is_disk_full
 
-CACHES = ("pixels", "masks", "features")  # kinds that can be recreated, from Label Studio or by a model
+CACHES = ("pixels", "masks", "features", "quick")  # kinds that can be recreated, from Label Studio or by a model
 USE_NOTED = 86400.0  # minimum seconds between two updates of a cached file's last use
 ASIDE = ".new-"  # prefix of the temporary folders in which artefacts are written
 

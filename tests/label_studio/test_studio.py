@@ -363,14 +363,15 @@ def test_regions_of_predictions_are_replaced_in_place_except_those_of_labelled_t
     ours.import_predictions(theirs.number, [row(task, "scanqueue-r0", task / 10_000) for task in (a, b, c, d)])
     ours.import_predictions(theirs.number, [row(a, "scanqueue-r9", 0.9)])
     theirs.annotate(c, [region()])
-    ours.replace_results(theirs.number, "scanqueue-r0", {a: [region()], b: [region()], c: [region()]})
+    asked = {a: [region()], b: [region()], c: [region()]}
+    assert ours.replace_results(theirs.number, "scanqueue-r0", asked, (c, d, a, b), 1) == {a, b}
     found = {(p["task"], p["model_version"]): p for p in theirs.predictions}
     assert len(theirs.predictions) == len(found) == 5
     shown = {key: len(p["result"]) for key, p in found.items()}
     assert shown == {(a, "scanqueue-r0"): 1, (b, "scanqueue-r0"): 1, (c, "scanqueue-r0"): 0, (d, "scanqueue-r0"): 0,
                      (a, "scanqueue-r9"): 0}  # fmt: skip
     assert [found[task, "scanqueue-r0"]["score"] for task in (a, b)] == pytest.approx([a / 10_000, b / 10_000])
-    ours.replace_results(theirs.number, "scanqueue-r0", {a: []})
+    assert ours.replace_results(theirs.number, "scanqueue-r0", {a: [], b: []}, (b, a), 1) == {a}  # b may be held
     assert [len(p["result"]) for p in theirs.predictions if p["task"] == a] == [0, 0]
 
 

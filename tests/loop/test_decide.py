@@ -35,6 +35,7 @@ from backend.loop.publication import prefix_length
 from backend.loop.steps import (
     CompareWithControl,
     Done,
+    DrawQuickly,
     ExtendRound,
     FitMap,
     Listen,
@@ -744,3 +745,37 @@ def test_a_map_of_volumes_is_laid_out_again_for_many_more_volumes_but_not_for_sl
     done = replace(START, settings=SCAN, embedded=digests, mapped=digests - {"d60"}, fitted=fitted)
     (found,) = decide(seen(all_), done).steps
     assert isinstance(found, step)
+
+
+QUICK = replace(COLD, settings=replace(SETTINGS, quick_model="on", queue_depth=10))
+
+
+def redrawn(given: Seen, done: Done) -> tuple[int, ...]:
+    """The tasks that the quick model redraws next."""
+    return next((step.tasks for step in decide(given, done).steps if isinstance(step, DrawQuickly)), ())
+
+
+def test_the_quick_model_redraws_what_follows_the_tasks_that_annotators_may_hold() -> None:
+    given = seen(scans(1, 2), live(0, 3, 4, 5, 6, 7, 8, 9, 10), label(1, 2))
+    assert redrawn(given, QUICK) == (5, 6, 7, 8)
+    assert redrawn(replace(given, people=2), QUICK) == (6, 7, 8, 9, 10)
+    assert redrawn(replace(given, live=live(0, 3, 4, 5, 6)), QUICK) == (5, 6)  # the others are not published yet
+    step = next(step for step in decide(given, QUICK).steps if isinstance(step, DrawQuickly))
+    assert (step.queue, step.held, step.lessons) == ((3, 4, 5, 6, 7, 8), 2, (1, 2))
+    shown = replace(QUICK, quick=dict.fromkeys((5, 6, 7, 8), step.key))
+    assert redrawn(given, shown) == ()
+    assert redrawn(seen(scans(1, 2, 3), given.live, label(1, 2, 3)), shown) == (6, 7, 8, 9)
+
+
+def test_the_quick_model_draws_before_the_first_model_only_and_where_it_is_on() -> None:
+    given = seen(scans(1, 2), live(0, 3, 4, 5, 6), label(1, 2))
+    assert redrawn(given, QUICK) == (5, 6)
+    for done in (COLD, replace(QUICK, models=(R1,), active=R1.version), replace(QUICK, rounds=())):
+        assert redrawn(given, done) == ()
+    assert redrawn(seen(scans(), live(0, 1, 2, 3, 4)), QUICK) == ()
+
+
+def test_unread_annotations_come_before_the_quick_model_and_training_after_it() -> None:
+    given = seen(scans(1, 2, 3, 4), live(0, *range(5, 11)), label(1, 2, 3))
+    kinds = [type(step) for step in decide(given, QUICK).steps]
+    assert kinds.index(ReadMasks) < kinds.index(DrawQuickly) < kinds.index(Train)

@@ -13,6 +13,7 @@ from world import PROJECT, World
 from backend.errors import WeightsMissing
 from backend.facts import IMPORTED_MASKS
 from backend.learning.learner import Learner
+from backend.loop.predictor import Predictor
 from backend.records.store import Store
 
 pytestmark = pytest.mark.usefixtures("miniature")
@@ -146,6 +147,22 @@ def test_without_the_built_in_network_the_queue_goes_on(world: World, monkeypatc
     world.label(COLD)
     world.run()
     assert (world.status()["model"], world.status()["trouble"]) == ("scanqueue-r1", "")
+
+
+def test_a_task_that_label_studio_asks_about_is_drawn_by_the_quick_model_too(world: World) -> None:
+    """As somebody who opens a task deep in the queue in the Data Manager, before it has a prediction."""
+    world.label(4)
+    world.run()
+    task = world.order()[-1]
+    data = {"image": world.studio.reference(task)}
+    predictor = Predictor(world.store, world.studio, Learner(world.settings))  # type: ignore[arg-type]
+    (found,) = predictor.predict(PROJECT, [{"id": task, "data": data}])
+    assert (found["model_version"], bool(found["result"])) == ("scanqueue-r0", True)
+    world.studio.predictions = [p for p in world.studio.predictions if p["task"] != task]
+    world.studio.import_predictions(PROJECT, [{"task": task, **found}])
+    world.submit(task)
+    world.run()
+    assert [row["task"] for row in world.store.shown(PROJECT)] == [task]
 
 
 class Killed(BaseException):

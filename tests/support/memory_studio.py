@@ -272,13 +272,24 @@ class MemoryStudio:
         if len(good) != len(rows):
             raise StudioRefused(f"Label Studio stored {len(good)} of {len(rows)} predictions and gave no reason.")
 
-    def replace_results(self, project: int, version: str, results: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
+    def replace_results(
+        self,
+        project: int,
+        version: str,
+        results: Mapping[int, Sequence[Mapping[str, Any]]],
+        queue: Sequence[int],
+        held: int,
+    ) -> set[int]:
         self.writes.append("replace_results")
-        done = {a["task"] for a in self._annotations.values()}
+        labelled = {a["task"] for a in self._annotations.values() if not a["was_cancelled"]}
+        free = [task for task in queue if task not in labelled][held:]
+        done = set()
         for row in self.predictions:
-            if row["model_version"] == version and row["task"] in results and row["task"] not in done:
+            if row["model_version"] == version and row["task"] in results and row["task"] in free:
                 assert all(map(self._fits, results[row["task"]]))
                 row["result"] = list(results[row["task"]])
+                done.add(row["task"])
+        return done
 
     def _fits(self, region: Mapping[str, Any]) -> bool:
         tag = self.parsed.get(region["from_name"])
