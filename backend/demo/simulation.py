@@ -25,6 +25,8 @@ from backend.web.texts import text
 
 # longest wait for a new queue, once all labels are seen and no job runs, before labelling continues
 _QUIET = 90.0
+PACE = 2.0  # seconds that an annotator takes for a scan; people take longer
+TOLD = 10  # first scans that get a line each
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,10 @@ class Simulation:
                         left[0] -= 1
                     if task is None:
                         raise StudioRefused("Label Studio has no task left to serve")
-                    self.rounds[-1].labels.append(self._submit(annotator, task))
+                    label = self._submit(annotator, task)
+                    with self._asking:
+                        self.rounds[-1].labels.append(label)
+                        self._tell(label)
             except BaseException as error:
                 failures.append(error)
                 self._stop.set()
@@ -218,11 +223,19 @@ class Simulation:
         version = None if shown is None else str(shown["model_version"])
         score: float | None = None
         distance: float | None = None
-        if shown is not None and version != "scanqueue-r0":
+        if shown is not None and (shown["result"] or version != "scanqueue-r0"):
             shape = next(iter(truth.values())).shape
             score, distance = compare(from_result(shown["result"], (shape[0], shape[1])), truth)
+        time.sleep(PACE)
         annotator.submit(task, to_result(truth, self._scans.control), lead_time=round(time.monotonic() - began, 3))
         return Label(int(task["id"]), annotator.email, version, score, distance)
+
+    def _tell(self, label: Label) -> None:
+        """A line for each of the first scans: whether it opened with a mask of the quick model."""
+        number = sum(len(one.labels) for one in self.rounds)
+        if number <= TOLD and self.rounds[-1].number == 0:
+            how = "opened blank" if label.dice is None else f"opened with a mask, Dice {label.dice:.3f}"
+            self._console.print(f"  scan {number:2}  {how}", highlight=False)
 
     def _report(self, this: Round) -> None:
         total = this.labels_before + len(this.labels)

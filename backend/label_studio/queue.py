@@ -115,16 +115,17 @@ class PublishedQueue(Listing):
         """Give the predictions of `version` other regions, by task; returns the tasks for which that was done.
 
         The first ones of the queue that are not labelled yet are left alone, as somebody holds them, and so are those
-        that were labelled meanwhile. The next ones to be opened come first. A prediction stays the same row with the
-        same score, so the order does not change.
+        that were labelled meanwhile or have a draft. The next ones to be opened come first. A prediction stays the
+        same row with the same score, so the order does not change.
 
         queue  the tasks of `results` and those before them, in order
         held   how many tasks may be held
         """
         query = filters(("id", "in_list", "List", list(queue)), ("total_annotations", "equal", "Number", 0))
         rows = {row["id"]: row for row in self._task_rows(project, "id,predictions", query, fields="all")}
+        begun = set(self.tasks_with_drafts(project))
         done = set()
-        for task in [task for task in queue if task in rows][held:]:
+        for task in [task for task in queue if task in rows and task not in begun][held:]:
             for found in rows[task].get("predictions") or ():
                 if task in results and found.get("model_version") == version:
                     body = {"task": task, "result": results[task]}

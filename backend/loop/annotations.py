@@ -120,8 +120,8 @@ class AnnotationReader:
         here = scan_of(scan)
         if model is None:
             quick = store.quick_mask(project, found.task)
-            if quick is not None and quick["version"] == found.shown_version and not quick["hidden"]:
-                shown = context.processor.mask(quick_name(quick["key"]), here)
+            if quick is not None and quick["version"] == found.shown_version and quick["drawn"]:
+                shown = context.processor.mask(quick_name(quick["drawn"]), here)
                 self._record_shown(project, found, shown, json.loads(quick["names"]), mask, config, key, missing, here)
             return
         # Drawn again if it is not stored: /predict shows masks of scans that were never published.

@@ -94,7 +94,7 @@ class Predictor:
         self, project: int, task: Mapping[str, Any], config: LabelConfig, version: str
     ) -> list[dict[str, Any]]:
         """The regions that the newest quick model draws, if its masks are shown."""
-        rows = [row for row in self._store.quick_masks(project, version).values() if not row["hidden"]]
+        rows = [row for row in self._store.quick_masks(project, version).values() if row["drawn"] == row["key"]]
         newest = max(rows, key=lambda row: row["learnt"], default=None)
         if newest is None or tuple(json.loads(newest["names"])) != config.labels:
             return []

@@ -24,7 +24,7 @@ from backend.loop.steps import Done, DrawQuickly, Seen
 
 log = logging.getLogger("scanqueue.reconcile")
 
-KEPT = 200  # labelled scans whose terms are in memory: 1 MB each
+MOST = 64  # labelled scans to learn from, and whose terms are in memory: 2 MB each
 
 
 def quick_name(key: str) -> str:
@@ -63,13 +63,14 @@ class QuickDrawer:
         except WeightsMissing as error:  # the queue goes on without these masks
             log.warning("project %s: no quick masks: %s", project, error)
         before = context.store.quick_masks(project, version)
-        blank = [task for task in step.tasks if task not in results and task in before and not before[task]["hidden"]]
-        changed = results | {task: [] for task in blank}
-        replaced: set[int] = set()
+        shown = {task: (r["drawn"], r["names"]) for task, r in before.items() if r["drawn"]}
+        changed = results | {task: [] for task in step.tasks if task in shown and task not in results}
         if changed:
             replaced = context.studio.replace_results(project, version, changed, step.queue, step.held)
-        now = [task for task in step.tasks if task in replaced or task not in changed]
-        context.store.put_quick_masks(project, [row | {"task": t, "hidden": int(t not in results)} for t in now])
+            shown |= {task: (step.key if task in results else "", row["names"]) for task in replaced}
+        now = {task: shown.get(task, ("", row["names"])) for task in step.tasks}
+        rows = [row | {"task": task, "drawn": drawn, "names": names} for task, (drawn, names) in now.items()]
+        context.store.put_quick_masks(project, rows)
 
     def _features(self, project: int, seen: Seen, tasks: Sequence[int]) -> dict[int, NDArray[np.float16]]:
         """Of the tasks that can be read; the others become problems."""
@@ -88,7 +89,7 @@ class QuickDrawer:
         rows = {r["task"]: r for r in context.store.labels(project)}
         scans = {s.task: s for s in seen.scans}
         found = []
-        for task in sorted(step.lessons, key=lambda task: (scans[task].digest, task)):
+        for task in sorted(step.lessons, key=lambda task: (scans[task].digest, task))[:MOST]:
             scan, label = scans[task], rows.get(task)
             if label is None:
                 raise Replan
@@ -107,7 +108,7 @@ class QuickDrawer:
                 self._terms[key] = Terms.of(features, mask, len(labels), unknown=unknown, group=scan.group)
             self._terms.move_to_end(key)
             found.append(self._terms[key])
-        while len(self._terms) > KEPT:
+        while len(self._terms) > MOST:
             self._terms.popitem(last=False)
         return learn(found)
 

@@ -136,16 +136,16 @@ shown_table = Table(
     Column("per_label", Text, nullable=False, default=""),  # JSON of `averages.as_row`; "" in older rows
 )
 quick_mask_table = Table(
-    "quick_mask",  # the last mask of the quick model that was written to each task of the latest round
+    "quick_mask",  # the mask of the quick model that each of the next tasks of the latest round shows
     metadata,
     Column("project", BigInteger, primary_key=True),
     Column("task", BigInteger, primary_key=True),
     Column("version", String(40), nullable=False),
-    Column("key", String(64), nullable=False),  # of the labels that the model learnt from
+    Column("key", String(64), nullable=False),  # of the last labels that the task was to be redrawn for
+    Column("drawn", String(64), nullable=False),  # the key of the mask that it shows; "": none
     Column("names", Text, nullable=False),  # JSON: the labels of its classes
     Column("learnt", Integer, nullable=False),  # number of labelled scans
     Column("dice", Float),  # expected; None: unknown
-    Column("hidden", Integer, nullable=False),  # 1: the expected Dice is too low, so nothing is shown
 )
 progress_table = Table(
     "progress",

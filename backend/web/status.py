@@ -99,7 +99,7 @@ def _quick(store: Store, project: int, newest: Mapping[str, Any] | None) -> dict
     last = max(rows, key=lambda row: row["learnt"], default=None)
     if last is None:
         return None
-    return {"labels": last["learnt"], "dice": last["dice"], "hidden": bool(last["hidden"])}
+    return {"labels": last["learnt"], "dice": last["dice"], "hidden": last["drawn"] != last["key"]}
 
 
 def training_objection(phase: str, reason: str, counts: Mapping[str, int]) -> str:

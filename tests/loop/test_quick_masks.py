@@ -79,6 +79,15 @@ def test_annotators_correct_masks_that_get_better_and_held_tasks_are_never_touch
     assert world.status()["shown"]["n"] == len(shown)
 
 
+def test_a_task_that_somebody_has_begun_is_left_alone(world: World) -> None:
+    world.label(2)
+    begun = world.order()[5]
+    world.studio.drafts.add(begun)
+    world.run()
+    shown = [place for place, task in enumerate(world.order()) if regions(world)[task] != "[]"]
+    assert shown == [4, 6, 7]
+
+
 def test_the_first_model_takes_over(world: World) -> None:
     world.label(COLD)
     world.run()

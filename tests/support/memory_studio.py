@@ -49,6 +49,7 @@ class MemoryStudio:
         self.images: dict[str, bytes] = {}
         self.predictions: list[dict[str, Any]] = []
         self.writes: list[str] = []
+        self.drafts: set[int] = set()  # tasks that somebody has begun
         self.asked = 0  # requests for the ML backends
         self._tasks: dict[int, dict[str, Any]] = {}
         self._annotations: dict[int, dict[str, Any]] = {}
@@ -282,7 +283,7 @@ class MemoryStudio:
     ) -> set[int]:
         self.writes.append("replace_results")
         labelled = {a["task"] for a in self._annotations.values() if not a["was_cancelled"]}
-        free = [task for task in queue if task not in labelled][held:]
+        free = [task for task in queue if task not in labelled and task not in self.drafts][held:]
         done = set()
         for row in self.predictions:
             if row["model_version"] == version and row["task"] in results and row["task"] in free:

@@ -14,8 +14,8 @@ def upgrade() -> None:
         sa.Column("task", sa.BigInteger(), primary_key=True),
         sa.Column("version", sa.String(40), nullable=False),
         sa.Column("key", sa.String(64), nullable=False),
+        sa.Column("drawn", sa.String(64), nullable=False),
         sa.Column("names", sa.Text(), nullable=False),
         sa.Column("learnt", sa.Integer(), nullable=False),
         sa.Column("dice", sa.Float()),
-        sa.Column("hidden", sa.Integer(), nullable=False),
     )
