@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from backend.errors import BadSetting, NotKnown, Overloaded, ScanqueueError, StudioUnavailable
-from backend.facts import Scan
+from backend.facts import Scan, version_name
 from backend.label_studio.studio import Studio
 from backend.loop import audit
 from backend.loop.order import RankingInputs, order
@@ -25,7 +25,7 @@ from backend.web import status
 from backend.web.learning_curve import curve
 from backend.web.legend import label_names, legend
 from backend.web.map_view import atlas
-from backend.web.pictures import Pictures
+from backend.web.pictures import QUICK, Pictures
 from backend.web.plots import curve_plot, map_plot
 from backend.web.status import describe, explained, served
 from backend.web.texts import text
@@ -109,9 +109,13 @@ class Overview:
             return curve(self._store, project)
 
     def queue(self, project: int) -> dict[str, Any]:
-        """{queue, model}: the scans in the queue, and the version that draws their masks (None: cold start)."""
+        """{queue, model}: the scans in the queue, and the version that draws their masks: QUICK, or None for none."""
         latest = self._store.latest_round(project, served=True)
-        return {"queue": status.queue(self._store, project), "model": latest["model"] or None if latest else None}
+        model = latest["model"] or None if latest else None
+        if latest and model is None:
+            quick = self._store.quick_masks(project, version_name(latest["n"]))
+            model = QUICK if any(row["drawn"] for row in quick.values()) else None
+        return {"queue": status.queue(self._store, project), "model": model}
 
     def rounds(self, project: int) -> dict[str, Any]:
         return {"rounds": status.round_list(self._store, project), "models": status.model_list(self._store, project)}

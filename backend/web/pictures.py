@@ -5,6 +5,7 @@ Every picture is a PNG of the upright scan with its aspect ratio.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -34,6 +35,7 @@ from backend.learning.averages import Recorded
 from backend.learning.evaluation import LabelScore
 from backend.loop.batch import CHUNK, BatchProcessor
 from backend.loop.judging import has_learnt, judged, learnt
+from backend.loop.quick_masks import quick_name
 from backend.records.scans import scan_of
 from backend.records.store import Store
 from backend.web.colours import FALLBACKS
@@ -51,6 +53,7 @@ from sampling import disagreement
 log = logging.getLogger("scanqueue.pictures")
 
 ANNOTATOR = "annotator"
+QUICK = "quick"  # the quick model, before the first trained one
 PARTS = ("image", "first", "second", ANNOTATOR, "difference")
 SMALLEST, LARGEST = 32, 1024  # allowed longer sides in pixels
 PATIENCE = 20.0  # seconds after which a comparison returns what it has
@@ -104,8 +107,8 @@ class Pictures:
     def scan(self, project: int, task: int, *, side: int = 160, model: str = "", compared: bool = False) -> bytes:
         """A scan as PNG, its longer side `side` pixels (32..1024).
 
-        model     a version: outline the mask of this model; "annotator": outline the submitted mask; "": no outline.
-                  `legend` has the colours
+        model     a version: outline the mask of this model; "annotator": outline the submitted mask; "quick": outline
+                  the mask of the quick model that the task shows; "": no outline. `legend` has the colours
         compared  show the masks that `compare` measures, not those that annotators get
         """
         _check_side(side)
@@ -256,6 +259,12 @@ class Pictures:
 
     def _mask_of(self, project: int, scan: Scan, model: str, names: Sequence[str], compared: bool) -> Map:
         """The mask of a version or of "annotator", in the classes `names`, which begin with the label config's."""
+        if model == QUICK:
+            quick = self.store.quick_mask(project, scan.task)
+            drawn = self.processor.mask(quick_name(quick["drawn"]), scan) if quick and quick["drawn"] else None
+            if quick is None or drawn is None:
+                raise UnreadableMask(f"project {project}, task {scan.task}: it shows no mask of the quick model.")
+            return translate(_label_map(drawn, scan.task), json.loads(quick["names"]), names)
         if model != ANNOTATOR:
             row = self._judged(project, model) if compared else self._model(project, model)
             return translate(self._drawn(project, scan, row), row["labels"], names)

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from world import PROJECT, World
 
-from backend.errors import WeightsMissing
+from backend.errors import UnreadableMask, WeightsMissing
 from backend.facts import IMPORTED_MASKS
 from backend.learning.learner import Learner
 from backend.loop.predictor import Predictor
 from backend.records.store import Store
+from backend.web.overview import Overview
+from backend.web.pictures import Pictures
 
 pytestmark = pytest.mark.usefixtures("miniature")
 
@@ -217,3 +219,17 @@ def test_killed_at_any_write_it_ends_the_same_without_double_predictions(
     for last in sorted({*range(1, count, 3), count - 2, count - 1}):
         state, _ = run(tmp_path / f"killed-{last}", last)
         assert state == whole, f"killed after write {last}"
+
+
+def test_the_page_outlines_the_masks_that_the_next_tasks_show(world: World) -> None:
+    world.label(3)
+    world.run()
+    pictures = Pictures(world.store, world.reconciler().processor)
+    data = Overview(world.store, world.studio, pictures, lambda _: [])  # type: ignore[arg-type]
+    assert data.queue(PROJECT)["model"] == "quick"
+    held, drawn = world.order()[3], world.order()[5]
+    plain, outlined = (data.scan_picture(PROJECT, drawn, 160, model) for model in ("", "quick"))
+    assert plain != outlined
+    with pytest.raises(UnreadableMask, match="shows no mask of the quick model"):
+        data.scan_picture(PROJECT, held, 160, "quick")
+    assert world.status()["quick"] == {"labels": 3, "dice": pytest.approx(0.8, abs=0.2), "hidden": False}
