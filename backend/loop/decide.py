@@ -70,13 +70,14 @@ def waiting_for_labels(seen: Seen, config: LabelConfig) -> Plan | None:
 def next_step(plan: Plan, last: Step | None, refused: frozenset[type[Step]] = frozenset()) -> Step | None:
     """The step of a plan to do after `last`; None when only steps of the `refused` kinds are left.
 
-    Annotations are not read twice in a row while another step waits: with many annotators, they arrive as fast as they
-    are read, and training would never start.
+    Annotations are not read twice in a row while another step waits, and neither annotations nor the quick model come
+    directly after the quick model: with many annotators, labels arrive as fast as they are read, and training would
+    never start.
     """
     steps = [s for s in plan.steps if type(s) not in refused]
-    if isinstance(last, ReadMasks) and steps and isinstance(steps[0], ReadMasks):
-        steps = steps[1:] + steps[:1]
-    return steps[0] if steps else None
+    eager = {ReadMasks: (ReadMasks,), DrawQuickly: (ReadMasks, DrawQuickly)}.get(type(last), ())
+    patient = [s for s in steps if not isinstance(s, eager)]
+    return next(iter(patient or steps), None)
 
 
 def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
@@ -103,7 +104,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     if done.models and (round_of(done.models[-1].version) or 0) > latest.n:
         train = None  # the round of the newest model comes first; new labels must not delay it
     steps += _ranking(seen, config, done, ready, train)
-    quick = _redrawing(seen, config, done, lessons)
+    quick = _redrawing(seen, config, done, lessons, training=train is not None)
     if quick is not None:  # an annotator waits for it
         steps.insert(next((i for i, s in enumerate(steps) if not isinstance(s, ReadMasks)), len(steps)), quick)
     publish = publication(latest, seen, done.settings)
@@ -177,10 +178,15 @@ def _training(done: Done, config: LabelConfig, lessons: Mapping[Lesson, Label]) 
     return Train(version_name(next_round(done)), tuple(one.task for one in lessons)) if due else None
 
 
-def _redrawing(seen: Seen, config: LabelConfig, done: Done, lessons: Mapping[Lesson, Label]) -> DrawQuickly | None:
+def _redrawing(
+    seen: Seen, config: LabelConfig, done: Done, lessons: Mapping[Lesson, Label], *, training: bool
+) -> DrawQuickly | None:
     """The next tasks of the queue that do not yet show what the quick model has learnt from all labels, if any.
 
     Each annotator holds one task, and somebody new may just have opened one: so many first tasks stay as they are.
+
+    training  a training comes next, during which nothing is redrawn: before it, all published tasks get their first
+              mask. None is redrawn, as with many annotators there would always be one, and training would never start
     """
     latest, settings = done.rounds[-1], done.settings
     if done.active or latest.model or settings.quick_model == "off" or not lessons:
@@ -189,8 +195,8 @@ def _redrawing(seen: Seen, config: LabelConfig, done: Done, lessons: Mapping[Les
     key = fingerprint("quick", learnt, config.labels)
     queue = [task for task in part_of_round(latest, seen, settings)[1] if task in seen.live.published]
     held = max(1, seen.people) + 1
-    queue = queue[: 2 * held + QUICK_AHEAD]
-    tasks = tuple(t for t in queue[held:] if done.quick.get(t) != key)
+    queue = queue if training else queue[: 2 * held + QUICK_AHEAD]
+    tasks = tuple(t for t in queue[held:] if t not in done.quick or not (training or done.quick[t] == key))
     return DrawQuickly(tasks, tuple(one.task for one in lessons), key, tuple(queue), held) if tasks else None
 
 

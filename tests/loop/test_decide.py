@@ -30,7 +30,7 @@ from backend.facts import (
 )
 from backend.fingerprints import fingerprint
 from backend.label_config import LabelConfig, Tag
-from backend.loop.decide import decide, round_key
+from backend.loop.decide import decide, next_step, round_key
 from backend.loop.publication import prefix_length
 from backend.loop.steps import (
     CompareWithControl,
@@ -41,6 +41,7 @@ from backend.loop.steps import (
     Listen,
     MapScans,
     OpenRound,
+    Plan,
     Publish,
     ReadMasks,
     ReadScans,
@@ -747,7 +748,7 @@ def test_a_map_of_volumes_is_laid_out_again_for_many_more_volumes_but_not_for_sl
     assert isinstance(found, step)
 
 
-QUICK = replace(COLD, settings=replace(SETTINGS, quick_model="on", queue_depth=10))
+QUICK = replace(COLD, settings=replace(SETTINGS, quick_model="on", queue_depth=10, cold_start_size=5))
 
 
 def redrawn(given: Seen, done: Done) -> tuple[int, ...]:
@@ -777,5 +778,20 @@ def test_the_quick_model_draws_before_the_first_model_only_and_where_it_is_on() 
 
 def test_unread_annotations_come_before_the_quick_model_and_training_after_it() -> None:
     given = seen(scans(1, 2, 3, 4), live(0, *range(5, 11)), label(1, 2, 3))
-    kinds = [type(step) for step in decide(given, QUICK).steps]
+    due = replace(QUICK, settings=replace(QUICK.settings, cold_start_size=3))
+    steps = decide(given, due).steps
+    kinds = [type(step) for step in steps]
+    assert steps[kinds.index(DrawQuickly)].tasks == (7, 8, 9, 10)  # type: ignore[union-attr]  # all: training takes long
     assert kinds.index(ReadMasks) < kinds.index(DrawQuickly) < kinds.index(Train)
+    assert redrawn(given, replace(due, quick=dict.fromkeys((7, 8), "older"))) == (9, 10)  # else training never starts
+
+
+def test_everything_gets_its_turn_although_labels_never_stop() -> None:
+    read, draw, scan = ReadMasks((1,)), DrawQuickly((5,), (1,), "k", (4, 5), 1), ReadScans((9,))
+    done, last = [], None
+    for _ in range(6):  # each is due again at once
+        last = next_step(Plan("cold_start", steps=(read, draw, scan)), last)
+        done.append(last)
+    assert done == [read, draw, scan] * 2
+    assert next_step(Plan("cold_start", steps=(read, draw)), draw) == read
+    assert next_step(Plan("cold_start", steps=(draw,)), draw) == draw
