@@ -16,7 +16,6 @@ from backend.facts import IMPORTED_MASKS, origin_of, version_name
 from backend.formats.pixels import restore
 from backend.label_config import unknown_classes
 from backend.label_studio.drawing import draw_mask
-from backend.learning.patch_features import SIDE
 from backend.learning.quick_model import QuickModel, Terms, learn
 from backend.loop.connection import Connections
 from backend.loop.context import LoopContext, Replan
@@ -131,8 +130,10 @@ class QuickDrawer:
         results = {}
         scans = {s.task: s for s in seen.scans}
         for task in features.keys() - kept:
-            box = context.processor.pixels(scans[task], SIDE)  # cached with the features
-            size = box.original_height, box.original_width
+            row = context.store.scan(project, task)
+            if row is None:
+                continue  # deleted meanwhile
+            size = row["height"], row["width"]
             mask = restore(model.probabilities(features[task], *size), *size)
             context.processor.keep_mask(name, scans[task], mask)
             results[task] = draw_mask(mask, seen.config.labels, seen.config, origin_of(version, name))

@@ -95,11 +95,12 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
 
 
 def _quick(store: Store, project: int, newest: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    rows = store.quick_masks(project, version_name(newest["n"])).values() if newest else ()
-    last = max(rows, key=lambda row: row["learnt"], default=None)
-    if last is None:
+    rows = list(store.quick_masks(project, version_name(newest["n"])).values()) if newest else []
+    if not rows:
         return None
-    return {"labels": last["learnt"], "dice": last["dice"], "hidden": last["drawn"] != last["key"]}
+    last = max(rows, key=lambda row: row["learnt"])
+    hidden = not any(row["drawn"] == last["key"] for row in rows)
+    return {"labels": last["learnt"], "dice": last["dice"], "hidden": hidden}
 
 
 def training_objection(phase: str, reason: str, counts: Mapping[str, int]) -> str:
