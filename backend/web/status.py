@@ -99,6 +99,8 @@ def _quick(store: Store, project: int, newest: Mapping[str, Any] | None) -> dict
     if not rows:
         return None
     last = max(rows, key=lambda row: row["learnt"])
+    if last["dice"] is None:  # a single label, or nothing drawn
+        return None
     hidden = not any(row["drawn"] == last["key"] for row in rows)
     return {"labels": last["learnt"], "dice": last["dice"], "hidden": hidden}
 
