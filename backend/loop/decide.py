@@ -183,19 +183,22 @@ def _redrawing(
 ) -> DrawQuickly | None:
     """The next tasks of the queue that do not yet show what the quick model has learnt from all labels, if any.
 
+    Before the first label, its features of the first tasks are computed, so that its first masks do not wait for them.
     Each annotator holds one task, and somebody new may just have opened one: so many first tasks stay as they are.
 
     training  a training comes next, during which nothing is redrawn: before it, all published tasks get their first
               mask. None is redrawn, as with many annotators there would always be one, and training would never start
     """
     latest, settings = done.rounds[-1], done.settings
-    if done.active or latest.model or settings.quick_model == "off" or not lessons:
+    if done.active or latest.model or settings.quick_model == "off":
         return None
     learnt = sorted([one.digest, one.mask, one.group, list(one.unknown)] for one in lessons)
     key = fingerprint("quick", learnt, config.labels)
     queue = [task for task in part_of_round(latest, seen, settings)[1] if task in seen.live.published]
     held = max(1, seen.people) + 1
     queue = queue if training else queue[: 2 * held + QUICK_AHEAD]
+    if not lessons:
+        held = 0  # nothing is drawn yet; what it will need is made ready
     tasks = tuple(t for t in queue[held:] if t not in done.quick or not (training or done.quick[t] == key))
     return DrawQuickly(tasks, tuple(one.task for one in lessons), key, tuple(queue), held) if tasks else None
 

@@ -42,8 +42,7 @@ class QuickDrawer:
     def redraw(self, project: int, seen: Seen, done: Done, step: DrawQuickly) -> None:
         """Do a `DrawQuickly` step.
 
-        A single label cannot tell how good the masks are: then only the features of the next scans are computed, so
-        that the first masks follow the second label at once.
+        A single label cannot tell how good the masks are. Until the second, only features are computed.
         """
         assert seen.config is not None
         self._connections.require(project)
@@ -54,11 +53,12 @@ class QuickDrawer:
         results: dict[int, list[dict[str, Any]]] = {}
         try:
             features = self._features(project, seen, step.tasks)
-            model = self._learnt(project, seen, step)
-            row["dice"] = model.expected_dice
-            context.store.put_arrays("quick", step.key, **model.arrays())
-            if model.expected_dice is not None and model.expected_dice >= done.settings.least_dice:
-                results = self._drawn(project, seen, step, model, version, features)
+            if step.lessons:
+                model = self._learnt(project, seen, step)
+                row["dice"] = model.expected_dice
+                context.store.put_arrays("quick", step.key, **model.arrays())
+                if model.expected_dice is not None and model.expected_dice >= done.settings.least_dice:
+                    results = self._drawn(project, seen, step, model, version, features)
         except WeightsMissing as error:  # the queue goes on without these masks
             log.warning("project %s: no quick masks: %s", project, error)
         before = context.store.quick_masks(project, version)
