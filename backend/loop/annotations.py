@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import UnknownLabels, UnreadableMask
-from backend.facts import Scan, version_name
+from backend.facts import IMPORTED_MASKS, Scan, version_name
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import classes_in, translate
 from backend.label_config import LabelConfig, unknown_classes
 from backend.label_studio.listing import Annotation
-from backend.label_studio.masks import could_draw, read_annotation
+from backend.label_studio.masks import could_draw, read_annotation, read_mask
 from backend.learning.averages import as_row
 from backend.loop.context import LoopContext
 from backend.loop.publishing import Publisher
-from backend.loop.quick_masks import quick_name
+from backend.loop.quick_masks import PROJECT_ROW
 from backend.loop.steps import ReadMasks, Seen
 from backend.records.scans import scan_of
 
@@ -119,10 +119,8 @@ class AnnotationReader:
         model = context.model(project, rounds.get(found.shown_version, ""))
         here = scan_of(scan)
         if model is None:
-            quick = store.quick_mask(project, found.task)
-            if quick is not None and quick["version"] == found.shown_version and quick["drawn"]:
-                shown = context.processor.mask(quick_name(quick["drawn"]), here)
-                self._record_shown(project, found, shown, json.loads(quick["names"]), mask, config, key, missing, here)
+            if (shown := self._shown_first(project, found, config, (mask.shape[0], mask.shape[1]))) is not None:
+                self._record_shown(project, found, shown, config.labels, mask, config, key, missing, here)
             return
         # Drawn again if it is not stored: /predict shows masks of scans that were never published.
         kept = store.has("masks", fingerprint(model["fingerprint"], here.digest))
@@ -131,6 +129,26 @@ class AnnotationReader:
         context.processor.draw(project, model["fingerprint"], [here])
         shown = context.processor.mask(model["fingerprint"], here)
         self._record_shown(project, found, shown, model["labels"], mask, config, key, missing, here)
+
+    def _shown_first(
+        self, project: int, found: Annotation, config: LabelConfig, shape: tuple[int, int]
+    ) -> NDArray[np.uint8] | None:
+        """The mask of the quick model that an annotator was shown before the first training.
+
+        As Label Studio has it: our records may be behind it, as after a kill. None for a blank task, an imported mask,
+        or regions that do not fit the label config any more.
+        """
+        context = self._context
+        if not found.shown_version or context.store.quick_mask(project, PROJECT_ROW) is None:
+            return None
+        studio, tasks = context.studio, [found.task]
+        shown = next(iter(studio.predicted_regions(project, tasks, [found.shown_version])))[1]
+        if not shown or next(iter(studio.predicted_regions(project, tasks, [IMPORTED_MASKS])))[1]:
+            return None
+        try:
+            return read_mask(shown, config, *shape, context.store.renames(project))[0]
+        except UnreadableMask:
+            return None
 
     def _record_shown(
         self,

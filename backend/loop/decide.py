@@ -31,6 +31,7 @@ from backend.settings import ProjectSettings
 from sampling import GROUPED, evenly_spread
 
 MIN_CONTROL_LABELS = 5  # minimum number of labels in each arm for a comparison with the control
+MOST_QUICK_LABELS = 64  # maximum number of labels that the quick model learns from
 QUICK_AHEAD = 2  # tasks that are redrawn in addition to one for each annotator
 POOL_GROWTH = 4  # factor by which the pool outgrows the map's fit before a new map is fitted
 FIRST_GROWTH = 1.25  # the same before the first label: a map fitted on a few test scans shows nothing
@@ -190,17 +191,35 @@ def _redrawing(
               mask. None is redrawn, as with many annotators there would always be one, and training would never start
     """
     latest, settings = done.rounds[-1], done.settings
-    if done.active or latest.model or settings.quick_model == "off":
+    if done.active or latest.model:
         return None
-    learnt = sorted([one.digest, one.mask, one.group, list(one.unknown)] for one in lessons)
-    key = fingerprint("quick", learnt, config.labels)
-    queue = [task for task in part_of_round(latest, seen, settings)[1] if task in seen.live.published]
+    if settings.quick_model == "off":
+        chosen: list[Lesson] = []
+        key = ""  # what is shown is taken back
+    else:
+        chosen = sorted(lessons, key=lambda one: (one.digest, one.task))[:MOST_QUICK_LABELS]
+        learnt = [[one.digest, one.mask, one.group, list(one.unknown)] for one in chosen]
+        key = fingerprint("quick", learnt, config.key, settings.least_dice)
+    scans = {s.task: s for s in seen.scans}
+    waiting = part_of_round(latest, seen, settings)[1]
+    queue = [t for t in waiting if t in seen.live.published and not scans[t].skipped]
     held = max(1, seen.people) + 1
-    queue = queue if training else queue[: 2 * held + QUICK_AHEAD]
-    if not lessons:
-        held = 0  # nothing is drawn yet; what it will need is made ready
-    tasks = tuple(t for t in queue[held:] if t not in done.quick or not (training or done.quick[t] == key))
-    return DrawQuickly(tasks, tuple(one.task for one in lessons), key, tuple(queue), held) if tasks else None
+    if not chosen and not done.quick:  # nothing is drawn yet; what it will need is made ready
+        held = 0
+    queue = queue if (training and chosen) or not key else queue[: 2 * max(held, 2) + QUICK_AHEAD]
+    wanted = {t: quick_key(key, scans[t].digest) for t in queue[held:]}
+    missing = {t for t in wanted if t not in done.quick}
+    if not key:
+        missing = {t for t in wanted if done.quick.get(t)}
+    elif not training:
+        missing |= {t for t in wanted if done.quick.get(t) != wanted[t]}
+    tasks = tuple(t for t in wanted if t in missing)
+    return DrawQuickly(tasks, tuple(one.task for one in chosen), key, tuple(queue), held) if tasks else None
+
+
+def quick_key(key: str, digest: str) -> str:
+    """What a task shows that was redrawn for a key: it changes with the key and with its image; "" for nothing."""
+    return fingerprint(key, digest) if key else ""
 
 
 def _control_comparison(done: Done, config: LabelConfig, lessons: Mapping[Lesson, Label]) -> CompareWithControl | None:

@@ -167,7 +167,7 @@ class Reconciler:
             except Postponed:
                 refused.add(type(step))
             except StudioRefused as error:
-                if not isinstance(step, Publish | Listen) or isinstance(error, ProjectGone):
+                if not isinstance(step, Publish | Listen | DrawQuickly) or isinstance(error, ProjectGone):
                     raise
                 troubles.append(str(error))
                 refused.add(type(step))

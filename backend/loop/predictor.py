@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.errors import ScanqueueError
-from backend.facts import PENDING, origin_of, score_of, version_name
+from backend.facts import IMPORTED_MASKS, PENDING, origin_of, score_of, version_name
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import decode_image, letterbox, restore
 from backend.image_value import reference, resolve
@@ -93,24 +93,24 @@ class Predictor:
     def _draw_quickly(
         self, project: int, task: Mapping[str, Any], config: LabelConfig, version: str
     ) -> list[dict[str, Any]]:
-        """The regions that the newest quick model draws, if its masks are shown."""
-        rows = [row for row in self._store.quick_masks(project, version).values() if row["drawn"] == row["key"]]
-        newest = max(rows, key=lambda row: row["learnt"], default=None)
-        if newest is None or tuple(json.loads(newest["names"])) != config.labels:
+        """The regions that the newest quick model draws, if they are shown and nobody has drawn or imported a mask."""
+        newest, scan = self._store.quick_mask(project, 0), self._store.scan(project, task["id"])
+        if newest is None or newest["version"] != version or not newest["drawn"] or (scan and scan["annotated"]):
             return []
-        model = QuickModel.of_arrays(self._store.arrays("quick", newest["key"]))
-        scan = self._store.scan(project, task["id"])
-        boxed = cached_pixels(self._store, scan["digest"] if scan else "", SIDE)
+        if tuple(json.loads(newest["names"])) != config.labels or not self._store.has("quick", newest["drawn"]):
+            return []
+        found = self._studio.predicted_regions(project, [task["id"]], [IMPORTED_MASKS])
+        if imported := next(found)[1]:
+            return [dict(region) for region in imported]
+        model = QuickModel.of_arrays(self._store.arrays("quick", newest["drawn"]))
+        data = task.get("data") or {}
+        same = scan is not None and scan["image"] == reference(config.image_value, data, project, task["id"])
+        boxed = cached_pixels(self._store, scan["digest"] if scan and same else "", SIDE)
         if boxed is None:
-            data = task.get("data") or {}
             boxed = letterbox(decode_image(self._studio.image(resolve(config.image_value, data))), SIDE)
         size = boxed.original_height, boxed.original_width
         mask = restore(model.probabilities(self._learner.features(boxed.pixels), *size), *size)
-        name = quick_name(newest["key"])
-        if scan and scan["digest"]:  # recorded, as it is compared with what will be submitted
-            self._store.put_arrays("masks", fingerprint(name, scan["digest"]), mask=mask)
-            self._store.put_quick_masks(project, [{**newest, "task": task["id"]}])
-        return draw_mask(mask, config.labels, config, origin_of(version, name))
+        return draw_mask(mask, config.labels, config, origin_of(version, quick_name(newest["drawn"])))
 
     def _draw(
         self,

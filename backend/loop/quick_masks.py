@@ -19,11 +19,13 @@ from backend.label_studio.drawing import draw_mask
 from backend.learning.quick_model import QuickModel, Terms, learn
 from backend.loop.connection import Connections
 from backend.loop.context import LoopContext, Replan
+from backend.loop.decide import MOST_QUICK_LABELS, quick_key
 from backend.loop.steps import Done, DrawQuickly, Seen
 
 log = logging.getLogger("scanqueue.reconcile")
 
-MOST = 64  # labelled scans to learn from, and whose terms are in memory: 2 MB each
+KEPT = MOST_QUICK_LABELS  # labelled scans whose terms are in memory: 2 MB each
+PROJECT_ROW = 0  # task number of the row that says what the newest model is
 
 
 def quick_name(key: str) -> str:
@@ -51,25 +53,41 @@ class QuickDrawer:
         row: dict[str, Any] = {"version": version, "key": step.key, "names": json.dumps(labels)}
         row |= {"learnt": len(step.lessons), "dice": None}
         results: dict[int, list[dict[str, Any]]] = {}
+        imported: set[int] = set()
+        visible = False
         try:
-            features = self._features(project, seen, step.tasks)
+            features = self._features(project, seen, step.tasks) if step.key else {}
             if step.lessons:
                 model = self._learnt(project, seen, step)
                 row["dice"] = model.expected_dice
+                visible = model.expected_dice is not None and model.expected_dice >= done.settings.least_dice
                 context.store.put_arrays("quick", step.key, **model.arrays())
-                if model.expected_dice is not None and model.expected_dice >= done.settings.least_dice:
-                    results = self._drawn(project, seen, step, model, version, features)
+                imported = self._imported(project, step.tasks)
+                if visible:
+                    wanted = {task: one for task, one in features.items() if task not in imported}
+                    results = self._drawn(project, seen, step.key, model, version, wanted)
         except WeightsMissing as error:  # the queue goes on without these masks
             log.warning("project %s: no quick masks: %s", project, error)
         before = context.store.quick_masks(project, version)
         shown = {task: (r["drawn"], r["names"]) for task, r in before.items() if r["drawn"]}
-        changed = results | {task: [] for task in step.tasks if task in shown and task not in results}
+        blank = [task for task in step.tasks if task in shown and task not in results and task not in imported]
+        changed = results | {task: [] for task in blank}
         if changed:
             replaced = context.studio.replace_results(project, version, changed, step.queue, step.held)
             shown |= {task: (step.key if task in results else "", row["names"]) for task in replaced}
-        now = {task: shown.get(task, ("", row["names"])) for task in step.tasks}
-        rows = [row | {"task": task, "drawn": drawn, "names": names} for task, (drawn, names) in now.items()]
+        digests = {s.task: s.digest for s in seen.scans}
+        rows = [row | {"task": PROJECT_ROW, "drawn": step.key if visible else ""}]
+        for task in step.tasks:
+            drawn, names = shown.get(task, ("", row["names"]))
+            rows.append(row | {"task": task, "key": quick_key(step.key, digests[task]), "drawn": drawn, "names": names})
         context.store.put_quick_masks(project, rows)
+
+    def _imported(self, project: int, tasks: Sequence[int]) -> set[int]:
+        """The tasks that have an imported mask, which they keep."""
+        studio = self._context.studio
+        if IMPORTED_MASKS not in studio.model_versions(project):
+            return set()
+        return {task for task, regions in studio.predicted_regions(project, tasks, [IMPORTED_MASKS]) if regions}
 
     def _features(self, project: int, seen: Seen, tasks: Sequence[int]) -> dict[int, NDArray[np.float16]]:
         """Of the tasks that can be read; the others become problems."""
@@ -88,7 +106,7 @@ class QuickDrawer:
         rows = {r["task"]: r for r in context.store.labels(project)}
         scans = {s.task: s for s in seen.scans}
         found = []
-        for task in sorted(step.lessons, key=lambda task: (scans[task].digest, task))[:MOST]:
+        for task in sorted(step.lessons, key=lambda task: (scans[task].digest, task)):
             scan, label = scans[task], rows.get(task)
             if label is None:
                 raise Replan
@@ -107,7 +125,7 @@ class QuickDrawer:
                 self._terms[key] = Terms.of(features, mask, len(labels), unknown=unknown, group=scan.group)
             self._terms.move_to_end(key)
             found.append(self._terms[key])
-        while len(self._terms) > MOST:
+        while len(self._terms) > KEPT:
             self._terms.popitem(last=False)
         return learn(found)
 
@@ -115,26 +133,22 @@ class QuickDrawer:
         self,
         project: int,
         seen: Seen,
-        step: DrawQuickly,
+        key: str,
         model: QuickModel,
         version: str,
         features: Mapping[int, NDArray[np.float16]],
     ) -> dict[int, list[dict[str, Any]]]:
-        """The regions of each task, and the masks stored. Tasks that show an imported mask keep it."""
+        """The regions of each task; the masks are stored."""
         assert seen.config is not None
-        context, name = self._context, quick_name(step.key)
-        kept = set()
-        if IMPORTED_MASKS in context.studio.model_versions(project):
-            found = context.studio.predicted_regions(project, step.tasks, [IMPORTED_MASKS])
-            kept = {task for task, regions in found if regions}
+        context, name = self._context, quick_name(key)
         results = {}
         scans = {s.task: s for s in seen.scans}
-        for task in features.keys() - kept:
+        for task, found in features.items():
             row = context.store.scan(project, task)
             if row is None:
                 continue  # deleted meanwhile
             size = row["height"], row["width"]
-            mask = restore(model.probabilities(features[task], *size), *size)
+            mask = restore(model.probabilities(found, *size), *size)
             context.processor.keep_mask(name, scans[task], mask)
             results[task] = draw_mask(mask, seen.config.labels, seen.config, origin_of(version, name))
         return results

@@ -137,7 +137,7 @@ class Train:
 class DrawQuickly:
     """Learn the quick model from the labels of the tasks `lessons`, and redraw `tasks`, which nobody holds.
 
-    key    of what it learns
+    key    of what it learns; "": it is off, and what `tasks` show is taken back
     queue  the open tasks that Label Studio has, in order, to the last of `tasks`
     held   number of its first tasks that annotators may have open
     """

@@ -89,7 +89,7 @@ def _rounds(store: Store, project: int) -> tuple[Round, ...]:
 def _quick(store: Store, project: int) -> dict[int, str]:
     latest = store.latest_round(project)
     version = version_name(latest["n"]) if latest else ""
-    return {task: row["key"] for task, row in store.quick_masks(project, version).items()} if version else {}
+    return {task: row["key"] for task, row in store.quick_masks(project, version).items() if task} if version else {}
 
 
 def _scored(

@@ -20,7 +20,7 @@ class QuickMaskRecords(Database):
             self._upsert(connection, quick_mask_table, [{"project": project, **row} for row in rows])
 
     def quick_masks(self, project: int, version: str) -> dict[int, RowMapping]:
-        """By task, what the tasks of this version show."""
+        """By task, what the tasks of this version show; 0: what the newest model is."""
         table = quick_mask_table
         here = (table.c.project == project, table.c.version == version)
         return {row["task"]: row for row in self.rows(select(table).where(*here))}

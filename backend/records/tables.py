@@ -136,7 +136,7 @@ shown_table = Table(
     Column("per_label", Text, nullable=False, default=""),  # JSON of `averages.as_row`; "" in older rows
 )
 quick_mask_table = Table(
-    "quick_mask",  # the mask of the quick model that each of the next tasks of the latest round shows
+    "quick_mask",  # the mask of the quick model that each of the next tasks shows; task 0: the newest quick model
     metadata,
     Column("project", BigInteger, primary_key=True),
     Column("task", BigInteger, primary_key=True),

@@ -114,7 +114,7 @@ class Overview:
         model = latest["model"] or None if latest else None
         if latest and model is None:
             quick = self._store.quick_masks(project, version_name(latest["n"]))
-            model = QUICK if any(row["drawn"] for row in quick.values()) else None
+            model = QUICK if any(row["drawn"] for task, row in quick.items() if task) else None
         return {"queue": status.queue(self._store, project), "model": model}
 
     def rounds(self, project: int) -> dict[str, Any]:

@@ -264,7 +264,9 @@ class Pictures:
             drawn = self.processor.mask(quick_name(quick["drawn"]), scan) if quick and quick["drawn"] else None
             if quick is None or drawn is None:
                 raise UnreadableMask(f"project {project}, task {scan.task}: it shows no mask of the quick model.")
-            return translate(_label_map(drawn, scan.task), json.loads(quick["names"]), names)
+            renames = self.store.renames(project)
+            drawn_names = [renames.label(name) or name for name in json.loads(quick["names"])]
+            return translate(_label_map(drawn, scan.task), drawn_names, names)
         if model != ANNOTATOR:
             row = self._judged(project, model) if compared else self._model(project, model)
             return translate(self._drawn(project, scan, row), row["labels"], names)

@@ -95,14 +95,10 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
 
 
 def _quick(store: Store, project: int, newest: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    rows = list(store.quick_masks(project, version_name(newest["n"])).values()) if newest else []
-    if not rows:
-        return None
-    last = max(rows, key=lambda row: row["learnt"])
-    if last["dice"] is None:  # a single label, or nothing drawn
-        return None
-    hidden = not any(row["drawn"] == last["key"] for row in rows)
-    return {"labels": last["learnt"], "dice": last["dice"], "hidden": hidden}
+    last = store.quick_mask(project, 0)
+    if newest is None or last is None or last["version"] != version_name(newest["n"]) or last["dice"] is None:
+        return None  # also for a single label, or if nothing is drawn
+    return {"labels": last["learnt"], "dice": last["dice"], "hidden": not last["drawn"]}
 
 
 def training_objection(phase: str, reason: str, counts: Mapping[str, int]) -> str:

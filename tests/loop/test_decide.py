@@ -30,7 +30,7 @@ from backend.facts import (
 )
 from backend.fingerprints import fingerprint
 from backend.label_config import LabelConfig, Tag
-from backend.loop.decide import decide, next_step, round_key
+from backend.loop.decide import decide, next_step, quick_key, round_key
 from backend.loop.publication import prefix_length
 from backend.loop.steps import (
     CompareWithControl,
@@ -763,9 +763,18 @@ def test_the_quick_model_redraws_what_follows_the_tasks_that_annotators_may_hold
     assert redrawn(replace(given, live=live(0, 3, 4, 5, 6)), QUICK) == (5, 6)  # the others are not published yet
     step = next(step for step in decide(given, QUICK).steps if isinstance(step, DrawQuickly))
     assert (step.queue, step.held, step.lessons) == ((3, 4, 5, 6, 7, 8), 2, (1, 2))
-    shown = replace(QUICK, quick=dict.fromkeys((5, 6, 7, 8), step.key))
+    shown = replace(QUICK, quick={t: quick_key(step.key, f"d{t}") for t in (5, 6, 7, 8)})
     assert redrawn(given, shown) == ()
     assert redrawn(seen(scans(1, 2, 3), given.live, label(1, 2, 3)), shown) == (6, 7, 8, 9)
+    skipped = tuple(replace(s, skipped=s.task in (3, 4)) for s in given.scans)
+    assert redrawn(replace(given, scans=skipped), QUICK) == (7, 8, 9, 10)  # nobody holds what was skipped
+    replaced = tuple(replace(s, digest="new") if s.task == 6 else s for s in given.scans)
+    embedded = replace(shown, embedded=ALL | {"new"}, mapped=ALL | {"new"})
+    assert redrawn(replace(given, scans=replaced), embedded) == (6,)
+    off = replace(shown, settings=replace(QUICK.settings, quick_model="off"))
+    step = next(step for step in decide(given, off).steps if isinstance(step, DrawQuickly))
+    assert (step.tasks, step.lessons, step.key) == ((5, 6, 7, 8), (), "")  # what is shown is taken back
+    assert redrawn(given, replace(off, quick=dict.fromkeys((5, 6, 7, 8), ""))) == ()
 
 
 def test_the_quick_model_draws_before_the_first_model_only_and_where_it_is_on() -> None:

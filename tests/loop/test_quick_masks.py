@@ -123,6 +123,65 @@ def test_switched_off_everything_opens_blank(tmp_path: Path) -> None:
     assert (set(regions(world).values()), world.status()["quick"]) == ({"[]"}, None)
 
 
+def test_switched_off_midway_its_masks_are_taken_back_but_for_held_tasks(world: World) -> None:
+    world.label(4)
+    world.run()
+    before = regions(world)
+    world.set(cold_start_size=COLD, queue_depth=SCANS, quick_model="off")
+    assert set(regions(world).values()) == {"[]"}
+    assert world.status()["quick"] is None
+    world.set(cold_start_size=COLD, queue_depth=SCANS, quick_model="on", least_dice=0.0)
+    assert {t: len(r) > 2 for t, r in regions(world).items()} == {t: len(r) > 2 for t, r in before.items()}
+
+
+def test_a_skipped_scan_does_not_count_as_held(world: World) -> None:
+    """It stays first in the order, but Label Studio serves it to nobody who skipped it."""
+    first, second = world.order()[:2]
+    world.studio.skip(first)
+    world.studio.skip(second)
+    world.run()
+    for _ in range(4):
+        held = world.studio.next_task()
+        assert held is not None
+        before = regions(world)[held]
+        world.run()
+        assert regions(world)[held] == before
+        label_one(world)
+
+
+def test_deleted_labels_are_forgotten_and_so_are_masks_without_labels(world: World) -> None:
+    tasks = world.label(4)
+    world.run()
+    for number, task in enumerate(tasks, start=1):
+        world.studio.delete(world.annotations.pop(task))
+        world.run()
+        quick = world.status()["quick"]
+        assert (quick["labels"] if quick else 0) == (4 - number if number < 3 else 0)
+    free = world.order()[2:6]  # those further back are redrawn before they are opened
+    assert {regions(world)[task] for task in free} == {"[]"}
+
+
+def test_what_is_compared_is_what_label_studio_shows(world: World) -> None:
+    """Somebody deletes all predictions: they are published again, blank, until the next label."""
+    world.label(4)
+    world.run()
+    world.studio.predictions.clear()
+    world.run()
+    task = label_one(world)
+    assert task not in {row["task"] for row in world.store.shown(PROJECT)}
+
+
+def test_masks_imported_later_are_no_reason_to_blank_a_task(world: World) -> None:
+    world.label(3)
+    world.run()
+    task = world.order()[6]
+    before = regions(world)[task]
+    row = {"task": task, "score": 0.5, "model_version": IMPORTED_MASKS, "result": world.truth(task)}
+    world.studio.import_predictions(PROJECT, [row])
+    label_one(world)
+    assert regions(world)[task] == before != "[]"
+
+
 def test_an_edited_label_is_learnt_at_once(world: World) -> None:
     tasks = world.label(3)
     world.run()
