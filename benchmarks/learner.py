@@ -8,8 +8,8 @@ Three trainings of the network that ships, on the same ten random scans, with th
 - *shipped*: held-out scans are learnt in the second half of the steps.
 
 Breast ultrasound (near-duplicates never separated) and axial slices of hippocampus volumes (whole volumes in pool or
-test). `.venv/bin/python -m benchmarks.learner --pairs 20` needs 20 x 7 minutes of one core for each of the two. A
-training that is in `--out` is not repeated.
+test). `.venv/bin/python -m benchmarks.learner` needs 20 x 7 minutes of one core for each of the two. It writes
+`learner.csv`; a pair that is there is not trained again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import argparse
 import csv
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
@@ -43,6 +43,8 @@ from benchmarks.screen_pools import SHARED, hippocampus
 
 FIRST = 700  # seed of the first pair; lower ones were used to choose the schedule
 TEST_SHARE = 0.4
+LABELS = 10
+TABLE = Path(__file__).with_name("learner.csv")
 TESTED = 120  # scans with a label, at most
 COLUMNS = ("data", "seed", "arm", "dice", "judged", "seconds")
 DATA = {"busi": "breast ultrasound", "hippocampus": "hippocampus slices"}
@@ -75,15 +77,15 @@ def scans(data: str) -> tuple[Sequence[NDArray[np.uint8]], Sequence[NDArray[np.u
     return found.images, found.masks, read_groups([f"{root / 'near_duplicates.csv'}:name_a,name_b"], found.names)
 
 
-def pair(job: tuple[str, int, int, int]) -> Iterator[dict[str, Any]]:
+def pair(job: tuple[str, int, int]) -> Iterator[dict[str, Any]]:
     """The trainings of one pair: a row for each arm.
 
-    job  data, seed, number of labels, steps of a training (0: as shipped)
+    job  data, seed, steps of a training (0: as shipped)
     """
-    data, seed, labels, steps = job
+    data, seed, steps = job
     images, masks, groups = scans(data)
     part = split(groups, TEST_SHARE, seed)
-    chosen = np.random.default_rng(seed).permutation(part.pool)[:labels].tolist()
+    chosen = np.random.default_rng(seed).permutation(part.pool)[:LABELS].tolist()
     test = [int(row) for row in part.test if masks[row].any()][:TESTED]
     names = [fingerprint("scan", int(row)) for row in chosen]
     held = validation_rows(names, None, [classes_in(masks[row]) for row in chosen])
@@ -108,11 +110,11 @@ def pair(job: tuple[str, int, int, int]) -> Iterator[dict[str, Any]]:
         yield {"data": data, "seed": seed, "arm": name, "dice": mean, "judged": judged, "seconds": spent}
 
 
-def _pair(job: tuple[str, int, int, int]) -> list[dict[str, Any]]:
+def _pair(job: tuple[str, int, int]) -> list[dict[str, Any]]:
     return list(pair(job))
 
 
-def gain(rows: Sequence[dict[str, Any]], data: str, ours: str, theirs: str) -> Interval:
+def gain(rows: Sequence[Mapping[str, Any]], data: str, ours: str, theirs: str) -> Interval:
     """Mean paired difference in Dice."""
     of = {(row["seed"], row["arm"]): float(row["dice"]) for row in rows if row["data"] == data}
     seeds = sorted(seed for seed, arm in of if arm == ours and (seed, theirs) in of)
@@ -122,37 +124,43 @@ def gain(rows: Sequence[dict[str, Any]], data: str, ours: str, theirs: str) -> I
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--labels", type=int, default=10)
     parser.add_argument("--data", choices=[*DATA, "all"], default="all")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("build/learner"))
-    parser.add_argument(
-        "--quick", action="store_true", help="two pairs with trainings of 20 steps: a test of the command"
-    )
+    parser.add_argument("--quick", action="store_true", help="two pairs with trainings of 20 steps; nothing is written")
     options = parser.parse_args()
     pairs, steps = (2, 20) if options.quick else (options.pairs, 0)
-    out = options.out / f"{options.labels}-labels{'-quick' if options.quick else ''}.csv"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = list(csv.DictReader(out.open())) if out.exists() else []
-    for row in rows:
-        row["seed"] = int(row["seed"])
+    rows: list[dict[str, Any]] = []
+    if TABLE.exists() and not options.quick:
+        with TABLE.open(newline="") as opened:
+            rows = [row | {"seed": int(row["seed"])} for row in csv.DictReader(opened)]
     data = list(DATA) if options.data == "all" else [options.data]
     there = {(row["data"], row["seed"]) for row in rows}
-    jobs = [(d, FIRST + i, options.labels, steps) for i in range(pairs) for d in data if (d, FIRST + i) not in there]
+    jobs = [(d, FIRST + i, steps) for i in range(pairs) for d in data if (d, FIRST + i) not in there]
     console = Console(stderr=True)
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as executor:
-        for done, found in enumerate(executor.map(_pair, jobs), start=1):
-            rows += found
-            with out.open("w", newline="") as opened:
-                writer = csv.DictWriter(opened, COLUMNS)
-                writer.writeheader()
-                writer.writerows(rows)
+        for done, future in enumerate(as_completed([executor.submit(_pair, job) for job in jobs]), start=1):
+            rows = sorted([*rows, *future.result()], key=lambda row: (row["data"], row["seed"]))
+            if not options.quick:
+                write(rows)
             console.print(f"{done} of {len(jobs)} pairs")
-    print_gains(rows, data, options.labels)
+    print_gains(rows, data)
     return 0
 
 
-def print_gains(rows: Sequence[dict[str, Any]], data: Sequence[str], labels: int) -> None:
+def write(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace TABLE."""
+    with TABLE.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, COLUMNS)
+        writer.writeheader()
+        for row in rows:
+            dice = {
+                name: f"{float(row[name]):.4f}" if row[name] not in (None, "") else "" for name in ("dice", "judged")
+            }
+            writer.writerow({**row, **dice, "seconds": round(float(row["seconds"]))})
+
+
+def print_gains(rows: Sequence[Mapping[str, Any]], data: Sequence[str]) -> None:
+    """The table, and the gains on the last line."""
     table: list[list[object]] = []
     found: dict[str, dict[str, float]] = {}
     for one in data:
@@ -170,10 +178,11 @@ def print_gains(rows: Sequence[dict[str, Any]], data: Sequence[str], labels: int
     first = found[f"{data[0]}: together"]
     figures = {"ratio": first["mean"], "low": first["low"], "high": first["high"]}
     report(
-        f"Gain in Dice with {labels} labels, paired; 95 % t interval",
+        f"Gain in Dice with {LABELS} labels, paired; 95 % t interval",
         ("scans", "of", "gain", "interval", "pairs"),
         table,
-        summary(figures, unit="Dice", compared="the former training", sizes={"labels": labels}, gains=found),
+        summary(figures, unit="Dice", compared="the former training", sizes={"labels": LABELS}, gains=found)
+        | {"interval": "95 % t interval over pairs"},
         note="Mean over test scans that have the label, then over pairs.",
     )
 
