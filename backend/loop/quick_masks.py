@@ -47,7 +47,8 @@ class QuickDrawer:
         A single label cannot tell how good the masks are. Until the second, only features are computed.
         """
         assert seen.config is not None
-        self._connections.require(project)
+        if self._connections.objection(project):  # asking anew, Label Studio would call us back after every label
+            raise Replan
         context, labels = self._context, seen.config.labels
         version = version_name(done.rounds[-1].n)
         row: dict[str, Any] = {"version": version, "key": step.key, "names": json.dumps(labels)}
