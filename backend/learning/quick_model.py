@@ -16,10 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.formats.pixels import box_of
-from backend.learning.ridge_head import COMPONENTS, FINE, FOLDS, NEVER, PENALTIES, THRESHOLDS, USUAL, fractions, place
-
-SIDE = 256  # of the square on which masks are drawn before they get their original size
-WATCHED = 60  # scans on which penalty and thresholds are compared
+from backend.learning.patch_features import SIDE
+from backend.learning.ridge_head import (
+    COMPONENTS,
+    FINE,
+    FOLDS,
+    NEVER,
+    PENALTIES,
+    THRESHOLDS,
+    USUAL,
+    WATCHED,
+    fractions,
+    place,
+)
 
 Floats = NDArray[np.float32]
 

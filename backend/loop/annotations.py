@@ -21,8 +21,8 @@ from backend.label_studio.masks import could_draw, read_annotation, read_mask
 from backend.learning.averages import as_row
 from backend.loop.context import LoopContext
 from backend.loop.publishing import Publisher
-from backend.loop.quick_masks import PROJECT_ROW
 from backend.loop.steps import ReadMasks, Seen
+from backend.records.quick_masks import PROJECT_ROW
 from backend.records.scans import scan_of
 
 log = logging.getLogger("scanqueue.reconcile")

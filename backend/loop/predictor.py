@@ -21,6 +21,7 @@ from backend.learning.patch_features import SIDE
 from backend.learning.quick_model import QuickModel
 from backend.loop.batch import cached_pixels
 from backend.loop.quick_masks import quick_name
+from backend.records.quick_masks import PROJECT_ROW
 from backend.records.rounds import Pick
 from backend.records.store import Store
 
@@ -94,7 +95,7 @@ class Predictor:
         self, project: int, task: Mapping[str, Any], config: LabelConfig, version: str
     ) -> list[dict[str, Any]]:
         """The regions that the newest quick model draws, if they are shown and nobody has drawn or imported a mask."""
-        newest, scan = self._store.quick_mask(project, 0), self._store.scan(project, task["id"])
+        newest, scan = self._store.quick_mask(project, PROJECT_ROW), self._store.scan(project, task["id"])
         if newest is None or newest["version"] != version or not newest["drawn"] or (scan and scan["annotated"]):
             return []
         if tuple(json.loads(newest["names"])) != config.labels or not self._store.has("quick", newest["drawn"]):

@@ -21,11 +21,11 @@ from backend.loop.connection import Connections
 from backend.loop.context import LoopContext, Replan
 from backend.loop.decide import MOST_QUICK_LABELS, quick_key
 from backend.loop.steps import Done, DrawQuickly, Seen
+from backend.records.quick_masks import PROJECT_ROW
 
 log = logging.getLogger("scanqueue.reconcile")
 
 KEPT = MOST_QUICK_LABELS  # labelled scans whose terms are in memory: 2 MB each
-PROJECT_ROW = 0  # task number of the row that says what the newest model is
 
 
 def quick_name(key: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from backend.facts import Lesson, Model, Round, version_name
+from backend.facts import Lesson, Model, Round
 from backend.loop.context import LoopContext
 from backend.loop.order import STARTED, RankingInputs, uncertainties
 from backend.loop.project_settings import row_settings
 from backend.loop.selection_units import stored_map
 from backend.loop.steps import Done, Seen
+from backend.records.quick_masks import PROJECT_ROW
 from backend.records.store import Store
 from backend.settings import ProjectSettings
 
@@ -32,6 +33,7 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
     compared = frozenset(m["version"] for m in records if "arms" in m["details"])
     models = _models(store, records)
     active = next((m for m in models if m.version == row["active"]), None)
+    rounds = _rounds(store, project)
     due = settings.control_share and models and models[-1].version not in compared
     return Done(
         settings=settings,
@@ -42,13 +44,13 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
         models=models,
         active=active.version if active else "",
         scored=_scored(store, project, embedder.name, active, settings),
-        rounds=_rounds(store, project),
+        rounds=rounds,
         compared=compared,
         served=served(store, project) if due else {},
         training_requests=row["training_requests"],
         recipe=context.learner.recipe(settings.seed) if row["training_requests"] else "",
         first_round=row["first_round"],
-        quick=_quick(store, project) if active is None else {},
+        quick=_quick(store, project, rounds) if active is None else {},
     )
 
 
@@ -86,10 +88,9 @@ def _rounds(store: Store, project: int) -> tuple[Round, ...]:
     )
 
 
-def _quick(store: Store, project: int) -> dict[int, str]:
-    latest = store.latest_round(project)
-    version = version_name(latest["n"]) if latest else ""
-    return {task: row["key"] for task, row in store.quick_masks(project, version).items() if task} if version else {}
+def _quick(store: Store, project: int, rounds: Sequence[Round]) -> dict[int, str]:
+    found = store.quick_masks(project, rounds[-1].version) if rounds else {}
+    return {task: row["key"] for task, row in found.items() if task != PROJECT_ROW}
 
 
 def _scored(

@@ -11,6 +11,8 @@ from sqlalchemy.engine import RowMapping
 from backend.records.database import Database
 from backend.records.tables import quick_mask_table
 
+PROJECT_ROW = 0  # task number of the row that says what the newest model is
+
 
 class QuickMaskRecords(Database):
     """Reads and writes the table `quick_mask`."""

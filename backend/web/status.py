@@ -19,6 +19,7 @@ from backend.loop.new_labels import COULD_SHOW
 from backend.loop.project_settings import project_settings, row_settings
 from backend.loop.publication import published_part
 from backend.records.maps import read_map
+from backend.records.quick_masks import PROJECT_ROW
 from backend.records.rounds import Pick
 from backend.records.store import Store
 from backend.settings import ProjectSettings
@@ -95,7 +96,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
 
 
 def _quick(store: Store, project: int, newest: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    last = store.quick_mask(project, 0)
+    last = store.quick_mask(project, PROJECT_ROW)
     if newest is None or last is None or last["version"] != version_name(newest["n"]) or last["dice"] is None:
         return None  # also for a single label, or if nothing is drawn
     return {"labels": last["learnt"], "dice": last["dice"], "hidden": not last["drawn"]}
