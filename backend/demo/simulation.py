@@ -25,7 +25,7 @@ from backend.web.texts import text
 
 # longest wait for a new queue, once all labels are seen and no job runs, before labelling continues
 _QUIET = 90.0
-PACE = 3.0  # seconds that an annotator takes for a scan; people take longer
+PACE = 5.0  # seconds that an annotator takes for a scan; people take longer
 TOLD = 10  # first scans that get a line each
 
 
