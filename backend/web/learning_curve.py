@@ -24,7 +24,8 @@ def curve(store: Store, project: int) -> dict[str, Any]:
     labels     of the newest model, with their `colours`
     unit       unit of all distances; "mixed" if the rows differ, which then share no curve
     models     on their held-out scans, as in `averages.summarise`
-    shown      per round, the masks shown compared with the submitted masks, likewise
+    shown      per round, the masks shown compared with the submitted masks, likewise; `labels` is None for those of
+               the quick model, which learns from more labels after every scan
     control    comparisons with the control group
     lead_time  median seconds per scan, for scans opened with and without a mask
     stopping   as in the status
@@ -50,7 +51,7 @@ def curve(store: Store, project: int) -> dict[str, Any]:
             for m, found in zip(models, judged, strict=True)
         ],
         "shown": [
-            {"round": round_of(v), "model_version": v, "labels": labels.get(v), **_row(found)}
+            {"round": round_of(v), "model_version": v, "labels": labels.get(v) if v in masked else None, **_row(found)}
             for v, found in sorted(compared.items(), key=lambda item: round_of(item[0]) or 0)
         ],
         "control": [

@@ -294,5 +294,5 @@ def _times(axes: Axes, curve: Mapping[str, Any]) -> None:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(text("plot.time"))
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.05 * axes.get_xlim()[1])
     axes.grid(axis="x", alpha=0.25, linewidth=0.5)
