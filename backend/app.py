@@ -76,7 +76,9 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
     watchdog = Watchdog()
     store = open_store(settings)
     counters = Counters(store.add_counters)
+    queue = Queue(settings, lambda project: look(project), store.projects)
     reconciler = make_reconciler(settings, store, stopping, watchdog, counters.count)
+    reconciler.context.news = queue.news
     if heartbeat is not None:  # not earlier: loading the libraries can block all threads for a long time
         threading.Thread(
             target=beat, args=(heartbeat, lambda: watchdog.silence() < settings.hang_seconds, stopping), daemon=True
@@ -101,7 +103,7 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
     telling = threading.Thread(target=roster.run, args=(stopping,), daemon=True)
     telling.start()
     threading.Thread(target=counters.keep, args=(stopping,), daemon=True).start()
-    Queue(settings, look, store.projects).run(stopping, parent=parent)
+    queue.run(stopping, parent=parent)
     telling.join(timeout=5)
     counters.flush()
 

@@ -23,7 +23,7 @@ from sqlalchemy import Connection
 from backend.demo import child
 from backend.demo.label_studio import LabelStudio, default_executable
 from backend.demo.phantoms import write_phantoms
-from backend.loop import control_trial, observing, publishing, sharing
+from backend.loop import control_trial, observing, sharing, tending
 from backend.records import migrate
 from backend.records.store import Store
 from backend.workers import shards
@@ -246,7 +246,7 @@ def miniature() -> Iterator[None]:
     a process, however slow they are, and shards so small that a few scans make several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(observing, "SETTLE", 0.01)
-        patch.setattr(publishing, "TEND_EVERY", 60.0)
+        patch.setattr(tending, "TEND_EVERY", 60.0)
         patch.setattr(control_trial, "YIELD_EVERY", 60.0)
         patch.setattr(sharing, "SHARD", 4)
         patch.setattr(shards, "SHARD", 4)

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from backend.errors import ScanqueueError, StudioRefused
+from backend.label_studio.client import limits
 
 # Label Studio answers 500 if a request has more files than this (DATA_UPLOAD_MAX_NUMBER_FILES)
 FILES_PER_REQUEST = 100
@@ -44,7 +45,7 @@ def answer(response: httpx.Response) -> Any:
 
 def _browser(url: str) -> httpx.Client:
     # Label Studio's development server is local: no proxy, and slow responses only while it works
-    return httpx.Client(base_url=url, trust_env=False, follow_redirects=True, timeout=120)
+    return httpx.Client(base_url=url, trust_env=False, follow_redirects=True, timeout=120, limits=limits(url))
 
 
 def _send_form(browser: httpx.Client, path: str, fields: dict[str, str]) -> None:

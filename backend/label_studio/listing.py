@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from backend.label_config import LabelConfig, smart_tags
@@ -57,6 +57,7 @@ class Annotation:
     copied         made from another task's annotation by "Propagate annotations", and not opened by anybody since
     created_at     time of the first submission; like `updated_at` in Label Studio's own text
     others         the task's other annotations, oldest first
+    predicted      the regions of the task's predictions, by model version; the newest of each
     """
 
     task: int
@@ -71,6 +72,7 @@ class Annotation:
     unseen: bool = False
     copied: bool = False
     others: tuple[OtherAnnotation, ...] = ()
+    predicted: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -214,7 +216,8 @@ class Listing(Client):
                 if best is None:
                     yield task
                     continue
-                versions = {p["id"]: p.get("model_version") or "" for p in row.get("predictions") or ()}
+                predictions = sorted(row.get("predictions") or (), key=lambda p: int(p["id"]))
+                versions = {p["id"]: p.get("model_version") or "" for p in predictions}
                 rest = sorted((a for a in row["annotations"] if a is not best), key=lambda a: int(a["id"]))
                 yield Annotation(
                     task=task,
@@ -238,6 +241,7 @@ class Listing(Client):
                         )
                         for a in rest
                     ),
+                    predicted={versions[p["id"]]: p.get("result") or () for p in predictions},
                 )
 
     def predicted_regions(

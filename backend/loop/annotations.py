@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from backend.label_studio.listing import Annotation
 from backend.label_studio.masks import could_draw, read_annotation, read_mask
 from backend.learning.averages import as_row
 from backend.loop.context import LoopContext
-from backend.loop.publishing import Publisher
 from backend.loop.steps import ReadMasks, Seen
 from backend.records.quick_masks import PROJECT_ROW
 from backend.records.scans import scan_of
@@ -31,12 +30,14 @@ log = logging.getLogger("scanqueue.reconcile")
 class AnnotationReader:
     """Reads annotations and records them as labels."""
 
-    def __init__(self, context: LoopContext, publisher: Publisher) -> None:
+    def __init__(self, context: LoopContext) -> None:
         self._context = context
-        self._publisher = publisher
 
-    def read(self, project: int, seen: Seen, step: ReadMasks) -> None:
-        """Do a `ReadMasks` step. An annotation that cannot be read becomes a problem of its task."""
+    def read(self, project: int, seen: Seen, step: ReadMasks, between: Callable[[int], None] | None = None) -> None:
+        """Do a `ReadMasks` step. An annotation that cannot be read becomes a problem of its task.
+
+        between  called with the project after each annotation but the last
+        """
         assert seen.config is not None
         store = self._context.store
         rows = {s["task"]: s for s in store.scans(project)}
@@ -48,7 +49,8 @@ class AnnotationReader:
             else:
                 self._read(project, seen, rows[found.task], found, known)
             self._context.report(project, "reading annotations", number, total)
-            self._publisher.tend(project)
+            if between is not None and number < total:
+                between(project)
 
     def _read(
         self, project: int, seen: Seen, scan: Any, found: Annotation, known_before: Mapping[tuple[int, str], str]
@@ -141,9 +143,8 @@ class AnnotationReader:
         context = self._context
         if not found.shown_version or context.store.quick_mask(project, PROJECT_ROW) is None:
             return None
-        studio, tasks = context.studio, [found.task]
-        shown = next(iter(studio.predicted_regions(project, tasks, [found.shown_version])))[1]
-        if not shown or next(iter(studio.predicted_regions(project, tasks, [IMPORTED_MASKS])))[1]:
+        shown = found.predicted.get(found.shown_version)
+        if not shown or found.predicted.get(IMPORTED_MASKS):
             return None
         try:
             return read_mask(shown, config, *shape, context.store.renames(project))[0]

@@ -40,7 +40,11 @@ class Postponed(Exception):
 
 @dataclass
 class LoopContext:
-    """The clients and records of one process. `stopping` is checked between and during steps."""
+    """The clients and records of one process.
+
+    stopping  checked between and during steps
+    news      whether a project was requested again since its step began or since the last call
+    """
 
     studio: Studio
     store: Store
@@ -48,6 +52,7 @@ class LoopContext:
     settings: Settings
     stopping: Callable[[], bool] = lambda: False
     watchdog: Watchdog = field(default_factory=Watchdog)
+    news: Callable[[int], bool] = lambda _: False
     locks: dict[int, LockHandle] = field(default_factory=dict)
     _logged: float = 0.0
     _silent_until: float = 0.0

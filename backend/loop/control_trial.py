@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from backend.fingerprints import fingerprint
@@ -12,7 +12,6 @@ from backend.learning.averages import of_scores
 from backend.loop.context import LoopContext, Postponed, Replan
 from backend.loop.decide import decide
 from backend.loop.observing import Observer
-from backend.loop.publishing import Publisher
 from backend.loop.retraining import (
     PROGRESS_EVERY,
     TRAINING_ROOM,
@@ -33,10 +32,10 @@ YIELD_EVERY = 10.0  # seconds between checks whether something more urgent is du
 class ControlTrial:
     """Trains the two models of a `CompareWithControl` step. Neither is kept."""
 
-    def __init__(self, context: LoopContext, observer: Observer, publisher: Publisher) -> None:
+    def __init__(self, context: LoopContext, observer: Observer, tend: Callable[[int], None]) -> None:
         self._context = context
         self._observer = observer
-        self._publisher = publisher
+        self._tend = tend
 
     def compare(self, project: int, seen: Seen, done: Done, step: CompareWithControl) -> None:
         """Record the quality of both models in the details of the newest model.
@@ -83,7 +82,7 @@ class ControlTrial:
             nonlocal checked
             context.check(project)
             context.report(project, text, at, total)
-            self._publisher.tend(project)
+            self._tend(project)
             if time.monotonic() - checked >= YIELD_EVERY:
                 self._give_way(project)
                 checked = time.monotonic()

@@ -20,6 +20,7 @@ from backend.loop.steps import (
     MapScans,
     OpenRound,
     Plan,
+    Publish,
     ReadMasks,
     ReadScans,
     Score,
@@ -99,8 +100,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         return Plan("embedding", steps=tuple(steps))
 
     latest = done.rounds[-1]
-    read = [(s, known[s.task]) for s in ready if s.annotated and s.task in known and not known[s.task].problem]
-    lessons = {Lesson.of(scan, label.mask, label.unknown): label for scan, label in read}
+    lessons = _lessons(ready, known)
     train = _training(done, config, lessons)
     if done.models and (round_of(done.models[-1].version) or 0) > latest.n:
         train = None  # the round of the newest model comes first; new labels must not delay it
@@ -117,6 +117,38 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         steps.append(comparison)
     training = train is not None and not any(isinstance(s, OpenRound) for s in steps)
     return Plan(*_phase(done, scans, len(lessons), training, seen.live.ignores_skipped), steps=tuple(steps))
+
+
+def meanwhile(seen: Seen, done: Done) -> list[Publish | ReadMasks | DrawQuickly]:
+    """The steps that cannot wait for the end of a long one, most urgent first.
+
+    They are what the queue lacks and, before the first model, new annotations and the masks drawn from them.
+    """
+    config = seen.config
+    if seen.disconnected or seen.blocked or config is None or not done.rounds:
+        return []
+    latest = done.rounds[-1]
+    if done.first_round > latest.n or waiting_for_labels(seen, config):
+        return []  # `decide` has something else to do first
+    steps: list[Publish | ReadMasks | DrawQuickly] = []
+    publish = publication(latest, seen, done.settings)
+    if publish is not None and publish.tasks:
+        steps.append(publish)
+    if done.active or latest.model or done.settings.quick_model == "off":
+        return steps
+    ready = [s for s in seen.scans if not s.problem and s.digest and s.digest in done.embedded]
+    known = {label.task: label for label in seen.labels}
+    unread = tuple(s.task for s in ready if s.annotated and s.task not in known)
+    if unread:
+        steps.append(ReadMasks(unread))
+    quick = _redrawing(seen, config, done, _lessons(ready, known), training=False)
+    return steps if quick is None else [*steps, quick]
+
+
+def _lessons(ready: Sequence[Scan], known: Mapping[int, Label]) -> dict[Lesson, Label]:
+    """All that can be learnt from, with the annotation of each."""
+    read = [(s, known[s.task]) for s in ready if s.annotated and s.task in known and not known[s.task].problem]
+    return {Lesson.of(scan, label.mask, label.unknown): label for scan, label in read}
 
 
 def _reading(ready: Sequence[Scan], known: Mapping[int, Label], done: Done) -> list[Step]:

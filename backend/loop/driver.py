@@ -21,7 +21,7 @@ from backend.errors import (
     StudioRefused,
     WeightsMissing,
 )
-from backend.facts import DELETED, DISCONNECTED
+from backend.facts import DELETED, DISCONNECTED, Live
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.loop.annotations import AnnotationReader
@@ -37,6 +37,7 @@ from backend.loop.retraining import Trainer
 from backend.loop.rounds import extend_round, map_pool, open_round
 from backend.loop.sharing import share
 from backend.loop.steps import (
+    FEW,
     CompareWithControl,
     Done,
     DrawQuickly,
@@ -54,8 +55,10 @@ from backend.loop.steps import (
     Step,
     Train,
     describe,
+    unchanged,
 )
 from backend.loop.stored import stored
+from backend.loop.tending import Tender
 from backend.records.store import Store
 from backend.settings import ProjectSettings, Settings
 from backend.workers.counters import CountCallback, discard
@@ -83,11 +86,12 @@ class Reconciler:
         self.processor, self.shards = context.processor, context.shards
         self.observer = Observer(context)
         self._connections = Connections(context)
-        self._publisher = Publisher(context, self.observer, self._connections)
-        self._annotations = AnnotationReader(context, self._publisher)
-        self._trainer = Trainer(context, self._publisher)
+        self._publisher = Publisher(context, self._connections)
+        self._annotations = AnnotationReader(context)
         self._quick = QuickDrawer(context, self._connections)
-        self._control_trial = ControlTrial(context, self.observer, self._publisher)
+        self.tender = Tender(context, self.observer, self._publisher, self._annotations, self._quick)
+        self._trainer = Trainer(context, self.tender.tend)
+        self._control_trial = ControlTrial(context, self.observer, self.tender.tend)
 
     def reconcile(self, project: int) -> Plan:
         """Do all pending steps of one project. Returns the last plan, which has no steps when nothing is pending.
@@ -137,11 +141,12 @@ class Reconciler:
         troubles: list[str] = []
         refused: set[type[Step]] = set()
         last: Step | None = None
+        live: Live | None = None
         while True:
             self.context.check(project)
             # Counted before observing: later requests may be about labels not yet seen.
             requests = self.context.row(project)["training_requests"]
-            seen = self.observer.observe(project)
+            seen = self.observer.observe(project, live)
             seen = replace(seen, disconnected=self._connections.objection(project))
             done = stored(self.context, project, seen)
             done = replace(done, training_requests=min(done.training_requests, requests))
@@ -156,14 +161,14 @@ class Reconciler:
                 troubles += self._remarks(project, seen, done, plan)
                 self.store.set_trouble(project, " ".join(troubles), seen_at=time.time())
                 return plan
-            last = step
+            last, live = step, unchanged(seen, step)
             log.info("project %s: %s", project, describe(step))
             began = time.monotonic()
             try:
                 self._run(project, seen, done, step)
                 self.count("step", type(step).__name__, time.monotonic() - began)
             except Replan:
-                last = None
+                last = live = None
             except Postponed:
                 refused.add(type(step))
             except StudioRefused as error:
@@ -174,12 +179,12 @@ class Reconciler:
             self.store.finish(project)
 
     def _run(self, project: int, seen: Seen, done: Done, step: Step) -> None:
-        context, tend = self.context, self._publisher.tend
+        context, tend = self.context, self.tender.tend
         if isinstance(step, ReadScans):
             requirements = self.processor.reading_requirements()
             share(context, project, "read", requirements, step.tasks, "reading and embedding scans", tend)
         elif isinstance(step, ReadMasks):
-            self._annotations.read(project, seen, step)
+            self._annotations.read(project, seen, step, self.tender.refill if len(step.tasks) > FEW else None)
         elif isinstance(step, FitMap | MapScans):
             map_pool(context, project, seen, done, step)
         elif isinstance(step, Score):

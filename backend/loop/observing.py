@@ -29,8 +29,11 @@ class Observer:
         self._context = context
         self._listing = TaskListing(context)
 
-    def observe(self, project: int) -> Seen:
-        """Record what changed in Label Studio, and return what it contains now."""
+    def observe(self, project: int, live: Live | None = None) -> Seen:
+        """Record what changed in Label Studio, and return what it contains now.
+
+        live  what was seen of the queue a moment ago, if nothing was written since; it is not asked for again
+        """
         context, store = self._context, self._context.store
         row = context.row(project)
         page = context.studio.project(project)
@@ -66,7 +69,15 @@ class Observer:
         )
         outdated = frozenset(r["task"] for r in read if r["config"] != key)
         people = annotators((r["annotation"], r["completed_by"]) for r in read)
-        live, lost = self._live(project, row, page), store.lost_labels(project, renames)
+        live = self._live(project, row, page) if live is None else live
+        live = replace(
+            live,
+            model_version=page.model_version,
+            sampling=page.sampling,
+            show_predictions=page.show_predictions,
+            ignores_skipped=page.ignores_skipped,
+        )
+        lost = store.lost_labels(project, renames)
         return Seen(project, config, scans, labels, live, people=people, renames=renames, lost=lost, outdated=outdated)
 
     def _renames(self, project: int, row: Any, config: LabelConfig) -> Renames:
@@ -100,13 +111,9 @@ class Observer:
             store.set_project(project, first_round=first)
         url = webhook_url(self._context.settings, row["backend_url"])
         return Live(
-            model_version=page.model_version,
-            sampling=page.sampling,
-            show_predictions=page.show_predictions,
             published=published,
             webhook=not url or studio.has_webhook(project, url, row["secret"]),
             view=studio.has_view(project),
-            ignores_skipped=page.ignores_skipped,
         )
 
 

@@ -1,4 +1,4 @@
-"""Write the published part of a round to Label Studio, and keep it filled during long steps."""
+"""Write the published part of a round to Label Studio."""
 
 from __future__ import annotations
 
@@ -7,63 +7,24 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from backend.errors import ProjectGone, ScanqueueError, StudioRefused
+from backend.errors import StudioRefused
 from backend.facts import IMPORTED_MASKS, origin_of, score_of, version_name
 from backend.label_studio.drawing import draw_mask
 from backend.loop.connection import Connections
 from backend.loop.context import LoopContext
-from backend.loop.decide import waiting_for_labels
 from backend.loop.disconnecting import remember
-from backend.loop.observing import Observer
-from backend.loop.publication import publication
 from backend.loop.sharing import share
-from backend.loop.steps import Done, Publish, Seen, describe
-from backend.loop.stored import stored
+from backend.loop.steps import Done, Publish, Seen
 
 log = logging.getLogger("scanqueue.reconcile")
-
-TEND_EVERY = 10.0  # seconds between checks of the queue during long steps
-
-
-def _is_stopped(seen: Seen, done: Done) -> bool:
-    """Whether the latest round must not be continued, as `decide` would do something else first."""
-    if seen.blocked or seen.config is None or done.first_round > done.rounds[-1].n:
-        return True
-    return waiting_for_labels(seen, seen.config) is not None
 
 
 class Publisher:
     """Publishes the latest round of a project."""
 
-    def __init__(self, context: LoopContext, observer: Observer, connections: Connections) -> None:
+    def __init__(self, context: LoopContext, connections: Connections) -> None:
         self._context = context
         self._connections = connections
-        self._observer = observer
-        self._tended: dict[int, float] = {}
-        self._tending: set[int] = set()
-
-    def tend(self, project: int) -> None:
-        """Called during long steps: keep the queue filled. Problems are left to the next pass."""
-        if project in self._tending or time.monotonic() - self._tended.get(project, 0.0) < TEND_EVERY:
-            return
-        self._context.check(project)
-        self._tending.add(project)
-        try:
-            if self._context.store.rounds(project, picks=False):
-                seen = self._observer.observe(project)
-                done = stored(self._context, project, seen)
-                if done.rounds and not _is_stopped(seen, done):
-                    step = publication(done.rounds[-1], seen, done.settings)
-                    if step is not None and step.tasks:
-                        log.info("project %s: %s", project, describe(step))
-                        self.publish(project, seen, done, step)
-        except ProjectGone:
-            raise
-        except ScanqueueError as error:
-            log.warning("project %s: the queue could not be refilled: %s", project, error)
-        finally:
-            self._tending.discard(project)
-            self._tended[project] = time.monotonic()
 
     def publish(self, project: int, seen: Seen, done: Done, step: Publish) -> None:
         """Do a `Publish` step. Raises StudioRefused when Label Studio rejects the predictions, Replan when it is no

@@ -25,7 +25,6 @@ from backend.learning.learner import Case
 from backend.loop.context import Busy, LoopContext, Replan
 from backend.loop.judging import Verdict, has_learnt, judge, judged, learnt, remark
 from backend.loop.learning_remarks import learning_remarks
-from backend.loop.publishing import Publisher
 from backend.loop.steps import Done, Seen, Train
 from sampling import agreement, agreement_sample
 
@@ -155,9 +154,9 @@ def at_most_every(seconds: float, call: Callable[[int, int], None]) -> Callable[
 class Trainer:
     """Trains models."""
 
-    def __init__(self, context: LoopContext, publisher: Publisher) -> None:
+    def __init__(self, context: LoopContext, tend: Callable[[int], None]) -> None:
         self._context = context
-        self._publisher = publisher
+        self._tend = tend
 
     def train(self, project: int, seen: Seen, done: Done, step: Train) -> None:
         """Do a `Train` step. Raises Busy while another project is being trained."""
@@ -220,7 +219,7 @@ class Trainer:
         def on_step(at: int, total: int) -> None:
             context.check(project)
             context.report(project, f"training {step.version} on {len(cases)} labels", at, total)
-            self._publisher.tend(project)
+            self._tend(project)
 
         context.store.check_room(TRAINING_ROOM)
         with context.store.training_slot() as mine:

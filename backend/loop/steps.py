@@ -9,6 +9,8 @@ from backend.facts import Label, Live, Model, Round, Scan
 from backend.label_config import LabelConfig, Renames
 from backend.settings import ProjectSettings
 
+FEW = 8  # annotations that are read in a moment
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -202,6 +204,11 @@ class Plan:
     phase: str
     reason: str = ""
     steps: tuple[Step, ...] = ()
+
+
+def unchanged(seen: Seen, step: Step) -> Live | None:
+    """What Label Studio has after this step, if it is what was seen before: it was fast and wrote nothing there."""
+    return seen.live if isinstance(step, ReadMasks) and len(step.tasks) <= FEW else None
 
 
 def describe(step: Step) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil, log2
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ import numpy as np
 from backend.facts import round_of, version_name
 from backend.learning.averages import of_model, of_trial
 from backend.records.store import Store
-from backend.web.legend import legend, united
-from backend.web.status import describe, shown_summaries
+from backend.web.legend import label_names, legend, united
+from backend.web.status import describe, shown_summaries, summary
 
 RESAMPLES = 2000  # bootstrap samples
 SEED = 0
+FIRST_LABELS = 5  # upper limit of the first group of masks of the quick model
 MANY = 1000  # number of values above which the interval is computed instead of resampled
 
 
@@ -26,6 +28,8 @@ def curve(store: Store, project: int) -> dict[str, Any]:
     models     on their held-out scans, as in `averages.summarise`
     shown      per round, the masks shown compared with the submitted masks, likewise; `labels` is None for those of
                the quick model, which learns from more labels after every scan
+    quick      the masks of the quick model, likewise, in groups by the number of labels submitted before: up to 5, 10,
+               20, 40, and so on; `labels` is their mean
     control    comparisons with the control group
     lead_time  median seconds per scan, for scans opened with and without a mask
     stopping   as in the status
@@ -54,6 +58,7 @@ def curve(store: Store, project: int) -> dict[str, Any]:
             {"round": round_of(v), "model_version": v, "labels": labels.get(v) if v in masked else None, **_row(found)}
             for v, found in sorted(compared.items(), key=lambda item: round_of(item[0]) or 0)
         ],
+        "quick": _quick(store, project, masked, read),
         "control": [
             {"version": m["version"], **of_trial(m["details"]["arms"])} for m in models if "arms" in m["details"]
         ],
@@ -65,6 +70,20 @@ def curve(store: Store, project: int) -> dict[str, Any]:
         },
         "stopping": status["stopping"] if status else None,
     }
+
+
+def _quick(store: Store, project: int, masked: set[str], read: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
+    """Summaries of the masks that no model of a round (`masked`) drew."""
+    before = {label["key"]: place for place, label in enumerate(sorted(read, key=lambda label: label["annotation"]))}
+    groups: dict[int, list[Mapping[Any, Any]]] = {}
+    for row in store.shown(project):
+        if row["version"] not in masked and row["label"] in before:
+            groups.setdefault(max(0, ceil(log2(max(before[row["label"]], 1) / FIRST_LABELS))), []).append(row)
+    names = label_names(store, project)
+    return [
+        {"labels": round(float(np.mean([before[row["label"]] for row in rows]))), **_row(summary(rows, names))}
+        for _, rows in sorted(groups.items())
+    ]
 
 
 def _row(found: Mapping[str, Any]) -> dict[str, Any]:

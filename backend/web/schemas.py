@@ -223,6 +223,7 @@ SCHEMAS: dict[str, Schema] = {
             "colours": map_of(TEXT) | {"description": "by label, as #RRGGBB"},
             "models": list_of(ref("Means")),
             "shown": list_of(ref("Means")),
+            "quick": list_of(ref("Means")),
             "control": list_of(ref("Compared")),
             "lead_time": object_of({"with": ref("Interval"), "without": ref("Interval")}),
             "stopping": or_null(ref("Stopping")),

@@ -305,7 +305,7 @@ def model_list(store: Store, project: int) -> list[dict[str, Any]]:
 
 def shown_summary(store: Store, project: int, version: str) -> dict[str, Any]:
     """`summarise` over the scans whose mask of `version` was shown and then submitted."""
-    return _summary(store.shown(project, version), label_names(store, project))
+    return summary(store.shown(project, version), label_names(store, project))
 
 
 def shown_summaries(store: Store, project: int) -> dict[str, dict[str, Any]]:
@@ -313,10 +313,11 @@ def shown_summaries(store: Store, project: int) -> dict[str, dict[str, Any]]:
     names, rows = label_names(store, project), defaultdict(list)
     for row in store.shown(project):
         rows[row["version"]].append(row)
-    return {version: _summary(found, names) for version, found in rows.items()}
+    return {version: summary(found, names) for version, found in rows.items()}
 
 
-def _summary(rows: Iterable[Mapping[Any, Any]], names: tuple[str, ...]) -> dict[str, Any]:
+def summary(rows: Iterable[Mapping[Any, Any]], names: tuple[str, ...]) -> dict[str, Any]:
+    """The agreement of shown and submitted masks in these records, see `averages.summarise`."""
     return deepcopy(_summarised(tuple(tuple(row.items()) for row in rows), names))
 
 

@@ -26,7 +26,7 @@ log = logging.getLogger("scanqueue.worker")
 
 THREADS = 4  # projects reconciled in parallel; they take turns to train
 AGAIN = 5.0  # seconds until a busy project is reconciled again
-GAP = 1.0  # minimum seconds between two jobs of one project
+GAP = 0.3  # minimum seconds between two jobs of one project; annotators wait for their next mask
 SWEEP = 60.0  # seconds between sweeps
 GRACE = 20  # seconds for running jobs to stop
 WAITING = 10_000  # maximum number of projects in a RequestBuffer
@@ -67,7 +67,9 @@ class Queue:
                 ) from error
         self._reconcile = reconcile
         self._projects = projects or (lambda: ())
-        self._last: dict[int, float] = {}
+        self._ended: dict[int, float] = {}
+        self._running: dict[int, bool] = {}  # project: whether it was requested again meanwhile
+        self._mutex = threading.Lock()
         self._stopping = threading.Event()
 
         @self._huey.task(name="look")  # type: ignore[untyped-decorator]
@@ -97,6 +99,14 @@ class Queue:
         """Whether a request for the project waits for a worker."""
         return bool(self._huey.storage.has_data_for_key(_flag(project)))
 
+    def news(self, project: int) -> bool:
+        """Whether the project, which this process reconciles, was requested again since that began or since the last
+        call."""
+        with self._mutex:
+            if found := self._running.get(project, False):
+                self._running[project] = False
+            return found
+
     def waiting(self) -> int:
         """Number of jobs that wait for a worker."""
         return int(self._huey.storage.queue_size())
@@ -115,26 +125,42 @@ class Queue:
         try:
             # From here on, a new request is a new job, as its cause may be later than this run.
             self._huey.storage.pop_data(_flag(project))
-            early = self._last.get(project, -GAP) + GAP - time.monotonic()
+            early = self._ended.get(project, -GAP) + GAP - time.monotonic()
             if early > 0:
                 self._later(project, early)
-            elif self._reconciled(self._reconcile, project):
-                self._later(project, AGAIN)
+            elif self._begin(project):
+                busy = self._reconciled(self._reconcile, project)
+                if self._end(project):
+                    self._later(project, GAP)
+                elif busy:
+                    self._later(project, AGAIN)
         except BROKER_AWAY as error:
             log.warning("project %s: the job queue does not answer (%s)", project, type(error).__name__)
 
     def _reconciled(self, reconcile: Reconcile, project: int) -> bool:
         """True if the project must be reconciled again."""
-        self._last[project] = time.monotonic()  # set now, so that no other thread tries in the meantime
         try:
             return reconcile(project)
         except ScanqueueError as error:
             log.warning("project %s: %s", project, error)
         except Exception:
             log.exception("project %s: unexpected failure; will retry within a minute", project)
-        finally:
-            self._last[project] = time.monotonic()
         return False
+
+    def _begin(self, project: int) -> bool:
+        """False if another thread reconciles the project; `news` tells it."""
+        with self._mutex:
+            if project in self._running:
+                self._running[project] = True
+                return False
+            self._running[project] = False
+            return True
+
+    def _end(self, project: int) -> bool:
+        """Whether there is still news of the project."""
+        with self._mutex:
+            self._ended[project] = time.monotonic()
+            return self._running.pop(project)
 
     def _later(self, project: int, seconds: float) -> None:
         """Reconcile again after `seconds`; requests in the meantime add no job."""
@@ -173,7 +199,7 @@ class Queue:
             self._huey,
             workers=THREADS,
             worker_type="thread",
-            max_delay=0.5,
+            max_delay=0.2,
             periodic=False,
             shutdown_timeout=GRACE,
             graceful_signal="TERM",

@@ -103,7 +103,7 @@ def test_a_removal_during_a_long_step_stops_the_refilling_of_the_queue(world: Wo
     world.studio.connected = []
     writes = list(world.studio.writes)
     with pytest.raises(connection.Replan):
-        going_on._publisher.tend(PROJECT)
+        going_on.tender.tend(PROJECT)
     assert world.studio.writes == writes
 
 

@@ -41,7 +41,7 @@ from backend.demo.phantoms import phantom
 from backend.errors import ScanqueueError, StorageFull, StudioRefused, StudioUnavailable, UnreadableScan
 from backend.facts import SAMPLING, Scan, control_draw
 from backend.learning.segmenters import WEIGHTS_FILE, Segmenter
-from backend.loop import audit, control_trial, listing, observing, publishing
+from backend.loop import audit, control_trial, listing, observing, tending
 from backend.loop.annotations import AnnotationReader
 from backend.loop.batch import cached_pixels
 from backend.loop.context import Busy, LoopContext
@@ -865,7 +865,7 @@ def test_a_comparison_yields_to_training_and_uses_the_newest_model(
     world.add_scans(0, 24)
     world.run()
     world.label(18)
-    monkeypatch.setattr(publishing, "TEND_EVERY", 0.0)
+    monkeypatch.setattr(tending, "TEND_EVERY", 0.0)
     monkeypatch.setattr(control_trial, "YIELD_EVERY", 0.0)
     report = LoopContext.report
 
@@ -1291,7 +1291,7 @@ def test_a_constant_stream_of_labels_prevents_neither_training_nor_its_round(
     served: dict[str, int] = {}
     real = AnnotationReader.read
 
-    def read_while_more_comes(self: AnnotationReader, project: int, seen: Any, step: Any) -> None:
+    def read_while_more_comes(self: AnnotationReader, project: int, seen: Any, step: Any, between: Any) -> None:
         real(self, project, seen, step)
         if "scanqueue-r1" not in served and len(world.annotations) < 30:
             world.label(1)

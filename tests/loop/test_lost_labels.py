@@ -46,7 +46,7 @@ def test_a_renamed_label_stops_everything_until_somebody_says_so_and_then_counts
     assert drawn_labels(world) == {"Lung"}
     lacking = world.studio.predictions.pop()
     reconciler = world.reconciler()
-    reconciler._publisher.tend(PROJECT)  # what a long training does meanwhile: fill the queue
+    reconciler.tender.tend(PROJECT)  # what a long training does meanwhile: fill the queue
     assert lacking["task"] not in world.published()
     world.studio.predictions.append(lacking)
     task = world.order()[-1]

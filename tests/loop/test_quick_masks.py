@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,12 @@ from world import PROJECT, World
 from backend.errors import UnreadableMask, WeightsMissing
 from backend.facts import IMPORTED_MASKS
 from backend.learning.learner import Learner
+from backend.loop.driver import Reconciler
 from backend.loop.predictor import Predictor
+from backend.loop.quick_masks import QuickDrawer
+from backend.records.quick_masks import PROJECT_ROW
 from backend.records.store import Store
+from backend.web.learning_curve import curve
 from backend.web.overview import Overview
 from backend.web.pictures import Pictures
 
@@ -78,6 +83,9 @@ def test_annotators_correct_masks_that_get_better_and_held_tasks_are_never_touch
     assert len(shown) >= COLD - 5
     late = [shown[task] for task in opened[6:]]
     assert sum(late) / len(late) > 0.6
+    groups = curve(world.store, PROJECT)["quick"]
+    assert [group["labels"] for group in groups] == [4, 8]  # means of up to 5, and of 6 to 10
+    assert sum(group["n"] for group in groups) == len(shown)
     assert world.status()["shown"]["n"] == len(shown)
 
 
@@ -233,6 +241,53 @@ def test_a_task_that_label_studio_asks_about_is_drawn_by_the_quick_model_too(wor
     world.submit(task)
     world.run()
     assert [row["task"] for row in world.store.shown(PROJECT)] == [task]
+
+
+def label_while_it_trains(world: World) -> tuple[Reconciler, list[int]]:
+    """A process in which an annotator submits the next scan while it trains; the tasks that were submitted."""
+    reconciler, submitted = world.reconciler(), list[int]()
+    reconciler.tender._tended[PROJECT] = time.monotonic()  # it has just looked at the queue
+
+    def news(project: int) -> bool:
+        submitted.extend(world.label(1) if not submitted else [])
+        return len(submitted) == 1
+
+    reconciler.context.news = news
+    return reconciler, submitted
+
+
+def test_labels_submitted_while_the_first_model_is_trained_redraw_the_next_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = world_with(tmp_path / "data", cold_start_size=4, queue_depth=SCANS)
+    world.label(4)
+    reconciler, submitted = label_while_it_trains(world)
+    at: list[dict[int, str]] = []
+    real = Store.put_model
+
+    def trained(*args: Any, **kwargs: Any) -> Any:
+        at.append(regions(world))
+        return real(*args, **kwargs)
+
+    drawn = QuickDrawer.redraw
+    before: list[dict[int, str]] = []
+
+    def redraw(*args: Any) -> None:
+        drawn(*args)
+        before.append(regions(world))
+
+    monkeypatch.setattr(Store, "put_model", trained)
+    monkeypatch.setattr(QuickDrawer, "redraw", redraw)
+    reconciler.reconcile(PROJECT)
+    (task,) = submitted
+    changed = [t for t in world.order() if before[0].get(t) != at[0].get(t)]
+    first = before[0].keys() - world.annotations.keys()
+    assert changed, "nothing was redrawn during the training"
+    assert task not in changed
+    assert world.store.quick_mask(PROJECT, PROJECT_ROW)["learnt"] == 5  # type: ignore[index]
+    (model,) = world.store.models(PROJECT)
+    assert len(model["trained_on"]) == 4
+    assert first.issuperset(changed)
 
 
 class Killed(BaseException):

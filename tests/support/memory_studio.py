@@ -225,7 +225,8 @@ class MemoryStudio:
                 best["lead_time"] is None and best[key] is not None
                 for key in ("parent_prediction", "parent_annotation")
             )
-            about = best["created_at"], best["ground_truth"], unseen, copied, others
+            predicted = {p["model_version"]: p["result"] for p in self.predictions if p["task"] == task}
+            about = best["created_at"], best["ground_truth"], unseen, copied, others, predicted
             yield Annotation(task, best["id"], best["updated_at"], best["result"], best["lead_time"], 1, shown, *about)
 
     def predicted_regions(

@@ -98,7 +98,8 @@ def curve(**changes: Any) -> dict[str, Any]:
 
 def nothing() -> dict[str, Any]:
     time = {"median": None, "low": None, "high": None, "n": 0}
-    empty: dict[str, Any] = {"unit": None, "labels": [], "models": [], "shown": [], "control": [], "stopping": None}
+    empty: dict[str, Any] = {"unit": None, "labels": [], "models": [], "control": [], "stopping": None}
+    empty |= {"shown": [], "quick": []}
     return empty | {"lead_time": {"with": time, "without": time}}
 
 
@@ -213,6 +214,14 @@ def test_there_is_one_bar_for_each_known_interval() -> None:
     assert marks(drawn, "intervals-label-1") == marks(drawn, "intervals-label-2") == 3
     assert marks(drawn, "intervals-time-with") == marks(drawn, "intervals-time-without") == 1
     assert "95 % interval" in texts(drawn)
+
+
+def test_masks_of_the_quick_model_have_a_line_of_their_own() -> None:
+    quick = [{"labels": at} | quality(dice, 12.0) for at, dice in ((3, 0.4), (8, 0.5), (15, 0.6))]
+    drawn = curve_plot(curve(models=[], shown=[], control=[], quick=quick, lead_time={}))
+    assert "mask of the quick model vs. submitted mask" in texts(drawn)
+    for name in ("dice", "hd95"):
+        assert marks(drawn, f"intervals-{name}-quick") == 3
 
 
 def test_a_curve_without_intervals_does_not_mention_them() -> None:

@@ -104,6 +104,34 @@ def test_ten_thousand_requests_cause_at_most_one_reconciliation_per_second(tmp_p
         assert child.wait(30) is not None
 
 
+def test_a_request_during_a_reconciliation_is_news_to_it_or_causes_another_one(tmp_path: Path) -> None:
+    began, go_on, told = threading.Event(), threading.Event(), []
+
+    def reconcile(project: int) -> bool:
+        began.set()
+        assert go_on.wait(30)
+        told.append((queue.news(project), queue.news(project)) if len(told) != 1 else ())
+        return False
+
+    queue = Queue(Settings(data_dir=tmp_path), reconcile)
+    assert not queue.news(1)
+    for again in ((True, False), ()):  # who heard the news needs no other run; who did not is run again
+        runs = len(told)
+        threads = [threading.Thread(target=queue._taken, args=(1,)) for _ in range(3)]
+        threads[0].start()
+        assert began.wait(30)
+        for thread in threads[1:]:
+            thread.start()
+            thread.join()  # at once, although the first one is still at it
+        go_on.set()
+        threads[0].join()
+        assert told[runs] == again
+        assert queue.waits(1) == (again == ())
+        began.clear()
+        go_on.clear()
+        time.sleep(GAP)
+
+
 def test_a_flag_with_a_lost_job_does_not_block_its_project(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
     try:

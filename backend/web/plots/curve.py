@@ -36,7 +36,7 @@ Panel = Callable[["Axes", Mapping[str, Any]], None]
 def curve_panels(curve: Mapping[str, Any]) -> list[Panel]:
     """The panels that have data."""
     found: list[Panel] = []
-    rows = [*(curve.get("models") or ()), *(curve.get("shown") or ())]
+    rows = _rows(curve)
     if any(number(r.get("dice")) is not None for r in rows):
         found.append(dice_panel)
     units = {_unit(curve, r) for r in rows if number(r.get("hd95")) is not None}
@@ -51,6 +51,11 @@ def curve_panels(curve: Mapping[str, Any]) -> list[Panel]:
     if any(number((times.get(side) or {}).get("median")) is not None for side in ("with", "without")):
         found.append(_times)
     return found
+
+
+def _rows(curve: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rows of models and of masks shown."""
+    return [row for part in ("models", "shown", "quick") for row in curve.get(part) or ()]
 
 
 def panels_height(panels: Sequence[Panel]) -> float:
@@ -92,7 +97,7 @@ def draw_curve(canvas: Canvas, curve: Mapping[str, Any], panels: Sequence[Panel]
 
 def _span(curve: Mapping[str, Any]) -> tuple[float, float]:
     """Range of the axis of labels, the same in all panels."""
-    rows = [*(curve.get("models") or ()), *(curve.get("shown") or ()), *(curve.get("control") or ())]
+    rows = [*_rows(curve), *(curve.get("control") or ())]
     at = [float(r["labels"]) for r in rows if number(r.get("labels")) is not None]
     low, high = min(at, default=0.0), max(at, default=1.0)
     pad = max(1.0, 0.06 * (high - low))
@@ -140,7 +145,7 @@ def _distance(axes: Axes, curve: Mapping[str, Any], unit: str) -> None:
     _quality(axes, curve, "hd95", "hd95" if curve.get("unit") != "mixed" else f"hd95-{unit}", unit)
     axes.set_ylabel(f"HD95 ({unit})")
     axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
-    rows = [r for r in [*(curve.get("models") or ()), *(curve.get("shown") or ())] if _unit(curve, r) == "mixed"]
+    rows = [r for r in _rows(curve) if _unit(curve, r) == "mixed"]
     if lost := sum(1 for r in rows if number(r.get("dice")) is not None):
         axes.set_title(text("plot.without_mean", count=lost), loc="right", fontsize=SMALL)
 
@@ -186,6 +191,8 @@ def _quality(axes: Axes, curve: Mapping[str, Any], name: str, gid: str, unit: st
         marker="s",
         linestyle=(0, (4, 1.5)),
     )
+    quick = [row for row in curve.get("quick") or () if number(row.get(name)) is not None and fits(row)]
+    _line(axes, quick, name, f"{gid}-quick", text("plot.quick"), color=PALETTE[1], marker="^", linestyle=(0, (1, 1)))
     pairs = [
         (c["labels"], number((c.get("ours") or {}).get(name)), number((c.get("control") or {}).get(name)))
         for c in curve.get("control") or ()
