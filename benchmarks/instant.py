@@ -11,6 +11,9 @@ the label that starts the training to the first masks of its model.
 
 `--data` is a folder with images/ and masks/ (as `scanqueue demo` takes it), or "hippocampus": axial slices of the
 volumes in `../shared/data`. Without it, the scans are synthetic radiographs.
+
+`--pool N` measures one reconciliation after each label of a project with N tasks in Label Studio instead: all scans are
+embedded, and the features of the first tasks are stored. Beside it, the same with `FEW` scans.
 """
 
 from __future__ import annotations
@@ -30,18 +33,31 @@ import numpy as np
 
 from backend.demo.annotator import Annotator, from_result, shown_prediction, to_result
 from backend.demo.label_studio import LabelStudio
-from backend.demo.phantoms import write_phantoms
+from backend.demo.phantoms import phantom, write_phantoms
 from backend.demo.scans import ScanFolder, read_folder
 from backend.demo.simulation import compare
-from benchmarks.measure import report, rounded, summary
+from backend.fingerprints import fingerprint
+from backend.formats.pixels import letterbox
+from backend.label_studio.studio import Studio
+from backend.learning.learner import Learner
+from backend.learning.patch_features import SIDE as PATCHES
+from backend.learning.patch_features import PatchFeatures
+from backend.loop.driver import Reconciler
+from backend.records.quick_masks import PROJECT_ROW
+from backend.records.store import Store
+from backend.settings import Settings
+from benchmarks.measure import report, rounded, summary, timed
+from benchmarks.publish import SIDE as POOL_SIDE
+from benchmarks.publish import Pool
 from benchmarks.screen_pools import hippocampus
-from benchmarks.servers import Service, servers
+from benchmarks.servers import Service, annotate, label_studio, servers
 
 SCANS = 500
 FIRST_TRAINING = 20  # labels, as shipped
 PACE = 4.0  # seconds between two submissions during the training; people take longer
 AFTER = 12  # scans opened with masks of the first model
 LIMIT = 2.0  # seconds, at the 95th percentile
+FEW, POOL_LIMIT = 500, 3.0  # `--pool`: scans of the small project; seconds, at the 95th percentile
 UP_TO = (2, 5, 10, FIRST_TRAINING)  # groups of tasks, by the number of labels when they were opened
 
 
@@ -172,6 +188,64 @@ def run(lab: Lab, told: Callable[[str], None]) -> tuple[float, float]:
     return each, waited
 
 
+def after_a_label(studio: LabelStudio, folder: Path, count: int) -> tuple[list[float], int]:
+    """Seconds of the reconciliations after each of some labels, and the most requests of one."""
+    store = Store(folder)
+    settings = Settings(label_studio_url=studio.url, data_dir=folder, embedder="pixels")
+    learner = Learner(settings)
+    reconciler = Reconciler(Studio(studio.url, studio.personal_access_token()), store, learner, settings)
+    pool = Pool(studio, reconciler, count, [])
+    latest = store.latest_round(pool.project)
+    assert latest is not None
+    order = [pick.task for pick in latest["picks"]]
+    masks = {}
+    for seed, task in enumerate(order[: 2 * FIRST_TRAINING]):
+        image, drawn = phantom(seed, (POOL_SIDE, POOL_SIDE))
+        masks[task] = drawn["Lung"]
+        features = learner.features(letterbox(image, PATCHES).pixels)
+        store.put_arrays("features", fingerprint(PatchFeatures.name, pool.digests[task]), features=features)
+    seconds, requests = [], []
+    for task in order[: FIRST_TRAINING - 2]:
+        annotate(studio, pool.project, task, masks[task])
+        before = reconciler.studio.requests
+        seconds.append(timed(lambda: reconciler.reconcile(pool.project)))
+        requests.append(reconciler.studio.requests - before)
+    newest = store.quick_mask(pool.project, PROJECT_ROW)
+    if newest is None or newest["learnt"] != len(seconds):
+        raise RuntimeError(f"not all labels were learnt: {newest}")
+    return seconds[2:], max(requests)  # nothing is drawn after the first label; the second one loads the network
+
+
+def large_pool(count: int) -> None:
+    """Print the times of a project with `count` tasks, and of a small one."""
+    with label_studio() as (studio, folder):
+        few, asked_few = after_a_label(studio, folder / "few", FEW)
+        many, asked = after_a_label(studio, folder / "many", count)
+    slow = float(np.percentile(many, 95))
+    ratios = [float(np.percentile(many, q) / np.median(few)) for q in (10, 50, 90)]
+    report(
+        "One reconciliation after a label, until the next tasks are redrawn",
+        ["scans", "median, s", "95th percentile, s", "requests"],
+        [
+            [FEW, float(np.median(few)), float(np.percentile(few, 95)), asked_few],
+            [count, float(np.median(many)), slow, asked],
+        ],
+        summary(
+            {name: rounded(one) for name, one in zip(("low", "ratio", "high"), ratios, strict=True)},
+            unit=f"seconds with {count} scans / median seconds with {FEW}",
+            compared=f"the same with {FEW} scans",
+            sizes={"scans": count, "labels": len(many)},
+            limit=POOL_LIMIT,
+            met=slow <= POOL_LIMIT,
+            seconds={"median": rounded(np.median(many)), "p95": rounded(slow)},
+            requests={str(FEW): asked_few, str(count): asked},
+        )
+        | {"interval": "10th to 90th percentile of the seconds with many scans"},
+    )
+    if slow > POOL_LIMIT:
+        raise SystemExit(1)
+
+
 def groups(opened: Sequence[Opened]) -> list[tuple[str, list[Opened]]]:
     """Opened tasks by who drew their mask and the number of labels."""
     first = [one for one in opened if one.version in ("", "scanqueue-r0")]
@@ -195,7 +269,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="", help="folder with images/ and masks/, or hippocampus")
     parser.add_argument("--quick", action="store_true", help="60 scans and a short training")
+    parser.add_argument("--pool", type=int, default=0, help="reconciliations of a project with so many scans instead")
     given = parser.parse_args()
+    if given.pool:
+        large_pool(given.pool)
+        return
     steps = "40" if given.quick else "0"
     with servers(EMBEDDER="auto", TRAINING_STEPS=steps) as (studio, service, folder):
         scans = scan_folder(given.data, folder / "scans")

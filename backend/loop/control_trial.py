@@ -11,15 +11,9 @@ from backend.fingerprints import fingerprint
 from backend.learning.averages import of_scores
 from backend.loop.context import LoopContext, Postponed, Replan
 from backend.loop.decide import decide
+from backend.loop.labelled_scans import LabelledScan, at_most_every, evaluate, labelled_scans
 from backend.loop.observing import Observer
-from backend.loop.retraining import (
-    PROGRESS_EVERY,
-    TRAINING_ROOM,
-    LabelledScan,
-    at_most_every,
-    evaluate,
-    labelled_scans,
-)
+from backend.loop.retraining import PROGRESS_EVERY, TRAINING_ROOM
 from backend.loop.steps import CompareWithControl, Done, OpenRound, ReadMasks, Seen, Train
 from backend.loop.stored import stored
 

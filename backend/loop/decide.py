@@ -238,7 +238,7 @@ def _redrawing(
     held = max(1, seen.people) + 1
     if not chosen and not done.quick:  # nothing is drawn yet; what it will need is made ready
         held = 0
-    queue = queue if (training and chosen) or not key else queue[: 2 * max(held, 2) + QUICK_AHEAD]
+    queue = queue if (training and chosen) or not key else queue[: quick_reach(held)]
     wanted = {t: quick_key(key, scans[t].digest) for t in queue[held:]}
     missing = {t for t in wanted if t not in done.quick}
     if not key:
@@ -247,6 +247,11 @@ def _redrawing(
         missing |= {t for t in wanted if done.quick.get(t) != wanted[t]}
     tasks = tuple(t for t in wanted if t in missing)
     return DrawQuickly(tasks, tuple(one.task for one in chosen), key, tuple(queue), held) if tasks else None
+
+
+def quick_reach(held: int) -> int:
+    """How many of the first tasks the quick model draws when annotators may hold `held`: these, the next, and a few."""
+    return 2 * max(held, 2) + QUICK_AHEAD
 
 
 def quick_key(key: str, digest: str) -> str:

@@ -86,9 +86,9 @@ class Reconciler:
         self.processor, self.shards = context.processor, context.shards
         self.observer = Observer(context)
         self._connections = Connections(context)
-        self._publisher = Publisher(context, self._connections)
-        self._annotations = AnnotationReader(context)
         self._quick = QuickDrawer(context, self._connections)
+        self._publisher = Publisher(context, self._connections, self._quick)
+        self._annotations = AnnotationReader(context)
         self.tender = Tender(context, self.observer, self._publisher, self._annotations, self._quick)
         self._trainer = Trainer(context, self.tender.tend)
         self._control_trial = ControlTrial(context, self.observer, self.tender.tend)

@@ -19,19 +19,29 @@ class Verdict:
     """The new model compared with the active one, `version`, on scans that neither was trained on.
 
     new, active  the summary of each (`averages`)
+    first        `version` is the quick model, which learns after every label: to take over, the new one must be better
     """
 
     version: str
     difference: Difference
     new: Summary
     active: Summary
+    first: bool = False
+
+    def accepts(self, tolerance: float) -> bool:
+        """Whether the new model draws from now on; it does if there are too few scans to tell."""
+        if self.first:
+            return not (self.difference.enough and self.difference.mean < 0)
+        return not self.difference.worse(tolerance)
 
     def details(self) -> dict[str, Any]:
         """For the details of the new model."""
         return {"version": self.version, **self.active, "difference": asdict(self.difference)}
 
 
-def judge(version: str, pairs: Sequence[tuple[Scores, Scores, str]], names: Sequence[str]) -> Verdict:
+def judge(
+    version: str, pairs: Sequence[tuple[Scores, Scores, str]], names: Sequence[str], *, first: bool = False
+) -> Verdict:
     """Compare a new model with the active one, `version`.
 
     pairs  per scan that neither has learnt from: the scores of the new model, of the active one, and the scan's group
@@ -39,7 +49,7 @@ def judge(version: str, pairs: Sequence[tuple[Scores, Scores, str]], names: Sequ
     """
     found = difference([Pair(new.labels, active.labels, group) for new, active, group in pairs])
     ours, theirs = [new for new, _, _ in pairs], [active for _, active, _ in pairs]
-    return Verdict(version, found, of_scores(ours, names), of_scores(theirs, names))
+    return Verdict(version, found, of_scores(ours, names), of_scores(theirs, names), first)
 
 
 def judged(model: Mapping[str, Any]) -> str:
@@ -80,9 +90,10 @@ def remark(verdict: Verdict | None, accepted: bool) -> str:
     if verdict is None:
         return ""
     found = verdict.difference
+    other = f"the {verdict.version}" if verdict.first else verdict.version
     if not found.enough:
         return (
-            f"Too few scans to tell whether it is better than {verdict.version}: {found.scans} that neither has learnt "
+            f"Too few scans to tell whether it is better than {other}: {found.scans} that neither has learnt "
             f"from; {MIN_SCANS} are needed. The newer model draws the masks."
         )
     if accepted:
@@ -91,9 +102,11 @@ def remark(verdict: Verdict | None, accepted: bool) -> str:
         _losses(name, one, verdict.active["per_label"][name]) for name, one in verdict.new["per_label"].items()
     )
     parts = [text for loss, text in losses[:WORST] if loss < 0]
+    scans = f"{found.scans} scans that neither has learnt from" if verdict.first else f"{found.scans} held-out scans"
+    after = "The quick model goes on drawing until a training is better" if verdict.first else f"{other} stays active"
     return (
-        f"On {found.scans} held-out scans it is worse by {-found.mean:.3f} (95 % interval {-found.high:.3f} to "
-        f"{-found.low:.3f}): {'; '.join(parts)}. {verdict.version} stays active."
+        f"On {scans} it is worse{' than the quick model' if verdict.first else ''} by {-found.mean:.3f} (95 % interval "
+        f"{-found.high:.3f} to {-found.low:.3f}): {'; '.join(parts)}. {after}."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,8 @@ from backend.label_studio.drawing import draw_mask
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.learning.patch_features import SIDE
-from backend.learning.quick_model import QuickModel
 from backend.loop.batch import cached_pixels
-from backend.loop.quick_masks import quick_name
-from backend.records.quick_masks import PROJECT_ROW
+from backend.loop.quick_masks import newest_quick_model, quick_name
 from backend.records.rounds import Pick
 from backend.records.store import Store
 
@@ -95,15 +92,13 @@ class Predictor:
         self, project: int, task: Mapping[str, Any], config: LabelConfig, version: str
     ) -> list[dict[str, Any]]:
         """The regions that the newest quick model draws, if they are shown and nobody has drawn or imported a mask."""
-        newest, scan = self._store.quick_mask(project, PROJECT_ROW), self._store.scan(project, task["id"])
-        if newest is None or newest["version"] != version or not newest["drawn"] or (scan and scan["annotated"]):
-            return []
-        if tuple(json.loads(newest["names"])) != config.labels or not self._store.has("quick", newest["drawn"]):
+        scan, newest = self._store.scan(project, task["id"]), newest_quick_model(self._store, project, config.labels)
+        if newest is None or (scan and scan["annotated"]):
             return []
         found = self._studio.predicted_regions(project, [task["id"]], [IMPORTED_MASKS])
         if imported := next(found)[1]:
             return [dict(region) for region in imported]
-        model = QuickModel.of_arrays(self._store.arrays("quick", newest["drawn"]))
+        row, model = newest
         data = task.get("data") or {}
         same = scan is not None and scan["image"] == reference(config.image_value, data, project, task["id"])
         boxed = cached_pixels(self._store, scan["digest"] if scan and same else "", SIDE)
@@ -111,7 +106,7 @@ class Predictor:
             boxed = letterbox(decode_image(self._studio.image(resolve(config.image_value, data))), SIDE)
         size = boxed.original_height, boxed.original_width
         mask = restore(model.probabilities(self._learner.features(boxed.pixels), *size), *size)
-        return draw_mask(mask, config.labels, config, origin_of(version, quick_name(newest["drawn"])))
+        return draw_mask(mask, config.labels, config, origin_of(version, quick_name(row["drawn"])))
 
     def _draw(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.errors import StudioRefused
@@ -13,6 +13,7 @@ from backend.label_studio.drawing import draw_mask
 from backend.loop.connection import Connections
 from backend.loop.context import LoopContext
 from backend.loop.disconnecting import remember
+from backend.loop.quick_masks import QuickDrawer
 from backend.loop.sharing import share
 from backend.loop.steps import Done, Publish, Seen
 
@@ -22,9 +23,10 @@ log = logging.getLogger("scanqueue.reconcile")
 class Publisher:
     """Publishes the latest round of a project."""
 
-    def __init__(self, context: LoopContext, connections: Connections) -> None:
+    def __init__(self, context: LoopContext, connections: Connections, quick: QuickDrawer) -> None:
         self._context = context
         self._connections = connections
+        self._quick = quick
 
     def publish(self, project: int, seen: Seen, done: Done, step: Publish) -> None:
         """Do a `Publish` step. Raises StudioRefused when Label Studio rejects the predictions, Replan when it is no
@@ -38,10 +40,13 @@ class Publisher:
         if step.doubled:
             studio.remove_duplicate_predictions(project, version)
         if step.tasks:
-            rows = self._predictions(project, seen, latest, version, step.tasks)
+            first, shown = self._quick.first(project, seen, done, step.tasks)
+            rows = self._predictions(project, seen, latest, version, step.tasks, first)
             store.set_project(project, sending=time.time())
             try:
                 studio.import_predictions(project, rows)
+                sent = {row["task"]: row["result"] for row in rows}
+                store.put_quick_masks(project, [row for row in shown if sent.get(row["task"]) is first[row["task"]]])
             except StudioRefused as error:
                 refused = error
             store.set_project(project, sending=0.0)
@@ -58,11 +63,17 @@ class Publisher:
             raise refused
 
     def _predictions(
-        self, project: int, seen: Seen, latest: dict[str, Any], version: str, tasks: Sequence[int]
+        self,
+        project: int,
+        seen: Seen,
+        latest: dict[str, Any],
+        version: str,
+        tasks: Sequence[int],
+        first: Mapping[int, list[dict[str, Any]]],
     ) -> list[dict[str, Any]]:
         """The predictions of these tasks, as `Studio.import_predictions` expects them.
 
-        Without a model they show the masks that were imported as predictions.
+        Without a model they show the masks that were imported as predictions, else those of the quick model, `first`.
         """
         assert seen.config is not None
         context = self._context
@@ -71,7 +82,7 @@ class Publisher:
         if model is not None and not context.store.has("models", model["fingerprint"]):
             model = None  # its file is lost; the next round uses another model
         by_task = {s.task: s for s in seen.scans}
-        results: dict[int, list[dict[str, Any]]] = {}
+        results = dict(first)
         if model is not None:
             share(context, project, "draw", model["fingerprint"], tasks, "drawing masks")
             for task in tasks:
@@ -82,7 +93,7 @@ class Publisher:
                     )
         elif IMPORTED_MASKS in context.studio.model_versions(project):
             found = context.studio.predicted_regions(project, tasks, [IMPORTED_MASKS])
-            results = {task: [dict(region) for region in regions] for task, regions in found if regions}
+            results |= {task: [dict(region) for region in regions] for task, regions in found if regions}
         return [
             {"task": t, "score": scores[t], "model_version": version, "result": results.get(t, [])}
             for t in tasks

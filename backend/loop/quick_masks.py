@@ -6,10 +6,12 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from backend.errors import UnreadableScan, WeightsMissing
 from backend.facts import IMPORTED_MASKS, origin_of, version_name
@@ -19,9 +21,10 @@ from backend.label_studio.drawing import draw_mask
 from backend.learning.quick_model import QuickModel, Terms, learn
 from backend.loop.connection import Connections
 from backend.loop.context import LoopContext, Replan
-from backend.loop.decide import MOST_QUICK_LABELS, quick_key
+from backend.loop.decide import MOST_QUICK_LABELS, quick_key, quick_reach
 from backend.loop.steps import Done, DrawQuickly, Seen
 from backend.records.quick_masks import PROJECT_ROW
+from backend.records.store import Store
 
 log = logging.getLogger("scanqueue.reconcile")
 
@@ -31,6 +34,23 @@ KEPT = MOST_QUICK_LABELS  # labelled scans whose terms are in memory: 2 MB each
 def quick_name(key: str) -> str:
     """The name of a quick model among those that draw masks."""
     return f"quick:{key}"
+
+
+def newest_quick_model(
+    store: Store, project: int, labels: tuple[str, ...]
+) -> tuple[Mapping[str, Any], QuickModel] | None:
+    """The record of the newest quick model, and the model; None if it has other labels, or if its masks are hidden."""
+    newest = store.quick_mask(project, PROJECT_ROW)
+    if newest is None or not newest["drawn"] or tuple(json.loads(newest["names"])) != labels:
+        return None
+    if not store.has("quick", newest["drawn"]):
+        return None
+    return dict(newest), QuickModel.of_arrays(store.arrays("quick", newest["drawn"]))
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 class QuickDrawer:
@@ -83,6 +103,34 @@ class QuickDrawer:
             rows.append(row | {"task": task, "key": quick_key(step.key, digests[task]), "drawn": drawn, "names": names})
         context.store.put_quick_masks(project, rows)
 
+    def first(
+        self, project: int, seen: Seen, done: Done, tasks: Sequence[int]
+    ) -> tuple[dict[int, list[dict[str, Any]]], list[dict[str, Any]]]:
+        """What the first of these tasks of a new round of the cold start show at once: annotators may open them.
+
+        Returns the regions of each task, and the records to store when Label Studio has them.
+        """
+        assert seen.config is not None
+        latest = done.rounds[-1]
+        if done.active or latest.model or done.settings.quick_model == "off":
+            return {}, []
+        found = newest_quick_model(self._context.store, project, seen.config.labels)
+        if found is None:
+            return {}, []
+        newest, model = found
+        version = latest.version
+        try:
+            features = self._features(project, seen, tasks[: quick_reach(max(1, seen.people) + 1)])
+        except WeightsMissing:
+            return {}, []
+        results = self._drawn(project, seen, newest["drawn"], model, version, features)
+        digests = {s.task: s.digest for s in seen.scans}
+        rows = [
+            {**newest, "task": task, "version": version, "key": quick_key(newest["key"], digests[task])}
+            for task in results
+        ]
+        return results, rows
+
     def _imported(self, project: int, tasks: Sequence[int]) -> set[int]:
         """The tasks that have an imported mask, which they keep."""
         studio = self._context.studio
@@ -128,7 +176,8 @@ class QuickDrawer:
             found.append(self._terms[key])
         while len(self._terms) > KEPT:
             self._terms.popitem(last=False)
-        return learn(found)
+        with _blas().limit(limits=1, user_api="blas"):  # threads that wait for each other take ten times as long
+            return learn(found)
 
     def _drawn(
         self,

@@ -6,149 +6,31 @@ Also used by the control trial: labelled cases, scores of a model, a limit on pr
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import UnreadableScan
-from backend.facts import Lesson, Scan, validation_rows
+from backend.facts import Lesson, validation_rows
 from backend.fingerprints import fingerprint, judged_weights
-from backend.formats.pixels import classes_in, translate
-from backend.label_config import unknown_classes
+from backend.formats.pixels import classes_in
 from backend.learning.averages import as_row, of_scores
 from backend.learning.evaluation import Scores
-from backend.learning.learner import Case
 from backend.loop.context import Busy, LoopContext, Replan
+from backend.loop.first_model import against_quick_model
 from backend.loop.judging import Verdict, has_learnt, judge, judged, learnt, remark
+from backend.loop.labelled_scans import PREDICT_CHUNK, LabelledScan, Split, at_most_every, evaluate, labelled_scans
 from backend.loop.learning_remarks import learning_remarks
 from backend.loop.steps import Done, Seen, Train
 from sampling import agreement, agreement_sample
 
 log = logging.getLogger("scanqueue.reconcile")
 
-PREDICT_CHUNK = 16  # scans in memory at once
 TRAINING_ROOM = 512 * 2**20  # free bytes required before training: a checkpoint, masks, records
-PROGRESS_EVERY = 0.5  # seconds between progress calls during training
+PROGRESS_EVERY = 0.2  # seconds between progress calls during training, which also look after the queue
 MIN_HELD_OUT = 5  # minimum number of labelled scans for holding some out, see `validation_rows`
-
-
-@dataclass(frozen=True)
-class LabelledScan:
-    """One labelled scan: the scan, the name of its mask artefact, and both in the learner's format."""
-
-    scan: Scan
-    mask: str
-    case: Case
-
-    @property
-    def contents(self) -> list[Any]:
-        """What a model learns from it, for its fingerprint."""
-        return [self.scan.digest, self.mask, *([sorted(self.case.unknown)] if self.case.unknown else [])]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Labelled scans, and the held-out rows of `all`."""
-
-    all: list[LabelledScan]
-    rows: frozenset[int]
-
-    @property
-    def learn(self) -> list[Case]:
-        return [one.case for i, one in enumerate(self.all) if i not in self.rows]
-
-    @property
-    def held_out(self) -> list[LabelledScan]:
-        return [one for i, one in enumerate(self.all) if i in self.rows]
-
-
-def labelled_scans(context: LoopContext, project: int, seen: Seen, tasks: Sequence[int]) -> list[LabelledScan]:
-    """The labelled scans of these tasks, ordered by content, so that a restart trains the same model.
-
-    Raises Replan when a scan is no longer readable or labelled.
-    """
-    store = context.store
-    by_task = {s.task: s for s in seen.scans}
-    assert seen.config is not None
-    rows = {r["task"]: r for r in store.labels(project)}
-    masks: dict[int, NDArray[np.uint8]] = {}
-    for task in tasks:
-        if task not in rows:  # somebody requested that it is read again
-            raise Replan
-        try:
-            masks[task] = store.arrays("labels", rows[task]["mask"])["mask"]
-        except FileNotFoundError:
-            store.forget_label(project, task)  # its artefact is lost; read the annotation again
-            raise Replan from None
-    size = context.learner.working_size(masks.values(), 1 + len(seen.config.labels))
-    found = []
-    for task, mask in masks.items():
-        scan, row = by_task[task], rows[task]
-        try:
-            boxed = context.processor.pixels(scan, size)
-        except UnreadableScan as error:
-            store.set_scans(project, [{"task": task, "problem": str(error)}])
-            raise Replan from None
-        unknown = unknown_classes(row["known"], seen.config.labels, seen.renames)
-        found.append(LabelledScan(scan, row["mask"], Case(boxed, mask, unknown)))
-    return sorted(found, key=lambda one: (one.scan.digest, one.mask))
-
-
-def evaluate(
-    context: LoopContext,
-    model: str,
-    labels: Sequence[str],
-    wanted: Sequence[str],
-    cases: Sequence[LabelledScan],
-    kind: str = "models",
-) -> list[Scores]:
-    """The scores of a model, or of its `judged` weights, on labelled scans, each fitted into its own working square.
-
-    Masks of kept models are also stored, because people compare models by them.
-
-    labels, wanted  the labels of the model, and those of the masks for comparison
-    """
-    if not cases:
-        return []  # without loading the model
-    learner, store = context.learner, context.store
-    folder = store.path(kind, model)
-    size = learner.image_size_of(folder)
-    scores: list[Scores] = []
-    for start in range(0, len(cases), PREDICT_CHUNK):
-        chunk = cases[start : start + PREDICT_CHUNK]
-        fits = [one.case.size == size for one in chunk]
-        boxes = [
-            one.case.scan if fit else context.processor.pixels(one.scan, size)
-            for one, fit in zip(chunk, fits, strict=True)
-        ]
-        masks = learner.masks(folder, boxes)
-        if kind == "models":
-            for one, mask in zip(chunk, masks, strict=True):
-                if not store.has("masks", fingerprint(model, one.scan.digest)):
-                    store.put_arrays("masks", fingerprint(model, one.scan.digest), mask=mask)
-        scores += [
-            learner.compare(
-                translate(mask, labels, wanted), one.case.mask, len(wanted) + 1, one.scan.spacing, one.case.unknown
-            )
-            for mask, one in zip(masks, chunk, strict=True)
-        ]
-    return scores
-
-
-def at_most_every(seconds: float, call: Callable[[int, int], None]) -> Callable[[int, int], None]:
-    """`call`, skipped when the last call was less than `seconds` ago, except at the end."""
-    last = [0.0]
-
-    def limited(at: int, total: int) -> None:
-        if time.monotonic() - last[0] >= seconds or at == total:
-            last[0] = time.monotonic()
-            call(at, total)
-
-    return limited
 
 
 class Trainer:
@@ -175,10 +57,13 @@ class Trainer:
             details["judged"] = weights
         scores = evaluate(context, details.get("judged", name), labels, labels, split.held_out)
         details["held_out"] = _held_out_details(split.held_out, scores, labels)
-        verdict = self._judge(active, known, split, scores, labels) if active is not None else None
+        if active is not None:
+            verdict: Verdict | None = self._judge(active, known, split, scores, labels)
+        else:
+            verdict = against_quick_model(context, project, seen, done, split, details.get("judged", name))
         if verdict is not None and verdict.difference.scans:
             details["champion"] = verdict.details()
-        accepted = verdict is None or not verdict.difference.worse(done.settings.tolerance)
+        accepted = verdict is None or verdict.accepts(done.settings.tolerance)
         told = remark(verdict, accepted) if split.held_out else _none_held_out(split.all)
         if not accepted:
             log.warning("project %s: %s was not accepted. %s", project, step.version, told)

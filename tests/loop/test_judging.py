@@ -78,3 +78,23 @@ def test_below_five_scans_the_newer_model_draws_and_the_remark_says_so(count: in
 def test_there_is_nothing_to_say_about_a_model_that_is_as_good() -> None:
     assert remark(verdict(*[(scores(0.8), scores(0.8))] * 5), accepted=True) == ""
     assert remark(None, accepted=True) == ""
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "count", "accepted"),
+    [(0.60, 0.55, 5, True), (0.55, 0.60, 5, False), (0.10, 0.90, 4, True), (0.70, 0.70, 9, True)],
+)
+def test_the_first_model_takes_over_unless_the_quick_model_draws_better(
+    ours: float, theirs: float, count: int, accepted: bool
+) -> None:
+    pairs = [(scores(ours), scores(theirs + 0.1 * (i % 2 * 2 - 1) * (i < count // 2 * 2)), "") for i in range(count)]
+    found = judge("quick model", pairs, ["Lesion"], first=True)
+    assert found.accepts(0.01) == accepted
+    told = remark(found, accepted)
+    if not accepted:
+        assert (
+            "it is worse than the quick model by 0.050 (95 % interval -" in told
+        )  # 0 is inside: no certainty is needed
+        assert told.endswith("The quick model goes on drawing until a training is better.")
+    elif count < 5:
+        assert told.startswith("Too few scans to tell whether it is better than the quick model: 4")

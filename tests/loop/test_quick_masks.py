@@ -14,6 +14,7 @@ from world import PROJECT, World
 from backend.errors import UnreadableMask, WeightsMissing
 from backend.facts import IMPORTED_MASKS
 from backend.learning.learner import Learner
+from backend.loop import audit
 from backend.loop.driver import Reconciler
 from backend.loop.predictor import Predictor
 from backend.loop.quick_masks import QuickDrawer
@@ -107,6 +108,34 @@ def test_the_first_model_takes_over(world: World) -> None:
     assert regions(world) == before
 
 
+def test_a_first_model_that_draws_worse_leaves_the_drawing_to_the_quick_model(tmp_path: Path) -> None:
+    """The network is trained for three steps only."""
+    world = World(tmp_path / "data", cold_start_size=25, round_size=5, queue_depth=10, quick_model="on", least_dice=0.0)
+    world.add_scans(0, 40)
+    world.run()
+    world.label(25)
+    world.run()
+    (model,) = world.store.models(PROJECT)
+    assert (model["accepted"], world.status()["model"]) == (0, None)
+    champion = model["details"]["champion"]
+    assert (champion["version"], champion["difference"]["scans"]) == ("quick model", 5)
+    assert model["validation"]["dice"] < champion["dice"]
+    assert "worse than the quick model by" in model["remark"]
+    first = world.studio.next_task()
+    assert first is not None
+    shown = {
+        p["task"]: p["result"] for p in world.studio.predictions if p["model_version"] == world.studio.model_version
+    }
+    assert shown[first], "opens blank"
+    before = {t: json.dumps(r) for t, r in shown.items()}
+    label_one(world)
+    after = {p["task"]: json.dumps(p["result"]) for p in world.studio.predictions}
+    assert any(after[t] != before[t] for t in before), "nothing is redrawn any more"
+    world.label(4)
+    world.run()
+    assert len(world.store.models(PROJECT)) == 2  # the next training compares again
+
+
 def test_masks_that_would_hinder_are_hidden_until_they_are_good_enough(tmp_path: Path) -> None:
     world = world_with(tmp_path / "data", least_dice=1.0)
     world.label(4)
@@ -170,13 +199,22 @@ def test_deleted_labels_are_forgotten_and_so_are_masks_without_labels(world: Wor
 
 
 def test_what_is_compared_is_what_label_studio_shows(world: World) -> None:
-    """Somebody deletes all predictions: they are published again, blank, until the next label."""
+    """Another program empties all predictions, which our records do not know."""
+    world.label(4)
+    world.run()
+    for prediction in world.studio.predictions:
+        prediction["result"] = []
+    task = label_one(world)
+    assert task not in {row["task"] for row in world.store.shown(PROJECT)}
+
+
+def test_deleted_predictions_are_published_again_with_masks(world: World) -> None:
     world.label(4)
     world.run()
     world.studio.predictions.clear()
     world.run()
     task = label_one(world)
-    assert task not in {row["task"] for row in world.store.shown(PROJECT)}
+    assert task in {row["task"] for row in world.store.shown(PROJECT)}
 
 
 def test_masks_imported_later_are_no_reason_to_blank_a_task(world: World) -> None:
@@ -188,6 +226,23 @@ def test_masks_imported_later_are_no_reason_to_blank_a_task(world: World) -> Non
     world.studio.import_predictions(PROJECT, [row])
     label_one(world)
     assert regions(world)[task] == before != "[]"
+
+
+def test_a_new_round_of_the_cold_start_shows_masks_from_its_first_task_on(world: World) -> None:
+    world.label(4)
+    world.run()
+    last = world.order()[-1]
+    audit.set_priorities(world.store, PROJECT, "anna", [last], "next")
+    world.run()
+    assert (world.studio.model_version, world.status()["model"]) == ("scanqueue-r1", None)
+    order = world.order()
+    first = [t for t in order if t not in world.annotations][:4]
+    shown = {p["task"]: p["result"] for p in world.studio.predictions if p["model_version"] == "scanqueue-r1"}
+    assert last in first
+    assert all(shown[task] for task in first), first
+    label_one(world)
+    rows = world.store.shown(PROJECT, "scanqueue-r1")
+    assert [row["task"] for row in rows] == first[:1]
 
 
 def test_an_edited_label_is_learnt_at_once(world: World) -> None:

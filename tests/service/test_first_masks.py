@@ -1,7 +1,9 @@
-"""Two annotators and a new project on a real Label Studio: from the third scan on, tasks open with a mask."""
+"""Two annotators and a new project on a real Label Studio: from the third scan on, tasks open with a mask, although
+the service is killed three times."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from backend.demo.label_studio import LabelStudio
 from backend.records.store import Store
 
 LABELS = 16  # fewer than start the first training
+KILLED = {5: 0.3, 8: 0.6, 11: 0.9}  # after these labels, server and worker are killed: seconds after Submit
 Scans = list[tuple[Path, Path]]
 
 
@@ -40,6 +43,10 @@ def test_tasks_open_with_a_mask_from_the_third_on_in_the_announced_order(
             assert now == {p["id"]: p["result"] for p in task["predictions"]}, "changed while somebody held it"
             annotator.submit(task, lab.truth(task["id"]))
             lab.labelled.append(task["id"])
+            if (moment := KILLED.get(len(lab.labelled))) is not None:
+                time.sleep(moment)
+                service.kill()
+                service.start()
             if len(lab.labelled) > 1:  # nothing is drawn from a single label; people take longer than the redrawing
                 service.wait(lab.project, lambda s: bool(s["quick"]) and s["quick"]["labels"] == len(lab.labelled))
             task = annotator.next_task(lab.project)
