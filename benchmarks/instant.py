@@ -2,12 +2,12 @@
 
 Two annotators take turns: each opens a task, submits the true mask, and opens the next one as soon as the next tasks
 are redrawn. From the label that starts the first training on, a scan is submitted every `PACE` seconds, until the
-round of the first model is served; `AFTER` more scans are opened with its masks.
+next round is served; then `AFTER` more scans are opened.
 
 Measured: the seconds from pressing Submit until the next tasks are redrawn (the record that says so is written after
 Label Studio has them all), before the training and during it; the requests to Label Studio for each label; Dice and
 HD95 of the masks with which tasks open, by the number of labels at that time. Compared with the wait without it: from
-the label that starts the training to the first masks of its model.
+the label that starts the training to the next round, whose masks the model draws unless it draws worse.
 
 `--data` is a folder with images/ and masks/ (as `scanqueue demo` takes it), or "hippocampus": axial slices of the
 volumes in `../shared/data`. Without it, the scans are synthetic radiographs.
@@ -42,22 +42,24 @@ from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.learning.patch_features import SIDE as PATCHES
 from backend.learning.patch_features import PatchFeatures
+from backend.loop.decide import MOST_QUICK_LABELS
 from backend.loop.driver import Reconciler
 from backend.records.quick_masks import PROJECT_ROW
 from backend.records.store import Store
 from backend.settings import Settings
 from benchmarks.measure import report, rounded, summary, timed
+from benchmarks.publish import EXTRA_PARAMS, Pool
 from benchmarks.publish import SIDE as POOL_SIDE
-from benchmarks.publish import Pool
 from benchmarks.screen_pools import hippocampus
-from benchmarks.servers import Service, annotate, label_studio, servers
+from benchmarks.servers import Service, annotate, backend, label_studio, servers
 
 SCANS = 500
 FIRST_TRAINING = 20  # labels, as shipped
-PACE = 4.0  # seconds between two submissions during the training; people take longer
-AFTER = 12  # scans opened with masks of the first model
+PACE = 8.0  # seconds between two submissions during the training; people take longer
+AFTER = 12  # scans opened in the round after the training
 LIMIT = 2.0  # seconds, at the 95th percentile
 FEW, POOL_LIMIT = 500, 3.0  # `--pool`: scans of the small project; seconds, at the 95th percentile
+NEXT = "scanqueue-r1"
 UP_TO = (2, 5, 10, FIRST_TRAINING)  # groups of tasks, by the number of labels when they were opened
 
 
@@ -119,7 +121,7 @@ class Lab:
         """The annotator who has waited longest submits, and opens a task when the next ones are redrawn.
 
         patience  seconds to wait for that
-        Returns whether they were redrawn: no longer, once a model draws.
+        Returns whether they were redrawn: no longer, once the next round is there.
         """
         annotator, task = self.held.popleft()
         annotator.submit(task, to_result(self.scans.truth(self.images[int(task["id"])]), self.scans.control))
@@ -136,9 +138,10 @@ class Lab:
     def _redrawn(self, until: float) -> dict[str, Any] | None:
         while time.monotonic() < until:
             seen = self.service.status(self.project)
-            if seen.get("model"):
+            if seen.get("round"):
                 return None
-            if self.labels < 2 or (seen.get("quick") or {}).get("labels") == self.labels:
+            learnt = min(self.labels, MOST_QUICK_LABELS)
+            if self.labels < 2 or (seen.get("quick") or {}).get("labels") == learnt:
                 return seen
             time.sleep(0.05)
         raise TimeoutError(f"label {self.labels} was not learnt: {self.service.status(self.project)}")
@@ -166,8 +169,12 @@ def scan_folder(data: str, scratch: Path) -> ScanFolder:
     return read_folder(scratch, ["Hippocampus"])
 
 
-def run(lab: Lab, told: Callable[[str], None]) -> tuple[float, float]:
-    """Label until the first model has drawn; (requests for each label, seconds from its training to its masks)."""
+def run(lab: Lab, told: Callable[[str], None]) -> tuple[float, float, bool]:
+    """Label until the first model is trained, and some more.
+
+    Returns requests for each label, seconds from the label that starts the training to the next round, and whether the
+    model draws then: not if it is worse than the quick model.
+    """
     before = lab.requests()
     while lab.labels < FIRST_TRAINING - 1:
         lab.submit(30.0)
@@ -176,25 +183,24 @@ def run(lab: Lab, told: Callable[[str], None]) -> tuple[float, float]:
     told(f"{lab.labels} labels; the next one starts the training")
     while lab.submit(60.0):
         time.sleep(PACE)
-    version = "scanqueue-r1"
-    lab.service.wait(lab.project, lambda s: s["round"] == 1, seconds=900)
+    seen = lab.service.wait(lab.project, lambda s: s["round"] == 1, seconds=900)
     waited = time.monotonic() - began
-    told(f"{lab.labels} labels; the masks of the first model are there")
-    while sum(one.version == version for one in lab.opened) < AFTER:
+    told(f"{lab.labels} labels; the next round is there, drawn by {seen['model'] or 'the quick model'}")
+    while sum(one.version == NEXT for one in lab.opened) < AFTER:
         annotator, task = lab.held.popleft()
         annotator.submit(task, to_result(lab.scans.truth(lab.images[int(task["id"])]), lab.scans.control))
         lab.labels += 1
         lab.open(annotator)
-    return each, waited
+    return each, waited, seen["model"] is not None
 
 
-def after_a_label(studio: LabelStudio, folder: Path, count: int) -> tuple[list[float], int]:
+def after_a_label(studio: LabelStudio, url: str, folder: Path, count: int) -> tuple[list[float], int]:
     """Seconds of the reconciliations after each of some labels, and the most requests of one."""
     store = Store(folder)
     settings = Settings(label_studio_url=studio.url, data_dir=folder, embedder="pixels")
     learner = Learner(settings)
     reconciler = Reconciler(Studio(studio.url, studio.personal_access_token()), store, learner, settings)
-    pool = Pool(studio, reconciler, count, [])
+    pool = Pool(studio, reconciler, count, [], url)
     latest = store.latest_round(pool.project)
     assert latest is not None
     order = [pick.task for pick in latest["picks"]]
@@ -204,6 +210,7 @@ def after_a_label(studio: LabelStudio, folder: Path, count: int) -> tuple[list[f
         masks[task] = drawn["Lung"]
         features = learner.features(letterbox(image, PATCHES).pixels)
         store.put_arrays("features", fingerprint(PatchFeatures.name, pool.digests[task]), features=features)
+    store.set_project(pool.project, extra_params=EXTRA_PARAMS.replace('"off"', '"on"'))
     seconds, requests = [], []
     for task in order[: FIRST_TRAINING - 2]:
         annotate(studio, pool.project, task, masks[task])
@@ -218,9 +225,9 @@ def after_a_label(studio: LabelStudio, folder: Path, count: int) -> tuple[list[f
 
 def large_pool(count: int) -> None:
     """Print the times of a project with `count` tasks, and of a small one."""
-    with label_studio() as (studio, folder):
-        few, asked_few = after_a_label(studio, folder / "few", FEW)
-        many, asked = after_a_label(studio, folder / "many", count)
+    with label_studio() as (studio, folder), backend() as url:
+        few, asked_few = after_a_label(studio, url, folder / "few", FEW)
+        many, asked = after_a_label(studio, url, folder / "many", count)
     slow = float(np.percentile(many, 95))
     ratios = [float(np.percentile(many, q) / np.median(few)) for q in (10, 50, 90)]
     report(
@@ -246,14 +253,15 @@ def large_pool(count: int) -> None:
         raise SystemExit(1)
 
 
-def groups(opened: Sequence[Opened]) -> list[tuple[str, list[Opened]]]:
+def groups(opened: Sequence[Opened], drawn: bool) -> list[tuple[str, list[Opened]]]:
     """Opened tasks by who drew their mask and the number of labels."""
     first = [one for one in opened if one.version in ("", "scanqueue-r0")]
     edges = (-1, *UP_TO, max(one.labels for one in opened))
     found = []
     for low, high in itertools.pairwise(edges):
         found.append((f"{low + 1} to {high} labels", [one for one in first if low < one.labels <= high]))
-    return [*found, ("first model", [one for one in opened if one.version == "scanqueue-r1"])]
+    name = "first model" if drawn else "first model refused"
+    return [*found, (name, [one for one in opened if one.version == NEXT])]
 
 
 def row(name: str, found: Sequence[Opened]) -> list[object]:
@@ -280,7 +288,7 @@ def main() -> None:
         images = sorted(scans.masks)
         chosen = np.random.default_rng(0).permutation(len(images))[: 60 if given.quick else SCANS]
         lab = Lab(studio, service, scans, [images[i] for i in sorted(chosen)])
-        each, waited = run(lab, lambda text: print(text, flush=True))
+        each, waited, drawn = run(lab, lambda text: print(text, flush=True))
     before = [one.seconds for one in lab.redrawn if not one.training]
     during = [one.seconds for one in lab.redrawn if one.training]
     quantiles = [float(one) for one in np.percentile(before, [95, 50, 5])]
@@ -290,10 +298,10 @@ def main() -> None:
     report(
         "Masks with which tasks open",
         ["", "opened", "with a mask", "Dice (10th to 90th percentile)", "HD95, pixels"],
-        [row(name, found) for name, found in groups(lab.opened)],
+        [row(name, found) for name, found in groups(lab.opened, drawn)],
         summary(
             {name: rounded(waited / one) for name, one in zip(("low", "ratio", "high"), quantiles, strict=True)},
-            unit="seconds to the first model's masks / median seconds from Submit to the redrawn next tasks",
+            unit="seconds to the round after the first training / median seconds from Submit to the redrawn next tasks",
             compared="waiting for the first model",
             sizes={"scans": len(chosen), "labels": lab.labels},
             limit=LIMIT,

@@ -35,13 +35,14 @@ from backend.records.maps import map_name
 from backend.records.store import Store
 from backend.settings import Settings
 from benchmarks.measure import alternate, report, rounded, summary, timed
-from benchmarks.servers import CONFIG, label_studio
+from benchmarks.servers import CONFIG, backend, label_studio
 
 DEPTH, LEFT = 20, 10  # length of the queue; scans of the previous round that annotators may still have open
 MASKS = DEPTH + LEFT
 SIDE = 1024
 LIMIT = 20
-EXTRA_PARAMS = f'{{"retrain": "button", "round_size": {LEFT}, "queue_depth": {DEPTH}}}'
+# the scans are not there, so the quick model cannot look at them
+EXTRA_PARAMS = f'{{"retrain": "button", "round_size": {LEFT}, "queue_depth": {DEPTH}, "quick_model": "off"}}'
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Pool:
     reconciler: Reconciler
     count: int
     masks: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]
+    backend: str
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.count)
@@ -60,7 +62,8 @@ class Pool:
         self.studio.import_tasks(self.project, rows)
         store = self.reconciler.store
         store.add_project(self.project)
-        store.set_project(self.project, extra_params=EXTRA_PARAMS)
+        self.studio.connect_backend(self.project, self.backend)
+        store.set_project(self.project, extra_params=EXTRA_PARAMS, backend_url=self.backend)
         self.reconciler.observer.observe(self.project)
         self.digests = {
             s["task"]: hashlib.sha256(f"{self.project}/{s['task']}".encode()).hexdigest()[:32]
@@ -165,15 +168,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="500 scans; under a minute")
     quick = parser.parse_args().quick
     few, count, repetitions, sample = (100, 500, 1, (4, 16)) if quick else (500, 5000, 3, (15, 50))
-    with label_studio() as (studio, folder):
+    with label_studio() as (studio, folder), backend() as url:
         token = studio.personal_access_token()
         store = Store(folder / "scanqueue")
         settings = Settings(label_studio_url=studio.url, data_dir=folder / "scanqueue", embedder="pixels")
         reconciler = Reconciler(Studio(studio.url, token), store, Learner(settings), settings)
         masks = [phantom(seed, (SIDE, SIDE))[1]["Lung"].astype(np.uint8) for seed in range(5)]
-        small = Pool(studio, reconciler, few, masks)
+        small = Pool(studio, reconciler, few, masks, url)
         small.publish()
-        pool = Pool(studio, reconciler, count, masks)
+        pool = Pool(studio, reconciler, count, masks, url)
         sdk = Sdk(base_url=studio.url, api_key=token)  # type: ignore[no-untyped-call]
         calls = per_scan(pool, sdk, *sample)
         comparison = alternate(pool.publish, lambda: next(calls), repetitions, warmup=0)

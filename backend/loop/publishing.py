@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.errors import StudioRefused
-from backend.facts import IMPORTED_MASKS, origin_of, score_of, version_name
+from backend.facts import origin_of, score_of, version_name
 from backend.label_studio.drawing import draw_mask
 from backend.loop.connection import Connections
 from backend.loop.context import LoopContext
 from backend.loop.disconnecting import remember
+from backend.loop.imported_masks import imported_masks
 from backend.loop.quick_masks import QuickDrawer
 from backend.loop.sharing import share
 from backend.loop.steps import Done, Publish, Seen
@@ -91,9 +92,8 @@ class Publisher:
                     results[task] = draw_mask(
                         mask, model["labels"], seen.config, origin_of(version, model["fingerprint"])
                     )
-        elif IMPORTED_MASKS in context.studio.model_versions(project):
-            found = context.studio.predicted_regions(project, tasks, [IMPORTED_MASKS])
-            results |= {task: [dict(region) for region in regions] for task, regions in found if regions}
+        else:
+            results |= imported_masks(context.studio, project, tasks)
         return [
             {"task": t, "score": scores[t], "model_version": version, "result": results.get(t, [])}
             for t in tasks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from backend.errors import UnreadableScan, WeightsMissing
-from backend.facts import IMPORTED_MASKS, origin_of, version_name
+from backend.facts import origin_of, version_name
 from backend.formats.pixels import restore
 from backend.label_config import unknown_classes
 from backend.label_studio.drawing import draw_mask
@@ -22,6 +22,7 @@ from backend.learning.quick_model import QuickModel, Terms, learn
 from backend.loop.connection import Connections
 from backend.loop.context import LoopContext, Replan
 from backend.loop.decide import MOST_QUICK_LABELS, quick_key, quick_reach
+from backend.loop.imported_masks import imported_masks
 from backend.loop.steps import Done, DrawQuickly, Seen
 from backend.records.quick_masks import PROJECT_ROW
 from backend.records.store import Store
@@ -74,7 +75,7 @@ class QuickDrawer:
         row: dict[str, Any] = {"version": version, "key": step.key, "names": json.dumps(labels)}
         row |= {"learnt": len(step.lessons), "dice": None}
         results: dict[int, list[dict[str, Any]]] = {}
-        imported: set[int] = set()
+        imported: Collection[int] = ()  # tasks that keep the mask that was imported for them
         visible = False
         try:
             features = self._features(project, seen, step.tasks) if step.key else {}
@@ -83,7 +84,7 @@ class QuickDrawer:
                 row["dice"] = model.expected_dice
                 visible = model.expected_dice is not None and model.expected_dice >= done.settings.least_dice
                 context.store.put_arrays("quick", step.key, **model.arrays())
-                imported = self._imported(project, step.tasks)
+                imported = imported_masks(context.studio, project, step.tasks).keys()
                 if visible:
                     wanted = {task: one for task, one in features.items() if task not in imported}
                     results = self._drawn(project, seen, step.key, model, version, wanted)
@@ -130,13 +131,6 @@ class QuickDrawer:
             for task in results
         ]
         return results, rows
-
-    def _imported(self, project: int, tasks: Sequence[int]) -> set[int]:
-        """The tasks that have an imported mask, which they keep."""
-        studio = self._context.studio
-        if IMPORTED_MASKS not in studio.model_versions(project):
-            return set()
-        return {task for task, regions in studio.predicted_regions(project, tasks, [IMPORTED_MASKS]) if regions}
 
     def _features(self, project: int, seen: Seen, tasks: Sequence[int]) -> dict[int, NDArray[np.float16]]:
         """Of the tasks that can be read; the others become problems."""

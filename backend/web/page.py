@@ -18,6 +18,7 @@ from backend.learning.averages import Recorded, summarise
 from backend.learning.evaluation import LabelScore
 from backend.web import formatting, reference, texts
 from backend.web.bodies import MAX_PROJECT
+from backend.web.plots.curve import panel_names
 from backend.web.problems import FEW
 from backend.web.rendering import asset_answer, file_answer, render
 
@@ -189,7 +190,8 @@ def _add_model_views(router: APIRouter, data: Data) -> None:
     @router.get("/projects/{project}/curve")
     def curve(request: Request, project: Project) -> Response:
         status, found = _known(data.brief(project), project), data.curve(project)
-        return render(request, "curve.html", status, curve=found, summary=formatting.curve(found))
+        sentence, panels = formatting.curve(found), panel_names(found)
+        return render(request, "curve.html", status, curve=found, summary=sentence, panels=panels)
 
     @router.get("/projects/{project}/models")
     def models(request: Request, project: Project) -> Response:

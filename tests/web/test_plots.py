@@ -23,7 +23,7 @@ from backend.records.maps import map_name
 from backend.records.store import Store
 from backend.web import plots
 from backend.web.plots import both, curve_plot, map_plot
-from backend.web.plots.curve import curve_panels, draw_curve
+from backend.web.plots.curve import curve_panels, draw_curve, panel_names
 from backend.web.plots.map import COLOURINGS
 from backend.web.plots.style import PALETTE
 
@@ -214,6 +214,14 @@ def test_there_is_one_bar_for_each_known_interval() -> None:
     assert marks(drawn, "intervals-label-1") == marks(drawn, "intervals-label-2") == 3
     assert marks(drawn, "intervals-time-with") == marks(drawn, "intervals-time-without") == 1
     assert "95 % interval" in texts(drawn)
+
+
+def test_the_caption_names_the_lettered_panels() -> None:
+    named = "a, Dice; b, HD95 in pixels; c, Dice of each label; d, time per scan"
+    assert panel_names(curve()) == named
+    letters = [part.split(",")[0] for part in named.split("; ")]
+    assert [text for text in texts(curve_plot(curve())) if text in letters] == letters
+    assert panel_names(curve(models=[], shown=[], control=[])) == ""
 
 
 def test_masks_of_the_quick_model_have_a_line_of_their_own() -> None:

@@ -53,6 +53,13 @@ def curve_panels(curve: Mapping[str, Any]) -> list[Panel]:
     return found
 
 
+def panel_names(curve: Mapping[str, Any]) -> str:
+    """What the lettered panels show, for the caption; "" for a single panel."""
+    panels = curve_panels(curve)
+    names = [text(f"plot.panel_{panel.__name__.strip('_')}") for panel in panels]
+    return "; ".join(f"{chr(ord('a') + place)}, {name}" for place, name in enumerate(names)) if len(panels) > 1 else ""
+
+
 def _rows(curve: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The rows of models and of masks shown."""
     return [row for part in ("models", "shown", "quick") for row in curve.get(part) or ()]
