@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend.errors import ScanqueueError
+from backend.facts import DISCONNECTED
 from backend.records.store import Store
 from backend.settings import PREFIX, Settings
 from backend.web import rendering
@@ -86,10 +87,12 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
 
     roster = Roster(store, f"{socket.gethostname()}:{os.getpid()}")
 
-    def look(project: int) -> bool:
+    def look(project: int) -> bool | None:
         try:
             with watchdog.watched(), roster.at(f"project {project}"):
-                reconciler.reconcile(project)
+                plan = reconciler.reconcile(project)
+            if plan.phase == DISCONNECTED:  # our question whether that has changed makes Label Studio call us
+                return None
         except Busy:
             return True
         except Stopping:

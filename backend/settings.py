@@ -186,7 +186,7 @@ class ProjectSettings:
     tolerance        a new model is refused if the 95 % interval of (new - active) is below -tolerance
     unit             unit of selection: "slice", single images, or "scan", all slices of a volume
     one_per_patient  "on": each patient or volume is chosen once before any is chosen again; "off"
-    quick_model      "on": until the first model is trained, a quick one draws masks from the second label on; "off"
+    quick_model      "on": until a trained model draws better, a quick one draws masks from the second label on; "off"
     least_dice       expected Dice below which masks of the quick model are not shown, 0..1
     image            name of the <Image> tag to segment, where the label config has several; "": the first with masks
     """

@@ -293,7 +293,7 @@ def main() -> None:
     during = [one.seconds for one in lab.redrawn if one.training]
     quantiles = [float(one) for one in np.percentile(before, [95, 50, 5])]
     slow, slow_training = quantiles[0], float(np.percentile(during, 95)) if during else None
-    met = max(slow, slow_training or 0.0) <= LIMIT
+    met = slow_training is not None and max(slow, slow_training) <= LIMIT
     print(f"{len(chosen)} scans, {len(before)} labels before the training, {len(during)} during it, {waited:.0f} s")
     report(
         "Masks with which tasks open",

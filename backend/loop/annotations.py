@@ -20,7 +20,7 @@ from backend.label_studio.listing import Annotation
 from backend.label_studio.masks import could_draw, read_annotation, read_mask
 from backend.learning.averages import as_row
 from backend.loop.context import LoopContext
-from backend.loop.steps import ReadMasks, Seen
+from backend.loop.steps import FEW, ReadMasks, Seen
 from backend.records.quick_masks import PROJECT_ROW
 from backend.records.scans import scan_of
 
@@ -48,7 +48,8 @@ class AnnotationReader:
                 store.drop_label(project, found, rows[found]["updated_at"])
             else:
                 self._read(project, seen, rows[found.task], found, known)
-            self._context.report(project, "reading annotations", number, total)
+            if total > FEW:  # else it would only replace what is reported of a training
+                self._context.report(project, "reading annotations", number, total)
             if between is not None and number < total:
                 between(project)
 

@@ -105,7 +105,8 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     if done.models and (round_of(done.models[-1].version) or 0) > latest.n:
         train = None  # the round of the newest model comes first; new labels must not delay it
     steps += _ranking(seen, config, done, ready, train)
-    quick = _redrawing(seen, config, done, lessons, training=train is not None)
+    first = not (done.active or latest.model)
+    quick = _redrawing(seen, config, done, lessons, training=train is not None) if first else None
     if quick is not None:  # an annotator waits for it
         steps.insert(next((i for i, s in enumerate(steps) if not isinstance(s, ReadMasks)), len(steps)), quick)
     publish = publication(latest, seen, done.settings)
@@ -125,7 +126,7 @@ def meanwhile(seen: Seen, done: Done) -> list[Publish | ReadMasks | DrawQuickly]
     They are what the queue lacks and, before the first model, new annotations and the masks drawn from them.
     """
     config = seen.config
-    if seen.disconnected or seen.blocked or config is None or not done.rounds:
+    if seen.blocked or config is None or not done.rounds:
         return []
     latest = done.rounds[-1]
     if done.first_round > latest.n or waiting_for_labels(seen, config):
@@ -134,7 +135,7 @@ def meanwhile(seen: Seen, done: Done) -> list[Publish | ReadMasks | DrawQuickly]
     publish = publication(latest, seen, done.settings)
     if publish is not None and publish.tasks:
         steps.append(publish)
-    if done.active or latest.model or done.settings.quick_model == "off":
+    if latest.model or done.settings.quick_model == "off":  # while a first model scores the pool, nothing else draws
         return steps
     ready = [s for s in seen.scans if not s.problem and s.digest and s.digest in done.embedded]
     known = {label.task: label for label in seen.labels}
@@ -223,8 +224,6 @@ def _redrawing(
               mask. None is redrawn, as with many annotators there would always be one, and training would never start
     """
     latest, settings = done.rounds[-1], done.settings
-    if done.active or latest.model:
-        return None
     if settings.quick_model == "off":
         chosen: list[Lesson] = []
         key = ""  # what is shown is taken back
@@ -303,16 +302,17 @@ def round_key(done: Done, config: LabelConfig, scans: Sequence[Scan] = ()) -> st
     more: dict[str, Any] = {"control_share": settings.control_share} if settings.control_share else {}
     if settings.unit != "slice" and any(s.volume for s in scans):  # without volumes, both units are the same
         more["unit"] = settings.unit
-    grouped = (ranked if done.models else cold) in GROUPED and any(s.group for s in scans)
+    grouped = (ranked if done.active else cold) in GROUPED and any(s.group for s in scans)
     if grouped and settings.one_per_patient == "off":
         more["one_per_patient"] = "off"
     priorities = sorted([s.task, s.priority] for s in scans if s.priority)  # of labelled ones too: labels open no round
     if priorities:
         more["wishes"] = priorities
-    if not done.models:
+    if not done.active:
         if cold == "stratified":
             more["stratify_by"] = settings.stratify_by
-        return fingerprint(cold, *([more] if more else []))
+        refused = [done.models[-1].version] if done.models else []  # its number must not be that of a round
+        return fingerprint(cold, *refused, *([more] if more else []))
     if settings.uncertainty != "image":
         more["uncertainty"] = settings.uncertainty
     trained = done.models[-1].version
@@ -336,5 +336,8 @@ def _phase(done: Done, scans: list[Scan], usable: int, training: bool, ignores_s
         return "active", ""
     size = done.settings.cold_start_size
     if done.settings.retrain == "button":
-        return "cold_start", 'The first model is trained when somebody presses "Start Training".'
+        which = "next" if done.models else "first"
+        return "cold_start", f'The {which} model is trained when somebody presses "Start Training".'
+    if done.models:
+        return "cold_start", f"No model is active. The next one is trained after {done.settings.round_size} new labels."
     return "cold_start", f"{usable} of {size} labels needed for the first model."

@@ -161,7 +161,7 @@ class Reconciler:
                 troubles += self._remarks(project, seen, done, plan)
                 self.store.set_trouble(project, " ".join(troubles), seen_at=time.time())
                 return plan
-            last, live = step, unchanged(seen, step)
+            last, live = step, unchanged(seen, step) if live is None else None
             log.info("project %s: %s", project, describe(step))
             began = time.monotonic()
             try:

@@ -11,6 +11,8 @@ from backend.learning.averages import Summary, of_scores
 from backend.learning.comparison import MIN_SCANS, Difference, Pair, difference
 from backend.learning.evaluation import Scores
 
+QUICK_MODEL = "quick model"  # as the version of a verdict
+FIRST_SCANS = 4  # of the first model; 20 labels hold out so many
 WORST = 3  # number of labels that a remark names
 
 
@@ -19,7 +21,7 @@ class Verdict:
     """The new model compared with the active one, `version`, on scans that neither was trained on.
 
     new, active  the summary of each (`averages`)
-    first        `version` is the quick model, which learns after every label: to take over, the new one must be better
+    first        `version` is the quick model, which learns after every label
     """
 
     version: str
@@ -29,10 +31,19 @@ class Verdict:
     first: bool = False
 
     def accepts(self, tolerance: float) -> bool:
-        """Whether the new model draws from now on; it does if there are too few scans to tell."""
+        """Whether the new model draws from now on; it does if there are too few scans to tell.
+
+        The first one is refused if it is worse by more than `tolerance` on average: the quick model, which goes on
+        then, is not the worse choice when nothing is certain.
+        """
         if self.first:
-            return not (self.difference.enough and self.difference.mean < 0)
+            return not (self.enough and self.difference.mean < -tolerance)
         return not self.difference.worse(tolerance)
+
+    @property
+    def enough(self) -> bool:
+        """Whether these are enough scans to tell."""
+        return self.difference.scans >= (FIRST_SCANS if self.first else MIN_SCANS)
 
     def details(self) -> dict[str, Any]:
         """For the details of the new model."""
@@ -91,10 +102,11 @@ def remark(verdict: Verdict | None, accepted: bool) -> str:
         return ""
     found = verdict.difference
     other = f"the {verdict.version}" if verdict.first else verdict.version
-    if not found.enough:
+    if not verdict.enough:
+        needed = FIRST_SCANS if verdict.first else MIN_SCANS
         return (
             f"Too few scans to tell whether it is better than {other}: {found.scans} that neither has learnt "
-            f"from; {MIN_SCANS} are needed. The newer model draws the masks."
+            f"from; {needed} are needed. The newer model draws the masks."
         )
     if accepted:
         return ""
@@ -103,7 +115,7 @@ def remark(verdict: Verdict | None, accepted: bool) -> str:
     )
     parts = [text for loss, text in losses[:WORST] if loss < 0]
     scans = f"{found.scans} scans that neither has learnt from" if verdict.first else f"{found.scans} held-out scans"
-    after = "The quick model goes on drawing until a training is better" if verdict.first else f"{other} stays active"
+    after = "The quick model draws until a later model draws better" if verdict.first else f"{other} stays active"
     return (
         f"On {scans} it is worse{' than the quick model' if verdict.first else ''} by {-found.mean:.3f} (95 % interval "
         f"{-found.high:.3f} to {-found.low:.3f}): {'; '.join(parts)}. {after}."

@@ -17,6 +17,7 @@ from backend.loop.imported_masks import imported_masks
 from backend.loop.quick_masks import QuickDrawer
 from backend.loop.sharing import share
 from backend.loop.steps import Done, Publish, Seen
+from backend.records.quick_masks import PROJECT_ROW
 
 log = logging.getLogger("scanqueue.reconcile")
 
@@ -43,11 +44,12 @@ class Publisher:
         if step.tasks:
             first, shown = self._quick.first(project, seen, done, step.tasks)
             rows = self._predictions(project, seen, latest, version, step.tasks, first)
+            sent = {row["task"]: row["result"] for row in rows}
+            shown = [r for r in shown if r["task"] == PROJECT_ROW or sent.get(r["task"]) is first[r["task"]]]
+            store.put_quick_masks(project, shown)  # before: a mask that the records do not know is never taken back
             store.set_project(project, sending=time.time())
             try:
                 studio.import_predictions(project, rows)
-                sent = {row["task"]: row["result"] for row in rows}
-                store.put_quick_masks(project, [row for row in shown if sent.get(row["task"]) is first[row["task"]]])
             except StudioRefused as error:
                 refused = error
             store.set_project(project, sending=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
@@ -29,6 +30,7 @@ from backend.records.store import Store
 
 log = logging.getLogger("scanqueue.reconcile")
 
+_learning = threading.Lock()  # the limit of threads is that of the process
 KEPT = MOST_QUICK_LABELS  # labelled scans whose terms are in memory: 2 MB each
 
 
@@ -49,6 +51,13 @@ def newest_quick_model(
     return dict(newest), QuickModel.of_arrays(store.arrays("quick", newest["drawn"]))
 
 
+def learn_alone(scans: Sequence[Terms]) -> QuickModel:
+    """`learn` on one core, one at a time: beside other programs, threads that wait for each other take ten times as
+    long."""
+    with _learning, _blas().limit(limits=1, user_api="blas"):
+        return learn(scans)
+
+
 @cache
 def _blas() -> ThreadpoolController:
     return ThreadpoolController()
@@ -61,6 +70,7 @@ class QuickDrawer:
         self._context = context
         self._connections = connections
         self._terms: OrderedDict[tuple[Any, ...], Terms] = OrderedDict()
+        self._lock = threading.Lock()
 
     def redraw(self, project: int, seen: Seen, done: Done, step: DrawQuickly) -> None:
         """Do a `DrawQuickly` step.
@@ -107,13 +117,13 @@ class QuickDrawer:
     def first(
         self, project: int, seen: Seen, done: Done, tasks: Sequence[int]
     ) -> tuple[dict[int, list[dict[str, Any]]], list[dict[str, Any]]]:
-        """What the first of these tasks of a new round of the cold start show at once: annotators may open them.
+        """What the first of these tasks of the cold start show at once: annotators may open them.
 
-        Returns the regions of each task, and the records to store when Label Studio has them.
+        Returns the regions of each task, and the records of what they show.
         """
         assert seen.config is not None
         latest = done.rounds[-1]
-        if done.active or latest.model or done.settings.quick_model == "off":
+        if latest.model or done.settings.quick_model == "off":
             return {}, []
         found = newest_quick_model(self._context.store, project, seen.config.labels)
         if found is None:
@@ -130,7 +140,7 @@ class QuickDrawer:
             {**newest, "task": task, "version": version, "key": quick_key(newest["key"], digests[task])}
             for task in results
         ]
-        return results, rows
+        return results, [*rows, {**newest, "version": version}]
 
     def _features(self, project: int, seen: Seen, tasks: Sequence[int]) -> dict[int, NDArray[np.float16]]:
         """Of the tasks that can be read; the others become problems."""
@@ -145,8 +155,15 @@ class QuickDrawer:
     def _learnt(self, project: int, seen: Seen, step: DrawQuickly) -> QuickModel:
         """Raises Replan when a labelled scan can no longer be read."""
         assert seen.config is not None
-        context, labels = self._context, seen.config.labels
-        rows = {r["task"]: r for r in context.store.labels(project)}
+        labels = seen.config.labels
+        rows = {r["task"]: r for r in self._context.store.labels(project)}
+        with self._lock:
+            return learn_alone(self._terms_of(project, seen, step, rows, labels))
+
+    def _terms_of(
+        self, project: int, seen: Seen, step: DrawQuickly, rows: Mapping[int, Any], labels: tuple[str, ...]
+    ) -> list[Terms]:
+        context = self._context
         scans = {s.task: s for s in seen.scans}
         found = []
         for task in sorted(step.lessons, key=lambda task: (scans[task].digest, task)):
@@ -170,8 +187,7 @@ class QuickDrawer:
             found.append(self._terms[key])
         while len(self._terms) > KEPT:
             self._terms.popitem(last=False)
-        with _blas().limit(limits=1, user_api="blas"):  # threads that wait for each other take ten times as long
-            return learn(found)
+        return found
 
     def _drawn(
         self,

@@ -1,6 +1,6 @@
 """Train a model and decide whether it becomes active: fit, judge, decide, describe, write.
 
-Also used by the control trial: labelled cases, scores of a model, a limit on progress calls.
+See `labelled_scans` for what a training is given, `judging` and `first_model` for the decision.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from sampling import agreement, agreement_sample
 log = logging.getLogger("scanqueue.reconcile")
 
 TRAINING_ROOM = 512 * 2**20  # free bytes required before training: a checkpoint, masks, records
-PROGRESS_EVERY = 0.2  # seconds between progress calls during training, which also look after the queue
+PROGRESS_EVERY = 0.5  # seconds between progress reports during training
+TEND_AT_MOST = 0.2  # seconds between looks for news, for which annotators wait
 MIN_HELD_OUT = 5  # minimum number of labelled scans for holding some out, see `validation_rows`
 
 
@@ -60,11 +61,13 @@ class Trainer:
         if active is not None:
             verdict: Verdict | None = self._judge(active, known, split, scores, labels)
         else:
-            verdict = against_quick_model(context, project, seen, done, split, details.get("judged", name))
+            verdict = against_quick_model(context, project, seen, done, split, scores, details.get("judged", name))
         if verdict is not None and verdict.difference.scans:
             details["champion"] = verdict.details()
         accepted = verdict is None or verdict.accepts(done.settings.tolerance)
-        told = remark(verdict, accepted) if split.held_out else _none_held_out(split.all)
+        told = remark(verdict, accepted) if split.held_out or not accepted else ""
+        if not split.held_out:
+            told = " ".join(filter(None, [told, _none_held_out(split.all)]))
         if not accepted:
             log.warning("project %s: %s was not accepted. %s", project, step.version, told)
         also = learning_remarks([one.case for one in split.all], labels)
@@ -101,9 +104,12 @@ class Trainer:
         if context.store.has("models", name):
             return name, details
 
+        text = f"training {step.version} on {len(cases)} labels"
+        report = at_most_every(PROGRESS_EVERY, lambda at, total: context.report(project, text, at, total))
+
         def on_step(at: int, total: int) -> None:
             context.check(project)
-            context.report(project, f"training {step.version} on {len(cases)} labels", at, total)
+            report(at, total)
             self._tend(project)
 
         context.store.check_room(TRAINING_ROOM)
@@ -111,7 +117,7 @@ class Trainer:
             if not mine:
                 raise Busy
             log.info("project %s: training %s on %s scans", project, step.version, len(cases))
-            limited = at_most_every(PROGRESS_EVERY, on_step)
+            limited = at_most_every(TEND_AT_MOST, on_step)
             save, history = context.learner.train(split.learn, held_out, labels, seed=seed, on_step=limited)
             context.store.put_folder("models", name, save)
         return name, details | history

@@ -50,7 +50,7 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
         training_requests=row["training_requests"],
         recipe=context.learner.recipe(settings.seed) if row["training_requests"] else "",
         first_round=row["first_round"],
-        quick=_quick(store, project, rounds) if active is None else {},
+        quick=_quick(store, project, rounds) if rounds and not rounds[-1].model else {},
     )
 
 

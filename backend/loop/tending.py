@@ -8,13 +8,14 @@ import time
 from backend.errors import ProjectGone, ScanqueueError
 from backend.facts import Live
 from backend.loop.annotations import AnnotationReader
-from backend.loop.context import LoopContext
+from backend.loop.context import Busy, LoopContext, Replan
 from backend.loop.decide import meanwhile
 from backend.loop.observing import Observer
 from backend.loop.publishing import Publisher
 from backend.loop.quick_masks import QuickDrawer
-from backend.loop.steps import Publish, ReadMasks, Step, describe, unchanged
+from backend.loop.steps import FEW, Publish, ReadMasks, Step, describe, unchanged
 from backend.loop.stored import stored
+from backend.workers.watchdog import Stopping
 
 log = logging.getLogger("scanqueue.reconcile")
 
@@ -58,7 +59,7 @@ class Tender:
         idle = time.monotonic() - self._tended.get(project, -TEND_EVERY)
         if project in self._tending or idle < self._pause.get(project, 0.0):
             return
-        if idle < TEND_EVERY and (reading or not self._context.news(project)):
+        if idle < TEND_EVERY and (reading or not self._has_news(project)):
             return
         self._context.check(project)
         self._tending.add(project)
@@ -70,10 +71,18 @@ class Tender:
             raise
         except ScanqueueError as error:
             log.warning("project %s: the queue could not be kept up to date: %s", project, error)
+        except (Busy, Replan, Stopping):
+            raise
+        except Exception:  # it must not cost the long step
+            log.exception("project %s: the queue could not be kept up to date", project)
         finally:
             self._tending.discard(project)
             self._tended[project] = time.monotonic()
             self._pause[project] = self._tended[project] - began
+
+    def _has_news(self, project: int) -> bool:
+        """With an active model, nothing is redrawn, so nothing is urgent."""
+        return not self._context.row(project)["active"] and self._context.news(project)
 
     def _do(self, project: int, *, reading: bool) -> None:
         last: Step | None = None
@@ -87,9 +96,12 @@ class Tender:
                 return
             log.info("project %s: meanwhile, %s", project, describe(step))
             if isinstance(step, Publish):
-                self._publisher.publish(project, seen, done, step)
+                self._publisher.publish(project, seen, done, step)  # Replan ends the long step: it is disconnected
             elif isinstance(step, ReadMasks):
-                self._annotations.read(project, seen, step)
+                self._annotations.read(project, seen, ReadMasks(step.tasks[:FEW]))
             else:
-                self._quick.redraw(project, seen, done, step)
-            last, live = step, unchanged(seen, step)
+                try:
+                    self._quick.redraw(project, seen, done, step)
+                except Replan:
+                    return
+            last, live = step, unchanged(seen, step) if live is None else None

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from backend.learning.comparison import MIN_SCANS, Difference
+from backend.loop.judging import FIRST_SCANS, QUICK_MODEL
 from backend.web import texts
 from backend.web.problems import grouped
 from backend.web.texts import text
@@ -136,12 +137,13 @@ def rates(found: Mapping[str, Any]) -> str:
     return " ".join(told)
 
 
-def against(difference: Mapping[str, Any]) -> str:
-    """Whether a new model is better than the one before, from the fields of `comparison.Difference`."""
+def against(difference: Mapping[str, Any], other: str = "") -> str:
+    """Whether a new model is better than the `other`, from the fields of `comparison.Difference`."""
     found = Difference(**difference)
     scans = plural(found.scans, "scan_unseen")
-    if not found.enough:
-        return text("models.few", scans=scans, needed=MIN_SCANS)
+    needed = FIRST_SCANS if other == QUICK_MODEL else MIN_SCANS
+    if found.scans < needed:
+        return text("models.few", scans=scans, needed=needed)
     clear = "better" if found.low > 0 else "worse" if found.high < 0 else "equal"
     mean, low, high = (f"{x:+.3f}" for x in (found.mean, found.low, found.high))
     return text(f"models.{clear}", mean=mean, low=low, high=high, scans=scans)

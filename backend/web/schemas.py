@@ -74,7 +74,7 @@ SCHEMAS: dict[str, Schema] = {
     "Activate": object_of({"version": {"type": "string", "examples": ["scanqueue-r2"]}}),
     "Quality": object_of({}, {"hd": NUMBER_OR_NULL, **_SUMMARY}) | {"description": "means over labels of `per_label`"},
     "Champion": object_of({"version": TEXT}, {"hd": NUMBER_OR_NULL, **_SUMMARY, "difference": ref("Difference")})
-    | {"description": "the model that was active before, on scans that neither has learnt from"},
+    | {"description": "the model that was active before, or the quick model, on scans that neither has learnt from"},
     "Difference": object_of({**dict.fromkeys(("mean", "low", "high"), NUMBER), "scans": INTEGER})
     | {"description": "new model minus the one before, and its 95 % interval: above 0 the new one is better"},
     "LabelQuality": object_of(

@@ -278,8 +278,9 @@ def model_list(store: Store, project: int) -> list[dict[str, Any]]:
     kept      whether its checkpoint still exists, so that it can be activated
     history   its training: {step, loss, learning_rate, dice, seconds} regularly; dice is that on the held-out scans,
               None once they are learnt from
-    champion  the model that was active before, on the same scans: {version, dice, ..., difference}; None if there was
-              none. `difference` is that of the new model minus this one, see `comparison.Difference`
+    champion  the model that was active before, or the "quick model", on the same scans: {version, dice, ...,
+              difference}; None if there was none. `difference` is that of the new model minus this one, see
+              `comparison.Difference`
     held_out  the scans it was evaluated on: {task, dice, hd95, truth_empty, drawn_empty, classes}
     """
     row = store.project(project)

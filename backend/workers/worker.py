@@ -34,9 +34,12 @@ BROKER_AWAY = (redis.RedisError, sqlite3.Error)
 
 
 class Reconcile(Protocol):
-    """Brings a project up to date; True if it was busy and must be reconciled again."""
+    """Brings a project up to date.
 
-    def __call__(self, project: int) -> bool: ...
+    True if it was busy and must be reconciled again; None if nobody waits for the next time, whoever requests it.
+    """
+
+    def __call__(self, project: int) -> bool | None: ...
 
 
 class Queue:
@@ -129,16 +132,19 @@ class Queue:
             if early > 0:
                 self._later(project, early)
             elif self._begin(project):
-                busy = self._reconciled(self._reconcile, project)
-                if self._end(project):
-                    self._later(project, GAP)
-                elif busy:
-                    self._later(project, AGAIN)
+                busy: bool | None = False
+                news = False
+                try:
+                    busy = self._reconciled(self._reconcile, project)
+                finally:
+                    news = self._end(project)
+                if news or busy:
+                    self._later(project, GAP if news and busy is not None else AGAIN)
         except BROKER_AWAY as error:
             log.warning("project %s: the job queue does not answer (%s)", project, type(error).__name__)
 
-    def _reconciled(self, reconcile: Reconcile, project: int) -> bool:
-        """True if the project must be reconciled again."""
+    def _reconciled(self, reconcile: Reconcile, project: int) -> bool | None:
+        """What `reconcile` returns; False after a failure."""
         try:
             return reconcile(project)
         except ScanqueueError as error:

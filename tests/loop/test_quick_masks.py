@@ -121,6 +121,8 @@ def test_a_first_model_that_draws_worse_leaves_the_drawing_to_the_quick_model(tm
     assert (champion["version"], champion["difference"]["scans"]) == ("quick model", 5)
     assert model["validation"]["dice"] < champion["dice"]
     assert "worse than the quick model by" in model["remark"]
+    assert world.status()["quick"]["labels"] == 25
+    assert world.status()["reason"] == "No model is active. The next one is trained after 5 new labels."
     first = world.studio.next_task()
     assert first is not None
     shown = {
@@ -240,6 +242,7 @@ def test_a_new_round_of_the_cold_start_shows_masks_from_its_first_task_on(world:
     shown = {p["task"]: p["result"] for p in world.studio.predictions if p["model_version"] == "scanqueue-r1"}
     assert last in first
     assert all(shown[task] for task in first), first
+    assert world.status()["quick"]["labels"] == 4
     label_one(world)
     rows = world.store.shown(PROJECT, "scanqueue-r1")
     assert [row["task"] for row in rows] == first[:1]

@@ -493,6 +493,7 @@ def test_means_over_the_worst_scans_are_not_presented_as_means_over_all(lab: Lab
 def test_models_are_compared_worst_first_with_pictures_of_both(lab: Lab) -> None:
     seen = view(lab, "compare")
     tasks = re.findall(r"compare/(\d+)\.png\S+part=difference", " ".join(seen.with_("src")))
+    assert re.findall(r"compare/(\d+)\.png\S+part=annotator", " ".join(seen.with_("src"))) == tasks
     assert tasks == ["7", "3", "9"]
     text = seen.text
     assert "A 0.612 · B 0.843 · B better by 0.231" in text
