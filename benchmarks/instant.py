@@ -59,6 +59,7 @@ PACE = 8.0  # seconds between two submissions during the training; people take l
 AFTER = 12  # scans opened in the round after the training
 LIMIT = 2.0  # seconds, at the 95th percentile
 FEW, POOL_LIMIT = 500, 3.0  # `--pool`: scans of the small project; seconds, at the 95th percentile
+PHANTOM_SIDE = 256
 NEXT = "scanqueue-r1"
 UP_TO = (2, 5, 10, FIRST_TRAINING)  # groups of tasks, by the number of labels when they were opened
 
@@ -206,8 +207,8 @@ def after_a_label(studio: LabelStudio, url: str, folder: Path, count: int) -> tu
     order = [pick.task for pick in latest["picks"]]
     masks = {}
     for seed, task in enumerate(order[: 2 * FIRST_TRAINING]):
-        image, drawn = phantom(seed, (POOL_SIDE, POOL_SIDE))
-        masks[task] = drawn["Lung"]
+        image, drawn = phantom(seed, (PHANTOM_SIDE, PHANTOM_SIDE))  # a large one takes seconds
+        masks[task] = np.kron(drawn["Lung"], np.ones((POOL_SIDE // PHANTOM_SIDE,) * 2, bool))
         features = learner.features(letterbox(image, PATCHES).pixels)
         store.put_arrays("features", fingerprint(PatchFeatures.name, pool.digests[task]), features=features)
     store.set_project(pool.project, extra_params=EXTRA_PARAMS.replace('"off"', '"on"'))
