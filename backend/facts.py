@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 SAMPLING = "Uncertainty sampling"
@@ -35,6 +36,23 @@ def origin_of(version: str, model: str) -> str:
     return f"{version}:{model}"
 
 
+class Stage(IntEnum):
+    """How far a scan has come; each stage includes the ones before it.
+
+    UNREAD    its image must be fetched, decoded and embedded
+    EMBEDDED  its embedding is stored
+    MAPPED    it is on the map
+    SCORED    the uncertainties of the active model that the strategy needs are stored
+    ORDERED   the latest round has considered it
+    """
+
+    UNREAD = 0
+    EMBEDDED = 1
+    MAPPED = 2
+    SCORED = 3
+    ORDERED = 4
+
+
 @dataclass(frozen=True)
 class Scan:
     """One task. `digest` identifies its image once it is read; `problem` says why it could not be read.
@@ -46,6 +64,7 @@ class Scan:
     patient  "": unknown
     spacing  millimetres between rows and between columns; None: unknown
     blank    all pixels are equal, so there is nothing to see
+    stage    how far it has come
     """
 
     task: int
@@ -61,6 +80,7 @@ class Scan:
     patient: str = ""
     spacing: tuple[float, float] | None = None
     blank: bool = False
+    stage: Stage = Stage.UNREAD
 
     @property
     def group(self) -> str:
@@ -71,6 +91,47 @@ class Scan:
     def whole(self) -> str:
         """Scans with the same value share a place on a map of whole scans: same volume, or same file."""
         return self.volume or self.digest
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of a project's scans. Readable ones have no problem, open ones are readable and not labelled.
+
+    left_out  open ones that are excluded from the order
+    skipped   open ones that annotators skipped, without those left out
+    places    embedded ones; with the unit "scan", different volumes and files among them (`Scan.whole`)
+    volumes, groups, strata  whether any scan belongs to a volume, to a patient or volume, has a stratum
+    """
+
+    scans: int = 0
+    unreadable: int = 0
+    unread: int = 0
+    open: int = 0
+    left_out: int = 0
+    skipped: int = 0
+    places: int = 0
+    volumes: bool = False
+    groups: bool = False
+    strata: bool = False
+
+    @classmethod
+    def of(cls, scans: Collection[Scan], unit: str = "slice") -> Counts:
+        """The same numbers, counted one by one."""
+        readable = [s for s in scans if not s.problem]
+        embedded = [s for s in readable if s.stage >= Stage.EMBEDDED]
+        open_ = [s for s in readable if not s.annotated]
+        return cls(
+            scans=len(scans),
+            unreadable=len(scans) - len(readable),
+            unread=len(readable) - len(embedded),
+            open=len(open_),
+            left_out=sum(s.priority < 0 for s in open_),
+            skipped=sum(s.skipped and s.priority >= 0 for s in open_),
+            places=len({s.whole for s in embedded}) if unit == "scan" else len(embedded),
+            volumes=any(s.volume for s in scans),
+            groups=any(s.group for s in scans),
+            strata=any(s.stratum for s in scans),
+        )
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class AnnotationReader:
         """
         assert seen.config is not None
         store = self._context.store
-        rows = {s["task"]: s for s in store.scans(project)}
+        rows = {s["task"]: s for s in store.scans_of(project, step.tasks)}
         known = store.could_draw(project)
         total = len(step.tasks)
         for number, found in enumerate(self._context.studio.annotations(project, step.tasks), start=1):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from backend.facts import DISCONNECTED, Label, Lesson, Scan, round_of, version_name
+from backend.facts import DISCONNECTED, Counts, Label, Lesson, Scan, Stage, round_of, version_name
 from backend.fingerprints import fingerprint
 from backend.label_config import LabelConfig
 from backend.loop.publication import part_of_round, publication
@@ -35,6 +35,7 @@ MIN_CONTROL_LABELS = 5  # minimum number of labels in each arm for a comparison 
 MOST_QUICK_LABELS = 64  # maximum number of labels that the quick model learns from
 QUICK_AHEAD = 2  # tasks that are redrawn in addition to one for each annotator
 POOL_GROWTH = 4  # factor by which the pool outgrows the map's fit before a new map is fitted
+NO_SCANS = Counts()
 FIRST_GROWTH = 1.25  # the same before the first label: a map fitted on a few test scans shows nothing
 
 
@@ -83,20 +84,20 @@ def next_step(plan: Plan, last: Step | None, refused: frozenset[type[Step]] = fr
 
 
 def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
-    if not seen.scans:
+    counts = seen.counts
+    if not counts.scans:
         return Plan("empty", "No scans yet. Import images into the project in Label Studio.")
-    scans = [s for s in seen.scans if not s.problem]
-    if not scans:
-        return Plan("blocked", f"None of the {len(seen.scans)} scans can be read; see the list of problems.")
+    if counts.scans == counts.unreadable:
+        return Plan("blocked", f"None of the {counts.scans} scans can be read; see the list of problems.")
     known = {label.task: label for label in seen.labels}
-    ready = [s for s in scans if s.digest and s.digest in done.embedded]
-    unread = tuple(s.task for s in scans if not s.digest or s.digest not in done.embedded)
+    ready = _ready(seen)
+    unread = tuple(s.task for s in seen.scans if s.stage < Stage.EMBEDDED and not s.problem)
     steps: list[Step] = [ReadScans(unread)] if unread else []
     if done.rounds or not unread:
-        steps += _reading(ready, known, done)
+        steps += _reading(seen, ready, known, done)
     if not done.rounds:
         if not any(isinstance(s, ReadScans | FitMap | MapScans) for s in steps):
-            steps.append(OpenRound(done.first_round, round_key(done, config, seen.scans), ""))
+            steps.append(OpenRound(done.first_round, round_key(done, config, seen.scans, counts), ""))
         return Plan("embedding", steps=tuple(steps))
 
     latest = done.rounds[-1]
@@ -117,7 +118,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     if not steps and (comparison := _control_comparison(done, config, lessons)):  # least urgent: nobody waits
         steps.append(comparison)
     training = train is not None and not any(isinstance(s, OpenRound) for s in steps)
-    return Plan(*_phase(done, scans, len(lessons), training, seen.live.ignores_skipped), steps=tuple(steps))
+    return Plan(*_phase(done, counts, len(lessons), training, seen.live.ignores_skipped), steps=tuple(steps))
 
 
 def meanwhile(seen: Seen, done: Done) -> list[Publish | ReadMasks | DrawQuickly]:
@@ -137,7 +138,7 @@ def meanwhile(seen: Seen, done: Done) -> list[Publish | ReadMasks | DrawQuickly]
         steps.append(publish)
     if latest.model or done.settings.quick_model == "off":  # while a first model scores the pool, nothing else draws
         return steps
-    ready = [s for s in seen.scans if not s.problem and s.digest and s.digest in done.embedded]
+    ready = _ready(seen)
     known = {label.task: label for label in seen.labels}
     unread = tuple(s.task for s in ready if s.annotated and s.task not in known)
     if unread:
@@ -146,31 +147,35 @@ def meanwhile(seen: Seen, done: Done) -> list[Publish | ReadMasks | DrawQuickly]
     return steps if quick is None else [*steps, quick]
 
 
+def _ready(seen: Seen) -> list[Scan]:
+    """The embedded ones of the scans that are looked at."""
+    return [s for s in seen.scans if s.stage >= Stage.EMBEDDED and not s.problem]
+
+
 def _lessons(ready: Sequence[Scan], known: Mapping[int, Label]) -> dict[Lesson, Label]:
     """All that can be learnt from, with the annotation of each."""
     read = [(s, known[s.task]) for s in ready if s.annotated and s.task in known and not known[s.task].problem]
     return {Lesson.of(scan, label.mask, label.unknown): label for scan, label in read}
 
 
-def _reading(ready: Sequence[Scan], known: Mapping[int, Label], done: Done) -> list[Step]:
+def _reading(seen: Seen, ready: Sequence[Scan], known: Mapping[int, Label], done: Done) -> list[Step]:
     """Annotations to read, and embedded scans to add to the map."""
     steps: list[Step] = []
     unread = tuple(s.task for s in ready if s.annotated and s.task not in known)
     if unread:
         steps.append(ReadMasks(unread))
-    unmapped = tuple(s.task for s in ready if s.digest not in done.mapped)
+    unmapped = tuple(s.task for s in ready if s.stage < Stage.MAPPED)
     if unmapped:
-        size = len({s.whole for s in ready}) if done.settings.unit == "scan" else len(ready)
         growth = POOL_GROWTH if done.models or known else FIRST_GROWTH
-        steps.append(FitMap() if size > growth * done.fitted else MapScans(unmapped))
+        steps.append(FitMap() if seen.counts.places > growth * done.fitted else MapScans(unmapped))
     return steps
 
 
 def _ranking(seen: Seen, config: LabelConfig, done: Done, ready: Sequence[Scan], train: Train | None) -> list[Step]:
     """Open the next round when the latest is outdated and no training is due first, or extend the latest."""
     latest = done.rounds[-1]
-    pool = [s for s in ready if s.digest in done.mapped and not s.annotated and s.priority >= 0]
-    key = round_key(done, config, seen.scans)
+    pool = [s for s in ready if s.stage >= Stage.MAPPED and not s.annotated and s.priority >= 0]
+    key = round_key(done, config, seen.scans, seen.counts)
     foreign = done.first_round > latest.n  # Label Studio has another order than these records
     if foreign or latest.key != key or latest.embedder not in ("", done.embedder):
         if train is not None:
@@ -178,13 +183,12 @@ def _ranking(seen: Seen, config: LabelConfig, done: Done, ready: Sequence[Scan],
         waiting = {s.task for s in pool}
         published = latest.order[: part_of_round(latest, seen, done.settings)[0]]
         carried = tuple(t for t in published if t in waiting and t in seen.live.published)
-        scoring = _scoring(pool, done) if done.active else []
+        scoring = _scoring(pool) if done.active else []
         return [*scoring, OpenRound(next_round(done), key, done.active, carried)]
-    ordered = set(latest.order)
-    late = [s for s in pool if s.task not in ordered]
+    late = [s for s in pool if s.stage < Stage.ORDERED]
     if not late:
         return []
-    scoring = _scoring(pool, done) if latest.model else []
+    scoring = _scoring(pool) if latest.model else []
     return [*scoring, ExtendRound(tuple(s.task for s in late))]
 
 
@@ -279,8 +283,8 @@ def _control_comparison(done: Done, config: LabelConfig, lessons: Mapping[Lesson
     return CompareWithControl(last.version, one, other, validation, (len(ours), len(control)))
 
 
-def _scoring(scans: Sequence[Scan], done: Done) -> list[Step]:
-    unscored = tuple(s.task for s in scans if s.digest not in done.scored)
+def _scoring(scans: Sequence[Scan]) -> list[Step]:
+    unscored = tuple(s.task for s in scans if s.stage < Stage.SCORED)
     return [Score(unscored)] if unscored else []
 
 
@@ -291,18 +295,21 @@ def next_round(done: Done) -> int:
     return max(opened, trained, done.first_round, 1)
 
 
-def round_key(done: Done, config: LabelConfig, scans: Sequence[Scan] = ()) -> str:
+def round_key(done: Done, config: LabelConfig, scans: Sequence[Scan] = (), counts: Counts = NO_SCANS) -> str:
     """A key of the inputs of an order: model, training, settings and priorities. A new round opens when it changes.
 
     It contains only inputs used in the current phase, and no defaults, so that neither an unused setting nor one
     introduced by a newer version opens a round.
+
+    scans   those with priority and those left out, among others
+    counts  of all scans
     """
     settings = done.settings
     cold, ranked = settings.moments
     more: dict[str, Any] = {"control_share": settings.control_share} if settings.control_share else {}
-    if settings.unit != "slice" and any(s.volume for s in scans):  # without volumes, both units are the same
+    if settings.unit != "slice" and counts.volumes:  # without volumes, both units are the same
         more["unit"] = settings.unit
-    grouped = (ranked if done.active else cold) in GROUPED and any(s.group for s in scans)
+    grouped = (ranked if done.active else cold) in GROUPED and counts.groups
     if grouped and settings.one_per_patient == "off":
         more["one_per_patient"] = "off"
     priorities = sorted([s.task, s.priority] for s in scans if s.priority)  # of labelled ones too: labels open no round
@@ -320,15 +327,13 @@ def round_key(done: Done, config: LabelConfig, scans: Sequence[Scan] = ()) -> st
     return fingerprint(done.active, trained, config.key, alpha, ranked, *([more] if more else []))
 
 
-def _phase(done: Done, scans: list[Scan], usable: int, training: bool, ignores_skipped: bool) -> tuple[str, str]:
+def _phase(done: Done, counts: Counts, usable: int, training: bool, ignores_skipped: bool) -> tuple[str, str]:
     if training:
         return "training", f"Training on {usable} labelled scans."
-    if all(s.annotated for s in scans):
+    if not counts.open:
         return "done", "Every scan is labelled."
-    left = [s for s in scans if not s.annotated]
-    skipped = sum(1 for s in left if s.priority >= 0 and s.skipped) if ignores_skipped else 0
-    excluded = sum(1 for s in left if s.priority < 0)
-    if skipped + excluded == len(left):
+    skipped, excluded = counts.skipped if ignores_skipped else 0, counts.left_out
+    if skipped + excluded == counts.open:
         why = [f"{excluded} left out of the order"] if excluded else []
         why += [f"{skipped} that annotators skipped"] if skipped else []
         return "done", f"Every scan is labelled except {' and '.join(why)}."

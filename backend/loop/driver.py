@@ -221,7 +221,7 @@ class Reconciler:
                 f"No scan has {settings.stratify_by!r} in its data, so the order is random. Import it with the scans, "
                 "or set stratify_by to a key that they have."
             )
-        if settings.unit == "scan" and seen.scans and not any(s.volume for s in seen.scans):
+        if settings.unit == "scan" and seen.counts.scans and not seen.counts.volumes:
             remarks.append(
                 'The unit is "scan", but no task states which scan it is a slice of, so single images are chosen. '
                 "Add the keys scan and slice to the data of the tasks, as scanqueue import does."
@@ -240,4 +240,4 @@ class Reconciler:
 
 def _without_strata(seen: Seen, settings: ProjectSettings) -> bool:
     """Whether the order is to be stratified by a key that no scan has."""
-    return settings.moments[0] == "stratified" and bool(seen.scans) and not any(s.stratum for s in seen.scans)
+    return settings.moments[0] == "stratified" and bool(seen.counts.scans) and not seen.counts.strata

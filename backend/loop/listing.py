@@ -65,26 +65,32 @@ class TaskListing:
         began = time.monotonic()
         full = self._full.get(project, FullListing())
         since = self._since(project, row, value, stratify_by) if began - full.at <= FULL_EVERY else ""
-        recorded = {task: tuple(values) for task, *values in store.columns(project, "task", *LISTED_FIELDS)}
         rows = studio.tasks(project, since)
-        if len(set(recorded) | {r.task for r in rows}) != page.tasks:
+        recorded = self._recorded(project, rows)
+        new = sum(1 for r in rows if r.task not in recorded)
+        totals = store.totals(project)
+        if totals[0] + new != page.tasks:
+            known = {task for (task,) in store.columns(project, "task")}
             present = studio.task_ids(project)
-            if not set(recorded) <= present:
+            if not known <= present:
                 present |= studio.task_ids(project)  # only what two listings lack is forgotten, with its priority
             store.keep_tasks(project, present)
             recorded = {task: values for task, values in recorded.items() if task in present}
-            if not present <= set(recorded) | {r.task for r in rows}:
+            if not present <= known | {r.task for r in rows}:
                 rows, since = studio.tasks(project), ""
+                recorded = self._recorded(project, rows)
+            totals = store.totals(project)
         changed = _changed(rows, recorded, project, value, stratify_by)
-        uncounted = _uncounted(page, recorded, changed)
+        uncounted = _uncounted(page, totals, recorded, changed)
         if since and uncounted != full.uncounted:
             page = studio.project(project)  # annotators may have submitted between the two requests
-            uncounted = _uncounted(page, recorded, changed)
+            uncounted = _uncounted(page, totals, recorded, changed)
         if since and uncounted != full.uncounted and began - full.at > FULL_AGAIN:
             # The cursor misses a change: Label Studio's clock was set back.
             rows, since = studio.tasks(project), ""
+            recorded = self._recorded(project, rows)
             changed = _changed(rows, recorded, project, value, stratify_by)
-            uncounted = _uncounted(page, recorded, changed)
+            uncounted = _uncounted(page, totals, recorded, changed)
         self._full[project] = full if since else FullListing(uncounted, began)
         cursor = max((r.updated_at for r in rows), default="", key=lambda text: _moment(text) if text else text)
         cursor = max(cursor, row["cursor"] if since else "")
@@ -93,6 +99,9 @@ class TaskListing:
         if row["stratify_by"] != stratify_by or row["task_data_version"] != TASK_DATA_VERSION:
             store.set_project(project, stratify_by=stratify_by, task_data_version=TASK_DATA_VERSION)
         self._settle(project, cursor, began)
+
+    def _recorded(self, project: int, rows: Sequence[TaskRow]) -> Recorded:
+        return self._context.store.recorded(project, [r.task for r in rows], LISTED_FIELDS)
 
     def _since(self, project: int, row: Any, value: str, stratify_by: str) -> str:
         """The time to list from; "" when all tasks must be listed, because different data is read from them now."""
@@ -123,11 +132,19 @@ def recorded_value(row: Any) -> str:
     return before.image_value if before else ""
 
 
-def _uncounted(page: ProjectPage, recorded: Recorded, changed: Sequence[Mapping[str, Any]]) -> Uncounted:
-    """The difference between the counts. It stays the same as long as no annotation is missed, regardless of clocks."""
-    counts = {task: (annotated, skipped) for task, (_, annotated, skipped, *_) in recorded.items()}
-    counts |= {row["task"]: (row["annotated"], row["skipped"]) for row in changed}
-    return page.annotations - sum(a for a, _ in counts.values()), page.skips - sum(s for _, s in counts.values())
+def _uncounted(
+    page: ProjectPage, totals: tuple[int, int, int], recorded: Recorded, changed: Sequence[Mapping[str, Any]]
+) -> Uncounted:
+    """The difference between the counts. It stays the same as long as no annotation is missed, regardless of clocks.
+
+    totals  numbers of recorded tasks, annotations and skips, without the changes
+    """
+    _, annotations, skips = totals
+    for row in changed:
+        _, annotated, skipped, *_ = recorded.get(row["task"], ("", 0, 0))
+        annotations += row["annotated"] - annotated
+        skips += row["skipped"] - skipped
+    return page.annotations - annotations, page.skips - skips
 
 
 def _changed(

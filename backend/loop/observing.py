@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from backend.errors import BadSetting, NotSegmentable
-from backend.facts import Label, Live, Scan, annotators, round_of, version_name
+from backend.facts import Label, Live, annotators, round_of, version_name
 from backend.label_config import LabelConfig, Renames, unknown_classes
 from backend.label_studio.listing import ProjectPage
+from backend.loop.attention import Attention
 from backend.loop.context import LoopContext
 from backend.loop.listing import TaskListing, recorded_value
 from backend.loop.project_settings import row_settings
 from backend.loop.steps import Seen
-from backend.records.scans import PROBLEM_RETRY, scan_of
 from backend.settings import Settings
 
 SETTLE = 10.0  # seconds to wait for an import whose answer was lost
@@ -28,6 +28,7 @@ class Observer:
     def __init__(self, context: LoopContext) -> None:
         self._context = context
         self._listing = TaskListing(context)
+        self._attention = Attention(context)
 
     def observe(self, project: int, live: Live | None = None) -> Seen:
         """Record what changed in Label Studio, and return what it contains now.
@@ -52,10 +53,7 @@ class Observer:
         self._listing.update(project, row, page, config.image_value, stratify_by)
         store.set_project(project, title=page.title, config=config.to_json(), overlap=page.maximum_annotations)
 
-        rows = store.scans(project)
-        now = time.time()
-        scans = tuple(_retried(s, now) for s in rows)
-        current = {s["task"]: s["updated_at"] for s in rows if s["annotated"]}
+        current = store.annotated(project)
         read, key = store.labels(project), config.reading_key(renames)
 
         @cache
@@ -69,6 +67,7 @@ class Observer:
         )
         outdated = frozenset(r["task"] for r in read if r["config"] != key)
         people = annotators((r["annotation"], r["completed_by"]) for r in read)
+        scans, counts = self._attention.look(project, row, settings, people)
         live = self._live(project, row, page) if live is None else live
         live = replace(
             live,
@@ -78,7 +77,18 @@ class Observer:
             ignores_skipped=page.ignores_skipped,
         )
         lost = store.lost_labels(project, renames)
-        return Seen(project, config, scans, labels, live, people=people, renames=renames, lost=lost, outdated=outdated)
+        return Seen(
+            project,
+            config,
+            scans,
+            labels,
+            live,
+            people=people,
+            counts=counts,
+            renames=renames,
+            lost=lost,
+            outdated=outdated,
+        )
 
     def _renames(self, project: int, row: Any, config: LabelConfig) -> Renames:
         """What is known of the config's labels, with those of today."""
@@ -93,20 +103,20 @@ class Observer:
 
     def _live(self, project: int, row: Any, page: ProjectPage) -> Live:
         studio, store = self._context.studio, self._context.store
-        rounds = store.rounds(project, picks=False)
+        newest = store.latest_round(project)
         published: dict[int, int] = {}
-        if rounds and row["sending"]:
+        if newest and row["sending"]:
             # Label Studio may still be working on an import whose answer was lost. The recorded time is unusable here,
             # because clocks jump.
             time.sleep(SETTLE)
             store.set_project(project, sending=0.0)
         versions = studio.model_versions(project)
-        if rounds:
-            latest = version_name(rounds[-1]["n"])
+        if newest:
+            latest = version_name(newest["n"])
             published = studio.published(project, latest, versions)
-            if page.model_version == latest and rounds[-1]["published_at"] is None:
-                store.mark_published(project, rounds[-1]["n"])  # here, as a process may die right after `show_round`
-        first = first_free(versions, rounds, published)
+            if page.model_version == latest and newest["published_at"] is None:
+                store.mark_published(project, newest["n"])  # here, as a process may die right after `show_round`
+        first = first_free(versions, newest, published)
         if first > row["first_round"]:
             store.set_project(project, first_round=first)
         url = webhook_url(self._context.settings, row["backend_url"])
@@ -117,31 +127,23 @@ class Observer:
         )
 
 
-def first_free(versions: Iterable[str], rounds: Sequence[Mapping[str, Any]], published: Mapping[int, int]) -> int:
+def first_free(versions: Iterable[str], latest: Mapping[str, Any] | None, published: Mapping[int, int]) -> int:
     """The lowest number of a new round, if Label Studio has predictions that these records do not know; else 0.
 
     They come from records that were lost or restored, from another scanqueue, or with a project that was copied. Their
     names must not be used again: Label Studio would show their masks under our scores.
 
     versions   model versions in Label Studio
-    rounds     those of the records, oldest first, with the picks of the last one
-    published  the tasks that have predictions of the last one
+    latest     the latest round of the records; None before the first
+    published  the tasks that have predictions of it
     """
     found = max((n for version in versions if (n := round_of(version)) is not None), default=-1)
-    if not rounds:
+    if latest is None:
         return found + 1
-    latest = rounds[-1]
     if found > latest["n"]:
         return found + 1
-    ordered = {pick.task for pick in latest["picks"]} | set(latest["carried"])
-    return int(latest["n"]) + 1 if published.keys() - ordered else 0
-
-
-def _retried(row: Any, now: float) -> Scan:
-    """A recorded scan; one whose problem is old is read again from the start, as its file may have been replaced."""
-    scan = scan_of(row)
-    recent = 0 <= now - row["problem_at"] < PROBLEM_RETRY  # a time in the future is not recent
-    return replace(scan, problem="", digest="") if scan.problem and not recent else scan
+    foreign = published.keys() - latest["picks"].members - set(latest["carried"])
+    return int(latest["n"]) + 1 if foreign else 0
 
 
 def webhook_url(settings: Settings, backend_url: str) -> str:

@@ -60,7 +60,7 @@ def published_part(
     """
     open_tasks = {task for task, skipped in waiting.items() if not skipped}
     length = prefix_length(order, open_tasks, settings, people, siblings)
-    behind = set(order[length:])
+    behind = set(order[length:]) if carried else set()
     tasks = [t for t in order[:length] if t in waiting]
     return length, tasks + [t for t in carried if t in waiting and t in behind]
 

@@ -36,7 +36,8 @@ class Publisher:
         assert seen.config is not None
         self._connections.require(project)
         studio, store = self._context.studio, self._context.store
-        latest = store.rounds(project, picks=False)[-1]
+        latest = store.latest_round(project)
+        assert latest is not None
         version = version_name(latest["n"])
         refused: StudioRefused | None = None
         if step.doubled:

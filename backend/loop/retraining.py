@@ -72,7 +72,7 @@ class Trainer:
             log.warning("project %s: %s was not accepted. %s", project, step.version, told)
         also = learning_remarks([one.case for one in split.all], labels)
         if active is not None:
-            details |= self._agreement(project, seen, active, name, labels)
+            details |= self._agreement(project, active, name, labels)
         self._write(
             project,
             done,
@@ -138,13 +138,12 @@ class Trainer:
         pairs = [(scores[i], theirs, one.scan.group) for i, theirs, one in zip(fair, old, scans, strict=True)]
         return judge(active["version"], pairs, labels)
 
-    def _agreement(
-        self, project: int, seen: Seen, active: Mapping[str, Any], name: str, labels: Sequence[str]
-    ) -> dict[str, Any]:
+    def _agreement(self, project: int, active: Mapping[str, Any], name: str, labels: Sequence[str]) -> dict[str, Any]:
         """Agreement of the new and the active model on unlabelled scans: {"agreement": ...}, or {} when unknown."""
         context = self._context
-        open_ = {s.digest: s for s in seen.scans if s.digest and not s.annotated and not s.problem}
-        sample = agreement_sample(list(open_))
+        tasks = context.store.open_scans(project)
+        sample = agreement_sample(list(tasks))
+        open_ = {s.digest: s for s in context.processor.scans(project, [tasks[digest] for digest in sample])}
         maps: list[list[NDArray[np.uint8]]] = []
         for model in (active["fingerprint"], name):
             folder = context.store.path("models", model)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from backend.facts import Scan
-from backend.loop.context import LoopContext
+from backend.facts import Scan, Stage
+from backend.loop.context import LoopContext, Replan
 from backend.loop.order import RankingInputs, order
 from backend.loop.publication import part_of_round
 from backend.loop.selection_units import add, lay_out, stored_map
 from backend.loop.steps import Done, FitMap, MapScans, OpenRound, Seen
-from backend.records.maps import put_map
+from backend.records.maps import put_map, read_map
 from backend.records.rounds import Pick
+from backend.records.scans import scan_of
 
 
 def map_pool(context: LoopContext, project: int, seen: Seen, done: Done, step: FitMap | MapScans) -> None:
@@ -20,18 +21,21 @@ def map_pool(context: LoopContext, project: int, seen: Seen, done: Done, step: F
     context.report(project, "laying out the map", 0, 1)
     unit, store = done.settings.unit, context.store
     found = None if isinstance(step, FitMap) else stored_map(store, project, done.embedder, unit)
-    scans = [s for s in seen.scans if s.digest in done.embedded and not s.problem]
     if found is None:
+        scans = [scan_of(row) for row in store.scans_from(project, Stage.EMBEDDED)]
         found = lay_out(store, done.embedder, scans, unit, done.settings.seed)
     else:
+        scans = [scan_of(row) for row in store.scans_at(project, Stage.EMBEDDED)]
         found = add(found, store, done.embedder, scans)
     put_map(store, project, done.embedder, found)
+    store.set_basis(project, store.basis(project)._replace(map=unit, fitted=len(found.state["xy"])))
+    store.set_stage(project, [s.task for s in scans], Stage.MAPPED)
 
 
 def open_round(context: LoopContext, project: int, seen: Seen, done: Done, step: OpenRound) -> None:
     """Rank the pool and store the order."""
     context.report(project, "ranking", 0, 1)
-    scans = _mapped(seen, done)
+    scans = _mapped(context, project, done)
     picks = _rank(context, project, done, scans, step.model)
     context.store.put_round(
         project,
@@ -51,14 +55,23 @@ def extend_round(context: LoopContext, project: int, seen: Seen, done: Done) -> 
 
     The published part keeps its places, even those of deleted tasks: a place is a score in Label Studio.
     """
-    latest = context.store.rounds(project, picks=False)[-1]
+    latest = context.store.latest_round(project)
+    assert latest is not None
     kept = latest["picks"][: part_of_round(done.rounds[-1], seen, done.settings)[0]]
-    ranked = _rank(context, project, done, _mapped(seen, done), latest["model"], [p.task for p in kept])
-    context.store.extend_round(project, latest["n"], [*kept, *ranked])
+    ranked = _rank(context, project, done, _mapped(context, project, done), latest["model"], [p.task for p in kept])
+    context.store.extend_round(project, latest["n"], [*kept, *ranked], model=latest["model"])
 
 
-def _mapped(seen: Seen, done: Done) -> list[Scan]:
-    return [s for s in seen.scans if s.digest in done.mapped and not s.problem]
+def _mapped(context: LoopContext, project: int, done: Done) -> list[Scan]:
+    """All scans on the map. Raises Replan if its file lacks some, as after older files were put back."""
+    store = context.store
+    scans = [scan_of(row) for row in store.scans_from(project, Stage.MAPPED)]
+    found = read_map(store, project, done.embedder)
+    there = set(found.digests) if found else set()
+    if missing := [s.task for s in scans if s.digest not in there]:
+        store.set_stage(project, missing, Stage.EMBEDDED, lower=True)
+        raise Replan
+    return scans
 
 
 def _rank(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from backend.facts import Label, Live, Model, Round, Scan
+from backend.facts import Counts, Label, Live, Model, Round, Scan
 from backend.label_config import LabelConfig, Renames
 from backend.settings import ProjectSettings
 
@@ -16,6 +16,9 @@ FEW = 8  # annotations that are read in a moment
 class Seen:
     """Label Studio's side of a project at the last observation.
 
+    scans    those that something may have to be done for: all that are labelled, have priority or are left out; the
+             beginning of the latest order; and of those that are not in an order yet, the first of every stage
+    counts   the numbers of all scans
     blocked  why nothing can be done; "" normally
     disconnected  why we no longer manage the project; "" while we do
     people   the number of annotators, see `annotators`
@@ -31,6 +34,7 @@ class Seen:
     live: Live
     blocked: str = ""
     people: int = 0
+    counts: Counts = field(default_factory=Counts)
     renames: Renames = field(default_factory=Renames)
     lost: Mapping[str, int] = field(default_factory=dict)
     outdated: frozenset[int] = frozenset()
@@ -42,11 +46,9 @@ class Done:
     """Our side of a project: what is computed and stored.
 
     settings  with the strategy written out as COLD+MODEL
-    embedded  digests with an embedding by `embedder`
-    mapped    digests on the map of the current `unit`
-    fitted    number of images or volumes the map was fitted on
+    fitted    number of images or volumes the map was fitted on; 0 without a map of the current `unit`
     active    version of the active model; "" before the first
-    scored    digests with all stored uncertainties of the active model that the strategy needs
+    rounds    the latest round; () before the first
     compared  versions of the models whose comparison with the control is stored
     recipe    fingerprint of the training settings and the seed; "" while no training is requested
     quick     keys of the quick masks that tasks of the latest round show
@@ -57,12 +59,9 @@ class Done:
 
     settings: ProjectSettings
     embedder: str
-    embedded: frozenset[str] = frozenset()
-    mapped: frozenset[str] = frozenset()
     fitted: int = 0
     models: tuple[Model, ...] = ()
     active: str = ""
-    scored: frozenset[str] = frozenset()
     rounds: tuple[Round, ...] = ()
     compared: frozenset[str] = frozenset()
     served: Mapping[int, bool] = field(default_factory=dict)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.facts import Lesson, Model, Round
 from backend.loop.context import LoopContext
-from backend.loop.order import STARTED, RankingInputs, uncertainties
+from backend.loop.order import STARTED
 from backend.loop.project_settings import row_settings
-from backend.loop.selection_units import stored_map
 from backend.loop.steps import Done, Seen
 from backend.records.quick_masks import PROJECT_ROW
 from backend.records.store import Store
@@ -23,27 +23,23 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
     store = context.store
     row = context.row(project)
     settings = ProjectSettings() if seen.blocked else row_settings(row)
-    if seen.blocked or not seen.scans:
+    if seen.blocked or not seen.counts.scans:
         return Done(settings, "")
     embedder = context.learner.embedder()
     if row["embedder"] != embedder.name or row["embedder_why"] != embedder.why:
         store.set_project(project, embedder=embedder.name, embedder_why=embedder.why)
-    found = stored_map(store, project, embedder.name, settings.unit)
     records = store.models(project)
     compared = frozenset(m["version"] for m in records if "arms" in m["details"])
     models = _models(store, records)
     active = next((m for m in models if m.version == row["active"]), None)
-    rounds = _rounds(store, project)
+    rounds = _latest(store, project)
     due = settings.control_share and models and models[-1].version not in compared
     return Done(
         settings=settings,
         embedder=embedder.name,
-        embedded=store.embedded(embedder.name),
-        mapped=frozenset(found.digests) if found else frozenset(),
-        fitted=len(found.state["xy"]) if found else 0,
+        fitted=store.basis(project).fitted,
         models=models,
         active=active.version if active else "",
-        scored=_scored(store, project, embedder.name, active, settings),
         rounds=rounds,
         compared=compared,
         served=served(store, project) if due else {},
@@ -74,31 +70,18 @@ def _models(store: Store, records: Sequence[Mapping[str, Any]]) -> tuple[Model, 
     )
 
 
-def _rounds(store: Store, project: int) -> tuple[Round, ...]:
-    return tuple(
-        Round(
-            r["n"],
-            r["key"],
-            r["model"],
-            tuple(p.task for p in r["picks"]),
-            tuple(r["carried"]),
-            r["settings"].get("embedder", ""),
-        )
-        for r in store.rounds(project, picks=False)
-    )
+def _latest(store: Store, project: int) -> tuple[Round, ...]:
+    """The latest round; () before the first."""
+    r = store.latest_round(project)
+    if r is None:
+        return ()
+    embedder = json.loads(r["settings"] or "{}").get("embedder", "")
+    return (Round(r["n"], r["key"], r["model"], r["picks"].tasks, tuple(r["carried"]), embedder),)
 
 
 def _quick(store: Store, project: int, rounds: Sequence[Round]) -> dict[int, str]:
     found = store.quick_masks(project, rounds[-1].version) if rounds else {}
     return {task: row["key"] for task, row in found.items() if task != PROJECT_ROW}
-
-
-def _scored(
-    store: Store, project: int, embedder: str, active: Model | None, settings: ProjectSettings
-) -> frozenset[str]:
-    if active is None:
-        return frozenset()
-    return frozenset(uncertainties(RankingInputs(store, project, embedder, active.fingerprint, settings)))
 
 
 def served(store: Store, project: int) -> dict[int, bool]:

@@ -65,7 +65,7 @@ class Tender:
         self._tending.add(project)
         began = time.monotonic()
         try:
-            if self._context.store.rounds(project, picks=False):
+            if self._context.store.latest_round(project) is not None:
                 self._do(project, reading=reading)
         except ProjectGone:
             raise

@@ -75,6 +75,12 @@ class ModelRecords(Database):
         rows = self.rows(select(model_table).where(*here))
         return _model(rows[0], self.renames(project)) if rows else None
 
+    def fingerprint_of(self, project: int, version: str) -> str:
+        """The fingerprint of a model; "" if there is no such version."""
+        here = (model_table.c.project == project, model_table.c.version == version)
+        found = self._tuples(select(model_table.c.fingerprint).where(*here))
+        return str(found[0][0]) if found else ""
+
     def renames(self, project: int) -> Renames:
         """What people said about labels that the label config no longer has."""
         rows = self._tuples(select(project_table.c.label_renames).where(project_table.c.id == project))

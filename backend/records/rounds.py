@@ -6,15 +6,18 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import Connection, func, select, update
 
+from backend.facts import Stage
 from backend.records.database import Database, to_json
+from backend.records.stages import considered
 from backend.records.tables import round_table, scan_table
 
 KEPT_PICKS = 20_000  # number of picks kept of a superseded order
+KEPT_ORDERS = 4  # orders kept in memory
 COLD_ROUNDS = 20  # number of newest orders without a model that are searched for a scan's cluster
 
 
@@ -37,13 +40,26 @@ def _pack(picks: Iterable[Pick]) -> str:
     return to_json([[getattr(p, name) for name in _PICK] for p in picks])
 
 
-@lru_cache(maxsize=4)
-def _unpack(text: str) -> tuple[Pick, ...]:
-    return tuple(Pick(*row) for row in json.loads(text))
+class Picks(tuple[Pick, ...]):
+    """An order."""
+
+    @cached_property
+    def tasks(self) -> tuple[int, ...]:
+        return tuple(pick.task for pick in self)
+
+    @cached_property
+    def members(self) -> frozenset[int]:
+        return frozenset(self.tasks)
+
+
+def _unpack(text: str) -> Picks:
+    return Picks(Pick(*row) for row in json.loads(text))
 
 
 class RoundRecords(Database):
     """Reads and writes the table `round`."""
+
+    _orders: Mapping[tuple[Any, ...], Picks] = {}
 
     def put_round(
         self,
@@ -58,6 +74,7 @@ class RoundRecords(Database):
         labels: int,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
+        """Store a round, which has considered all open scans that are on the map, and with a model also scored."""
         with self.write() as connection:
             row = {
                 "project": project,
@@ -73,6 +90,7 @@ class RoundRecords(Database):
             }
             self._upsert(connection, round_table, [row])
             self._shorten(connection, project, n, cold=not model)
+            considered(connection, project, Stage.SCORED if model else Stage.MAPPED)
 
     def _shorten(self, connection: Connection, project: int, n: int, *, cold: bool) -> None:
         """Shorten the order that round n supersedes, as annotators have reached only its beginning.
@@ -88,12 +106,16 @@ class RoundRecords(Database):
         picks = json.loads(found.picks)
         if len(picks) > KEPT_PICKS:
             here = (round_table.c.project == project, round_table.c.n == found.n)
-            connection.execute(update(round_table).where(*here).values(picks=to_json(picks[:KEPT_PICKS])))
+            shorter = {"picks": to_json(picks[:KEPT_PICKS]), "changes": round_table.c.changes + 1}
+            connection.execute(update(round_table).where(*here).values(shorter))
 
-    def extend_round(self, project: int, n: int, picks: Sequence[Pick]) -> None:
+    def extend_round(self, project: int, n: int, picks: Sequence[Pick], *, model: str) -> None:
+        """Replace the order of a round with this model, which has considered what `put_round` says."""
         with self.write() as connection:
             here = (round_table.c.project == project, round_table.c.n == n)
-            connection.execute(update(round_table).where(*here).values(picks=_pack(picks)))
+            longer = {"picks": _pack(picks), "changes": round_table.c.changes + 1}
+            connection.execute(update(round_table).where(*here).values(longer))
+            considered(connection, project, Stage.SCORED if model else Stage.MAPPED)
 
     def mark_published(self, project: int, n: int) -> None:
         with self.write() as connection:
@@ -137,7 +159,15 @@ class RoundRecords(Database):
         While the order stays the same, every call returns the same tuple object as `picks`.
         """
         here = [round_table.c.project == project, *([round_table.c.published_at.is_not(None)] if served else [])]
-        rows = self.rows(select(round_table).where(*here).order_by(round_table.c.n.desc()).limit(1))
+        columns = [c for c in round_table.c if c.name != "picks"]  # a large order is read once
+        rows = self.rows(select(*columns).where(*here).order_by(round_table.c.n.desc()).limit(1))
         if not rows:
             return None
-        return dict(rows[0]) | {"carried": json.loads(rows[0]["carried"]), "picks": _unpack(rows[0]["picks"])}
+        found = dict(rows[0])
+        key = (project, found["n"], found["created_at"], found["changes"])
+        picks = self._orders.get(key)
+        if picks is None:
+            where = (round_table.c.project == project, round_table.c.n == found["n"])
+            picks = _unpack(self._tuples(select(round_table.c.picks).where(*where))[0][0])
+            self._orders = {**dict(list(self._orders.items())[1 - KEPT_ORDERS :]), key: picks}
+        return found | {"carried": json.loads(found["carried"]), "picks": picks}

@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import case, delete, func, select, update
 from sqlalchemy.engine import RowMapping
 
-from backend.facts import Scan
-from backend.records.database import VARIABLES, Database
+from backend.facts import Scan, Stage
+from backend.records.database import VARIABLES
 from backend.records.labels import forgotten
+from backend.records.stages import StageRecords, random_place
 from backend.records.tables import label_table, project_table, scan_table
 
 PROBLEM_RETRY = 600.0  # seconds until an unreadable scan is tried again
@@ -35,10 +36,11 @@ def scan_of(row: RowMapping) -> Scan:
         patient=row["patient"],
         spacing=spacing if all(spacing) else None,
         blank=bool(row["blank"]),
+        stage=Stage(row["stage"]),
     )
 
 
-class ScanRecords(Database):
+class ScanRecords(StageRecords):
     """Reads and writes the table `scan`."""
 
     def put_tasks(self, project: int, rows: Sequence[Mapping[str, Any]], cursor: str) -> None:
@@ -72,6 +74,8 @@ class ScanRecords(Database):
                         "blank": before["blank"] if before and same else 0,
                         "problem": before["problem"] if before and same and not moved else "",
                         "problem_at": before["problem_at"] if before and same and not moved else 0.0,
+                        "stage": before["stage"] if before and same else 0,
+                        "draw": random_place(row["task"], row.get("volume", ""), row.get("slice", 0)),
                     }
                     merged.append({"project": project, **row, **kept})
                     if before and not moved and before["annotated"] != row["annotated"]:
@@ -127,6 +131,11 @@ class ScanRecords(Database):
         (row,) = self.rows(select(func.count().label("scans"), *named).where(scan_table.c.project == project))
         return {name: int(row[name]) for name in ("scans", *has)}
 
+    def annotated(self, project: int) -> dict[int, str]:
+        """When each task with annotations was updated."""
+        here = (scan_table.c.project == project, scan_table.c.annotated > 0)
+        return dict(self._tuples(select(scan_table.c.task, scan_table.c.updated_at).where(*here)))
+
     def has_labels(self) -> bool:
         """Whether a scan of any project has an annotation."""
         return bool(self.rows(select(scan_table.c.task).where(scan_table.c.annotated > 0).limit(1)))
@@ -167,6 +176,8 @@ class ScanRecords(Database):
                 if "image" in row:
                     here.append(scan_table.c.image == row["image"])
                 values = {k: v for k, v in row.items() if k not in ("task", "image")}
+                if row.get("problem") or row["task"] in replaced:
+                    values["stage"] = int(Stage.UNREAD)
                 connection.execute(update(scan_table).where(*here).values(problem_at=at, **values))
 
     def retry(self, project: int, task: int | None = None) -> None:
@@ -185,4 +196,4 @@ class ScanRecords(Database):
         with self.write() as connection:
             where = (*doubtful, of_broken | (label.problem != "") | (label.remark != ""))
             connection.execute(forgotten(*where))
-            connection.execute(update(scan_table).where(*broken).values(problem="", problem_at=0.0, digest=""))
+            connection.execute(update(scan_table).where(*broken).values(problem="", problem_at=0.0, digest="", stage=0))

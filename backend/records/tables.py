@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Float, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text, text
 
 metadata = MetaData()
 project_table = Table(
@@ -33,6 +33,7 @@ project_table = Table(
     Column("settings_before", Text, nullable=False, default=""),  # JSON: Label Studio's, before we changed them
     Column("overlap", Integer, nullable=False, default=1),  # annotations that Label Studio wants of each task
     Column("first_round", Integer, nullable=False, default=0),  # lowest number that a new round may have
+    Column("stages", Text, nullable=False, default=""),  # JSON: what the stages of the scans refer to; see `stages`
 )
 scan_table = Table(
     "scan",
@@ -56,7 +57,15 @@ scan_table = Table(
     Column("row_mm", Float, nullable=False, default=0.0),
     Column("column_mm", Float, nullable=False, default=0.0),
     Column("blank", Integer, nullable=False, default=0),  # 1: all pixels are equal
+    Column("stage", Integer, nullable=False, default=0),  # a `facts.Stage`
+    Column("draw", BigInteger, nullable=False, default=0),  # place in a random order; see `stages.random_place`
 )
+Index("scan_stage", *(scan_table.c[name] for name in ("project", "stage", "annotated", "draw")))
+Index("scan_counted", *(scan_table.c[name] for name in ("project", "annotated", "skipped")))
+Index("scan_volume", scan_table.c.project, scan_table.c.volume)
+for _name in ("problem", "priority"):  # few scans have one
+    _few = text(f"{_name} != ''" if _name == "problem" else f"{_name} != 0")
+    Index(f"scan_{_name}", scan_table.c.project, sqlite_where=_few, postgresql_where=_few)
 label_table = Table(
     "label",
     metadata,
@@ -111,6 +120,7 @@ round_table = Table(
     Column("created_at", Float, nullable=False),
     Column("published_at", Float),
     Column("settings", Text, nullable=False, default=""),  # JSON of the settings of the ranking; "" in older rows
+    Column("changes", Integer, nullable=False, default=0),  # how often the order was extended or shortened
 )
 uncertainty_table = Table(
     "uncertainty",

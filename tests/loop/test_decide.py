@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from backend.errors import NotSegmentable
 from backend.facts import (
     RECENT,
+    Counts,
     Label,
     Lesson,
     Live,
     Model,
     Round,
     Scan,
+    Stage,
     annotators,
     round_of,
     score_of,
@@ -30,7 +32,8 @@ from backend.facts import (
 )
 from backend.fingerprints import fingerprint
 from backend.label_config import LabelConfig, Tag
-from backend.loop.decide import decide, next_step, quick_key, round_key
+from backend.loop import decide as deciding
+from backend.loop.decide import next_step, quick_key
 from backend.loop.publication import prefix_length
 from backend.loop.steps import (
     CompareWithControl,
@@ -60,6 +63,36 @@ SETTINGS = ProjectSettings(cold_start_size=3, round_size=2, queue_depth=4, quick
 N = 10
 
 
+@dataclass(frozen=True)
+class Stored(Done):
+    """Our side of a project, with the digests that have an embedding, are on the map, and are scored."""
+
+    embedded: frozenset[str] = frozenset()
+    mapped: frozenset[str] = frozenset()
+    scored: frozenset[str] = frozenset()
+
+    def stage(self, scan: Scan) -> Stage:
+        """What the records would say of a scan."""
+        latest = self.rounds[-1] if self.rounds else None
+        reached = [bool(scan.digest) and scan.digest in self.embedded, scan.digest in self.mapped]
+        reached.append(bool(self.active) and scan.digest in self.scored)
+        if latest and not all(reached[: 3 if self.active else 2]):
+            latest = None
+        if latest and scan.task in latest.order:
+            return Stage.ORDERED
+        return Stage(next((n for n, so_far in enumerate(reached) if not so_far), 3))
+
+
+def decide(given: Seen, done: Stored) -> Plan:
+    """`decide`, with the stages and counts that the records would give."""
+    scans_ = tuple(replace(s, stage=done.stage(s)) for s in given.scans)
+    return deciding.decide(replace(given, scans=scans_, counts=Counts.of(scans_, done.settings.unit)), done)
+
+
+def round_key(done: Stored, config: LabelConfig, scans_: tuple[Scan, ...] = ()) -> str:
+    return deciding.round_key(done, config, scans_, Counts.of(scans_))
+
+
 def scans(*labelled: int, n: int = N) -> tuple[Scan, ...]:
     return tuple(Scan(t, f"/data/{t}.png", f"d{t}", annotated=t in labelled) for t in range(1, n + 1))
 
@@ -73,7 +106,7 @@ def live(n: int, *published: int) -> Live:
 
 
 ALL = frozenset(f"d{t}" for t in range(1, N + 1))
-START = Done(SETTINGS, "pixels", embedded=ALL, mapped=ALL, fitted=N)
+START = Stored(SETTINGS, "pixels", embedded=ALL, mapped=ALL, fitted=N)
 ORDER = tuple(range(1, N + 1))
 COLD = replace(START, rounds=(Round(0, round_key(START, CONFIG), "", ORDER),))
 R1 = Model("scanqueue-r1", ("Lung",), frozenset(f"{t}@now" for t in (1, 2, 3)), "f1", True)
@@ -223,7 +256,7 @@ def seen(scans_: tuple[Scan, ...], live_: Live = QUIET, labels: tuple[Label, ...
         ),
     ],
 )
-def test_decide(what: str, given: Seen, done: Done, phase: str, steps: tuple[object, ...]) -> None:
+def test_decide(what: str, given: Seen, done: Stored, phase: str, steps: tuple[object, ...]) -> None:
     plan = decide(given, done)
     assert (plan.phase, plan.steps) == (phase, steps), what
 
@@ -271,13 +304,13 @@ MANY = tuple(range(1, 31))
 DRAWN = (2, 4, 6, 8, 10, 12, 14, 16)  # control scans; tasks 1..20 are labelled
 
 
-def with_controls(**changes: Any) -> tuple[Seen, Done]:
+def with_controls(**changes: Any) -> tuple[Seen, Stored]:
     """A project in its first round, with nothing else to do."""
     known = tuple(Label(t, f"{100 - t}@now", annotation=100 - t) for t in range(1, 21))  # labelled in the order 20 to 1
     digests = frozenset(f"d{t}" for t in MANY)
     settings = ProjectSettings(strategy="paper+paper", cold_start_size=20, round_size=5, control_share=0.4)
     model = replace(R1, trained_on=frozenset(label.key for label in known), held_out=frozenset(HELD))
-    done = Done(settings, "pixels", embedded=digests, mapped=digests, fitted=30, models=(model,), scored=digests)
+    done = Stored(settings, "pixels", embedded=digests, mapped=digests, fitted=30, models=(model,), scored=digests)
     done = replace(done, active="scanqueue-r1", served={t: t in DRAWN for t in range(1, 21)})
     cold = Round(0, "k", "", MANY)
     done = replace(done, rounds=(cold, Round(1, round_key(done, CONFIG), "scanqueue-r1", MANY[20:])))
@@ -403,7 +436,7 @@ def test_another_request_trains_nothing_if_nothing_has_changed() -> None:
         ("another label config", SAME, replace(ASKED, models=(replace(NOTED, labels=("Heart",)),))),
     ],
 )
-def test_a_request_trains_whenever_something_that_is_learnt_has_changed(what: str, given: Seen, done: Done) -> None:
+def test_a_request_trains_whenever_something_that_is_learnt_has_changed(what: str, given: Seen, done: Stored) -> None:
     tasks = tuple(label.task for label in given.labels)
     assert Train("scanqueue-r2", tasks) in decide(given, done).steps, what
 
@@ -751,7 +784,7 @@ def test_a_map_of_volumes_is_laid_out_again_for_many_more_volumes_but_not_for_sl
 QUICK = replace(COLD, settings=replace(SETTINGS, quick_model="on", queue_depth=10, cold_start_size=5))
 
 
-def redrawn(given: Seen, done: Done) -> tuple[int, ...]:
+def redrawn(given: Seen, done: Stored) -> tuple[int, ...]:
     """The tasks that the quick model redraws next."""
     return next((step.tasks for step in decide(given, done).steps if isinstance(step, DrawQuickly)), ())
 

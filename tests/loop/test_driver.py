@@ -41,7 +41,7 @@ from backend.demo.phantoms import phantom
 from backend.errors import ScanqueueError, StorageFull, StudioRefused, StudioUnavailable, UnreadableScan
 from backend.facts import SAMPLING, Scan, control_draw
 from backend.learning.segmenters import WEIGHTS_FILE, Segmenter
-from backend.loop import audit, control_trial, listing, observing, tending
+from backend.loop import attention, audit, control_trial, listing, observing, tending
 from backend.loop.annotations import AnnotationReader
 from backend.loop.batch import cached_pixels
 from backend.loop.context import Busy, LoopContext
@@ -1089,7 +1089,7 @@ def test_an_unreadable_image_is_listed_and_read_once_it_is_fixed(world: World, m
     world.studio.images |= kept
     world.run()
     assert len(world.status()["problems"]) == 2  # not requested at every reconciliation
-    monkeypatch.setattr(observing, "PROBLEM_RETRY", 0.0)
+    monkeypatch.setattr(attention, "PROBLEM_RETRY", 0.0)
     world.run()
     assert world.status()["problems"] == []
     assert sorted(world.order()) == sorted(tasks)
@@ -1112,7 +1112,7 @@ def test_an_image_replaced_at_the_same_address_is_read_again_and_served(
     world.run()
     assert [p["task"] for p in world.status()["problems"]] == [task]
     assert task not in world.order()
-    monkeypatch.setattr(observing, "PROBLEM_RETRY", 0.0)
+    monkeypatch.setattr(attention, "PROBLEM_RETRY", 0.0)
     world.run()
     assert world.status()["problems"] == []
     assert task in world.order()
@@ -1132,7 +1132,7 @@ def test_a_mask_whose_image_was_replaced_by_one_of_another_size_is_a_problem_and
     if asked:
         world.store.retry(PROJECT, task)
     else:
-        monkeypatch.setattr(observing, "PROBLEM_RETRY", 0.0)
+        monkeypatch.setattr(attention, "PROBLEM_RETRY", 0.0)
     world.run()
     (problem,) = world.status()["problems"]
     assert (problem["task"], "was drawn on 64 x 64 pixels" in problem["what"]) == (task, True)
@@ -1158,7 +1158,7 @@ def test_scans_that_can_be_fetched_again_are_no_longer_problems(world: World, mo
         broken.setattr(world.studio, "image", away)
         world.run()
         assert {p["task"] for p in world.status()["problems"]} == set(open_)
-    monkeypatch.setattr(observing, "PROBLEM_RETRY", 0.0)
+    monkeypatch.setattr(attention, "PROBLEM_RETRY", 0.0)
     world.run()
     assert world.status()["problems"] == []
     assert sorted(world.order()) == sorted(open_)
