@@ -65,6 +65,7 @@ class Scan:
     spacing  millimetres between rows and between columns; None: unknown
     blank    all pixels are equal, so there is nothing to see
     stage    how far it has come
+    draw     its place in a random order that never changes
     """
 
     task: int
@@ -81,6 +82,7 @@ class Scan:
     spacing: tuple[float, float] | None = None
     blank: bool = False
     stage: Stage = Stage.UNREAD
+    draw: int = 0
 
     @property
     def group(self) -> str:
@@ -97,6 +99,8 @@ class Scan:
 class Counts:
     """Numbers of a project's scans. Readable ones have no problem, open ones are readable and not labelled.
 
+    unmapped  those at the stage EMBEDDED
+    mapped, scored, ordered  open ones at these stages
     left_out  open ones that are excluded from the order
     skipped   open ones that annotators skipped, without those left out
     places    embedded ones; with the unit "scan", different volumes and files among them (`Scan.whole`)
@@ -106,6 +110,10 @@ class Counts:
     scans: int = 0
     unreadable: int = 0
     unread: int = 0
+    unmapped: int = 0
+    mapped: int = 0
+    scored: int = 0
+    ordered: int = 0
     open: int = 0
     left_out: int = 0
     skipped: int = 0
@@ -113,6 +121,11 @@ class Counts:
     volumes: bool = False
     groups: bool = False
     strata: bool = False
+
+    @property
+    def embedded(self) -> int:
+        """Readable ones with an embedding."""
+        return self.scans - self.unreadable - self.unread
 
     @classmethod
     def of(cls, scans: Collection[Scan], unit: str = "slice") -> Counts:
@@ -124,6 +137,10 @@ class Counts:
             scans=len(scans),
             unreadable=len(scans) - len(readable),
             unread=len(readable) - len(embedded),
+            unmapped=sum(s.stage == Stage.EMBEDDED for s in readable),
+            mapped=sum(s.stage == Stage.MAPPED for s in open_),
+            scored=sum(s.stage == Stage.SCORED for s in open_),
+            ordered=sum(s.stage == Stage.ORDERED for s in open_),
             open=len(open_),
             left_out=sum(s.priority < 0 for s in open_),
             skipped=sum(s.skipped and s.priority >= 0 for s in open_),
@@ -199,6 +216,7 @@ class Round:
     """One published order.
 
     carried   tasks of the previous round that annotators may still have open
+    reach     number of places that have been published at least
     embedder  the embedder of the map it was ranked on; "": not recorded
     """
 
@@ -208,6 +226,7 @@ class Round:
     order: tuple[int, ...]
     carried: tuple[int, ...] = ()
     embedder: str = ""
+    reach: int = 0
 
     @property
     def version(self) -> str:

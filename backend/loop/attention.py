@@ -14,14 +14,12 @@ from typing import Any
 from backend.facts import Counts, Scan, Stage
 from backend.loop.context import LoopContext
 from backend.loop.project_settings import extra_signal
-from backend.loop.publication import prefix_length
+from backend.loop.publication import beginnings, prefix_length
+from backend.loop.steps import AT_ONCE
 from backend.records.maps import map_name, read_map
 from backend.records.scans import PROBLEM_RETRY, scan_of
 from backend.records.stages import Basis, Recent
 from backend.settings import ProjectSettings
-
-AT_ONCE = 1000  # open scans of each stage that a look considers
-WINDOW = 256  # tasks of an order that are looked at first
 
 
 class Attention:
@@ -89,17 +87,15 @@ class Attention:
         """Add the part of the order that may be published, and a little more."""
         order: Sequence[int] = latest["picks"].tasks
         store = self._context.store
-        size = max(WINDOW, 2 * settings.depth)
-        while True:
-            beginning = order[:size]
+        for beginning in beginnings(order, settings, latest["reach"]):
+            size = len(beginning)
             missing = [t for t in (*beginning, *latest["carried"]) if t not in rows]
             rows |= {r["task"]: r for r in store.scans_of(project, missing)}
             open_ = {t for t in beginning if t in rows and _is_open(rows[t])}
             length = prefix_length(beginning, open_, settings, people)
-            whole = settings.unit == "scan" and 0 < length < size < len(order) and _same(rows, order, length, size)
-            if size >= len(order) or (length < size and not whole):
+            whole = settings.unit == "scan" and 0 < length < size and _same(rows, order, length, size)
+            if length < size and not whole:
                 return
-            size *= 2
 
 
 def _is_open(row: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from backend.facts import DISCONNECTED, Counts, Label, Lesson, Scan, Stage, round_of, version_name
 from backend.fingerprints import fingerprint
 from backend.label_config import LabelConfig
-from backend.loop.publication import part_of_round, publication
+from backend.loop.publication import SMALL_POOL, part_of_round, publication, quick_reach
 from backend.loop.steps import (
     CompareWithControl,
     Done,
@@ -33,9 +33,10 @@ from sampling import GROUPED, evenly_spread
 
 MIN_CONTROL_LABELS = 5  # minimum number of labels in each arm for a comparison with the control
 MOST_QUICK_LABELS = 64  # maximum number of labels that the quick model learns from
-QUICK_AHEAD = 2  # tasks that are redrawn in addition to one for each annotator
 POOL_GROWTH = 4  # factor by which the pool outgrows the map's fit before a new map is fitted
 NO_SCANS = Counts()
+FIRST_SCANS = 128  # scans of a large pool that an order is made from at first, at least
+FIRST_ROUNDS = 4  # and at least so many times the labels before the first model
 FIRST_GROWTH = 1.25  # the same before the first label: a map fitted on a few test scans shows nothing
 
 
@@ -91,16 +92,17 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         return Plan("blocked", f"None of the {counts.scans} scans can be read; see the list of problems.")
     known = {label.task: label for label in seen.labels}
     ready = _ready(seen)
-    unread = tuple(s.task for s in seen.scans if s.stage < Stage.EMBEDDED and not s.problem)
-    steps: list[Step] = [ReadScans(unread)] if unread else []
-    if done.rounds or not unread:
-        steps += _reading(seen, ready, known, done)
-    if not done.rounds:
+    unread = _next([s for s in seen.scans if s.stage < Stage.EMBEDDED and not s.problem])
+    latest = done.rounds[-1] if done.rounds else None
+    started = latest is not None and latest.embedder in ("", done.embedder)
+    least = max(FIRST_SCANS, FIRST_ROUNDS * done.settings.cold_start_size)
+    missing = 0 if started else _missing(counts.embedded, counts.unread, least)
+    steps: list[Step] = [ReadScans(unread[:missing])] if missing else _reading(seen, ready, known, done)
+    if latest is None:
         if not any(isinstance(s, ReadScans | FitMap | MapScans) for s in steps):
             steps.append(OpenRound(done.first_round, round_key(done, config, seen.scans, counts), ""))
         return Plan("embedding", steps=tuple(steps))
 
-    latest = done.rounds[-1]
     lessons = _lessons(ready, known)
     train = _training(done, config, lessons)
     if done.models and (round_of(done.models[-1].version) or 0) > latest.n:
@@ -115,6 +117,12 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         steps.insert(0, publish)
     if train is not None:
         steps.append(train)
+    if unread and not missing:  # nobody waits for these
+        steps.append(ReadScans(unread[: max(counts.embedded, FIRST_SCANS)]))
+    if latest.model == done.active and not any(isinstance(s, Score) for s in steps):
+        open_ = [s for s in ready if s.stage == Stage.MAPPED and not s.annotated and s.priority >= 0]
+        scored = counts.scored + counts.ordered
+        steps += _scoring(_next(open_)[: max(scored, FIRST_SCANS)]) if latest.model else []
     if not steps and (comparison := _control_comparison(done, config, lessons)):  # least urgent: nobody waits
         steps.append(comparison)
     training = train is not None and not any(isinstance(s, OpenRound) for s in steps)
@@ -147,6 +155,19 @@ def meanwhile(seen: Seen, done: Done) -> list[Publish | ReadMasks | DrawQuickly]
     return steps if quick is None else [*steps, quick]
 
 
+def _next(scans: Sequence[Scan]) -> tuple[int, ...]:
+    """Their tasks, in random order: any beginning represents the pool."""
+    return tuple(s.task for s in sorted(scans, key=lambda s: (s.draw, s.task)))
+
+
+def _missing(done: int, left: int, least: int) -> int:
+    """The number of scans to work on before an order is made: all that are `left` of a small pool, else up to `least`.
+
+    The first order of a large pool is made from a part of it, and is extended while the rest is worked on.
+    """
+    return left if done + left <= SMALL_POOL else min(left, max(0, least - done))
+
+
 def _ready(seen: Seen) -> list[Scan]:
     """The embedded ones of the scans that are looked at."""
     return [s for s in seen.scans if s.stage >= Stage.EMBEDDED and not s.problem]
@@ -165,8 +186,10 @@ def _reading(seen: Seen, ready: Sequence[Scan], known: Mapping[int, Label], done
     if unread:
         steps.append(ReadMasks(unread))
     unmapped = tuple(s.task for s in ready if s.stage < Stage.MAPPED)
-    if unmapped:
-        growth = POOL_GROWTH if done.models or known else FIRST_GROWTH
+    counts = seen.counts
+    first = not done.rounds or done.rounds[-1].embedder not in ("", done.embedder)
+    if unmapped and (first or not counts.unread or 2 * counts.unmapped >= counts.embedded):
+        growth = POOL_GROWTH if done.models or known or counts.unread else FIRST_GROWTH
         steps.append(FitMap() if seen.counts.places > growth * done.fitted else MapScans(unmapped))
     return steps
 
@@ -175,6 +198,7 @@ def _ranking(seen: Seen, config: LabelConfig, done: Done, ready: Sequence[Scan],
     """Open the next round when the latest is outdated and no training is due first, or extend the latest."""
     latest = done.rounds[-1]
     pool = [s for s in ready if s.stage >= Stage.MAPPED and not s.annotated and s.priority >= 0]
+    unscored = _next([s for s in pool if s.stage < Stage.SCORED])
     key = round_key(done, config, seen.scans, seen.counts)
     foreign = done.first_round > latest.n  # Label Studio has another order than these records
     if foreign or latest.key != key or latest.embedder not in ("", done.embedder):
@@ -183,13 +207,17 @@ def _ranking(seen: Seen, config: LabelConfig, done: Done, ready: Sequence[Scan],
         waiting = {s.task for s in pool}
         published = latest.order[: part_of_round(latest, seen, done.settings)[0]]
         carried = tuple(t for t in published if t in waiting and t in seen.live.published)
-        scoring = _scoring(pool) if done.active else []
-        return [*scoring, OpenRound(next_round(done), key, done.active, carried)]
+        scored = seen.counts.scored + seen.counts.ordered
+        missing = _missing(scored, len(unscored), FIRST_SCANS) if done.active else 0
+        return [*_scoring(unscored[:missing]), OpenRound(next_round(done), key, done.active, carried)]
     late = [s for s in pool if s.stage < Stage.ORDERED]
     if not late:
         return []
-    scoring = _scoring(pool) if latest.model else []
-    return [*scoring, ExtendRound(tuple(s.task for s in late))]
+    many = len(unscored) > SMALL_POOL if latest.model else False
+    if many and seen.counts.scored < seen.counts.ordered:
+        return []  # they are scored when there is nothing else to do
+    scoring = _scoring(unscored) if latest.model and not many else []
+    return [*scoring, ExtendRound(tuple(s.task for s in late if not many or s.stage >= Stage.SCORED))]
 
 
 def _training(done: Done, config: LabelConfig, lessons: Mapping[Lesson, Label]) -> Train | None:
@@ -252,11 +280,6 @@ def _redrawing(
     return DrawQuickly(tasks, tuple(one.task for one in chosen), key, tuple(queue), held) if tasks else None
 
 
-def quick_reach(held: int) -> int:
-    """How many of the first tasks the quick model draws when annotators may hold `held`: these, the next, and a few."""
-    return 2 * max(held, 2) + QUICK_AHEAD
-
-
 def quick_key(key: str, digest: str) -> str:
     """What a task shows that was redrawn for a key: it changes with the key and with its image; "" for nothing."""
     return fingerprint(key, digest) if key else ""
@@ -283,8 +306,7 @@ def _control_comparison(done: Done, config: LabelConfig, lessons: Mapping[Lesson
     return CompareWithControl(last.version, one, other, validation, (len(ours), len(control)))
 
 
-def _scoring(scans: Sequence[Scan]) -> list[Step]:
-    unscored = tuple(s.task for s in scans if s.stage < Stage.SCORED)
+def _scoring(unscored: tuple[int, ...]) -> list[Step]:
     return [Score(unscored)] if unscored else []
 
 

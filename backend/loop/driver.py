@@ -186,7 +186,7 @@ class Reconciler:
         elif isinstance(step, ReadMasks):
             self._annotations.read(project, seen, step, self.tender.refill if len(step.tasks) > FEW else None)
         elif isinstance(step, FitMap | MapScans):
-            map_pool(context, project, seen, done, step)
+            map_pool(context, project, done, step, tend)
         elif isinstance(step, Score):
             model = context.model(project, done.active)
             assert model is not None

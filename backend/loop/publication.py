@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from backend.facts import SAMPLING, Round
+from backend.facts import SAMPLING, Counts, Round
 from backend.loop.steps import Publish, Seen
 from backend.settings import ProjectSettings
+
+WINDOW = 256  # tasks of an order that are looked at first
+SMALL_POOL = 512  # open scans; all of so few are read, or scored, before they are ordered
+QUICK_AHEAD = 2  # tasks that are redrawn in addition to one for each annotator
 
 
 def prefix_length(
@@ -46,6 +51,24 @@ def _blocks_length(order: Sequence[int], open_tasks: Container[int], settings: P
     return place
 
 
+def depth_by_knowledge(settings: ProjectSettings, counts: Counts, people: int) -> ProjectSettings:
+    """The settings with the depth of the queue that suits what the order is made from.
+
+    While the order of a large pool has seen less than half of it, only the tasks are published that annotators need
+    soon: what is published keeps its place, and the next extension may know better scans.
+    """
+    if counts.open <= SMALL_POOL or 2 * counts.ordered >= counts.open:
+        return settings
+    soon = quick_reach(people + 1)
+    least = min(settings.round_size, people + 1)
+    return replace(settings, queue_depth=min(settings.depth, max(soon, least)), round_size=least)
+
+
+def quick_reach(held: int) -> int:
+    """How many of the first tasks the quick model draws when annotators may hold `held`: these, the next, and a few."""
+    return 2 * max(held, 2) + QUICK_AHEAD
+
+
 def published_part(
     order: Sequence[int],
     carried: Sequence[int],
@@ -53,16 +76,19 @@ def published_part(
     settings: ProjectSettings,
     people: int,
     siblings: Callable[[int], Container[int]],
+    reach: int = 0,
 ) -> tuple[int, list[int]]:
     """(length, tasks): the length of the published prefix, and the waiting tasks of it and of `carried`, in that order.
 
+    carried  those that are in the order
     waiting  unlabelled tasks, and whether each was skipped. Skipped tasks are published, but not counted as open
+    reach    the least length, as so many places were published before
     """
     open_tasks = {task for task, skipped in waiting.items() if not skipped}
-    length = prefix_length(order, open_tasks, settings, people, siblings)
-    behind = set(order[length:]) if carried else set()
+    length = max(prefix_length(order, open_tasks, settings, people, siblings), min(reach, len(order)))
+    ahead = set(order[:length])
     tasks = [t for t in order[:length] if t in waiting]
-    return length, tasks + [t for t in carried if t in waiting and t in behind]
+    return length, tasks + [t for t in carried if t in waiting and t not in ahead]
 
 
 def part_of_round(latest: Round, seen: Seen, settings: ProjectSettings) -> tuple[int, list[int]]:
@@ -74,7 +100,18 @@ def part_of_round(latest: Round, seen: Seen, settings: ProjectSettings) -> tuple
         return {s.task for s in seen.scans if s.volume == volume} if volume else {task}
 
     waiting = {s.task: s.skipped for s in open_}
-    return published_part(latest.order, latest.carried, waiting, settings, seen.people, siblings)
+    settings = depth_by_knowledge(settings, seen.counts, seen.people)
+    carried = [t for t in latest.carried if t in set(latest.order)] if latest.carried else ()
+    return published_part(latest.order, carried, waiting, settings, seen.people, siblings, latest.reach)
+
+
+def beginnings(order: Sequence[int], settings: ProjectSettings, reach: int) -> Iterator[Sequence[int]]:
+    """Beginnings of an order, each twice as long as the one before; most queues end in the first."""
+    size = max(WINDOW, 2 * settings.depth, 2 * reach)
+    while size < len(order):
+        yield order[:size]
+        size *= 2
+    yield order
 
 
 def publication(latest: Round, seen: Seen, settings: ProjectSettings) -> Publish | None:

@@ -22,8 +22,9 @@ from backend.label_studio.drawing import draw_mask
 from backend.learning.quick_model import QuickModel, Terms, learn
 from backend.loop.connection import Connections
 from backend.loop.context import LoopContext, Replan
-from backend.loop.decide import MOST_QUICK_LABELS, quick_key, quick_reach
+from backend.loop.decide import MOST_QUICK_LABELS, quick_key
 from backend.loop.imported_masks import imported_masks
+from backend.loop.publication import quick_reach
 from backend.loop.steps import Done, DrawQuickly, Seen
 from backend.records.quick_masks import PROJECT_ROW
 from backend.records.store import Store

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
 
 from backend.facts import Scan, Stage
@@ -15,15 +16,27 @@ from backend.records.maps import put_map, read_map
 from backend.records.rounds import Pick
 from backend.records.scans import scan_of
 
+TEND_EVERY = 0.5  # seconds
 
-def map_pool(context: LoopContext, project: int, seen: Seen, done: Done, step: FitMap | MapScans) -> None:
-    """Fit a new map, or add scans to the existing one."""
+
+def map_pool(
+    context: LoopContext, project: int, done: Done, step: FitMap | MapScans, tend: Callable[[int], None]
+) -> None:
+    """Fit a new map, or add scans to the existing one.
+
+    tend  called with the project now and then while a map is fitted
+    """
     context.report(project, "laying out the map", 0, 1)
     unit, store = done.settings.unit, context.store
     found = None if isinstance(step, FitMap) else stored_map(store, project, done.embedder, unit)
     if found is None:
         scans = [scan_of(row) for row in store.scans_from(project, Stage.EMBEDDED)]
-        found = lay_out(store, done.embedder, scans, unit, done.settings.seed)
+        with ThreadPoolExecutor(1) as aside:
+            fit = aside.submit(lay_out, store, done.embedder, scans, unit, done.settings.seed)
+            while not wait([fit], TEND_EVERY).done:
+                context.alive()
+                tend(project)
+        found = fit.result()
     else:
         scans = [scan_of(row) for row in store.scans_at(project, Stage.EMBEDDED)]
         found = add(found, store, done.embedder, scans)

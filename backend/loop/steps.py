@@ -9,6 +9,7 @@ from backend.facts import Counts, Label, Live, Model, Round, Scan
 from backend.label_config import LabelConfig, Renames
 from backend.settings import ProjectSettings
 
+AT_ONCE = 1000  # open scans of each stage that a look considers
 FEW = 8  # annotations that are read in a moment
 
 

@@ -76,7 +76,7 @@ def _latest(store: Store, project: int) -> tuple[Round, ...]:
     if r is None:
         return ()
     embedder = json.loads(r["settings"] or "{}").get("embedder", "")
-    return (Round(r["n"], r["key"], r["model"], r["picks"].tasks, tuple(r["carried"]), embedder),)
+    return (Round(r["n"], r["key"], r["model"], r["picks"].tasks, tuple(r["carried"]), embedder, r["reach"]),)
 
 
 def _quick(store: Store, project: int, rounds: Sequence[Round]) -> dict[int, str]:

@@ -117,6 +117,12 @@ class RoundRecords(Database):
             connection.execute(update(round_table).where(*here).values(longer))
             considered(connection, project, Stage.SCORED if model else Stage.MAPPED)
 
+    def set_reach(self, project: int, n: int, reach: int) -> None:
+        """Record that so many places of round n have been published."""
+        with self.write() as connection:
+            here = (round_table.c.project == project, round_table.c.n == n, round_table.c.reach < reach)
+            connection.execute(update(round_table).where(*here).values(reach=reach))
+
     def mark_published(self, project: int, n: int) -> None:
         with self.write() as connection:
             here = (round_table.c.project == project, round_table.c.n == n, round_table.c.published_at.is_(None))

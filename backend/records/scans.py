@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import case, delete, func, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.engine import RowMapping
 
 from backend.facts import Scan, Stage
@@ -37,6 +37,7 @@ def scan_of(row: RowMapping) -> Scan:
         spacing=spacing if all(spacing) else None,
         blank=bool(row["blank"]),
         stage=Stage(row["stage"]),
+        draw=row["draw"],
     )
 
 
@@ -120,16 +121,23 @@ class ScanRecords(StageRecords):
         open  neither labelled nor left out, and without a problem
         """
         scan = scan_table.c
-        has = {
-            "embedded": scan.digest != "",
-            "labelled": scan.annotated > 0,
-            "problems": scan.problem != "",
-            "left_out": scan.priority < 0,
-            "open": (scan.annotated == 0) & (scan.problem == "") & (scan.priority >= 0),
+        here = scan.project == project
+        few = (scan.annotated, scan.problem, scan.priority)
+        # two conditions at a time, each with an index of its own
+        broken = self._tuples(select(*few).where(here, scan.problem != ""))
+        placed = self._tuples(select(*few).where(here, scan.priority != 0))
+        total, labelled = self._number(here), self._number(here, scan.annotated > 0)
+        left_out = sum(priority < 0 for _, _, priority in placed)
+        closed = sum(not annotated for annotated, _, _ in broken)
+        closed += sum(priority < 0 and not annotated and not problem for annotated, problem, priority in placed)
+        return {
+            "scans": total,
+            "embedded": total - self._number(here, scan.stage == Stage.UNREAD),
+            "labelled": labelled,
+            "problems": len(broken),
+            "left_out": left_out,
+            "open": total - labelled - closed,
         }
-        named = [func.coalesce(func.sum(case((one, 1), else_=0)), 0).label(name) for name, one in has.items()]
-        (row,) = self.rows(select(func.count().label("scans"), *named).where(scan_table.c.project == project))
-        return {name: int(row[name]) for name in ("scans", *has)}
 
     def annotated(self, project: int) -> dict[int, str]:
         """When each task with annotations was updated."""
@@ -152,11 +160,11 @@ class ScanRecords(StageRecords):
         found = self._tuples(select(scan.task).where(scan.project == project, scan.volume != "", scan.volume == its))
         return frozenset(t for (t,) in found) | {task}
 
-    def waiting(self, project: int) -> list[tuple[int, int]]:
-        """(task, number of skips) of the scans without annotation or problem that are not left out."""
-        scan = scan_table.c
-        here = (scan.project == project, scan.annotated == 0, scan.problem == "", scan.priority >= 0)
-        return self._tuples(select(scan.task, scan.skipped).where(*here))
+    def waiting(self, project: int, tasks: Iterable[int]) -> list[tuple[int, int]]:
+        """(task, number of skips) of those of the scans that have no annotation or problem and are not left out."""
+        rows = self.scans_of(project, tasks)
+        open_ = (r for r in rows if not (r["annotated"] or r["problem"]) and r["priority"] >= 0)
+        return [(r["task"], r["skipped"]) for r in open_]
 
     def set_scans(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write {task, digest, height, width, blank, problem} of scans that were read.

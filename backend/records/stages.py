@@ -195,11 +195,17 @@ class StageRecords(Database):
         any_of = {"volumes": _scan.volume != "", "strata": _scan.stratum != ""}
         any_of["groups"] = or_(_scan.volume != "", _scan.patient != "")
         told = {name: self.any_scan(project, any_of[name]) for name in ask}
+        open_at = {stage: self._number(here, _scan.stage == stage, open_) for stage in Stage if stage < Stage.ORDERED}
+        all_open = total - self._number(here, _scan.annotated > 0)
         return Counts(
             scans=total,
             unreadable=len(unreadable),
             unread=total - embedded - len(unreadable),
-            open=total - self._number(here, _scan.annotated > 0) - unreadable.count(0),
+            unmapped=self._number(here, _scan.stage == Stage.EMBEDDED),
+            mapped=open_at[Stage.MAPPED],
+            scored=open_at[Stage.SCORED],
+            ordered=all_open - sum(open_at.values()),
+            open=all_open - unreadable.count(0),
             left_out=self._left_out(project, recent),
             skipped=self._number(here, open_, _scan.skipped > 0, _scan.priority >= 0, _readable(recent)),
             places=self._places(project) if unit == "scan" else embedded,

@@ -121,6 +121,7 @@ round_table = Table(
     Column("published_at", Float),
     Column("settings", Text, nullable=False, default=""),  # JSON of the settings of the ranking; "" in older rows
     Column("changes", Integer, nullable=False, default=0),  # how often the order was extended or shortened
+    Column("reach", Integer, nullable=False, default=0),  # number of places that have been published at least
 )
 uncertainty_table = Table(
     "uncertainty",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -17,10 +18,12 @@ from backend.label_config import LabelConfig, Renames
 from backend.learning.averages import of_model, of_shown, of_trial, summarise
 from backend.loop.new_labels import COULD_SHOW
 from backend.loop.project_settings import project_settings, row_settings
-from backend.loop.publication import published_part
+from backend.loop.publication import beginnings, depth_by_knowledge, published_part
 from backend.records.maps import read_map
 from backend.records.quick_masks import PROJECT_ROW
 from backend.records.rounds import Pick
+from backend.records.scans import PROBLEM_RETRY
+from backend.records.stages import Recent
 from backend.records.store import Store
 from backend.settings import ProjectSettings
 from backend.web.legend import label_names
@@ -141,14 +144,22 @@ def served(store: Store, project: int) -> list[tuple[Pick, int]]:
     latest = store.latest_round(project, served=True)
     if row is None or latest is None or row["phase"] == "done":  # skipped scans may be left, which nobody is served
         return []
-    waiting = {task: bool(skipped) for task, skipped in store.waiting(project)}
     people = annotators((r["annotation"], r["completed_by"]) for r in store.labels(project))
-    places = {p.task: (p, place) for place, p in enumerate(latest["picks"], start=1)}
-    settings, carried = settings_of(store, project), latest["carried"]
-    _, tasks = published_part(
-        list(places), carried, waiting, settings, people, lambda task: store.siblings(project, task)
-    )
-    return sorted((places[task] for task in tasks), key=lambda found: found[1])
+    picks, reach = latest["picks"], latest["reach"]
+    carried = [task for task in latest["carried"] if task in picks.members]
+    now = time.time()
+    counts = store.count_scans(project, Recent(now - PROBLEM_RETRY, now), "slice", ())
+    settings = depth_by_knowledge(settings_of(store, project), counts, people)
+    tasks: list[int] = []
+    for beginning in beginnings(picks.tasks, settings, reach):
+        waiting = {task: bool(skipped) for task, skipped in store.waiting(project, (*beginning, *carried))}
+        length, tasks = published_part(
+            beginning, carried, waiting, settings, people, lambda task: store.siblings(project, task), reach
+        )
+        if length < len(beginning):
+            break
+    wanted = set(tasks)
+    return [(p, place) for place, p in enumerate(picks, start=1) if p.task in wanted]
 
 
 def settings_of(store: Store, project: int) -> ProjectSettings:

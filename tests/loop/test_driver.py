@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fuse import STORE_WRITES, Fuse, Fused, Killed, with_fuse
 from typer.testing import CliRunner
 from weight_files import timm_folder
 from world import (
@@ -141,85 +141,20 @@ def test_a_second_process_leaves_a_locked_project_alone(world: World) -> None:
 
 # -- killed at any point -----------------------------------------------------------------------
 
-STUDIO_WRITES = {"import_predictions", "show_round", "add_view", "set_webhook", "remove_duplicate_predictions"}
-STORE_READS = {
-    "arrays", "cache_slot", "check_room", "checkpoints", "drawing", "embedded", "embeddings", "has",
-    "image_entropies", "labels", "latest_round", "lock", "model", "models", "path", "progress", "project", "projects",
-    "quick_mask", "quick_masks",
-    "rounds", "rows", "scan", "scans", "secrets", "shown", "snapshot", "training_slot", "uncertainty",
-}  # fmt: skip
-STORE_WRITES = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if name[0] != "_"} - STORE_READS
-
-
-class Killed(BaseException):
-    """The process was killed."""
-
-
-class Fuse:
-    """Lets writes through up to number `at`; from then on, the process is dead.
-
-    midway  the last write is half done: part of an import is stored, or a folder is filled but not yet in place
-    """
-
-    def __init__(self, at: int = 0, *, midway: bool = False) -> None:
-        self.at = at
-        self.midway = midway
-        self.names: list[str] = []
-
-    def write(self, name: str, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if self.at and len(self.names) >= self.at:
-            raise Killed
-        self.names.append(name)
-        if len(self.names) != self.at:
-            return call(*args, **kwargs)
-        if self.midway and name == "import_predictions":
-            call(args[0], args[1][: len(args[1]) // 2])
-        elif self.midway and name == "put_folder":
-            call(*args[:2], lambda path: self._fill(args[2], path))
-        raise Killed
-
-    def _fill(self, write: Callable[[Path], None], path: Path) -> None:
-        write(path)
-        raise Killed
-
-
-class Fused:
-    """`target`, with its writes routed through a fuse."""
-
-    def __init__(self, target: Any, writes: set[str], fuse: Fuse) -> None:
-        self._target, self._writes, self._fuse = target, writes, fuse
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._target, name)
-        if name not in self._writes:
-            return found
-        return lambda *args, **kwargs: self._fuse.write(name, found, args, kwargs)
-
 
 def scenario(folder: Path, fuse: Fuse) -> World:
     """Cold start, late scans, the first model, a round, the second model; killed once, then restarted."""
     world = World(folder)
-
-    def reconcile_with_fuse() -> None:
-        tools = world.reconciler()
-        studio, store = Fused(tools.studio, STUDIO_WRITES, fuse), Fused(tools.store, STORE_WRITES, fuse)
-        tools = replace(tools, studio=studio, store=store)  # type: ignore[arg-type]
-        try:
-            tools.reconcile(PROJECT)
-        except Killed:
-            fuse.at = 0
-            world.run()
-
     world.add_scans(0, 10)
-    reconcile_with_fuse()
+    with_fuse(world, fuse)
     world.label(3)
     world.add_scans(10, 2)
-    reconcile_with_fuse()
+    with_fuse(world, fuse)
     world.label(COLD - 3)
-    reconcile_with_fuse()
+    with_fuse(world, fuse)
     world.label(ROUND - 1)
     world.studio.edit(next(iter(world.annotations.values())), [])
-    reconcile_with_fuse()
+    with_fuse(world, fuse)
     return world
 
 

@@ -9,7 +9,8 @@ down_revision = "0011"
 
 def upgrade() -> None:
     op.add_column("project", sa.Column("stages", sa.Text(), nullable=False, server_default=""))
-    op.add_column("round", sa.Column("changes", sa.Integer(), nullable=False, server_default="0"))
+    for column in ("changes", "reach"):
+        op.add_column("round", sa.Column(column, sa.Integer(), nullable=False, server_default="0"))
     op.add_column("scan", sa.Column("stage", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("scan", sa.Column("draw", sa.BigInteger(), nullable=False, server_default="0"))
     op.create_index("scan_stage", "scan", ["project", "stage", "annotated", "draw"])

@@ -1,0 +1,81 @@
+"""A process that is killed at one of its writes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from world import PROJECT, World
+
+from backend.records.store import Store
+
+STUDIO_WRITES = {"import_predictions", "show_round", "add_view", "set_webhook", "remove_duplicate_predictions"}
+STORE_READS = {
+    "annotated", "any_scan", "arrays", "basis", "cache_slot", "check_embeddings", "check_room", "checkpoints",
+    "columns", "could_draw", "count_scans", "drawing", "embedded", "embeddings", "fingerprint_of", "has",
+    "image_entropies", "labels", "latest_round", "lock", "lost_labels", "model", "models", "open_scans", "path",
+    "progress", "project", "projects", "quick_mask", "quick_masks", "recorded", "renames", "rounds", "rows", "scan",
+    "scans", "scans_at", "scans_from", "scans_in_need", "scans_of", "secrets", "shown", "snapshot", "totals",
+    "training_slot", "uncertainty", "waiting",
+}  # fmt: skip
+STORE_WRITES = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if name[0] != "_"} - STORE_READS
+
+
+class Killed(BaseException):
+    """The process was killed."""
+
+
+class Fuse:
+    """Lets writes through up to number `at`; from then on, the process is dead.
+
+    midway  the last write is half done: part of an import is stored, or a folder is filled but not yet in place
+    """
+
+    def __init__(self, at: int = 0, *, midway: bool = False) -> None:
+        self.at = at
+        self.midway = midway
+        self.names: list[str] = []
+
+    def write(self, name: str, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if self.at and len(self.names) >= self.at:
+            raise Killed
+        self.names.append(name)
+        if len(self.names) != self.at:
+            return call(*args, **kwargs)
+        if self.midway and name == "import_predictions":
+            call(args[0], args[1][: len(args[1]) // 2])
+        elif self.midway and name == "put_folder":
+            call(*args[:2], lambda path: self._fill(args[2], path))
+        raise Killed
+
+    def _fill(self, write: Callable[[Path], None], path: Path) -> None:
+        write(path)
+        raise Killed
+
+
+class Fused:
+    """`target`, with its writes routed through a fuse."""
+
+    def __init__(self, target: Any, writes: set[str], fuse: Fuse) -> None:
+        self._target, self._writes, self._fuse = target, writes, fuse
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._target, name)
+        if name not in self._writes:
+            return found
+        return lambda *args, **kwargs: self._fuse.write(name, found, args, kwargs)
+
+
+def with_fuse(world: World, fuse: Fuse) -> None:
+    """Reconcile; after a kill, once more by a new process."""
+    tools = world.reconciler()
+    studio, store = Fused(tools.studio, STUDIO_WRITES, fuse), Fused(tools.store, STORE_WRITES, fuse)
+    tools = replace(tools, studio=studio, store=store)  # type: ignore[arg-type]
+    try:
+        tools.reconcile(PROJECT)
+    except Killed:
+        fuse.at = 0
+        world.run()
