@@ -141,6 +141,7 @@ def _print_status(one: dict[str, Any]) -> None:
         ("phase", f"{one['phase']}  {one['reason']}"),
         ("round", f"{one['model_version'] or '-'}  (masks by {one['model'] or _quick_text(one['quick'])})"),
         ("scans", f"{one['scans']}, embedded {one['embedded']}, labelled {one['labelled']}{empty}"),
+        *([("order", f"{one['waiting']} scans join it once they are read or scored")] if one["waiting"] else []),
         ("embedder", f"{one['embedder']['name'] or '-'}  {one['embedder']['why']}"),
         ("validation", quality_text(validation)),
         *label_rows(validation),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import UnknownLabels, UnreadableMask
-from backend.facts import IMPORTED_MASKS, Scan, version_name
+from backend.facts import IMPORTED_MASKS, Scan, round_of
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import classes_in, translate
 from backend.label_config import LabelConfig, unknown_classes
@@ -118,8 +118,8 @@ class AnnotationReader:
     ) -> None:
         """Record the agreement between the mask shown and the mask submitted."""
         context, store = self._context, self._context.store
-        rounds = {version_name(r["n"]): r["model"] for r in store.rounds(project, picks=False)}
-        model = context.model(project, rounds.get(found.shown_version, ""))
+        shown_in = round_of(found.shown_version)
+        model = context.model(project, "" if shown_in is None else store.model_of_round(project, shown_in))
         here = scan_of(scan)
         if model is None:
             if (shown := self._shown_first(project, found, config, (mask.shape[0], mask.shape[1]))) is not None:

@@ -118,11 +118,13 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     if train is not None:
         steps.append(train)
     if unread and not missing:  # nobody waits for these
-        steps.append(ReadScans(unread[: max(counts.embedded, FIRST_SCANS)]))
+        large = counts.embedded + counts.unread > SMALL_POOL
+        most = _goal(counts.embedded - counts.unmapped) - counts.embedded if large else len(unread)
+        steps += [ReadScans(unread[:most])] if most > 0 else []
     if latest.model == done.active and not any(isinstance(s, Score) for s in steps):
         open_ = [s for s in ready if s.stage == Stage.MAPPED and not s.annotated and s.priority >= 0]
-        scored = counts.scored + counts.ordered
-        steps += _scoring(_next(open_)[: max(scored, FIRST_SCANS)]) if latest.model else []
+        most = max(0, _goal(counts.ordered) - counts.ordered - counts.scored)
+        steps += _scoring(_next(open_)[:most]) if latest.model else []
     if not steps and (comparison := _control_comparison(done, config, lessons)):  # least urgent: nobody waits
         steps.append(comparison)
     training = train is not None and not any(isinstance(s, OpenRound) for s in steps)
@@ -160,6 +162,17 @@ def _next(scans: Sequence[Scan]) -> tuple[int, ...]:
     return tuple(s.task for s in sorted(scans, key=lambda s: (s.draw, s.task)))
 
 
+def _goal(known: int) -> int:
+    """The number of scans at which an order that knows so many is made anew, while there are more.
+
+    It does not depend on when a look happens, so that the orders are the same after a kill.
+    """
+    goal = FIRST_SCANS
+    while goal <= known:
+        goal *= 2
+    return goal
+
+
 def _missing(done: int, left: int, least: int) -> int:
     """The number of scans to work on before an order is made: all that are `left` of a small pool, else up to `least`.
 
@@ -188,7 +201,7 @@ def _reading(seen: Seen, ready: Sequence[Scan], known: Mapping[int, Label], done
     unmapped = tuple(s.task for s in ready if s.stage < Stage.MAPPED)
     counts = seen.counts
     first = not done.rounds or done.rounds[-1].embedder not in ("", done.embedder)
-    if unmapped and (first or not counts.unread or 2 * counts.unmapped >= counts.embedded):
+    if unmapped and (first or not counts.unread or counts.embedded >= _goal(counts.embedded - counts.unmapped)):
         growth = POOL_GROWTH if done.models or known or counts.unread else FIRST_GROWTH
         steps.append(FitMap() if seen.counts.places > growth * done.fitted else MapScans(unmapped))
     return steps
@@ -213,8 +226,8 @@ def _ranking(seen: Seen, config: LabelConfig, done: Done, ready: Sequence[Scan],
     late = [s for s in pool if s.stage < Stage.ORDERED]
     if not late:
         return []
-    many = len(unscored) > SMALL_POOL if latest.model else False
-    if many and seen.counts.scored < seen.counts.ordered:
+    many = len(late) > SMALL_POOL if latest.model else False
+    if many and unscored and seen.counts.scored + seen.counts.ordered < _goal(seen.counts.ordered):
         return []  # they are scored when there is nothing else to do
     scoring = _scoring(unscored) if latest.model and not many else []
     return [*scoring, ExtendRound(tuple(s.task for s in late if not many or s.stage >= Stage.SCORED))]

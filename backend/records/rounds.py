@@ -129,18 +129,23 @@ class RoundRecords(Database):
             connection.execute(update(round_table).where(*here).values(published_at=time.time()))
 
     def rounds(self, project: int, *, picks: bool = True) -> list[dict[str, Any]]:
-        """All rounds, oldest first; `picks=False` omits all orders except the latest, because they are large."""
+        """All rounds, oldest first; `picks=False` omits their orders, which are large."""
         columns = [c for c in round_table.c if c.name != "picks"]
         statement = select(*columns).where(round_table.c.project == project).order_by(round_table.c.n)
         rows = [dict(r) for r in self.rows(statement)]
-        wanted = [r["n"] for r in rows] if picks else [r["n"] for r in rows[-1:]]
-        here = (round_table.c.project == project, round_table.c.n.in_(wanted))
-        orders = {r["n"]: r["picks"] for r in self.rows(select(round_table.c.n, round_table.c.picks).where(*here))}
+        here = round_table.c.project == project
+        orders = dict(self._tuples(select(round_table.c.n, round_table.c.picks).where(here))) if picks else {}
         for row in rows:
             row["carried"] = json.loads(row["carried"])
             row["settings"] = json.loads(row["settings"] or "{}")
             row["picks"] = list(_unpack(orders[row["n"]])) if row["n"] in orders else []
         return rows
+
+    def model_of_round(self, project: int, n: int) -> str:
+        """The version of the model of round n; "" for a round without a model, and for an unknown one."""
+        here = (round_table.c.project == project, round_table.c.n == n)
+        found = self._tuples(select(round_table.c.model).where(*here))
+        return str(found[0][0]) if found else ""
 
     def clusters(self, project: int) -> dict[int, int]:
         """The cluster of each scan, by task, from the newest order without a model that contains it."""

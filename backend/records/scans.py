@@ -116,27 +116,30 @@ class ScanRecords(StageRecords):
         return self._tuples(select(*columns).where(scan_table.c.project == project).order_by(scan_table.c.task))
 
     def counts(self, project: int) -> dict[str, int]:
-        """Numbers of scans: all, embedded, labelled, with a problem, left out, and open.
+        """Numbers of scans: all, embedded, labelled, with a problem, left out, open, and waiting.
 
-        open  neither labelled nor left out, and without a problem
+        open     neither labelled nor left out, and without a problem
+        waiting  those of them that the latest round has not considered yet
         """
         scan = scan_table.c
         here = scan.project == project
-        few = (scan.annotated, scan.problem, scan.priority)
+        few = (scan.annotated, scan.problem, scan.priority, scan.stage)
         # two conditions at a time, each with an index of its own
         broken = self._tuples(select(*few).where(here, scan.problem != ""))
         placed = self._tuples(select(*few).where(here, scan.priority != 0))
         total, labelled = self._number(here), self._number(here, scan.annotated > 0)
-        left_out = sum(priority < 0 for _, _, priority in placed)
-        closed = sum(not annotated for annotated, _, _ in broken)
-        closed += sum(priority < 0 and not annotated and not problem for annotated, problem, priority in placed)
+        left_out = sum(priority < 0 for _, _, priority, _ in placed)
+        closed = [Stage.UNREAD for annotated, *_ in broken if not annotated]
+        closed += [at for known, problem, priority, at in placed if priority < 0 and not known and not problem]
+        early = [self._number(here, scan.stage == s, scan.annotated == 0) for s in Stage if s < Stage.ORDERED]
         return {
             "scans": total,
             "embedded": total - self._number(here, scan.stage == Stage.UNREAD),
             "labelled": labelled,
             "problems": len(broken),
             "left_out": left_out,
-            "open": total - labelled - closed,
+            "open": total - labelled - len(closed),
+            "waiting": sum(early) - sum(at < Stage.ORDERED for at in closed),
         }
 
     def annotated(self, project: int) -> dict[int, str]:

@@ -133,6 +133,7 @@ SCHEMAS: dict[str, Schema] = {
             "validation": ref("Quality"),
             "shown": ref("Quality"),
             "queue": list_of(INTEGER),
+            "waiting": {"type": "integer", "description": "scans that join the order once they are read or scored"},
             "job": or_null(ref("Job")),
             "no_training": {"type": "string", "description": "why no training can be requested; empty if it can"},
             "control": or_null(ref("Compared")),

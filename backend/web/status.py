@@ -45,7 +45,8 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
     (`sampling.Hint`); None before the first model and when no scan is left. `control` is the newest comparison with
     the control group (`version` says when it was made); None before the first. `no_training` says why no training
     can be requested; "" if it can. `quick` says what the quick model draws with: `labels`, the expected `dice`, and
-    whether its masks are `hidden`, as that is too low; None when it draws nothing.
+    whether its masks are `hidden`, as that is too low; None when it draws nothing. `waiting` scans are not in the order
+    yet: they are read or scored first.
     """
     row = store.project(project)
     if row is None:
@@ -89,6 +90,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "quick": _quick(store, project, newest) if active is None else None,
         "studio_url": row["studio_url"],
         "left_out": counts["left_out"],
+        "waiting": counts["waiting"] if newest is not None else 0,
         "problems": sorted(problems, key=lambda p: p["task"]),
         "overlap": row["overlap"],
         "labels": list(config.labels) if config else [],

@@ -95,6 +95,7 @@ class Lab:
             "lost_labels": [],
             "image": "",
             "left_out": 0,
+            "waiting": 0,
             "no_training": "",
             "embedder": {"name": "pixels", "why": ""},
             "validation": quality(0.912, 12),
