@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,12 +30,13 @@ from backend.loop.driver import Reconciler
 from backend.records.store import Store
 from backend.settings import Settings
 from backend.workers.watchdog import Stopping
-from benchmarks.look import NOW, PROJECT, StillStudio, digest_of, image_of
+from benchmarks.look import PROJECT, StillStudio, digest_of, image_of
 from benchmarks.measure import report, rounded, summary
 
 SIZES, QUICK = (100, 10_000, 100_000), (100, 2_000)
 LIMIT, SECONDS = 2.0, 60.0
 DIMENSIONS = 256
+BEGAN, PER_SECOND = datetime(2026, 1, 1, tzinfo=UTC), 1000  # of the import into Label Studio
 
 
 class NewStudio(StillStudio):
@@ -46,16 +48,18 @@ class NewStudio(StillStudio):
         self.until = version_name(0)
 
     def tasks(self, project: int, since: str = "") -> list[TaskRow]:
-        moment = NOW.format(0)
-        if since >= moment:
-            return []
-        return [TaskRow(task, {"image": image_of(task)}, moment, 0, 0) for task in range(1, self.count + 1)]
+        rows = ((task, imported_at(task)) for task in range(1, self.count + 1))
+        return [TaskRow(task, {"image": image_of(task)}, at, 0, 0) for task, at in rows if at > since]
 
     def task_ids(self, project: int) -> set[int]:
         return set(range(1, self.count + 1))
 
     def served(self) -> bool:
         return self.version == self.until
+
+
+def imported_at(task: int) -> str:
+    return (BEGAN + timedelta(seconds=task / PER_SECOND)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class SlowProcessor(BatchProcessor):

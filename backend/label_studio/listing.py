@@ -10,7 +10,7 @@ from typing import Any
 from backend.label_config import LabelConfig, smart_tags
 from backend.label_studio.client import Client
 
-PAGE = 5000
+PAGE = 900  # tasks of a request; on SQLite, Label Studio fails to look up the files of 1,000 uploaded ones at once
 ANNOTATION_CHUNK = 25
 CHUNK = 200  # task ids in the address of a request, which servers limit to some kilobytes
 # Label Studio also applies `include` to the annotations inside a task

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -157,7 +157,7 @@ def _changed(
         group = r.data.get(stratify_by) if stratify_by else None
         stratum = "" if group is None else storable(str(group), STRATUM_LENGTH)
         counts = {"updated_at": r.updated_at, "annotated": r.annotated, "skipped": r.skipped}
-        listed = counts | {"image": image, "stratum": stratum} | asdict(read_task_data(r.data))
+        listed = counts | {"image": image, "stratum": stratum} | vars(read_task_data(r.data))
         if recorded.get(r.task) != tuple(listed[name] for name in LISTED_FIELDS):
             changed.append({"task": r.task, **listed})
     return changed

@@ -522,6 +522,14 @@ def test_listings_and_imports_in_parts_neither_lose_nor_duplicate_anything(
     assert first + [r.task for r in rows] == sorted(tasks)
 
 
+@pytest.mark.label_studio
+def test_more_uploaded_files_than_sqlite_looks_up_at_once_are_listed(label_studio: LabelStudio, tmp_path: Path) -> None:
+    people = RealPeople(label_studio, tmp_path)
+    tasks = people.add_scans([png(0)] * 1001)
+    ours = Studio(label_studio.url, label_studio.personal_access_token())
+    assert [r.task for r in ours.tasks(people.number)] == sorted(tasks)
+
+
 # -- the real one only: masks -----------------------------------------------------------------
 
 NAMES = ("Lung \"left\" 'x'", "<b>Heart</b> & more", "Bänderzerrung ß", "肺 右", "a,b;c=1%")
