@@ -91,6 +91,6 @@ def _rank(
     context: LoopContext, project: int, done: Done, scans: Sequence[Scan], version: str, first: Sequence[int] = ()
 ) -> list[Pick]:
     """`order` with the model of that version; "" for none."""
-    model = next((m.fingerprint for m in done.models if m.version == version), "")
+    model = context.store.fingerprint_of(project, version) if version else ""
     inputs = RankingInputs(context.store, project, done.embedder, model, done.settings)
     return order(inputs, scans, first)

@@ -48,6 +48,7 @@ class Done:
 
     settings  with the strategy written out as COLD+MODEL
     fitted    number of images or volumes the map was fitted on; 0 without a map of the current `unit`
+    models    the active and the newest model, oldest first
     active    version of the active model; "" before the first
     rounds    the latest round; () before the first
     compared  versions of the models whose comparison with the control is stored

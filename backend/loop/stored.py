@@ -28,9 +28,9 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
     embedder = context.learner.embedder()
     if row["embedder"] != embedder.name or row["embedder_why"] != embedder.why:
         store.set_project(project, embedder=embedder.name, embedder_why=embedder.why)
-    records = store.models(project)
+    records = _needed_models(store, project, row["active"])
     compared = frozenset(m["version"] for m in records if "arms" in m["details"])
-    models = _models(store, records)
+    models = tuple(map(_model, records))
     active = next((m for m in models if m.version == row["active"]), None)
     rounds = _latest(store, project)
     due = settings.control_share and models and models[-1].version not in compared
@@ -50,23 +50,24 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
     )
 
 
-def _models(store: Store, records: Sequence[Mapping[str, Any]]) -> tuple[Model, ...]:
-    """The models whose files exist: a lost one counts as never trained.
+def _needed_models(store: Store, project: int, active: str) -> list[dict[str, Any]]:
+    """The active and the newest model whose files exist, oldest first: a lost one counts as never trained."""
+    there = store.model_versions(project)
+    newest = next((version for version, name in reversed(there) if store.has("models", name)), "")
+    wanted = [version for version, name in there if version in (active, newest) and store.has("models", name)]
+    found = (store.model(project, version) for version in wanted)
+    return [model for model in found if model is not None]
 
-    Retention also removes files, but never those of the newest or the active model, and the loop needs no others.
-    """
-    return tuple(
-        Model(
-            m["version"],
-            tuple(m["labels"]),
-            frozenset(map(Lesson.recorded, m["trained_on"])),
-            m["fingerprint"],
-            bool(m["accepted"]),
-            frozenset(one["task"] for one in m["details"].get("held_out", ())),
-            m["details"].get("recipe", ""),
-        )
-        for m in records
-        if store.has("models", m["fingerprint"])
+
+def _model(record: Mapping[str, Any]) -> Model:
+    return Model(
+        record["version"],
+        tuple(record["labels"]),
+        frozenset(map(Lesson.recorded, record["trained_on"])),
+        record["fingerprint"],
+        bool(record["accepted"]),
+        frozenset(one["task"] for one in record["details"].get("held_out", ())),
+        record["details"].get("recipe", ""),
     )
 
 

@@ -75,6 +75,13 @@ class ModelRecords(Database):
         rows = self.rows(select(model_table).where(*here))
         return _model(rows[0], self.renames(project)) if rows else None
 
+    def model_versions(self, project: int) -> list[tuple[str, str]]:
+        """(version, fingerprint) of all models, oldest first."""
+        found = self._tuples(
+            select(model_table.c.version, model_table.c.fingerprint).where(model_table.c.project == project)
+        )
+        return sorted(found, key=lambda row: _number(row[0]))
+
     def fingerprint_of(self, project: int, version: str) -> str:
         """The fingerprint of a model; "" if there is no such version."""
         here = (model_table.c.project == project, model_table.c.version == version)
