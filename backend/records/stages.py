@@ -62,7 +62,14 @@ def _readable(recent: Recent) -> Any:
 
 
 def considered(connection: Connection, project: int, least: Stage) -> None:
-    """Record that a round has just considered all open scans from stage `least` on."""
+    """Record that a round has just considered all open scans from stage `least` on.
+
+    Labelled ones and those left out are not in its order, so they have to join it when they are open again.
+    """
+    others = and_(_scan.project == project, _scan.stage == Stage.ORDERED, _scan.annotated > 0)
+    left_out = and_(_scan.project == project, _scan.priority < 0, _scan.stage == Stage.ORDERED)
+    for where in (others, left_out):
+        connection.execute(update(scan_table).where(where).values(stage=int(least)))
     here = and_(_scan.project == project, _scan.stage >= least, _scan.stage < Stage.ORDERED, _scan.annotated == 0)
     connection.execute(
         update(scan_table).where(here, _scan.problem == "", _scan.priority >= 0).values(stage=int(Stage.ORDERED))

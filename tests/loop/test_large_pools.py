@@ -144,3 +144,22 @@ def test_what_is_published_at_first_suits_the_annotators_and_never_shrinks() -> 
     open_ = dict.fromkeys(order, False)
     part = publication.published_part(order, (), open_, depth_by_knowledge(settings, few, 1), 1, lambda t: {t}, 30)
     assert part == (30, list(order[:30]))
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in a new round", "in a round that was extended"])
+def test_a_scan_whose_label_was_deleted_is_in_the_order_again(late: bool, tmp_path: Path) -> None:
+    world = World(tmp_path / "data")
+    world.add_scans(0, 12)
+    world.run()
+    task = world.order()[8]  # not published yet
+    world.submit(task)
+    world.run()
+    if late:
+        world.add_scans(12, 1)
+        world.run()
+    else:
+        world.set(strategy="typiclust+paper")
+    assert task not in world.order()
+    world.studio.delete(world.annotations[task])
+    world.run()
+    assert sorted(world.order()) == sorted(world.studio.task_ids(PROJECT))
