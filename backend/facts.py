@@ -100,7 +100,7 @@ class Counts:
     """Numbers of a project's scans. Readable ones have no problem, open ones are readable and not labelled.
 
     unmapped  those at the stage EMBEDDED
-    mapped, scored, ordered  open ones at these stages
+    mapped, scored, ordered  open ones at these stages, without those left out
     left_out  open ones that are excluded from the order
     skipped   open ones that annotators skipped, without those left out
     places    embedded ones; with the unit "scan", different volumes and files among them (`Scan.whole`)
@@ -138,9 +138,9 @@ class Counts:
             unreadable=len(scans) - len(readable),
             unread=len(readable) - len(embedded),
             unmapped=sum(s.stage == Stage.EMBEDDED for s in readable),
-            mapped=sum(s.stage == Stage.MAPPED for s in open_),
-            scored=sum(s.stage == Stage.SCORED for s in open_),
-            ordered=sum(s.stage == Stage.ORDERED for s in open_),
+            mapped=sum(s.stage == Stage.MAPPED for s in open_ if s.priority >= 0),
+            scored=sum(s.stage == Stage.SCORED for s in open_ if s.priority >= 0),
+            ordered=sum(s.stage == Stage.ORDERED for s in open_ if s.priority >= 0),
             open=len(open_),
             left_out=sum(s.priority < 0 for s in open_),
             skipped=sum(s.skipped and s.priority >= 0 for s in open_),

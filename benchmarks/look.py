@@ -20,17 +20,19 @@ from typing import Any
 
 import numpy as np
 from label_studio_sdk._extensions.label_studio_tools.core.label_config import parse_config
+from sqlalchemy import create_engine
 
 from backend.facts import SAMPLING, Stage
 from backend.fingerprints import fingerprint
 from backend.label_studio.listing import Annotation, ProjectPage, TaskRow
 from backend.learning.learner import Learner
 from backend.loop.driver import Reconciler
+from backend.records.database import address_of
 from backend.records.maps import StoredMap, put_map
 from backend.records.rounds import Pick
 from backend.records.stages import Basis
 from backend.records.store import Store
-from backend.records.tables import embedding_table, scan_table
+from backend.records.tables import embedding_table, metadata, scan_table
 from backend.settings import Settings
 from backend.web.metrics import render
 from backend.web.status import describe
@@ -182,11 +184,22 @@ class Bench:
     def __init__(self, count: int, folder: Path, database: str) -> None:
         settings = Settings(data_dir=folder, embedder="pixels", device="cpu")
         self.store = Store(folder, database)
+        if self.store.projects():
+            raise SystemExit("The database is not empty. Nothing was changed. Create a new one.")
         self.studio = StillStudio(count)
         learner = Learner(settings)
         fill(self.store, count, learner.embedder().name)
+        if database:  # PostgreSQL does this by itself within a minute or two
+            with create_engine(address_of(database), isolation_level="AUTOCOMMIT").connect() as connection:
+                connection.exec_driver_sql("VACUUM ANALYZE")
         self.reconciler = Reconciler(self.studio, self.store, learner, settings)  # type: ignore[arg-type]
         self._next = LABELLED + 1
+
+    def clear(self) -> None:
+        """Delete what was stored in the database."""
+        with self.store.write() as connection:
+            for table in metadata.sorted_tables:
+                connection.execute(table.delete())
 
     def seconds(self) -> dict[str, float]:
         """Median seconds of every kind of look."""
@@ -231,8 +244,10 @@ def main() -> int:
     found: dict[str, list[float]] = {}
     for count in sizes:
         with TemporaryDirectory() as folder:
-            for name, seconds in Bench(count, Path(folder), options.database).seconds().items():
+            bench = Bench(count, Path(folder), options.database)
+            for name, seconds in bench.seconds().items():
                 found.setdefault(name, []).append(seconds)
+            bench.clear()
     idle = found["idle look"]
     ratio = rounded(idle[min(2, len(sizes) - 1)] / idle[0])
     report(

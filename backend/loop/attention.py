@@ -43,13 +43,13 @@ class Attention:
             return (), Counts()
         latest = store.latest_round(project)
         basis = self._basis(project, row, settings)
-        if project not in self._checked:
+        thorough = project not in self._checked or basis != store.basis(project)
+        if thorough:
             store.check_embeddings(project, basis.embedder)
-            self._checked.add(project)
-        if basis != store.basis(project):
             store.set_basis(project, basis)
+            self._checked.add(project)
         least = Stage.SCORED if basis.model else Stage.MAPPED
-        store.raise_stages(project, basis, least, latest["picks"].members if latest else ())
+        store.raise_stages(project, basis, least, latest["picks"].members if latest else (), thorough=thorough)
         rows = {r["task"]: r for r in store.scans_in_need(project, recent, AT_ONCE)}
         if latest is not None:
             self._add_beginning(project, latest, settings, people, rows)

@@ -9,7 +9,7 @@ from typing import Any
 from backend.facts import DISCONNECTED, Counts, Label, Lesson, Scan, Stage, round_of, version_name
 from backend.fingerprints import fingerprint
 from backend.label_config import LabelConfig
-from backend.loop.publication import SMALL_POOL, part_of_round, publication, quick_reach
+from backend.loop.publication import all_at_once, part_of_round, publication, quick_reach
 from backend.loop.steps import (
     CompareWithControl,
     Done,
@@ -92,12 +92,12 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         return Plan("blocked", f"None of the {counts.scans} scans can be read; see the list of problems.")
     known = {label.task: label for label in seen.labels}
     ready = _ready(seen)
-    unread = _next([s for s in seen.scans if s.stage < Stage.EMBEDDED and not s.problem])
+    unread = [s for s in seen.scans if s.stage < Stage.EMBEDDED and not s.problem]
     latest = done.rounds[-1] if done.rounds else None
     started = latest is not None and latest.embedder in ("", done.embedder)
     least = max(FIRST_SCANS, FIRST_ROUNDS * done.settings.cold_start_size)
-    missing = 0 if started else _missing(counts.embedded, counts.unread, least)
-    steps: list[Step] = [ReadScans(unread[:missing])] if missing else _reading(seen, ready, known, done)
+    missing = 0 if started else _missing(done.settings, counts.embedded, counts.unread, least)
+    steps: list[Step] = [ReadScans(_next(unread)[:missing])] if missing else _reading(seen, ready, known, done)
     if latest is None:
         if not any(isinstance(s, ReadScans | FitMap | MapScans) for s in steps):
             steps.append(OpenRound(done.first_round, round_key(done, config, seen.scans, counts), ""))
@@ -105,6 +105,8 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
 
     lessons = _lessons(ready, known)
     train = _training(done, config, lessons)
+    if any(s.annotated for s in unread):
+        train = None  # it would learn from a part of the labels
     if done.models and (round_of(done.models[-1].version) or 0) > latest.n:
         train = None  # the round of the newest model comes first; new labels must not delay it
     steps += _ranking(seen, config, done, ready, train)
@@ -117,10 +119,15 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         steps.insert(0, publish)
     if train is not None:
         steps.append(train)
-    if unread and not missing:  # nobody waits for these
-        large = counts.embedded + counts.unread > SMALL_POOL
-        most = _goal(counts.embedded - counts.unmapped) - counts.embedded if large else len(unread)
-        steps += [ReadScans(unread[:most])] if most > 0 else []
+    wished = [s for s in unread if s.priority > 0 and not s.annotated]
+    if wished:
+        steps.insert(0, ReadScans(_next(wished)))
+    elif unread and not missing:  # nobody waits for these, but a training for those with a label
+        most = _goal(counts.embedded - counts.unmapped) - counts.embedded
+        if all_at_once(done.settings, counts.embedded + counts.unread):
+            most = len(unread)
+        next_ones = _next([s for s in unread if s.annotated]) or _next(unread)[: max(0, most)]
+        steps += [ReadScans(next_ones)] if next_ones else []
     if latest.model == done.active and not any(isinstance(s, Score) for s in steps):
         open_ = [s for s in ready if s.stage == Stage.MAPPED and not s.annotated and s.priority >= 0]
         most = max(0, _goal(counts.ordered) - counts.ordered - counts.scored)
@@ -173,12 +180,12 @@ def _goal(known: int) -> int:
     return goal
 
 
-def _missing(done: int, left: int, least: int) -> int:
+def _missing(settings: ProjectSettings, done: int, left: int, least: int) -> int:
     """The number of scans to work on before an order is made: all that are `left` of a small pool, else up to `least`.
 
     The first order of a large pool is made from a part of it, and is extended while the rest is worked on.
     """
-    return left if done + left <= SMALL_POOL else min(left, max(0, least - done))
+    return left if all_at_once(settings, done + left) else min(left, max(0, least - done))
 
 
 def _ready(seen: Seen) -> list[Scan]:
@@ -200,8 +207,11 @@ def _reading(seen: Seen, ready: Sequence[Scan], known: Mapping[int, Label], done
         steps.append(ReadMasks(unread))
     unmapped = tuple(s.task for s in ready if s.stage < Stage.MAPPED)
     counts = seen.counts
-    first = not done.rounds or done.rounds[-1].embedder not in ("", done.embedder)
-    if unmapped and (first or not counts.unread or counts.embedded >= _goal(counts.embedded - counts.unmapped)):
+    mapped = counts.embedded - counts.unmapped
+    first = not done.rounds or done.rounds[-1].embedder not in ("", done.embedder) or not mapped
+    wished = any(s.priority > 0 and s.stage < Stage.MAPPED for s in ready)
+    enough = counts.embedded >= _goal(mapped) and not all_at_once(done.settings, counts.embedded + counts.unread)
+    if unmapped and (first or wished or enough or not counts.unread):
         growth = POOL_GROWTH if done.models or known or counts.unread else FIRST_GROWTH
         steps.append(FitMap() if seen.counts.places > growth * done.fitted else MapScans(unmapped))
     return steps
@@ -221,15 +231,23 @@ def _ranking(seen: Seen, config: LabelConfig, done: Done, ready: Sequence[Scan],
         published = latest.order[: part_of_round(latest, seen, done.settings)[0]]
         carried = tuple(t for t in published if t in waiting and t in seen.live.published)
         scored = seen.counts.scored + seen.counts.ordered
-        missing = _missing(scored, len(unscored), FIRST_SCANS) if done.active else 0
-        return [*_scoring(unscored[:missing]), OpenRound(next_round(done), key, done.active, carried)]
+        missing = _missing(done.settings, scored, len(unscored), FIRST_SCANS) if done.active else 0
+        held = {
+            *carried,
+            *(s.task for s in pool if s.priority > 0),
+        }  # annotators or somebody on the page wait for these
+        first = [t for t in unscored if t in held] if done.active else []
+        others = [t for t in unscored if t not in held][: max(0, missing - len(first))]
+        return [*_scoring((*first, *others)), OpenRound(next_round(done), key, done.active, carried)]
     late = [s for s in pool if s.stage < Stage.ORDERED]
     if not late:
         return []
-    many = len(late) > SMALL_POOL if latest.model else False
+    many = bool(latest.model) and not all_at_once(done.settings, len(late))
     if many and unscored and seen.counts.scored + seen.counts.ordered < _goal(seen.counts.ordered):
         return []  # they are scored when there is nothing else to do
     scoring = _scoring(unscored) if latest.model and not many else []
+    if scoring and seen.counts.mapped > len(unscored):
+        return scoring  # there are more
     return [*scoring, ExtendRound(tuple(s.task for s in late if not many or s.stage >= Stage.SCORED))]
 
 

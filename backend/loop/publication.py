@@ -57,11 +57,19 @@ def depth_by_knowledge(settings: ProjectSettings, counts: Counts, people: int) -
     While the order of a large pool has seen less than half of it, only the tasks are published that annotators need
     soon: what is published keeps its place, and the next extension may know better scans.
     """
-    if counts.open <= SMALL_POOL or 2 * counts.ordered >= counts.open:
+    if all_at_once(settings, counts.open) or 2 * counts.ordered >= counts.open:
         return settings
     soon = quick_reach(people + 1)
     least = min(settings.round_size, people + 1)
     return replace(settings, queue_depth=min(settings.depth, max(soon, least)), round_size=least)
+
+
+def all_at_once(settings: ProjectSettings, count: int) -> bool:
+    """Whether so many scans are all read, or scored, before they are ordered.
+
+    Volumes that are chosen as a whole always are: no order can be made from some of their slices.
+    """
+    return count <= SMALL_POOL or settings.unit == "scan"
 
 
 def quick_reach(held: int) -> int:
@@ -102,7 +110,14 @@ def part_of_round(latest: Round, seen: Seen, settings: ProjectSettings) -> tuple
     waiting = {s.task: s.skipped for s in open_}
     settings = depth_by_knowledge(settings, seen.counts, seen.people)
     carried = [t for t in latest.carried if t in set(latest.order)] if latest.carried else ()
-    return published_part(latest.order, carried, waiting, settings, seen.people, siblings, latest.reach)
+    return published_part(latest.order, carried, waiting, settings, seen.people, siblings, _reach(latest, seen))
+
+
+def _reach(latest: Round, seen: Seen) -> int:
+    """The number of places that have been published, also if the records do not say so: after a kill, an upgrade."""
+    published = seen.live.published.keys() - set(latest.carried)
+    beginning = latest.order[: latest.reach + WINDOW + 2 * len(published)]
+    return max((n for n, task in enumerate(beginning, start=1) if task in published), default=latest.reach)
 
 
 def beginnings(order: Sequence[int], settings: ProjectSettings, reach: int) -> Iterator[Sequence[int]]:

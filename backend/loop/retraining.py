@@ -144,6 +144,7 @@ class Trainer:
         tasks = context.store.open_scans(project)
         sample = agreement_sample(list(tasks))
         open_ = {s.digest: s for s in context.processor.scans(project, [tasks[digest] for digest in sample])}
+        sample = [digest for digest in sample if digest in open_]
         maps: list[list[NDArray[np.uint8]]] = []
         for model in (active["fingerprint"], name):
             folder = context.store.path("models", model)

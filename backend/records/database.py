@@ -44,7 +44,7 @@ PATIENCE = {  # libpq options that end a hanging connection, regardless of the f
 VARIABLES = 500  # values in one SQL statement; SQLite allows 32,766
 
 
-def _address(url: str) -> URL:
+def address_of(url: str) -> URL:
     """`postgresql://` means psycopg 3, the driver that is installed."""
     try:
         address = make_url(url)
@@ -85,7 +85,7 @@ class Database(Artefacts):
         self.database_url = database_url
         self._locks = Locks(folder / "locks", redis_url)
         folder.mkdir(parents=True, exist_ok=True)
-        url = _address(database_url or f"sqlite:///{folder / 'records.sqlite'}")
+        url = address_of(database_url or f"sqlite:///{folder / 'records.sqlite'}")
         if url.get_backend_name() == "sqlite":
             self._engine = create_engine(url, connect_args={"timeout": 30})
             event.listen(self._engine, "connect", _sqlite_pragmas)

@@ -109,11 +109,14 @@ class StageRecords(Database):
         here = (_scan.project == project, _scan.stage > stage)
         connection.execute(update(scan_table).where(*here).values(stage=int(stage)))
 
-    def raise_stages(self, project: int, basis: Basis, least: Stage, ordered: Collection[int]) -> None:
+    def raise_stages(
+        self, project: int, basis: Basis, least: Stage, ordered: Collection[int], *, thorough: bool = True
+    ) -> None:
         """Bring stages up to date with the stored embeddings, uncertainties and latest round.
 
-        least    the stage from which on that round considers scans
-        ordered  tasks in its order
+        least     the stage from which on that round considers scans
+        ordered   tasks in its order
+        thorough  look for all of them, not only for a few; the round itself records what it considers
         """
         embedding, uncertainty = embedding_table.c, uncertainty_table.c
         new = and_(_scan.project == project, _scan.stage == Stage.UNREAD, _scan.digest != "", _scan.problem == "")
@@ -125,13 +128,16 @@ class StageRecords(Database):
             named = [uncertainty.more.like(f'%"{name}":%') for name in extra.split(",") if name]
             has = exists().where(uncertainty.model == model, uncertainty.digest == _scan.digest, *named)
             self._raise(open_, has, Stage.SCORED)
+        last = -1
         while ordered:
             here = (_scan.project == project, _scan.stage >= least, _scan.stage < Stage.ORDERED, _scan.annotated == 0)
-            ready = [task for (task,) in self._tuples(select(_scan.task).where(*here).limit(VARIABLES))]
-            known = [task for task in ready if task in ordered]
-            if not known:
+            some = select(_scan.task).where(*here, _scan.task > last).order_by(_scan.task).limit(VARIABLES)
+            ready = [task for (task,) in self._tuples(some)]
+            if known := [task for task in ready if task in ordered]:
+                self.set_stage(project, known, Stage.ORDERED)
+            if len(ready) < VARIABLES or not thorough:
                 return
-            self.set_stage(project, known, Stage.ORDERED)
+            last = ready[-1]
 
     def _raise(self, here: Any, has: Any, stage: Stage) -> None:
         if self._tuples(select(_scan.task).where(here).limit(1)):
@@ -204,29 +210,33 @@ class StageRecords(Database):
         told = {name: self.any_scan(project, any_of[name]) for name in ask}
         open_at = {stage: self._number(here, _scan.stage == stage, open_) for stage in Stage if stage < Stage.ORDERED}
         all_open = total - self._number(here, _scan.annotated > 0)
+        left_out = self._left_out(project, recent)
+        out = {stage: left_out.count(stage) for stage in Stage}
         return Counts(
             scans=total,
             unreadable=len(unreadable),
             unread=total - embedded - len(unreadable),
             unmapped=self._number(here, _scan.stage == Stage.EMBEDDED),
-            mapped=open_at[Stage.MAPPED],
-            scored=open_at[Stage.SCORED],
-            ordered=all_open - sum(open_at.values()),
+            mapped=open_at[Stage.MAPPED] - out[Stage.MAPPED],
+            scored=open_at[Stage.SCORED] - out[Stage.SCORED],
+            ordered=all_open - sum(open_at.values()) - out[Stage.ORDERED],
             open=all_open - unreadable.count(0),
-            left_out=self._left_out(project, recent),
+            left_out=len(left_out),
             skipped=self._number(here, open_, _scan.skipped > 0, _scan.priority >= 0, _readable(recent)),
             places=self._places(project) if unit == "scan" else embedded,
             **told,
         )
 
-    def _left_out(self, project: int, recent: Recent) -> int:
-        columns = (_scan.priority, _scan.annotated, _scan.problem, _scan.problem_at)
+    def _left_out(self, project: int, recent: Recent) -> list[int]:
+        """The stages of the open scans that are left out."""
+        columns = (_scan.stage, _scan.priority, _scan.annotated, _scan.problem, _scan.problem_at)
         # no further condition, with which SQLite would use another index and read all open scans
         few = self._tuples(select(*columns).where(_scan.project == project, _scan.priority != 0))
-        return sum(
-            priority < 0 and not annotated and not (problem and recent.after < at <= recent.until)
-            for priority, annotated, problem, at in few
-        )
+        return [
+            stage
+            for stage, priority, annotated, problem, at in few
+            if priority < 0 and not annotated and not (problem and recent.after < at <= recent.until)
+        ]
 
     def any_scan(self, project: int, *where: Any) -> bool:
         """Whether the project has a scan, or one of which `where` holds."""

@@ -13,6 +13,7 @@ def upgrade() -> None:
         op.add_column("round", sa.Column(column, sa.Integer(), nullable=False, server_default="0"))
     op.add_column("scan", sa.Column("stage", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("scan", sa.Column("draw", sa.BigInteger(), nullable=False, server_default="0"))
+    op.execute("UPDATE scan SET draw = ((task % 1000003) * 2654435761) % 4294967296")
     op.create_index("scan_stage", "scan", ["project", "stage", "annotated", "draw"])
     op.create_index("scan_counted", "scan", ["project", "annotated", "skipped"])
     op.create_index("scan_volume", "scan", ["project", "volume"])
