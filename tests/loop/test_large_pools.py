@@ -279,7 +279,6 @@ def test_tasks_that_annotators_may_hold_are_scored_first(tmp_path: Path) -> None
     world.run()
     world.label(COLD)
     held = world.studio.next_task()
-    world.imports.clear()
     world.run()
     first = next(tasks for version, tasks in world.sent if version == "scanqueue-r1")
     assert held in first
