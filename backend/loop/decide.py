@@ -165,8 +165,8 @@ def meanwhile(seen: Seen, done: Done) -> list[Publish | ReadMasks | DrawQuickly]
 
 
 def _next(scans: Sequence[Scan]) -> tuple[int, ...]:
-    """Their tasks, in random order: any beginning represents the pool."""
-    return tuple(s.task for s in sorted(scans, key=lambda s: (s.draw, s.task)))
+    """Their tasks: those with priority, then the others in random order, so that any beginning represents the pool."""
+    return tuple(s.task for s in sorted(scans, key=lambda s: (-s.priority, s.draw, s.task)))
 
 
 def _goal(known: int) -> int:
@@ -232,10 +232,8 @@ def _ranking(seen: Seen, config: LabelConfig, done: Done, ready: Sequence[Scan],
         carried = tuple(t for t in published if t in waiting and t in seen.live.published)
         scored = seen.counts.scored + seen.counts.ordered
         missing = _missing(done.settings, scored, len(unscored), FIRST_SCANS) if done.active else 0
-        held = {
-            *carried,
-            *(s.task for s in pool if s.priority > 0),
-        }  # annotators or somebody on the page wait for these
+        wished = {s.task for s in pool if s.priority > 0}
+        held = {*carried, *wished}  # annotators may have these open, and somebody on the page waits for those
         first = [t for t in unscored if t in held] if done.active else []
         others = [t for t in unscored if t not in held][: max(0, missing - len(first))]
         return [*_scoring((*first, *others)), OpenRound(next_round(done), key, done.active, carried)]
