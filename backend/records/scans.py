@@ -134,7 +134,7 @@ class ScanRecords(StageRecords):
         early = [self._number(here, scan.stage == s, scan.annotated == 0) for s in Stage if s < Stage.ORDERED]
         return {
             "scans": total,
-            "embedded": total - self._number(here, scan.stage == Stage.UNREAD),
+            "embedded": total - self._number(here, scan.stage == Stage.UNREAD, scan.digest == ""),
             "labelled": labelled,
             "problems": len(broken),
             "left_out": left_out,
