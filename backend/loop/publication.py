@@ -109,7 +109,8 @@ def part_of_round(latest: Round, seen: Seen, settings: ProjectSettings) -> tuple
 
     waiting = {s.task: s.skipped for s in open_}
     settings = depth_by_knowledge(settings, seen.counts, seen.people)
-    carried = [t for t in latest.carried if t in set(latest.order)] if latest.carried else ()
+    ordered = set(latest.order) if latest.carried else set()
+    carried = [t for t in latest.carried if t in ordered]
     return published_part(latest.order, carried, waiting, settings, seen.people, siblings, _reach(latest, seen))
 
 

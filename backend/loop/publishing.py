@@ -54,7 +54,8 @@ class Publisher:
             except StudioRefused as error:
                 refused = error
             store.set_project(project, sending=0.0)
-            places = [n for n, p in enumerate(latest["picks"], start=1) if p.task in sent.keys() - {*latest["carried"]}]
+            new = sent.keys() - {*latest["carried"]}
+            places = [n for n, p in enumerate(latest["picks"], start=1) if p.task in new]
             store.set_reach(project, latest["n"], max(places, default=0))
         if step.settings and (step.tasks or seen.live.published):
             remember(self._context, project)

@@ -201,8 +201,8 @@ class StageRecords(Database):
         """
         here = _scan.project == project
         broken = and_(_scan.problem != "", _scan.problem_at > recent.after, _scan.problem_at <= recent.until)
-        bad, open_ = select(_scan.annotated, _scan.problem_at).where(here, broken), _scan.annotated == 0
-        unreadable = [annotated for annotated, _ in self._tuples(bad)]
+        open_ = _scan.annotated == 0
+        unreadable = [annotated for (annotated,) in self._tuples(select(_scan.annotated).where(here, broken))]
         total = self._number(here)
         embedded = total - self._number(here, _scan.stage == Stage.UNREAD)
         any_of = {"volumes": _scan.volume != "", "strata": _scan.stratum != ""}
