@@ -42,8 +42,9 @@ class Attention:
         if not store.any_scan(project):
             return (), Counts()
         latest = store.latest_round(project)
-        basis = self._basis(project, row, settings)
-        thorough = project not in self._checked or basis != store.basis(project)
+        known = store.basis(project)
+        basis = self._basis(project, row, settings, known)
+        thorough = project not in self._checked or basis != known
         if thorough:
             store.check_embeddings(project, basis.embedder)
             store.set_basis(project, basis)
@@ -57,11 +58,10 @@ class Attention:
         asked = [name for name, wanted in asks.items() if wanted]
         return scans, store.count_scans(project, recent, settings.unit, asked)
 
-    def _basis(self, project: int, row: Any, settings: ProjectSettings) -> Basis:
-        """What the stages of the scans must refer to now."""
+    def _basis(self, project: int, row: Any, settings: ProjectSettings, known: Basis) -> Basis:
+        """What the stages of the scans must refer to now. `known` is what they refer to."""
         store = self._context.store
         embedder = self._context.learner.embedder().name
-        known = store.basis(project)
         unit, fitted = known.map, known.fitted
         if not store.has("maps", map_name(project, embedder)):
             unit, fitted = "", 0

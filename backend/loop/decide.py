@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from backend.facts import DISCONNECTED, Counts, Label, Lesson, Scan, Stage, round_of, version_name
+from backend.facts import DISCONNECTED, Counts, Label, Lesson, Round, Scan, Stage, round_of, version_name
 from backend.fingerprints import fingerprint
 from backend.label_config import LabelConfig
 from backend.loop.publication import all_at_once, part_of_round, publication, quick_reach
@@ -94,7 +94,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     ready = _ready(seen)
     unread = [s for s in seen.scans if s.stage < Stage.EMBEDDED and not s.problem]
     latest = done.rounds[-1] if done.rounds else None
-    started = latest is not None and latest.embedder in ("", done.embedder)
+    started = latest is not None and not _of_another_embedder(latest, done)
     least = max(FIRST_SCANS, FIRST_ROUNDS * done.settings.cold_start_size)
     missing = 0 if started else _missing(done.settings, counts.embedded, counts.unread, least)
     steps: list[Step] = [ReadScans(_next(unread)[:missing])] if missing else _reading(seen, ready, known, done)
@@ -164,6 +164,10 @@ def meanwhile(seen: Seen, done: Done) -> list[Publish | ReadMasks | DrawQuickly]
     return steps if quick is None else [*steps, quick]
 
 
+def _of_another_embedder(latest: Round, done: Done) -> bool:
+    return latest.embedder not in ("", done.embedder)
+
+
 def _next(scans: Sequence[Scan]) -> tuple[int, ...]:
     """Their tasks: those with priority, then the others in random order, so that any beginning represents the pool."""
     return tuple(s.task for s in sorted(scans, key=lambda s: (-s.priority, s.draw, s.task)))
@@ -208,7 +212,7 @@ def _reading(seen: Seen, ready: Sequence[Scan], known: Mapping[int, Label], done
     unmapped = tuple(s.task for s in ready if s.stage < Stage.MAPPED)
     counts = seen.counts
     mapped = counts.embedded - counts.unmapped
-    first = not done.rounds or done.rounds[-1].embedder not in ("", done.embedder) or not mapped
+    first = not mapped or not done.rounds or _of_another_embedder(done.rounds[-1], done)
     wished = any(s.priority > 0 and s.stage < Stage.MAPPED for s in ready)
     enough = counts.embedded >= _goal(mapped) and not all_at_once(done.settings, counts.embedded + counts.unread)
     if unmapped and (first or wished or enough or not counts.unread):
@@ -224,7 +228,7 @@ def _ranking(seen: Seen, config: LabelConfig, done: Done, ready: Sequence[Scan],
     unscored = _next([s for s in pool if s.stage < Stage.SCORED])
     key = round_key(done, config, seen.scans, seen.counts)
     foreign = done.first_round > latest.n  # Label Studio has another order than these records
-    if foreign or latest.key != key or latest.embedder not in ("", done.embedder):
+    if foreign or latest.key != key or _of_another_embedder(latest, done):
         if train is not None:
             return []
         waiting = {s.task for s in pool}

@@ -38,7 +38,7 @@ def map_pool(
                 tend(project)
         found = fit.result()
     else:
-        scans = [scan_of(row) for row in store.scans_at(project, Stage.EMBEDDED)]
+        scans = [scan_of(row) for row in store.scans_from(project, Stage.EMBEDDED, Stage.EMBEDDED)]
         found = add(found, store, done.embedder, scans)
     put_map(store, project, done.embedder, found)
     store.set_basis(project, store.basis(project)._replace(map=unit, fitted=len(found.state["xy"])))

@@ -49,6 +49,11 @@ class Basis(NamedTuple):
     model: str = ""
     fitted: int = 0
 
+    @classmethod
+    def from_json(cls, text: str) -> Basis:
+        """As it was recorded; "": nothing yet."""
+        return cls(**json.loads(text)) if text else cls()
+
 
 class Recent(NamedTuple):
     """Problems that were found at these times are not tried again yet: after the first, until the second."""
@@ -81,14 +86,14 @@ class StageRecords(Database):
 
     def basis(self, project: int) -> Basis:
         found = self._tuples(select(project_table.c.stages).where(project_table.c.id == project))
-        return Basis(**json.loads(found[0][0])) if found and found[0][0] else Basis()
+        return Basis.from_json(found[0][0] if found else "")
 
     def set_basis(self, project: int, basis: Basis) -> None:
         """Lower the stages that refer to something else than `basis` says, and record it."""
         with self.write() as connection:
             here = project_table.c.id == project
             text = connection.execute(select(project_table.c.stages).where(here)).scalar_one()
-            before = Basis(**json.loads(text)) if text else Basis()
+            before = Basis.from_json(text)
             if before.embedder != basis.embedder:
                 self._lower(connection, project, Stage.UNREAD)
             elif before.map != basis.map:
@@ -164,14 +169,9 @@ class StageRecords(Database):
             )
         return rows
 
-    def scans_from(self, project: int, stage: Stage) -> list[RowMapping]:
-        """The readable scans from a stage on, by task."""
-        here = (_scan.project == project, _scan.stage >= stage, _scan.problem == "")
-        return self.rows(select(scan_table).where(*here).order_by(_scan.task))
-
-    def scans_at(self, project: int, stage: Stage) -> list[RowMapping]:
-        """The readable scans at a stage, by task."""
-        here = (_scan.project == project, _scan.stage == stage, _scan.problem == "")
+    def scans_from(self, project: int, stage: Stage, last: Stage = Stage.ORDERED) -> list[RowMapping]:
+        """The readable scans from a stage on, up to the `last`, by task."""
+        here = (_scan.project == project, _scan.stage >= stage, _scan.stage <= last, _scan.problem == "")
         return self.rows(select(scan_table).where(*here).order_by(_scan.task))
 
     def open_scans(self, project: int) -> dict[str, int]:

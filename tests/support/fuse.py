@@ -18,9 +18,8 @@ STORE_READS = {
     "columns", "could_draw", "count_scans", "drawing", "embedded", "embeddings", "fingerprint_of", "has",
     "image_entropies", "labels", "latest_round", "lock", "lost_labels", "model", "model_of_round",
     "model_versions", "models", "open_scans", "path", "progress", "project", "projects", "quick_mask",
-    "quick_masks", "recorded", "renames", "rounds", "rows", "scan", "scans", "scans_at", "scans_from",
-    "scans_in_need", "scans_of", "secrets", "shown", "snapshot", "totals", "training_slot", "uncertainty",
-    "waiting",
+    "quick_masks", "recorded", "renames", "rounds", "rows", "scan", "scans", "scans_from", "scans_in_need",
+    "scans_of", "secrets", "shown", "snapshot", "totals", "training_slot", "uncertainty", "waiting",
 }  # fmt: skip
 STORE_WRITES = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if name[0] != "_"} - STORE_READS
 
