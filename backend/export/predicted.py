@@ -40,7 +40,7 @@ class ModelMasks:
         wanted = row["active"] if version == ACTIVE else version
         model = store.model(project, wanted) if wanted else None
         if model is None:
-            versions = ", ".join(m["version"] for m in store.models(project))
+            versions = ", ".join(version for version, _ in store.model_versions(project))
             lacking = "no active model" if version == ACTIVE else f"no model {version!r}"
             raise NotKnown(f"Project {project} has {lacking}. Its models: {versions or 'none trained yet'}.")
         self.version: str = model["version"]

@@ -120,7 +120,7 @@ def of_model(model: Mapping[str, Any]) -> Summary:
     """The quality of a model on its held-out scans. Older models are judged again by what is recorded of each scan."""
     kept = {name: value for name, value in model["validation"].items() if value is not None}
     if "per_label" in kept:
-        return summarise([]) | kept
+        return _nothing() | kept
     if scans := model["details"].get("held_out"):
         found = summarise([of_row(scan, model["labels"]) for scan in scans])
         same = found["n"] == kept.get("n")  # the recorded distances are means over the same scans
@@ -143,7 +143,7 @@ def of_trial(arms: Mapping[str, Any]) -> Summary:
 def _completed(recorded: Mapping[str, Any]) -> Summary:
     """A summary of an older version with the keys of today."""
     missed = recorded.get("miss_rate")
-    return summarise([]) | {"sensitivity": None if missed is None else 1 - missed} | dict(recorded)
+    return _nothing() | {"sensitivity": None if missed is None else 1 - missed} | dict(recorded)
 
 
 def summarise(scans: Sequence[Recorded]) -> Summary:
@@ -180,6 +180,11 @@ def summarise(scans: Sequence[Recorded]) -> Summary:
     for name, one in labels.items():
         one["dice_low"], one["dice_high"] = _interval(_table(scans, [name], "dice"))
     return found | {"per_label": {name: one for name, one in labels.items() if name != WHOLE}}
+
+
+def _nothing() -> Summary:
+    """`summarise` of no scan."""
+    return _NOTHING | {"per_label": {}}
 
 
 def _of_label(scores: Sequence[LabelScore], units: Sequence[str], certain: bool) -> Summary:
@@ -239,3 +244,6 @@ def _resamples(n: int) -> NDArray[np.uint8]:
 
 def _rounded(value: float | bool | None) -> float | bool | None:
     return round(value, 6) if isinstance(value, float) else value
+
+
+_NOTHING = summarise([])

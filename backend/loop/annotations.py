@@ -119,7 +119,7 @@ class AnnotationReader:
         """Record the agreement between the mask shown and the mask submitted."""
         context, store = self._context, self._context.store
         shown_in = round_of(found.shown_version)
-        model = context.model(project, "" if shown_in is None else store.model_of_round(project, shown_in))
+        model = context.model_summary(project, "" if shown_in is None else store.model_of_round(project, shown_in))
         here = scan_of(scan)
         if model is None:
             if (shown := self._shown_first(project, found, config, (mask.shape[0], mask.shape[1]))) is not None:

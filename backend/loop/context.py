@@ -6,11 +6,12 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from backend.errors import ProjectGone, StorageFull, StoreUnavailable
+from backend.facts import Model
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.loop.batch import BatchProcessor
@@ -44,6 +45,7 @@ class LoopContext:
 
     stopping  checked between and during steps
     news      whether a project was requested again since its step began or since the last call
+    models    what was read of models lately, by project, version and time of creation
     """
 
     studio: Studio
@@ -54,6 +56,7 @@ class LoopContext:
     watchdog: Watchdog = field(default_factory=Watchdog)
     news: Callable[[int], bool] = lambda _: False
     locks: dict[int, LockHandle] = field(default_factory=dict)
+    models: Mapping[tuple[int, str, float], Model] = field(default_factory=dict)
     _logged: float = 0.0
     _silent_until: float = 0.0
 
@@ -71,6 +74,10 @@ class LoopContext:
     def model(self, project: int, version: str) -> dict[str, Any] | None:
         """The record of a model; None for "" and for an unknown version."""
         return self.store.model(project, version) if version else None
+
+    def model_summary(self, project: int, version: str) -> dict[str, Any] | None:
+        """The same without what grows with the number of labels."""
+        return self.store.model_summary(project, version) if version else None
 
     def alive(self) -> None:
         """Called whenever work makes progress. Raises Stopping when the process is asked to end."""

@@ -188,7 +188,7 @@ class Reconciler:
         elif isinstance(step, FitMap | MapScans):
             map_pool(context, project, done, step, tend)
         elif isinstance(step, Score):
-            model = context.model(project, done.active)
+            model = context.model_summary(project, done.active)
             assert model is not None
             requirements = self.processor.scoring_requirements(model["fingerprint"], extra_signal(done.settings))
             share(context, project, "score", requirements, step.tasks, "scoring the pool", tend)

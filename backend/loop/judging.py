@@ -80,7 +80,7 @@ def learnt(model: Mapping[str, Any], scans: Iterable[Scan], tasks: Mapping[int, 
     held_out = {one["task"] for one in model["details"].get("held_out", [])}
     by_task = {scan.task: scan for scan in scans}
     found: set[int | str] = set()
-    for entry in map(Lesson.recorded, model["trained_on"]):
+    for entry in model["trained_on"]:
         if isinstance(entry, str):
             task = tasks.get(int(entry.partition("@")[0]))
             if task not in by_task:

@@ -50,7 +50,7 @@ class Predictor:
         version = version_name(latest["n"])
         places = self._places(project, latest)
         config = LabelConfig.from_json(row["config"])
-        model = self._store.model(project, latest["model"]) if latest["model"] else None
+        model = self._store.model_summary(project, latest["model"]) if latest["model"] else None
         if model is not None and config is not None:
             answered = self._store.renames(project).now.keys()
             if set(model["labels"]) - set(config.labels) - answered:  # nobody has said what became of a label

@@ -85,7 +85,7 @@ class Publisher:
         assert seen.config is not None
         context = self._context
         scores = {p.task: score_of(place, latest["size"]) for place, p in enumerate(latest["picks"], start=1)}
-        model = context.model(project, latest["model"])
+        model = context.model_summary(project, latest["model"])
         if model is not None and not context.store.has("models", model["fingerprint"]):
             model = None  # its file is lost; the next round uses another model
         by_task = {s.task: s for s in seen.scans}

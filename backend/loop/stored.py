@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from backend.facts import Lesson, Model, Round
-from backend.loop.context import LoopContext
+from backend.facts import Model, Round
+from backend.loop.context import LoopContext, Replan
 from backend.loop.order import STARTED
 from backend.loop.project_settings import row_settings
 from backend.loop.steps import Done, Seen
@@ -15,6 +16,7 @@ from backend.records.quick_masks import PROJECT_ROW
 from backend.records.store import Store
 from backend.settings import ProjectSettings
 
+KEPT_MODELS = 8  # in memory; a look needs two of its project
 NOT_CHOSEN = ("wished", STARTED)  # reasons of picks that no strategy chose
 
 
@@ -30,7 +32,7 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
         store.set_project(project, embedder=embedder.name, embedder_why=embedder.why)
     records = _needed_models(store, project, row["active"])
     compared = frozenset(m["version"] for m in records if "arms" in m["details"])
-    models = tuple(map(_model, records))
+    models = tuple(_model(context, project, record) for record in records)
     active = next((m for m in models if m.version == row["active"]), None)
     rounds = _latest(store, project)
     due = settings.control_share and models and models[-1].version not in compared
@@ -55,20 +57,28 @@ def _needed_models(store: Store, project: int, active: str) -> list[dict[str, An
     there = store.model_versions(project)
     newest = next((version for version, name in reversed(there) if store.has("models", name)), "")
     wanted = [version for version, name in there if version in (active, newest) and store.has("models", name)]
-    found = (store.model(project, version) for version in wanted)
+    found = (store.model_summary(project, version) for version in wanted)
     return [model for model in found if model is not None]
 
 
-def _model(record: Mapping[str, Any]) -> Model:
-    return Model(
-        record["version"],
-        tuple(record["labels"]),
-        frozenset(map(Lesson.recorded, record["trained_on"])),
-        record["fingerprint"],
-        bool(record["accepted"]),
-        frozenset(one["task"] for one in record["details"].get("held_out", ())),
-        record["details"].get("recipe", ""),
-    )
+def _model(context: LoopContext, project: int, summary: Mapping[str, Any]) -> Model:
+    """What a model has learnt from never changes, so it is read once; its labels may have new names."""
+    key = (project, summary["version"], summary["created_at"])
+    if (known := context.models.get(key)) is None:
+        record = context.store.model(project, summary["version"])
+        if record is None:
+            raise Replan
+        known = Model(
+            record["version"],
+            (),
+            frozenset(record["trained_on"]),
+            record["fingerprint"],
+            bool(record["accepted"]),
+            frozenset(one["task"] for one in record["details"].get("held_out", ())),
+            record["details"].get("recipe", ""),
+        )
+        context.models = {**dict(list(context.models.items())[1 - KEPT_MODELS :]), key: known}
+    return replace(known, labels=tuple(summary["labels"]))
 
 
 def _latest(store: Store, project: int) -> tuple[Round, ...]:

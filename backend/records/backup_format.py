@@ -14,6 +14,7 @@ from backend.records.tables import (
     change_table,
     embedding_table,
     label_table,
+    lesson_table,
     model_table,
     progress_table,
     project_table,
@@ -35,11 +36,12 @@ OLD_COLUMNS = {
     "scan": {"wish": "priority"},
 }
 OWN = (  # tables whose rows contain the project
-    *(project_table, scan_table, label_table, model_table, round_table, shown_table, change_table),
+    *(project_table, scan_table, label_table, model_table, lesson_table),
+    *(round_table, shown_table, change_table),
 )
 BY_CONTENT = (embedding_table, uncertainty_table)  # tables whose rows projects may share
 TABLES = (*OWN, *BY_CONTENT)
-LATER = (change_table,)  # tables that older backups lack
+LATER = (change_table, lesson_table)  # tables that older backups lack
 NAMING = (model_table.c.fingerprint, label_table.c.mask, scan_table.c.digest)  # columns that name artefacts
 FLEETING = (progress_table, shard_table, quick_mask_table)  # of running work, and what is soon redone; not in a backup
 ARTEFACTS = re.compile(

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Update, delete, select, update
+from sqlalchemy import Update, delete, func, select, update
 from sqlalchemy.engine import RowMapping
 
 from backend.label_config import Renames
@@ -49,6 +49,26 @@ class LabelRecords(Database):
         where = (label_table.c.project == project, label_table.c.config != "")
         return self.rows(select(label_table).where(*where).order_by(label_table.c.task))
 
+    def authors(self, project: int, limit: int) -> list[tuple[int, int | None]]:
+        """(number, author) of the newest annotations, newest first."""
+        columns = (label_table.c.annotation, label_table.c.completed_by)
+        where = (label_table.c.project == project, label_table.c.config != "")
+        newest = select(*columns).where(*where).order_by(label_table.c.annotation.desc()).limit(limit)
+        return [(number, author) for number, author in self._tuples(newest)]
+
+    def remarks(self, project: int) -> list[tuple[int, str, str]]:
+        """(task, problem, remark) of the annotations that have either."""
+        columns = (label_table.c.task, label_table.c.problem, label_table.c.remark)
+        where = (label_table.c.project == project, label_table.c.config != "")
+        any_of = (label_table.c.problem != "") | (label_table.c.remark != "")
+        return [(t, p, r) for t, p, r in self._tuples(select(*columns).where(*where, any_of))]
+
+    def count_empty(self, project: int) -> int:
+        """The number of masks without foreground."""
+        where = (label_table.c.project == project, label_table.c.config != "", label_table.c.empty == 1)
+        ((count,),) = self._tuples(select(func.count()).where(*where))
+        return int(count)
+
     def could_draw(self, project: int) -> dict[tuple[int, str], str]:
         """By task and key of an annotation, what its annotator could draw; also of those that must be read again."""
         columns = (label_table.c.task, label_table.c.key, label_table.c.known)
@@ -68,7 +88,7 @@ class LabelRecords(Database):
         with self.write() as connection:
             self._upsert(connection, shown_table, [{"project": project, **row}])
 
-    def shown(self, project: int, version: str = "") -> list[RowMapping]:
-        """The comparisons of the masks of `version`; "": of all versions."""
-        where = (shown_table.c.project == project, *((shown_table.c.version == version,) if version else ()))
+    def shown(self, project: int, *versions: str) -> list[RowMapping]:
+        """The comparisons of the masks of these versions; by default of all."""
+        where = (shown_table.c.project == project, *((shown_table.c.version.in_(versions),) if versions else ()))
         return self.rows(select(shown_table).where(*where).order_by(shown_table.c.task))

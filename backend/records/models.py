@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import Connection, func, select, update
 from sqlalchemy.engine import RowMapping
 
+from backend.facts import Lesson
 from backend.label_config import Renames
 from backend.records.database import Database, to_json
-from backend.records.tables import model_table, project_table, round_table
+from backend.records.tables import lesson_table, model_table, project_table, round_table
 
-_MODEL_JSON = ("labels", "trained_on", "validation", "details")
+_MODEL_JSON = ("labels", "validation", "details")
+_LARGE = ("trained_on", "held_out")  # these grow with the number of labels
 
 
 def _model(row: RowMapping, renames: Renames) -> dict[str, Any]:
@@ -28,8 +31,29 @@ def _number(version: str) -> int:
     return int(version.rpartition("-r")[2])
 
 
+def numbers_text(numbers: Iterable[int]) -> str:
+    """Numbers as ascending ranges, such as "1-3 7"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def ranges(text: str) -> list[range]:
+    """The inverse of `numbers_text`."""
+    ends = (part.partition("-") for part in text.split())
+    return [range(int(first), int(last or first) + 1) for first, _, last in ends]
+
+
+def _count(trained_on: str) -> int:
+    return len(json.loads(trained_on)) if trained_on.startswith("[") else sum(map(len, ranges(trained_on)))
+
+
 class ModelRecords(Database):
-    """Reads and writes the table `model`."""
+    """Reads and writes the tables `model` and `lesson`."""
 
     def put_model(
         self, project: int, row: Mapping[str, Any], *, active: str, instead_of: str = "", training_requests: int
@@ -39,10 +63,16 @@ class ModelRecords(Database):
         The active model stays active if `active` is "", or if it is no longer `instead_of`.
         """
         with self.write() as connection:
+            details = dict(row["details"])
+            held_out = zlib.compress(to_json(details.pop("held_out", [])).encode(), 9)
+            trained_on = numbers_text(self._lesson_numbers(connection, project, row["trained_on"]))
             values = {
                 "project": project,
                 "created_at": time.time(),
                 **{k: to_json(v) if k in _MODEL_JSON else v for k, v in row.items()},
+                "details": to_json(details),
+                "held_out": held_out,
+                "trained_on": trained_on,
             }
             self._upsert(connection, model_table, [values])
             connection.execute(
@@ -54,6 +84,29 @@ class ModelRecords(Database):
                 here = (project_table.c.id == project, project_table.c.active == instead_of)
                 connection.execute(update(project_table).where(*here).values(active=active))
 
+    def _lesson_numbers(self, connection: Connection, project: int, lessons: Sequence[Lesson]) -> list[int]:
+        """The numbers of these lessons, in order; those that no model was given before are recorded."""
+        here = lesson_table.c.project == project
+        known = {_lesson(row): row["n"] for row in connection.execute(select(lesson_table).where(here)).mappings()}
+        last = connection.execute(select(func.max(lesson_table.c.n)).where(here)).scalar() or 0
+        new = [lesson for lesson in dict.fromkeys(lessons) if lesson not in known]
+        known |= {lesson: last + place for place, lesson in enumerate(new, start=1)}
+        if new:
+            rows = [
+                {
+                    "project": project,
+                    "n": known[lesson],
+                    "task": lesson.task,
+                    "digest": lesson.digest,
+                    "mask": lesson.mask,
+                    "belongs_to": lesson.group,
+                    "unknown": to_json(lesson.unknown) if lesson.unknown else "",
+                }
+                for lesson in new
+            ]
+            connection.execute(lesson_table.insert(), rows)
+        return [known[lesson] for lesson in lessons]
+
     def add_details(self, project: int, version: str, more: Mapping[str, Any]) -> None:
         """Add to the details of a trained model."""
         with self.write() as connection:
@@ -62,18 +115,55 @@ class ModelRecords(Database):
             values = {"details": to_json(json.loads(found) | dict(more))}
             connection.execute(update(model_table).where(*here).values(**values))
 
-    def models(self, project: int) -> list[dict[str, Any]]:
-        """All models, oldest first."""
-        statement = select(model_table).where(model_table.c.project == project)
+    def model_summaries(self, project: int, newest: int = 0) -> list[dict[str, Any]]:
+        """The `newest` models and the active one (0: all), oldest first, without what grows with the number of labels.
+
+        `learnt` counts the labelled scans that a model was given. The details of models of older versions may have
+        their `held_out` scans.
+        """
+        columns = [column for column in model_table.c if column.name != "held_out"]
+        where = [model_table.c.project == project]
+        if newest:
+            versions = [version for version, _ in self.model_versions(project)[-newest:]]
+            active = select(project_table.c.active).where(project_table.c.id == project).scalar_subquery()
+            where.append(model_table.c.version.in_(versions) | (model_table.c.version == active))
+        rows = self.rows(select(*columns).where(*where))
         renames = self.renames(project)
-        rows = [_model(r, renames) for r in self.rows(statement)]
-        return sorted(rows, key=lambda r: _number(r["version"]))
+        found = [_model(row, renames) for row in rows]
+        for model in found:
+            model["learnt"] = _count(model.pop("trained_on"))
+        return sorted(found, key=lambda model: _number(model["version"]))
+
+    def model_summary(self, project: int, version: str) -> dict[str, Any] | None:
+        """One model, without what grows with the number of labels."""
+        columns = [column for column in model_table.c if column.name not in _LARGE]
+        here = (model_table.c.project == project, model_table.c.version == version)
+        rows = self.rows(select(*columns).where(*here))
+        return _model(rows[0], self.renames(project)) if rows else None
 
     def model(self, project: int, version: str) -> dict[str, Any] | None:
-        """One model, without reading the others."""
+        """All of one model: `trained_on` are its lessons, and its details have the scores of its `held_out` scans."""
         here = (model_table.c.project == project, model_table.c.version == version)
         rows = self.rows(select(model_table).where(*here))
-        return _model(rows[0], self.renames(project)) if rows else None
+        if not rows:
+            return None
+        found = _model(rows[0], self.renames(project))
+        if (packed := found.pop("held_out")) is not None:
+            found["details"]["held_out"] = json.loads(zlib.decompress(packed))
+        found["trained_on"] = self._lessons(project, found["trained_on"])
+        return found
+
+    def models(self, project: int) -> list[dict[str, Any]]:
+        """All of all models, oldest first: large and slow, see `model_summaries`."""
+        found = (self.model(project, version) for version, _ in self.model_versions(project))
+        return [model for model in found if model is not None]
+
+    def _lessons(self, project: int, trained_on: str) -> list[Lesson | str]:
+        if trained_on.startswith("["):  # written by an older version
+            return list(map(Lesson.recorded, json.loads(trained_on)))
+        wanted = {n for numbers in ranges(trained_on) for n in numbers}
+        statement = select(lesson_table).where(lesson_table.c.project == project).order_by(lesson_table.c.n)
+        return [_lesson(row) for row in self.rows(statement) if row["n"] in wanted]
 
     def model_versions(self, project: int) -> list[tuple[str, str]]:
         """(version, fingerprint) of all models, oldest first."""
@@ -116,3 +206,8 @@ class ModelRecords(Database):
         for project, version in latest.items():
             found.setdefault(project, set()).update({version} - {""})
         return found
+
+
+def _lesson(row: RowMapping) -> Lesson:
+    unknown = tuple(json.loads(row["unknown"] or "[]"))
+    return Lesson(row["task"], row["digest"], row["mask"], row["belongs_to"], unknown)

@@ -73,7 +73,7 @@ def _check_room(store: Store, archive: Archive) -> None:
 def _check_unknown(store: Store, archive: Archive) -> None:
     row = store.project(archive.project)
     if row is not None:
-        scans, models = len(store.scans(archive.project)), len(store.models(archive.project))
+        scans, models = len(store.scans(archive.project)), len(store.model_versions(archive.project))
         raise BadSetting(
             f"Project {archive.project} exists here ({row['title'] or 'no title'}: {scans} scans, {models} models), "
             f"and the backup of {archive.summary.made_at} would replace it. Nothing was changed. To replace it, pass "

@@ -16,7 +16,7 @@ from backend.records.database import Database, to_json
 from backend.records.stages import considered
 from backend.records.tables import round_table, scan_table
 
-KEPT_PICKS = 20_000  # number of picks kept of a superseded order
+SHORTENED = 20  # number of orders before a new one that are shortened, if they are not yet
 KEPT_ORDERS = 4  # orders kept in memory
 COLD_ROUNDS = 20  # number of newest orders without a model that are searched for a scan's cluster
 
@@ -89,25 +89,7 @@ class RoundRecords(Database):
                 "settings": to_json(settings) if settings else "",
             }
             self._upsert(connection, round_table, [row])
-            self._shorten(connection, project, n, cold=not model)
             considered(connection, project, Stage.SCORED if model else Stage.MAPPED)
-
-    def _shorten(self, connection: Connection, project: int, n: int, *, cold: bool) -> None:
-        """Shorten the order that round n supersedes, as annotators have reached only its beginning.
-
-        The last order without a model stays complete, because it contains the clusters.
-        """
-        before = (round_table.c.project == project, round_table.c.n < n)
-        of_its_kind = (*before, (round_table.c.model == "") if cold else (round_table.c.model != ""))
-        statement = select(round_table.c.n, round_table.c.picks).where(*of_its_kind).order_by(round_table.c.n.desc())
-        found = connection.execute(statement.limit(1)).first()
-        if found is None:
-            return
-        picks = json.loads(found.picks)
-        if len(picks) > KEPT_PICKS:
-            here = (round_table.c.project == project, round_table.c.n == found.n)
-            shorter = {"picks": to_json(picks[:KEPT_PICKS]), "changes": round_table.c.changes + 1}
-            connection.execute(update(round_table).where(*here).values(shorter))
 
     def extend_round(self, project: int, n: int, picks: Sequence[Pick], *, model: str) -> None:
         """Replace the order of a round with this model, which has considered what `put_round` says."""
@@ -124,15 +106,37 @@ class RoundRecords(Database):
             connection.execute(update(round_table).where(*here).values(reach=reach))
 
     def mark_published(self, project: int, n: int) -> None:
+        """Record that Label Studio serves round n, and shorten the orders that it supersedes."""
         with self.write() as connection:
             here = (round_table.c.project == project, round_table.c.n == n, round_table.c.published_at.is_(None))
-            connection.execute(update(round_table).where(*here).values(published_at=time.time()))
+            if connection.execute(update(round_table).where(*here).values(published_at=time.time())).rowcount:
+                self._shorten(connection, project, n)
 
-    def rounds(self, project: int, *, picks: bool = True) -> list[dict[str, Any]]:
-        """All rounds, oldest first; `picks=False` omits their orders, which are large."""
+    def _shorten(self, connection: Connection, project: int, n: int) -> None:
+        """Of the last orders before round n, keep what was labelled, and what annotators may still have open.
+
+        The last order without a model stays complete, because it contains the clusters.
+        """
+        rounds = round_table.c
+        here = rounds.project == project
+        cold = select(func.max(rounds.n)).where(here, rounds.model == "", rounds.n <= n).scalar_subquery()
+        before = (here, rounds.n < n, rounds.n >= n - SHORTENED, rounds.n != func.coalesce(cold, -1))
+        labelled = select(scan_table.c.task).where(scan_table.c.project == project, scan_table.c.annotated != 0)
+        kept = set(connection.execute(labelled).scalars())
+        for carried in connection.execute(select(rounds.carried).where(here, rounds.n == n)).scalars():
+            kept.update(json.loads(carried))
+        for number, text in connection.execute(select(rounds.n, rounds.picks).where(*before)).all():
+            picks = json.loads(text)
+            left = [pick for pick in picks if pick[0] in kept]
+            if len(left) < len(picks):
+                shorter = {"picks": to_json(left), "changes": rounds.changes + 1}
+                connection.execute(update(round_table).where(here, rounds.n == number).values(shorter))
+
+    def rounds(self, project: int, *, picks: bool = True, newest: int = 0) -> list[dict[str, Any]]:
+        """The `newest` rounds (0: all), oldest first; `picks=False` omits their orders, which are large."""
         columns = [c for c in round_table.c if c.name != "picks"]
-        statement = select(*columns).where(round_table.c.project == project).order_by(round_table.c.n)
-        rows = [dict(r) for r in self.rows(statement)]
+        statement = select(*columns).where(round_table.c.project == project).order_by(round_table.c.n.desc())
+        rows = [dict(r) for r in reversed(self.rows(statement.limit(newest) if newest else statement))]
         here = round_table.c.project == project
         orders = dict(self._tuples(select(round_table.c.n, round_table.c.picks).where(here))) if picks else {}
         for row in rows:
@@ -140,6 +144,10 @@ class RoundRecords(Database):
             row["settings"] = json.loads(row["settings"] or "{}")
             row["picks"] = list(_unpack(orders[row["n"]])) if row["n"] in orders else []
         return rows
+
+    def count_rounds(self, project: int) -> int:
+        ((count,),) = self._tuples(select(func.count()).where(round_table.c.project == project))
+        return int(count)
 
     def model_of_round(self, project: int, n: int) -> str:
         """The version of the model of round n; "" for a round without a model, and for an unknown one."""

@@ -65,8 +65,8 @@ class Store(
         found += self._tuples(latest)
         if row is None:
             return tuple(found)
-        model = self.model(project, row["active"])
-        scored = select(func.count()).where(uncertainty_table.c.model == (model["fingerprint"] if model else ""))
+        active = self.fingerprint_of(project, row["active"])
+        scored = select(func.count()).where(uncertainty_table.c.model == active)
         with suppress(OSError):
             found.append((self.path("maps", map_name(project, row["embedder"])).stat().st_mtime_ns,))
         settings = (row[name] for name in ("cursor", "active", "extra_params", "overrides", "embedder", "phase"))
@@ -97,7 +97,7 @@ def activate_model(store: Store, project: int, version: str, change: Change | No
     Raises BadSetting, with the available versions, when the version is unknown or its checkpoint was removed.
     """
     with store.settled() as connection:  # otherwise the checkpoint might be removed now
-        models = store.models(project)
+        models = store.model_summaries(project)
         found = next((m for m in models if m["version"] == version), None)
         if found is None:
             there = ", ".join(m["version"] for m in models) or "none yet"

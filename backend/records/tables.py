@@ -99,12 +99,24 @@ model_table = Table(
     Column("version", String(40), primary_key=True),
     Column("fingerprint", String(64), nullable=False),
     Column("labels", Text, nullable=False),
-    Column("trained_on", Text, nullable=False),
+    Column("trained_on", Text, nullable=False),  # numbers of lessons, see `models.numbers_text`; JSON in older rows
     Column("accepted", Integer, nullable=False),
     Column("remark", Text, nullable=False, default=""),
     Column("validation", Text, nullable=False),
     Column("details", Text, nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("held_out", LargeBinary),  # compressed JSON; NULL in older rows, which have it in `details`
+)
+lesson_table = Table(
+    "lesson",  # labelled scans as models were given them, see `facts.Lesson`; recorded once for all models
+    metadata,
+    Column("project", BigInteger, primary_key=True),
+    Column("n", Integer, primary_key=True),
+    Column("task", BigInteger, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("mask", String(64), nullable=False),
+    Column("belongs_to", Text, nullable=False),  # patient or volume
+    Column("unknown", Text, nullable=False, default=""),  # JSON list of class numbers; "" for none
 )
 round_table = Table(
     "round",

@@ -12,7 +12,7 @@ from backend.facts import round_of, version_name
 from backend.learning.averages import of_model, of_trial
 from backend.records.store import Store
 from backend.web.legend import label_names, legend, united
-from backend.web.status import describe, shown_summaries, summary
+from backend.web.status import settings_of, shown_summaries, stopping, summary
 
 RESAMPLES = 2000  # bootstrap samples
 SEED = 0
@@ -36,8 +36,7 @@ def curve(store: Store, project: int) -> dict[str, Any]:
 
     The interval of the times is a bootstrap percentile (Efron 1979), None for fewer than two scans.
     """
-    status = describe(store, project)
-    models = store.models(project)
+    models = store.model_summaries(project)
     rounds = store.rounds(project, picks=False)
     labels = {version_name(r["n"]): r["labels"] for r in rounds}
     masked = {version_name(r["n"]) for r in rounds if r["model"]}
@@ -51,7 +50,7 @@ def curve(store: Store, project: int) -> dict[str, Any]:
         "labels": list(models[-1]["labels"]) if models else [],
         "colours": legend(store, project, united(*(m["labels"] for m in models))),
         "models": [
-            {"version": m["version"], "labels": len(m["trained_on"]), "accepted": bool(m["accepted"]), **_row(found)}
+            {"version": m["version"], "labels": m["learnt"], "accepted": bool(m["accepted"]), **_row(found)}
             for m, found in zip(models, judged, strict=True)
         ],
         "shown": [
@@ -68,7 +67,7 @@ def curve(store: Store, project: int) -> dict[str, Any]:
                 [r["lead_time"] for r in read if r["shown_version"] not in masked and r["task"] not in quick]
             ),
         },
-        "stopping": status["stopping"] if status else None,
+        "stopping": stopping(models, store.counts(project)["open"], settings_of(store, project)),
     }
 
 

@@ -12,7 +12,7 @@ from backend.web.colours import label_colours
 def label_names(store: Store, project: int, *versions: str) -> tuple[str, ...]:
     """The labels of the label config, then further labels of these models; unknown versions have none."""
     config = _config(store, project)
-    models = [model for v in versions if (model := store.model(project, v)) is not None]
+    models = [model for v in versions if (model := store.model_summary(project, v)) is not None]
     return united(config.labels if config else (), *(m["labels"] for m in models))
 
 
@@ -20,7 +20,7 @@ def legend(store: Store, project: int, names: Sequence[str]) -> dict[str, str]:
     """The colour of each of these labels, the same in every view."""
     config = _config(store, project)
     known = config.labels if config else ()
-    models = store.models(project) if set(names) - set(known) else []
+    models = store.model_summaries(project) if set(names) - set(known) else []
     colours = label_colours(united(known, *(m["labels"] for m in models), names), config.colors if config else {})
     return {name: colours[name] for name in names}
 

@@ -42,7 +42,7 @@ def atlas(store: Store, project: int) -> dict[str, Any]:
     rows = np.array([where[s[1]] for s in scans], dtype=np.intp)
     xy = found[1][rows] if found is not None else np.zeros((0, 2))
     tasks = [s[0] for s in scans]
-    model = store.model(project, row["active"]) if row and row["active"] else None
+    model = store.model_summary(project, row["active"]) if row and row["active"] else None
     entropies = store.image_entropies(model["fingerprint"]) if model else {}
     latest = store.latest_round(project, served=True)
     picks = {p.task: (place, p) for place, p in enumerate(latest["picks"], start=1)} if latest else {}

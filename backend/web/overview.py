@@ -117,8 +117,12 @@ class Overview:
             model = QUICK if any(row["drawn"] for task, row in quick.items() if task) else None
         return {"queue": status.queue(self._store, project), "model": model}
 
-    def rounds(self, project: int) -> dict[str, Any]:
-        return {"rounds": status.round_list(self._store, project), "models": status.model_list(self._store, project)}
+    def rounds(self, project: int, newest: int = 0) -> dict[str, Any]:
+        """{rounds, models, of}: the newest rounds and models (0: all) and the active one; `of` counts them all."""
+        found = status.round_list(self._store, project, newest), status.model_list(self._store, project, newest)
+        of = self._store.count_rounds(project), len(self._store.model_versions(project))
+        names = ("rounds", "models")
+        return {**dict(zip(names, found, strict=True)), "of": dict(zip(names, of, strict=True))}
 
     def changes(self, project: int) -> dict[str, Any]:
         return {"changes": audit.listed(self._store, project)}
@@ -165,7 +169,7 @@ class Overview:
         found = read_map(self._store, project, row["embedder"])
         scans = self._scans(project, found)
         latest = self._store.latest_round(project)
-        model = self._store.model(project, latest["model"]) if latest and latest["model"] else None
+        model = self._store.model_summary(project, latest["model"]) if latest and latest["model"] else None
         if model is None and len(scans) > LARGE:
             return {"now": now[:HEAD], "then": [], "note": text("note.too_many")}
         inputs = RankingInputs(self._store, project, row["embedder"], model["fingerprint"] if model else "", wanted)

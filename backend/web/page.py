@@ -30,6 +30,7 @@ PLOTS = {
 }
 CARDS = 24  # scans of the queue that are shown at first, and added by each "Show more"
 PROBLEMS = 50  # number of problems shown, likewise
+LISTED = 50  # newest models and rounds that tables list at first
 CHANGES = 8  # latest changes on the first view
 SIDES = (32, 1024)  # shortest and longest side of a picture in pixels
 PARTS = ("image", "first", "second", "annotator", "difference")
@@ -53,7 +54,9 @@ class Data(Protocol):
         """The head of every view: the part of `status` that is fast for a pool of any size."""
 
     def queue(self, project: int) -> Json: ...
-    def rounds(self, project: int) -> Json: ...
+    def rounds(self, project: int, newest: int = 0) -> Json:
+        """{rounds, models, of}; 0: all."""
+
     def curve(self, project: int) -> Json: ...
     def settings(self, project: int) -> Json: ...
     def changes(self, project: int) -> Json: ...
@@ -188,15 +191,16 @@ def _add_views(router: APIRouter, data: Data) -> None:
 
 def _add_model_views(router: APIRouter, data: Data) -> None:
     @router.get("/projects/{project}/curve")
-    def curve(request: Request, project: Project) -> Response:
+    def curve(request: Request, project: Project, all: bool = False) -> Response:
         status, found = _known(data.brief(project), project), data.curve(project)
         sentence, panels = formatting.curve(found), panel_names(found)
-        return render(request, "curve.html", status, curve=found, summary=sentence, panels=panels)
+        listed = None if all else LISTED
+        return render(request, "curve.html", status, curve=found, summary=sentence, panels=panels, listed=listed)
 
     @router.get("/projects/{project}/models")
-    def models(request: Request, project: Project) -> Response:
-        status, found = _known(data.brief(project), project), data.rounds(project)
-        return render(request, "models.html", status, rounds=found["rounds"], models=found["models"])
+    def models(request: Request, project: Project, all: bool = False) -> Response:
+        status, found = _known(data.brief(project), project), data.rounds(project, 0 if all else LISTED)
+        return render(request, "models.html", status, rounds=found["rounds"], models=found["models"], of=found["of"])
 
     @router.get("/projects/{project}/compare")
     def compare(request: Request, project: Project, first: str = "", second: str = "") -> Response:

@@ -204,7 +204,7 @@ class Pictures:
     def _model(self, project: int, version: str) -> Mapping[str, Any]:
         found = self.store.model(project, version)
         if found is None:
-            there = ", ".join(m["version"] for m in self.store.models(project)) or "none"
+            there = ", ".join(version for version, _ in self.store.model_versions(project)) or "none"
             raise NotKnown(f"project {project} has no model {version!r}; available: {there}.")
         return found
 

@@ -69,6 +69,12 @@ def create_state_api(store: Store) -> APIRouter:
         require(project)
         return {"rounds": status.round_list(store, project), "models": status.model_list(store, project)}
 
+    @router.get("/{project}/models/{version}")
+    def model(project: Number, version: str) -> dict[str, Any]:
+        """What one model scores on each of its held-out scans."""
+        require(project)
+        return {"version": version, "held_out": status.held_out(store, project, version)}
+
     return router
 
 

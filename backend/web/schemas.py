@@ -298,6 +298,7 @@ SCHEMAS: dict[str, Schema] = {
     "Checks": object_of(
         {"checks": list_of(object_of({"level": {"enum": ["ok", "warning", "error"]}, "what": TEXT, "cure": TEXT}))}
     ),
+    "HeldOut": object_of({"version": TEXT, "held_out": list_of({"type": "object"})}),
     "Rounds": object_of(
         {
             "rounds": list_of(
@@ -333,7 +334,6 @@ SCHEMAS: dict[str, Schema] = {
                         "created_at": NUMBER,
                         "history": list_of({"type": "object"}),
                         "champion": or_null(ref("Champion")),
-                        "held_out": list_of({"type": "object"}),
                     }
                 )
             ),
@@ -353,6 +353,7 @@ BODIES: dict[tuple[str, str], tuple[str | None, int, str]] = {
     ("get", "/api/projects/{project}/map"): (None, 200, "Map"),
     ("get", "/api/projects/{project}/queue"): (None, 200, "Queue"),
     ("get", "/api/projects/{project}/rounds"): (None, 200, "Rounds"),
+    ("get", "/api/projects/{project}/models/{version}"): (None, 200, "HeldOut"),
     ("get", "/api/projects/{project}/atlas"): (None, 200, "Atlas"),
     ("get", "/api/projects/{project}/curve"): (None, 200, "Curve"),
     ("get", "/api/projects/{project}/compare"): (None, 200, "Comparison"),

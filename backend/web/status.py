@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from backend.errors import BadSetting, CannotTrain
-from backend.facts import DELETED, DISCONNECTED, annotators, round_of, version_name
+from backend.errors import BadSetting, CannotTrain, NotKnown
+from backend.facts import DELETED, DISCONNECTED, RECENT, annotators, round_of, version_name
 from backend.label_config import LabelConfig, Renames
 from backend.learning.averages import of_model, of_shown, of_trial, summarise
 from backend.loop.new_labels import COULD_SHOW
@@ -31,7 +31,7 @@ from backend.web.problems import FEW, grouped
 from backend.web.texts import text, texts
 from sampling import Point, stopping_hint
 
-ROUNDS = 1000  # summaries of rounds kept in memory
+ROUNDS = 5000  # summaries of rounds kept in memory
 
 
 def describe(store: Store, project: int) -> dict[str, Any] | None:
@@ -52,17 +52,15 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
     if row is None:
         return None
     counts = store.counts(project)
-    labels = store.labels(project)
     newest, latest_round = store.latest_round(project), store.latest_round(project, served=True)
-    models = store.models(project)
+    models = store.model_summaries(project)
     active = next((m for m in models if m["version"] == row["active"]), None)
     job = store.progress(project)
     phase = "training" if job and job["step"].startswith("training") else row["phase"]
     if phase in ("cold_start", "active") and newest is not None and newest["published_at"] is None:
         phase = "publishing"
     problems = [{"task": task, "what": what} for task, what in store.problems(project)]
-    problems += [{"task": r["task"], "what": r["problem"]} for r in labels if r["problem"]]
-    problems += [{"task": r["task"], "what": r["remark"]} for r in labels if r["remark"]]
+    problems += [{"task": task, "what": what} for task, *both in store.remarks(project) for what in both if what]
     latest = latest_round["n"] if latest_round else None
     config = LabelConfig.from_json(row["config"])
     lost = store.lost_labels(project, Renames.from_json(row["label_renames"]))
@@ -78,7 +76,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "scans": counts["scans"],
         "embedded": counts["embedded"],
         "labelled": counts["labelled"],
-        "labelled_empty": sum(1 for r in labels if r["empty"] == 1),
+        "labelled_empty": store.count_empty(project),
         "embedder": {"name": row["embedder"], "why": row["embedder_why"]},
         "validation": of_model(active) if active else summarise([]),
         "shown": shown_summary(store, project, version_name(latest)) if latest is not None else summarise([]),
@@ -86,7 +84,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "job": job,
         "no_training": training_objection(row["phase"], row["reason"], counts),
         "control": _compared(models),
-        "stopping": _stopping(models, counts["open"], settings_of(store, project)),
+        "stopping": stopping(models, counts["open"], settings_of(store, project)),
         "quick": _quick(store, project, newest) if active is None else None,
         "studio_url": row["studio_url"],
         "left_out": counts["left_out"],
@@ -129,11 +127,11 @@ def _compared(models: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return found[-1] if found else None
 
 
-def _stopping(models: Sequence[Mapping[str, Any]], left: int, settings: ProjectSettings) -> dict[str, Any] | None:
+def stopping(models: Sequence[Mapping[str, Any]], left: int, settings: ProjectSettings) -> dict[str, Any] | None:
     """`sampling.stopping_hint` from the models with the present labels, and the agreement of the last two by label."""
     if not models or not left:
         return None
-    judged = [(len(m["trained_on"]), of_model(m)) for m in models if m["labels"] == models[-1]["labels"]]
+    judged = [(m["learnt"], of_model(m)) for m in models if m["labels"] == models[-1]["labels"]]
     points = [Point(labels, found["dice"], found["n"]) for labels, found in judged if labels and found["n"]]
     same = models[-1]["details"].get("agreement", {})
     hint = stopping_hint(points, left=left, agreement=same.get("dice"), seed=settings.seed)
@@ -146,7 +144,7 @@ def served(store: Store, project: int) -> list[tuple[Pick, int]]:
     latest = store.latest_round(project, served=True)
     if row is None or latest is None or row["phase"] == "done":  # skipped scans may be left, which nobody is served
         return []
-    people = annotators((r["annotation"], r["completed_by"]) for r in store.labels(project))
+    people = annotators(store.authors(project, RECENT))
     picks, reach = latest["picks"], latest["reach"]
     carried = [task for task in latest["carried"] if task in picks.members]
     now = time.time()
@@ -249,19 +247,22 @@ def map_points(store: Store, project: int) -> list[dict[str, Any]]:
     return points
 
 
-def round_list(store: Store, project: int) -> list[dict[str, Any]]:
-    """Oldest first: {round, model_version, model, labels, validation, shown, accepted, remark, control, ...}.
+def round_list(store: Store, project: int, newest: int = 0) -> list[dict[str, Any]]:
+    """The `newest` rounds (0: all), oldest first.
+
+    {round, model_version, model, labels, validation, shown, accepted, remark, control, ...}:
 
     settings   the settings of its order; {} for rounds of older versions
     activated  when and by whom its model was activated: {version, at, user}
     control    {version, labels, ours, control}: a model trained on `labels` chosen scans and one trained on as many
                random scans, evaluated on the same held-out scans; None without a control trial
     """
-    models = {m["version"]: m for m in store.models(project)}
-    shown = shown_summaries(store, project)
+    models = {m["version"]: m for m in store.model_summaries(project, newest and newest + 1)}
+    rounds = store.rounds(project, picks=False, newest=newest)
+    shown = shown_summaries(store, project, [version_name(r["n"]) for r in rounds] if newest else ())
     activated = [{k: a[k] for k in ("version", "at", "user")} for a in store.activations(project)]
     answers = []
-    for r in store.rounds(project, picks=False):
+    for r in rounds:
         version = version_name(r["n"])
         trained = models.get(version)
         drawn = models.get(r["model"])
@@ -285,8 +286,10 @@ def round_list(store: Store, project: int) -> list[dict[str, Any]]:
     return answers
 
 
-def model_list(store: Store, project: int) -> list[dict[str, Any]]:
-    """Oldest first: {version, active, kept, accepted, labels, trained_on, validation, remark, created_at}.
+def model_list(store: Store, project: int, newest: int = 0) -> list[dict[str, Any]]:
+    """The `newest` models and the active one (0: all), oldest first.
+
+    {version, active, kept, accepted, labels, trained_on, validation, remark, created_at, ...}:
 
     kept      whether its checkpoint still exists, so that it can be activated
     history   its training: {step, loss, learning_rate, dice, seconds} regularly; dice is that on the held-out scans,
@@ -294,7 +297,6 @@ def model_list(store: Store, project: int) -> list[dict[str, Any]]:
     champion  the model that was active before, or the "quick model", on the same scans: {version, dice, ...,
               difference}; None if there was none. `difference` is that of the new model minus this one, see
               `comparison.Difference`
-    held_out  the scans it was evaluated on: {task, dice, hd95, truth_empty, drawn_empty, classes}
     """
     row = store.project(project)
     return [
@@ -304,17 +306,28 @@ def model_list(store: Store, project: int) -> list[dict[str, Any]]:
             "kept": store.has("models", m["fingerprint"]),
             "accepted": bool(m["accepted"]),
             "labels": m["labels"],
-            "trained_on": len(m["trained_on"]),
+            "trained_on": m["learnt"],
             "validation": of_model(m),
             "remark": m["remark"],
             "created_at": m["created_at"],
             "history": m["details"].get("history", []),
             "champion": m["details"].get("champion"),
-            "held_out": m["details"].get("held_out", []),
         }
-        for m in store.models(project)
+        for m in store.model_summaries(project, newest)
         if round_of(m["version"]) is not None
     ]
+
+
+def held_out(store: Store, project: int, version: str) -> list[dict[str, Any]]:
+    """The scans that a model was evaluated on: {task, dice, hd95, truth_empty, drawn_empty, classes, ...}.
+
+    Raises NotKnown.
+    """
+    found = store.model(project, version)
+    if found is None:
+        there = ", ".join(name for name, _ in store.model_versions(project)) or "none"
+        raise NotKnown(f"project {project} has no model {version!r}; available: {there}.")
+    return list(found["details"].get("held_out", []))
 
 
 def shown_summary(store: Store, project: int, version: str) -> dict[str, Any]:
@@ -322,10 +335,10 @@ def shown_summary(store: Store, project: int, version: str) -> dict[str, Any]:
     return summary(store.shown(project, version), label_names(store, project))
 
 
-def shown_summaries(store: Store, project: int) -> dict[str, dict[str, Any]]:
-    """`shown_summary` of every version that has any such scan."""
+def shown_summaries(store: Store, project: int, versions: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """`shown_summary` of those of these versions (default: of all) that have any such scan."""
     names, rows = label_names(store, project), defaultdict(list)
-    for row in store.shown(project):
+    for row in store.shown(project, *versions):
         rows[row["version"]].append(row)
     return {version: summary(found, names) for version, found in rows.items()}
 

@@ -15,13 +15,12 @@ SCANS = (Scan(1, "", "d1"), Scan(2, "", "d2", patient="P"), Scan(3, "", "d3", vo
 
 
 def model(*trained_on: Lesson | str, held_out: tuple[int, ...] = ()) -> dict[str, Any]:
-    rows = [list(one) if isinstance(one, Lesson) else one for one in trained_on]  # as JSON returns them
-    return {"trained_on": rows, "details": {"held_out": [{"task": task} for task in held_out]}}
+    return {"trained_on": list(trained_on), "details": {"held_out": [{"task": task} for task in held_out]}}
 
 
 def test_a_model_has_learnt_from_scans_whatever_became_of_their_tasks_and_annotations() -> None:
     given = model(Lesson(1, "d1", "m"), Lesson(2, "d2", "m", "P"), Lesson(4, "d4", "m"), held_out=(4,))
-    given["trained_on"].append([3, "d3", "m", "V", [2]])  # with an unknown label
+    given["trained_on"].append(Lesson(3, "d3", "m", "V", (2,)))  # with an unknown label
     assert learnt(given, (), {}) == {1, "d1", 2, "d2", "P", 3, "d3", "V"}
     given["trained_on"].pop()
     known = learnt(given, (), {})  # neither tasks nor annotations are left

@@ -122,7 +122,7 @@ def test_start_training_trains_when_an_annotation_was_submitted_again_since_a_la
     world.run()
     model = press()
     assert model["version"] not in versions
-    assert {entry[0]: entry[4] for entry in model["trained_on"]} == {t: [] if t == older[0] else [2] for t in older}
+    assert {entry[0]: entry[4] for entry in model["trained_on"]} == {t: () if t == older[0] else (2,) for t in older}
     assert press()["version"] == model["version"]
 
 

@@ -16,9 +16,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, inspect, text
 
 from backend.errors import BadSetting
+from backend.facts import Lesson
 from backend.records.migrate import FIRST, HEAD, upgrade
 from backend.records.store import Store
-from backend.records.tables import metadata, shard_table
+from backend.records.tables import lesson_table, metadata, shard_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,7 +109,9 @@ Store(Path({str(tmp_path)!r}), {url!r})
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
     with create_engine(url).connect() as connection:
         found = set(inspect(connection).get_table_names())
-    old = set(metadata.tables) - {"shard", "counter", "change", "worker", "uncertainty", "quick_mask"} | {"entropy"}
+    old = set(metadata.tables) - {"shard", "counter", "change", "worker", "uncertainty", "quick_mask", "lesson"} | {
+        "entropy"
+    }
     assert found == (old if adopted else set())
     assert Store(tmp_path, url).projects() == []
     assert differences(url) == []
@@ -205,4 +208,35 @@ def test_annotations_of_schema_0009_knew_the_labels_of_the_last_config(url: str,
     store = Store(tmp_path, url)
     assert [r["known"] for r in store.labels(7)] == ['["Lung", "Heart"]']
     assert [r["known"] for r in store.labels(8)] == [""]
+    assert differences(url) == []
+
+
+def test_models_of_schema_0012_keep_what_they_learnt_from_and_their_held_out_scans(url: str, tmp_path: Path) -> None:
+    lessons = [[1, "d1", "m1", "P"], [2, "d2", "m2", "", [3]]]
+    held_out = [{"task": 2, "dice": 0.5}]
+    given = {"scanqueue-r1": ["4@t", "5@t"], "scanqueue-r2": lessons[:1], "scanqueue-r3": lessons}
+    with create_engine(url).begin() as connection:
+        upgrade(connection, "0012")
+        for at, (version, trained_on) in enumerate(given.items()):
+            connection.execute(
+                text(
+                    "INSERT INTO model (project, version, fingerprint, labels, trained_on, accepted, remark, "
+                    "validation, details, created_at) VALUES (7, :version, 'f', '[]', :trained_on, 1, '', '{}', "
+                    ":details, :at)"
+                ),
+                {"version": version, "trained_on": json.dumps(trained_on), "at": at}
+                | {"details": json.dumps({"recipe": "r", "held_out": held_out})},
+            )
+    store = Store(tmp_path, url)
+    found = store.models(7)
+    assert [one["trained_on"] for one in found] == [
+        ["4@t", "5@t"],
+        [Lesson(1, "d1", "m1", "P")],
+        [Lesson(1, "d1", "m1", "P"), Lesson(2, "d2", "m2", "", (3,))],
+    ]
+    assert [one["details"] for one in found] == [{"recipe": "r", "held_out": held_out}] * 3
+    assert [(one["learnt"], one["details"]) for one in store.model_summaries(7)] == [
+        (n, {"recipe": "r"}) for n in (2, 1, 2)
+    ]
+    assert len(store.rows(lesson_table.select())) == 2
     assert differences(url) == []

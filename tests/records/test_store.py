@@ -16,15 +16,30 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from servers import PostgresServer
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, select, text
 
 import backend.records.store
 from backend.errors import BadSetting, StorageFull, StoreUnavailable
+from backend.facts import Lesson
 from backend.records import migrate
 from backend.records.database import PATIENCE
+from backend.records.models import numbers_text, ranges
 from backend.records.rounds import Pick
 from backend.records.store import Store, activate_model
+from backend.records.tables import lesson_table
+
+MODEL: dict[str, Any] = {
+    "version": "scanqueue-r1",
+    "fingerprint": "f",
+    "labels": ["Lung"],
+    "trained_on": [],
+    "accepted": 1,
+    "validation": {},
+    "details": {},
+}
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -305,16 +320,7 @@ with Store(Path({str(store.folder)!r}), {store.database_url!r}).lock(1) as mine:
 def test_a_training_request_during_a_training_is_kept(store: Store) -> None:
     store.request_training(1)
     store.request_training(1)
-    model = {
-        "version": "scanqueue-r1",
-        "fingerprint": "f",
-        "labels": ["Lung"],
-        "trained_on": [],
-        "accepted": 1,
-        "validation": {},
-        "details": {},
-    }
-    store.put_model(1, model, active="scanqueue-r1", training_requests=1)
+    store.put_model(1, MODEL, active="scanqueue-r1", training_requests=1)
     assert (store.project(1)["training_requests"], store.project(1)["active"]) == (1, "scanqueue-r1")
     with pytest.raises(BadSetting, match="has no model 'nope'; available: scanqueue-r1"):
         activate_model(store, 1, "nope")
@@ -350,13 +356,49 @@ def test_an_invalid_address_is_refused(tmp_path: Path) -> None:
         Store(tmp_path, "the database in the cellar")
 
 
-def test_only_the_first_picks_of_a_superseded_order_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backend.records.rounds.KEPT_PICKS", 3)
+def test_of_a_superseded_order_only_what_was_labelled_or_may_be_open_is_kept(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.add_project(1)
+    row = {"image": "", "updated_at": "", "skipped": 0}
+    store.put_tasks(1, [{"task": t, "annotated": int(t == 3), **row} for t in range(5)], "")
     picks = [Pick(task, "medoid", cluster=task % 2) for task in range(5)]
     for n, model in enumerate(("", "", "m", "m", "m")):
-        store.put_round(1, n=n, key=f"k{n}", model=model, picks=picks, carried=[], size=5, labels=0)
-    assert [len(r["picks"]) for r in store.rounds(1)] == [3, 5, 3, 3, 5]
-    assert [p.task for p in store.rounds(1)[0]["picks"]] == [0, 1, 2]
+        carried = [1] if n == 4 else []
+        store.put_round(1, n=n, key=f"k{n}", model=model, picks=picks, carried=carried, size=5, labels=0)
+        served = store.latest_round(1, served=True)
+        assert served is None or len(served["picks"]) == 5
+        store.mark_published(1, n)
+    assert [len(r["picks"]) for r in store.rounds(1)] == [1, 5, 1, 2, 5]
+    assert [p.task for p in store.rounds(1)[3]["picks"]] == [1, 3]
     assert [r["size"] for r in store.rounds(1)] == [5] * 5
+    assert store.clusters(1) == {task: task % 2 for task in range(5)}
+    assert [r["n"] for r in store.rounds(1, newest=2)] == [3, 4]
+    assert store.count_rounds(1) == 5
+
+
+@given(st.sets(st.integers(1, 300)))
+def test_numbers_are_written_as_ranges(numbers: set[int]) -> None:
+    written = numbers_text(numbers)
+    assert [n for one in ranges(written) for n in one] == sorted(numbers)
+    assert len(written.split()) == len(numbers - {n + 1 for n in numbers})
+
+
+def test_models_that_learn_from_the_same_scans_share_their_records(store: Store) -> None:
+    lessons = [Lesson(t, f"{t:064}", f"{t:064}", "P1", (2,) if t % 2 else ()) for t in range(1, 501)]
+    changed = lessons[3]._replace(mask="corrected")
+    held_out = [{"task": 1, "dice": 0.5}]
+    for n in range(1, 51):
+        known = lessons[: 10 * n] if n < 50 else [changed if one is lessons[3] else one for one in lessons]
+        model = MODEL | {"version": f"scanqueue-r{n}", "trained_on": known, "details": {"held_out": held_out}}
+        store.put_model(1, model, active="", training_requests=0)
+        assert store.model(1, f"scanqueue-r{n}")["details"] == {"held_out": held_out}
+        assert set(store.model(1, f"scanqueue-r{n}")["trained_on"]) == set(known)
+    assert set(store.models(1)[2]["trained_on"]) == set(lessons[:30])
+    assert len(store.rows(select(lesson_table))) == 501
+    summaries = store.model_summaries(1)
+    assert [one["learnt"] for one in summaries] == [10 * n for n in range(1, 51)]
+    assert all(not {"trained_on", "held_out"} & (one.keys() | one["details"].keys()) for one in summaries)
+    assert store.model_summary(1, "scanqueue-r3")["labels"] == ["Lung"]
+    store.set_project(1, active="scanqueue-r7")
+    assert [one["version"] for one in store.model_summaries(1, 2)] == [f"scanqueue-r{n}" for n in (7, 49, 50)]
+    assert store.model_summary(1, "scanqueue-r99") is None is store.model(1, "scanqueue-r99")

@@ -122,6 +122,7 @@ class Lab:
         }
         self.colours = {"Lung": "#E69F00", "Heart": "#56B4E9"}
         self.more_held_out = 0
+        self.older_models = 0
         self.no_foreground: dict[int, tuple[bool, bool]] = {}  # task: whether A, or B, draws nothing there either
         self.waiting = [
             {
@@ -309,7 +310,7 @@ class Lab:
     def queue(self, project: int) -> Json:
         return {"queue": self.waiting, "model": self.one["model"]}
 
-    def rounds(self, project: int) -> Json:
+    def rounds(self, project: int, newest: int = 0) -> Json:
         rounds = [
             {
                 "round": n,
@@ -328,7 +329,8 @@ class Lab:
             }
             for n, labels in ((0, 0), (1, 20), (2, 30))
         ]
-        return {"rounds": rounds if self.models else [], "models": self.models}
+        of = {"rounds": len(rounds), "models": self.older_models + len(self.models)}
+        return {"rounds": rounds if self.models else [], "models": self.models, "of": of}
 
     def curve(self, project: int) -> Json:
         return self.line

@@ -600,9 +600,13 @@ def test_a_model_is_activated(edge: Edge) -> None:
         "trained_on": [],
         "accepted": 0,
         "validation": {},
-        "details": {},
+        "details": {"held_out": [{"task": 7, "dice": 0.5}]},
     }
     edge.store.put_model(4, model, active="", training_requests=0)
+    held_out = edge.http.get("/api/projects/4/models/scanqueue-r1").json()
+    assert held_out == {"version": "scanqueue-r1", "held_out": [{"task": 7, "dice": 0.5}]}
+    unknown = edge.http.get("/api/projects/4/models/scanqueue-r2")
+    assert "available: scanqueue-r1" in refused(unknown, 404)
     response = edge.http.post("/api/projects/4/activate", json={"version": "scanqueue-r1"})
     assert "SCANQUEUE_KEEP_MODELS" in refused(response, 400)
     assert [m["kept"] for m in edge.http.get("/api/projects/4/rounds").json()["models"]] == [False]

@@ -14,6 +14,7 @@ from servers import PostgresServer, RedisServer
 
 from backend import __version__
 from backend.errors import StoreUnavailable
+from backend.facts import Lesson
 from backend.label_config import LabelConfig, Tag
 from backend.records.rounds import Pick
 from backend.records.store import Store
@@ -29,7 +30,7 @@ MODEL: dict[str, Any] = {
     "version": "scanqueue-r1",
     "fingerprint": "f",
     "labels": ["Lung"],
-    "trained_on": [1],
+    "trained_on": [Lesson(1, "d", "m")],
     "accepted": 1,
     "validation": {
         "dice": 0.875,

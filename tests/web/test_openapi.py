@@ -24,6 +24,7 @@ from schemathesis.specs.openapi.checks import (
 from test_metrics import MODEL
 
 from backend.demo.child import Child, free_port
+from backend.facts import Lesson
 from backend.learning.evaluation import LabelScore, Scores
 from backend.loop.judging import judge
 from backend.records.rounds import Pick
@@ -68,7 +69,7 @@ def fill(store: Store) -> None:
     score = Scores({1: LabelScore(True, True, 0.1, 0.9, 2.0, 1.0)}, "px")
     details = {"champion": judge("scanqueue-r1", [(score, score, "")] * 5, ["Lung"]).details()}
     for n in (1, 2, 3):
-        model = MODEL | {"version": f"scanqueue-r{n}", "trained_on": list(range(n))}
+        model = MODEL | {"version": f"scanqueue-r{n}", "trained_on": [Lesson(t, "d", "m") for t in range(n)]}
         model["details"] = details if n > 1 else {}
         store.put_model(4, model, active="", training_requests=0)
     store.set_project(4, active="scanqueue-r1")

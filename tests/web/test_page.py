@@ -432,6 +432,21 @@ def test_the_curve_is_also_a_table_with_intervals_units_and_every_label(lab: Lab
     assert "scanqueue-r2 12 0.900 4.0 px 12 0 of 12 \N{EN DASH} 0.880 4.8 px 12 0 of 12 \N{EN DASH}" in text
 
 
+def test_of_many_models_the_newest_are_listed_and_all_on_demand(lab: Lab) -> None:
+    newest = lab.line["models"][-1]
+    lab.line["models"] = [newest | {"version": f"scanqueue-r{n}"} for n in range(101, 161)]
+    seen = view(lab, "curve")
+    assert "The newest 50 of 60 are listed. List all" in seen.text
+    assert "scanqueue-r111 " in seen.text
+    assert "scanqueue-r110 " not in seen.text
+    assert "?all=1" in seen.with_("href")
+    everything = view(lab, f"{VIEWS['curve']}?all=1").text
+    assert "are listed" not in everything
+    assert "scanqueue-r101 " in everything
+    lab.older_models = 70
+    assert "The newest 2 of 72 are listed." in view(lab, "models").text
+
+
 def test_a_curve_without_models_is_explained(lab: Lab) -> None:
     nothing = {"median": None, "low": None, "high": None, "n": 0}
     lab.line |= {"models": [], "shown": [], "control": [], "stopping": None, "unit": None, "labels": []}
