@@ -140,3 +140,18 @@ def test_the_same_scans_give_the_same_model_which_can_be_stored() -> None:
         )
     with pytest.raises(ValueError, match="at least one labelled scan"):
         learn([])
+
+
+def ghosts(n: int, seed: int) -> list[Any]:
+    """Scans without the label that show something like it, but darker."""
+    return [
+        (np.clip(image * 0.8, 0, 255).astype(np.uint8), np.zeros_like(mask)) for image, mask in discs(n, seed=seed)
+    ]
+
+
+def test_false_alarms_count_in_the_thresholds_and_in_the_expected_dice() -> None:
+    model = learn(terms([*discs(6), *ghosts(6, seed=3)]))
+    unseen, without = discs(20, seed=4), ghosts(20, seed=5)
+    alarms = sum(bool((drawn(model, image) == 1).any()) for image, _ in without)
+    assert alarms <= 10
+    assert model.expected_dice == pytest.approx(20 * dice(model, unseen) / (20 + alarms), abs=0.1)
