@@ -80,6 +80,7 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
     queue = Queue(settings, lambda project: look(project), store.projects)
     reconciler = make_reconciler(settings, store, stopping, watchdog, counters.count)
     reconciler.context.news = queue.news
+    reconciler.context.crowded = lambda: queue.waiting() > 0
     if heartbeat is not None:  # not earlier: loading the libraries can block all threads for a long time
         threading.Thread(
             target=beat, args=(heartbeat, lambda: watchdog.silence() < settings.hang_seconds, stopping), daemon=True

@@ -31,7 +31,7 @@ from backend.learning.vision_network import Network
 from backend.learning.weights import BUILTIN
 from backend.settings import Settings
 from backend.workers.process_pool import Workers
-from sampling import AGGREGATIONS, class_entropy, disagreement
+from sampling import class_entropy, disagreement, entropies
 
 if TYPE_CHECKING:
     from backend.learning.segmenters import Segmenter
@@ -44,7 +44,8 @@ Signals = dict[str, Any]  # name: number in 0..1, or one number per label
 VIEWS = ((0.7, 0.0), (1.4, 0.0), (1.0, 0.06))  # gamma, shift: perturbations that test whether the mask stays the same
 ENOUGH = 3.0  # pixels that the smallest findings should be wide
 ROOM = 16_000_000  # class probabilities of one scan: 64 MB
-LOADED = 2  # models kept in memory: the active one and the one compared with it
+LOADED = 2  # models kept in memory whatever their size: the active one and the one compared with it
+LOADED_BYTES = 2**29  # of all models kept in memory
 
 
 @dataclass(frozen=True)
@@ -249,8 +250,9 @@ class Learner:
         with self._lock:
             if folder not in self._models:
                 self._models[folder] = Segmenter.load(folder, self.device)
-                while len(self._models) > LOADED:
-                    self._models.popitem(last=False)
+                size = sum(model.size for model in self._models.values())
+                while len(self._models) > LOADED and size > LOADED_BYTES:
+                    size -= self._models.popitem(last=False)[1].size
             self._models.move_to_end(folder)
             return self._models[folder]
 
@@ -269,7 +271,7 @@ class Learner:
                the scan is brightened, darkened and shifted (three more predictions)
         """
         found = self.probabilities(folder, scans)
-        signals: list[Signals] = [{name: float(of(p)[()]) for name, of in AGGREGATIONS.items()} for p in found]
+        signals: list[Signals] = [dict(entropies(p)) for p in found]
         if extra == "classes":
             for one, p in zip(signals, found, strict=True):
                 one["classes"] = class_entropy(p).tolist()

@@ -210,6 +210,11 @@ class Segmenter:
                     answers.append(np.ascontiguousarray(share[(slice(None), *image.content)]))
         return answers
 
+    @property
+    def size(self) -> int:
+        """Bytes of the weights in memory."""
+        return sum(one.nbytes for one in self.network.state_dict().values())
+
     def save(self, folder: Path, weights: str = WEIGHTS_FILE) -> None:
         """Write the weights and `model.json` into an existing folder, down to the disk.
 

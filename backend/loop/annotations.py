@@ -36,7 +36,7 @@ class AnnotationReader:
     def read(self, project: int, seen: Seen, step: ReadMasks, between: Callable[[int], None] | None = None) -> None:
         """Do a `ReadMasks` step. An annotation that cannot be read becomes a problem of its task.
 
-        between  called with the project after each annotation but the last
+        between  called with the project after each annotation but the last, where other projects may also have a turn
         """
         assert seen.config is not None
         store = self._context.store
@@ -52,6 +52,7 @@ class AnnotationReader:
                 self._context.report(project, "reading annotations", number, total)
             if between is not None and number < total:
                 between(project)
+                self._context.give_way(project)
 
     def _read(
         self, project: int, seen: Seen, scan: Any, found: Annotation, known_before: Mapping[tuple[int, str], str]

@@ -19,16 +19,17 @@ from backend.records.locks import LockHandle
 from backend.records.store import Store
 from backend.settings import Settings
 from backend.workers.shards import Shards
-from backend.workers.watchdog import Stopping, Watchdog
+from backend.workers.watchdog import GaveWay, Stopping, Watchdog
 
 log = logging.getLogger("scanqueue.reconcile")
 
 LOG_EVERY = 15.0  # seconds between progress lines in the log
+SLICE = 5.0  # seconds that a project may work while others wait for a thread
 REPORT_PAUSE = 30.0  # seconds without progress reports after one failed
 
 
 class Busy(Exception):
-    """Another process is working on this project, or another project is being trained. Retry in a few seconds."""
+    """Another process is working on this project, or others train or lay out their maps. Retry in a few seconds."""
 
 
 class Replan(Exception):
@@ -45,6 +46,8 @@ class LoopContext:
 
     stopping  checked between and during steps
     news      whether a project was requested again since its step began or since the last call
+    crowded   whether other projects wait for a thread
+    began     when each project that is worked on got its thread
     models    what was read of models lately, by project, version and time of creation
     """
 
@@ -55,6 +58,8 @@ class LoopContext:
     stopping: Callable[[], bool] = lambda: False
     watchdog: Watchdog = field(default_factory=Watchdog)
     news: Callable[[int], bool] = lambda _: False
+    crowded: Callable[[], bool] = lambda: False
+    began: dict[int, float] = field(default_factory=dict)
     locks: dict[int, LockHandle] = field(default_factory=dict)
     models: Mapping[tuple[int, str, float], Model] = field(default_factory=dict)
     _logged: float = 0.0
@@ -91,6 +96,12 @@ class LoopContext:
         lock = self.locks.get(project)
         if lock is not None and lock.lost():
             raise Busy
+
+    def give_way(self, project: int) -> None:
+        """Called where the work of a project can be interrupted at no cost. Raises GaveWay when others wait and the
+        project has had its slice of time."""
+        if time.monotonic() - self.began.get(project, time.monotonic()) >= SLICE and self.crowded():
+            raise GaveWay
 
     def report(self, project: int, step: str, done: int, total: int) -> None:
         """Report the progress of a step: to the status at every call, to the log occasionally.

@@ -7,9 +7,10 @@ begins, results are named by their inputs, and what Label Studio has received is
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from backend.errors import (
@@ -62,9 +63,11 @@ from backend.loop.tending import Tender
 from backend.records.store import Store
 from backend.settings import ProjectSettings, Settings
 from backend.workers.counters import CountCallback, discard
-from backend.workers.watchdog import Stopping, Watchdog
+from backend.workers.watchdog import GaveWay, Stopping, Watchdog
 
 log = logging.getLogger("scanqueue.reconcile")
+
+INDIVISIBLE = 2  # steps of minutes that this process does at once, so that threads are left for other projects
 
 
 @dataclass
@@ -92,20 +95,22 @@ class Reconciler:
         self.tender = Tender(context, self.observer, self._publisher, self._annotations, self._quick)
         self._trainer = Trainer(context, self.tender.tend)
         self._control_trial = ControlTrial(context, self.observer, self.tender.tend)
+        self._indivisible = threading.BoundedSemaphore(INDIVISIBLE)
 
     def reconcile(self, project: int) -> Plan:
         """Do all pending steps of one project. Returns the last plan, which has no steps when nothing is pending.
 
-        Raises Busy while another process is working on the project. Every other failure is recorded as the project's
-        `trouble`, which the status shows, and raised.
+        Raises Busy while another process is working on the project, and GaveWay when other projects wait for a thread.
+        Every other failure is recorded as the project's `trouble`, which the status shows, and raised.
         """
         with self.store.lock(project) as lock:
             if not lock:
                 raise Busy
             self.context.locks[project] = lock
+            self.context.began[project] = time.monotonic()
             try:
                 plan = self._until_done(project)
-            except (Busy, Stopping):
+            except (Busy, GaveWay, Stopping):
                 raise
             except ProjectGone as error:
                 return self._gone(project, str(error))
@@ -121,7 +126,7 @@ class Reconciler:
                     self.store.set_trouble(project, text)
                 raise
             finally:
-                del self.context.locks[project]
+                del self.context.locks[project], self.context.began[project]
                 with suppress(StoreUnavailable, StorageFull):
                     self.store.finish(project)
             return plan
@@ -165,7 +170,8 @@ class Reconciler:
             log.info("project %s: %s", project, describe(step))
             began = time.monotonic()
             try:
-                self._run(project, seen, done, step)
+                with self._room(step):
+                    self._run(project, seen, done, step)
                 self.count("step", type(step).__name__, time.monotonic() - began)
             except Replan:
                 last = live = None
@@ -177,6 +183,20 @@ class Reconciler:
                 troubles.append(str(error))
                 refused.add(type(step))
             self.store.finish(project)
+            self.context.give_way(project)
+
+    @contextmanager
+    def _room(self, step: Step) -> Iterator[None]:
+        """Raises Busy if the step cannot be interrupted, and as many such steps are being done as may be."""
+        if not isinstance(step, Train | FitMap | CompareWithControl):
+            yield
+            return
+        if not self._indivisible.acquire(blocking=False):
+            raise Busy
+        try:
+            yield
+        finally:
+            self._indivisible.release()
 
     def _run(self, project: int, seen: Seen, done: Done, step: Step) -> None:
         context, tend = self.context, self.tender.tend

@@ -27,7 +27,7 @@ def share(
     A shard that failed on another worker is repeated here, so that its error is raised here.
 
     text     the step, for progress reports
-    between  called with the project after each shard
+    between  called with the project after each shard, where other projects may also have their turn
     """
     total = len(tasks)
     context.report(project, text, 0, total)
@@ -51,6 +51,7 @@ def share(
                 return
             if between is not None:
                 between(project)
+                context.give_way(project)
             if shard is None:
                 time.sleep(POLL)
     finally:

@@ -12,6 +12,10 @@ class Stopping(Exception):
     """The process must exit; unfinished work is repeated after the next start."""
 
 
+class GaveWay(Exception):
+    """Other projects wait for a thread. The rest of this project's work is done when its turn comes again."""
+
+
 class Watchdog:
     """Heartbeats of the threads inside `watched`. Times are monotonic seconds."""
 

@@ -21,6 +21,7 @@ from huey.consumer import Consumer
 
 from backend.errors import ScanqueueError, StoreUnavailable
 from backend.settings import Settings
+from backend.workers.watchdog import GaveWay
 
 log = logging.getLogger("scanqueue.worker")
 
@@ -37,6 +38,7 @@ class Reconcile(Protocol):
     """Brings a project up to date.
 
     True if it was busy and must be reconciled again; None if nobody waits for the next time, whoever requests it.
+    Raises GaveWay if it is to go on after the others that wait.
     """
 
     def __call__(self, project: int) -> bool | None: ...
@@ -132,26 +134,31 @@ class Queue:
             if early > 0:
                 self._later(project, early)
             elif self._begin(project):
-                busy: bool | None = False
+                again: float | None = 0.0
                 news = False
                 try:
-                    busy = self._reconciled(self._reconcile, project)
+                    again = self._reconciled(self._reconcile, project)
                 finally:
                     news = self._end(project)
-                if news or busy:
-                    self._later(project, GAP if news and busy is not None else AGAIN)
+                if news:
+                    self._later(project, AGAIN if again is None else GAP)
+                elif again:
+                    self._later(project, again)
         except BROKER_AWAY as error:
             log.warning("project %s: the job queue does not answer (%s)", project, type(error).__name__)
 
-    def _reconciled(self, reconcile: Reconcile, project: int) -> bool | None:
-        """What `reconcile` returns; False after a failure."""
+    def _reconciled(self, reconcile: Reconcile, project: int) -> float | None:
+        """Seconds until the project must be reconciled again; 0: it need not; None: nobody waits for the next time."""
         try:
-            return reconcile(project)
+            busy = reconcile(project)
+            return busy and AGAIN
+        except GaveWay:
+            return GAP
         except ScanqueueError as error:
             log.warning("project %s: %s", project, error)
         except Exception:
             log.exception("project %s: unexpected failure; will retry within a minute", project)
-        return False
+        return 0.0
 
     def _begin(self, project: int) -> bool:
         """False if another thread reconciles the project; `news` tells it."""

@@ -144,9 +144,7 @@ def test_the_same_scans_give_the_same_model_which_can_be_stored() -> None:
 
 def ghosts(n: int, seed: int) -> list[Any]:
     """Scans without the label that show something like it, but darker."""
-    return [
-        (np.clip(image * 0.8, 0, 255).astype(np.uint8), np.zeros_like(mask)) for image, mask in discs(n, seed=seed)
-    ]
+    return [(np.clip(image * 0.8, 0, 255).astype(np.uint8), np.zeros_like(mask)) for image, mask in discs(n, seed=seed)]
 
 
 def test_false_alarms_count_in_the_thresholds_and_in_the_expected_dice() -> None:

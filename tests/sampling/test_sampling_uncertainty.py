@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sampling import image_entropy, image_least_confidence, image_margin, image_top_entropy
+from sampling import AGGREGATIONS, entropies, image_entropy, image_least_confidence, image_margin, image_top_entropy
 
 few = settings(max_examples=30, deadline=None)
 measures = pytest.mark.parametrize("measure", [image_entropy, image_top_entropy, image_least_confidence, image_margin])
@@ -133,3 +133,18 @@ def test_an_image_that_is_all_padding_is_refused_with_its_row() -> None:
 def test_a_mask_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^inside: got bool of shape \(2, 2\), wanted bool of shape \(3, 3\)"):
         image_entropy(np.full((2, 3, 3), 0.5), np.ones((2, 2), dtype=bool))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1), (3, 12, 9), (5, 40, 40)])
+@pytest.mark.parametrize("sharp", [1.0, 30.0])
+def test_all_measures_at_once_are_each_of_them(shape: tuple[int, ...], sharp: float) -> None:
+    for seed in range(5):
+        logits = sharp * np.random.default_rng(seed).normal(size=shape)
+        p = np.exp(logits - logits.max(axis=0))
+        p = (p / p.sum(axis=0)).astype(np.float32)
+        assert entropies(p) == pytest.approx({name: float(of(p)) for name, of in AGGREGATIONS.items()}, abs=1e-12)
+
+
+def test_all_measures_are_of_one_image() -> None:
+    with pytest.raises(ValueError, match=r"wanted \(C, H, W\), those of one image"):
+        entropies(np.full((1, 2, 3, 3), 0.5))
