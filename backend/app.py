@@ -68,7 +68,6 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
     heartbeat  file descriptor that is written to while the work progresses
     """
     from backend.loop.context import Busy
-    from backend.loop.shard_worker import ShardWorker
     from backend.records.retention import Retention
     from backend.workers.roster import Roster
 
@@ -86,7 +85,12 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
             target=beat, args=(heartbeat, lambda: watchdog.silence() < settings.hang_seconds, stopping), daemon=True
         ).start()
 
-    roster = Roster(store, f"{socket.gethostname()}:{os.getpid()}")
+    cluster = reconciler.context.cluster
+    roster = Roster(
+        store,
+        f"{socket.gethostname()}:{os.getpid()}",
+        lambda: f"Dask dashboard: {cluster.dashboard}" if cluster and cluster.dashboard else "",
+    )
 
     def look(project: int) -> bool | None:
         try:
@@ -100,10 +104,8 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
             log.info("project %s: stopped; work resumes at the next start", project)
         return False
 
-    shard_worker = ShardWorker(reconciler.shards, reconciler.processor, watchdog, stopping, roster)
     retention = Retention(store, settings.keep_models, settings.cache_days, stopping)
-    for run in (shard_worker.run, retention.run):
-        threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=retention.run, daemon=True).start()
     telling = threading.Thread(target=roster.run, args=(stopping,), daemon=True)
     telling.start()
     threading.Thread(target=counters.keep, args=(stopping,), daemon=True).start()

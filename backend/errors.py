@@ -147,5 +147,9 @@ class StoreUnavailable(ScanqueueError):
     """The records' database does not answer. Retrying may help."""
 
 
+class ClusterUnavailable(ScanqueueError):
+    """The Dask cluster does not do its work."""
+
+
 class BadResults(ScanqueueError):
     """Simulation results are invalid: missing column, invalid number, duplicate model."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ class Settings:
     data_dir: Path = Path("scanqueue-data")
     database_url: str = field(default="", repr=False)
     redis_url: str = field(default="", repr=False)
+    dask_scheduler: str = ""
     user: str = ""
     password: str = field(default="", repr=False)
     weights_dir: Path | None = None
@@ -98,6 +100,10 @@ class Settings:
             raise BadSetting(
                 f"{PREFIX}REDIS_URL is not an address such as redis://:PASSWORD@redis:6379/0. "
                 "In the password, write / as %2F, # as %23, ? as %3F and @ as %40."
+            )
+        if self.dask_scheduler and not re.fullmatch(r"(tcp|tls|ucx)://[^\s/]+:\d+", self.dask_scheduler):
+            raise BadSetting(
+                f"{PREFIX}DASK_SCHEDULER={self.dask_scheduler!r} is not an address such as tcp://scheduler:8786."
             )
         if not 0 < self.port < 65536:
             raise BadSetting(f"{PREFIX}PORT={self.port} is not a port; use 1 to 65535.")

@@ -1,10 +1,9 @@
-"""How much faster two workers embed and score a pool than one, each with one thread.
+"""How much faster two Dask workers embed and score a pool than one, each with one thread.
 
-Ours: two `scanqueue worker` processes on one data folder. Theirs, alternating with ours: one. Both are the real
-commands with a real Label Studio, from which every scan is fetched again. Before each run, the pool's embeddings,
-cached pixels and entropies are removed and alpha is changed, so that the worker that takes the project must read
-and embed all scans and then score the unlabelled ones; the other worker helps with shards. The time is measured
-from the webhook until the last entropy is stored; the processes are running and their models are loaded.
+Ours: `scanqueue worker` with a Dask scheduler and two `dask worker` processes, which fetch every scan from a real Label
+Studio. Theirs, alternating with ours: one. Before each run, the pool's embeddings, cached pixels and entropies are
+removed and alpha is changed, so that all scans must be read and embedded, and then the unlabelled ones scored. The time
+is measured from the webhook until the last entropy is stored; the processes are running and their models are loaded.
 
 The embedder is a vision transformer of BiomedCLIP's size (ViT-B/16 at 224 pixels) with random weights, because a
 network's speed does not depend on its weights.
@@ -27,11 +26,12 @@ import timm
 from safetensors.torch import save_file
 from sqlalchemy import delete, func, select
 
-from backend.demo.child import Child
+from backend.demo.child import Child, free_port
+from backend.facts import Stage
+from backend.loop.sharing import PART
 from backend.records.store import Store
 from backend.records.tables import embedding_table, uncertainty_table
 from backend.settings import Settings
-from backend.workers.shards import SHARD
 from backend.workers.worker import Queue
 from benchmarks.measure import Comparison, alternate, report, summary
 from benchmarks.servers import CONFIG, Service, annotate, label_studio, write_scans
@@ -42,7 +42,7 @@ SIDE = 512
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Two workers with one thread each, compared with one.")
+    parser = argparse.ArgumentParser(description="Two Dask workers with one thread each, compared with one.")
     parser.add_argument("--quick", action="store_true", help="a smaller network and pool; a minute or two")
     given = parser.parse_args()
     model, count, repetitions = ("vit_small_patch16_224", 96, 1) if given.quick else ("vit_base_patch16_224", 128, 3)
@@ -96,17 +96,19 @@ class Pool:
 
     def settle(self) -> None:
         """Load the models with one small run of everything, and wait until the workers are idle."""
-        self.measure(only=2 * SHARD + 1)
+        self.measure(only=4 * PART)
 
     def measure(self, only: int | None = None) -> tuple[float, float]:
         """Seconds for embedding and for scoring, after removing both results of all scans (or of only `only`)."""
         self._wait(lambda: self.queue.waiting() == 0 and self.store.progress(self.project) is None)
         time.sleep(2)
-        digests = [s["digest"] for s in self.store.scans(self.project)][:only]
+        scans = self.store.scans(self.project)[:only]
+        digests = [s["digest"] for s in scans]
         model = self.store.models(self.project)[-1]["fingerprint"]
         with self.store.write() as connection:
             connection.execute(delete(embedding_table).where(embedding_table.c.digest.in_(digests)))
             connection.execute(delete(uncertainty_table).where(uncertainty_table.c.digest.in_(digests)))
+        self.store.set_stage(self.project, [s["task"] for s in scans], Stage.UNREAD, lower=True)
         if only is None:
             shutil.rmtree(self.folder / "pixels")
         self._alpha += 0.001  # a value that no round has used yet; otherwise there would be nothing to score
@@ -134,13 +136,19 @@ class Pool:
 
 @contextmanager
 def workers(number: int, environment: dict[str, str], folder: Path) -> Iterator[None]:
-    """Started and idle `scanqueue worker` processes."""
+    """A started and idle `scanqueue worker` with a Dask scheduler and so many Dask workers."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    scheduler = ["scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--no-dashboard"]
+    worker = ["worker", address, "--nthreads", "1", "--no-dashboard", "--local-directory"]
+    dask = [scheduler, *([*worker, str(folder / f"dask-{n}")] for n in range(number))]
+    commands = [[sys.executable, "-m", "dask", *arguments] for arguments in dask]
+    commands.append([sys.executable, "-m", "backend.cli", "worker"])
     with ExitStack() as stack:
-        for n in range(number):
-            command = [sys.executable, "-m", "backend.cli", "worker"]
-            child = Child(f"worker {n}", command, env=environment, log=folder / f"worker-{n}.log")
+        for n, command in enumerate(commands):
+            given = environment | ({"SCANQUEUE_DASK_SCHEDULER": address} if n == len(commands) - 1 else {})
+            child = Child(f"process {n}", command, env=given, log=folder / f"process-{n}.log")
             stack.callback(child.stop, grace=40)
-        time.sleep(10)  # for the imports; `settle` loads everything else
+        time.sleep(15)  # for the imports; `settle` loads everything else
         yield
 
 
@@ -164,7 +172,7 @@ def _report(
     for number in (1, 2):
         kept = spent[number][-repetitions:]
         middle = [sorted(part)[len(part) // 2] for part in zip(*kept, strict=True)]
-        rows.append([f"{number} worker(s), 1 thread each", middle[0], middle[1], sum(middle)])
+        rows.append([f"{number} Dask worker(s), 1 thread each", middle[0], middle[1], sum(middle)])
     met = figures["ratio"] >= LIMIT
     report(
         f"{count} scans of {SIDE} x {SIDE} pixels, {model}",
@@ -173,7 +181,7 @@ def _report(
         summary(
             figures,
             unit="times as fast",
-            compared="two scanqueue workers with one thread each / one",
+            compared="two Dask workers with one thread each / one",
             sizes={"scans": count, "side": SIDE, "embedder": model, "repetitions": repetitions},
             limit=LIMIT,
             met=met,

@@ -26,7 +26,6 @@ from backend.demo.phantoms import write_phantoms
 from backend.loop import control_trial, observing, sharing, tending
 from backend.records import migrate
 from backend.records.store import Store
-from backend.workers import shards
 
 if "CI" not in os.environ:  # in CI, Hypothesis does the same by itself: a slow example is not a failure
     settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -243,11 +242,10 @@ def scans60(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def miniature() -> Iterator[None]:
     """For the loop in one process (`world`): no waiting for late imports, one check of the queue during the steps of
-    a process, however slow they are, and shards so small that a few scans make several."""
+    a process, however slow they are, and parts so small that a few scans make several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(observing, "SETTLE", 0.01)
         patch.setattr(tending, "TEND_EVERY", 60.0)
         patch.setattr(control_trial, "YIELD_EVERY", 60.0)
-        patch.setattr(sharing, "SHARD", 4)
-        patch.setattr(shards, "SHARD", 4)
+        patch.setattr(sharing, "PART", 4)
         yield

@@ -81,6 +81,7 @@ class Learner:
         self._patches: PatchFeatures | None = None
         self._decoders: Workers | None = None
         self._lock = threading.RLock()
+        self._without_gpu = False
         if at_once or settings.encoder != "auto" or settings.device not in ("auto", "cpu"):
             self.load()
 
@@ -90,7 +91,7 @@ class Learner:
 
     @cached_property
     def training(self) -> TrainingSettings:
-        """The training settings on this machine."""
+        """The training settings: of this machine, or of a GPU of the Dask cluster."""
         import torch
 
         from backend.learning.training_settings import TrainingSettings
@@ -102,7 +103,11 @@ class Learner:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and not torch.cuda.is_available():
-            raise BadSetting(f"SCANQUEUE_DEVICE={settings.device!r}, but no GPU is available here; use cpu or auto.")
+            if not settings.dask_scheduler:
+                raise BadSetting(
+                    f"SCANQUEUE_DEVICE={settings.device!r}, but no GPU is available here; use cpu or auto."
+                )
+            self._without_gpu = True
         overrides: dict[str, Any] = {}
         if settings.image_size:
             overrides["image_size"] = overrides["max_image_size"] = settings.image_size
@@ -116,7 +121,8 @@ class Learner:
 
     @property
     def device(self) -> str:
-        return self.training.device
+        """Where this process computes."""
+        return "cpu" if self.training.device.startswith("cuda") and self._without_gpu else self.training.device
 
     @property
     def image_size(self) -> int:

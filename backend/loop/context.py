@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from backend.loop.batch import BatchProcessor
 from backend.records.locks import LockHandle
 from backend.records.store import Store
 from backend.settings import Settings
-from backend.workers.shards import Shards
+from backend.workers.cluster import Cluster
 from backend.workers.watchdog import GaveWay, Stopping, Watchdog
 
 log = logging.getLogger("scanqueue.reconcile")
@@ -67,7 +65,8 @@ class LoopContext:
 
     def __post_init__(self) -> None:
         self.processor = BatchProcessor(self.studio, self.store, self.learner, self.alive)
-        self.shards = Shards(self.store, f"{socket.gethostname()}:{os.getpid()}")
+        address = self.settings.dask_scheduler
+        self.cluster = Cluster(address) if address else None
 
     def row(self, project: int) -> Any:
         """The project's record. Raises ProjectGone."""

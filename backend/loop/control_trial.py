@@ -46,7 +46,7 @@ class ControlTrial:
         names = []
         for arm, tasks in (("ours", set(step.ours)), ("control", set(step.control))):
             name = self._fit(project, done, arm, [one for one in cases if one.scan.task in tasks], labels)
-            scores = evaluate(context, name, labels, labels, held_out, kind=KIND)
+            scores = evaluate(context, project, name, labels, labels, held_out, kind=KIND)
             found[arm] = of_scores(scores, labels)
             names.append(name)
         context.store.add_details(project, step.version, {"arms": found})

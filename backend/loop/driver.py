@@ -86,7 +86,7 @@ class Reconciler:
         self.context = context = LoopContext(
             self.studio, self.store, self.learner, self.settings, self.stopping, self.watchdog
         )
-        self.processor, self.shards = context.processor, context.shards
+        self.processor = context.processor
         self.observer = Observer(context)
         self._connections = Connections(context)
         self._quick = QuickDrawer(context, self._connections)
@@ -142,7 +142,6 @@ class Reconciler:
         return Plan(DELETED, reason)
 
     def _until_done(self, project: int) -> Plan:
-        self.shards.forget_all(project)
         troubles: list[str] = []
         refused: set[type[Step]] = set()
         last: Step | None = None

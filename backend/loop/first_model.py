@@ -62,7 +62,7 @@ def against_quick_model(
     for task in later[-MOST_QUICK_LABELS:]:
         with suppress(Replan, UnreadableScan):  # then it is left out
             scans = labelled_scans(context, project, seen, [task])
-            drawn += zip(scans, evaluate(context, weights, labels, labels, scans), strict=True)
+            drawn += zip(scans, evaluate(context, project, weights, labels, labels, scans), strict=True)
     pairs = []
     for one, ours in drawn:
         height, width = one.case.mask.shape

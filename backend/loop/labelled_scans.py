@@ -18,6 +18,7 @@ from backend.label_config import unknown_classes
 from backend.learning.evaluation import Scores
 from backend.learning.learner import Case
 from backend.loop.context import LoopContext, Replan
+from backend.loop.sharing import share
 from backend.loop.steps import Seen
 
 PREDICT_CHUNK = 16  # scans in memory at once
@@ -87,6 +88,7 @@ def labelled_scans(context: LoopContext, project: int, seen: Seen, tasks: Sequen
 
 def evaluate(
     context: LoopContext,
+    project: int,
     model: str,
     labels: Sequence[str],
     wanted: Sequence[str],
@@ -95,28 +97,19 @@ def evaluate(
 ) -> list[Scores]:
     """The scores of a model, or of its `judged` weights, on labelled scans, each fitted into its own working square.
 
-    Masks of kept models are also stored, because people compare models by them.
+    Masks of kept models are also stored, because people compare models by them. A cluster draws them.
 
     labels, wanted  the labels of the model, and those of the masks for comparison
     """
     if not cases:
         return []  # without loading the model
-    learner, store = context.learner, context.store
-    folder = store.path(kind, model)
-    size = learner.image_size_of(folder)
+    learner = context.learner
+    if kind == "models" and context.cluster is not None:
+        share(context, project, "draw", model, [one.scan.task for one in cases], "drawing masks to evaluate the model")
     scores: list[Scores] = []
     for start in range(0, len(cases), PREDICT_CHUNK):
         chunk = cases[start : start + PREDICT_CHUNK]
-        fits = [one.case.size == size for one in chunk]
-        boxes = [
-            one.case.scan if fit else context.processor.pixels(one.scan, size)
-            for one, fit in zip(chunk, fits, strict=True)
-        ]
-        masks = learner.masks(folder, boxes)
-        if kind == "models":
-            for one, mask in zip(chunk, masks, strict=True):
-                if not store.has("masks", fingerprint(model, one.scan.digest)):
-                    store.put_arrays("masks", fingerprint(model, one.scan.digest), mask=mask)
+        masks = _drawn(context, model, chunk, kind)
         scores += [
             learner.compare(
                 translate(mask, labels, wanted), one.case.mask, len(wanted) + 1, one.scan.spacing, one.case.unknown
@@ -124,6 +117,30 @@ def evaluate(
             for mask, one in zip(masks, chunk, strict=True)
         ]
     return scores
+
+
+def _drawn(context: LoopContext, model: str, cases: Sequence[LabelledScan], kind: str) -> list[NDArray[np.uint8]]:
+    """The masks of a model on these scans; those that are stored are not drawn again."""
+    learner, store = context.learner, context.store
+    kept = kind == "models"
+    found: dict[int, NDArray[np.uint8]] = {}
+    if kept:
+        for at, one in enumerate(cases):
+            if (mask := context.processor.mask(model, one.scan)) is not None:
+                found[at] = mask
+    missing = [at for at in range(len(cases)) if at not in found]
+    if missing:
+        folder = store.path(kind, model)
+        size = learner.image_size_of(folder)
+        boxes = [
+            one.case.scan if one.case.size == size else context.processor.pixels(one.scan, size)
+            for one in (cases[at] for at in missing)
+        ]
+        for at, mask in zip(missing, learner.masks(folder, boxes), strict=True):
+            found[at] = mask
+            if kept:
+                store.put_arrays("masks", fingerprint(model, cases[at].scan.digest), mask=mask)
+    return [found[at] for at in range(len(cases))]
 
 
 def at_most_every(seconds: float, call: Callable[[int, int], None]) -> Callable[[int, int], None]:

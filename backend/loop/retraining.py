@@ -23,6 +23,7 @@ from backend.loop.first_model import against_quick_model
 from backend.loop.judging import Verdict, has_learnt, judge, judged, learnt, remark
 from backend.loop.labelled_scans import PREDICT_CHUNK, LabelledScan, Split, at_most_every, evaluate, labelled_scans
 from backend.loop.learning_remarks import learning_remarks
+from backend.loop.remote_training import train_on_cluster
 from backend.loop.steps import Done, Seen, Train
 from sampling import agreement, agreement_sample
 
@@ -56,10 +57,10 @@ class Trainer:
         name, details = self._fit(project, done, step, split, labels)
         if context.store.has("models", weights := judged_weights(name)):
             details["judged"] = weights
-        scores = evaluate(context, details.get("judged", name), labels, labels, split.held_out)
+        scores = evaluate(context, project, details.get("judged", name), labels, labels, split.held_out)
         details["held_out"] = _held_out_details(split.held_out, scores, labels)
         if active is not None:
-            verdict: Verdict | None = self._judge(active, known, split, scores, labels)
+            verdict: Verdict | None = self._judge(project, active, known, split, scores, labels)
         else:
             verdict = against_quick_model(context, project, seen, done, split, scores, details.get("judged", name))
         if verdict is not None and verdict.difference.scans:
@@ -118,12 +119,16 @@ class Trainer:
                 raise Busy
             log.info("project %s: training %s on %s scans", project, step.version, len(cases))
             limited = at_most_every(TEND_AT_MOST, on_step)
-            save, history = context.learner.train(split.learn, held_out, labels, seed=seed, on_step=limited)
+            if context.cluster is None:
+                save, history = context.learner.train(split.learn, held_out, labels, seed=seed, on_step=limited)
+            else:
+                save, history = train_on_cluster(context, split, labels, seed, limited)
             context.store.put_folder("models", name, save)
         return name, details | history
 
     def _judge(
         self,
+        project: int,
         active: Mapping[str, Any],
         known: set[int | str],
         split: Split,
@@ -134,7 +139,7 @@ class Trainer:
         known = known | {one.scan.digest for i, one in enumerate(split.all) if i not in split.rows}
         fair = [i for i, one in enumerate(split.held_out) if not has_learnt(known, one.scan)]
         scans = [split.held_out[i] for i in fair]
-        old = evaluate(self._context, judged(active), active["labels"], labels, scans)
+        old = evaluate(self._context, project, judged(active), active["labels"], labels, scans)
         pairs = [(scores[i], theirs, one.scan.group) for i, theirs, one in zip(fair, old, scans, strict=True)]
         return judge(active["version"], pairs, labels)
 

@@ -1,16 +1,13 @@
-"""Share batch work with all idle workers, and wait until it is done."""
+"""Batch work in parts: here, or on a Dask cluster."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 
-from backend.errors import StorageFull, StoreUnavailable
-from backend.loop.context import Busy, LoopContext
-from backend.workers.shards import SHARD
+from backend.loop.context import LoopContext
+from backend.loop.remote import Part, apply, do_part, model_files
 
-POLL = 0.2  # seconds between checks of shards that other workers have taken
+PART = 16  # tasks
 
 
 def share(
@@ -22,38 +19,45 @@ def share(
     text: str,
     between: Callable[[int], None] | None = None,
 ) -> None:
-    """Do batch work on these tasks together with idle workers; returns when all of it is done.
+    """Do batch work on these tasks, see `BatchProcessor.do`; returns when all of it is done.
 
-    A shard that failed on another worker is repeated here, so that its error is raised here.
+    Results are stored as they come, so that nothing is done twice after a kill.
 
     text     the step, for progress reports
-    between  called with the project after each shard, where other projects may also have their turn
+    between  called with the project after each part, where other projects may also have their turn
     """
-    total = len(tasks)
+    total, done = len(tasks), 0
+    parts = [tasks[start : start + PART] for start in range(0, total, PART)]
     context.report(project, text, 0, total)
-    if total <= SHARD:
+    each = _here if context.cluster is None else _on_cluster
+    for finished in each(context, project, kind, requirements, parts):
+        done += finished
+        context.check(project)
+        context.report(project, text, done, total)
+        if between is not None and done < total:
+            between(project)
+            context.give_way(project)
+
+
+def _here(
+    context: LoopContext, project: int, kind: str, requirements: str, parts: Sequence[Sequence[int]]
+) -> Iterator[int]:
+    """Do the parts in this process; yields the number of tasks of each."""
+    for tasks in parts:
         context.processor.do(kind, project, requirements, tasks)
-        context.report(project, text, total, total)
-        return
-    shards = context.shards
-    run = shards.cut(project, kind, requirements, tasks)
-    try:
-        while True:
-            context.check(project)
-            shard = shards.take(run)
-            if shard is not None:
-                context.processor.do(kind, project, requirements, shard.tasks)
-                if not shards.finish(shard):
-                    raise Busy  # another driver has split the work again
-            open_shards, left = shards.left(run)
-            context.report(project, text, total - left, total)
-            if not open_shards:
-                return
-            if between is not None:
-                between(project)
-                context.give_way(project)
-            if shard is None:
-                time.sleep(POLL)
-    finally:
-        with suppress(StoreUnavailable, StorageFull):
-            shards.forget(project, run)
+        yield len(tasks)
+
+
+def _on_cluster(
+    context: LoopContext, project: int, kind: str, requirements: str, parts: Sequence[Sequence[int]]
+) -> Iterator[int]:
+    """Do the parts on the cluster; yields the number of tasks of each that is done, and 0 now and then meanwhile."""
+    assert context.cluster is not None
+    model = requirements.partition("|")[0].partition("/")[0] if kind != "read" else ""
+    work = [Part(kind, project, requirements, tuple(context.processor.scans(project, tasks))) for tasks in parts]
+    files = model_files(context.store.path("models", model)) if model else None
+    for found in context.cluster.each(do_part, work, files):
+        if found is not None:
+            index, writes = found
+            apply(context.store, writes)
+        yield len(parts[index]) if found is not None else 0

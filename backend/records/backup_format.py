@@ -21,7 +21,6 @@ from backend.records.tables import (
     quick_mask_table,
     round_table,
     scan_table,
-    shard_table,
     shown_table,
     uncertainty_table,
 )
@@ -43,7 +42,7 @@ BY_CONTENT = (embedding_table, uncertainty_table)  # tables whose rows projects 
 TABLES = (*OWN, *BY_CONTENT)
 LATER = (change_table, lesson_table)  # tables that older backups lack
 NAMING = (model_table.c.fingerprint, label_table.c.mask, scan_table.c.digest)  # columns that name artefacts
-FLEETING = (progress_table, shard_table, quick_mask_table)  # of running work, and what is soon redone; not in a backup
+FLEETING = (progress_table, quick_mask_table)  # of running work, and what is soon redone; not in a backup
 ARTEFACTS = re.compile(
     r"artefacts/(?:(models)/([0-9a-f]{24})/(\w[\w.-]{0,99})|(labels|masks|maps)/([0-9a-f]{24}))", re.A
 )

@@ -180,20 +180,6 @@ progress_table = Table(
     Column("started_at", Float, nullable=False),
     Column("at", Float, nullable=False),
 )
-shard_table = Table(
-    "shard",
-    metadata,
-    Column("project", BigInteger, primary_key=True),
-    Column("run", String(32), primary_key=True),
-    Column("n", Integer, primary_key=True),
-    Column("kind", String(16), nullable=False),
-    Column("requirements", Text, nullable=False),
-    Column("tasks", Text, nullable=False),
-    Column("state", String(8), nullable=False),  # open, taken, done
-    Column("owner", String(64), nullable=False),
-    Column("beat", Float, nullable=False),
-    Column("tries", Integer, nullable=False),
-)
 change_table = Table(
     "change",
     metadata,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +18,7 @@ from prometheus_client.registry import Collector
 from backend import __version__
 from backend.errors import StorageFull, StoreUnavailable
 from backend.records.store import Store
-from backend.records.tables import progress_table, shard_table
+from backend.records.tables import progress_table
 from backend.web import status
 
 log = logging.getLogger("scanqueue.metrics")
@@ -128,7 +127,6 @@ class _Records(Collector):
 
 def _projects(store: Store) -> list[Metric]:
     names = store.projects()
-    shards = Counter(r["project"] for r in store.rows(shard_table.select()) if r["state"] == "open")
     steps = {r["project"]: r for r in store.rows(progress_table.select())}
     families = {name: _gauge(name, text, "project") for name, text, _ in PROJECT}
     labels = {
@@ -137,7 +135,6 @@ def _projects(store: Store) -> list[Metric]:
         for name, kept, text in LABEL
     }
     phase = _gauge("phase", "1 for the current phase of the project.", "project", "phase")
-    waiting = _gauge("shards_open", "Shards of batch work that no worker has taken.", "project")
     progress = _gauge("job_progress_ratio", "Progress of the current step, 0 to 1.", "project", "step")
     age = _gauge("job_age_seconds", "Time since the current step started.", "project", "step")
     silence = _gauge("job_silence_seconds", "Time since the current step last made progress.", "project", "step")
@@ -156,14 +153,13 @@ def _projects(store: Store) -> list[Metric]:
                 if figures[kept] is not None:
                     family.add_metric([number, label], float(figures[kept]))
         phase.add_metric([number, state["phase"]], 1)
-        waiting.add_metric([number], shards[project])
         if state["job"] is not None and project in steps:
             row, where = steps[project], [number, _step(state["job"]["step"])]
             progress.add_metric(where, row["done"] / max(row["total"], 1))
             age.add_metric(where, max(now - row["started_at"], 0.0))
             silence.add_metric(where, max(now - row["at"], 0.0))
     count = GaugeMetricFamily("scanqueue_projects", "Projects that were connected.", value=len(names))
-    return [count, *families.values(), *labels.values(), phase, waiting, progress, age, silence]
+    return [count, *families.values(), *labels.values(), phase, progress, age, silence]
 
 
 def _measures(store: Store) -> Iterator[Metric]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from backend.errors import ScanqueueError
@@ -16,10 +16,13 @@ EVERY = 10  # seconds between heartbeats
 
 
 class Roster:
-    """The heartbeats of one worker, under its `name`."""
+    """The heartbeats of one worker, under its `name`.
 
-    def __init__(self, store: Store, name: str) -> None:
-        self._store, self._name = store, name
+    also  what to show beside its work; "" for nothing
+    """
+
+    def __init__(self, store: Store, name: str, also: Callable[[], str] = str) -> None:
+        self._store, self._name, self._also = store, name, also
         self._at: list[str] = []
         self._changed = threading.Event()
 
@@ -38,7 +41,7 @@ class Roster:
         """Send heartbeats until `stopping`, even while the database is unavailable."""
         while not stopping.is_set():
             with suppress(ScanqueueError):
-                self._store.present(self._name, ", ".join(dict.fromkeys(self._at)))
+                self._store.present(self._name, ", ".join(filter(None, [*dict.fromkeys(self._at), self._also()])))
             self._changed.clear()
             for _ in range(EVERY):  # changes are written at most once a second
                 if stopping.wait(1.0) or self._changed.is_set():

@@ -16,7 +16,7 @@ from backend.loop.context import Busy, LoopContext
 from backend.loop.driver import Reconciler
 from backend.records.store import Store
 from backend.settings import Settings
-from backend.workers import shards, worker
+from backend.workers import worker
 from backend.workers.watchdog import GaveWay
 from backend.workers.worker import THREADS, Queue
 
@@ -42,14 +42,13 @@ def test_a_project_that_always_gives_way_reaches_the_same_state(
 ) -> None:
     straight, turns = World(tmp_path / "straight"), World(tmp_path / "turns")
     monkeypatch.setattr(context, "SLICE", 0.0)
-    for module in (sharing, shards):
-        monkeypatch.setattr(module, "SHARD", 4)
+    monkeypatch.setattr(sharing, "PART", 4)
     monkeypatch.setattr(steps, "FEW", 2)
     monkeypatch.setattr(driver, "FEW", 2)
     for world in (straight, turns):
         world.add_scans(0, 12)
     straight.run()
-    assert in_turns(turns) >= 7  # three shards of scans, the map, the order
+    assert in_turns(turns) >= 7  # three parts of the scans, the map, the order
     assert turns.end_state() == straight.end_state()
     for world in (straight, turns):
         world.label(COLD)
@@ -92,7 +91,7 @@ def test_six_projects_are_served_beside_four_that_are_busy_forever(
         served[project] += 1
         shared.began[project] = time.monotonic()
         while project in BUSY and not stopping.is_set():
-            time.sleep(0.02)  # a shard
+            time.sleep(0.02)  # a part
             LoopContext.give_way(shared, project)
         return False
 

@@ -19,7 +19,7 @@ from backend.errors import BadSetting
 from backend.facts import Lesson
 from backend.records.migrate import FIRST, HEAD, upgrade
 from backend.records.store import Store
-from backend.records.tables import lesson_table, metadata, shard_table
+from backend.records.tables import lesson_table, metadata
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,7 +80,6 @@ def test_a_database_from_before_the_first_migration_is_adopted_with_its_rows(url
     store.put_uncertainty("m", {"d": {"image": 0.25, "top": 0.5}})
     assert store.uncertainty("m") == {"d": {"image": 0.25, "top": 0.5}}
     assert store.project(7)["title"] == "kept"
-    assert store.rows(shard_table.select()) == []
     assert store.add_project(2**40)
     assert store.projects() == [7, 2**40]
     assert differences(url) == []
@@ -139,7 +138,6 @@ def test_a_database_of_schema_0007_keeps_its_rows_under_the_new_names(url: str, 
     assert store.columns(7, "task", "priority") == [(3, -1)]
     assert store.uncertainty("m") == {"d": {"image": 0.25, "top": 0.5}}
     assert store.counters("step") == {"Train": (3, 1.5)}
-    assert [row["requirements"] for row in store.rows(shard_table.select())] == ["pixels"]
     assert differences(url) == []
 
 

@@ -51,6 +51,7 @@ RUN_BY = {
     "audit/bin/pip install pip-audit": ("pyproject.toml", '"pip-audit'),
     "audit/bin/pip-audit --strict": ("Makefile", "pip-audit --strict"),
     "python -c import torch": ("tests/learning/test_weights.py", 'parametrize("file", ["model.pt", "state_dict.pt"])'),
+    "dask worker": ("tests/support/servers.py", 'self._start("worker", arguments)'),
     "docker save": ("tests/support/containers.py", "class Dockerfile"),
     "docker load": ("tests/support/containers.py", "class Dockerfile"),
 }
@@ -66,7 +67,7 @@ RUN_INSIDE = {
     "-cz -C": ("docker-compose.yml", "scanqueue-data:/data"),
     "-xz -C": ("docker-compose.yml", "label-studio-data:/label-studio/data"),
 }
-STUBS = ("curl", "docker", "scanqueue", "make", "pip", "python", "python3.11", "apt-get")
+STUBS = ("curl", "docker", "scanqueue", "dask", "make", "pip", "python", "python3.11", "apt-get")
 STUBS_BY_PATH = (".venv/bin/python", ".venv/bin/uv", "audit/bin/pip", "audit/bin/pip-audit")
 STUB = """#!/bin/bash
 { printf '%s\\0' "${CALLED:-$(basename "$0")}" "$@"; printf '\\n'; } >>"$RECORD"
@@ -222,6 +223,8 @@ def check_compose(arguments: list[str]) -> None:
     for word in words:
         if word in {"-U", "--entrypoint"}:
             next(words)
+        elif word == "--scale":
+            services.append(next(words).partition("=")[0])
         elif not word.startswith("-"):
             services.append(word)
             if verb in {"exec", "run"}:

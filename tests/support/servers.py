@@ -7,10 +7,11 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,7 +30,7 @@ def program(name: str) -> str:
     installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda p: int(p.parts[4]))
     found = shutil.which(name) or (str(installed[-1]) if installed else None)
     if found is None:
-        reason = f"{name} is not installed; on Debian: apt-get install redis-server postgresql"
+        reason = f"{name} is not installed; on Debian: apt-get install redis-server postgresql bubblewrap"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
@@ -170,3 +171,51 @@ def _wait(answers: object, error: type[Exception], child: Child) -> None:
             if not child.running or time.monotonic() > until:
                 raise AssertionError(f"{child.name} did not start:\n{child.tail()}") from None
             time.sleep(0.05)
+
+
+class DaskCluster:
+    """A Dask scheduler and workers, each in a process group and a mount namespace of its own.
+
+    environment  of the workers: settings of scanqueue
+    hidden       a folder that is empty for all of them, as on another machine
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], *, hidden: Path, workers: int = 2) -> None:
+        self.folder, self.environment, self.hidden, self.port = folder, environment, hidden, free_port()
+        self.address = f"tcp://127.0.0.1:{self.port}"
+        self.workers: list[Child] = []
+        self.start_scheduler()
+        for _ in range(workers):
+            self.start_worker()
+
+    def start_scheduler(self) -> None:
+        arguments = ["--host", "127.0.0.1", "--port", str(self.port), "--dashboard-address", "127.0.0.1:0"]
+        self.scheduler = self._start("scheduler", arguments)
+
+    def start_worker(self) -> None:
+        folder = self.folder / f"worker-{len(self.workers)}"
+        folder.mkdir(parents=True)
+        options = {"--host": "127.0.0.1", "--nthreads": "1", "--local-directory": str(folder), "--death-timeout": "60"}
+        arguments = [self.address, "--no-dashboard", *(word for pair in options.items() for word in pair)]
+        self.workers.append(self._start("worker", arguments))
+
+    def _start(self, kind: str, arguments: Sequence[str]) -> Child:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("SCANQUEUE_")}
+        environment = clean | {"OMP_NUM_THREADS": "1"} | dict(self.environment)
+        apart = [program("bwrap"), "--dev-bind", "/", "/", "--tmpfs", str(self.hidden), "--die-with-parent"]
+        command = [*apart, sys.executable, "-m", "dask", kind, *arguments]
+        return Child(f"dask {kind}", command, env=environment, log=self.folder / f"{kind}.log")
+
+    def kill(self, child: Child) -> None:
+        """SIGKILL to a scheduler or worker and its processes."""
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in (*self.workers, self.scheduler):
+            self.kill(child)

@@ -22,7 +22,6 @@ from backend.settings import Settings
 from backend.web import metrics
 from backend.web.api import PATIENCE, create_api
 from backend.workers.counters import Amounts, Counters
-from backend.workers.shards import Shards
 from backend.workers.worker import Queue
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.md"
@@ -88,7 +87,6 @@ def busy(tmp_path: Path) -> Store:
     store.add_counters({("step", "Train"): (1, 60.0), ("studio", "GET /api/tasks"): (3, 0.5)})
     store.add_counters({("studio", "GET /api/tasks"): (1, 0.25), ("studio_error", "no answer"): (2, 0.0)})
     store.add_counters({("http", "/webhook 201"): (5, 0.125), ("http_slow", "/predict"): (2, 0.0)})
-    Shards(store, "me").cut(4, "embed", "", list(range(40)))
     return store
 
 
@@ -101,7 +99,7 @@ def test_the_metrics_match_the_records_and_the_queue(busy: Store) -> None:
     expected = {"scans": 3, "scans_embedded": 0, "labels": 1, "round": 1, "queue_left": 2, "problems": 0, "trouble": 1}
     expected |= {"validation_dice": 0.875, "validation_foreground_scans": 4, "validation_miss_ratio": 0.25}
     expected |= {"validation_empty_scans": 5, "validation_false_alarm_ratio": 0.4}
-    expected |= {"shown_dice": 0.5, "shown_foreground_scans": 1, "shown_miss_ratio": 0, "shards_open": 3}
+    expected |= {"shown_dice": 0.5, "shown_foreground_scans": 1, "shown_miss_ratio": 0}
     expected |= {"shown_empty_scans": 2, "shown_false_alarm_ratio": 0.5}
     assert {name: found[f"scanqueue_{name}"][four] for name in expected} == expected
     lung = (("label", "Lung"), ("project", "4"))

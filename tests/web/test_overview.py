@@ -302,7 +302,7 @@ def test_activity_shows_recent_labels_with_annotators_and_drafts(world: World) -
 
 def test_a_worker_is_shown_while_it_works_and_gone_when_it_ends(tmp_path: Path) -> None:
     store, stopping = Store(tmp_path), threading.Event()
-    roster = Roster(store, "host:7")
+    roster = Roster(store, "host:7", lambda: "and more")
     thread = threading.Thread(target=roster.run, args=(stopping,))
     with roster.at("project 4"):
         thread.start()
@@ -310,7 +310,7 @@ def test_a_worker_is_shown_while_it_works_and_gone_when_it_ends(tmp_path: Path) 
         while not (found := store.workers()):
             assert time.monotonic() < until
             time.sleep(0.01)
-        assert (found[0]["name"], found[0]["doing"]) == ("host:7", "project 4")
+        assert (found[0]["name"], found[0]["doing"]) == ("host:7", "project 4, and more")
         assert found[0]["seconds"] < 10
     stopping.set()
     thread.join(timeout=20)

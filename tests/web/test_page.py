@@ -432,6 +432,11 @@ def test_the_curve_is_also_a_table_with_intervals_units_and_every_label(lab: Lab
     assert "scanqueue-r2 12 0.900 4.0 px 12 0 of 12 \N{EN DASH} 0.880 4.8 px 12 0 of 12 \N{EN DASH}" in text
 
 
+def test_the_dashboard_of_a_cluster_is_a_link(lab: Lab) -> None:
+    lab.working[0]["doing"] = "project 4, Dask dashboard: http://10.0.0.5:8787/status"
+    assert "http://10.0.0.5:8787/status" in view(lab, "now").with_("href")
+
+
 def test_of_many_models_the_newest_are_listed_and_all_on_demand(lab: Lab) -> None:
     newest = lab.line["models"][-1]
     lab.line["models"] = [newest | {"version": f"scanqueue-r{n}"} for n in range(101, 161)]

@@ -1,4 +1,7 @@
-"""What models have learnt from is recorded once for all models of a project, and their held-out scans compressed."""
+"""What models have learnt from is recorded once for all models of a project, and their held-out scans compressed.
+
+Batch work is no longer shared through the database.
+"""
 
 import json
 import zlib
@@ -11,6 +14,7 @@ down_revision = "0012"
 
 
 def upgrade() -> None:
+    op.drop_table("shard")
     op.add_column("model", sa.Column("held_out", sa.LargeBinary(), nullable=True))
     lesson = op.create_table(
         "lesson",

@@ -1,0 +1,110 @@
+"""Training on a worker of a Dask cluster: scans come from Label Studio, masks from the driver, weights go back."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backend.errors import BadSetting
+from backend.facts import Scan
+from backend.learning.learner import Case
+from backend.loop.context import LoopContext
+from backend.loop.labelled_scans import LabelledScan, Split
+from backend.loop.remote import here, model_files, unpack
+from backend.workers.cluster import tell
+
+TOLD_EVERY = 1.0  # seconds between two reports of a worker
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A labelled scan: its mask (H, W) uint8, compressed, and the classes that its annotator could not draw."""
+
+    scan: Scan
+    mask: bytes
+    shape: tuple[int, int]
+    unknown: frozenset[int]
+
+    @classmethod
+    def of(cls, one: LabelledScan) -> Drawn:
+        height, width = one.case.mask.shape
+        packed = zlib.compress(np.ascontiguousarray(one.case.mask, dtype=np.uint8).tobytes())
+        return cls(one.scan, packed, (height, width), one.case.unknown)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The arguments of `Learner.train`.
+
+    size    of the working square
+    recipe  `Learner.describe_training` of the driver
+    name    under which the worker reports progress
+    """
+
+    learn: tuple[Drawn, ...]
+    held_out: tuple[Drawn, ...]
+    labels: tuple[str, ...]
+    seed: int
+    size: int
+    recipe: Mapping[str, Any]
+    name: str
+
+
+def train_on_cluster(
+    context: LoopContext, split: Split, labels: Sequence[str], seed: int, on_step: Callable[[int, int], None]
+) -> tuple[Callable[[Path], None], dict[str, Any]]:
+    """`Learner.train` on a worker of the cluster, one with a GPU if there is any; `on_step` may raise to abort."""
+    cluster = context.cluster
+    assert cluster is not None
+    learn = tuple(Drawn.of(one) for i, one in enumerate(split.all) if i not in split.rows)
+    size, name = split.all[0].case.size, f"training-{secrets.token_hex(8)}"
+    recipe = context.learner.describe_training(seed, size)
+    work = Training(learn, tuple(map(Drawn.of, split.held_out)), tuple(labels), seed, size, recipe, name)
+    with cluster.listening(name) as told:
+        for found in cluster.each(train_here, [work]):
+            if found is not None:
+                files, details = found[1]
+                return partial(unpack, files=files), details
+            on_step(*(told() or (0, 1)))
+    raise AssertionError("a cluster answers or raises")
+
+
+def train_here(work: Training, _: None) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Train on this worker; returns the files of the model, and details.
+
+    Raises BadSetting if this worker would train otherwise than the driver.
+    """
+    learner = here().learner
+    mine = learner.describe_training(work.seed, work.size)
+    if mine != work.recipe:
+        differing = sorted(key for key in mine.keys() | work.recipe.keys() if mine.get(key) != work.recipe.get(key))
+        raise BadSetting(
+            f"A Dask worker would train with other settings than scanqueue: {', '.join(differing)}. Give all workers "
+            "the same settings as scanqueue."
+        )
+    last = [float("-inf")]
+
+    def on_step(at: int, total: int) -> None:
+        if time.monotonic() - last[0] >= TOLD_EVERY:
+            last[0] = time.monotonic()
+            tell(work.name, (at, total))
+
+    cases, held_out = ([_case(one, work.size) for one in some] for some in (work.learn, work.held_out))
+    save, details = learner.train(cases, held_out, work.labels, seed=work.seed, on_step=on_step)
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder))
+        return model_files(Path(folder)), details
+
+
+def _case(one: Drawn, size: int) -> Case:
+    mask = np.frombuffer(zlib.decompress(one.mask), np.uint8).reshape(one.shape)
+    return Case(here().processor().pixels(one.scan, size), mask, one.unknown)

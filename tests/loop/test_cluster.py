@@ -1,0 +1,166 @@
+"""Batch work on a real Dask cluster, whose workers share neither folder nor database with the driver."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from servers import DaskCluster
+from world import COLD, PROJECT, World
+
+from backend.errors import BadSetting, ClusterUnavailable, UnreadableScan
+from backend.learning.learner import Learner
+from backend.loop import remote, sharing
+from backend.loop.remote import Part, Write, apply, do_part
+from backend.records.store import Store
+from backend.settings import Settings
+from backend.workers import cluster
+
+SCANS = 12
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+@contextmanager
+def images(world: World) -> Iterator[str]:
+    """The address of a server of the world's images."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            try:
+                data = world.studio.image(self.path)
+            except UnreadableScan:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def environment(address: str, **more: str) -> dict[str, str]:
+    """The settings of a worker: those of a `World`."""
+    given = {"embedder": "pixels", "image_size": "32", "training_steps": "3", "device": "cpu"}
+    given |= {"encoder": "tu-test_resnet", "label_studio_url": address, "label_studio_api_key": KEY} | more
+    return {f"SCANQUEUE_{name.upper()}": value for name, value in given.items()}
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "PART", 2)
+
+
+def comparable(state: Mapping[str, Any]) -> dict[str, Any]:
+    """An end state without the cached pixels, which stay on the workers."""
+    files = [name for name in state["files"] if not name.startswith("pixels/")]
+    return {**state, "files": files}
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_cluster_does_the_same_and_survives_kills_of_workers_and_scheduler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "CONNECT", 2)
+    alone = World(tmp_path / "alone")
+    world = World(tmp_path / "driver")
+    for one in (alone, world):
+        one.add_scans(0, SCANS)
+    alone.run()
+    with images(world) as address, DaskCluster(tmp_path / "dask", environment(address), hidden=world.folder) as dask:
+        world.settings = replace(world.settings, dask_scheduler=dask.address)
+        reconciler = world.reconciler()
+        applied: list[int] = []
+
+        def killing(store: Store, writes: list[Write]) -> None:
+            apply(store, writes)
+            applied.append(len(writes))
+            if len(applied) == 2:
+                dask.kill(dask.workers[0])
+
+        monkeypatch.setattr(sharing, "apply", killing)
+        assert reconciler.reconcile(PROJECT).steps == ()  # the other worker did what was lost
+        assert comparable(world.end_state()) == comparable(alone.end_state())
+        assert len(applied) == SCANS / 2
+        cluster_of = reconciler.context.cluster
+        assert cluster_of is not None
+        assert cluster_of.dashboard.startswith("http://127.0.0.1:")
+
+        for one in (alone, world):
+            one.label(COLD)
+        alone.run()
+        monkeypatch.setattr(sharing, "apply", apply)
+        for name in ("train", "masks", "signals", "embed_prepared"):  # nothing is done here
+            monkeypatch.delattr(Learner, name)
+        dask.kill(dask.scheduler)
+        with pytest.raises(ClusterUnavailable, match=r"does not answer.*tried again every minute"):
+            reconciler.reconcile(PROJECT)
+        assert "does not answer" in world.status()["trouble"]
+        dask.start_scheduler()
+        dask.start_worker()
+        assert reconciler.reconcile(PROJECT).steps == ()
+        assert comparable(world.end_state()) == comparable(alone.end_state())
+        monkeypatch.setattr(cluster, "ALONE", 1.0)
+        for worker in dask.workers:
+            dask.kill(worker)
+        world.add_scans(100, 1)
+        with pytest.raises(ClusterUnavailable, match=r"has no workers. Start some with `dask worker`"):
+            reconciler.reconcile(PROJECT)
+
+
+@pytest.fixture
+def on_a_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if this were a worker of a cluster."""
+    for name, value in environment("http://127.0.0.1:9").items():
+        monkeypatch.setenv(name, value)
+    remote.here.cache_clear()
+    yield
+    remote.here.cache_clear()
+
+
+@pytest.mark.usefixtures("on_a_worker")
+def test_a_worker_with_other_settings_says_what_differs() -> None:
+    with pytest.raises(
+        BadSetting, match=r"would read scans with 'pixels\|32', but scanqueue reads with 'timm:vit\|512'"
+    ):
+        do_part(Part("read", PROJECT, "timm:vit|512", ()), None)
+
+
+def test_a_worker_may_only_write_results(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.add_project(PROJECT)
+    with pytest.raises(ValueError, match="may not call 'set_project'"):
+        apply(store, [Write("set_project", (PROJECT,), {})])
+
+
+@pytest.mark.parametrize("address", ["scheduler:8786", "tcp://scheduler", "http://scheduler:8787", "tcp:///:8786"])
+def test_an_invalid_address_of_a_scheduler_is_refused(address: str) -> None:
+    with pytest.raises(BadSetting, match="is not an address such as tcp://scheduler:8786"):
+        Settings.from_env({"SCANQUEUE_DASK_SCHEDULER": address})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_server_without_a_gpu_trains_as_the_gpus_of_its_cluster_do() -> None:
+    learner = Learner(Settings(device="cuda", dask_scheduler="tcp://scheduler:8786"))
+    assert learner.device == "cpu"
+    recipe = learner.describe_training(0, 512)
+    assert (recipe["device"], recipe["image_size"], recipe["mixed_precision"]) == ("cuda", 512, True)
+    with pytest.raises(BadSetting, match="no GPU is available here"):
+        Learner(Settings(device="cuda"))
