@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import lzma
 import time
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -64,7 +64,7 @@ class ModelRecords(Database):
         """
         with self.write() as connection:
             details = dict(row["details"])
-            held_out = zlib.compress(to_json(details.pop("held_out", [])).encode(), 9)
+            held_out = lzma.compress(to_json(details.pop("held_out", [])).encode())
             trained_on = numbers_text(self._lesson_numbers(connection, project, row["trained_on"]))
             values = {
                 "project": project,
@@ -149,7 +149,7 @@ class ModelRecords(Database):
             return None
         found = _model(rows[0], self.renames(project))
         if (packed := found.pop("held_out")) is not None:
-            found["details"]["held_out"] = json.loads(zlib.decompress(packed))
+            found["details"]["held_out"] = json.loads(lzma.decompress(packed))
         found["trained_on"] = self._lessons(project, found["trained_on"])
         return found
 

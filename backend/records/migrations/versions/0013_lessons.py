@@ -4,7 +4,7 @@ Batch work is no longer shared through the database.
 """
 
 import json
-import zlib
+import lzma
 
 import sqlalchemy as sa
 from alembic import op
@@ -37,7 +37,7 @@ def upgrade() -> None:
         details = json.loads(row.details)
         held_out = json.dumps(details.pop("held_out", []), ensure_ascii=False, separators=(",", ":"))
         values: dict[str, str | bytes] = {"details": json.dumps(details, ensure_ascii=False, separators=(",", ":"))}
-        values["held_out"] = zlib.compress(held_out.encode())
+        values["held_out"] = lzma.compress(held_out.encode())
         entries = json.loads(row.trained_on)
         if all(isinstance(entry, list) for entry in entries):  # still older rows have the keys of annotations
             known = numbers.setdefault(project, {})
