@@ -129,6 +129,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     """Serve HTTP; with `worker`, also keep one worker process running."""
     import uvicorn
 
+    from backend.correction.corrector import Corrector
     from backend.doctor import examine
     from backend.learning.learner import Learner
     from backend.loop.batch import BatchProcessor
@@ -151,6 +152,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
         store,
         buffer.request,
         predictor.predict,
+        correct=Corrector(store, studio).correct,
         overview=overview,
         waiting=queue.waiting,
         count=counters.count,

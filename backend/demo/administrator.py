@@ -187,10 +187,11 @@ class Administrator:
         user: str | None = None,
         password: str | None = None,
         extra_params: dict[str, Any] | None = None,
+        interactive: bool = False,
         timeout: float = 60,
     ) -> dict[str, Any]:
         """Settings > Model > Connect Model. Returns Label Studio's record of the backend."""
-        body: dict[str, Any] = {"project": project, "url": url, "title": title, "is_interactive": False}
+        body: dict[str, Any] = {"project": project, "url": url, "title": title, "is_interactive": interactive}
         if user is not None:
             body |= {"auth_method": "BASIC_AUTH", "basic_auth_user": user, "basic_auth_pass": password or ""}
         if extra_params is not None:

@@ -76,7 +76,7 @@ def run_demo(
         sizes = {"cold_start_size": min(20, max(2, labels // 2)), "round_size": min(10, max(1, labels // 4))}
         service, url = _start_service(studio, here, _port(service_port, 9090), console, ending)
         with console.status("connecting scanqueue to the project"):
-            studio.connect_backend(project, url, extra_params=sizes)
+            studio.connect_backend(project, url, extra_params=sizes, interactive=True)
         _show_addresses(console, studio, project, url, here)
 
         def alive() -> None:

@@ -39,7 +39,7 @@ class ScanFolder:
         return label_map_to_masks(label_map, self.labels)
 
     def label_config(self) -> str:
-        """Label Studio's labelling interface for these labels."""
+        """Label Studio's labelling interface for these labels, with a smart key point to correct masks by clicks."""
         colours = (COLOURS[number % len(COLOURS)] for number in range(len(self.labels)))
         labels = "".join(
             f"<Label value={quoteattr(label)} background={quoteattr(colour)}/>"
@@ -47,7 +47,8 @@ class ScanFolder:
         )
         return (
             '<View><Image name="image" value="$image" zoom="true"/>'
-            f'<BrushLabels name="mask" toName="image">{labels}</BrushLabels></View>'
+            f'<BrushLabels name="mask" toName="image">{labels}</BrushLabels>'
+            f'<KeyPointLabels name="click" toName="image" smart="true">{labels}</KeyPointLabels></View>'
         )
 
     @property

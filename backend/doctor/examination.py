@@ -82,7 +82,7 @@ def _examined(settings: Settings, project: int | None, stack: ExitStack) -> list
     page = pages[0]
     sheet.add("label-config", check_label_config(page, project, row))
     titles: list[str] = []
-    sheet.add("backend", check_backend(settings, studio, project, address, titles))
+    sheet.add("backend", check_backend(settings, studio, project, address, titles, page))
     row = store.project(project) if store is not None else None
     if not sheet.add("records", check_in_records(settings, row, project)) or store is None or row is None:
         return sheet.findings

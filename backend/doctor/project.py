@@ -19,6 +19,7 @@ from backend.doctor.finding import (
 from backend.errors import BadSetting, NotSegmentable
 from backend.facts import SAMPLING, round_of, version_name
 from backend.image_value import template
+from backend.label_config import smart_tags
 from backend.label_studio.client import redact_url
 from backend.label_studio.listing import ProjectPage
 from backend.label_studio.studio import Studio
@@ -54,7 +55,7 @@ def check_label_config(page: ProjectPage, project: int, row: Any) -> Iterator[Fi
 
 
 def check_backend(
-    settings: Settings, studio: Studio, project: int, address: str, titles: list[str]
+    settings: Settings, studio: Studio, project: int, address: str, titles: list[str], page: ProjectPage
 ) -> Iterator[Finding]:
     rows = sorted(studio.backends(project), key=lambda row: row["id"])
     titles += [str(row.get("title") or "") for row in rows]
@@ -78,10 +79,7 @@ def check_backend(
         what = "The backend's URL contains a password that every member can read in Label Studio."
         cure = "Enter user and password in Settings > Model as Basic Authentication, not in the URL."
         yield Finding("backend", "warning", what, cure)
-    if ours.get("is_interactive"):
-        what = "Interactive preannotations are on, but scanqueue has no smart tool: every prompt gets an empty answer."
-        cure = "Turn off Interactive preannotations in Settings > Model, Edit."
-        yield Finding("backend", "warning", what, cure)
+    yield from _smart_tools(page, project, bool(ours.get("is_interactive")))
     try:
         project_settings(ours.get("extra_params"))
     except BadSetting as error:
@@ -101,6 +99,33 @@ def check_backend(
             "Settings > Model, Edit, and set SCANQUEUE_PUBLIC_URL to the same address."
         )
         yield Finding("backend", "error", what, cure)
+
+
+def _smart_tools(page: ProjectPage, project: int, interactive: bool) -> Iterator[Finding]:
+    """Whether the flag of the backend, the smart tags and their labels fit together."""
+    smart = smart_tags(page.label_config)
+    if not smart and interactive:
+        what = (
+            'Interactive preannotations are on, but no tag of the label config has smart="true", so there is no tool.'
+        )
+        cure = (
+            'Add <KeyPointLabels name="click" toName="image" smart="true"> with the labels of your masks in Settings > '
+            "Labeling Interface > Code, or turn off Interactive preannotations in Settings > Model, Edit."
+        )
+        yield Finding("backend", "warning", what, cure)
+    if smart and not interactive:
+        what = (
+            f"{', '.join(sorted(smart))} in the label config is a smart tool, but Interactive preannotations are off."
+        )
+        yield Finding("backend", "warning", what, "Turn on Interactive preannotations in Settings > Model, Edit.")
+    with suppress(NotSegmentable):  # `check_label_config` reports it
+        masks = set(page.masks_config(project).labels)
+        named = {name: set(page.parsed_config.get(name, {}).get("labels") or ()) for name in smart}
+        for name, labels in sorted(named.items()):
+            if lacking := sorted(labels - masks):
+                what = f"The smart tool {name!r} has labels that no mask has: {', '.join(lacking)}. They get no answer."
+                cure = "Give both tags the same labels in Settings > Labeling Interface > Code."
+                yield Finding("backend", "warning", what, cure)
 
 
 def _own_row(rows: list[dict[str, Any]], address: str) -> tuple[dict[str, Any] | None, Finding | None]:

@@ -28,7 +28,7 @@ from backend.settings import Settings
 from backend.web import metrics, schemas
 from backend.web.access import Secrets, error_answer, refused
 from backend.web.bodies import BadRequest
-from backend.web.ml_backend import Predict, RequestReconcile, create_ml_backend
+from backend.web.ml_backend import Correct, Predict, RequestReconcile, create_ml_backend
 from backend.web.overview import Overview
 from backend.web.page import create_page
 from backend.web.project_api import create_change_api, create_state_api, create_view_api
@@ -52,12 +52,14 @@ def create_api(
     request_reconcile: RequestReconcile,
     predict: Predict,
     *,
+    correct: Correct | None = None,
     overview: Overview | None = None,
     waiting: Callable[[], int] | None = None,
     count: CountCallback = discard,
 ) -> FastAPI:
     """The HTTP application.
 
+    correct   answers smart tools
     overview  the data of the page; without it, there is neither a page nor its JSON
     waiting   returns the number of jobs that wait for a worker, for /metrics
     count     counts requests, for /metrics
@@ -77,7 +79,9 @@ def create_api(
         redirect_slashes=False,  # they would lead out of a sub-path
         lifespan=lifespan,
     )
-    app.include_router(create_ml_backend(store, request_reconcile, predict, studio_url=settings.label_studio_url))
+    app.include_router(
+        create_ml_backend(store, request_reconcile, predict, studio_url=settings.label_studio_url, correct=correct)
+    )
     app.include_router(create_state_api(store))
     app.include_router(create_change_api(store, request_reconcile, settings.user))
     if overview is not None:

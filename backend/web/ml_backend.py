@@ -20,6 +20,7 @@ from backend.web.bodies import BadRequest, WrongSecret, project_number, read_jso
 
 log = logging.getLogger("scanqueue.api")
 
+CLICK_THREADS = 4  # threads for smart tools, which wait for nothing else
 OWN_THREADS = 16  # threads reserved for Label Studio, so that it never waits for the page
 
 
@@ -38,6 +39,12 @@ class Predict(Protocol):
     def __call__(self, project: int, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]: ...
 
 
+class Correct(Protocol):
+    """{model_version, score, result} for the prompts of a smart tool, `params.context`, on a task; never raises."""
+
+    def __call__(self, project: int, task: dict[str, Any], context: Any) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class _Setup:
     """The facts about a project in a /setup request."""
@@ -49,11 +56,18 @@ class _Setup:
 
 
 def create_ml_backend(
-    store: Store, request_reconcile: RequestReconcile, predict: Predict, *, studio_url: str
+    store: Store,
+    request_reconcile: RequestReconcile,
+    predict: Predict,
+    *,
+    studio_url: str,
+    correct: Correct | None = None,
 ) -> APIRouter:
-    """studio_url  Label Studio's address in our settings, shown to people unless /setup sends a better one"""
+    """studio_url  Label Studio's address in our settings, shown to people unless /setup sends a better one
+    correct     answers smart tools; without it, they get nothing
+    """
     router = APIRouter(tags=["Label Studio"])
-    own = CapacityLimiter(OWN_THREADS)
+    own, clicks = CapacityLimiter(OWN_THREADS), CapacityLimiter(CLICK_THREADS)
 
     @router.get("/health")
     async def health() -> dict[str, str]:
@@ -85,7 +99,10 @@ def create_ml_backend(
             raise BadRequest('"tasks" must be a list of tasks.')
         project = project_number(body)
         if _prompted(body):
-            return {"results": _no_masks(tasks)}
+            if correct is None or len(tasks) != 1:
+                return {"results": _no_masks(tasks)}
+            context = body["params"]["context"]
+            return {"results": [await to_thread.run_sync(correct, project, tasks[0], context, limiter=clicks)]}
         try:
             return {"results": await to_thread.run_sync(predict, project, tasks, limiter=own)}
         except (StoreUnavailable, StorageFull) as error:  # the annotator gets an empty task instead of an error
@@ -115,7 +132,7 @@ def create_ml_backend(
 def _prompted(body: dict[str, Any]) -> bool:
     """Whether /predict is asked by a smart tool, with what was drawn on the screen; `result` may be an empty list.
 
-    The answer is empty then, which changes nothing on the screen: the stored mask would replace what was drawn.
+    An empty answer changes nothing on the screen; the stored mask would replace what was drawn.
     """
     params = body.get("params")
     context = params.get("context") if isinstance(params, dict) else None

@@ -137,7 +137,7 @@ def test_every_repository_file_that_is_mentioned_exists(page: str) -> None:
 def test_every_block_names_its_language() -> None:
     for page in WITH_COMMANDS:
         opened = re.findall(r"^ *```(.*)$", text_of(page), re.M)[::2]
-        assert set(opened) <= {"sh", "yaml", "json", "python"}, page
+        assert set(opened) <= {"sh", "yaml", "json", "python", "xml"}, page
 
 
 @pytest.mark.parametrize("page", [page for page in WITH_COMMANDS if "```sh" in text_of(page)])

@@ -609,7 +609,7 @@ def test_foreign_and_unreachable_backends_are_detected(bench: Bench) -> None:
     body |= {"auth_method": "BASIC_AUTH", "basic_auth_user": USER, "basic_auth_pass": PASSWORD}
     bench.studio.patch(path, body | {"is_interactive": True})
     prompts = [f for f in of(examine(bench.settings, project), "backend") if "Interactive preannotations" in f.what]
-    assert [(f.level, "Turn off" in f.cure) for f in prompts] == [("warning", True)]
+    assert [(f.level, "KeyPointLabels" in f.cure) for f in prompts] == [("warning", True)]
     bench.studio.patch(path, body | {"is_interactive": False})
     inside = bench.settings.public_url.replace("://", f"://{USER}:{PASSWORD}@")
     bench.studio.patch(f"/api/ml/{ours['id']}", {"project": project, "url": inside, "extra_params": None})

@@ -1,0 +1,91 @@
+"""Answers a smart tool of Label Studio: the corrected mask of the label that was clicked."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from backend.correction.geodesic import Geodesic
+from backend.correction.prompts import prompts, shown_mask
+from backend.errors import ScanqueueError
+from backend.facts import IMPORTED_MASKS, PENDING, version_name
+from backend.formats.pixels import Letterboxed, decode_image, letterbox
+from backend.image_value import reference, resolve
+from backend.label_config import LabelConfig
+from backend.label_studio.drawing import draw_mask
+from backend.label_studio.studio import Studio
+from backend.learning.patch_features import SIDE
+from backend.loop.batch import cached_pixels
+from backend.records.store import Store
+
+log = logging.getLogger("scanqueue.correction")
+
+READY = 16  # scans whose paths are kept: 15 MB each
+
+
+class Corrector:
+    """Turns prompts into masks. For any thread."""
+
+    def __init__(self, store: Store, studio: Studio) -> None:
+        self._store = store
+        self._studio = studio
+        self._ready: OrderedDict[tuple[str, str], Geodesic] = OrderedDict()
+        self._mutex = threading.Lock()
+
+    def correct(self, project: int, task: Mapping[str, Any], context: Any) -> dict[str, Any]:
+        """One item {model_version, score, result} with the whole mask of each label that has prompts. Never raises.
+
+        The ids of the regions are new, so that accepting the answer replaces nothing that was drawn by hand. Without
+        prompts, as after Submit, and after a failure, the result is empty, which changes nothing on the screen.
+        """
+        result: list[dict[str, Any]] = []
+        try:
+            result = self._regions(project, task, context)
+        except ScanqueueError as error:
+            log.warning("project %s, task %s: no correction: %s", project, task.get("id"), error)
+        except Exception:  # annotators see nothing instead of an error
+            log.exception("project %s, task %s: the correction failed", project, task.get("id"))
+        return {"model_version": PENDING, "score": 1.0, "result": result}
+
+    def _regions(self, project: int, task: Mapping[str, Any], context: Any) -> list[dict[str, Any]]:
+        row = self._store.project(project)
+        config = LabelConfig.from_json(row["config"]) if row is not None else None
+        if config is None or not isinstance(context, Mapping) or not context.get("result"):
+            return []
+        paths = self._paths(project, task, config)
+        height, width = paths.height, paths.width
+        labelmap = np.zeros((height, width), np.uint8)
+        latest = self._store.latest_round(project, served=True)
+        versions = [IMPORTED_MASKS, *([version_name(latest["n"])] if latest else [])]
+        for label, seeds in prompts(context, config, height, width).items():
+            if seeds.current is None:
+                seeds.current = shown_mask(task, label, config, height, width, versions)
+            labelmap[paths.mask(seeds)] = config.labels.index(label) + 1
+        return draw_mask(labelmap, config.labels, config, f"correction:{uuid4()}")
+
+    def _paths(self, project: int, task: Mapping[str, Any], config: LabelConfig) -> Geodesic:
+        number, data = task.get("id"), task.get("data") or {}
+        number = number if isinstance(number, int) else 0
+        image = reference(config.image_value, data, project, number)
+        scan = self._store.scan(project, number)
+        digest = scan["digest"] if scan is not None and scan["image"] == image else ""
+        key = (image, digest)
+        with self._mutex:
+            if key in self._ready:
+                self._ready.move_to_end(key)
+                return self._ready[key]
+        boxed: Letterboxed | None = cached_pixels(self._store, digest, SIDE)
+        if boxed is None:
+            boxed = letterbox(decode_image(self._studio.image(resolve(config.image_value, data))), SIDE)
+        paths = Geodesic(boxed)
+        with self._mutex:
+            self._ready[key] = paths
+            while len(self._ready) > READY:
+                self._ready.popitem(last=False)
+        return paths

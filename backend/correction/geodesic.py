@@ -1,0 +1,178 @@
+"""A mask from clicks, boxes and strokes by shortest paths: no weights, no training.
+
+Two seed sets, inside and outside the finding, spread over the picture; a step costs the more, the more the brightness
+changes. A pixel belongs to the set that reaches it at the lower cost (Protiere & Sapiro 2007; Bai & Sapiro 2009). A
+mask that is there already seeds both sets away from its outline and from clicks that contradict it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import maximum
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import dijkstra
+
+from backend.formats.pixels import Letterboxed
+
+SIDE = 192  # pixels of the longer side on which paths are searched
+CONTRAST = 2.0  # cost of a change by one standard deviation of the picture
+LENGTH = 4.0  # cost of a path along the longer side of a picture without contrast
+BAND = 0.8  # width of the undecided band around an outline, in half widths of that part of the mask
+SOME = 20  # places on a stroke that may contradict the mask
+NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
+
+Mask = NDArray[np.bool_]
+Point = tuple[float, float]  # (row, column) in pixels of the scan
+
+
+@dataclass
+class Seeds:
+    """What people said about one finding, in pixels of the scan (H, W).
+
+    inside, outside          clicks
+    drawn_in, drawn_out      pixels that a stroke covered
+    boxes                    masks of boxes: the finding is inside, and fills them roughly
+    current                  the mask so far; None without one
+    """
+
+    inside: list[Point] = field(default_factory=list)
+    outside: list[Point] = field(default_factory=list)
+    drawn_in: list[Mask] = field(default_factory=list)
+    drawn_out: list[Mask] = field(default_factory=list)
+    boxes: list[Mask] = field(default_factory=list)
+    current: Mask | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether anything tells where the finding is."""
+        current = self.current is not None and bool(self.current.any())
+        return current or bool(self.inside or self.drawn_in or self.boxes)
+
+
+class Geodesic:
+    """The paths of one scan, ready for any number of prompts.
+
+    scan  in a working square of SIDE pixels or more
+    """
+
+    def __init__(self, scan: Letterboxed) -> None:
+        self.height, self.width = scan.original_height, scan.original_width
+        scale = SIDE / max(self.height, self.width)
+        self.shape = max(1, round(self.height * scale)), max(1, round(self.width * scale))
+        picture = scan.pixels[scan.content].astype(np.float32)
+        small = cv2.resize(picture, self.shape[::-1], interpolation=cv2.INTER_AREA)
+        smooth = np.asarray(cv2.GaussianBlur(small, (0, 0), 1.0), np.float32).reshape(*self.shape, -1)
+        self._graph = _graph(np.asarray(smooth / (float(smooth.std()) + 1e-6), np.float32))
+
+    def mask(self, seeds: Seeds) -> Mask:
+        """(H, W): the finding. Every click inside is in it, and every click outside is not."""
+        if not seeds.given:
+            return np.zeros((self.height, self.width), bool)
+        inside, outside = self._sets(seeds)
+        to_inside, to_outside = self._cost(inside), self._cost(outside)
+        lead = np.asarray((to_outside - to_inside) / np.maximum(to_inside + to_outside, 1e-9), np.float32)
+        whole = np.asarray(cv2.resize(lead, (self.width, self.height), interpolation=cv2.INTER_LINEAR) > 0)
+        for masks, value in ((seeds.drawn_in, True), (seeds.drawn_out, False)):
+            for one in masks:
+                whole[one] = value
+        for points, value in ((seeds.inside, True), (seeds.outside, False)):
+            for row, column in points:
+                whole[self._place(row, self.height), self._place(column, self.width)] = value
+        return whole
+
+    @staticmethod
+    def _place(position: float, size: int) -> int:
+        return min(size - 1, max(0, int(position)))
+
+    def _small(self, mask: Mask) -> Mask:
+        """A mask on the grid of the paths; something thin is not lost."""
+        shares = cv2.resize(mask.astype(np.float32), self.shape[::-1], interpolation=cv2.INTER_AREA)
+        return np.asarray(shares >= 0.5 if (shares >= 0.5).any() else shares > 0)
+
+    def _at(self, point: Point) -> tuple[int, int]:
+        rows, columns = self.shape
+        row, column = point[0] * rows / self.height, point[1] * columns / self.width
+        return self._place(row, rows), self._place(column, columns)
+
+    def _sets(self, seeds: Seeds) -> tuple[Mask, Mask]:
+        """The seeds (inside, outside) on the grid; clicks and strokes win over all else, later ones over earlier."""
+        inside: Mask = np.zeros(self.shape, bool)
+        outside: Mask = np.zeros(self.shape, bool)
+        within, without = [self._at(p) for p in seeds.inside], [self._at(p) for p in seeds.outside]
+        strokes = [(self._small(one), True) for one in seeds.drawn_in]
+        strokes += [(self._small(one), False) for one in seeds.drawn_out]
+        if seeds.current is not None and seeds.current.any():
+            said = {value: [at for one, v in strokes if v is value for at in _some_of(one)] for value in (True, False)}
+            inside, outside = _core(self._small(seeds.current), [*within, *said[True]], [*without, *said[False]])
+        for box in map(self._small, seeds.boxes):
+            inside |= _core(box, [], [])[0]
+            outside &= ~box
+        if seeds.boxes:
+            outside |= ~np.logical_or.reduce([self._small(box) for box in seeds.boxes])
+        elif not outside.any():
+            outside[[0, -1]], outside[:, [0, -1]] = True, True
+        for stroke, value in strokes:
+            inside[stroke], outside[stroke] = value, not value
+        for points, value in ((within, True), (without, False)):
+            for at in points:
+                inside[at], outside[at] = value, not value
+        return inside, outside
+
+    def _cost(self, seeds: Mask) -> NDArray[np.float64]:
+        found = np.flatnonzero(seeds)
+        if not len(found):  # farther than anything else
+            return np.full(self.shape, 1e9)
+        cost: NDArray[np.float64] = dijkstra(self._graph, indices=found, min_only=True)
+        return cost.reshape(self.shape)
+
+
+def _graph(picture: NDArray[np.float32]) -> csr_matrix:
+    """The costs between neighbouring pixels of a picture (h, w, channels)."""
+    rows, columns = picture.shape[:2]
+    number = np.arange(rows * columns).reshape(rows, columns)
+    starts, ends, costs = [], [], []
+    for down, across in NEIGHBOURS:
+        here = (slice(0, rows - down), slice(max(0, -across), columns - max(0, across)))
+        there = (slice(down, rows), slice(max(0, across), columns + min(0, across)))
+        change = np.abs(picture[here] - picture[there]).max(axis=-1)
+        starts.append(number[here].ravel())
+        ends.append(number[there].ravel())
+        costs.append((np.hypot(down, across) * LENGTH / max(rows, columns) + CONTRAST * change).ravel())
+    start, end, cost = map(np.concatenate, (starts, ends, costs))
+    both = (np.concatenate([start, end]), np.concatenate([end, start]))
+    return csr_matrix((np.concatenate([cost, cost]), both), shape=(number.size, number.size))
+
+
+def _some_of(stroke: Mask) -> list[tuple[int, int]]:
+    """Up to SOME places on a stroke."""
+    places = np.argwhere(stroke)
+    return [(int(row), int(column)) for row, column in places[:: max(1, len(places) // SOME)]]
+
+
+def _core(mask: Mask, inside: Sequence[tuple[int, int]], outside: Sequence[tuple[int, int]]) -> tuple[Mask, Mask]:
+    """The pixels that stay inside and outside a mask, but for a band, and for the surroundings of contradicting clicks.
+
+    A click contradicts the mask as far as its outline.
+    """
+    count, part = cv2.connectedComponents(mask.astype(np.uint8))
+    depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+    height, nearest = cv2.distanceTransformWithLabels(
+        (~mask).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP
+    )
+    part_of = np.zeros(int(nearest.max()) + 1, np.intp)
+    part_of[nearest[mask]] = part[mask]
+    half = np.maximum(0.1, maximum(depth, part, np.arange(count)))  # width of each part of the mask
+    band = np.maximum(2.0, BAND * half)
+    within = depth >= np.minimum(band, 0.999 * half)[part]
+    without = height >= band[part_of[nearest]]
+    down, across = np.mgrid[: mask.shape[0], : mask.shape[1]]
+    for clicks, kept, distance in ((inside, without, height), (outside, within, depth)):
+        for row, column in clicks:
+            if distance[row, column] > 0:  # on the other side
+                kept &= np.hypot(down - row, across - column) > distance[row, column] + 2
+    return within & mask, without & ~mask

@@ -1,0 +1,143 @@
+"""What a smart tool of Label Studio sends with /predict: clicks, boxes and strokes, as seeds of a mask.
+
+Nothing is trusted: what is not understood is left out, and no input raises.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.correction.geodesic import Seeds
+from backend.errors import UnreadableMask
+from backend.formats.pixels import polygon_to_mask
+from backend.formats.shapes import ellipse_to_mask, rectangle_to_mask
+from backend.label_config import LabelConfig
+from backend.label_studio.masks import RLE_BYTES, read_mask
+from backend.label_studio.raster import decode_bitmask, decode_brush
+
+MOST = 200  # regions; a person draws fewer
+SHAPES = ("rectangle", "ellipse", "polygon")
+Mask = NDArray[np.bool_]
+
+
+def prompts(context: Any, config: LabelConfig, height: int, width: int) -> dict[str, Seeds]:
+    """The seeds of each label of the config that `params.context` has prompts for, on a scan (height, width).
+
+    Strokes of a brush come together with the masks of their label: the last one is the stroke, the others are the mask
+    so far.
+    """
+    found: dict[str, Seeds] = {}
+    pixels: dict[str, list[tuple[Mask, bool]]] = {}
+    for region in _regions(context):
+        kind, label = _kind(region), _label(region, config)
+        value = region.get("value")
+        if not label or not isinstance(value, Mapping):
+            continue
+        seeds = found.setdefault(label, Seeds())
+        positive = region.get("is_positive") is not False
+        if kind == "keypoint":
+            if (point := _point(value, height, width)) is not None:
+                (seeds.inside if positive else seeds.outside).append(point)
+        elif (mask := _mask(kind, value, height, width)) is None or not mask.any():
+            continue
+        elif kind not in SHAPES:
+            pixels.setdefault(label, []).append((mask, positive))
+        else:
+            (seeds.boxes if positive else seeds.drawn_out).append(mask)
+    for label, strokes in pixels.items():
+        *before, (stroke, positive) = strokes
+        (found[label].drawn_in if positive else found[label].drawn_out).append(stroke)
+        if masks := [mask for mask, _ in before]:
+            found[label].current = np.logical_or.reduce(masks)
+    return {label: seeds for label, seeds in found.items() if seeds.given or seeds.outside or seeds.drawn_out}
+
+
+def shown_mask(
+    task: Mapping[str, Any], label: str, config: LabelConfig, height: int, width: int, versions: Sequence[str]
+) -> Mask | None:
+    """The mask of a label that the annotator sees: of the draft, else the annotation, else the prediction.
+
+    task      as Label Studio sends it
+    versions  model versions whose prediction is shown, the first one that is there
+    """
+    for result in _results(task, versions):
+        regions = [r for r in result if isinstance(r, Mapping) and _kind(r) != "keypoint"]
+        named = [r for r in regions if _label(r, config) == label and r.get("from_name") not in config.prompts]
+        try:
+            mask, _ = read_mask(named, config, height, width)
+        except UnreadableMask:
+            return None
+        return np.asarray(mask == config.labels.index(label) + 1)
+    return None
+
+
+def _results(task: Mapping[str, Any], versions: Sequence[str]) -> Iterator[list[Any]]:
+    """Regions on the screen, the likeliest first."""
+    for name in ("drafts", "annotations"):
+        rows = task.get(name)
+        rows = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+        for row in sorted(rows, key=lambda row: str(row.get("updated_at") or row.get("created_at")), reverse=True):
+            if isinstance(row.get("result"), list):
+                yield row["result"]
+    rows = task.get("predictions")
+    by_version = {
+        str(row.get("model_version")): row["result"]
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, Mapping) and isinstance(row.get("result"), list)
+    }
+    yield from (by_version[version] for version in versions if version in by_version)
+
+
+def _regions(context: Any) -> list[Mapping[str, Any]]:
+    result = context.get("result") if isinstance(context, Mapping) else None
+    return [region for region in result[-MOST:] if isinstance(region, Mapping)] if isinstance(result, list) else []
+
+
+def _kind(region: Mapping[str, Any]) -> str:
+    return str(region.get("type") or "").lower().removesuffix("labels")
+
+
+def _label(region: Mapping[str, Any], config: LabelConfig) -> str:
+    """The label of the config that a region has; "" for none."""
+    value = region.get("value")
+    lists = [v for k, v in value.items() if k.endswith("labels")] if isinstance(value, Mapping) else []
+    names = [str(name) for names in lists if isinstance(names, list) for name in names]
+    aliases = {alias: name for name, alias in config.aliases.items()}
+    for name in names:
+        for label in (name, config.aliases.get(name, name), aliases.get(name, name)):
+            if label in config.labels:
+                return label
+    return ""
+
+
+def _point(value: Mapping[str, Any], height: int, width: int) -> tuple[float, float] | None:
+    x, y = value.get("x"), value.get("y")
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in (x, y)):
+        return None
+    assert isinstance(x, int | float)
+    assert isinstance(y, int | float)
+    return min(max(y, 0), 100) * height / 100, min(max(x, 0), 100) * width / 100
+
+
+def _mask(kind: str, value: Mapping[str, Any], height: int, width: int) -> Mask | None:
+    """The pixels of a shape or stroke; None if it cannot be read."""
+    try:
+        if kind == "rectangle":
+            return rectangle_to_mask(value, height, width)
+        if kind == "ellipse":
+            return ellipse_to_mask(value, height, width)
+        if kind == "polygon":
+            return polygon_to_mask(value.get("points") or (), height, width)
+        if kind == "bitmask":
+            return decode_bitmask(str(value.get("imageDataURL")), height, width)
+        rle = value.get("rle")
+        if isinstance(rle, list) and len(rle) <= RLE_BYTES:
+            return decode_brush(bytes(rle), height, width)
+    except (UnreadableMask, ValueError, TypeError, OverflowError):
+        pass
+    return None

@@ -1,0 +1,135 @@
+"""Masks from clicks: what is found, and that no click is ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from backend.correction.geodesic import Geodesic, Seeds
+from backend.formats.pixels import letterbox
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+Mask = NDArray[np.bool_]
+
+
+def discs(
+    shape: tuple[int, int], *places: tuple[int, int, int], colour: bool = False
+) -> tuple[NDArray[np.uint8], Mask]:
+    """(picture, mask): bright discs (row, column, radius) on a dark, noisy background."""
+    down, across = np.mgrid[: shape[0], : shape[1]]
+    mask = np.zeros(shape, bool)
+    for row, column, radius in places:
+        mask |= np.hypot(down - row, across - column) <= radius
+    noise = np.random.default_rng(0).normal(0, 8, shape)
+    picture = np.clip(np.where(mask, 170, 70) + noise, 0, 255).astype(np.uint8)
+    return (np.dstack([picture, picture // 2, 255 - picture]) if colour else picture), mask
+
+
+def dice(one: Mask, other: Mask) -> float:
+    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
+
+
+def paths(picture: NDArray[np.uint8], side: int = 256) -> Geodesic:
+    return Geodesic(letterbox(picture, side))
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("shape", [(300, 400), (97, 640), (1200, 1000)])
+def test_one_click_finds_a_disc_in_scans_of_any_shape_and_colour(shape: tuple[int, int], colour: bool) -> None:
+    row, column, radius = shape[0] // 2, shape[1] // 3, min(shape) // 4
+    picture, truth = discs(shape, (row, column, radius), colour=colour)
+    found = paths(picture).mask(Seeds(inside=[(row, column)]))
+    assert found.shape == shape
+    assert dice(found, truth) > 0.9
+
+
+def test_a_box_finds_what_fills_it() -> None:
+    picture, truth = discs((300, 400), (150, 130, 60))
+    box = np.zeros((300, 400), bool)
+    box[80:220, 60:200] = True
+    assert dice(paths(picture).mask(Seeds(boxes=[box])), truth) > 0.9
+
+
+def test_a_stroke_adds_a_second_finding_and_keeps_the_first() -> None:
+    picture, both = discs((300, 400), (150, 100, 50), (150, 300, 50))
+    current = both.copy()
+    current[:, 200:] = False
+    stroke = np.zeros_like(both)
+    stroke[140:160, 295:305] = True
+    found = paths(picture).mask(Seeds(drawn_in=[stroke], current=current))
+    assert dice(found, both) > 0.9
+    assert (found & stroke).sum() == stroke.sum()
+
+
+def test_a_click_outside_takes_a_false_part_away_and_leaves_the_rest() -> None:
+    picture, truth = discs((300, 400), (150, 100, 50))
+    current = truth.copy()
+    current[100:200, 250:350] = True
+    found = paths(picture).mask(Seeds(outside=[(150, 300)], current=current))
+    assert dice(found, truth) > 0.9
+
+
+def test_without_prompts_nothing_is_drawn_and_with_only_clicks_outside_neither() -> None:
+    picture, _ = discs((64, 64), (32, 32, 10))
+    assert not paths(picture).mask(Seeds()).any()
+    assert not paths(picture).mask(Seeds(outside=[(3, 3)])).any()
+
+
+def test_a_click_on_one_of_two_findings_leaves_the_smaller_one() -> None:
+    picture, truth = discs((300, 400), (150, 100, 70), (150, 320, 15))
+    current = truth.copy()
+    current[:, :60] = False  # a part of the large one is missing
+    found = paths(picture).mask(Seeds(inside=[(150, 45)], current=current))
+    assert dice(found, truth) > 0.9
+    assert dice(found[:, 200:], truth[:, 200:]) > 0.8
+
+
+points = st.lists(st.tuples(st.floats(0, 59.99), st.floats(0, 89.99)), max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(points, points, st.booleans(), st.integers(0, 255))
+def test_every_click_counts(
+    inside: list[tuple[float, float]], outside: list[tuple[float, float]], seeded: bool, level: int
+) -> None:
+    cells = [{(int(r), int(c)) for r, c in some} for some in (inside, outside)]
+    if cells[0] & cells[1]:
+        return
+    picture, truth = discs((60, 90), (30, 40, 12))
+    picture[:, 60:] = level  # a part without contrast
+    found = paths(picture, 96).mask(Seeds(inside=inside, outside=outside, current=truth if seeded else None))
+    if inside or seeded:
+        assert all(found[cell] for cell in cells[0])
+    assert not any(found[cell] for cell in cells[1])
+
+
+def test_three_clicks_draw_breast_lesions_of_which_the_first_mask_had_missed_a_half() -> None:
+    """Real scans: the mask so far is the true one, shifted by half of its width."""
+    root = DATA / "busi_ultrasound"
+    before, after = [], []
+    for file in sorted((root / "masks").glob("*.png"))[:300:12]:
+        truth = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) > 0
+        picture = cv2.imread(str(next((root / "images").glob(f"{file.stem}.*"))), cv2.IMREAD_GRAYSCALE)
+        if not truth.any():
+            continue
+        columns = np.flatnonzero(truth.any(axis=0))
+        current = np.roll(truth, (columns[-1] - columns[0]) // 2, axis=1)
+        seeds, mask, ready = Seeds(current=current), current, paths(picture)
+        before.append(dice(mask, truth))
+        for _ in range(3):
+            missed, false = (cv2.distanceTransform(np.pad(m.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+                             for m in (truth & ~mask, mask & ~truth))  # fmt: skip
+            worst = missed if missed.max() >= false.max() else false
+            row, column = np.unravel_index(worst.argmax(), worst.shape)
+            (seeds.inside if worst is missed else seeds.outside).append((float(row), float(column)))
+            mask = ready.mask(seeds)
+        after.append(dice(mask, truth))
+    assert len(after) >= 15
+    assert np.mean(after) > np.mean(before) + 0.15
+    assert np.mean(after) > 0.75

@@ -1,0 +1,174 @@
+"""What Label Studio's smart tools send, and what they get back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from world import CONTROL, PROJECT, SIZE, World
+
+from backend.correction.corrector import Corrector
+from backend.correction.prompts import prompts, shown_mask
+from backend.demo.annotator import from_result, to_result
+from backend.label_config import LabelConfig, Tag
+
+H, W = 60, 90
+BRUSH = LabelConfig("$image", (Tag("tag", "brush", "image", ("Lung", "Heart")),))
+VERSION = "scanqueue-r0"
+
+
+def click(x: float, y: float, label: str = "Lung", **more: Any) -> dict[str, Any]:
+    value = {"x": x, "y": y, "width": 0.3, "keypointlabels": [label]}
+    return {"id": "k", "type": "keypointlabels", "from_name": "click", "to_name": "image", "value": value} | more
+
+
+def rectangle(x: float, y: float, width: float, height: float, **more: Any) -> dict[str, Any]:
+    value = {"x": x, "y": y, "width": width, "height": height, "rotation": 0, "rectanglelabels": ["Lung"]}
+    return {"id": "r", "type": "rectanglelabels", "from_name": "box", "to_name": "image", "value": value} | more
+
+
+def square(row: int, column: int, side: int = 10) -> np.ndarray:
+    mask = np.zeros((H, W), bool)
+    mask[row : row + side, column : column + side] = True
+    return mask
+
+
+def regions(mask: np.ndarray, label: str = "Lung") -> list[dict[str, Any]]:
+    return list(to_result({label: mask}, CONTROL))
+
+
+def read(*result: Any) -> Any:
+    return prompts({"result": list(result)}, BRUSH, H, W)
+
+
+def test_clicks_are_inside_unless_they_say_otherwise() -> None:
+    seeds = read(click(50, 25), click(10, 90, is_positive=True), click(0, 100, is_positive=False))["Lung"]
+    assert seeds.inside == [(15.0, 45.0), (54.0, 9.0)]
+    assert seeds.outside == [(60.0, 0.0)]
+
+
+def test_boxes_are_inside_or_nothing_of_them_is() -> None:
+    seeds = read(rectangle(10, 10, 20, 50), rectangle(50, 50, 10, 10, is_positive=False))["Lung"]
+    assert [int(box.sum()) for box in seeds.boxes] == [18 * 30]
+    assert [int(out.sum()) for out in seeds.drawn_out] == [9 * 6]
+
+
+def test_the_last_stroke_of_a_brush_comes_with_the_mask_so_far() -> None:
+    before, stroke = regions(square(5, 5)), regions(square(40, 60, 4))
+    seeds = read(*before, *stroke)["Lung"]
+    assert seeds.current is not None
+    assert np.array_equal(seeds.current, square(5, 5))
+    assert np.array_equal(seeds.drawn_in[0], square(40, 60, 4))
+    alone = read(stroke[0] | {"is_positive": False})["Lung"]
+    assert (alone.current, len(alone.drawn_out)) == (None, 1)
+
+
+def test_each_label_has_its_own_prompts_and_unknown_ones_none() -> None:
+    found = read(click(50, 50), click(20, 20, "Heart"), click(1, 1, "Spleen"))
+    assert set(found) == {"Lung", "Heart"}
+
+
+@pytest.mark.parametrize("where", ["drafts", "annotations", "predictions"])
+def test_the_mask_on_the_screen_is_that_of_the_draft_the_annotation_or_the_prediction(where: str) -> None:
+    shown, other = regions(square(5, 5)), regions(square(30, 30))
+    heart = regions(square(40, 70), "Heart")
+    rows = [{"result": [*shown, *heart], "updated_at": "2026-11-29T10", "model_version": VERSION}]
+    rows.append({"result": other, "updated_at": "2026-11-29T09", "model_version": "another"})
+    behind = {"drafts": ("annotations", "predictions"), "annotations": ("predictions",), "predictions": ()}[where]
+    task = {where: rows} | {name: [{"result": other, "model_version": VERSION}] for name in behind}
+    found = shown_mask(task, "Lung", BRUSH, H, W, [VERSION])
+    assert found is not None
+    assert np.array_equal(found, square(5, 5))
+    assert shown_mask({}, "Lung", BRUSH, H, W, [VERSION]) is None
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from([1e300, -1, "Lung"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["x", "y", "a"]), inner, max_size=3),
+    max_leaves=8,
+)
+KINDS = ("keypoint", "rectangle", "ellipse", "polygon", "brush", "bitmask", "labels", "")
+KEYS = ("x", "y", "width", "height", "rotation", "radiusX", "radiusY", "points", "rle", "imageDataURL")
+REGION = st.fixed_dictionaries(
+    {"type": st.sampled_from([f"{kind}labels" for kind in KINDS]) | JSON},
+    optional={
+        "value": st.dictionaries(st.sampled_from([*KEYS, *(f"{k}labels" for k in KINDS)]), JSON | st.just(["Lung"])),
+        "is_positive": JSON,
+        "from_name": JSON,
+    },
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(JSON | st.fixed_dictionaries({"result": st.lists(REGION | JSON, max_size=5) | JSON}), JSON)
+def test_no_input_raises(context: Any, more: Any) -> None:
+    found = prompts(context, BRUSH, H, W)
+    assert set(found) <= {"Lung", "Heart"}
+    for name in ("drafts", "annotations", "predictions"):
+        shown_mask({name: more}, "Lung", BRUSH, H, W, [VERSION])
+        shown_mask({name: [{"result": more, "model_version": VERSION}]}, "Lung", BRUSH, H, W, [VERSION])
+
+
+# -- answers ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    world = World(tmp_path_factory.mktemp("clicks") / "data")
+    world.add_scans(0, 3)
+    world.run()
+    return world
+
+
+def asked(world: World, task: int, *result: Any, **more: Any) -> dict[str, Any]:
+    data = {"image": world.store.scan(PROJECT, task)["image"]}
+    corrector = Corrector(world.store, world.studio)  # type: ignore[arg-type]
+    return corrector.correct(PROJECT, {"id": task, "data": data, **more}, {"result": list(result)})
+
+
+def test_a_click_on_a_lung_draws_it_in_the_projects_own_tag_and_ids_are_never_the_same(world: World) -> None:
+    task = next(iter(world.masks))
+    truth = world.masks[task]["Lung"]
+    left = truth & (np.arange(SIZE) < SIZE // 2)
+    row, column = (float(np.median(axis)) for axis in np.nonzero(left))
+    prompt = click(100 * column / SIZE, 100 * row / SIZE)
+    one, other = (asked(world, task, prompt)["result"] for _ in range(2))
+    assert [(r["type"], r["from_name"], r["value"]["brushlabels"]) for r in one] == [("brushlabels", "tag", ["Lung"])]
+    found = from_result(one, (SIZE, SIZE))["Lung"]
+    assert 2 * (found & left).sum() / (found.sum() + left.sum()) > 0.8
+    assert UUID(one[0]["id"]) != UUID(other[0]["id"])
+    assert from_result(other, (SIZE, SIZE))["Lung"].tolist() == found.tolist()
+
+
+def test_a_click_outside_shrinks_the_mask_of_the_draft(world: World) -> None:
+    task = next(iter(world.masks))
+    truth = world.masks[task]["Lung"]
+    drawn = truth.copy()
+    drawn[:6, :6] = True
+    draft = [{"result": to_result({"Lung": drawn}, CONTROL), "updated_at": "now"}]
+    answer = asked(world, task, click(3, 3, is_positive=False), drafts=draft)
+    found = from_result(answer["result"], (SIZE, SIZE))["Lung"]
+    assert not found[:3, :3].any()
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.85
+
+
+@pytest.mark.parametrize("result", [[], [click(50, 50, "Spleen")], [{"x": 1}], [click(50, 50, is_positive=False)]])
+def test_without_usable_prompts_the_answer_is_empty(world: World, result: list[Any]) -> None:
+    assert asked(world, next(iter(world.masks)), *result)["result"] == []
+
+
+def test_an_unreadable_scan_and_an_unknown_project_get_an_empty_answer(world: World) -> None:
+    corrector = Corrector(world.store, world.studio)  # type: ignore[arg-type]
+    context = json.loads(json.dumps({"result": [click(50, 50)]}))
+    for project, task in ((PROJECT, {"id": 99, "data": {"image": "/data/none.png"}}), (8, {"id": 1}), (PROJECT, {})):
+        assert corrector.correct(project, task, context)["result"] == []
