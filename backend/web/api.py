@@ -28,7 +28,7 @@ from backend.settings import Settings
 from backend.web import metrics, schemas
 from backend.web.access import Secrets, error_answer, refused
 from backend.web.bodies import BadRequest
-from backend.web.ml_backend import Correct, Predict, RequestReconcile, create_ml_backend
+from backend.web.ml_backend import Correct, Predict, RequestReconcile, create_ml_backend, no_correction
 from backend.web.overview import Overview
 from backend.web.page import create_page
 from backend.web.project_api import create_change_api, create_state_api, create_view_api
@@ -52,7 +52,7 @@ def create_api(
     request_reconcile: RequestReconcile,
     predict: Predict,
     *,
-    correct: Correct | None = None,
+    correct: Correct = no_correction,
     overview: Overview | None = None,
     waiting: Callable[[], int] | None = None,
     count: CountCallback = discard,

@@ -45,6 +45,11 @@ class Correct(Protocol):
     def __call__(self, project: int, task: dict[str, Any], context: Any) -> dict[str, Any]: ...
 
 
+def no_correction(project: int, task: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Smart tools get nothing."""
+    return _no_masks([task])[0]
+
+
 @dataclass(frozen=True)
 class _Setup:
     """The facts about a project in a /setup request."""
@@ -61,10 +66,10 @@ def create_ml_backend(
     predict: Predict,
     *,
     studio_url: str,
-    correct: Correct | None = None,
+    correct: Correct = no_correction,
 ) -> APIRouter:
     """studio_url  Label Studio's address in our settings, shown to people unless /setup sends a better one
-    correct     answers smart tools; without it, they get nothing
+    correct     answers smart tools
     """
     router = APIRouter(tags=["Label Studio"])
     own, clicks = CapacityLimiter(OWN_THREADS), CapacityLimiter(CLICK_THREADS)
@@ -77,12 +82,8 @@ def create_ml_backend(
     async def setup(request: Request) -> dict[str, str]:
         """Register the project. Label Studio calls this again and again, so it does no work."""
         body = await read_json(request)
-        given = _Setup(
-            project_number(body),
-            str(request.base_url).rstrip("/"),
-            _extra_params(body),
-            _address_for_people(body.get("hostname"), studio_url),
-        )
+        shown = _address_for_people(body.get("hostname"), studio_url)
+        given = _Setup(project_number(body), str(request.base_url).rstrip("/"), _extra_params(body), shown)
         try:
             version = await to_thread.run_sync(_register, store, request_reconcile, given, limiter=own)
         except StoreUnavailable as error:  # Label Studio calls again
@@ -92,18 +93,13 @@ def create_ml_backend(
 
     @router.post("/predict")
     async def predictions(request: Request) -> dict[str, Any]:
-        """A first mask for each task, and its score: the lower, the earlier it is served."""
+        """A mask for each task, and its score (the lower, the earlier it is served), or the answer to a smart tool."""
         body = await read_json(request)
-        tasks = body.get("tasks")
-        if not isinstance(tasks, list) or not all(isinstance(t, dict) for t in tasks):
-            raise BadRequest('"tasks" must be a list of tasks.')
-        project = project_number(body)
-        if _prompted(body):
-            if correct is None or len(tasks) != 1:
-                return {"results": _no_masks(tasks)}
-            context = body["params"]["context"]
-            return {"results": [await to_thread.run_sync(correct, project, tasks[0], context, limiter=clicks)]}
+        project, tasks = project_number(body), _tasks(body)
         try:
+            if tasks and _prompted(body):  # always one task
+                given = (project, tasks[0], body["params"]["context"])
+                return {"results": [await to_thread.run_sync(correct, *given, limiter=clicks)]}
             return {"results": await to_thread.run_sync(predict, project, tasks, limiter=own)}
         except (StoreUnavailable, StorageFull) as error:  # the annotator gets an empty task instead of an error
             log.warning("project %s: %s", project, error)
@@ -127,6 +123,14 @@ def create_ml_backend(
         return {"versions": await run_in_threadpool(_versions, store)}
 
     return router
+
+
+def _tasks(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Raises BadRequest."""
+    tasks = body.get("tasks")
+    if not isinstance(tasks, list) or not all(isinstance(t, dict) for t in tasks):
+        raise BadRequest('"tasks" must be a list of tasks.')
+    return tasks
 
 
 def _prompted(body: dict[str, Any]) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from service import Forwarder, Lab, Service
 
+from backend.demo.annotator import from_result
 from backend.demo.label_studio import LabelStudio
 from backend.records.maps import read_map
 from backend.records.store import Store
