@@ -167,20 +167,21 @@ def test_a_smart_tool_gets_a_mask_that_replaces_nothing(run: dict[str, Any]) -> 
     try:
         task = run["served 1"][0]
         drawn = task["predictions"][0]["result"]
-        mask = from_result(drawn, (256, 256))["Lung"]
+        (annotation,) = lab.studio.get(f"/api/tasks/{task['id']}")["annotations"]  # the mask on the screen by now
+        mask = from_result(annotation["result"], (256, 256))["Lung"]
         columns = np.flatnonzero(mask.any(axis=0))
         column = int(columns[len(columns) // 4])
         row = int(np.median(np.flatnonzero(mask[:, column])))
         value = {"x": 100 * column / 256, "y": 100 * row / 256, "width": 0.3, "keypointlabels": ["Lung"]}
         click = {"id": "k", "type": "keypointlabels", "from_name": "click", "to_name": "image", "value": value}
-        for prompts in ([click], [click | {"is_positive": False}], drawn):
+        for prompts in ([click], [click | {"is_positive": False}], annotation["result"]):
             body = {"task": task["id"], "context": {"result": prompts}}
             (region,) = lab.studio.post(f"{path}/interactive-annotating", body)["data"]["result"]
             found = from_result([region], (256, 256))["Lung"]
             assert bool(found[row, column]) == (prompts[0].get("is_positive") is not False)
             assert 2 * (found & mask).sum() / (found.sum() + mask.sum()) > 0.4  # a click outside may take a lung away
             assert region["from_name"] == drawn[0]["from_name"]
-            assert region["id"] not in {one["id"] for one in drawn}
+            assert region["id"] not in {one["id"] for one in (*drawn, *annotation["result"])}
         nothing = {"task": task["id"], "context": {"result": []}}  # what the page sends after Submit
         assert lab.studio.post(f"{path}/interactive-annotating", nothing)["data"]["result"] == []
         assert UUID(drawn[0]["id"]).version == 5
