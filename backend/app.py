@@ -152,7 +152,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
         store,
         buffer.request,
         predictor.predict,
-        correct=Corrector(store, studio).correct,
+        correct=Corrector(store, studio, counters.count).correct,
         overview=overview,
         waiting=queue.waiting,
         count=counters.count,

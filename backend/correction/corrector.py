@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 
-from backend.correction.geodesic import Geodesic
+from backend.correction.geodesic import Geodesic, Mask
 from backend.correction.prompts import prompts, shown_mask
 from backend.errors import ScanqueueError
 from backend.facts import IMPORTED_MASKS, PENDING, version_name
@@ -23,18 +25,24 @@ from backend.label_studio.studio import Studio
 from backend.learning.patch_features import SIDE
 from backend.loop.batch import cached_pixels
 from backend.records.store import Store
+from backend.workers.counters import CountCallback, discard
 
 log = logging.getLogger("scanqueue.correction")
 
+NEAR = 2  # slices from which a mask may come
 READY = 16  # scans whose paths are kept: 15 MB each
 
 
 class Corrector:
-    """Turns prompts into masks. For any thread."""
+    """Turns prompts into masks. For any thread.
 
-    def __init__(self, store: Store, studio: Studio) -> None:
+    count  counts the answers, by what became of them, and their seconds
+    """
+
+    def __init__(self, store: Store, studio: Studio, count: CountCallback = discard) -> None:
         self._store = store
         self._studio = studio
+        self._count = count
         self._ready: OrderedDict[tuple[str, str], Geodesic] = OrderedDict()
         self._mutex = threading.Lock()
 
@@ -45,12 +53,15 @@ class Corrector:
         prompts, as after Submit, and after a failure, the result is empty, which changes nothing on the screen.
         """
         result: list[dict[str, Any]] = []
+        began, outcome = time.monotonic(), "failed"
         try:
             result = self._regions(project, task, context)
+            outcome = "drawn" if result else "empty"
         except ScanqueueError as error:
             log.warning("project %s, task %s: no correction: %s", project, task.get("id"), error)
         except Exception:  # annotators see nothing instead of an error
             log.exception("project %s, task %s: the correction failed", project, task.get("id"))
+        self._count("correction", outcome, time.monotonic() - began)
         return {"model_version": PENDING, "score": 1.0, "result": result}
 
     def _regions(self, project: int, task: Mapping[str, Any], context: Any) -> list[dict[str, Any]]:
@@ -66,8 +77,31 @@ class Corrector:
         for label, seeds in prompts(context, config, height, width).items():
             if seeds.current is None:
                 seeds.current = shown_mask(task, label, config, height, width, versions)
+            if seeds.current is None or not seeds.current.any():
+                seeds.current = self._next_to(project, task, label, config, (height, width))
             labelmap[paths.mask(seeds)] = config.labels.index(label) + 1
         return draw_mask(labelmap, config.labels, config, f"correction:{uuid4()}")
+
+    def _next_to(
+        self, project: int, task: Mapping[str, Any], label: str, config: LabelConfig, shape: tuple[int, int]
+    ) -> Mask | None:
+        """The mask of a label on the nearest labelled slice of the same volume, at most NEAR slices away."""
+        number = task.get("id")
+        scan = self._store.scan(project, number) if isinstance(number, int) else None
+        if scan is None or not scan["volume"]:
+            return None
+        others = self._store.scans_of(project, self._store.siblings(project, scan["task"]))
+        near = [(abs(one["slice"] - scan["slice"]), one["task"]) for one in others if one["annotated"]]
+        key = config.reading_key(self._store.renames(project))
+        for _, other in sorted(one for one in near if 0 < one[0] <= NEAR):
+            name, read_with = self._store.mask_of(project, other)
+            if not name or read_with != key:
+                continue
+            with suppress(FileNotFoundError):
+                mask = self._store.arrays("labels", name)["mask"] == config.labels.index(label) + 1
+                if mask.shape == shape and mask.any():
+                    return np.asarray(mask)
+        return None
 
     def _paths(self, project: int, task: Mapping[str, Any], config: LabelConfig) -> Geodesic:
         number, data = task.get("id"), task.get("data") or {}

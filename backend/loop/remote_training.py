@@ -7,6 +7,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,8 +70,8 @@ def train_on_cluster(
     size, name = split.all[0].case.size, f"training-{secrets.token_hex(8)}"
     recipe = context.learner.describe_training(seed, size)
     work = Training(learn, tuple(map(Drawn.of, split.held_out)), tuple(labels), seed, size, recipe, name)
-    with cluster.listening(name) as told:
-        for found in cluster.each(train_here, [work]):
+    with cluster.listening(name) as told, closing(cluster.each(train_here, [work])) as running:
+        for found in running:
             if found is not None:
                 files, details = found[1]
                 return partial(unpack, files=files), details

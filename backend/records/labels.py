@@ -49,6 +49,12 @@ class LabelRecords(Database):
         where = (label_table.c.project == project, label_table.c.config != "")
         return self.rows(select(label_table).where(*where).order_by(label_table.c.task))
 
+    def mask_of(self, project: int, task: int) -> tuple[str, str]:
+        """(name of the mask, key of the label config it was read with) of a task's annotation; ("", "") without one."""
+        here = (label_table.c.project == project, label_table.c.task == task)
+        found = self._tuples(select(label_table.c.mask, label_table.c.config).where(*here))
+        return (str(found[0][0]), str(found[0][1])) if found else ("", "")
+
     def authors(self, project: int, limit: int) -> list[tuple[int, int | None]]:
         """(number, author) of the newest annotations, newest first."""
         columns = (label_table.c.annotation, label_table.c.completed_by)

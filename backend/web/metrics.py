@@ -168,7 +168,10 @@ def _measures(store: Store) -> Iterator[Metric]:
         "scanqueue_label_studio_seconds", "Requests to Label Studio that were answered.", labels=["request"]
     )
     http = SummaryMetricFamily("scanqueue_http_seconds", "Requests that the servers answered.", labels=["path", "code"])
-    for family, name in ((steps, "step"), (studio, "studio")):
+    clicks = SummaryMetricFamily(
+        "scanqueue_correction_seconds", "Answers to clicks, boxes and strokes of smart tools.", labels=["outcome"]
+    )
+    for family, name in ((steps, "step"), (studio, "studio"), (clicks, "correction")):
         for label, (count, total) in sorted(store.counters(name).items()):
             family.add_metric([label], count, total)
     for label, (count, total) in sorted(store.counters("http").items()):
@@ -181,7 +184,7 @@ def _measures(store: Store) -> Iterator[Metric]:
     for counter, name in ((errors, "studio_error"), (slow, "http_slow")):
         for label, (count, _) in sorted(store.counters(name).items()):
             counter.add_metric([label], count)
-    return iter((steps, studio, errors, http, slow))
+    return iter((steps, studio, clicks, errors, http, slow))
 
 
 def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:

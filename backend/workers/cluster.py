@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -58,7 +58,7 @@ class Cluster:
 
     def each(
         self, function: Callable[..., Any], parts: Sequence[Any], shared: Any = None
-    ) -> Iterator[tuple[int, Any] | None]:
+    ) -> Generator[tuple[int, Any] | None]:
         """Call `function(part, shared)` on the cluster; yields (index of the part, result) as the results come.
 
         Yields None after POLL seconds without one. Closing the iterator cancels what has not begun. What was lost with
@@ -79,7 +79,7 @@ class Cluster:
 
     def _each(
         self, client: Client, function: Callable[..., Any], parts: Sequence[Any], shared: Any
-    ) -> Iterator[tuple[int, Any] | None]:
+    ) -> Generator[tuple[int, Any] | None]:
         (sent,) = client.scatter([shared], hash=False) if shared is not None else (None,)
         waiting = list(enumerate(parts))[::-1]
         running: dict[Any, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from world import CONTROL, PROJECT, SIZE, World
+from world import CONTROL, PROJECT, SIZE, World, png
 
 from backend.correction.corrector import Corrector
 from backend.correction.prompts import prompts, shown_mask
 from backend.demo.annotator import from_result, to_result
+from backend.demo.phantoms import phantom
 from backend.label_config import LabelConfig, Tag
+from backend.records.tables import scan_table
 
 H, W = 60, 90
 BRUSH = LabelConfig("$image", (Tag("tag", "brush", "image", ("Lung", "Heart")),))
@@ -168,7 +171,32 @@ def test_without_usable_prompts_the_answer_is_empty(world: World, result: list[A
 
 
 def test_an_unreadable_scan_and_an_unknown_project_get_an_empty_answer(world: World) -> None:
-    corrector = Corrector(world.store, world.studio)  # type: ignore[arg-type]
+    counted: list[str] = []
+    corrector = Corrector(world.store, world.studio, lambda name, label, amount=0.0: counted.append(label))  # type: ignore[arg-type]
     context = json.loads(json.dumps({"result": [click(50, 50)]}))
     for project, task in ((PROJECT, {"id": 99, "data": {"image": "/data/none.png"}}), (8, {"id": 1}), (PROJECT, {})):
         assert corrector.correct(project, task, context)["result"] == []
+    assert counted == ["failed", "empty", "failed"]
+
+
+def test_on_a_slice_without_a_mask_the_mask_of_the_slice_beside_it_is_corrected(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    image, masks = phantom(0, (SIZE, SIZE))
+    tasks = world.studio.add_scans([png(image), png(np.clip(image * 1.02, 0, 255).astype(np.uint8))])
+    world.masks |= dict.fromkeys(tasks, masks)
+    world.run()
+    with world.store.write() as connection:
+        for number, task in enumerate(tasks):
+            here = (scan_table.c.project == PROJECT, scan_table.c.task == task)
+            connection.execute(scan_table.update().where(*here).values(volume="v", slice=number))
+    truth = masks["Lung"]
+    far = np.argwhere(~truth & (np.hypot(*np.mgrid[:SIZE, :SIZE]) < 5))[0]
+    prompt = click(100 * (far[1] + 0.5) / SIZE, 100 * (far[0] + 0.5) / SIZE, is_positive=False)
+    assert asked(world, tasks[1], prompt)["result"] == []  # nothing tells where the lung is
+    world.submit(tasks[0])
+    world.run()
+    with world.store.write() as connection:
+        connection.execute(scan_table.update().where(scan_table.c.task == tasks[0]).values(volume="v", slice=0))
+        connection.execute(scan_table.update().where(scan_table.c.task == tasks[1]).values(volume="v", slice=1))
+    found = from_result(asked(world, tasks[1], prompt)["result"], (SIZE, SIZE))["Lung"]
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.85

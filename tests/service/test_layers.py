@@ -22,7 +22,7 @@ FOLDERS: dict[str, set[str]] = {
     "learning": {"ground", "sampling", "formats", "workers"},
     "label_studio": {"ground", "formats", "workers"},
     "loop": {"ground", "sampling", "formats", "records", "workers", "learning", "label_studio"},
-    "correction": {"ground", "formats", "records", "learning", "label_studio", "loop"},
+    "correction": {"ground", "formats", "records", "workers", "learning", "label_studio", "loop"},
     "intake": {"ground", "formats", "records", "workers", "label_studio"},
     "mask_import": {"ground", "formats", "label_studio", "intake"},
     "export": {"ground", "formats", "records", "label_studio", "loop", "intake"},
