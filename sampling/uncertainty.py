@@ -18,7 +18,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import entr
 
 from sampling.arrays import FloatArray
 
@@ -213,6 +212,8 @@ def _near_edges(likeliest: NDArray[np.intp]) -> NDArray[np.bool_]:
 
 def _pixel_entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
     """(C, P) probabilities -> (P,) entropies / log C; 0 log 0 counts 0."""
+    from scipy.special import entr  # takes a quarter of a second to load
+
     entropy: NDArray[np.float64] = entr(p).sum(axis=0) / math.log(len(p))
     return entropy
 

@@ -142,7 +142,7 @@ class Worker:
             settings.label_studio_url, settings.label_studio_api_key, image_hosts=settings.image_hosts
         )
         self.learner: Learner = Learner(settings)
-        self._place = Path(tempfile.mkdtemp(prefix="scanqueue-", dir=_local_directory()))
+        self._places = [self._new_place()]
         self._mutex = threading.Lock()
         self._parts = 0
 
@@ -157,10 +157,16 @@ class Worker:
         """The folder of cached files; a new one when it has become large."""
         with self._mutex:
             self._parts += 1
-            if self._parts % 100 == 0 and _size(self._place) > CACHE:
-                old, self._place = self._place, Path(tempfile.mkdtemp(prefix="scanqueue-", dir=_local_directory()))
-                shutil.rmtree(old, ignore_errors=True)
-            return self._place
+            if self._parts % 100 == 0 and _size(self._places[-1]) > CACHE:
+                self._places.append(self._new_place())
+                for old in self._places[:-2]:  # other threads may still use the last one
+                    shutil.rmtree(old, ignore_errors=True)
+                del self._places[:-2]
+            return self._places[-1]
+
+    @staticmethod
+    def _new_place() -> Path:
+        return Path(tempfile.mkdtemp(prefix="scanqueue-", dir=_local_directory()))
 
 
 @cache
