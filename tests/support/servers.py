@@ -6,6 +6,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -189,8 +190,15 @@ class DaskCluster:
             self.start_worker()
 
     def start_scheduler(self) -> None:
+        """Returns when it accepts connections."""
         arguments = ["--host", "127.0.0.1", "--port", str(self.port), "--dashboard-address", "127.0.0.1:0"]
         self.scheduler = self._start("scheduler", arguments)
+        until = time.monotonic() + 60
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return
+            assert time.monotonic() < until, self.scheduler.tail()
+            time.sleep(0.1)
 
     def start_worker(self) -> None:
         folder = self.folder / f"worker-{len(self.workers)}"
