@@ -48,7 +48,8 @@ class ScanFolder:
         return (
             '<View><Image name="image" value="$image" zoom="true"/>'
             f'<BrushLabels name="mask" toName="image">{labels}</BrushLabels>'
-            f'<KeyPointLabels name="click" toName="image" smart="true">{labels}</KeyPointLabels></View>'
+            '<KeyPointLabels name="click" toName="image" smart="true" smartOnly="true">'
+            f"{labels}</KeyPointLabels></View>"
         )
 
     @property

@@ -105,18 +105,16 @@ def _smart_tools(page: ProjectPage, project: int, interactive: bool) -> Iterator
     """Whether the flag of the backend, the smart tags and their labels fit together."""
     smart = smart_tags(page.label_config)
     if not smart and interactive:
-        what = (
-            'Interactive preannotations are on, but no tag of the label config has smart="true", so there is no tool.'
-        )
+        what = 'Interactive preannotations are on, but no tag of the label config has smart="true".'
+        tag = '<KeyPointLabels name="click" toName="image" smart="true" smartOnly="true">'
         cure = (
-            'Add <KeyPointLabels name="click" toName="image" smart="true"> with the labels of your masks in Settings > '
-            "Labeling Interface > Code, or turn off Interactive preannotations in Settings > Model, Edit."
+            f"Add {tag} with the labels of your masks in Settings > Labeling Interface > Code, or turn off Interactive "
+            "preannotations in Settings > Model, Edit."
         )
         yield Finding("backend", "warning", what, cure)
     if smart and not interactive:
-        what = (
-            f"{', '.join(sorted(smart))} in the label config is a smart tool, but Interactive preannotations are off."
-        )
+        names = ", ".join(map(repr, sorted(smart)))
+        what = f"The label config has smart tools ({names}), but Interactive preannotations are off."
         yield Finding("backend", "warning", what, "Turn on Interactive preannotations in Settings > Model, Edit.")
     with suppress(NotSegmentable):  # `check_label_config` reports it
         masks = set(page.masks_config(project).labels)

@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 import pytest
 from chromium import ARGUMENTS
+from editor import IMAGE, Editor
 from numpy.typing import NDArray
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from backend.demo.label_studio import LabelStudio
 from backend.export.run import Export
@@ -63,26 +64,8 @@ def dice(first: Mask, second: Mask) -> float:
     return float(2 * (first & second).sum() / max(first.sum() + second.sum(), 1))
 
 
-IMAGE = "window.Htx?.annotationStore?.selected?.objects?.find((one) => one.name === 'image')"
-
-
-class Editor:
-    """Label Studio's editor in Chromium, signed in."""
-
-    def __init__(self, page: Page, studio: LabelStudio, project: int) -> None:
-        self.page, self.studio, self.project = page, studio, project
-        page.set_default_timeout(60_000)
-        page.goto(f"{studio.url}/user/login/")
-        page.fill("[name=email]", studio.email)
-        page.fill("[name=password]", studio.password)
-        page.locator("button", has_text="Log in").click()
-        page.wait_for_url(lambda url: "/login" not in url)
-
-    def open(self, task: int) -> None:
-        self.page.goto(f"{self.studio.url}/projects/{self.project}/data?task={task}")
-        self.page.wait_for_function(
-            f"() => {IMAGE}?.currentImageEntity?.naturalWidth > 0 && document.querySelector('.konvajs-content canvas')"
-        )
+class Drawing(Editor):
+    """What the editor shows and draws."""
 
     def shown(self, task: int) -> Mask:
         """The pixels that the editor colours on the black image, (H, W)."""
@@ -153,7 +136,7 @@ def test_what_the_editor_shows_is_read_and_what_is_written_is_shown(
             tmp_path / "profile", executable_path=chromium, headless=True, args=ARGUMENTS,
             viewport={"width": 1440, "height": 900},
         )  # fmt: skip
-        editor = Editor(context.pages[0], label_studio, project)
+        editor = Drawing(context.pages[0], label_studio, project)
         stroke = editor.draw_rotated(rotated)
         for task, (name, (kind, value)) in zip(read_tasks, VALUES.items(), strict=True):
             ours, _ = read_mask([region(kind, value)], config, H, W)
