@@ -110,7 +110,7 @@ class Pool:
             connection.execute(delete(uncertainty_table).where(uncertainty_table.c.digest.in_(digests)))
         self.store.set_stage(self.project, [s["task"] for s in scans], Stage.UNREAD, lower=True)
         if only is None:
-            shutil.rmtree(self.folder / "pixels")
+            shutil.rmtree(self.folder / "pixels", ignore_errors=True)
         self._alpha += 0.001  # a value that no round has used yet; otherwise there would be nothing to score
         row = self.store.project(self.project)
         assert row is not None
