@@ -81,7 +81,7 @@ def _about(c: Comparison, left_out: int, command: str) -> dict[str, str]:
         "Encoder": c.encoder,
         "Image size": f"{c.image_size} pixels" if c.image_size else "default of the device",
         "Training steps": str(c.training_steps) if c.training_steps else "default of the device",
-        "Validation scans": f"{VALIDATION_SHARE:.0%} of the labels, to select the best step",
+        "Validation scans": f"{VALIDATION_SHARE:.0%} of the labels, learnt from in the second half of each training",
         "Test scans": f"{c.test_share:.0%} of all scans, the same for all strategies within a repeat",
         "Alpha, uncertainty": f"{c.alpha:g}, {c.uncertainty}",
     }
