@@ -64,6 +64,15 @@ def environment(address: str, **more: str) -> dict[str, str]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As Dask gives its workers: sums depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharing, "PART", 2)
 
@@ -74,7 +83,7 @@ def comparable(state: Mapping[str, Any]) -> dict[str, Any]:
     return {**state, "files": files}
 
 
-@pytest.mark.usefixtures("small_parts")
+@pytest.mark.usefixtures("small_parts", "one_thread")
 def test_a_cluster_does_the_same_and_survives_kills_of_workers_and_scheduler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
