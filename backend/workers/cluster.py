@@ -85,9 +85,11 @@ class Cluster:
         running: dict[Any, int] = {}
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         alone_since: float | None = None
+        threads, gpus, asked = 0, 0.0, float("-inf")
         try:
             while waiting or running:
-                threads, gpus = self._size(client)
+                if time.monotonic() - asked >= POLL:
+                    (threads, gpus), asked = self._size(client), time.monotonic()
                 if threads:
                     alone_since = None
                 elif time.monotonic() - (alone_since := alone_since or time.monotonic()) > ALONE:
