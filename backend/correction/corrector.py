@@ -17,13 +17,11 @@ from backend.correction.geodesic import Geodesic, Mask
 from backend.correction.prompts import prompts, shown_mask
 from backend.errors import ScanqueueError
 from backend.facts import IMPORTED_MASKS, PENDING, version_name
-from backend.formats.pixels import Letterboxed, decode_image, letterbox
-from backend.image_value import reference, resolve
 from backend.label_config import LabelConfig
 from backend.label_studio.drawing import draw_mask
 from backend.label_studio.studio import Studio
 from backend.learning.patch_features import SIDE
-from backend.loop.batch import cached_pixels
+from backend.loop.batch import digest_of_task, pixels_of_task
 from backend.records.store import Store
 from backend.workers.counters import CountCallback, discard
 
@@ -104,20 +102,12 @@ class Corrector:
         return None
 
     def _paths(self, project: int, task: Mapping[str, Any], config: LabelConfig) -> Geodesic:
-        number, data = task.get("id"), task.get("data") or {}
-        number = number if isinstance(number, int) else 0
-        image = reference(config.image_value, data, project, number)
-        scan = self._store.scan(project, number)
-        digest = scan["digest"] if scan is not None and scan["image"] == image else ""
-        key = (image, digest)
+        _, digest = key = digest_of_task(self._store, project, task, config)
         with self._mutex:
             if key in self._ready:
                 self._ready.move_to_end(key)
                 return self._ready[key]
-        boxed: Letterboxed | None = cached_pixels(self._store, digest, SIDE)
-        if boxed is None:
-            boxed = letterbox(decode_image(self._studio.image(resolve(config.image_value, data))), SIDE)
-        paths = Geodesic(boxed)
+        paths = Geodesic(pixels_of_task(self._store, self._studio, task, config, digest, SIDE))
         with self._mutex:
             self._ready[key] = paths
             while len(self._ready) > READY:

@@ -6,7 +6,7 @@ Results are named by their inputs, so work done twice, even by two workers at on
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +19,8 @@ from backend.facts import Scan
 from backend.fingerprints import fingerprint
 from backend.formats.browser import hidden
 from backend.formats.pixels import Letterboxed, decode_image, letterbox
+from backend.image_value import reference, resolve
+from backend.label_config import LabelConfig
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.learning.patch_features import SIDE, PatchFeatures
@@ -232,3 +234,27 @@ def cached_pixels(store: Store, digest: str, size: int) -> Letterboxed | None:
     except OSError:
         return None
     return Letterboxed(found["pixels"], *(int(n) for n in found["box"]))
+
+
+def digest_of_task(store: Store, project: int, task: Mapping[str, Any], config: LabelConfig) -> tuple[str, str]:
+    """(reference, digest) of the image of a task as Label Studio sends it.
+
+    The digest is "" if the scan has not been read, or was read from another image.
+    """
+    number = task.get("id")
+    number = number if isinstance(number, int) else 0
+    image = reference(config.image_value, task.get("data") or {}, project, number)
+    scan = store.scan(project, number)
+    return image, scan["digest"] if scan is not None and scan["image"] == image else ""
+
+
+def pixels_of_task(
+    store: Store, studio: Studio, task: Mapping[str, Any], config: LabelConfig, digest: str, size: int
+) -> Letterboxed:
+    """The image of a task in the working square: from the cache by its digest, else fetched.
+
+    Raises UnreadableScan when it is not available.
+    """
+    if found := cached_pixels(store, digest, size):
+        return found
+    return letterbox(decode_image(studio.image(resolve(config.image_value, task.get("data") or {}))), size)

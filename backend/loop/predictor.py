@@ -10,14 +10,13 @@ from typing import Any
 from backend.errors import ScanqueueError
 from backend.facts import IMPORTED_MASKS, PENDING, origin_of, score_of, version_name
 from backend.fingerprints import fingerprint
-from backend.formats.pixels import decode_image, letterbox, restore
-from backend.image_value import reference, resolve
+from backend.formats.pixels import restore
 from backend.label_config import LabelConfig
 from backend.label_studio.drawing import draw_mask
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.learning.patch_features import SIDE
-from backend.loop.batch import cached_pixels
+from backend.loop.batch import digest_of_task, pixels_of_task
 from backend.loop.quick_masks import newest_quick_model, quick_name
 from backend.records.rounds import Pick
 from backend.records.store import Store
@@ -99,11 +98,8 @@ class Predictor:
         if imported := next(found)[1]:
             return [dict(region) for region in imported]
         row, model = newest
-        data = task.get("data") or {}
-        same = scan is not None and scan["image"] == reference(config.image_value, data, project, task["id"])
-        boxed = cached_pixels(self._store, scan["digest"] if scan and same else "", SIDE)
-        if boxed is None:
-            boxed = letterbox(decode_image(self._studio.image(resolve(config.image_value, data))), SIDE)
+        _, digest = digest_of_task(self._store, project, task, config)
+        boxed = pixels_of_task(self._store, self._studio, task, config, digest, SIDE)
         size = boxed.original_height, boxed.original_width
         mask = restore(model.probabilities(self._learner.features(boxed.pixels), *size), *size)
         return draw_mask(mask, config.labels, config, origin_of(version, quick_name(row["drawn"])))
@@ -117,10 +113,7 @@ class Predictor:
         version: str,
     ) -> list[dict[str, Any]]:
         origin = origin_of(version, model["fingerprint"])
-        number, data = task.get("id"), task.get("data") or {}
-        image = reference(config.image_value, data, project, number if isinstance(number, int) else 0)
-        scan = self._store.scan(project, number) if isinstance(number, int) else None
-        digest = scan["digest"] if scan is not None and scan["image"] == image else ""
+        _, digest = digest_of_task(self._store, project, task, config)
         if digest:
             try:
                 stored = self._store.arrays("masks", fingerprint(model["fingerprint"], digest))
@@ -129,8 +122,6 @@ class Predictor:
                 pass
         folder = self._store.path("models", model["fingerprint"])
         size = self._learner.image_size_of(folder)
-        boxed = cached_pixels(self._store, digest, size)
-        if boxed is None:
-            boxed = letterbox(decode_image(self._studio.image(resolve(config.image_value, data))), size)
+        boxed = pixels_of_task(self._store, self._studio, task, config, digest, size)
         mask = self._learner.masks(folder, [boxed])[0]
         return draw_mask(mask, model["labels"], config, origin)
