@@ -147,12 +147,13 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     pictures = Pictures(store, BatchProcessor(studio, store, learner))
     state = StudioState(studio.whoami)
     overview = Overview(store, studio, pictures, lambda p: [f.to_dict() for f in examine(settings, p)], state.notice)
+    corrector = Corrector(store, studio, counters.count)
     api = create_api(
         settings,
         store,
         buffer.request,
         predictor.predict,
-        correct=Corrector(store, studio, counters.count).correct,
+        correct=corrector.correct,
         overview=overview,
         waiting=queue.waiting,
         count=counters.count,
@@ -176,6 +177,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
         )
     finally:
         stopping.set()
+        corrector.close()
         counters.flush()
         if worker:
             keeper.join(timeout=30)

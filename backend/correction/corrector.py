@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -22,6 +23,7 @@ from backend.label_studio.drawing import draw_mask
 from backend.label_studio.studio import Studio
 from backend.learning.patch_features import SIDE
 from backend.loop.batch import digest_of_task, pixels_of_task
+from backend.records.corrections import SLOW
 from backend.records.store import Store
 from backend.workers.counters import CountCallback, discard
 
@@ -41,6 +43,7 @@ class Corrector:
         self._store = store
         self._studio = studio
         self._count = count
+        self._writer = ThreadPoolExecutor(1)
         self._ready: OrderedDict[tuple[str, str], Geodesic] = OrderedDict()
         self._mutex = threading.Lock()
 
@@ -51,25 +54,49 @@ class Corrector:
         prompts, as after Submit, and after a failure, the result is empty, which changes nothing on the screen.
         """
         result: list[dict[str, Any]] = []
+        masks: dict[str, Mask] | None = None
         began, outcome = time.monotonic(), "failed"
         try:
-            result = self._regions(project, task, context)
+            masks, result = self._corrected(project, task, context)
             outcome = "drawn" if result else "empty"
         except ScanqueueError as error:
             log.warning("project %s, task %s: no correction: %s", project, task.get("id"), error)
         except Exception:  # annotators see nothing instead of an error
             log.exception("project %s, task %s: the correction failed", project, task.get("id"))
-        self._count("correction", outcome, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        self._count("correction", outcome, seconds)
+        if seconds > SLOW:
+            self._count("correction_slow", outcome)
+        if (masks is None or masks) and isinstance(number := task.get("id"), int):
+            self._writer.submit(self._record, project, number, time.time(), seconds, masks)
         return {"model_version": PENDING, "score": 1.0, "result": result}
 
-    def _regions(self, project: int, task: Mapping[str, Any], context: Any) -> list[dict[str, Any]]:
+    def close(self) -> None:
+        """Wait until all answers are recorded."""
+        self._writer.shutdown(wait=True)
+
+    def _record(self, project: int, task: int, at: float, seconds: float, masks: dict[str, Mask] | None) -> None:
+        """Nobody waits for this."""
+        try:
+            if self._store.project(project) is not None:
+                self._store.add_correction(project, task, at, seconds, masks)
+        except ScanqueueError as error:
+            log.warning("project %s, task %s: the correction was not recorded: %s", project, task, error)
+        except Exception:
+            log.exception("project %s, task %s: the correction was not recorded", project, task)
+
+    def _corrected(
+        self, project: int, task: Mapping[str, Any], context: Any
+    ) -> tuple[dict[str, Mask], list[dict[str, Any]]]:
+        """The mask of each label that has prompts, and the regions."""
         row = self._store.project(project)
         config = LabelConfig.from_json(row["config"]) if row is not None else None
         if config is None or not isinstance(context, Mapping) or not context.get("result"):
-            return []
+            return {}, []
         paths = self._paths(project, task, config)
         height, width = paths.height, paths.width
         labelmap = np.zeros((height, width), np.uint8)
+        masks: dict[str, Mask] = {}
         latest = self._store.latest_round(project, served=True)
         versions = [IMPORTED_MASKS, *([version_name(latest["n"])] if latest else [])]
         for label, seeds in prompts(context, config, height, width).items():
@@ -77,8 +104,9 @@ class Corrector:
                 seeds.current = shown_mask(task, label, config, height, width, versions)
             if seeds.current is None or not seeds.current.any():
                 seeds.current = self._next_to(project, task, label, config, (height, width))
-            labelmap[paths.mask(seeds)] = config.labels.index(label) + 1
-        return draw_mask(labelmap, config.labels, config, f"correction:{uuid4()}")
+            masks[label] = paths.mask(seeds)
+            labelmap[masks[label]] = config.labels.index(label) + 1
+        return masks, draw_mask(labelmap, config.labels, config, f"correction:{uuid4()}")
 
     def _next_to(
         self, project: int, task: Mapping[str, Any], label: str, config: LabelConfig, shape: tuple[int, int]

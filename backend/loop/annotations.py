@@ -82,7 +82,8 @@ class AnnotationReader:
             if drawn := missing.intersection(classes_in(mask)):  # a label that was lost then, and is there again
                 known = json.dumps([*json.loads(known), *(config.labels[n - 1] for n in sorted(drawn))])
                 missing -= drawn
-            self._compare_shown(project, scan, found, mask, config, key, missing)
+            shown = self._compare_shown(project, scan, found, mask, config, key, missing)
+            self._compare_correction(project, found.task, shown, mask, config, missing)
         except UnreadableMask as error:
             problem = f"annotation {found.id}: {error}"
             unknown = error.labels if isinstance(error, UnknownLabels) else ()
@@ -116,23 +117,25 @@ class AnnotationReader:
         config: LabelConfig,
         key: str,
         missing: frozenset[int],
-    ) -> None:
-        """Record the agreement between the mask shown and the mask submitted."""
+    ) -> NDArray[np.uint8] | None:
+        """Record the agreement between the mask shown and the mask submitted.
+
+        Returns the mask shown, with the classes of the config; None if there was none, or if it is not known.
+        """
         context, store = self._context, self._context.store
         shown_in = round_of(found.shown_version)
         model = context.model_summary(project, "" if shown_in is None else store.model_of_round(project, shown_in))
         here = scan_of(scan)
         if model is None:
-            if (shown := self._shown_first(project, found, config, (mask.shape[0], mask.shape[1]))) is not None:
-                self._record_shown(project, found, shown, config.labels, mask, config, key, missing, here)
-            return
+            shown = self._shown_first(project, found, config, (mask.shape[0], mask.shape[1]))
+            return self._record_shown(project, found, shown, config.labels, mask, config, key, missing, here)
         # Drawn again if it is not stored: /predict shows masks of scans that were never published.
         kept = store.has("masks", fingerprint(model["fingerprint"], here.digest))
         if not kept and not store.has("models", model["fingerprint"]):
-            return
+            return None
         context.processor.draw(project, model["fingerprint"], [here])
         shown = context.processor.mask(model["fingerprint"], here)
-        self._record_shown(project, found, shown, model["labels"], mask, config, key, missing, here)
+        return self._record_shown(project, found, shown, model["labels"], mask, config, key, missing, here)
 
     def _shown_first(
         self, project: int, found: Annotation, config: LabelConfig, shape: tuple[int, int]
@@ -164,11 +167,11 @@ class AnnotationReader:
         key: str,
         missing: frozenset[int],
         here: Scan,
-    ) -> None:
-        """`names` are those of the classes of `shown`."""
+    ) -> NDArray[np.uint8] | None:
+        """`names` are those of the classes of `shown`. Returns the mask with the classes of the config."""
         context, store = self._context, self._context.store
         if shown is None or shown.shape != mask.shape:
-            return
+            return None
         shown = translate(shown, names, config.labels)
         scores = context.learner.compare(shown, mask, len(config.labels) + 1, here.spacing, missing)
         row = {"task": found.task, "version": found.shown_version, "label": key}
@@ -176,3 +179,34 @@ class AnnotationReader:
         empty = {"shown_empty": int(scores.drawn_empty), "label_empty": int(scores.truth_empty)}
         per_label = json.dumps(as_row(scores, config.labels)["per_label"])
         store.put_shown(project, row | means | empty | {"unit": scores.unit, "per_label": per_label})
+        return shown
+
+    def _compare_correction(
+        self,
+        project: int,
+        task: int,
+        shown: NDArray[np.uint8] | None,
+        mask: NDArray[np.uint8],
+        config: LabelConfig,
+        missing: frozenset[int],
+    ) -> None:
+        """Record how well the newest answers of smart tools, and the mask before them, agree with the submitted mask.
+
+        Only labels that were corrected and submitted count.
+        """
+        answered = self._context.store.correction(project, task)
+        if answered is None or answered[1].shape != mask.shape:
+            return
+        names, masks = answered
+        pairs = [(names.index(name) + 1, config.labels.index(name) + 1) for name in names if name in config.labels]
+        pairs = [(ours, number) for ours, number in pairs if number not in missing and (mask == number).any()]
+        if not pairs:
+            return
+        after = [_dice(masks == ours, mask == number) for ours, number in pairs]
+        before = None if shown is None else [_dice(shown == number, mask == number) for _, number in pairs]
+        mean = None if before is None else float(np.mean(before))
+        self._context.store.judge_correction(project, task, mean, float(np.mean(after)))
+
+
+def _dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    return float(2 * (one & other).sum() / max(1, one.sum() + other.sum()))

@@ -12,6 +12,7 @@ from backend.fingerprints import fingerprint, judged_weights
 from backend.records.maps import map_name
 from backend.records.tables import (
     change_table,
+    correction_table,
     embedding_table,
     label_table,
     lesson_table,
@@ -36,11 +37,11 @@ OLD_COLUMNS = {
 }
 OWN = (  # tables whose rows contain the project
     *(project_table, scan_table, label_table, model_table, lesson_table),
-    *(round_table, shown_table, change_table),
+    *(round_table, shown_table, correction_table, change_table),
 )
 BY_CONTENT = (embedding_table, uncertainty_table)  # tables whose rows projects may share
 TABLES = (*OWN, *BY_CONTENT)
-LATER = (change_table, lesson_table)  # tables that older backups lack
+LATER = (change_table, lesson_table, correction_table)  # tables that older backups lack
 NAMING = (model_table.c.fingerprint, label_table.c.mask, scan_table.c.digest)  # columns that name artefacts
 FLEETING = (progress_table, quick_mask_table)  # of running work, and what is soon redone; not in a backup
 ARTEFACTS = re.compile(

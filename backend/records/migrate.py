@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from backend.errors import BadSetting
 
-HEAD = "0013"  # the newest revision in migrations/versions
+HEAD = "0014"  # the newest revision in migrations/versions
 FIRST = "0001"  # the revision of databases that do not record one
 KEY = 5316291  # advisory lock in PostgreSQL; any otherwise unused number
 

@@ -14,6 +14,7 @@ from sqlalchemy import case, func, select, update
 
 from backend.errors import BadSetting
 from backend.records.audit import AuditRecords, Change
+from backend.records.corrections import CorrectionRecords
 from backend.records.counters import CounterRecords
 from backend.records.embeddings import EmbeddingRecords
 from backend.records.labels import LabelRecords
@@ -40,6 +41,7 @@ class Store(
     ModelRecords,
     RoundRecords,
     QuickMaskRecords,
+    CorrectionRecords,
     ProgressRecords,
     WorkerRecords,
     CounterRecords,

@@ -170,6 +170,20 @@ quick_mask_table = Table(
     Column("learnt", Integer, nullable=False),  # number of labelled scans
     Column("dice", Float),  # expected; None: unknown
 )
+correction_table = Table(
+    "correction",  # what smart tools answered on the scan of a task, and how good that was
+    metadata,
+    Column("project", BigInteger, primary_key=True),
+    Column("task", BigInteger, primary_key=True),
+    Column("at", Float, nullable=False),  # time of the newest answer
+    Column("answers", Integer, nullable=False, default=0),
+    Column("failed", Integer, nullable=False, default=0),
+    Column("slow", Integer, nullable=False, default=0),
+    Column("names", Text, nullable=False, default="[]"),  # JSON: the labels that were corrected, classes 1.. of `mask`
+    Column("mask", LargeBinary),  # PNG: the newest answer for each label; NULL once it is compared
+    Column("before", Float),  # Dice between the mask that the task opened with and the submitted mask; NULL: blank
+    Column("after", Float),  # Dice between the newest answer and the submitted mask; NULL: not submitted yet
+)
 progress_table = Table(
     "progress",
     metadata,

@@ -11,28 +11,28 @@ import numpy as np
 from backend.facts import round_of, version_name
 from backend.learning.averages import of_model, of_trial
 from backend.records.store import Store
+from backend.web.corrections import corrections
+from backend.web.intervals import median
 from backend.web.legend import label_names, legend, united
 from backend.web.status import settings_of, shown_summaries, stopping, summary
 
-RESAMPLES = 2000  # bootstrap samples
-SEED = 0
 FIRST_LABELS = 5  # upper limit of the first group of masks of the quick model
-MANY = 1000  # number of values above which the interval is computed instead of resampled
 
 
 def curve(store: Store, project: int) -> dict[str, Any]:
     """The data of the learning curve, oldest first.
 
-    labels     of the newest model, with their `colours`
-    unit       unit of all distances; "mixed" if the rows differ, which then share no curve
-    models     on their held-out scans, as in `averages.summarise`
-    shown      per round, the masks shown compared with the submitted masks, likewise; `labels` is None for those of
-               the quick model, which learns from more labels after every scan
-    quick      the masks of the quick model, likewise, in groups by the number of labels submitted before: up to 5, 10,
-               20, 40, and so on; `labels` is their mean
-    control    comparisons with the control group
-    lead_time  median seconds per scan, for scans opened with and without a mask
-    stopping   as in the status
+    labels       of the newest model, with their `colours`
+    unit         unit of all distances; "mixed" if the rows differ, which then share no curve
+    models       on their held-out scans, as in `averages.summarise`
+    shown        per round, the masks shown compared with the submitted masks, likewise; `labels` is None for those of
+                 the quick model, which learns from more labels after every scan
+    quick        the masks of the quick model, likewise, in groups by the number of labels submitted before: up to 5,
+                 10, 20, 40, and so on; `labels` is their mean
+    control      comparisons with the control group
+    lead_time    median seconds per scan, for scans opened with and without a mask
+    corrections  see `corrections`
+    stopping     as in the status
 
     The interval of the times is a bootstrap percentile (Efron 1979), None for fewer than two scans.
     """
@@ -62,11 +62,12 @@ def curve(store: Store, project: int) -> dict[str, Any]:
             {"version": m["version"], **of_trial(m["details"]["arms"])} for m in models if "arms" in m["details"]
         ],
         "lead_time": {
-            "with": _median([r["lead_time"] for r in read if r["shown_version"] in masked or r["task"] in quick]),
-            "without": _median(
+            "with": median([r["lead_time"] for r in read if r["shown_version"] in masked or r["task"] in quick]),
+            "without": median(
                 [r["lead_time"] for r in read if r["shown_version"] not in masked and r["task"] not in quick]
             ),
         },
+        "corrections": corrections(store, project, read),
         "stopping": stopping(models, store.counts(project)["open"], settings_of(store, project)),
     }
 
@@ -93,24 +94,3 @@ def _row(found: Mapping[str, Any]) -> dict[str, Any]:
         if one["n"]
     }
     return {name: value for name, value in found.items() if name != "hd"} | {"classes": classes}
-
-
-def _median(times: Sequence[float | None]) -> dict[str, Any]:
-    known = [t for t in times if t is not None]
-    low, high = _interval(known)
-    median = round(float(np.median(known)), 2) if known else None
-    return {"median": median, "low": low, "high": high, "n": len(known)}
-
-
-def _interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """A 95 % interval of the median; (None, None) for fewer than two values."""
-    found = np.asarray(values, dtype=np.float64)
-    if len(found) < 2:
-        return None, None
-    if len(found) > MANY:  # close to resampling, at a fraction of its cost (David & Nagaraja 2003)
-        shift = 0.98 / len(found) ** 0.5  # in the rank
-        low, high = np.quantile(found, [0.5 - shift, 0.5 + shift])
-    else:
-        rows = np.random.default_rng(SEED).integers(len(found), size=(RESAMPLES, len(found)))
-        low, high = np.percentile(np.median(found[rows], axis=1), [2.5, 97.5])
-    return round(float(low), 6), round(float(high), 6)

@@ -181,10 +181,13 @@ def _measures(store: Store) -> Iterator[Metric]:
         "scanqueue_label_studio_errors", "Requests to Label Studio that failed.", labels=["kind"]
     )
     slow = CounterMetricFamily("scanqueue_http_slow", "Requests answered after more than a second.", labels=["path"])
-    for counter, name in ((errors, "studio_error"), (slow, "http_slow")):
+    waited = CounterMetricFamily(
+        "scanqueue_correction_slow", "Answers of smart tools that took more than a second.", labels=["outcome"]
+    )
+    for counter, name in ((errors, "studio_error"), (slow, "http_slow"), (waited, "correction_slow")):
         for label, (count, _) in sorted(store.counters(name).items()):
             counter.add_metric([label], count)
-    return iter((steps, studio, clicks, errors, http, slow))
+    return iter((steps, studio, clicks, waited, errors, http, slow))
 
 
 def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:

@@ -139,6 +139,7 @@ SCHEMAS: dict[str, Schema] = {
             "control": or_null(ref("Compared")),
             "stopping": or_null(ref("Stopping")),
             "quick": or_null(object_of({"labels": INTEGER, "dice": NUMBER_OR_NULL, "hidden": BOOLEAN})),
+            "clicks": or_null(object_of(dict.fromkeys(("answers", "failed", "slow"), INTEGER))),
             "studio_url": TEXT,
             "left_out": INTEGER,
             "problems": list_of(object_of({"task": INTEGER, "what": TEXT})),
@@ -205,7 +206,7 @@ SCHEMAS: dict[str, Schema] = {
             "alpha": NUMBER,
         }
     ),
-    "Interval": object_of({"n": INTEGER}, dict.fromkeys(("dice", "median", "low", "high"), NUMBER_OR_NULL)),
+    "Interval": object_of({"n": INTEGER}, dict.fromkeys(("dice", "mean", "median", "low", "high"), NUMBER_OR_NULL)),
     "Means": object_of(
         _SUMMARY,
         {
@@ -227,6 +228,14 @@ SCHEMAS: dict[str, Schema] = {
             "quick": list_of(ref("Means")),
             "control": list_of(ref("Compared")),
             "lead_time": object_of({"with": ref("Interval"), "without": ref("Interval")}),
+            "corrections": object_of(
+                dict.fromkeys(
+                    ("masked", "blank", "by_hand"),
+                    object_of(
+                        {"scans": INTEGER} | dict.fromkeys(("prompts", "time", "before", "after"), ref("Interval"))
+                    ),
+                )
+            ),
             "stopping": or_null(ref("Stopping")),
         }
     ),

@@ -26,6 +26,7 @@ from backend.records.scans import PROBLEM_RETRY
 from backend.records.stages import Recent
 from backend.records.store import Store
 from backend.settings import ProjectSettings
+from backend.web.corrections import lately
 from backend.web.legend import label_names
 from backend.web.problems import FEW, grouped
 from backend.web.texts import text, texts
@@ -46,7 +47,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
     the control group (`version` says when it was made); None before the first. `no_training` says why no training
     can be requested; "" if it can. `quick` says what the quick model draws with: `labels`, the expected `dice`, and
     whether its masks are `hidden`, as that is too low; None when it draws nothing. `waiting` scans are not in the order
-    yet: they are read or scored first.
+    yet: they are read or scored first. `clicks`: see `corrections.lately`.
     """
     row = store.project(project)
     if row is None:
@@ -86,6 +87,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         "control": _compared(models),
         "stopping": stopping(models, counts["open"], settings_of(store, project)),
         "quick": _quick(store, project, newest) if active is None else None,
+        "clicks": lately(store, project),
         "studio_url": row["studio_url"],
         "left_out": counts["left_out"],
         "waiting": counts["waiting"] if newest is not None else 0,

@@ -19,6 +19,7 @@ from backend.demo.annotator import from_result, to_result
 from backend.demo.phantoms import phantom
 from backend.label_config import LabelConfig, Tag
 from backend.records.tables import scan_table
+from backend.web.learning_curve import curve
 
 H, W = 60, 90
 BRUSH = LabelConfig("$image", (Tag("tag", "brush", "image", ("Lung", "Heart")),))
@@ -200,3 +201,47 @@ def test_on_a_slice_without_a_mask_the_mask_of_the_slice_beside_it_is_corrected(
         connection.execute(scan_table.update().where(scan_table.c.task == tasks[1]).values(volume="v", slice=1))
     found = from_result(asked(world, tasks[1], prompt)["result"], (SIZE, SIZE))["Lung"]
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.85
+
+
+def test_what_smart_tools_were_worth_is_recorded_and_shown_on_the_curve(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    first, second, third = world.add_scans(0, 3)
+    world.run()
+    corrector = Corrector(world.store, world.studio)  # type: ignore[arg-type]
+    truth = world.masks[first]["Lung"]
+    left = truth & (np.arange(SIZE) < SIZE // 2)
+    prompts = []
+    for lung in (left, truth & ~left):
+        row, column = (float(np.median(axis)) for axis in np.nonzero(lung))
+        prompts.append(click(100 * column / SIZE, 100 * row / SIZE))
+        task = {"id": first, "data": {"image": world.store.scan(PROJECT, first)["image"]}}
+        answer = corrector.correct(PROJECT, task, {"result": prompts})
+    corrector.correct(PROJECT, {"id": second, "data": {"image": "/data/none.png"}}, {"result": prompts})
+    corrector.close()
+    assert world.status()["clicks"] == {"answers": 3, "failed": 1, "slow": 0}
+    for one in (first, second, third):
+        world.submit(one)
+    world.run()
+    answered = from_result(answer["result"], (SIZE, SIZE))["Lung"]
+    wanted = 2 * (answered & truth).sum() / (answered.sum() + truth.sum())
+    found = curve(world.store, PROJECT)["corrections"]
+    assert {name: row["scans"] for name, row in found.items()} == {"masked": 0, "blank": 1, "by_hand": 1}
+    assert found["blank"]["prompts"] == {"mean": 2.0, "low": None, "high": None, "n": 1}
+    assert found["blank"]["after"]["mean"] == pytest.approx(wanted, abs=1e-6)
+    assert found["blank"]["before"]["n"] == 0
+    assert world.store.correction(PROJECT, first) is None  # the answer itself is no longer kept
+
+
+def test_the_mask_before_the_clicks_is_the_one_that_the_task_opened_with(tmp_path: Path) -> None:
+    world = World(tmp_path).in_round_1()
+    task = world.order()[0]
+    world.store.add_correction(PROJECT, task, 1.0, 0.1, {"Lung": world.masks[task]["Lung"]})
+    world.store.add_correction(PROJECT, task, 2.0, 1.5, None)
+    assert world.label(1) == [task]
+    world.run()
+    ((shown,), (row,)) = world.store.shown(PROJECT), world.store.corrections(PROJECT)
+    assert 0 <= shown["dice"] < 1
+    assert (row["before"], row["after"], row["answers"]) == (pytest.approx(shown["dice"]), 1.0, 2)
+    found = curve(world.store, PROJECT)["corrections"]
+    assert (found["masked"]["scans"], found["blank"]["scans"]) == (1, 0)
+    assert world.store.recent_corrections(PROJECT, 0.0) == {"answers": 2, "failed": 1, "slow": 1}

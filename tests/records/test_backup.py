@@ -63,6 +63,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     world.label(1)
     world.run()
     world.store.set_project(PROJECT, title="Brust, Größe 1 : 1")
+    task = world.order()[0]
+    world.store.add_correction(PROJECT, task, 1.5, 0.1, {"Lung": world.masks[task]["Lung"]})
     world.store.add_change(PROJECT, Change("Anna", "settings", "alpha: 0.5", {"alpha": None}, {"alpha": 0.5}))
     file = folder / "chest.zip"
     backup(world.store, PROJECT, file)

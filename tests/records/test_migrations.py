@@ -108,9 +108,8 @@ Store(Path({str(tmp_path)!r}), {url!r})
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
     with create_engine(url).connect() as connection:
         found = set(inspect(connection).get_table_names())
-    old = set(metadata.tables) - {"shard", "counter", "change", "worker", "uncertainty", "quick_mask", "lesson"} | {
-        "entropy"
-    }
+    later = {"counter", "change", "worker", "uncertainty", "quick_mask", "lesson", "correction"}
+    old = set(metadata.tables) - later | {"entropy"}
     assert found == (old if adopted else set())
     assert Store(tmp_path, url).projects() == []
     assert differences(url) == []
