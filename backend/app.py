@@ -147,7 +147,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     pictures = Pictures(store, BatchProcessor(studio, store, learner))
     state = StudioState(studio.whoami)
     overview = Overview(store, studio, pictures, lambda p: [f.to_dict() for f in examine(settings, p)], state.notice)
-    corrector = Corrector(store, studio, counters.count)
+    corrector = Corrector(store, studio, learner, counters.count)
     api = create_api(
         settings,
         store,

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 JUDGED_FILE = "judged.safetensors"
+CLICK_FILE = "clicks.safetensors"
 
 
 def fingerprint(*parts: Any) -> str:

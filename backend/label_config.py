@@ -77,6 +77,7 @@ class LabelConfig:
     prompts  names of the tags whose regions are prompts of a smart tool, not masks
     aliases  the label of each `value` that has another `alias`: results contain either
     colors   the `background` of each label that has one, as typed in the label config. Only pictures depend on it
+    smart    whether the config has a smart tool. Masks do not depend on it
     """
 
     image_value: str
@@ -85,6 +86,7 @@ class LabelConfig:
     prompts: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     colors: Mapping[str, str] = field(default_factory=dict, compare=False)
+    smart: bool = field(default=False, compare=False)
 
     @property
     def image(self) -> str:
@@ -109,9 +111,9 @@ class LabelConfig:
         return fingerprint(self._json(), dict(renames.now), READING)
 
     def to_json(self) -> str:
-        return self._json(colors=self.colors)
+        return self._json(colors=self.colors, smart=self.smart)
 
-    def _json(self, **more: Mapping[str, str]) -> str:
+    def _json(self, **more: Any) -> str:
         rows = [[t.name, t.kind, t.to_name, t.labels, *([t.labels_tag] if t.labels_tag else [])] for t in self.tags]
         extra = {
             "objects": [o for o in self.objects if o != self.image],
@@ -132,7 +134,7 @@ class LabelConfig:
         extra = more[0] if more else {}
         objects = (tags[0].to_name, *extra.get("objects", ()))
         prompts, aliases, colors = (extra.get(name, {}) for name in ("prompts", "aliases", "colors"))
-        return cls(image_value, tags, objects, tuple(prompts), aliases, colors)
+        return cls(image_value, tags, objects, tuple(prompts), aliases, colors, bool(extra.get("smart")))
 
     @classmethod
     def from_parsed(
@@ -163,7 +165,8 @@ class LabelConfig:
         )
         tags = sorted((t for t in tags if t.name not in prompts), key=lambda t: KINDS.index(t.kind))  # stable
         objects = tuple(dict.fromkeys([name, *(o for tag in parsed.values() for o in tag.get("to_name") or ())]))
-        config = cls(image_value, tuple(tags), objects, prompts, _aliases(parsed, tags), _colors(parsed, tags))
+        named = _aliases(parsed, tags), _colors(parsed, tags)
+        config = cls(image_value, tuple(tags), objects, prompts, *named, smart=bool(smart))
         if len(config.labels) > MAX_LABELS:
             raise NotSegmentable(
                 f"project {project}: the label config has {len(config.labels)} mask labels; a model can learn at most "

@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.correction.geodesic import SIDE, Geodesic, Seeds
 from backend.formats.pixels import Letterboxed, letterbox, restore
+from backend.learning.geodesic import SIDE, Geodesic, Seeds
 from backend.learning.patch_features import SIDE as PATCHES
 from backend.learning.patch_features import PatchFeatures
 from backend.learning.quick_model import Terms, learn

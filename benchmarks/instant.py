@@ -36,12 +36,11 @@ from backend.demo.label_studio import LabelStudio
 from backend.demo.phantoms import phantom, write_phantoms
 from backend.demo.scans import ScanFolder, read_folder
 from backend.demo.simulation import compare
-from backend.fingerprints import fingerprint
 from backend.formats.pixels import letterbox
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.learning.patch_features import SIDE as PATCHES
-from backend.learning.patch_features import PatchFeatures
+from backend.learning.patch_features import feature_name
 from backend.loop.decide import MOST_QUICK_LABELS
 from backend.loop.driver import Reconciler
 from backend.records.quick_masks import PROJECT_ROW
@@ -210,7 +209,7 @@ def after_a_label(studio: LabelStudio, url: str, folder: Path, count: int) -> tu
         image, drawn = phantom(seed, (PHANTOM_SIDE, PHANTOM_SIDE))  # a large one takes seconds
         masks[task] = np.kron(drawn["Lung"], np.ones((POOL_SIDE // PHANTOM_SIDE,) * 2, bool))
         features = learner.features(letterbox(image, PATCHES).pixels)
-        store.put_arrays("features", fingerprint(PatchFeatures.name, pool.digests[task]), features=features)
+        store.put_arrays("features", feature_name(pool.digests[task]), features=features)
     store.set_project(pool.project, extra_params=EXTRA_PARAMS.replace('"off"', '"on"'))
     seconds, requests = [], []
     for task in order[: FIRST_TRAINING - 2]:

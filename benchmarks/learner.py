@@ -33,7 +33,8 @@ from rich.console import Console
 from backend.facts import validation_rows
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import classes_in, letterbox
-from backend.learning.learner import Case, Learner
+from backend.learning.cases import Case
+from backend.learning.learner import Learner
 from backend.settings import Settings
 from backend.simulate.labelled import read_groups, read_labelled
 from backend.simulate.plan import split

@@ -39,7 +39,8 @@ from rich.console import Console
 
 from backend.facts import validation_rows
 from backend.formats.pixels import classes_in, letterbox
-from backend.learning.learner import Case, Learner
+from backend.learning.cases import Case
+from backend.learning.learner import Learner
 from backend.settings import Settings
 from backend.simulate.statistics import Interval, signed
 from benchmarks import screening

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.correction.geodesic import Seeds
 from backend.errors import UnreadableMask
 from backend.formats.pixels import polygon_to_mask
 from backend.formats.shapes import ellipse_to_mask, rectangle_to_mask
 from backend.label_config import LabelConfig
 from backend.label_studio.masks import RLE_BYTES, read_mask
 from backend.label_studio.raster import decode_bitmask, decode_brush
+from backend.learning.geodesic import Seeds
 
 MOST = 200  # regions; a person draws fewer
 SHAPES = ("rectangle", "ellipse", "polygon")

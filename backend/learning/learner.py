@@ -10,9 +10,10 @@ import logging
 import math
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import BadSetting
-from backend.fingerprints import JUDGED_FILE, fingerprint
+from backend.fingerprints import CLICK_FILE, JUDGED_FILE, fingerprint
 from backend.formats.fitting import finding_sizes, letterbox_mask
 from backend.formats.pixels import Letterboxed, restore
+from backend.learning.cases import Case
 from backend.learning.embedders import OpenEmbedder, open_embedder
 from backend.learning.evaluation import Scores, score
 from backend.learning.patch_features import PatchFeatures
@@ -34,6 +36,7 @@ from backend.workers.process_pool import Workers
 from sampling import class_entropy, disagreement, entropies
 
 if TYPE_CHECKING:
+    from backend.learning.click_network import ClickNetwork
     from backend.learning.segmenters import Segmenter
     from backend.learning.training_settings import TrainingSettings
 
@@ -44,26 +47,9 @@ Signals = dict[str, Any]  # name: number in 0..1, or one number per label
 VIEWS = ((0.7, 0.0), (1.4, 0.0), (1.0, 0.06))  # gamma, shift: perturbations that test whether the mask stays the same
 ENOUGH = 3.0  # pixels that the smallest findings should be wide
 ROOM = 16_000_000  # class probabilities of one scan: 64 MB
+CLICK_STEPS = 0.9  # of a training's steps: a third of its time
 LOADED = 2  # models kept in memory whatever their size: the active one and the one compared with it
 LOADED_BYTES = 2**29  # of all models kept in memory
-
-
-@dataclass(frozen=True)
-class Case:
-    """One labelled scan, letterboxed into the working square, with its label map (H, W) at original size.
-
-    unknown  classes that its annotator could not draw, as the label config did not have them: where the map has
-             background, such a class may be there
-    """
-
-    scan: Letterboxed
-    mask: NDArray[np.uint8]
-    unknown: frozenset[int] = frozenset()
-
-    @property
-    def size(self) -> int:
-        """Side of the working square."""
-        return self.scan.pixels.shape[0]
 
 
 class Learner:
@@ -78,6 +64,7 @@ class Learner:
         self._settings = settings
         self._embedder: OpenEmbedder | None = None
         self._models: OrderedDict[Path, Segmenter] = OrderedDict()
+        self._click_networks: OrderedDict[Path, ClickNetwork] = OrderedDict()
         self._patches: PatchFeatures | None = None
         self._decoders: Workers | None = None
         self._lock = threading.RLock()
@@ -250,6 +237,45 @@ class Learner:
 
         return save, details
 
+    def train_clicks(
+        self,
+        cases: Sequence[Case],
+        validation: Sequence[Case],
+        features: Callable[[int], NDArray[np.float16]],
+        *,
+        seed: int,
+        on_step: Callable[[int, int], None],
+    ) -> tuple[Callable[[Path], None], dict[str, Any]] | None:
+        """Fit a network for clicks. Returns a function that writes it into a folder as CLICK_FILE, and details.
+
+        features  by place in `cases` and then `validation`, see `features`
+
+        The details say how good it is on `validation`, which it does not learn from, beside the shortest paths. None if
+        the cases show no label.
+        """
+        from backend.learning.click_network import compare_tools, learn_clicks
+
+        began = time.monotonic()
+        steps = max(1, round(CLICK_STEPS * self.training.max_steps))
+        network = learn_clicks(cases, features, steps=steps, seed=seed, on_step=on_step)
+        if network is None:
+            return None
+        compared = compare_tools(network, validation, lambda place: features(len(cases) + place))
+        details = {"compared": compared, "seconds": round(time.monotonic() - began, 1)}
+        return lambda folder: network.save(folder / CLICK_FILE), details
+
+    def click_network(self, folder: Path) -> ClickNetwork:
+        """The network for clicks of a stored model. Raises WeightsMissing if it has none."""
+        from backend.learning.click_network import ClickNetwork
+
+        with self._lock:
+            if folder not in self._click_networks:
+                self._click_networks[folder] = ClickNetwork.load(folder / CLICK_FILE)
+                while len(self._click_networks) > LOADED:
+                    self._click_networks.popitem(last=False)
+            self._click_networks.move_to_end(folder)
+            return self._click_networks[folder]
+
     def _model(self, folder: Path) -> Segmenter:
         from backend.learning.segmenters import Segmenter
 
@@ -319,6 +345,7 @@ class Learner:
         """Drop a model from memory."""
         with self._lock:
             self._models.pop(folder, None)
+            self._click_networks.pop(folder, None)
 
 
 def _place_of(weights: str, weights_dir: Path | None) -> Path | str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.fingerprints import fingerprint
 from backend.formats.pixels import letterbox
 from backend.learning.embedders import open_embedder
 from backend.learning.embedding import THREADS
@@ -67,3 +68,8 @@ class PatchFeatures:
 def _square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     pixels = letterbox(image, SIDE).pixels
     return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+
+
+def feature_name(digest: str) -> str:
+    """The name of the stored features of the scan with this digest."""
+    return fingerprint(PatchFeatures.name, digest)

@@ -223,8 +223,8 @@ class Segmenter:
         """
         state = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
         spec = {"format": _FORMAT, **dataclasses.asdict(self.spec)}
-        _write(folder / weights, safetensors.torch.save(state))
-        _write(folder / SPEC_FILE, (json.dumps(spec, indent=1) + "\n").encode())
+        write_file(folder / weights, safetensors.torch.save(state))
+        write_file(folder / SPEC_FILE, (json.dumps(spec, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path, device: str | torch.device = "cpu") -> Segmenter:
@@ -346,7 +346,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file of a model, down to the disk. Raises StorageFull when it cannot be written."""
     try:
         with path.open("wb") as file:
             file.write(data)

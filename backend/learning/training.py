@@ -104,7 +104,7 @@ def train(
     history: list[dict[str, float | int | None]] = []
     losses: list[float] = []
     for step in range(1, total + 1):
-        rate = settings.learning_rate * _one_cycle(step / total, settings.warmup)
+        rate = settings.learning_rate * one_cycle(step / total, settings.warmup)
         losses.append(fit.step(step, rate))
         report(step, total)
         if step % settings.validate_every and step not in (alone, total):
@@ -224,7 +224,7 @@ def _check(
             raise ValueError(f"{what} scan {row}: its mask has class {highest}, but there are {n_labels} labels")
 
 
-def _one_cycle(progress: float, warmup: float) -> float:
+def one_cycle(progress: float, warmup: float) -> float:
     """Share of the maximum learning rate: linear warm-up, then cosine decay to 0."""
     if progress < warmup:
         return progress / warmup

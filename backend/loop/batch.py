@@ -23,7 +23,7 @@ from backend.image_value import reference, resolve
 from backend.label_config import LabelConfig
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
-from backend.learning.patch_features import SIDE, PatchFeatures
+from backend.learning.patch_features import SIDE, feature_name
 from backend.loop.decoding import Ready, digest_of, prepare_scan, prepare_scans, put_pixels
 from backend.records.artefacts import Artefacts
 from backend.records.scans import scan_of
@@ -158,7 +158,7 @@ class BatchProcessor:
 
     def features(self, scan: Scan) -> NDArray[np.float16]:
         """The features of a scan for the quick model: from the cache, else computed. Raises UnreadableScan."""
-        name = fingerprint(PatchFeatures.name, scan.digest)
+        name = feature_name(scan.digest)
         try:
             found: NDArray[np.float16] = self.store.arrays("features", name)["features"]
         except FileNotFoundError:

@@ -15,8 +15,8 @@ from backend.facts import Scan
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import translate
 from backend.label_config import unknown_classes
+from backend.learning.cases import Case
 from backend.learning.evaluation import Scores
-from backend.learning.learner import Case
 from backend.loop.context import LoopContext, Replan
 from backend.loop.sharing import share
 from backend.loop.steps import Seen
@@ -46,8 +46,8 @@ class Split:
     rows: frozenset[int]
 
     @property
-    def learn(self) -> list[Case]:
-        return [one.case for i, one in enumerate(self.all) if i not in self.rows]
+    def learn(self) -> list[LabelledScan]:
+        return [one for i, one in enumerate(self.all) if i not in self.rows]
 
     @property
     def held_out(self) -> list[LabelledScan]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backend.formats.fitting import smaller_than_a_pixel
-from backend.learning.learner import Case
+from backend.learning.cases import Case
 
 KNOWN = 5  # scans whose annotators could draw a label, below which its masks are remarked on
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from backend.errors import BadSetting
 from backend.facts import Scan
-from backend.learning.learner import Case
+from backend.learning.cases import Case
+from backend.loop.click_training import train_both
 from backend.loop.context import LoopContext
 from backend.loop.labelled_scans import LabelledScan, Split
 from backend.loop.remote import here, model_files, unpack
@@ -44,11 +45,12 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Training:
-    """The arguments of `Learner.train`.
+    """The arguments of `train_both`.
 
     size    of the working square
     recipe  `Learner.describe_training` of the driver
     name    under which the worker reports progress
+    clicks  whether a network for clicks is trained too
     """
 
     learn: tuple[Drawn, ...]
@@ -58,18 +60,25 @@ class Training:
     size: int
     recipe: Mapping[str, Any]
     name: str
+    clicks: bool
 
 
 def train_on_cluster(
-    context: LoopContext, split: Split, labels: Sequence[str], seed: int, on_step: Callable[[int, int], None]
+    context: LoopContext,
+    split: Split,
+    labels: Sequence[str],
+    seed: int,
+    on_step: Callable[[int, int], None],
+    *,
+    clicks: bool,
 ) -> tuple[Callable[[Path], None], dict[str, Any]]:
-    """`Learner.train` on a worker of the cluster, one with a GPU if there is any; `on_step` may raise to abort."""
+    """`train_both` on a worker of the cluster, one with a GPU if there is any; `on_step` may raise to abort."""
     cluster = context.cluster
     assert cluster is not None
-    learn = tuple(Drawn.of(one) for i, one in enumerate(split.all) if i not in split.rows)
+    learn = tuple(map(Drawn.of, split.learn))
     size, name = split.all[0].case.size, f"training-{secrets.token_hex(8)}"
     recipe = context.learner.describe_training(seed, size)
-    work = Training(learn, tuple(map(Drawn.of, split.held_out)), tuple(labels), seed, size, recipe, name)
+    work = Training(learn, tuple(map(Drawn.of, split.held_out)), tuple(labels), seed, size, recipe, name, clicks)
     with cluster.listening(name) as told, closing(cluster.each(train_here, [work])) as running:
         for found in running:
             if found is not None:
@@ -99,8 +108,13 @@ def train_here(work: Training, _: None) -> tuple[dict[str, bytes], dict[str, Any
             last[0] = time.monotonic()
             tell(work.name, (at, total))
 
-    cases, held_out = ([_case(one, work.size) for one in some] for some in (work.learn, work.held_out))
-    save, details = learner.train(cases, held_out, work.labels, seed=work.seed, on_step=on_step)
+    learn, held_out = ([(one.scan, _case(one, work.size)) for one in some] for some in (work.learn, work.held_out))
+    save, details = train_both(
+        *(learner, here().processor(), learn, held_out, work.labels),
+        seed=work.seed,
+        clicks=work.clicks,
+        on_step=on_step,
+    )
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder))
         return model_files(Path(folder)), details

@@ -18,6 +18,7 @@ from backend.fingerprints import fingerprint, judged_weights
 from backend.formats.pixels import classes_in
 from backend.learning.averages import as_row, of_scores
 from backend.learning.evaluation import Scores
+from backend.loop.click_training import train_both
 from backend.loop.context import Busy, LoopContext, Replan
 from backend.loop.first_model import against_quick_model
 from backend.loop.judging import Verdict, has_learnt, judge, judged, learnt, remark
@@ -54,7 +55,7 @@ class Trainer:
         tasks = {label.annotation: label.task for label in seen.labels}
         known = learnt(active, seen.scans, tasks) if active is not None else set()
         split = _split(labelled_scans(context, project, seen, step.tasks), known)
-        name, details = self._fit(project, done, step, split, labels)
+        name, details = self._fit(project, done, step, split, labels, clicks=seen.config.smart)
         if context.store.has("models", weights := judged_weights(name)):
             details["judged"] = weights
         scores = evaluate(context, project, details.get("judged", name), labels, labels, split.held_out)
@@ -92,15 +93,18 @@ class Trainer:
         )
 
     def _fit(
-        self, project: int, done: Done, step: Train, split: Split, labels: Sequence[str]
+        self, project: int, done: Done, step: Train, split: Split, labels: Sequence[str], *, clicks: bool
     ) -> tuple[str, dict[str, Any]]:
-        """The fingerprint of the model and the details of its training; a stored model is not trained again."""
+        """The fingerprint of the model and the details of its training; a stored model is not trained again.
+
+        clicks  whether smart tools are in use, so that a network for clicks is trained too
+        """
         context, seed = self._context, done.settings.seed
-        cases, held_out = split.all, [one.case for one in split.held_out]
+        cases = split.all
         contents = [one.contents for one in cases]
         settings = context.learner.describe_training(seed, cases[0].case.size)
         name = fingerprint(contents, labels, settings, sorted(split.rows))
-        details: dict[str, Any] = {"labels": len(cases), "validation": len(held_out)}
+        details: dict[str, Any] = {"labels": len(cases), "validation": len(split.held_out)}
         details["recipe"] = context.learner.recipe(seed)
         if context.store.has("models", name):
             return name, details
@@ -120,9 +124,15 @@ class Trainer:
             log.info("project %s: training %s on %s scans", project, step.version, len(cases))
             limited = at_most_every(TEND_AT_MOST, on_step)
             if context.cluster is None:
-                save, history = context.learner.train(split.learn, held_out, labels, seed=seed, on_step=limited)
+                learn, held_out = ([(one.scan, one.case) for one in some] for some in (split.learn, split.held_out))
+                save, history = train_both(
+                    *(context.learner, context.processor, learn, held_out, labels),
+                    seed=seed,
+                    clicks=clicks,
+                    on_step=limited,
+                )
             else:
-                save, history = train_on_cluster(context, split, labels, seed, limited)
+                save, history = train_on_cluster(context, split, labels, seed, limited, clicks=clicks)
             context.store.put_folder("models", name, save)
         return name, details | history
 

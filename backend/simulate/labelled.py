@@ -15,7 +15,7 @@ from PIL import Image
 
 from backend.errors import ScanqueueError, UnreadableScan
 from backend.formats.pixels import decode_image, letterbox
-from backend.learning.learner import Case
+from backend.learning.cases import Case
 
 MAX_CLASSES = 32
 

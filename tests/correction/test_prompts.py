@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from world import CONTROL, PROJECT, SIZE, World, png
+from world import CONFIG, CONTROL, PROJECT, SIZE, KeptLearner, World, png
 
 from backend.correction.corrector import Corrector
 from backend.correction.prompts import prompts, shown_mask
 from backend.demo.annotator import from_result, to_result
 from backend.demo.phantoms import phantom
+from backend.fingerprints import CLICK_FILE
 from backend.label_config import LabelConfig, Tag
 from backend.records.tables import scan_table
 from backend.web.learning_curve import curve
@@ -136,7 +137,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def asked(world: World, task: int, *result: Any, **more: Any) -> dict[str, Any]:
     data = {"image": world.store.scan(PROJECT, task)["image"]}
-    corrector = Corrector(world.store, world.studio)  # type: ignore[arg-type]
+    corrector = Corrector(world.store, world.studio, KeptLearner(world.settings))  # type: ignore[arg-type]
     return corrector.correct(PROJECT, {"id": task, "data": data, **more}, {"result": list(result)})
 
 
@@ -173,7 +174,8 @@ def test_without_usable_prompts_the_answer_is_empty(world: World, result: list[A
 
 def test_an_unreadable_scan_and_an_unknown_project_get_an_empty_answer(world: World) -> None:
     counted: list[str] = []
-    corrector = Corrector(world.store, world.studio, lambda name, label, amount=0.0: counted.append(label))  # type: ignore[arg-type]
+    learner = KeptLearner(world.settings)
+    corrector = Corrector(world.store, world.studio, learner, lambda name, label, amount=0.0: counted.append(label))  # type: ignore[arg-type]
     context = json.loads(json.dumps({"result": [click(50, 50)]}))
     for project, task in ((PROJECT, {"id": 99, "data": {"image": "/data/none.png"}}), (8, {"id": 1}), (PROJECT, {})):
         assert corrector.correct(project, task, context)["result"] == []
@@ -207,7 +209,7 @@ def test_what_smart_tools_were_worth_is_recorded_and_shown_on_the_curve(tmp_path
     world = World(tmp_path)
     first, second, third = world.add_scans(0, 3)
     world.run()
-    corrector = Corrector(world.store, world.studio)  # type: ignore[arg-type]
+    corrector = Corrector(world.store, world.studio, KeptLearner(world.settings))  # type: ignore[arg-type]
     truth = world.masks[first]["Lung"]
     left = truth & (np.arange(SIZE) < SIZE // 2)
     prompts = []
@@ -245,3 +247,26 @@ def test_the_mask_before_the_clicks_is_the_one_that_the_task_opened_with(tmp_pat
     found = curve(world.store, PROJECT)["corrections"]
     assert (found["masked"]["scans"], found["blank"]["scans"]) == (1, 0)
     assert world.store.recent_corrections(PROJECT, 0.0) == {"answers": 2, "failed": 1, "slow": 1}
+
+
+def test_a_round_trains_a_network_for_clicks_which_answers_if_it_is_better(tmp_path: Path) -> None:
+    world = World(tmp_path, steps=60)
+    smart = '<KeyPointLabels name="click" toName="image" smart="true"><Label value="Lung"/></KeyPointLabels></View>'
+    world.studio.change_config(CONFIG.replace("</View>", smart))
+    world.in_round_1()
+    model = world.store.model(PROJECT, "scanqueue-r1")
+    compared = model["details"]["clicks"]["compared"]
+    assert compared["n"] > 0
+    assert compared["network"] > compared["geodesic"]
+    task = world.order()[0]
+    truth = world.masks[task]["Lung"]
+    row, column = (float(np.median(axis)) for axis in np.nonzero(truth & (np.arange(SIZE) < SIZE // 2)))
+    prompt = click(100 * column / SIZE, 100 * row / SIZE)
+    found = {}
+    for name in ("network", "geodesic"):
+        if name == "geodesic":  # the file is lost
+            (world.store.path("models", model["fingerprint"]) / CLICK_FILE).unlink()
+        result = asked(world, task, prompt)["result"]
+        mask = from_result(result, (SIZE, SIZE))["Lung"]
+        found[name] = 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+    assert found["network"] > found["geodesic"]  # it draws both lungs after a click on one

@@ -15,8 +15,9 @@ import pytest
 from backend.formats.fitting import letterbox_mask
 from backend.formats.pixels import Letterboxed, letterbox
 from backend.learning.averages import Recorded, summarise
+from backend.learning.cases import Case
 from backend.learning.evaluation import score
-from backend.learning.learner import Case, Learner
+from backend.learning.learner import Learner
 from backend.learning.segmenters import Segmenter
 from backend.learning.training import pooled_dice, train
 from backend.learning.training_settings import TrainingSettings

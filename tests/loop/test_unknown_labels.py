@@ -14,7 +14,7 @@ from world import COLD, CONFIG, LARGER, PROJECT, KeptLearner, World
 from backend.facts import IMPORTED_MASKS
 from backend.label_config import Renames, unknown_classes
 from backend.label_studio.drawing import imported_result
-from backend.learning.learner import Case
+from backend.learning.cases import Case
 from backend.records.tables import label_table
 
 pytestmark = pytest.mark.usefixtures("miniature")

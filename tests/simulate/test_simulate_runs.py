@@ -22,7 +22,7 @@ from PIL import Image
 from backend.demo.phantoms import write_phantoms
 from backend.errors import BadSetting, ScanqueueError
 from backend.facts import validation_rows
-from backend.learning.learner import Case
+from backend.learning.cases import Case
 from backend.simulate.bench import Bench
 from backend.simulate.labelled import read_groups, read_labelled, read_spacing, read_strata
 from backend.simulate.plan import Comparison, Job, split

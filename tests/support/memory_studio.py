@@ -38,6 +38,7 @@ class MemoryStudio:
         self.url = "http://memory.invalid/"
         self.number = project
         self.title = "memory"
+        self.label_config = config
         self.parsed: dict[str, Any] = parse_config(config)
         self.model_version = ""
         self.sampling = "Sequential sampling"
@@ -147,7 +148,7 @@ class MemoryStudio:
         self._annotations = {i: a for i, a in self._annotations.items() if a["task"] in self._tasks}
 
     def change_config(self, config: str) -> None:
-        self.parsed = parse_config(config)
+        self.label_config, self.parsed = config, parse_config(config)
 
     def prediction_of(self, task: int, version: str) -> int:
         """The id of the newest prediction of `version`."""
@@ -182,6 +183,7 @@ class MemoryStudio:
         return ProjectPage(
             title=self.title,
             parsed_config=self.parsed,
+            label_config=self.label_config,
             model_version=self.model_version,
             sampling=self.sampling,
             show_predictions=self.show_predictions,

@@ -20,7 +20,8 @@ from backend.demo.annotator import Control, to_result
 from backend.demo.phantoms import phantom
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import Letterboxed
-from backend.learning.learner import Case, Learner
+from backend.learning.cases import Case
+from backend.learning.learner import Learner
 from backend.learning.segmenters import Segmenter
 from backend.loop.driver import Reconciler
 from backend.records.rounds import Pick

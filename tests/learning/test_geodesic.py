@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from backend.correction.geodesic import Geodesic, Seeds
 from backend.formats.pixels import letterbox
+from backend.learning.geodesic import Geodesic, Seeds
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 Mask = NDArray[np.bool_]
