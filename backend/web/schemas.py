@@ -343,6 +343,12 @@ SCHEMAS: dict[str, Schema] = {
                         "created_at": NUMBER,
                         "history": list_of({"type": "object"}),
                         "champion": or_null(ref("Champion")),
+                        "clicks": or_null(
+                            object_of(
+                                dict.fromkeys(("n", "clicks"), INTEGER)
+                                | dict.fromkeys(("network", "geodesic", "seconds"), NUMBER)
+                            )
+                        ),
                     }
                 )
             ),

@@ -299,6 +299,8 @@ def model_list(store: Store, project: int, newest: int = 0) -> list[dict[str, An
     champion  the model that was active before, or the "quick model", on the same scans: {version, dice, ...,
               difference}; None if there was none. `difference` is that of the new model minus this one, see
               `comparison.Difference`
+    clicks    the tools for clicks on held-out scans: {n, clicks, network, geodesic, seconds}, the Dice of each from
+              blank after so many simulated clicks; None without smart tools. The better one answers
     """
     row = store.project(project)
     return [
@@ -314,6 +316,7 @@ def model_list(store: Store, project: int, newest: int = 0) -> list[dict[str, An
             "created_at": m["created_at"],
             "history": m["details"].get("history", []),
             "champion": m["details"].get("champion"),
+            "clicks": (m["details"].get("clicks") or {}).get("compared"),
         }
         for m in store.model_summaries(project, newest)
         if round_of(m["version"]) is not None
