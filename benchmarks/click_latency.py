@@ -56,7 +56,8 @@ class Person:
 
     def click(self, seed: int) -> tuple[list[float], list[float]]:
         """Seconds of the first click on each scan, and of the others."""
-        first, others = [], []
+        first: list[float] = []
+        others: list[float] = []
         for task in self.tasks:
             random = np.random.default_rng([seed, task["id"]])
             prompts: list[dict[str, Any]] = []
@@ -70,7 +71,8 @@ class Person:
 def measured(studio: LabelStudio, service: Service, folder: Path) -> tuple[dict[str, list[Any]], bool]:
     """By size, name and seconds of each series; whether the network answers."""
     project = studio.create_project("clicks", CONFIG.replace("</View>", SMART))
-    scans, open_ = {}, {}
+    scans: dict[int, Any] = {}
+    open_: dict[int, list[int]] = {}
     for size in SIZES:
         made = write_scans(folder / f"scans-{size}", LABELLED + EACH, size)
         tasks = studio.import_files(project, list(made))
