@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampling.arrays import FloatArray, IntArray, finite_matrix, refuse_rows, row_numbers, whole_number
-from sampling.farthest import LARGEST, distances_to
+from sampling.farthest import distances_to, nearest_distances
 
 ALPHA = 0.5
 TIE = 1e-12  # scores closer than this differ by rounding only and count as equal
-FEW = 32  # above this number of labelled scans, a tree finds the nearest one
 
 Number = TypeVar("Number", bound=np.generic)
 Score = Callable[[NDArray[np.float64], NDArray[np.float64], IntArray], NDArray[np.float64]]
@@ -116,18 +115,3 @@ def _without(row: int, array: NDArray[Number]) -> NDArray[Number]:
     """The array without `row`: later rows move up by one, in place."""
     array[row:-1] = array[row + 1 :]
     return array[:-1]
-
-
-def nearest_distances(points: NDArray[np.float64], labelled: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(P,) distance of each point to the nearest labelled one; infinity without any."""
-    if len(labelled) > FEW and max(np.abs(points).max(initial=0), np.abs(labelled).max()) < LARGEST:
-        from scipy.spatial import KDTree  # slow to import
-
-        # Each point is searched independently, so the number of threads changes nothing.
-        _, rows = KDTree(labelled).query(points, workers=-1)
-        found: NDArray[np.float64] = np.sqrt(((points - labelled[rows]) ** 2).sum(axis=1))
-        return found
-    nearest = np.full(len(points), np.inf)
-    for other in labelled:
-        np.minimum(nearest, distances_to(points, other), out=nearest)
-    return nearest

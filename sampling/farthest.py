@@ -7,10 +7,13 @@ import heapq
 import numpy as np
 from numpy.typing import NDArray
 
-from sampling.arrays import FloatArray, IntArray, finite_matrix, whole_number
+from sampling.arrays import BLOCK, FloatArray, IntArray, blocks_of, finite_matrix, whole_number
 
 LARGEST = 1e150  # squared distances of larger coordinates overflow in a tree
 FIRST_PICKS = 64  # in the plane, later picks update only their neighbourhood
+BATCH = 64  # picks after which all distances are bounded again
+FEW = 1024  # rows with the highest bounds, of which the farthest is sought
+FEW_PLACES = 32  # above this number of places in the plane, a tree finds the nearest one
 
 
 def farthest_first(points: FloatArray, n: int, start: int) -> IntArray:
@@ -21,7 +24,7 @@ def farthest_first(points: FloatArray, n: int, start: int) -> IntArray:
     start   the row picked first
 
     Returns n distinct rows of `points` in picking order; ties go to the lower row. Memory O(N). Time O(n N), or
-    about O(N log N) for any n in the plane (D = 2), as a million scans need.
+    about O(N log N) for any n in the plane (D = 2), as a million scans need; see `farthest_after`.
     Raises ValueError on bad shape, NaN (with its row), n or start.
     Sources: Gonzalez 1985; Har-Peled & Mendel 2006 (a pick affects only points within the current radius).
 
@@ -32,18 +35,119 @@ def farthest_first(points: FloatArray, n: int, start: int) -> IntArray:
     points = finite_matrix("points", points)
     n = whole_number("n", n, low=1, high=len(points))
     start = whole_number("start", start, low=0, high=len(points) - 1)
+    first = np.array([start], dtype=np.intp)
+    return np.concatenate([first, farthest_after(points, first, n - 1)])
+
+
+def farthest_after(points: FloatArray, before: IntArray, n: int) -> IntArray:
+    """The next `n` picks after the rows `before`, each the farthest from its nearest earlier pick.
+
+    points  (N, D), finite; not modified
+    before  distinct rows, at least one; n <= N - len(before)
+
+    Returns n distinct rows in picking order, none of `before`; ties go to the lower row. The same as computing the
+    distances of all rows to every pick, but at many dimensions most of them are only bounded, by a product of matrices
+    for `BATCH` picks at a time, and measured for the few rows that may be the farthest.
+    Memory O(N) and a copy of the picked rows.
+    Sources: Gonzalez 1985; Minoux 1978 (lazy evaluation).
+    """
+    if points.shape[1] == 2:
+        return _after_in_plane(np.asarray(points, dtype=np.float64), before, n)
+    picks = np.concatenate([before, np.zeros(n, dtype=np.intp)])
+    places = np.empty((len(picks), points.shape[1]))
+    places[: len(before)] = points[before]
+    nearest = _Nearest(points, places)
+    nearest.bound[before] = -1.0
+    for i in range(len(before), len(picks)):
+        picks[i] = pick = nearest.farthest(i)
+        places[i] = points[pick]
+        nearest.bound[pick] = -1.0
+    return picks[len(before) :]
+
+
+class _Nearest:
+    """Distance of each row to the nearest of the first places: an upper bound, exact where it matters.
+
+    bound  (N,), -1 for rows that are never picked
+    """
+
+    def __init__(self, points: FloatArray, places: NDArray[np.float64]) -> None:
+        self.points, self.places = points, places
+        self.bound = np.full(len(points), np.inf)
+        self._measured = np.zeros(len(points), dtype=np.intp)  # the row was measured to so many places ...
+        self._exact = np.full(len(points), np.inf)  # ... with this result
+        self._bounded = 0  # all rows are bounded by so many places
+        self._few: IntArray = np.empty(0, dtype=np.intp)  # ascending; the bounds of all other rows are <= rest
+        self._rest = np.inf
+        blocks = blocks_of(len(points), points.shape[1], BLOCK)
+        whole = (points[rows].astype(np.float64, copy=False) for rows in blocks)
+        self._squares = np.concatenate([np.einsum("nd,nd->n", rows, rows) for rows in whole])
+
+    def farthest(self, n: int) -> int:
+        """The row farthest from the nearest of the first `n` places, the lowest one of several."""
+        if not self._bounded or n - self._bounded >= BATCH:
+            self._tighten(n)
+        while True:
+            top = int(self._few[self.bound[self._few].argmax()]) if len(self._few) else -1
+            if top < 0 or self.bound[top] <= self._rest:
+                self._select()
+            elif self._measured[top] == n or self.bound[top] == 0.0:
+                return top
+            else:
+                new = distances_to(self.places[self._measured[top] : n], self.points[top].astype(np.float64)).min()
+                self.bound[top] = self._exact[top] = min(self._exact[top], new)
+                self._measured[top] = n
+
+    def _select(self) -> None:
+        """The rows with the highest bounds, about `FEW`."""
+        least = -np.partition(-self.bound, FEW)[FEW] if len(self.bound) > FEW else -np.inf
+        high = self.bound >= least
+        self._few = np.flatnonzero(high)
+        self._rest = float(self.bound[~high].max(initial=-np.inf))
+
+    def _tighten(self, n: int) -> None:
+        """Bound all rows by the places that were added, `BATCH` of them at a time; rounding is added to the bound."""
+        kind = np.result_type(self.points.dtype, np.float32)
+        error = 2 * (self.points.shape[1] + 4) * float(np.finfo(kind).eps)
+        for begin in range(self._bounded, n, BATCH):
+            places = self.places[begin : min(begin + BATCH, n)]
+            squares = np.einsum("nd,nd->n", places, places)
+            across = (-2 * places.T).astype(kind)
+            for rows in blocks_of(len(self.points), max(BATCH, self.points.shape[1]), BLOCK):
+                with np.errstate(over="ignore", invalid="ignore"):  # a bound that is not a number is none
+                    low = (self.points[rows].astype(kind, copy=False) @ across + squares.astype(kind)).min(axis=1)
+                    low = low + self._squares[rows] + error * (self._squares[rows] + squares.max())
+                self.bound[rows] = np.fmin(self.bound[rows], np.sqrt(np.maximum(low, 0)))
+        self._bounded, self._few = n, self._few[:0]
+
+
+def _after_in_plane(points: NDArray[np.float64], before: IntArray, n: int) -> IntArray:
+    nearest = nearest_distances(points, points[before])
+    nearest[before] = -1.0  # below any distance: never picked again, even among duplicates
     picks = np.empty(n, dtype=np.intp)
-    picks[0] = start
-    nearest = distances_to(points, points[start])
-    nearest[start] = -1.0  # below any distance: never picked again, even among duplicates
-    alone = min(n, FIRST_PICKS) if points.shape[1] == 2 and np.abs(points).max() < LARGEST else n
-    for i in range(1, alone):
+    alone = min(n, FIRST_PICKS) if np.abs(points).max() < LARGEST else n
+    for i in range(alone):
         picks[i] = pick = int(nearest.argmax())
         np.minimum(nearest, distances_to(points, points[pick]), out=nearest)
         nearest[pick] = -1.0
     if alone < n:
         picks[alone:] = _later_picks(points, nearest, n - alone)
     return picks
+
+
+def nearest_distances(points: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(P,) distance of each point in the plane to the nearest place; infinity without any."""
+    if len(places) > FEW_PLACES and max(np.abs(points).max(initial=0), np.abs(places).max()) < LARGEST:
+        from scipy.spatial import KDTree  # slow to import
+
+        # Each point is searched independently, so the number of threads changes nothing.
+        _, rows = KDTree(places).query(points, workers=-1)
+        found: NDArray[np.float64] = np.sqrt(((points - places[rows]) ** 2).sum(axis=1))
+        return found
+    nearest = np.full(len(points), np.inf)
+    for place in places:
+        np.minimum(nearest, distances_to(points, place), out=nearest)
+    return nearest
 
 
 def distances_to(points: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:

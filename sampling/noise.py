@@ -18,6 +18,7 @@ from sampling.farthest import distances_to
 POWER = 1.0
 CLASS_SHARE = 2 / 3  # share of a batch picked by class; the rest by the entropy of the whole scan
 BATCHES = 1000
+CANDIDATES = 5_000
 
 
 def noisy(values: FloatArray, random: np.random.Generator, power: float = POWER) -> NDArray[np.float64]:
@@ -75,12 +76,18 @@ def uncertain_and_apart(entropy: FloatArray, points: FloatArray, count: int, ran
 
     points  (P, D), embeddings of length 1
     Each pick is sampled with probability proportional to its squared distance from the nearest pick; the first is
-    the longest vector. True gradient embeddings of a segmentation network are too large to store for every scan.
+    the longest vector. True gradient embeddings of a segmentation network are too large to store for every scan. In a
+    pool of more than `CANDIDATES`, all picks but the first come from a random sample of as many (or `count`, if more).
     Sources: Ash et al. 2020; Arthur & Vassilvitskii 2007.
     """
-    vectors = np.asarray(entropy)[:, None] * points
+    entropy = np.asarray(entropy, dtype=np.float64)
+    nearest = entropy * np.linalg.norm(points, axis=1)
+    rows = np.arange(len(points))
+    if len(points) > CANDIDATES:
+        drawn = random.choice(len(points), min(len(points), max(CANDIDATES, count)), replace=False)
+        rows = np.union1d(drawn, nearest.argmax())
+    entropy, nearest, vectors = entropy[rows], nearest[rows], entropy[rows, None] * points[rows]
     picks = np.empty(count, dtype=np.intp)
-    nearest = np.asarray(entropy, dtype=np.float64) * np.linalg.norm(points, axis=1)
     left = np.ones(len(vectors), dtype=bool)
     for i in range(count):
         weight = np.where(left, nearest**2, 0.0)
@@ -95,4 +102,4 @@ def uncertain_and_apart(entropy: FloatArray, points: FloatArray, count: int, ran
         left[pick] = False
         distances = distances_to(vectors, vectors[pick])
         nearest = distances if i == 0 else np.minimum(nearest, distances)
-    return picks
+    return rows[picks]

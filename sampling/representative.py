@@ -14,13 +14,12 @@ distances; methods that compare all pairs of rows use a fixed random sample of a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sampling.arrays import FloatArray, IntArray
-from sampling.farthest import distances_to
+from sampling.arrays import FloatArray, IntArray, blocks_of
+from sampling.farthest import distances_to, farthest_after
 
 NEIGHBOURS = 20  # number of neighbours behind typicality
 SMALLEST_CLUSTER = 5  # typical members of smaller clusters come last
@@ -39,20 +38,12 @@ def spread(points: FloatArray, count: int, chosen: IntArray) -> IntArray:
     With nothing chosen the first pick is the row nearest to the mean of all.
     Source: Gonzalez 1985; Sener & Savarese 2018 for the use in active learning.
     """
-    picks = np.empty(count, dtype=np.intp)
     if count == 0:
-        return picks
-    nearest = np.full(len(points), np.inf)
-    for row in chosen:
-        np.minimum(nearest, _from(points, points[row]), out=nearest)
-    nearest[chosen] = -1.0
-    for i in range(count):
-        first = i == 0 and not len(chosen)
-        pick = int(_from(points, points.mean(axis=0, dtype=np.float64)).argmin() if first else nearest.argmax())
-        picks[i] = pick
-        np.minimum(nearest, _from(points, points[pick]), out=nearest)
-        nearest[pick] = -1.0
-    return picks
+        return np.empty(0, dtype=np.intp)
+    before = chosen if len(chosen) else _from(points, points.mean(axis=0, dtype=np.float64)).argmin(keepdims=True)
+    more = count - (len(before) - len(chosen))
+    later = farthest_after(points, before.astype(np.intp), more)
+    return later if len(chosen) else np.concatenate([before.astype(np.intp), later])
 
 
 def typical(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> IntArray:
@@ -95,17 +86,15 @@ def covering(points: FloatArray, count: int, chosen: IntArray, *, classes: IntAr
     rows = _sample(len(points), chosen, seed)
     here = np.ascontiguousarray(points[rows], dtype=np.float64)
     taken = np.flatnonzero(np.isin(rows, chosen))
-    radius = _pure_radius(here, classes[rows])
+    distances = _pairwise(here)
+    near = distances <= _pure_radius(distances, classes[rows])
     uncovered = np.ones(len(rows), dtype=bool)
-    degree = np.zeros(len(rows), dtype=np.intp)
-    for block, distances in _distances(here, np.arange(len(rows))):
-        degree[block] = (distances <= radius).sum(axis=1)
+    degree = near.sum(axis=1)
 
     def cover(pick: int) -> None:
-        fresh = np.flatnonzero(uncovered & (distances_to(here, here[pick]) <= radius))
+        fresh = np.flatnonzero(uncovered & near[pick])
         uncovered[fresh] = False
-        for _, distances in _distances(here, fresh):
-            degree[:] -= (distances <= radius).sum(axis=0)
+        degree[:] -= near[fresh].sum(axis=0)
 
     for row in taken:
         cover(int(row))
@@ -196,7 +185,7 @@ def _most_gain(
     step = max(1, min(64, BLOCK // len(nearest)))
     for begin in range(0, len(order), step):
         block = order[begin : begin + step]
-        if gain[block[0]] < best:
+        if gain[block[0]] < best * (1 - TIE):
             break  # lazy evaluation: the rest have lower upper bounds
         gain[block] = (np.maximum(nearest - distances[block], 0) * weights).sum(axis=1)
         high = float(gain[block].max())
@@ -276,19 +265,20 @@ def _cluster_by_cluster(
     return picks
 
 
-def _pure_radius(points: NDArray[np.float64], classes: IntArray) -> float:
-    """The largest radius at which `PURITY` of the balls around rows contain one class only."""
+def _pure_radius(distances: NDArray[np.float64], classes: IntArray) -> float:
+    """The largest radius at which `PURITY` of the balls around rows contain one class only, clear of rounding."""
+    n = len(distances)
     several = len(np.unique(classes)) > 1
-    k = min(NEIGHBOURS, len(points) - 1)
-    found = np.empty(len(points))
-    for block, distances in _distances(points, np.arange(len(points))):
+    found = np.empty(n)
+    for block in blocks_of(n, n, BLOCK):
         if several:
-            found[block] = np.where(classes[block][:, None] != classes, distances, np.inf).min(axis=1)
+            found[block] = np.where(classes[block][:, None] != classes, distances[block], np.inf).min(axis=1)
         else:
-            found[block] = np.partition(distances, k, axis=1)[:, k]
+            k = min(NEIGHBOURS, n - 1)
+            found[block] = np.partition(distances[block], k, axis=1)[:, k]
     if not several:
-        return float(np.median(found))
-    return float(np.nextafter(np.quantile(found, 1 - PURITY, method="lower"), 0))
+        return float(np.median(found)) * (1 + TIE)
+    return float(np.quantile(found, 1 - PURITY, method="lower")) * (1 - TIE)
 
 
 def _sample(n: int, chosen: IntArray, seed: int) -> IntArray:
@@ -315,13 +305,3 @@ def _pairwise(points: NDArray[np.float64]) -> NDArray[np.float64]:
     squared[squared < 1e-12 * max(1e-300, float(squares.max(initial=0.0)))] = 0.0
     distances: NDArray[np.float64] = np.sqrt(squared, out=squared)
     return distances
-
-
-def _distances(points: NDArray[np.float64], rows: IntArray) -> Iterator[tuple[IntArray, NDArray[np.float64]]]:
-    """Some of `rows` and their distances (rows, N) to all points, a few million numbers at a time."""
-    from scipy.spatial.distance import cdist
-
-    step = max(1, BLOCK // max(1, len(points)))
-    for begin in range(0, len(rows), step):
-        block = rows[begin : begin + step]
-        yield block, cdist(points[block], points)

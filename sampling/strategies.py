@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampling import noise, representative
-from sampling.acquisition import ALPHA, Ranking, min_max, nearest_distances, rank
+from sampling.acquisition import ALPHA, Ranking, min_max, rank
 from sampling.arrays import IntArray, whole_number
 from sampling.cold_start import Order, Reason, cold_start_order
-from sampling.farthest import distances_to
+from sampling.farthest import distances_to, nearest_distances
 from sampling.pool import Pool, Space
 
 Rows = Sequence[int] | IntArray
@@ -283,6 +283,10 @@ EXTRA_SIGNALS: dict[str, str] = {"clasp": "classes", "pairwise-dice": "disagreem
 # These give every patient or volume one pick before any gets a second one; see `Pool.groups`.
 GROUPED = frozenset({"facility", "facility-map", "medoids", "medoids-map", "entropy", "power-entropy", "pairwise-dice"})
 
+# A longer order of these begins with the shorter one.
+PREFIXED = frozenset({"random", "facility", "facility-map", "medoids", "medoids-map", "kcenter", "kcenter-map"})
+PREFIXED |= {"probcover", "probcover-map"}
+
 FAR = 2_000  # maximum number of further picks by a strategy that may be slow on large pools
 
 DEFAULT = "medoids+power-entropy"  # cold start + with a model; see benchmarks/screening.md
@@ -337,7 +341,8 @@ def whole_order(name: str, pool: Pool, first: int, *, chosen: Rows = (), seed: i
         return strategy(pool, len(pool), chosen=chosen, seed=seed)
     parts: list[Order] = []
     taken = [int(row) for row in chosen]
-    for count, pick in ((first, strategy), (FAR, strategy), (len(pool), paper_cold_start)):
+    steps = [(first + FAR, strategy)] if name in PREFIXED else [(first, strategy), (FAR, strategy)]
+    for count, pick in [*steps, (len(pool), paper_cold_start)]:
         parts.append(pick(pool, count, chosen=taken, seed=seed))
         taken += parts[-1].rows.tolist()
     reasons = tuple(reason for part in parts for reason in part.reasons)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sampling import Clustering, choose_clusters, cold_start_order, farthest_first
+from sampling.farthest import farthest_after
 
 few = settings(max_examples=40, deadline=None)
 coordinates = st.integers(-4, 4).map(float)
@@ -69,6 +70,26 @@ def test_in_the_plane_a_local_search_gives_the_same_picks(points: np.ndarray, da
         simple = farthest_first(points, n, start)
         patch.setattr("sampling.farthest.FIRST_PICKS", data.draw(st.integers(1, 3)))
         assert farthest_first(points, n, start).tolist() == simple.tolist()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("grid", [0.0, 0.5])
+def test_in_many_dimensions_bounds_change_no_pick(grid: float, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows are measured, in many batches; with a grid, with ties and copies."""
+    monkeypatch.setattr("sampling.farthest.FEW", 5)
+    monkeypatch.setattr("sampling.farthest.BATCH", 4)
+    points = np.random.default_rng(3).normal(size=(150, 40 if not grid else 3))
+    if grid:
+        points = np.round(points / grid) * grid
+    points = points.astype(kind)
+    nearest = np.linalg.norm(points.astype(np.float64)[:, None] - points[[7, 90]], axis=2).min(axis=1)
+    nearest[[7, 90]] = -1
+    expected = []
+    for _ in range(148):
+        expected.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.linalg.norm(points.astype(np.float64) - points[expected[-1]], axis=1))
+        nearest[[7, 90, *expected]] = -1
+    assert farthest_after(points, np.array([7, 90]), 148).tolist() == expected
 
 
 @pytest.mark.parametrize("grid", [0.0, 0.02, 0.3])

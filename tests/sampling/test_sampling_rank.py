@@ -69,7 +69,7 @@ def test_a_tree_search_for_many_labelled_scans_gives_the_same_ranking(pool, coun
     entropy, xy, chosen = pool
     one_by_one = rank(entropy, xy, chosen, count=count)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sampling.acquisition.FEW", 0)
+        patch.setattr("sampling.farthest.FEW_PLACES", 0)
         by_tree = rank(entropy, xy, chosen, count=count)
     np.testing.assert_array_equal(by_tree.rows, one_by_one.rows)
     np.testing.assert_allclose(by_tree.score, one_by_one.score, atol=1e-12)
