@@ -29,11 +29,19 @@ class EmbeddingRecords(Database):
         return frozenset(r["digest"] for r in self.rows(statement))
 
     def embeddings(self, embedder: str, digests: Sequence[str]) -> NDArray[np.float32]:
-        """(N, D), one row per digest, in the given order; KeyError names a missing one."""
-        found: dict[str, bytes] = {}
-        wanted = list(dict.fromkeys(digests))
+        """(N, D), N >= 1, one row per digest, in the given order; KeyError names a missing one.
+
+        Memory besides the result: a few thousand embeddings, unless digests are repeated.
+        """
+        at = {digest: row for row, digest in enumerate(dict.fromkeys(digests))}
+        wanted = list(at)
+        found = np.empty((0, 0), dtype=np.float32)
         for start in range(0, len(wanted), VARIABLES):
             chunk = wanted[start : start + VARIABLES]
             here = (embedding_table.c.embedder == embedder, embedding_table.c.digest.in_(chunk))
-            found.update({r["digest"]: r["vector"] for r in self.rows(select(embedding_table).where(*here))})
-        return np.stack([np.frombuffer(found[d], dtype="<f4") for d in digests]).astype(np.float32)
+            vectors = {r["digest"]: r["vector"] for r in self.rows(select(embedding_table).where(*here))}
+            part = np.stack([np.frombuffer(vectors[d], dtype="<f4") for d in chunk])
+            if not start:
+                found = np.empty((len(wanted), part.shape[1]), dtype=np.float32)
+            found[start : start + len(chunk)] = part
+        return found if len(wanted) == len(digests) else found[[at[d] for d in digests]]
