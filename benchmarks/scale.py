@@ -1,5 +1,8 @@
 """Whether scan selection scales to a million scans, and at what cost.
 
+`compare`, `growth` and `place` measure the map, the clusters and the published order; `order` and `strategies` what
+ships.
+
 Embeddings are drawn by benchmarks/pools.py: 512 numbers of 32 bits, 12 unequal groups that overlap slightly.
 
 - compare: the cold start with only scikit-learn (PCA, TSNE of all scans, k-means and the full silhouette for each k of
@@ -9,7 +12,9 @@ Embeddings are drawn by benchmarks/pools.py: 512 numbers of 32 bits, 12 unequal 
   methods' clusters on their map, and of both among the embeddings. "half placed" is ours with t-SNE for only half of
   the scans, as with 100,000. Every repetition has its own pool and seed; limits apply to the median over all pools.
 - growth: ours in a separate process for each size, with its peak memory (VmHWM), including the embeddings.
-- rank: 30 picks from 1,000,000, with 1,000 labelled.
+- order: what the service computes for a round, with the default strategy (benchmarks/orders.py): the order of the cold
+  start and the one with a model, each in a process of its own, at 10,000, 100,000 and 1,000,000 scans.
+- strategies: the same by every strategy, at 10,000 and 100,000 scans, beside the default one.
 - place: 1,000 later scans on the map of 100,000, compared with t-SNE of all 101,000 at once.
 
 --only selects some of them. --keep FOLDER: cache of the results of separate processes, which are not measured again.
@@ -23,9 +28,7 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -34,16 +37,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import orders
+from benchmarks.cold_starts import QUALITIES, Clock, ColdStart, laying_out, ours, qualities, straightforward
 from benchmarks.measure import Comparison, alternate, report, rounded, summary, timed
-from benchmarks.pools import DIMENSIONS, covering_radius, embeddings, power_law, trustworthiness, unit
-from sampling import Clustering, EmbeddingMap, Order, choose_clusters, cold_start_order, fit_map, projection, rank
-from sampling.clustering import _numbered
+from benchmarks.peer_methods import memory
+from benchmarks.pools import DIMENSIONS, embeddings, power_law, trustworthiness
+from sampling import EmbeddingMap, choose_clusters, cold_start_order, fit_map
 
-PARTS = ("compare", "growth", "rank", "place")
+PARTS = ("compare", "growth", "order", "strategies", "place")
 SEED = 1
-PICKS = 100  # number of picks whose covering radius is compared
 RATIO, SILHOUETTE, RADIUS, TRUST = 0.25, 0.98, 1.05, 0.95
-GIGABYTES, RANK_SECONDS, PLACE_SECONDS = 8.0, 2.0, 10.0
+GIGABYTES, PLACE_SECONDS = 8.0, 10.0
+STRATEGY_SECONDS = 60.0  # of a processor
 
 
 @dataclass(frozen=True)
@@ -53,27 +58,15 @@ class Sizes:
     target: int
     growth: tuple[int, ...]
     laid_out: int  # maximum number of scans for t-SNE
-    ranked: int
+    ordered: tuple[int, ...]
+    strategies: tuple[int, ...]
     later: int
     repetitions: int
 
 
-FULL = Sizes((2_000, 5_000, 10_000), 20_000, 100_000, (20_000, 100_000, 1_000_000), 50_000, 1_000_000, 1_000, 2)
-QUICK = Sizes((300, 600), 900, 2_000, (1_000, 2_000, 20_000), 1_000, 1_000_000, 200, 1)
-
-
-@dataclass(frozen=True)
-class ColdStart:
-    """A cold start and the duration of its steps, in seconds."""
-
-    xy: NDArray[np.float64]
-    clustering: Clustering
-    order: Order
-    seconds: dict[str, float]
-
-    @property
-    def total(self) -> float:
-        return sum(self.seconds.values())
+TENS = (10_000, 100_000, 1_000_000)
+FULL = Sizes((2_000, 5_000, 10_000), 20_000, 100_000, (20_000, 100_000, 1_000_000), 50_000, TENS, TENS[:2], 1_000, 2)
+QUICK = Sizes((300, 600), 900, 2_000, (1_000, 2_000, 20_000), 1_000, (1_000, 2_000), (1_000,), 200, 1)
 
 
 @dataclass
@@ -87,43 +80,11 @@ class Found:
     met: dict[str, bool] = field(default_factory=dict)
 
 
-def ours(rows: NDArray[np.float32], seed: int = SEED) -> ColdStart:
-    clock = _Clock()
-    xy = fit_map(rows, seed=seed).xy
-    clock.stop("map")
-    clustering = choose_clusters(xy, seed=seed)
-    clock.stop("clusters")
-    order = cold_start_order(xy, clustering)
-    clock.stop("order")
-    return ColdStart(xy, clustering, order, clock.seconds)
-
-
-def straightforward(rows: NDArray[np.float32], seed: int = SEED) -> ColdStart:
-    """The same with scikit-learn's own tools, used as in its documentation."""
-    from sklearn.cluster import KMeans
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-    from sklearn.metrics import silhouette_score
-    from sklearn.preprocessing import normalize
-
-    clock = _Clock()
-    reduced = PCA(50, random_state=seed).fit_transform(normalize(rows))
-    xy = TSNE(2, perplexity=30, init="pca", random_state=seed).fit_transform(reduced).astype(np.float64)
-    clock.stop("map")
-    labels = {k: KMeans(k, n_init=10, random_state=seed).fit_predict(xy) for k in range(2, 21)}
-    silhouette = {k: float(silhouette_score(xy, found)) for k, found in labels.items()}
-    clustering = _numbered(xy, labels[max(silhouette, key=silhouette.__getitem__)], silhouette, len(xy))
-    clock.stop("clusters")
-    order = cold_start_order(xy, clustering)
-    clock.stop("order")
-    return ColdStart(xy, clustering, order, clock.seconds)
-
-
 def compare(sizes: Sizes, folder: Path) -> Found:
     rows: list[list[object]] = []
     cases: list[dict[str, Any]] = []
     theirs: list[list[ColdStart]] = []
-    ours(embeddings(400, seed=SEED)), straightforward(embeddings(400, seed=SEED))  # trigger lazy loading
+    ours(embeddings(400, seed=SEED), SEED), straightforward(embeddings(400, seed=SEED), SEED)  # trigger lazy loading
     for n in (*sizes.compared, sizes.check):
         _say(f"compare: {n} scans")
         us: list[ColdStart] = []
@@ -131,7 +92,7 @@ def compare(sizes: Sizes, folder: Path) -> Found:
         repetitions = 1 if n == sizes.check else sizes.repetitions
         comparison = alternate(_next(ours, n, us), _next(straightforward, n, them), repetitions, warmup=0)
         theirs.append(them)
-        found = [_qualities(n, seed, *pair) for seed, pair in enumerate(zip(us, them, strict=True), SEED)]
+        found = [qualities(n, seed, *pair) for seed, pair in enumerate(zip(us, them, strict=True), SEED)]
         seconds = [float(np.median(column)) for column in (comparison.ours, comparison.theirs)]
         rows.append([f"{n} scans: seconds", *seconds, comparison.figures()["ratio"]])
         cases += [{"scans": n, "seconds": seconds, **case} for case in found]
@@ -195,20 +156,48 @@ def growth(sizes: Sizes, folder: Path) -> Found:
     )
 
 
-def ranking(sizes: Sizes, _: Path) -> Found:
-    random = np.random.default_rng(SEED)
-    n = sizes.ranked
-    xy = random.normal(0, 40, (12, 2))[random.integers(0, 12, n)] + random.normal(0, 8, (n, 2))
-    entropy = random.random(n)
-    chosen = random.choice(n, 1000, replace=False)
-    seconds = [timed(lambda: rank(entropy, xy, chosen, count=30)) for _ in range(5)]
-    low, middle, high = (rounded(x) for x in np.percentile(seconds, (10, 50, 90)))
+def ordering(sizes: Sizes, folder: Path) -> Found:
+    kinds = [(kind, orders.default(kind)) for kind in (orders.COLD, orders.RANKED)]
+    runs = {kind: [orders.measured(folder, n, [(kind, name)])[0] for n in sizes.ordered] for kind, name in kinds}
+    rows: list[list[object]] = []
+    for found in runs.values():
+        for one in found:
+            rows.append([f"{one.name}: seconds (processor {one.processor:.3g})", one.seconds, found[0].seconds, ""])
+            rows[-1][-1] = one.seconds / found[0].seconds
+            rows.append([f"{one.name}: peak memory, GB", one.gigabytes, "", ""])
+    ratios = [found[1].processor / found[0].processor for found in runs.values()]
+    least, most = (rounded(pick(ratios)) for pick in (min, max))
+    peak = max(found[-1].gigabytes for found in runs.values())
     return Found(
-        {"ratio": middle, "low": low, "high": high},
-        f"seconds for 30 picks from {n}",
-        {"seconds": [rounded(x) for x in seconds]},
-        [[f"30 picks from {n}, 1,000 labelled: seconds (slowest {max(seconds):.3g})", middle, "", ""]],
-        {f"30 picks in less than {RANK_SECONDS} s": max(seconds) < RANK_SECONDS},
+        {"ratio": most, "low": least, "high": most},
+        f"processor seconds for an order of {sizes.ordered[1]} scans / of {sizes.ordered[0]}, the higher of both kinds",
+        {"runs": [vars(one) for found in runs.values() for one in found], "peak_gb": peak},
+        rows,
+        {f"orders of {sizes.ordered[-1]} scans below {GIGABYTES:.0f} GB": peak < GIGABYTES},
+    )
+
+
+def each_strategy(sizes: Sizes, folder: Path) -> Found:
+    rows: list[list[object]] = []
+    runs: list[orders.Ordered] = []
+    for n in sizes.strategies:
+        runs += orders.measured(folder, n, orders.every())
+    usual = {(one.scans, one.kind): one for one in runs if one.strategy == orders.default(one.kind)}
+    for one in runs:
+        other = usual[one.scans, one.kind]
+        told = f"{one.name}: seconds (processor {one.processor:.3g}, {one.gigabytes:.3g} GB), beside the default"
+        rows.append([told, one.seconds, other.seconds, one.seconds / other.seconds])
+    ratios = [one.processor / usual[one.scans, one.kind].processor for one in runs]
+    slowest, hungriest = max(one.processor for one in runs), max(one.gigabytes for one in runs)
+    return Found(
+        dict(zip(("low", "ratio", "high"), map(rounded, np.percentile(ratios, (10, 50, 90))), strict=True)),
+        "processor seconds of a strategy / of the default one",
+        {"runs": [vars(one) for one in runs]},
+        rows,
+        {
+            f"every strategy in less than {STRATEGY_SECONDS:.0f} processor s": slowest < STRATEGY_SECONDS,
+            f"every strategy below {GIGABYTES:.0f} GB": hungriest < GIGABYTES,
+        },
     )
 
 
@@ -224,7 +213,7 @@ def placing(sizes: Sizes, folder: Path) -> Found:
     moved = not np.array_equal(before, there.xy)
     pool = np.concatenate([embeddings(n, seed=SEED), later])
     _say(f"place: t-SNE of all {len(pool)}")
-    with _laid_out(len(pool)):
+    with laying_out(len(pool)):
         refit_seconds = timed(lambda: placed.append(fit_map(pool, seed=SEED).xy))
     new = range(n, n + sizes.later)
     ours_is, kept = trustworthiness(pool, np.concatenate([there.xy, placed[0]]), new)
@@ -277,17 +266,17 @@ def measure_alone(n: int, laid_out: int, kept: Path) -> None:
     import openTSNE  # noqa: F401  # loaded now: baseline memory, independent of n
     import sklearn.cluster  # noqa: F401
 
-    before = _bytes_of("VmRSS")
+    before = memory("VmRSS")
     rows = embeddings(n, seed=SEED)
-    clock = _Clock()
-    with _laid_out(laid_out):
+    clock = Clock()
+    with laying_out(laid_out):
         found = fit_map(rows, seed=SEED)
     clock.stop("map")
     clustering = choose_clusters(found.xy, seed=SEED)
     clock.stop("clusters")
     cold_start_order(found.xy, clustering)
     clock.stop("order")
-    peak = _bytes_of("VmHWM")
+    peak = memory("VmHWM")
     np.savez(kept, allow_pickle=True, **found.state())
     answer = {
         "scans": n,
@@ -315,7 +304,8 @@ def main() -> None:
     parts: dict[str, Callable[[Sizes, Path], Found]] = {
         "compare": compare,
         "growth": growth,
-        "rank": ranking,
+        "order": ordering,
+        "strategies": each_strategy,
         "place": placing,
     }
     with tempfile.TemporaryDirectory(prefix="scanqueue-scale-") as temporary:
@@ -348,30 +338,6 @@ def main() -> None:
         raise SystemExit(1)
 
 
-class _Clock:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._began = time.perf_counter()
-
-    def stop(self, step: str) -> None:
-        now = time.perf_counter()
-        self.seconds[step], self._began = now - self._began, now
-
-
-@contextmanager
-def _laid_out(scans: int) -> Iterator[None]:
-    """Limit t-SNE to this number of scans, with exact neighbours."""
-    names = ("LARGEST_FIT", "LARGEST_EXACT_NEIGHBOURS")
-    before = {name: getattr(projection, name) for name in names}
-    try:
-        for name in names:
-            setattr(projection, name, scans)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(projection, name, value)
-
-
 def _next(way: Callable[[NDArray[np.float32], int], ColdStart], n: int, into: list[ColdStart]) -> Callable[[], float]:
     """A function that runs `way` on the next pool of n scans, with a new seed each time, and returns the seconds."""
 
@@ -383,54 +349,8 @@ def _next(way: Callable[[NDArray[np.float32], int], ColdStart], n: int, into: li
     return call
 
 
-QUALITIES = (
-    "silhouette on each method's own map",
-    "silhouette on their map",
-    "silhouette among the embeddings",
-    "silhouette, half placed, on each method's own map",
-    "silhouette, half placed, among the embeddings",
-    f"radius of {PICKS} picks",
-    f"radius of {PICKS} picks, half placed",
-)
-
-
-def _qualities(n: int, seed: int, us: ColdStart, them: ColdStart) -> dict[str, tuple[float, float]]:
-    """Our value and theirs of each of QUALITIES, for one pool."""
-    pool = embeddings(n, seed=seed)
-    with _laid_out(n // 2):
-        half = ours(pool, seed)
-    same = choose_clusters(them.xy, seed=seed)
-
-    def radius(order: Order) -> float:
-        return covering_radius(pool, order.rows[:PICKS].tolist())
-
-    base, base_as_embeddings = _silhouette(them.xy, them.clustering), _silhouette(unit(pool), them.clustering)
-    found = (
-        (_silhouette(us.xy, us.clustering), base),
-        (_silhouette(them.xy, same), base),
-        (_silhouette(unit(pool), us.clustering), base_as_embeddings),
-        (_silhouette(half.xy, half.clustering), base),
-        (_silhouette(unit(pool), half.clustering), base_as_embeddings),
-        (radius(us.order), radius(them.order)),
-        (radius(half.order), radius(them.order)),
-    )
-    return {name: (rounded(a), rounded(b)) for name, (a, b) in zip(QUALITIES, found, strict=True)}
-
-
-def _silhouette(rows: NDArray[np.floating[Any]], clustering: Clustering) -> float:
-    from sklearn.metrics import silhouette_score
-
-    return float(silhouette_score(rows, clustering.labels))
-
-
 def _extrapolated(law: dict[str, tuple[float, float]], n: int) -> float:
     return float(sum(factor * n**exponent for exponent, factor in law.values()))
-
-
-def _bytes_of(name: str) -> int:
-    """VmRSS or VmHWM (its peak) of this process; unlike ru_maxrss, independent of the parent process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(name))) * 1024
 
 
 def _say(what: str) -> None:

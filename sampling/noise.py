@@ -82,7 +82,7 @@ def uncertain_and_apart(entropy: FloatArray, points: FloatArray, count: int, ran
     """
     entropy = np.asarray(entropy, dtype=np.float64)
     nearest = entropy * np.linalg.norm(points, axis=1)
-    rows = np.arange(len(points))
+    rows: IntArray = np.arange(len(points))
     if len(points) > CANDIDATES:
         drawn = random.choice(len(points), min(len(points), max(CANDIDATES, count)), replace=False)
         rows = np.union1d(drawn, nearest.argmax())

@@ -40,10 +40,10 @@ def spread(points: FloatArray, count: int, chosen: IntArray) -> IntArray:
     """
     if count == 0:
         return np.empty(0, dtype=np.intp)
-    before = chosen if len(chosen) else _from(points, points.mean(axis=0, dtype=np.float64)).argmin(keepdims=True)
-    more = count - (len(before) - len(chosen))
-    later = farthest_after(points, before.astype(np.intp), more)
-    return later if len(chosen) else np.concatenate([before.astype(np.intp), later])
+    if len(chosen):
+        return farthest_after(points, chosen, count)
+    first = np.array([_from(points, points.mean(axis=0, dtype=np.float64)).argmin()], dtype=np.intp)
+    return np.concatenate([first, farthest_after(points, first, count - 1)])
 
 
 def typical(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> IntArray:
