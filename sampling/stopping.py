@@ -301,20 +301,24 @@ def _fit(
     n = np.array([p.labels for p in points], dtype=np.float64)
     w = np.array([p.noise**-2 for p in points])
     w /= w.sum()
-    rows = np.arange(len(errors))
     exponents = EXPONENTS if len(points) >= FREE or given is not None else np.array([USUAL])
-    found = np.empty((3, len(exponents), len(errors)))
-    for i, b in enumerate(exponents):
-        x = (n / n.max()) ** -b
-        mean_x, mean_y = w @ x, errors @ w
-        spread = w @ (x - mean_x) ** 2
-        a = (errors * w) @ (x - mean_x) / spread if spread > 0 else np.zeros(len(errors))
-        a = np.maximum(a, 0.0)
-        c = mean_y - a * mean_x
-        through = c < 0  # then fit a line through the origin
-        a = np.where(through, np.maximum((errors * w) @ x, 0.0) / (w @ x**2), a)
-        c = np.where(through, 0.0, c)
-        off = ((errors - np.outer(a, x) - c[:, None]) ** 2) @ w
-        found[:, i] = a * n.max() ** b, c, off
-    best = np.argmin(found[2], axis=0) if given is None else given
-    return found[0, best, rows], exponents[best], found[1, best, rows]
+    x = np.power.outer(n / n.max(), -exponents)  # (K, exponents)
+    mean_x, mean_y = w @ x, errors @ w
+    off_x, off_y = x - mean_x, errors - mean_y[:, None]
+    spread = w @ off_x**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        a = np.where(spread > 0, (off_y * w) @ off_x / spread, 0.0)  # (B, exponents)
+    a = np.maximum(a, 0.0)
+    c = mean_y[:, None] - a * mean_x
+    through = c < 0  # then fit a line through the origin
+    a = np.where(through, np.maximum((errors * w) @ x, 0.0) / (w @ x**2), a)
+    c = np.where(through, 0.0, c)
+    if given is None:  # the squared errors, from sums over the points: a tenth of the time of the residuals
+        shift = mean_y[:, None] - a * mean_x - c
+        off = (off_y**2 @ w)[:, None] - 2 * a * ((off_y * w) @ off_x) + a**2 * spread + shift**2
+        best = np.argmin(off, axis=1)
+    else:
+        best = given
+    rows = np.arange(len(errors))
+    b = exponents[best]
+    return a[rows, best] * n.max() ** b, b, c[rows, best]

@@ -160,9 +160,9 @@ def check_in_records(settings: Settings, row: Any, project: int) -> Iterator[Fin
 def check_queue(
     store: Store, project: int, page: ProjectPage, titles: list[str], versions: Iterable[str]
 ) -> Iterator[Finding]:
-    rounds = store.rounds(project, picks=False)
-    known = {version_name(r["n"]) for r in rounds}
-    newest = rounds[-1]["n"] if rounds else -1
+    rounds = store.round_columns(project, "n", "published_at")
+    known = {version_name(n) for n, _ in rounds}
+    newest = rounds[-1][0] if rounds else -1
     if strange := sorted(v for v in versions if (n := round_of(v)) is not None and n > newest and v not in known):
         what = (
             f"The project has predictions {', '.join(strange[:4])} that these records do not know: another scanqueue "
@@ -173,10 +173,10 @@ def check_queue(
             "new number, and the old predictions stay unused."
         )
         yield Finding("queue", "warning", what, cure)
-    if not any(r["published_at"] for r in rounds):
+    if not any(at for _, at in rounds):
         yield Finding("queue", "ok", "No round is published yet. The first round sets what is served and how.")
         return
-    version = version_name(rounds[-1]["n"])
+    version = version_name(newest)
     found = list(_not_served(page, version, titles))
     yield from found
     if not found:

@@ -49,7 +49,8 @@ class ModelMasks:
         self.row = model
         self._processor, self._store, self._renames = processor, store, store.renames(project)
         self._project, self._config = project, config
-        self._rounds = [version_name(r["n"]) for r in store.rounds(project, picks=False) if r["model"] == self.version]
+        rounds = store.round_columns(project, "n", "model")
+        self._rounds = [version_name(n) for n, drawn_by in rounds if drawn_by == self.version]
 
     def facts(self) -> dict[str, Any]:
         """Description of the model for the manifest."""

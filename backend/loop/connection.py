@@ -110,7 +110,7 @@ class Connections:
         if first in ours:
             return ""
         served = self._context.studio.project(project).model_version
-        known = (version_name(r["n"]) for r in self._context.store.rounds(project, picks=False))
+        known = (version_name(n) for (n,) in self._context.store.round_columns(project, "n"))
         if round_of(served) is None or served in known:
             return ""
         return (

@@ -95,7 +95,7 @@ class Observer:
         renames = Renames.from_json(row["label_renames"])
         if not renames.seen:  # older records: the labels of the last config and of the models
             before = LabelConfig.from_json(row["config"])
-            known = [label for m in self._context.store.model_summaries(project) for label in m["labels"]]
+            known = [label for labels in self._context.store.model_labels(project) for label in labels]
             renames = replace(renames, seen=(*(before.labels if before else ()), *known))
         now = {old: new for old, new in renames.now.items() if old not in config.labels}
         now |= {old: new for old, new in config.aliases.items() if old in renames.seen and old not in config.labels}

@@ -14,7 +14,6 @@ from backend.loop.selection_units import add, lay_out, stored_map
 from backend.loop.steps import Done, FitMap, MapScans, OpenRound, Seen
 from backend.records.maps import put_map, read_map
 from backend.records.rounds import Pick
-from backend.records.scans import scan_of
 
 TEND_EVERY = 0.5  # seconds
 
@@ -30,7 +29,7 @@ def map_pool(
     unit, store = done.settings.unit, context.store
     found = None if isinstance(step, FitMap) else stored_map(store, project, done.embedder, unit)
     if found is None:
-        scans = [scan_of(row) for row in store.scans_from(project, Stage.EMBEDDED)]
+        scans = store.scans_from(project, Stage.EMBEDDED)
         with ThreadPoolExecutor(1) as aside:
             fit = aside.submit(lay_out, store, done.embedder, scans, unit, done.settings.seed)
             while not wait([fit], TEND_EVERY).done:
@@ -38,7 +37,7 @@ def map_pool(
                 tend(project)
         found = fit.result()
     else:
-        scans = [scan_of(row) for row in store.scans_from(project, Stage.EMBEDDED, Stage.EMBEDDED)]
+        scans = store.scans_from(project, Stage.EMBEDDED, Stage.EMBEDDED)
         found = add(found, store, done.embedder, scans)
     put_map(store, project, done.embedder, found)
     store.set_basis(project, store.basis(project)._replace(map=unit, fitted=len(found.state["xy"])))
@@ -78,7 +77,7 @@ def extend_round(context: LoopContext, project: int, seen: Seen, done: Done) -> 
 def _mapped(context: LoopContext, project: int, done: Done) -> list[Scan]:
     """All scans on the map. Raises Replan if its file lacks some, as after older files were put back."""
     store = context.store
-    scans = [scan_of(row) for row in store.scans_from(project, Stage.MAPPED)]
+    scans = store.scans_from(project, Stage.MAPPED)
     found = read_map(store, project, done.embedder)
     there = set(found.digests) if found else set()
     if missing := [s.task for s in scans if s.digest not in there]:

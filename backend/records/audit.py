@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, func, select, update
-from sqlalchemy.engine import RowMapping
 
 from backend.label_config import Renames
-from backend.records.database import VARIABLES, Database, to_json
+from backend.records.database import VARIABLES, Database, Row, to_json
 from backend.records.tables import change_table, project_table, scan_table
 
 
@@ -80,7 +79,7 @@ class AuditRecords(Database):
             connection.execute(update(change_table).where(here, change_table.c.n == change.undoes).values(undone=1))
         return int(row["n"])
 
-    def changes(self, project: int, limit: int = 200) -> list[RowMapping]:
+    def changes(self, project: int, limit: int = 200) -> list[Row]:
         """Changes, newest first: {n, at, user, kind, what, undone}."""
         columns = [c for c in change_table.c if c.name not in ("before", "after")]  # they may be large
         statement = select(*columns).where(change_table.c.project == project).order_by(change_table.c.n.desc())

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Update, delete, func, select, update
-from sqlalchemy.engine import RowMapping
 
 from backend.label_config import Renames
-from backend.records.database import Database
+from backend.records.database import Database, Row
 from backend.records.tables import label_table, scan_table, shown_table
 
 
@@ -44,10 +43,16 @@ class LabelRecords(Database):
         with self.write() as connection:
             connection.execute(forgotten(label_table.c.project == project, label_table.c.task == task))
 
-    def labels(self, project: int) -> list[RowMapping]:
+    def labels(self, project: int) -> list[Row]:
         """What the annotations contain, without those that must be read again."""
         where = (label_table.c.project == project, label_table.c.config != "")
         return self.rows(select(label_table).where(*where).order_by(label_table.c.task))
+
+    def label_columns(self, project: int, *names: str) -> list[tuple[Any, ...]]:
+        """Some columns of `labels`."""
+        columns = [label_table.c[name] for name in names]
+        where = (label_table.c.project == project, label_table.c.config != "")
+        return self._tuples(select(*columns).where(*where).order_by(label_table.c.task))
 
     def mask_of(self, project: int, task: int) -> tuple[str, str]:
         """(name of the mask, key of the label config it was read with) of a task's annotation; ("", "") without one."""
@@ -94,7 +99,13 @@ class LabelRecords(Database):
         with self.write() as connection:
             self._upsert(connection, shown_table, [{"project": project, **row}])
 
-    def shown(self, project: int, *versions: str) -> list[RowMapping]:
+    def shown(self, project: int, *versions: str) -> list[Row]:
         """The comparisons of the masks of these versions; by default of all."""
         where = (shown_table.c.project == project, *((shown_table.c.version.in_(versions),) if versions else ()))
         return self.rows(select(shown_table).where(*where).order_by(shown_table.c.task))
+
+    def shown_columns(self, project: int, names: Sequence[str], versions: Sequence[str] = ()) -> list[tuple[Any, ...]]:
+        """Some columns of `shown`."""
+        columns = [shown_table.c[name] for name in names]
+        where = (shown_table.c.project == project, *((shown_table.c.version.in_(versions),) if versions else ()))
+        return self._tuples(select(*columns).where(*where).order_by(shown_table.c.task))

@@ -10,21 +10,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, func, select, update
-from sqlalchemy.engine import RowMapping
 
 from backend.facts import Lesson
 from backend.label_config import Renames
-from backend.records.database import Database, to_json
+from backend.records.database import Database, Row, to_json
 from backend.records.tables import lesson_table, model_table, project_table, round_table
 
 _MODEL_JSON = ("labels", "validation", "details")
 _LARGE = ("trained_on", "held_out")  # these grow with the number of labels
 
 
-def _model(row: RowMapping, renames: Renames) -> dict[str, Any]:
+def _model(row: Row, renames: Renames) -> dict[str, Any]:
     """A model with the present names of its labels; those that are no longer used keep theirs."""
     found = {k: json.loads(v) if k in _MODEL_JSON else v for k, v in row.items()}
-    return found | {"labels": [renames.label(label) or label for label in found["labels"]]}
+    return found | {"labels": list(_present(found["labels"], renames))}
+
+
+def _present(labels: Iterable[str], renames: Renames) -> tuple[str, ...]:
+    return tuple(renames.label(label) or label for label in labels)
 
 
 def _number(version: str) -> int:
@@ -134,6 +137,25 @@ class ModelRecords(Database):
             model["learnt"] = _count(model.pop("trained_on"))
         return sorted(found, key=lambda model: _number(model["version"]))
 
+    def model_qualities(self, project: int) -> list[dict[str, Any]]:
+        """What the quality of all models is told from, oldest first: `model_summaries` without the course of trainings.
+
+        The details are those of the newest model, of models with a control trial, and of older models whose validation
+        does not tell single labels; the others have {}. So a thousand models take milliseconds.
+        """
+        names = ("version", "labels", "trained_on", "accepted", "validation", "details")
+        columns = [model_table.c[name] for name in names]
+        rows = self._tuples(select(*columns).where(model_table.c.project == project))
+        rows = sorted(rows, key=lambda row: _number(row[0]))
+        renames, found = self.renames(project), []
+        present = {text: _present(json.loads(text), renames) for text in {row[1] for row in rows}}
+        for place, (version, labels, trained_on, accepted, validation, details) in enumerate(rows, start=1):
+            needed = place == len(rows) or '"arms":' in details or '"per_label":' not in validation
+            one = {"version": version, "labels": list(present[labels]), "accepted": accepted}
+            one |= {"learnt": _count(trained_on), "validation": json.loads(validation)}
+            found.append(one | {"details": json.loads(details) if needed else {}})
+        return found
+
     def model_summary(self, project: int, version: str) -> dict[str, Any] | None:
         """One model, without what grows with the number of labels."""
         columns = [column for column in model_table.c if column.name not in _LARGE]
@@ -164,6 +186,14 @@ class ModelRecords(Database):
         wanted = {n for numbers in ranges(trained_on) for n in numbers}
         statement = select(lesson_table).where(lesson_table.c.project == project).order_by(lesson_table.c.n)
         return [_lesson(row) for row in self.rows(statement) if row["n"] in wanted]
+
+    def model_labels(self, project: int) -> list[tuple[str, ...]]:
+        """The different lists of labels that models have, with their present names, in the order of their models."""
+        columns = (model_table.c.version, model_table.c.labels)
+        found = self._tuples(select(*columns).where(model_table.c.project == project))
+        lists = dict.fromkeys(labels for _, labels in sorted(found, key=lambda row: _number(row[0])))
+        renames = self.renames(project)
+        return [_present(json.loads(labels), renames) for labels in lists]
 
     def model_versions(self, project: int) -> list[tuple[str, str]]:
         """(version, fingerprint) of all models, oldest first."""
@@ -208,6 +238,6 @@ class ModelRecords(Database):
         return found
 
 
-def _lesson(row: RowMapping) -> Lesson:
+def _lesson(row: Mapping[Any, Any]) -> Lesson:
     unknown = tuple(json.loads(row["unknown"] or "[]"))
     return Lesson(row["task"], row["digest"], row["mask"], row["belongs_to"], unknown)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select, update
-from sqlalchemy.engine import RowMapping
 
 from backend.errors import StorageFull, StoreUnavailable
-from backend.records.database import Database
+from backend.records.database import Database, Row
 from backend.records.tables import project_table
 
 CONNECTED, CALL_EXPECTED = 1, 2  # values of project.connected: listed by Label Studio; set back to 1 when it calls us
@@ -30,7 +29,7 @@ class ProjectRecords(Database):
     def projects(self) -> list[int]:
         return [r["id"] for r in self.rows(select(project_table.c.id).order_by(project_table.c.id))]
 
-    def project(self, project: int) -> RowMapping | None:
+    def project(self, project: int) -> Row | None:
         rows = self.rows(select(project_table).where(project_table.c.id == project))
         return rows[0] if rows else None
 

@@ -145,6 +145,11 @@ class RoundRecords(Database):
             row["picks"] = list(_unpack(orders[row["n"]])) if row["n"] in orders else []
         return rows
 
+    def round_columns(self, project: int, *names: str) -> list[tuple[Any, ...]]:
+        """Some columns of all rounds, oldest first."""
+        columns = [round_table.c[name] for name in names]
+        return self._tuples(select(*columns).where(round_table.c.project == project).order_by(round_table.c.n))
+
     def count_rounds(self, project: int) -> int:
         ((count,),) = self._tuples(select(func.count()).where(round_table.c.project == project))
         return int(count)

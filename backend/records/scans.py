@@ -7,20 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, select, update
-from sqlalchemy.engine import RowMapping
 
 from backend.facts import Scan, Stage
-from backend.records.database import VARIABLES
+from backend.records.database import VARIABLES, Row
 from backend.records.labels import forgotten
 from backend.records.stages import StageRecords, random_place
 from backend.records.tables import label_table, project_table, scan_table
 
 PROBLEM_RETRY = 600.0  # seconds until an unreadable scan is tried again
 PRIORITY_NEXT, PRIORITY_EXCLUDED = 1, -1  # priorities of a scan: label next, exclude from the order
+FACTS = ("task", "image", "digest", "annotated", "skipped", "problem", "stratum", "priority", "volume", "slice")
+FACTS += ("patient", "row_mm", "column_mm", "blank", "stage", "draw")
 
 
-def scan_of(row: RowMapping) -> Scan:
-    """The recorded facts of a scan."""
+def scan_of(row: Row) -> Scan:
+    """The recorded facts of a scan, from the columns FACTS."""
     spacing = (row["row_mm"], row["column_mm"])
     return Scan(
         task=row["task"],
@@ -101,10 +102,18 @@ class ScanRecords(StageRecords):
                     connection.execute(delete(table).where(table.c.project == project, table.c.task.in_(chunk)))
             return len(gone)
 
-    def scans(self, project: int) -> list[RowMapping]:
+    def scans(self, project: int) -> list[Row]:
         return self.rows(select(scan_table).where(scan_table.c.project == project).order_by(scan_table.c.task))
 
-    def scan(self, project: int, task: int) -> RowMapping | None:
+    def scans_from(self, project: int, stage: Stage, last: Stage = Stage.ORDERED) -> list[Scan]:
+        """The readable scans from a stage on, up to the `last`, by task."""
+        scan = scan_table.c
+        here = (scan.project == project, scan.stage >= stage, scan.stage <= last, scan.problem == "")
+        columns = [scan[name] for name in FACTS]
+        found = self._tuples(select(*columns).where(*here).order_by(scan.task))
+        return [scan_of(dict(zip(FACTS, row, strict=True))) for row in found]
+
+    def scan(self, project: int, task: int) -> Row | None:
         """One scan, without reading the others."""
         here = (scan_table.c.project == project, scan_table.c.task == task)
         rows = self.rows(select(scan_table).where(*here))

@@ -12,10 +12,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, and_, exists, func, or_, select, update
-from sqlalchemy.engine import RowMapping
 
 from backend.facts import Counts, Stage
-from backend.records.database import VARIABLES, Database, to_json
+from backend.records.database import VARIABLES, Database, Row, to_json
 from backend.records.tables import embedding_table, project_table, scan_table, uncertainty_table
 
 _scan = scan_table.c
@@ -157,10 +156,10 @@ class StageRecords(Database):
                 between = (_scan.stage > stage,) if lower else (_scan.stage > Stage.UNREAD, _scan.stage < stage)
                 connection.execute(update(scan_table).where(*here, *between).values(stage=int(stage)))
 
-    def scans_of(self, project: int, tasks: Iterable[int]) -> list[RowMapping]:
+    def scans_of(self, project: int, tasks: Iterable[int]) -> list[Row]:
         """The scans of these tasks, by task; deleted ones are left out."""
         wanted = sorted(set(tasks))
-        rows: list[RowMapping] = []
+        rows: list[Row] = []
         for start in range(0, len(wanted), VARIABLES):
             rows += self.rows(
                 select(scan_table)
@@ -169,17 +168,12 @@ class StageRecords(Database):
             )
         return rows
 
-    def scans_from(self, project: int, stage: Stage, last: Stage = Stage.ORDERED) -> list[RowMapping]:
-        """The readable scans from a stage on, up to the `last`, by task."""
-        here = (_scan.project == project, _scan.stage >= stage, _scan.stage <= last, _scan.problem == "")
-        return self.rows(select(scan_table).where(*here).order_by(_scan.task))
-
     def open_scans(self, project: int) -> dict[str, int]:
         """A task of each digest among the open scans that were read."""
         here = (_scan.project == project, _scan.annotated == 0, _scan.problem == "", _scan.digest != "")
         return dict(self._tuples(select(_scan.digest, _scan.task).where(*here).order_by(_scan.task)))
 
-    def scans_in_need(self, project: int, recent: Recent, most: int) -> list[RowMapping]:
+    def scans_in_need(self, project: int, recent: Recent, most: int) -> list[Row]:
         """Scans that a look may have to do something for, by task.
 
         These are all that are labelled or have priority or are left out; and of every stage before the last, `most`

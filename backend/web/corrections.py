@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from backend.records.store import Store
@@ -12,28 +12,28 @@ from backend.web.intervals import mean, median
 DAY = 86_400.0  # seconds
 
 
-def corrections(store: Store, project: int, read: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
+def corrections(store: Store, project: int, times: Mapping[int, float | None]) -> dict[str, Any]:
     """{masked, blank, by_hand}: submitted scans that were corrected with smart tools, by how they opened, and the rest.
 
     Each {scans, prompts, time, before, after}: number of scans, mean number of answers for each scan, median seconds
     for each scan, and the mean Dice of the mask before and after the answers, compared with the submitted mask, over
     the labels that were corrected. Means and medians have 95 % intervals.
 
-    read  the labels of the project
+    times  of the labelled tasks, in seconds
     """
     answered = {row["task"]: row for row in store.corrections(project)}
-    groups: dict[str, list[tuple[Mapping[Any, Any], Mapping[Any, Any]]]] = {"masked": [], "blank": [], "by_hand": []}
-    for label in read:
-        row = answered.get(label["task"])
+    groups: dict[str, list[tuple[float | None, Mapping[Any, Any]]]] = {"masked": [], "blank": [], "by_hand": []}
+    for task, seconds in times.items():
+        row = answered.get(task)
         if row is None:
-            groups["by_hand"].append((label, {}))
+            groups["by_hand"].append((seconds, {}))
         elif row["after"] is not None:
-            groups["blank" if row["before"] is None else "masked"].append((label, row))
+            groups["blank" if row["before"] is None else "masked"].append((seconds, row))
     return {
         name: {
             "scans": len(pairs),
             "prompts": mean([row.get("answers") for _, row in pairs]),
-            "time": median([label["lead_time"] for label, _ in pairs]),
+            "time": median([seconds for seconds, _ in pairs]),
             "before": mean([row.get("before") for _, row in pairs]),
             "after": mean([row.get("after") for _, row in pairs]),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import ceil, log2
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from backend.records.store import Store
 from backend.web.corrections import corrections
 from backend.web.intervals import median
 from backend.web.legend import label_names, legend, united
-from backend.web.status import settings_of, shown_summaries, stopping, summary
+from backend.web.status import COMPARED, settings_of, shown_summaries, stopping, summary
 
 FIRST_LABELS = 5  # upper limit of the first group of masks of the quick model
 
@@ -36,14 +37,15 @@ def curve(store: Store, project: int) -> dict[str, Any]:
 
     The interval of the times is a bootstrap percentile (Efron 1979), None for fewer than two scans.
     """
-    models = store.model_summaries(project)
-    rounds = store.rounds(project, picks=False)
-    labels = {version_name(r["n"]): r["labels"] for r in rounds}
-    masked = {version_name(r["n"]) for r in rounds if r["model"]}
-    quick = {row["task"] for row in store.shown(project) if row["version"] not in masked}
-    read = store.labels(project)
+    models = store.model_qualities(project)
+    rounds = store.round_columns(project, "n", "labels", "model")
+    labels = {version_name(n): count for n, count, _ in rounds}
+    masked = {version_name(n) for n, _, model in rounds if model}
     judged = [of_model(m) for m in models]
     compared = shown_summaries(store, project)
+    others = [version for version in compared if version not in masked]
+    quick = store.shown_columns(project, ("task", "label", *COMPARED), others) if others else []
+    read = store.label_columns(project, "annotation", "key", "task", "shown_version", "lead_time")
     units = {found["unit"] for found in (*judged, *compared.values())} - {None}
     return {
         "unit": units.pop() if len(units) == 1 else "mixed" if units else None,
@@ -57,33 +59,46 @@ def curve(store: Store, project: int) -> dict[str, Any]:
             {"round": round_of(v), "model_version": v, "labels": labels.get(v) if v in masked else None, **_row(found)}
             for v, found in sorted(compared.items(), key=lambda item: round_of(item[0]) or 0)
         ],
-        "quick": _quick(store, project, masked, read),
+        "quick": _quick(quick, read, label_names(store, project)),
         "control": [
             {"version": m["version"], **of_trial(m["details"]["arms"])} for m in models if "arms" in m["details"]
         ],
-        "lead_time": {
-            "with": median([r["lead_time"] for r in read if r["shown_version"] in masked or r["task"] in quick]),
-            "without": median(
-                [r["lead_time"] for r in read if r["shown_version"] not in masked and r["task"] not in quick]
-            ),
-        },
-        "corrections": corrections(store, project, read),
+        "lead_time": _lead_time(read, masked, {task for task, *_ in quick}),
+        "corrections": corrections(store, project, {task: seconds for *_, task, _, seconds in read}),
         "stopping": stopping(models, store.counts(project)["open"], settings_of(store, project)),
     }
 
 
-def _quick(store: Store, project: int, masked: set[str], read: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
-    """Summaries of the masks that no model of a round (`masked`) drew."""
-    before = {label["key"]: place for place, label in enumerate(sorted(read, key=lambda label: label["annotation"]))}
-    groups: dict[int, list[Mapping[Any, Any]]] = {}
-    for row in store.shown(project):
-        if row["version"] not in masked and row["label"] in before:
-            groups.setdefault(max(0, ceil(log2(max(before[row["label"]], 1) / FIRST_LABELS))), []).append(row)
-    names = label_names(store, project)
+def _quick(
+    shown: Sequence[tuple[Any, ...]], read: Sequence[tuple[Any, ...]], names: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Summaries of these masks (task, label, *COMPARED), which no model of a round drew.
+
+    read  annotations (number, key, ...)
+    """
+    before = {row[1]: place for place, row in enumerate(sorted(read, key=itemgetter(0)))} if shown else {}
+    groups: dict[int, list[tuple[int, tuple[Any, ...]]]] = {}
+    for _, label, *row in shown:
+        if (place := before.get(label)) is not None:
+            groups.setdefault(max(0, ceil(log2(max(place, 1) / FIRST_LABELS))), []).append((place, tuple(row)))
     return [
-        {"labels": round(float(np.mean([before[row["label"]] for row in rows]))), **_row(summary(rows, names))}
-        for _, rows in sorted(groups.items())
+        {
+            "labels": round(float(np.mean([place for place, _ in found]))),
+            **_row(summary([row for _, row in found], names)),
+        }
+        for _, found in sorted(groups.items())
     ]
+
+
+def _lead_time(read: Sequence[tuple[Any, ...]], masked: set[str], quick: set[int]) -> dict[str, Any]:
+    """Of scans opened with a mask by a model of a round (`masked`) or by the quick model (`quick`), and of others.
+
+    read  annotations (..., task, shown version, seconds)
+    """
+    times: dict[bool, list[float | None]] = {True: [], False: []}
+    for *_, task, version, seconds in read:
+        times[version in masked or task in quick].append(seconds)
+    return {"with": median(times[True]), "without": median(times[False])}
 
 
 def _row(found: Mapping[str, Any]) -> dict[str, Any]:

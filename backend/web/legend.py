@@ -20,8 +20,8 @@ def legend(store: Store, project: int, names: Sequence[str]) -> dict[str, str]:
     """The colour of each of these labels, the same in every view."""
     config = _config(store, project)
     known = config.labels if config else ()
-    models = store.model_summaries(project) if set(names) - set(known) else []
-    colours = label_colours(united(known, *(m["labels"] for m in models), names), config.colors if config else {})
+    others = store.model_labels(project) if set(names) - set(known) else []
+    colours = label_colours(united(known, *others, names), config.colors if config else {})
     return {name: colours[name] for name in names}
 
 

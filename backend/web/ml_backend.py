@@ -148,7 +148,7 @@ def _no_masks(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _versions(store: Store) -> list[str]:
-    rounds = {r["n"] for p in store.projects() for r in store.rounds(p, picks=False)}
+    rounds = {n for p in store.projects() for (n,) in store.round_columns(p, "n")}
     return [version_name(n) for n in sorted(rounds, reverse=True)] or [version_name(0)]
 
 

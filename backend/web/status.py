@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -33,6 +32,7 @@ from backend.web.texts import text, texts
 from sampling import Point, stopping_hint
 
 ROUNDS = 5000  # summaries of rounds kept in memory
+COMPARED = ("dice", "hd", "hd95", "unit", "shown_empty", "label_empty", "per_label")  # columns of the table `shown`
 
 
 def describe(store: Store, project: int) -> dict[str, Any] | None:
@@ -54,7 +54,7 @@ def describe(store: Store, project: int) -> dict[str, Any] | None:
         return None
     counts = store.counts(project)
     newest, latest_round = store.latest_round(project), store.latest_round(project, served=True)
-    models = store.model_summaries(project)
+    models = store.model_qualities(project)
     active = next((m for m in models if m["version"] == row["active"]), None)
     job = store.progress(project)
     phase = "training" if job and job["step"].startswith("training") else row["phase"]
@@ -337,23 +337,24 @@ def held_out(store: Store, project: int, version: str) -> list[dict[str, Any]]:
 
 def shown_summary(store: Store, project: int, version: str) -> dict[str, Any]:
     """`summarise` over the scans whose mask of `version` was shown and then submitted."""
-    return summary(store.shown(project, version), label_names(store, project))
+    return summary(store.shown_columns(project, COMPARED, [version]), label_names(store, project))
 
 
 def shown_summaries(store: Store, project: int, versions: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """`shown_summary` of those of these versions (default: of all) that have any such scan."""
     names, rows = label_names(store, project), defaultdict(list)
-    for row in store.shown(project, *versions):
-        rows[row["version"]].append(row)
+    for row in store.shown_columns(project, ("version", *COMPARED), versions):
+        rows[row[0]].append(row[1:])
     return {version: summary(found, names) for version, found in rows.items()}
 
 
-def summary(rows: Iterable[Mapping[Any, Any]], names: tuple[str, ...]) -> dict[str, Any]:
-    """The agreement of shown and submitted masks in these records, see `averages.summarise`."""
-    return deepcopy(_summarised(tuple(tuple(row.items()) for row in rows), names))
+def summary(rows: Iterable[tuple[Any, ...]], names: tuple[str, ...]) -> dict[str, Any]:
+    """The agreement of shown and submitted masks in these records (COMPARED), see `averages.summarise`."""
+    found = _summarised(tuple(map(tuple, rows)), names)
+    return found | {"per_label": {name: dict(one) for name, one in found["per_label"].items()}}
 
 
 @lru_cache(maxsize=ROUNDS)
-def _summarised(rows: tuple[tuple[tuple[str, Any], ...], ...], names: tuple[str, ...]) -> dict[str, Any]:
+def _summarised(rows: tuple[tuple[Any, ...], ...], names: tuple[str, ...]) -> dict[str, Any]:
     """Cached, because the rows of older rounds no longer change."""
-    return summarise([of_shown(dict(row), names) for row in rows])
+    return summarise([of_shown(dict(zip(COMPARED, row, strict=True)), names) for row in rows])

@@ -402,3 +402,32 @@ def test_models_that_learn_from_the_same_scans_share_their_records(store: Store)
     store.set_project(1, active="scanqueue-r7")
     assert [one["version"] for one in store.model_summaries(1, 2)] == [f"scanqueue-r{n}" for n in (7, 49, 50)]
     assert store.model_summary(1, "scanqueue-r99") is None is store.model(1, "scanqueue-r99")
+
+
+def test_the_quality_of_all_models_is_read_without_the_course_of_their_trainings(store: Store) -> None:
+    history = [{"step": 50, "loss": 0.5}]
+    today = {"dice": 0.5, "per_label": {}}
+    for n, (validation, details) in enumerate(
+        [
+            (today, {"history": history}),
+            (today, {"history": history, "arms": {"labels": 7}}),
+            ({"dice": 0.5}, {"held_out_by_an_older_version": 1}),
+            (today, {"history": history}),
+            (today, {"agreement": {"dice": 0.9}}),
+        ],
+        start=8,  # from 10 on, texts would sort otherwise
+    ):
+        given = {"version": f"scanqueue-r{n}", "trained_on": [Lesson(n, "d", "m", "")], "validation": validation}
+        store.put_model(1, MODEL | given | {"details": details}, active="", training_requests=0)
+    summaries, found = store.model_summaries(1), store.model_qualities(1)
+    assert [one["details"] for one in found] == [
+        {},
+        {"history": history, "arms": {"labels": 7}},
+        {"held_out_by_an_older_version": 1},
+        {},
+        {"agreement": {"dice": 0.9}},
+    ]
+    for one, whole in zip(found, summaries, strict=True):
+        assert one == {name: whole[name] for name in one} | {"details": one["details"]}
+    assert [one["version"] for one in found] == [f"scanqueue-r{n}" for n in range(8, 13)]
+    assert store.model_labels(1) == [tuple(MODEL["labels"])]

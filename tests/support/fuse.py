@@ -16,12 +16,12 @@ STUDIO_WRITES = {"import_predictions", "show_round", "add_view", "set_webhook", 
 STORE_READS = {
     "annotated", "any_scan", "arrays", "authors", "basis", "cache_slot", "check_embeddings", "check_room",
     "checkpoints", "columns", "correction", "corrections", "could_draw", "count_empty", "count_rounds",
-    "count_scans", "drawing", "embedded", "embeddings", "fingerprint_of", "has", "image_entropies", "labels",
-    "latest_round", "lock", "lost_labels", "model", "model_of_round", "model_summaries", "model_summary",
-    "model_versions", "models", "open_scans", "path", "progress", "project", "projects", "quick_mask",
-    "quick_masks", "recent_corrections", "recorded", "remarks", "renames", "rounds", "rows", "scan", "scans",
-    "scans_from", "scans_in_need", "scans_of", "secrets", "shown", "snapshot", "totals", "training_slot",
-    "uncertainty", "waiting",
+    "count_scans", "drawing", "embedded", "embeddings", "fingerprint_of", "has", "image_entropies", "label_columns",
+    "labels", "latest_round", "lock", "lost_labels", "model", "model_labels", "model_of_round", "model_qualities",
+    "model_summaries", "model_summary", "model_versions", "models", "open_scans", "path", "progress", "project",
+    "projects", "quick_mask", "quick_masks", "recent_corrections", "recorded", "remarks", "renames",
+    "round_columns", "rounds", "rows", "scan", "scans", "scans_from", "scans_in_need", "scans_of", "secrets",
+    "shown", "shown_columns", "snapshot", "totals", "training_slot", "uncertainty", "waiting",
 }  # fmt: skip
 STORE_WRITES = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if name[0] != "_"} - STORE_READS
 
