@@ -99,8 +99,9 @@ def _run(settings: Settings, options: dict[str, Any], identities: Path | None, o
     if options["model"] and store is not None:
         from backend.learning.learner import Learner
         from backend.loop.batch import BatchProcessor
+        from backend.loop.context import cluster_of
 
-        processor = BatchProcessor(studio, store, Learner(settings))
+        processor = BatchProcessor(studio, store, Learner(settings), cluster=cluster_of(settings))
     file = identities or settings.data_dir / NAME
     with contextlib.ExitStack() as opened:
         known = None

@@ -99,6 +99,11 @@ def _image(export: Export) -> str:
     return row_settings(dict(row)).image if row else ""
 
 
+def _firsts(unit: Unit) -> list[Slice]:
+    """The slices of a unit without further tasks of the same slice."""
+    return [next(same) for _, same in groupby(unit.slices, key=lambda s: (s.n, "" if s.scan else s.task))]
+
+
 class _Run:
     def __init__(self, export: Export, folder: Path) -> None:
         self.export = export
@@ -144,6 +149,8 @@ class _Run:
         annotations = export.studio.annotations(export.project, labelled)
         done = 0
         progress(0, len(slices))
+        if self.model is not None:
+            self.model.prepare([first for unit in units(slices) for first in _firsts(unit)])
         for unit in units(slices):
             self._unit(unit, annotations)
             done += len(unit.slices)
@@ -215,8 +222,7 @@ class _Run:
         assert self.model is not None
         assert self.predicted is not None
         volume = Volume(place) if place else None
-        firsts = [next(same) for _, same in groupby(unit.slices, key=lambda s: (s.n, "" if s.scan else s.task))]
-        for one, mask, how in self.model.of(firsts):
+        for one, mask, how in self.model.of(_firsts(unit)):
             name = one.name.removesuffix(".png")
             if mask is None:
                 self.outcome.problem(f"{name}: {how}", of=MODEL, **one.which)

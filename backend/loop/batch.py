@@ -28,6 +28,7 @@ from backend.loop.decoding import Ready, digest_of, prepare_scan, prepare_scans,
 from backend.records.artefacts import Artefacts
 from backend.records.scans import scan_of
 from backend.records.store import Store
+from backend.workers.cluster import Cluster
 from backend.workers.prefetch import ahead
 from backend.workers.process_pool import Crashed
 
@@ -44,12 +45,17 @@ def nothing() -> None:
 
 @dataclass
 class BatchProcessor:
-    """Does batch work. `alive` is called after each piece, and may raise to stop the work."""
+    """Does batch work.
+
+    alive    called after each piece, may raise to stop the work
+    cluster  where `sharing.in_parts` has it done; None: here
+    """
 
     studio: Studio
     store: Store
     learner: Learner
     alive: Callable[[], None] = nothing
+    cluster: Cluster | None = None
 
     def reading_requirements(self) -> str:
         """The inputs of reading besides the scans: workers with equal requirements get equal results."""

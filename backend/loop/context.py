@@ -38,6 +38,11 @@ class Postponed(Exception):
     """Another project is being trained, and nobody waits for this training. A later pass does it."""
 
 
+def cluster_of(settings: Settings) -> Cluster | None:
+    """The cluster of these settings; None without one."""
+    return Cluster(settings.dask_scheduler) if settings.dask_scheduler else None
+
+
 @dataclass
 class LoopContext:
     """The clients and records of one process.
@@ -64,9 +69,8 @@ class LoopContext:
     _silent_until: float = 0.0
 
     def __post_init__(self) -> None:
-        self.processor = BatchProcessor(self.studio, self.store, self.learner, self.alive)
-        address = self.settings.dask_scheduler
-        self.cluster = Cluster(address) if address else None
+        self.cluster = cluster_of(self.settings)
+        self.processor = BatchProcessor(self.studio, self.store, self.learner, self.alive, self.cluster)
 
     def row(self, project: int) -> Any:
         """The project's record. Raises ProjectGone."""

@@ -13,6 +13,7 @@ from backend.loop.context import LoopContext, Postponed, Replan
 from backend.loop.decide import decide
 from backend.loop.labelled_scans import LabelledScan, at_most_every, evaluate, labelled_scans
 from backend.loop.observing import Observer
+from backend.loop.remote_training import train
 from backend.loop.retraining import PROGRESS_EVERY, TRAINING_ROOM
 from backend.loop.steps import CompareWithControl, Done, OpenRound, ReadMasks, Seen, Train
 from backend.loop.stored import stored
@@ -87,8 +88,7 @@ class ControlTrial:
                 raise Postponed
             log.info("project %s: %s", project, text)
             limited = at_most_every(PROGRESS_EVERY, on_step)
-            learn = [one.case for one in cases]
-            save, _ = context.learner.train(learn, [], labels, seed=seed, on_step=limited)
+            save, _ = train(context, cases, [], labels, seed, limited)
             context.store.put_folder(KIND, name, save)
         return name
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from backend.label_config import unknown_classes
 from backend.learning.cases import Case
 from backend.learning.evaluation import Scores
 from backend.loop.context import LoopContext, Replan
+from backend.loop.remote import Write, apply
 from backend.loop.sharing import share
 from backend.loop.steps import Seen
 
@@ -97,19 +99,22 @@ def evaluate(
 ) -> list[Scores]:
     """The scores of a model, or of its `judged` weights, on labelled scans, each fitted into its own working square.
 
-    Masks of kept models are also stored, because people compare models by them. A cluster draws them.
+    Masks of kept models are also stored, because people compare models by them. A cluster draws the masks.
 
     labels, wanted  the labels of the model, and those of the masks for comparison
     """
     if not cases:
         return []  # without loading the model
     learner = context.learner
-    if kind == "models" and context.cluster is not None:
-        share(context, project, "draw", model, [one.scan.task for one in cases], "drawing masks to evaluate the model")
+    drawn: dict[str, NDArray[np.uint8]] = {}
+    if context.cluster is not None:
+        tasks, text = [one.scan.task for one in cases], "drawing masks to evaluate the model"
+        take = None if kind == "models" else partial(_keep, context, drawn)
+        share(context, project, "draw", model, tasks, text, of=kind, take=take)
     scores: list[Scores] = []
     for start in range(0, len(cases), PREDICT_CHUNK):
         chunk = cases[start : start + PREDICT_CHUNK]
-        masks = _drawn(context, model, chunk, kind)
+        masks = _drawn(context, model, chunk, kind, drawn)
         scores += [
             learner.compare(
                 translate(mask, labels, wanted), one.case.mask, len(wanted) + 1, one.scan.spacing, one.case.unknown
@@ -119,15 +124,30 @@ def evaluate(
     return scores
 
 
-def _drawn(context: LoopContext, model: str, cases: Sequence[LabelledScan], kind: str) -> list[NDArray[np.uint8]]:
-    """The masks of a model on these scans; those that are stored are not drawn again."""
+def _keep(context: LoopContext, drawn: dict[str, NDArray[np.uint8]], writes: Sequence[Write]) -> None:
+    """Put the masks that a worker drew into `drawn`, by the name of their artefacts, and the rest into the records."""
+    for write in writes:
+        if write.method == "put_arrays":
+            drawn[write.arguments[1]] = write.arrays["mask"]
+        else:
+            apply(context.store, [write])
+
+
+def _drawn(
+    context: LoopContext,
+    model: str,
+    cases: Sequence[LabelledScan],
+    kind: str,
+    drawn: Mapping[str, NDArray[np.uint8]],
+) -> list[NDArray[np.uint8]]:
+    """The masks of a model on these scans; those that are stored, or `drawn` by a cluster, are not drawn again."""
     learner, store = context.learner, context.store
     kept = kind == "models"
     found: dict[int, NDArray[np.uint8]] = {}
-    if kept:
-        for at, one in enumerate(cases):
-            if (mask := context.processor.mask(model, one.scan)) is not None:
-                found[at] = mask
+    for at, one in enumerate(cases):
+        mask = context.processor.mask(model, one.scan) if kept else drawn.get(fingerprint(model, one.scan.digest))
+        if mask is not None:
+            found[at] = mask
     missing = [at for at in range(len(cases)) if at not in found]
     if missing:
         folder = store.path(kind, model)

@@ -18,11 +18,12 @@ import numpy as np
 from backend.errors import BadSetting
 from backend.facts import Scan
 from backend.learning.cases import Case
+from backend.learning.learner import Learner
 from backend.loop.click_training import train_both
 from backend.loop.context import LoopContext
-from backend.loop.labelled_scans import LabelledScan, Split
+from backend.loop.labelled_scans import LabelledScan
 from backend.loop.remote import here, model_files, unpack
-from backend.workers.cluster import tell
+from backend.workers.cluster import Cluster, tell
 
 TOLD_EVERY = 1.0  # seconds between two reports of a worker
 
@@ -63,22 +64,38 @@ class Training:
     clicks: bool
 
 
-def train_on_cluster(
+def train(
     context: LoopContext,
-    split: Split,
+    learn: Sequence[LabelledScan],
+    held_out: Sequence[LabelledScan],
     labels: Sequence[str],
     seed: int,
     on_step: Callable[[int, int], None],
     *,
+    clicks: bool = False,
+) -> tuple[Callable[[Path], None], dict[str, Any]]:
+    """`train_both` here, or on a worker of the cluster if there is one; `on_step` may raise to abort."""
+    if context.cluster is None:
+        cases, others = ([(one.scan, one.case) for one in some] for some in (learn, held_out))
+        parts = context.learner, context.processor, cases, others, labels
+        return train_both(*parts, seed=seed, clicks=clicks, on_step=on_step)
+    return _train_on(context.cluster, context.learner, learn, held_out, labels, seed, on_step, clicks)
+
+
+def _train_on(
+    cluster: Cluster,
+    learner: Learner,
+    learn: Sequence[LabelledScan],
+    held_out: Sequence[LabelledScan],
+    labels: Sequence[str],
+    seed: int,
+    on_step: Callable[[int, int], None],
     clicks: bool,
 ) -> tuple[Callable[[Path], None], dict[str, Any]]:
-    """`train_both` on a worker of the cluster, one with a GPU if there is any; `on_step` may raise to abort."""
-    cluster = context.cluster
-    assert cluster is not None
-    learn = tuple(map(Drawn.of, split.learn))
-    size, name = split.all[0].case.size, f"training-{secrets.token_hex(8)}"
-    recipe = context.learner.describe_training(seed, size)
-    work = Training(learn, tuple(map(Drawn.of, split.held_out)), tuple(labels), seed, size, recipe, name, clicks)
+    """Train on a worker, one with a GPU if there is any."""
+    size, name = learn[0].case.size, f"training-{secrets.token_hex(8)}"
+    cases, others = (tuple(map(Drawn.of, some)) for some in (learn, held_out))
+    work = Training(cases, others, tuple(labels), seed, size, learner.describe_training(seed, size), name, clicks)
     with cluster.listening(name) as told, closing(cluster.each(train_here, [work])) as running:
         for found in running:
             if found is not None:

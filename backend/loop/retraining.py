@@ -18,13 +18,12 @@ from backend.fingerprints import fingerprint, judged_weights
 from backend.formats.pixels import classes_in
 from backend.learning.averages import as_row, of_scores
 from backend.learning.evaluation import Scores
-from backend.loop.click_training import train_both
 from backend.loop.context import Busy, LoopContext, Replan
 from backend.loop.first_model import against_quick_model
 from backend.loop.judging import Verdict, has_learnt, judge, judged, learnt, remark
 from backend.loop.labelled_scans import PREDICT_CHUNK, LabelledScan, Split, at_most_every, evaluate, labelled_scans
 from backend.loop.learning_remarks import learning_remarks
-from backend.loop.remote_training import train_on_cluster
+from backend.loop.remote_training import train
 from backend.loop.steps import Done, Seen, Train
 from sampling import agreement, agreement_sample
 
@@ -104,7 +103,7 @@ class Trainer:
         contents = [one.contents for one in cases]
         settings = context.learner.describe_training(seed, cases[0].case.size)
         name = fingerprint(contents, labels, settings, sorted(split.rows))
-        details: dict[str, Any] = {"labels": len(cases), "validation": len(split.held_out)}
+        details: dict[str, Any] = {"labels": len(cases), "validation": len(split.rows)}
         details["recipe"] = context.learner.recipe(seed)
         if context.store.has("models", name):
             return name, details
@@ -123,16 +122,7 @@ class Trainer:
                 raise Busy
             log.info("project %s: training %s on %s scans", project, step.version, len(cases))
             limited = at_most_every(TEND_AT_MOST, on_step)
-            if context.cluster is None:
-                learn, held_out = ([(one.scan, one.case) for one in some] for some in (split.learn, split.held_out))
-                save, history = train_both(
-                    *(context.learner, context.processor, learn, held_out, labels),
-                    seed=seed,
-                    clicks=clicks,
-                    on_step=limited,
-                )
-            else:
-                save, history = train_on_cluster(context, split, labels, seed, limited, clicks=clicks)
+            save, history = train(context, split.learn, split.held_out, labels, seed, limited, clicks=clicks)
             context.store.put_folder("models", name, save)
         return name, details | history
 

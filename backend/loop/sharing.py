@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 
+from backend.loop.batch import BatchProcessor
 from backend.loop.context import LoopContext
-from backend.loop.remote import Part, apply, do_part, model_files
+from backend.loop.remote import Part, Write, apply, do_part, model_files
 
 PART = 16  # tasks
 
@@ -19,19 +20,18 @@ def share(
     tasks: Sequence[int],
     text: str,
     between: Callable[[int], None] | None = None,
+    *,
+    of: str = "models",
+    take: Callable[[Sequence[Write]], None] | None = None,
 ) -> None:
-    """Do batch work on these tasks, see `BatchProcessor.do`; returns when all of it is done.
-
-    Results are stored as they come, so that nothing is done twice after a kill.
+    """Do batch work on these tasks, see `in_parts`; returns when all of it is done.
 
     text     the step, for progress reports
     between  called with the project after each part, where other projects may also have their turn
     """
     total, done = len(tasks), 0
-    parts = [tasks[start : start + PART] for start in range(0, total, PART)]
     context.report(project, text, 0, total)
-    each = _here if context.cluster is None else _on_cluster
-    with closing(each(context, project, kind, requirements, parts)) as running:
+    with closing(in_parts(context.processor, project, kind, requirements, tasks, of=of, take=take)) as running:
         for finished in running:
             done += finished
             context.check(project)
@@ -42,28 +42,41 @@ def share(
                     context.give_way(project)
 
 
-def _here(
-    context: LoopContext, project: int, kind: str, requirements: str, parts: Sequence[Sequence[int]]
+def in_parts(
+    processor: BatchProcessor,
+    project: int,
+    kind: str,
+    requirements: str,
+    tasks: Sequence[int],
+    *,
+    of: str = "models",
+    take: Callable[[Sequence[Write]], None] | None = None,
 ) -> Generator[int]:
-    """Do the parts in this process; yields the number of tasks of each."""
-    for tasks in parts:
-        context.processor.do(kind, project, requirements, tasks)
-        yield len(tasks)
+    """Do batch work on these tasks, see `BatchProcessor.do`, here or on the cluster of the processor.
 
+    Yields the number of tasks of each part that is done, and from a cluster 0 now and then meanwhile. Results are
+    stored as they come, so that nothing is done twice after a kill.
 
-def _on_cluster(
-    context: LoopContext, project: int, kind: str, requirements: str, parts: Sequence[Sequence[int]]
-) -> Generator[int]:
-    """Do the parts on the cluster; yields the number of tasks of each that is done, and 0 now and then meanwhile."""
-    assert context.cluster is not None
+    of    artefact kind of the model
+    take  receives the results of a cluster instead of the records
+    """
+    parts = [tasks[start : start + PART] for start in range(0, len(tasks), PART)]
+    if processor.cluster is None:
+        for some in parts:
+            processor.do(kind, project, requirements, some)
+            yield len(some)
+        return
     model = requirements.partition("|")[0].partition("/")[0] if kind != "read" else ""
-    work = [Part(kind, project, requirements, tuple(context.processor.scans(project, tasks))) for tasks in parts]
-    files = model_files(context.store.path("models", model)) if model else None
-    with closing(context.cluster.each(do_part, work, files)) as running:
+    work = [Part(kind, project, requirements, tuple(processor.scans(project, some))) for some in parts]
+    files = model_files(processor.store.path(of, model)) if model else None
+    with closing(processor.cluster.each(do_part, work, files)) as running:
         for found in running:
             if found is None:
                 yield 0
             else:
                 index, writes = found
-                apply(context.store, writes)
+                if take is None:
+                    apply(processor.store, writes)
+                else:
+                    take(writes)
                 yield len(parts[index])

@@ -49,7 +49,7 @@ class CorrectionRecords(Database):
                 update(correction_table).where(*where).values(before=before, after=after, mask=None, names="[]")
             )
 
-    def corrections(self, project: int) -> list[RowMapping]:
+    def corrections(self, project: int) -> list[dict[str, Any]]:
         """(task, answers, before, after) of all scans that smart tools answered on, by task."""
         columns = (_column.task, _column.answers, _column.before, _column.after)
         return self.rows(select(*columns).where(_column.project == project).order_by(_column.task))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,11 +14,14 @@ from typing import Any
 import pytest
 import torch
 from servers import DaskCluster
-from world import COLD, PROJECT, World
+from world import COLD, PROJECT, KeptLearner, World
 
 from backend.errors import BadSetting, ClusterUnavailable, UnreadableScan
+from backend.export import Export
+from backend.fingerprints import fingerprint
 from backend.learning.learner import Learner
 from backend.loop import remote, sharing
+from backend.loop.batch import BatchProcessor
 from backend.loop.remote import Part, Write, apply, do_part
 from backend.records.store import Store
 from backend.settings import Settings
@@ -117,7 +121,7 @@ def test_a_cluster_does_the_same_and_survives_kills_of_workers_and_scheduler(
         alone.run()
         monkeypatch.setattr(sharing, "apply", apply)
         for name in ("train", "masks", "signals", "embed_prepared"):  # nothing is done here
-            monkeypatch.delattr(Learner, name)
+            monkeypatch.setattr(KeptLearner, name, refuse)
         dask.kill(dask.scheduler)
         with pytest.raises(ClusterUnavailable, match=r"does not answer.*tried again every minute"):
             reconciler.reconcile(PROJECT)
@@ -132,6 +136,53 @@ def test_a_cluster_does_the_same_and_survives_kills_of_workers_and_scheduler(
         world.add_scans(100, 1)
         with pytest.raises(ClusterUnavailable, match=r"has no workers. Start some with `dask worker`"):
             reconciler.reconcile(PROJECT)
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("computed here")
+
+
+CONTROLLED = {"control_share": 0.5, "cold_start_size": 18, "queue_depth": 18}
+
+
+@pytest.mark.usefixtures("small_parts", "one_thread")
+def test_a_cluster_compares_with_chance_and_draws_for_an_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = World(tmp_path / "alone", **CONTROLLED)
+    world = World(tmp_path / "driver", **CONTROLLED)
+    for one in (alone, world):
+        one.add_scans(0, 24)
+        one.run()
+        one.label(18)
+    alone.run()
+
+    def exported(one: World, processor: BatchProcessor) -> tuple[dict[str, bytes], dict[str, int]]:
+        (model,), task = one.store.models(PROJECT), next(iter(one.published()))
+        row = one.store.scan(PROJECT, task)
+        assert row is not None
+        one.store.path("masks", fingerprint(model["fingerprint"], row["digest"])).unlink()  # but Label Studio shows it
+        out = tmp_path / f"export-of-{one.folder.name}"
+        asked: dict[str, Any] = {"formats": ("png",), "store": one.store, "model": "active", "processor": processor}
+        done = Export(one.studio, PROJECT, **asked).run(out)  # type: ignore[arg-type]
+        assert not done.problem_count
+        written = {path.name: path.read_bytes() for path in (out / "model" / "png").iterdir()}
+        return written, json.loads((out / "manifest.json").read_text())["model"]["masks"]
+
+    wanted = exported(alone, alone.reconciler().processor)
+    for name in ("train", "masks", "probabilities", "signals", "embed_prepared"):
+        monkeypatch.setattr(KeptLearner, name, refuse)
+    with images(world) as address, DaskCluster(tmp_path / "dask", environment(address), hidden=world.folder) as dask:
+        world.settings = replace(world.settings, dask_scheduler=dask.address)
+        reconciler = world.reconciler()
+        assert reconciler.reconcile(PROJECT).steps == ()
+        ((ours, theirs),) = zip(*(one.store.models(PROJECT) for one in (world, alone)), strict=True)
+        assert ours["details"]["arms"] == theirs["details"]["arms"]
+        assert exported(world, reconciler.processor) == wanted
+    assert len(wanted[0]) == 24
+    assert wanted[1]["shown"] == 1
+    assert wanted[1]["drawn"] > 0
+    assert comparable(world.end_state()) == comparable(alone.end_state())
 
 
 @pytest.fixture
