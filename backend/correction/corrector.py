@@ -65,8 +65,10 @@ class Corrector:
     def correct(self, project: int, task: Mapping[str, Any], context: Any) -> dict[str, Any]:
         """One item {model_version, score, result} with the whole mask of each label that has prompts. Never raises.
 
-        The ids of the regions are new, so that accepting the answer replaces nothing that was drawn by hand. Without
-        prompts, as after Submit, and after a failure, the result is empty, which changes nothing on the screen.
+        The ids of the regions are always new. Accepting a region with the id of another one replaces that one, and
+        nothing tells whether that one was corrected by hand meanwhile: a click comes without the masks on the screen,
+        and the draft is up to 5 s older. Without prompts, as after Submit, and after a failure, the result is empty,
+        which changes nothing on the screen.
         """
         result: list[dict[str, Any]] = []
         masks: dict[str, Mask] | None = None
@@ -116,7 +118,7 @@ class Corrector:
         versions = [IMPORTED_MASKS, *([version_name(latest["n"])] if latest else [])]
         for label, seeds in prompts(context, config, height, width).items():
             if seeds.current is None:
-                seeds.current = shown_mask(task, label, config, height, width, versions)
+                seeds.current = shown_mask(task, label, config, height, width, versions, context)
             if seeds.current is None or not seeds.current.any():
                 seeds.current = self._next_to(project, task, label, config, (height, width))
             masks[label] = tool.mask(seeds)

@@ -18,6 +18,7 @@ from backend.formats.shapes import ellipse_to_mask, rectangle_to_mask
 from backend.label_config import LabelConfig
 from backend.label_studio.masks import RLE_BYTES, read_mask
 from backend.label_studio.raster import decode_bitmask, decode_brush
+from backend.label_studio.strokes import painted
 from backend.learning.geodesic import Seeds
 
 MOST = 200  # regions; a person draws fewer
@@ -58,19 +59,27 @@ def prompts(context: Any, config: LabelConfig, height: int, width: int) -> dict[
 
 
 def shown_mask(
-    task: Mapping[str, Any], label: str, config: LabelConfig, height: int, width: int, versions: Sequence[str]
+    task: Mapping[str, Any],
+    label: str,
+    config: LabelConfig,
+    height: int,
+    width: int,
+    versions: Sequence[str],
+    context: Any = None,
 ) -> Mask | None:
     """The mask of a label that the annotator sees: of the draft, else the annotation, else the prediction.
 
     task      as Label Studio sends it
     versions  model versions whose prediction is shown, the first one that is there
+    context   the prompts: a draft has them too, and where they were before they were moved
     """
+    asked = [region.get("id") for region in _regions(context)]
     for result in _results(task, versions):
-        regions = [r for r in result if isinstance(r, Mapping) and _kind(r) != "keypoint"]
+        regions = [r for r in result if isinstance(r, Mapping) and _kind(r) != "keypoint" and r.get("id") not in asked]
         named = [r for r in regions if _label(r, config) == label and r.get("from_name") not in config.prompts]
         try:
-            mask, _ = read_mask(named, config, height, width)
-        except UnreadableMask:
+            mask, _ = read_mask([painted(one, height, width) for one in named], config, height, width)
+        except (UnreadableMask, ValueError, TypeError):
             return None
         return np.asarray(mask == config.labels.index(label) + 1)
     return None

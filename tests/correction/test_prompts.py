@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -92,6 +93,40 @@ def test_the_mask_on_the_screen_is_that_of_the_draft_the_annotation_or_the_predi
     assert shown_mask({}, "Lung", BRUSH, H, W, [VERSION]) is None
 
 
+def stroke(*points: float, width: float, kind: str = "add") -> dict[str, Any]:
+    """A stroke of a draft: points x, y in percent, and a width in percent of the image's width."""
+    return {"id": "t", "type": kind, "points": [], "relativePoints": list(points), "relativeStrokeWidth": width}
+
+
+def test_strokes_that_a_draft_has_as_points_are_part_of_the_mask() -> None:
+    (shown,) = regions(square(5, 5, 30))
+    changed = {**shown, "value": {**shown["value"], "touches": [
+        stroke(60, 10, 60, 90, width=10),
+        stroke(0, 25, 100, 25, width=4, kind="eraser"),
+        {"relativePoints": ["x", math.nan]}, "no stroke",
+    ]}}  # fmt: skip
+    value = {"format": "rle", "touches": [stroke(90, 50, 90, 50, width=5)], "brushlabels": ["Lung"]}
+    new = {**shown, "id": "new", "value": value}
+    found = shown_mask({"drafts": [{"result": [changed, new]}]}, "Lung", BRUSH, H, W, [VERSION])
+    assert found is not None
+    assert found[30:50, 51:57].all()  # the stroke: 9 pixels around column 54
+    assert not found[14:16].any()  # the eraser, across both
+    assert found[5:12, 5:35].all()  # what was there when the draft began
+    assert found[29:31, 80:82].all()  # a region of nothing but a dot
+    assert not found[:, 60:76].any()
+    damaged = {**changed, "value": {**changed["value"], "rle": [1, 2]}}
+    assert shown_mask({"drafts": [{"result": [damaged]}]}, "Lung", BRUSH, H, W, [VERSION]) is None
+
+
+def test_prompts_that_a_draft_has_are_not_part_of_the_mask() -> None:
+    before, outline = regions(square(5, 5))[0] | {"id": "mask"}, regions(square(30, 30))[0] | {"id": "prompt"}
+    draft = {"drafts": [{"result": [before, outline]}]}
+    moved = {"result": [regions(square(40, 60))[0] | {"id": "prompt"}]}
+    found = shown_mask(draft, "Lung", BRUSH, H, W, [VERSION], moved)
+    assert found is not None
+    assert np.array_equal(found, square(5, 5))
+
+
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -103,11 +138,15 @@ JSON = st.recursive(
     max_leaves=8,
 )
 KINDS = ("keypoint", "rectangle", "ellipse", "polygon", "brush", "bitmask", "labels", "")
-KEYS = ("x", "y", "width", "height", "rotation", "radiusX", "radiusY", "points", "rle", "imageDataURL")
+KEYS = ("x", "y", "width", "height", "rotation", "radiusX", "radiusY", "points", "rle", "imageDataURL", "maskDataURL")
+STROKE = st.fixed_dictionaries(
+    {"relativePoints": st.lists(st.floats() | JSON), "relativeStrokeWidth": st.floats() | JSON}
+)
 REGION = st.fixed_dictionaries(
     {"type": st.sampled_from([f"{kind}labels" for kind in KINDS]) | JSON},
     optional={
-        "value": st.dictionaries(st.sampled_from([*KEYS, *(f"{k}labels" for k in KINDS)]), JSON | st.just(["Lung"])),
+        "value": st.dictionaries(st.sampled_from([*KEYS, *(f"{k}labels" for k in KINDS)]), JSON | st.just(["Lung"]))
+        | st.fixed_dictionaries({"brushlabels": st.just(["Lung"]), "touches": st.lists(STROKE | JSON, max_size=3)}),
         "is_positive": JSON,
         "from_name": JSON,
     },
@@ -115,13 +154,13 @@ REGION = st.fixed_dictionaries(
 
 
 @settings(max_examples=300, deadline=None)
-@given(JSON | st.fixed_dictionaries({"result": st.lists(REGION | JSON, max_size=5) | JSON}), JSON)
+@given(JSON | st.fixed_dictionaries({"result": st.lists(REGION | JSON, max_size=5) | JSON}), st.lists(REGION) | JSON)
 def test_no_input_raises(context: Any, more: Any) -> None:
     found = prompts(context, BRUSH, H, W)
     assert set(found) <= {"Lung", "Heart"}
     for name in ("drafts", "annotations", "predictions"):
         shown_mask({name: more}, "Lung", BRUSH, H, W, [VERSION])
-        shown_mask({name: [{"result": more, "model_version": VERSION}]}, "Lung", BRUSH, H, W, [VERSION])
+        shown_mask({name: [{"result": more, "model_version": VERSION}]}, "Lung", BRUSH, H, W, [VERSION], context)
 
 
 # -- answers ----------------------------------------------------------------------------------
