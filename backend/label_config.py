@@ -21,7 +21,7 @@ KINDS = (
     "rectangle",
 )  # of tags; earlier ones draw our masks if there are several
 DRAWING_TAGS = {name: kind for kind in KINDS for name in (kind.capitalize(), f"{kind.capitalize()}Labels")}
-READING = 2  # raised when annotations are read differently, so that all are read once more
+READING = 3  # raised when annotations are read differently, so that all are read once more
 WHERE = "in Settings > Labeling Interface > Code"
 
 

@@ -109,7 +109,7 @@ def _regions(
     remarks: list[str] = []
     unknown: dict[str, tuple[int, str]] = {}
     points = 0
-    together = _labels_by_region(result)
+    together = _labels_by_region(result, config)
     shaped = {_key(r) for r in result if _kind(r) not in ("", "labels")}
     for number, region in enumerate(result, start=1):
         kind = _kind(region)
@@ -184,11 +184,14 @@ def _key(region: Mapping[str, Any]) -> str:
     return "" if region.get("id") is None else repr((region["id"], region.get("to_name")))
 
 
-def _labels_by_region(result: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The labels in all results of each region."""
+def _labels_by_region(result: Sequence[Mapping[str, Any]], config: LabelConfig) -> dict[str, list[str]]:
+    """The labels in all results of each region.
+
+    Not those of prompts: an accepted suggestion also gets the label that was chosen in a smart tool at that moment.
+    """
     found: dict[str, list[str]] = {}
     for region in result:
-        if key := _key(region):
+        if (key := _key(region)) and _kind(region) != "keypoint" and region.get("from_name") not in config.prompts:
             found.setdefault(key, []).extend(_labels(region))
     return found
 
@@ -199,7 +202,7 @@ def _one_label(
     """(name, present name) of a region's label; the latter is "" if it is no longer used, and may be unknown.
 
     own       the labels in the result that draws the region
-    together  those in all results of the region: a label of a tag of its own is in another result
+    together  those in all results of the region but prompts: a label of a tag of its own is in another result
     """
     names = own or list(dict.fromkeys(together))
     if not names:

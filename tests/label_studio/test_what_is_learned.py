@@ -202,6 +202,16 @@ def test_prompts_of_a_smart_tool_are_not_masks() -> None:
     assert mask.all()
 
 
+@pytest.mark.parametrize(("tag", "kind"), [("prompt", "rectanglelabels"), ("click", "keypointlabels")])
+def test_a_suggestion_accepted_while_a_smart_tool_had_another_label_keeps_its_own(tag: str, kind: str) -> None:
+    config = config_of(SMART.replace('<Label value="Lung"/>', '<Label value="Lung"/><Label value="Heart"/>'))
+    (stroke,) = results("brush", {"rle": encode_brush(np.eye(H, W, dtype=bool))}, ["Lung"], "s", "a", "own")
+    also = {**stroke, "from_name": tag, "type": kind, "value": {"rle": stroke["value"]["rle"], kind: ["Heart"]}}
+    mask, remarks = read_mask([stroke, also], config, H, W)
+    assert np.array_equal(mask, np.eye(H, W))
+    assert remarks == []
+
+
 def annotation_of(result: list[dict[str, Any]], **more: Any) -> Annotation:
     return Annotation(1, 5, "t", result, more.pop("lead_time", None), 1, more.pop("shown_version", ""), **more)
 
