@@ -47,7 +47,7 @@ class ScanFolder:
         )
         return (
             '<View><Image name="image" value="$image" zoom="true"/>'
-            f'<BrushLabels name="mask" toName="image">{labels}</BrushLabels>'
+            f'<BrushLabels name="mask" toName="image" smart="false">{labels}</BrushLabels>'
             '<KeyPointLabels name="click" toName="image" smart="true" smartOnly="true">'
             f"{labels}</KeyPointLabels></View>"
         )
