@@ -41,6 +41,7 @@ LONGEST = (  # files that wait for servers, minutes each: they start first, so t
         "test_round_trip",
         "test_masks_in",
         "test_region_types",
+        "test_in_the_editor",
         "test_figures",
         "test_openapi",
         "test_disconnect",

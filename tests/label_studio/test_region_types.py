@@ -103,9 +103,7 @@ class Drawing(Editor):
         self.page.mouse.move(box["x"] + 20, box["y"] + 200, steps=12)
         self.page.mouse.up()
         expect(self.page.locator("[class*=outliner] [role=treeitem]")).to_have_count(1)
-        with self.page.expect_response(lambda r: r.request.method == "POST" and "/annotations" in r.url) as stored:
-            self.page.get_by_role("button", name="Submit current annotation").click()
-        return list(stored.value.json()["result"])
+        return self.submit()
 
 
 def test_what_the_editor_shows_is_read_and_what_is_written_is_shown(
@@ -144,6 +142,7 @@ def test_what_the_editor_shows_is_read_and_what_is_written_is_shown(
         for task, kind in zip(written_tasks, KINDS, strict=True):
             written[kind.lower()] = dice(blob(), editor.shown(task))
         context.close()
+    assert editor.errors == []
     assert stroke[0]["image_rotation"] == 270
     turned, _ = read_mask(stroke, config, H, W)
     assert turned.any()
