@@ -387,6 +387,7 @@ def test_a_mask_corrected_by_hand_a_moment_ago_survives_a_suggestion(person: Per
 def test_after_submit_with_an_open_click_the_next_scan_has_no_suggestion(person: Person, tasks: list[int]) -> None:
     person.page.goto(f"{person.studio.url}/projects/{person.project}/data?labeling=1")
     person.wait_for_image()
+    person.switch("Auto-Annotation", True)
     task = person.page.evaluate("() => window.Htx.task.id")
     before = person.regions.count()
     person.tool(POINT)
