@@ -25,7 +25,6 @@ from backend.fingerprints import fingerprint
 from backend.loop.order import RankingInputs, order
 from backend.loop.project_settings import project_settings
 from backend.records.maps import StoredMap, put_map
-from backend.records.scans import scan_of
 from backend.records.store import Store
 from backend.records.tables import embedding_table, scan_table, uncertainty_table
 from benchmarks.measure import rounded
@@ -146,7 +145,7 @@ def _measure(store: Store, kind: str, strategy: str) -> Ordered:
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far does not count
     before = memory("VmRSS")
     began, processor = time.perf_counter(), time.process_time()
-    scans = [scan_of(row) for row in store.scans_from(PROJECT, Stage.MAPPED)]
+    scans = store.scans_from(PROJECT, Stage.MAPPED)
     picks = order(RankingInputs(store, PROJECT, EMBEDDER, MODEL if kind == RANKED else "", settings), scans)
     seconds, processor = time.perf_counter() - began, time.process_time() - processor
     assert len({pick.task for pick in picks}) == len(picks) == sum(not scan.annotated for scan in scans)
