@@ -13,6 +13,8 @@ from fastapi.openapi.utils import get_openapi
 
 from backend.web.schema_parts import (
     BOOLEAN,
+    CLICK_TOOLS,
+    CORRECTIONS,
     INTEGER,
     NUMBER,
     NUMBER_OR_NULL,
@@ -228,14 +230,7 @@ SCHEMAS: dict[str, Schema] = {
             "quick": list_of(ref("Means")),
             "control": list_of(ref("Compared")),
             "lead_time": object_of({"with": ref("Interval"), "without": ref("Interval")}),
-            "corrections": object_of(
-                dict.fromkeys(
-                    ("masked", "blank", "by_hand"),
-                    object_of(
-                        {"scans": INTEGER} | dict.fromkeys(("prompts", "time", "before", "after"), ref("Interval"))
-                    ),
-                )
-            ),
+            "corrections": CORRECTIONS,
             "stopping": or_null(ref("Stopping")),
         }
     ),
@@ -343,12 +338,7 @@ SCHEMAS: dict[str, Schema] = {
                         "created_at": NUMBER,
                         "history": list_of({"type": "object"}),
                         "champion": or_null(ref("Champion")),
-                        "clicks": or_null(
-                            object_of(
-                                dict.fromkeys(("n", "clicks"), INTEGER)
-                                | dict.fromkeys(("network", "geodesic", "seconds"), NUMBER)
-                            )
-                        ),
+                        "clicks": CLICK_TOOLS,
                     }
                 )
             ),
