@@ -254,9 +254,7 @@ SCHEMAS: dict[str, Schema] = {
     "Settings": object_of(
         {
             **{name: {"type": "object"} for name in ("settings", "given", "changed", "default")},
-            "strategies": list_of(TEXT),
-            "uncertainties": list_of(TEXT),
-            "units": list_of(TEXT),
+            **dict.fromkeys(("strategies", "uncertainties", "units"), list_of(TEXT)),
             "problem": TEXT,
         }
     ),
@@ -399,10 +397,8 @@ def describe(app: FastAPI) -> None:
 
 
 def _described(found: dict[str, Any]) -> dict[str, Any]:
-    found["components"] = {
-        "schemas": SCHEMAS,
-        "securitySchemes": {"basic": {"type": "http", "scheme": "basic"}},
-    }
+    schemes = {"basic": {"type": "http", "scheme": "basic"}}
+    found["components"] = {"schemas": SCHEMAS, "securitySchemes": schemes}
     for path, operations in found["paths"].items():
         for method, operation in operations.items():
             if path != "/health":
