@@ -16,19 +16,8 @@ from backend.records.tables import label_table, project_table, scan_table
 
 PROBLEM_RETRY = 600.0  # seconds until an unreadable scan is tried again
 PRIORITY_NEXT, PRIORITY_EXCLUDED = 1, -1  # priorities of a scan: label next, exclude from the order
-FACTS: tuple[str, ...] = (
-    "task",
-    "image",
-    "digest",
-    "annotated",
-    "skipped",
-    "problem",
-    "stratum",
-    "priority",
-    "volume",
-    "slice",
-)
-FACTS += ("patient", "row_mm", "column_mm", "blank", "stage", "draw")
+FACTS: tuple[str, ...] = ("task", "image", "digest", "annotated", "skipped", "problem", "stratum", "priority", "volume")
+FACTS += ("slice", "patient", "row_mm", "column_mm", "blank", "stage", "draw")
 
 
 def scan_of(row: Row) -> Scan:
