@@ -114,8 +114,14 @@ class Cluster:
                 client.cancel(list(running), force=True)
 
     def _size(self, client: Client) -> tuple[int, float]:
-        """(threads, GPUs) of the workers that may take work: those with a GPU, if there are any."""
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        """(threads, GPUs) of the workers that may take work: those with a GPU, if there are any.
+
+        Raises ConnectionError while the scheduler does not answer.
+        """
+        found = client.scheduler_info(n_workers=-1)
+        if "workers" not in found:  # Dask tells nothing while it has no connection
+            raise ConnectionError
+        workers = found["workers"].values()
         with_gpu = [one for one in workers if one.get("resources", {}).get(GPU)]
         threads = sum(one["nthreads"] for one in with_gpu or workers)
         return threads, sum(one["resources"][GPU] for one in with_gpu)
