@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
+import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from servers import DaskCluster
-from world import COLD, PROJECT, KeptLearner, World
+from world import COLD, PROJECT, ROUND, KeptLearner, World
 
 from backend.errors import BadSetting, ClusterUnavailable, UnreadableScan
 from backend.export import Export
@@ -22,7 +25,9 @@ from backend.fingerprints import fingerprint
 from backend.learning.learner import Learner
 from backend.loop import remote, sharing
 from backend.loop.batch import BatchProcessor
+from backend.loop.driver import Reconciler
 from backend.loop.remote import Part, Write, apply, do_part
+from backend.loop.remote_training import train_here
 from backend.records.store import Store
 from backend.settings import Settings
 from backend.workers import cluster
@@ -183,6 +188,115 @@ def test_a_cluster_compares_with_chance_and_draws_for_an_export(
     assert wanted[1]["shown"] == 1
     assert wanted[1]["drawn"] > 0
     assert comparable(world.end_state()) == comparable(alone.end_state())
+
+
+KILLS = {"read": 6, "train": 4, "score": 4, "draw": 6}
+SCHEDULERS = {3, 8, 12, 17}  # which of the kills hit the scheduler
+
+
+class Killer:
+    """Kills a random worker, or the scheduler, at random moments of every kind of work, and starts another one."""
+
+    def __init__(self, dask: DaskCluster, seed: int) -> None:
+        self.dask, self.random = dask, random.Random(seed)
+        self.left, self.done = dict(KILLS), 0
+        self.processes = list(dask.workers)
+
+    def each(self, function: Callable[..., Any], results: Iterator[Any], parts: Sequence[Any]) -> Iterator[Any]:
+        """The results of a cluster, with kills between them."""
+        kind = "train" if function is train_here else parts[0].kind
+        for found in results:
+            if self.left[kind] and self.random.random() < 0.5:
+                self.left[kind] -= 1
+                self.kill()
+            yield found
+
+    def kill(self) -> None:
+        self.done += 1
+        if self.done in SCHEDULERS:
+            self.dask.kill(self.dask.scheduler)
+            self.dask.start_scheduler()
+            for worker in self.processes:  # they end by themselves, but not before the next kill
+                self.dask.kill(worker)
+            self.processes = []
+        else:
+            self.dask.kill(self.processes.pop(self.random.randrange(len(self.processes))))
+        while len(self.processes) < 2:
+            self.dask.start_worker()
+            self.processes.append(self.dask.workers[-1])
+
+
+def mounts(process: str | int) -> str:
+    """The mount namespace of a process."""
+    return str((Path("/proc") / str(process) / "ns" / "mnt").readlink())
+
+
+def apart(process: int) -> int:
+    """The Dask process that runs in a namespace of its own under this process of bubblewrap, once there is one."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        waiting = [process]
+        with suppress(FileNotFoundError, ProcessLookupError):
+            while waiting:
+                one = waiting.pop()
+                if Path(f"/proc/{one}/cmdline").read_bytes().startswith(sys.executable.encode()):
+                    return one
+                waiting += map(int, Path(f"/proc/{one}/task/{one}/children").read_text().split())
+        time.sleep(0.1)
+    raise AssertionError(f"process {process} runs no Python")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.usefixtures("small_parts", "one_thread")
+def test_twenty_random_kills_of_workers_and_scheduler_lose_and_double_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, world = World(tmp_path / "alone"), World(tmp_path / "driver")
+    labelled = (0, COLD, ROUND, ROUND)  # before each look
+    for one in (alone, world):
+        one.add_scans(0, 24)
+    for count in labelled:
+        alone.label(count)
+        alone.run()
+    for name in ("train", "masks", "signals", "embed_prepared"):
+        monkeypatch.setattr(KeptLearner, name, refuse)
+    with images(world) as address, DaskCluster(tmp_path / "dask", environment(address), hidden=world.folder) as dask:
+        processes = ("self", *(apart(one.pid) for one in (dask.scheduler, *dask.workers)))
+        assert len({mounts(one) for one in processes}) == len(processes) == 4
+        seen = [
+            list((Path("/proc") / str(one) / "root" / world.folder.relative_to("/")).iterdir()) for one in processes
+        ]
+        assert [bool(files) for files in seen] == [True, False, False, False]
+        killer, each = Killer(dask, seed=0), cluster.Cluster.each
+        monkeypatch.setattr(
+            cluster.Cluster,
+            "each",
+            lambda self, function, parts, shared=None: killer.each(
+                function, each(self, function, parts, shared), parts
+            ),
+        )
+        world.settings = replace(world.settings, dask_scheduler=dask.address)
+        reconciler = world.reconciler()
+        for count in labelled:
+            world.label(count)
+            until_done(reconciler)
+        assert killer.left == dict.fromkeys(KILLS, 0)
+        assert killer.done == 20
+    found = world.end_state()
+    assert comparable(found) == comparable(alone.end_state())
+    published = [(version, task) for version, task, *_ in found["predictions"]]
+    assert len(published) == len(set(published)) > 0
+    assert len(world.store.embedded(reconciler.learner.embedder().name)) == len(world.masks) == 24
+
+
+def until_done(reconciler: Reconciler) -> None:
+    """Reconcile, again after each failure of the cluster, until nothing is left to do."""
+    for _ in range(40):
+        with suppress(ClusterUnavailable):
+            if reconciler.reconcile(PROJECT).steps == ():
+                return
+    raise AssertionError("the project is never done")
 
 
 @pytest.fixture
