@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from numpy.typing import NDArray
 
 from backend.correction.prompts import prompts, shown_mask
-from backend.errors import ScanqueueError, WeightsMissing
+from backend.correction.tools import Tools
+from backend.errors import ScanqueueError
 from backend.facts import IMPORTED_MASKS, PENDING, version_name
-from backend.formats.pixels import Letterboxed
 from backend.label_config import LabelConfig
 from backend.label_studio.drawing import draw_mask
 from backend.label_studio.studio import Studio
-from backend.learning.geodesic import Geodesic, Mask, Seeds
+from backend.learning.geodesic import Mask
 from backend.learning.learner import Learner
-from backend.learning.patch_features import SIDE, feature_name
-from backend.loop.batch import digest_of_task, pixels_of_task
 from backend.records.corrections import SLOW
 from backend.records.store import Store
 from backend.workers.counters import CountCallback, discard
@@ -33,18 +28,6 @@ from backend.workers.counters import CountCallback, discard
 log = logging.getLogger("scanqueue.correction")
 
 NEAR = 2  # slices from which a mask may come
-READY = 16  # scans whose tools are kept: 15 MB each
-
-
-class Tool(Protocol):
-    """Draws masks of one scan."""
-
-    height: int
-    width: int
-
-    def mask(self, seeds: Seeds) -> Mask:
-        """(height, width): the finding. Every click inside is in it, and every click outside is not."""
-        ...
 
 
 class Corrector:
@@ -55,12 +38,9 @@ class Corrector:
 
     def __init__(self, store: Store, studio: Studio, learner: Learner, count: CountCallback = discard) -> None:
         self._store = store
-        self._studio = studio
-        self._learner = learner
+        self._tools = Tools(store, studio, learner)
         self._count = count
-        self._writer = ThreadPoolExecutor(1)
-        self._ready: OrderedDict[tuple[str, str, str], Tool] = OrderedDict()
-        self._mutex = threading.Lock()
+        self._later = ThreadPoolExecutor(1)
 
     def correct(self, project: int, task: Mapping[str, Any], context: Any) -> dict[str, Any]:
         """One item {model_version, score, result} with the whole mask of each label that has prompts. Never raises.
@@ -85,12 +65,14 @@ class Corrector:
         if seconds > SLOW:
             self._count("correction_slow", outcome)
         if (masks is None or masks) and isinstance(number := task.get("id"), int):
-            self._writer.submit(self._record, project, number, time.time(), seconds, masks)
+            with suppress(RuntimeError):  # the server is stopping
+                self._later.submit(self._record, project, number, time.time(), seconds, masks)
+                self._later.submit(self._tools.prepare, project)
         return {"model_version": PENDING, "score": 1.0, "result": result}
 
     def close(self) -> None:
         """Wait until all answers are recorded."""
-        self._writer.shutdown(wait=True)
+        self._later.shutdown(wait=True)
 
     def _record(self, project: int, task: int, at: float, seconds: float, masks: dict[str, Mask] | None) -> None:
         """Nobody waits for this."""
@@ -110,7 +92,7 @@ class Corrector:
         config = LabelConfig.from_json(row["config"]) if row is not None else None
         if config is None or not isinstance(context, Mapping) or not context.get("result"):
             return {}, []
-        tool = self._tool(project, task, config)
+        tool = self._tools.of_task(project, task, config)
         height, width = tool.height, tool.width
         labelmap = np.zeros((height, width), np.uint8)
         masks: dict[str, Mask] = {}
@@ -145,41 +127,3 @@ class Corrector:
                 if mask.shape == shape and mask.any():
                     return np.asarray(mask)
         return None
-
-    def _tool(self, project: int, task: Mapping[str, Any], config: LabelConfig) -> Tool:
-        """The network for clicks of the round's model if it was better on held-out scans, else the shortest paths."""
-        _, digest = key = digest_of_task(self._store, project, task, config)
-        model = self._model(project)
-        with self._mutex:
-            if (model, *key) in self._ready:
-                self._ready.move_to_end((model, *key))
-                return self._ready[model, *key]
-        boxed = pixels_of_task(self._store, self._studio, task, config, digest, SIDE)
-        paths = Geodesic(boxed)
-        tool: Tool = paths
-        if model:
-            try:
-                network = self._learner.click_network(self._store.path("models", model))
-                tool = network.tool(boxed, self._features(digest, boxed), paths)
-            except WeightsMissing as error:
-                log.warning("project %s: clicks are answered without the network: %s", project, error)
-        with self._mutex:
-            self._ready[model, *key] = tool
-            while len(self._ready) > READY:
-                self._ready.popitem(last=False)
-        return tool
-
-    def _model(self, project: int) -> str:
-        """The fingerprint of the round's model if its network for clicks is to be used; "" if not."""
-        latest = self._store.latest_round(project, served=True)
-        model = self._store.model_summary(project, latest["model"]) if latest and latest["model"] else None
-        compared = (model["details"].get("clicks") or {}).get("compared") if model else None
-        return model["fingerprint"] if model and compared and compared["network"] >= compared["geodesic"] else ""
-
-    def _features(self, digest: str, boxed: Letterboxed) -> NDArray[np.float16]:
-        """From the cache of the quick model, else computed."""
-        if digest:
-            with suppress(FileNotFoundError):
-                found: NDArray[np.float16] = self._store.arrays("features", feature_name(digest))["features"]
-                return found
-        return self._learner.features(boxed.pixels)

@@ -18,6 +18,7 @@ from backend.correction.corrector import Corrector
 from backend.correction.prompts import prompts, shown_mask
 from backend.demo.annotator import from_result, to_result
 from backend.demo.phantoms import phantom
+from backend.errors import UnreadableScan
 from backend.fingerprints import CLICK_FILE
 from backend.label_config import LabelConfig, Tag
 from backend.records.tables import scan_table
@@ -242,6 +243,28 @@ def test_on_a_slice_without_a_mask_the_mask_of_the_slice_beside_it_is_corrected(
         connection.execute(scan_table.update().where(scan_table.c.task == tasks[1]).values(volume="v", slice=1))
     found = from_result(asked(world, tasks[1], prompt)["result"], (SIZE, SIZE))["Lung"]
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.85
+
+
+def test_after_a_click_the_next_scans_of_the_queue_are_ready_even_without_label_studio(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corrector = Corrector(world.store, world.studio, KeptLearner(world.settings))  # type: ignore[arg-type]
+    first, second, *_ = world.order()
+    tasks = [{"id": task, "data": {"image": world.store.scan(PROJECT, task)["image"]}} for task in (first, second)]
+    context = {"result": [click(30, 50)]}
+    assert corrector.correct(PROJECT, tasks[0], context)["result"]
+    corrector.close()  # waits for what goes on afterwards
+
+    def fail(image: str) -> bytes:
+        raise UnreadableScan(f"{image} is not available")
+
+    monkeypatch.setattr(world.studio, "image", fail)
+    for file in (world.folder / "pixels").rglob("*"):
+        if file.is_file():
+            file.unlink()
+    assert corrector.correct(PROJECT, tasks[1], context)["result"]
+    fresh = Corrector(world.store, world.studio, KeptLearner(world.settings))  # type: ignore[arg-type]
+    assert not fresh.correct(PROJECT, tasks[1], context)["result"]
 
 
 def test_what_smart_tools_were_worth_is_recorded_and_shown_on_the_curve(tmp_path: Path) -> None:
