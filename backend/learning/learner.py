@@ -6,6 +6,7 @@ stored results does not wait for them.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -47,6 +48,7 @@ Signals = dict[str, Any]  # name: number in 0..1, or one number per label
 VIEWS = ((0.7, 0.0), (1.4, 0.0), (1.0, 0.06))  # gamma, shift: perturbations that test whether the mask stays the same
 ENOUGH = 3.0  # pixels that the smallest findings should be wide
 ROOM = 16_000_000  # class probabilities of one scan: 64 MB
+CLICK_DETAILS = "clicks.json"
 CLICK_STEPS = 0.9  # of a training's steps: a third of its time
 LOADED = 2  # models kept in memory whatever their size: the active one and the one compared with it
 LOADED_BYTES = 2**29  # of all models kept in memory
@@ -246,7 +248,7 @@ class Learner:
         seed: int,
         on_step: Callable[[int, int], None],
     ) -> tuple[Callable[[Path], None], dict[str, Any]] | None:
-        """Fit a network for clicks. Returns a function that writes it into a folder as CLICK_FILE, and details.
+        """Fit a network for clicks. Returns a function that writes it into a folder, and details.
 
         features  by place in `cases` and then `validation`, see `features`
 
@@ -254,6 +256,7 @@ class Learner:
         the cases show no label.
         """
         from backend.learning.click_network import compare_tools, learn_clicks
+        from backend.learning.segmenters import write_file
 
         began = time.monotonic()
         steps = max(1, round(CLICK_STEPS * self.training.max_steps))
@@ -262,7 +265,20 @@ class Learner:
             return None
         compared = compare_tools(network, validation, lambda place: features(len(cases) + place))
         details = {"compared": compared, "seconds": round(time.monotonic() - began, 1)}
-        return lambda folder: network.save(folder / CLICK_FILE), details
+
+        def save(folder: Path) -> None:
+            network.save(folder / CLICK_FILE)
+            write_file(folder / CLICK_DETAILS, json.dumps(details).encode())
+
+        return save, details
+
+    @staticmethod
+    def click_details(folder: Path) -> dict[str, Any] | None:
+        """The details that `train_clicks` gave of the network of a stored model; None without one."""
+        try:
+            return dict(json.loads((folder / CLICK_DETAILS).read_bytes()))
+        except (OSError, ValueError):
+            return None
 
     def click_network(self, folder: Path) -> ClickNetwork:
         """The network for clicks of a stored model. Raises WeightsMissing if it has none."""

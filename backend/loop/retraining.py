@@ -106,7 +106,8 @@ class Trainer:
         details: dict[str, Any] = {"labels": len(cases), "validation": len(split.rows)}
         details["recipe"] = context.learner.recipe(seed)
         if context.store.has("models", name):
-            return name, details
+            compared = context.learner.click_details(context.store.path("models", name))
+            return name, details | ({"clicks": compared} if compared else {})
 
         text = f"training {step.version} on {len(cases)} labels"
         report = at_most_every(PROGRESS_EVERY, lambda at, total: context.report(project, text, at, total))

@@ -320,6 +320,8 @@ def test_a_round_trains_a_network_for_clicks_which_answers_if_it_is_better(tmp_p
     compared = model["details"]["clicks"]["compared"]
     assert compared["n"] > 0
     assert compared["network"] > compared["geodesic"]
+    kept = KeptLearner.click_details(world.store.path("models", model["fingerprint"]))
+    assert kept == model["details"]["clicks"]  # as after a kill between the training and its record
     task = world.order()[0]
     truth = world.masks[task]["Lung"]
     row, column = (float(np.median(axis)) for axis in np.nonzero(truth & (np.arange(SIZE) < SIZE // 2)))
