@@ -8,7 +8,7 @@ chosen  distinct rows that count as picked already and are never picked again
 seed    same input and seed, same picks
 
 Each returns `count` distinct rows in picking order. Memory is O(N) beside the points and at most `SAMPLE` ** 2
-distances; methods that compare all pairs of rows use a fixed random sample of at most `SAMPLE` rows instead.
+distances; all methods but `spread` look at a fixed random sample of at most `SAMPLE` rows, and at the chosen ones.
 """
 
 from __future__ import annotations
@@ -54,12 +54,14 @@ def typical(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> I
     last.
     Source: Hacohen et al. 2022.
     """
-    labels = _clusters(points, len(chosen) + count, seed)[0]
-    order = np.zeros(len(points))
+    rows, here, taken = _sampled(points, chosen, seed)
+    labels = _clusters(here, len(chosen) + count, seed)[0]
+    order = np.zeros(len(rows))
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        order[members] = _mean_neighbour_distance(points[members])
-    return _cluster_by_cluster(labels, order, count, chosen, SMALLEST_CLUSTER)
+        order[members] = _mean_neighbour_distance(here[members])
+    found = rows[_cluster_by_cluster(labels, order, count, taken, SMALLEST_CLUSTER)]
+    return _then_farthest(points, found, count, chosen)
 
 
 def central(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> IntArray:
@@ -67,12 +69,14 @@ def central(points: FloatArray, count: int, chosen: IntArray, *, seed: int) -> I
 
     Sources: Yuan et al. 2020; MedCAL-Bench 2025, which replaces language-model surprisal by image embeddings.
     """
-    labels, centres = _clusters(points, len(chosen) + count, seed)
-    order = np.empty(len(points))
+    rows, here, taken = _sampled(points, chosen, seed)
+    labels, centres = _clusters(here, len(chosen) + count, seed)
+    order = np.empty(len(rows))
     for label, centre in enumerate(centres):
         members = np.flatnonzero(labels == label)
-        order[members] = _from(points[members], centre)
-    return _cluster_by_cluster(labels, order, count, chosen, 1)
+        order[members] = _from(here[members], centre)
+    found = rows[_cluster_by_cluster(labels, order, count, taken, 1)]
+    return _then_farthest(points, found, count, chosen)
 
 
 def covering(points: FloatArray, count: int, chosen: IntArray, *, classes: IntArray, seed: int) -> IntArray:
@@ -83,10 +87,8 @@ def covering(points: FloatArray, count: int, chosen: IntArray, *, classes: IntAr
     Once everything is covered, the farthest rows follow.
     Source: Yehuda et al. 2022.
     """
-    rows = _sample(len(points), chosen, seed)
-    here = np.ascontiguousarray(points[rows], dtype=np.float64)
-    taken = np.flatnonzero(np.isin(rows, chosen))
-    distances = _pairwise(here)
+    rows, here, taken = _sampled(points, chosen, seed)
+    distances = _pairwise(here.astype(np.float64))
     near = distances <= _pure_radius(distances, classes[rows])
     uncovered = np.ones(len(rows), dtype=bool)
     degree = near.sum(axis=1)
@@ -106,8 +108,7 @@ def covering(points: FloatArray, count: int, chosen: IntArray, *, classes: IntAr
         picks.append(pick)
         left[pick] = False
         cover(pick)
-    found = rows[np.array(picks, dtype=np.intp)]
-    return np.concatenate([found, spread(points, count - len(found), np.concatenate([chosen, found]))])
+    return _then_farthest(points, rows[np.array(picks, dtype=np.intp)], count, chosen)
 
 
 def facility(
@@ -139,11 +140,10 @@ def medoids(points: FloatArray, count: int, chosen: IntArray, *, seed: int, grou
 def _located(
     points: FloatArray, count: int, chosen: IntArray, groups: IntArray | None, seed: int, *, even: bool
 ) -> IntArray:
-    rows = _sample(len(points), chosen, seed)
-    here = np.ascontiguousarray(points[rows], dtype=np.float64)
+    rows, sample, taken = _sampled(points, chosen, seed)
+    here = sample.astype(np.float64)
     distances = _pairwise(here)
     weights = 1 / np.sqrt((distances <= _near(distances)).sum(axis=1)) if even else np.ones(len(rows))
-    taken = np.flatnonzero(np.isin(rows, chosen))
     far = 2 * float(distances_to(here, here.mean(axis=0)).max())  # distance of a row that no pick represents yet
     nearest = np.minimum(distances[taken].min(axis=0, initial=far), far)
     left = np.ones(len(rows), dtype=bool)
@@ -159,8 +159,7 @@ def _located(
         left[pick] = False
         fresh &= group != group[pick]
         np.minimum(nearest, distances[pick], out=nearest)
-    found = rows[np.array(picks, dtype=np.intp)]
-    return np.concatenate([found, spread(points, count - len(found), np.concatenate([chosen, found]))])
+    return _then_farthest(points, rows[np.array(picks, dtype=np.intp)], count, chosen)
 
 
 def _near(distances: NDArray[np.float64]) -> float:
@@ -207,30 +206,24 @@ def _from(points: FloatArray, place: FloatArray) -> NDArray[np.float64]:
 
 def _clusters(points: FloatArray, k: int, seed: int) -> tuple[IntArray, NDArray[np.float64]]:
     """(labels, centres) of k-means; fewer than k clusters if rows coincide."""
-    from sklearn.cluster import KMeans, MiniBatchKMeans  # slow to import
+    from sklearn.cluster import KMeans  # slow to import
     from threadpoolctl import threadpool_limits
 
     k = max(1, min(k, MOST_CLUSTERS, len(points)))
-    kind = KMeans(k, n_init=4, random_state=seed) if len(points) <= 2 * SAMPLE else None
     with threadpool_limits(limits=1), warnings.catch_warnings():  # one thread for a fixed summation order
         warnings.simplefilter("ignore")
-        found = (kind or MiniBatchKMeans(k, n_init=3, batch_size=4096, random_state=seed)).fit(points)
+        found = KMeans(k, n_init=4, random_state=seed).fit(points)
     return found.labels_.astype(np.intp), np.asarray(found.cluster_centers_, dtype=np.float64)
 
 
 def _mean_neighbour_distance(points: FloatArray) -> NDArray[np.float64]:
-    """(N,) mean distance to the nearest other rows, low = typical; 0 for a single row.
-
-    For many rows, only every n-th row counts as a neighbour, and a row may then be its own.
-    """
+    """(N,) mean distance to the nearest other rows, low = typical; 0 for a single row."""
     from sklearn.neighbors import NearestNeighbors  # slow to import
 
     k = min(NEIGHBOURS, len(points) - 1)
     if k < 1:
         return np.zeros(len(points))
-    step = -(-len(points) // (2 * SAMPLE))
-    search = NearestNeighbors(n_neighbors=min(k, len(points[::step])), algorithm="brute").fit(points[::step])
-    distances = search.kneighbors(None if step == 1 else points)[0]
+    distances = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points).kneighbors()[0]
     mean: NDArray[np.float64] = np.asarray(distances, dtype=np.float64).mean(axis=1)
     return mean
 
@@ -238,7 +231,10 @@ def _mean_neighbour_distance(points: FloatArray) -> NDArray[np.float64]:
 def _cluster_by_cluster(
     labels: IntArray, order: NDArray[np.float64], count: int, chosen: IntArray, smallest: int
 ) -> IntArray:
-    """Each pick: the lowest row in `order` of the cluster with the fewest picks (small ones last, large ones first)."""
+    """Each pick: the lowest row in `order` of the cluster with the fewest picks (small ones last, large ones first).
+
+    Fewer than `count` picks if fewer rows are free.
+    """
     from heapq import heapify, heappop, heappush
 
     free = np.ones(len(labels), dtype=bool)
@@ -252,9 +248,9 @@ def _cluster_by_cluster(
             queues[label] = iter(queue[np.argsort(order[queue], kind="stable")].tolist())
             heap.append((len(members) < smallest, len(members) - len(queue), -len(members), int(members[0]), label))
     heapify(heap)
-    picks = np.empty(count, dtype=np.intp)
+    picks = np.empty(min(count, int(free.sum())), dtype=np.intp)
     at = 0
-    while at < count:
+    while at < len(picks):
         small, taken, size, first, label = heappop(heap)
         row = next(queues[label], None)
         if row is None:
@@ -281,12 +277,17 @@ def _pure_radius(distances: NDArray[np.float64], classes: IntArray) -> float:
     return float(np.quantile(found, 1 - PURITY, method="lower")) * (1 - TIE)
 
 
-def _sample(n: int, chosen: IntArray, seed: int) -> IntArray:
-    """All rows, or a fixed random sample together with the chosen ones; ascending."""
-    if n <= SAMPLE:
-        return np.arange(n)
-    drawn = np.random.default_rng(seed).choice(n, SAMPLE, replace=False)
-    return np.union1d(drawn, chosen).astype(np.intp)
+def _sampled(points: FloatArray, chosen: IntArray, seed: int) -> tuple[IntArray, FloatArray, IntArray]:
+    """(rows, their points, which of them are chosen): all rows, or a fixed random sample with the chosen; ascending."""
+    rows: IntArray = np.arange(len(points))
+    if len(points) > SAMPLE:
+        rows = np.union1d(np.random.default_rng(seed).choice(len(points), SAMPLE, replace=False), chosen)
+    return rows, points[rows], np.flatnonzero(np.isin(rows, chosen))
+
+
+def _then_farthest(points: FloatArray, found: IntArray, count: int, chosen: IntArray) -> IntArray:
+    """The picks `found`, and the farthest rows behind them where the sample has fewer than `count`."""
+    return np.concatenate([found, spread(points, count - len(found), np.concatenate([chosen, found]))])
 
 
 def _pairwise(points: NDArray[np.float64]) -> NDArray[np.float64]:
