@@ -86,7 +86,7 @@ def busy(tmp_path: Path) -> Store:
     store.report(4, "training scanqueue-r2 on 1 labels", 3, 12)
     store.add_counters({("step", "Train"): (1, 60.0), ("studio", "GET /api/tasks"): (3, 0.5)})
     store.add_counters({("studio", "GET /api/tasks"): (1, 0.25), ("studio_error", "no answer"): (2, 0.0)})
-    store.add_counters({("correction", "drawn"): (4, 0.5)})
+    store.add_counters({("correction", "drawn"): (4, 0.5), ("correction_slow", "drawn"): (1, 0.0)})
     store.add_counters({("http", "/webhook 201"): (5, 0.125), ("http_slow", "/predict"): (2, 0.0)})
     return store
 
@@ -126,6 +126,7 @@ def test_the_metrics_match_the_records_and_the_queue(busy: Store) -> None:
     assert found["scanqueue_step_seconds_sum"] == {(("step", "Train"),): 60}
     assert found["scanqueue_http_seconds_count"] == {(("code", "201"), ("path", "/webhook")): 5}
     assert found["scanqueue_http_slow_total"] == {(("path", "/predict"),): 2}
+    assert found["scanqueue_correction_slow_total"] == {(("outcome", "drawn"),): 1}
     assert set(found["scanqueue_round"]) == {four}  # project 5 has no round
 
 

@@ -20,7 +20,8 @@ from backend.records.maps import read_map
 from backend.records.rounds import Pick
 from backend.records.store import Store
 from backend.web import status
-from backend.web.learning_curve import _interval, curve
+from backend.web.intervals import mean, median
+from backend.web.learning_curve import curve
 from backend.web.map_view import LABELLED, OPEN, PROBLEM, atlas
 from backend.web.overview import SLOW, Overview
 from backend.workers.roster import Roster
@@ -244,8 +245,10 @@ def test_settings_show_where_each_comes_from(world: World) -> None:
 def test_the_interval_of_many_values_matches_resampling_at_lower_cost() -> None:
     values = np.random.default_rng(0).gamma(2.0, size=1001)
     rows = np.random.default_rng(1).integers(len(values), size=(2000, len(values)))
-    wanted = np.percentile(np.median(values[rows], axis=1), [2.5, 97.5])
-    assert _interval(values.tolist()) == pytest.approx(tuple(wanted), abs=0.02)
+    for of, numpys in ((median, np.median), (mean, np.mean)):
+        wanted = np.percentile(numpys(values[rows], axis=1), [2.5, 97.5])
+        found = of(values.tolist())
+        assert (found["low"], found["high"]) == pytest.approx(tuple(wanted), abs=0.02)
 
 
 def test_slow_requests_beyond_the_limit_are_asked_to_retry(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

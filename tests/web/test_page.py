@@ -432,6 +432,32 @@ def test_the_curve_is_also_a_table_with_intervals_units_and_every_label(lab: Lab
     assert "scanqueue-r2 12 0.900 4.0 px 12 0 of 12 \N{EN DASH} 0.880 4.8 px 12 0 of 12 \N{EN DASH}" in text
 
 
+def test_the_curve_says_what_smart_tools_were_worth(lab: Lab) -> None:
+    text = view(lab, "curve").text
+    assert "with smart tools, opened with a mask 12 2.4 2.2 to 2.6 31 s 28 s to 34 s 0.780" in text
+    assert "with smart tools, opened blank 3 3.7" in text
+    assert "without smart tools 19 \N{EN DASH} 1 min 58 s" in text
+    for group in ("masked", "blank"):
+        lab.line["corrections"][group]["scans"] = 0
+    assert "Corrections with smart tools" not in view(lab, "curve").text
+
+
+def test_now_says_how_many_answers_of_smart_tools_failed_or_were_slow(lab: Lab) -> None:
+    assert "Smart tools, last day" not in view(lab, "now").text
+    lab.one["clicks"] = {"answers": 120, "failed": 2, "slow": 3}
+    assert "120 answers; 2 failed, 3 took more than a second." in view(lab, "now").text
+
+
+def test_models_say_which_tool_answers_clicks(lab: Lab) -> None:
+    lab.models[-1]["clicks"] = {"n": 4, "clicks": 3, "network": 0.88, "geodesic": 0.79, "seconds": 1.2}
+    text = view(lab, "models").text
+    assert "The network for clicks answers: Dice 0.880 after 3 simulated clicks from blank, 0.790" in text
+    lab.models[-1]["clicks"]["network"] = 0.7
+    assert (
+        "The shortest paths answer: Dice 0.790 after 3 simulated clicks from blank, 0.700" in view(lab, "models").text
+    )
+
+
 def test_the_dashboard_of_a_cluster_is_a_link(lab: Lab) -> None:
     lab.working[0]["doing"] = "project 4, Dask dashboard: http://10.0.0.5:8787/status"
     assert "http://10.0.0.5:8787/status" in view(lab, "now").with_("href")
