@@ -62,9 +62,13 @@ def ours(name: str) -> Pick:
 
 
 def monai_epistemic(folder: Path, picks: int, seed: int, scans: int) -> Callable[[], list[int]]:
-    """The next `picks` scans as MONAI Label's end point /activelearning/epistemic gives them, one by one."""
+    """The next `picks` scans as MONAI Label's end point /activelearning/epistemic gives them, one by one.
+
+    `k`, which does not change the scan, is set: by default it makes an integer of as many digits as there are scans and
+    logs it, which Python refuses above 4,300.
+    """
     local = import_module("monailabel.datastore.local")
-    strategy = import_module("monailabel.tasks.activelearning.epistemic").Epistemic()
+    strategy = import_module("monailabel.tasks.activelearning.epistemic").Epistemic(k=picks)
     folder.mkdir(parents=True)
     entropy = np.random.default_rng(seed).random(scans)
     objects = {}

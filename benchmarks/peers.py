@@ -13,8 +13,9 @@ compared with all of them. small-text has k-center only.
 
 MONAI Label gives one scan per request: the highest stored entropy among those served longest ago. Its own strategy and
 its own datastore (a folder) do that here, as often as there are picks; its server and the reading of the datastore at
-its start are left out. Ours is one order (`backend.loop.order.order`) of all scans from a SQLite store: `entropy`, and
-`power-entropy`, the default. Stored entropies are given to both; the passes that compute them are not measured.
+its start are left out, and its `k` is set (see peer_methods.py). Ours is one order (`backend.loop.order.order`) of all
+scans from a SQLite store: `entropy`, and `power-entropy`, the default. Stored entropies are given to both; the passes
+that compute them are not measured.
 
 The ratio is theirs / ours in processor seconds, which other programs on the machine hardly lengthen, the least of all
 pairs. Memory is what a method needs beside its libraries and the embeddings. Without `--peers` or `--monai`, those rows
@@ -110,6 +111,7 @@ def compared(options: argparse.Namespace, folder: Path) -> tuple[list[list[objec
         memory = [rounded(grown(found)) for found in (us, them)]
         both = [" / ".join(f"{value:g}" for value in values) for values in (processor, seconds, memory)]
         rows.append([name, pairs[name], *both, memory[1] / memory[0]])
+        print(*rows[-1], sep=", ", file=sys.stderr, flush=True)
 
     if options.peers:
         file = folder / "embeddings.npy"
