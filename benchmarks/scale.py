@@ -48,6 +48,14 @@ PARTS = ("compare", "growth", "order", "strategies", "place")
 SEED = 1
 RATIO, SILHOUETTE, RADIUS, TRUST = 0.25, 0.98, 1.05, 0.95
 GIGABYTES, PLACE_SECONDS = 8.0, 10.0
+COMPARED = {
+    "compare": "scikit-learn: PCA, TSNE of all scans, k-means and the full silhouette for each k, then the same order; "
+    "extrapolated from the sizes that it can handle",
+    "growth": "8 GB",
+    "order": "the same order of the smallest pool",
+    "strategies": "the default strategy",
+    "place": "t-SNE of all scans at once",
+}
 STRATEGY_SECONDS = 60.0  # of a processor
 
 
@@ -325,8 +333,7 @@ def main() -> None:
         summary(
             first.figures,
             unit=first.unit,
-            compared="scikit-learn: PCA, TSNE of all scans, k-means and the full silhouette for each k, then the same "
-            f"order; for {sizes.target} scans extrapolated from {', '.join(map(str, sizes.compared))}",
+            compared=COMPARED[next(iter(found))],
             sizes={"growth": sizes.growth, "dimensions": DIMENSIONS, "laid_out": sizes.laid_out},
             wanted=wanted,
             met=met,
