@@ -140,10 +140,16 @@ class ClickTool:
     def mask(self, seeds: Seeds) -> Mask:
         """(H, W): the finding. Every click inside is in it, and every click outside is not.
 
-        Boxes and strokes, which the network has not learnt, are left to the paths.
+        The network draws from blank. Boxes and strokes, which it has not learnt, are left to the paths, and so are
+        corrections of a mask: it would replace a good one by its own.
         """
-        if not (seeds.inside or seeds.outside) or seeds.boxes or seeds.drawn_in or seeds.drawn_out:
+        corrects = seeds.current is not None and bool(seeds.current.any())
+        if corrects or not seeds.inside or seeds.boxes or seeds.drawn_in or seeds.drawn_out:
             return self._paths.mask(seeds)
+        return self.drawn(seeds)
+
+    def drawn(self, seeds: Seeds) -> Mask:
+        """`mask` by the network, from clicks, also where there is a mask already."""
         top, left, h, w = self._box
         current: NDArray[np.float32] = np.zeros((SIDE, SIDE), np.float32)
         if seeds.current is not None:

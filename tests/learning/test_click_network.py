@@ -66,6 +66,14 @@ def test_every_click_counts(made: Made) -> None:
         assert not any(found[int(row), int(column)] for row, column in outside)
 
 
+def test_a_mask_that_is_there_is_corrected_by_the_paths_and_not_replaced(made: Made) -> None:
+    scan, paths = made.cases[LEARNT].scan, Geodesic(made.cases[LEARNT].scan)
+    tool = made.network.tool(scan, made.features[LEARNT], paths)
+    seeds = Seeds(inside=[(80.0, 50.0)], current=made.cases[LEARNT].mask > 0)
+    assert np.array_equal(tool.mask(seeds), paths.mask(seeds))
+    assert not np.array_equal(tool.drawn(seeds), paths.mask(seeds))
+
+
 def test_the_tools_are_compared_on_scans_that_were_not_learnt_from(made: Made) -> None:
     found = compare_tools(made.network, made.cases[LEARNT:], lambda place: made.features[LEARNT + place])
     assert found is not None

@@ -451,10 +451,10 @@ def test_now_says_how_many_answers_of_smart_tools_failed_or_were_slow(lab: Lab) 
 def test_models_say_which_tool_answers_clicks(lab: Lab) -> None:
     lab.models[-1]["clicks"] = {"n": 4, "clicks": 3, "network": 0.88, "geodesic": 0.79, "seconds": 1.2}
     text = view(lab, "models").text
-    assert "The network for clicks answers: Dice 0.880 after 3 simulated clicks from blank, 0.790" in text
+    assert "From blank, the network for clicks answers: Dice 0.880 after 3 simulated clicks, 0.790" in text
     lab.models[-1]["clicks"]["network"] = 0.7
     assert (
-        "The shortest paths answer: Dice 0.790 after 3 simulated clicks from blank, 0.700" in view(lab, "models").text
+        "From blank, the shortest paths answer: Dice 0.790 after 3 simulated clicks, 0.700" in view(lab, "models").text
     )
 
 
