@@ -19,6 +19,7 @@ from backend.label_config import LabelConfig, unknown_classes
 from backend.label_studio.listing import Annotation
 from backend.label_studio.masks import could_draw, read_annotation, read_mask
 from backend.learning.averages import as_row
+from backend.learning.clicks import dice
 from backend.loop.context import LoopContext
 from backend.loop.steps import FEW, ReadMasks, Seen
 from backend.records.quick_masks import PROJECT_ROW
@@ -202,11 +203,7 @@ class AnnotationReader:
         pairs = [(ours, number) for ours, number in pairs if number not in missing and (mask == number).any()]
         if not pairs:
             return
-        after = [_dice(masks == ours, mask == number) for ours, number in pairs]
-        before = None if shown is None else [_dice(shown == number, mask == number) for _, number in pairs]
+        after = [dice(masks == ours, mask == number) for ours, number in pairs]
+        before = None if shown is None else [dice(shown == number, mask == number) for _, number in pairs]
         mean = None if before is None else float(np.mean(before))
         self._context.store.judge_correction(project, task, mean, float(np.mean(after)))
-
-
-def _dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    return float(2 * (one & other).sum() / max(1, one.sum() + other.sum()))
