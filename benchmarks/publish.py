@@ -40,6 +40,7 @@ from benchmarks.servers import CONFIG, backend, label_studio
 DEPTH, LEFT = 20, 10  # length of the queue; scans of the previous round that annotators may still have open
 MASKS = DEPTH + LEFT
 SIDE = 1024
+IMPORTED = 10_000  # tasks of one request
 LIMIT = 20
 # the scans are not there, so the quick model cannot look at them
 EXTRA_PARAMS = f'{{"retrain": "button", "round_size": {LEFT}, "queue_depth": {DEPTH}, "quick_model": "off"}}'
@@ -59,7 +60,10 @@ class Pool:
         rng = np.random.default_rng(self.count)
         self.project = self.studio.create_project(f"{self.count} scans", CONFIG)
         rows = [{"image": f"/data/upload/0/scan-{i:05d}.png"} for i in range(self.count)]
-        self.studio.import_tasks(self.project, rows)
+        starts = range(0, self.count, IMPORTED)
+        self.imported = timed(
+            lambda: [self.studio.import_tasks(self.project, rows[start : start + IMPORTED]) for start in starts]
+        )
         store = self.reconciler.store
         store.add_project(self.project)
         self.studio.connect_backend(self.project, self.backend)
