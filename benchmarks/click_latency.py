@@ -96,7 +96,7 @@ def measured(studio: LabelStudio, service: Service, folder: Path) -> tuple[dict[
         found[f"{size} pixels, after the training"] = list(person.click(2))
     for task in waiting[LABELLED:]:
         annotate(studio, project, task, scans[task])
-    service.wait(project, lambda s: s["phase"] == "training" and s["job"]["done"] > 0)
+    service.wait(project, lambda s: s["phase"] == "training" and (s["job"] or {"done": 0})["done"] > 0)
     series: dict[int, list[list[float]]] = {size: [[], []] for size in SIZES}
     seed = 3
     while service.status(project)["phase"] == "training":
