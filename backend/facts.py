@@ -54,7 +54,7 @@ class Stage(IntEnum):
     ORDERED = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Scan:
     """One task. `digest` identifies its image once it is read; `problem` says why it could not be read.
 

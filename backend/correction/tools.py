@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ from backend.errors import ScanqueueError, WeightsMissing
 from backend.formats.pixels import Letterboxed
 from backend.label_config import LabelConfig
 from backend.label_studio.studio import Studio
-from backend.learning.geodesic import Geodesic, Mask, Seeds
+from backend.learning.clicks import NETWORK, PATHS, PUBLISHED, TOOLS, best_tool
+from backend.learning.geodesic import Geodesic, Tool
 from backend.learning.learner import Learner
 from backend.learning.patch_features import SIDE, feature_name
 from backend.loop.batch import BatchProcessor, digest_of_task, pixels_of_task
@@ -30,18 +31,8 @@ READY = 16  # scans whose tools are kept: 15 MB each
 AHEAD, HEAD = 6, 50  # next scans whose tools are made ready; places of the order in which they are sought
 EVERY = 10.0  # seconds between two looks for them
 
-Key = tuple[str, str, str]  # model, image, digest
-
-
-class Tool(Protocol):
-    """Draws masks of one scan."""
-
-    height: int
-    width: int
-
-    def mask(self, seeds: Seeds) -> Mask:
-        """(height, width): the finding. Every click inside is in it, and every click outside is not."""
-        ...
+Choice = tuple[str, str]  # one of TOOLS; fingerprint of the model that has the network, or ""
+Key = tuple[Choice, str, str]  # with image and digest
 
 
 class Tools:
@@ -55,12 +46,12 @@ class Tools:
         self._mutex = threading.Lock()
 
     def of_task(self, project: int, task: Mapping[str, Any], config: LabelConfig) -> Tool:
-        """The network for clicks of the round's model if it was better on held-out scans, else the shortest paths.
+        """The tool that was best on held-out scans; before the first model, the published network if it is there.
 
         Raises UnreadableScan when the scan is not available.
         """
         image, digest = digest_of_task(self._store, project, task, config)
-        key = (self._model(project), image, digest)
+        key = (self._choice(project), image, digest)
         if found := self._kept(key):
             return found
         return self._made(key, pixels_of_task(self._store, self._studio, task, config, digest, SIDE))
@@ -75,9 +66,9 @@ class Tools:
             tasks = [pick.task for pick in latest["picks"][:HEAD]] if latest else []
             rows = {row["task"]: row for row in self._store.scans_of(project, tasks)}
             there = [rows[task] for task in tasks if task in rows]
-            model = self._model(project)
+            choice = self._choice(project)
             for row in [row for row in there if row["digest"] and not row["annotated"] and not row["problem"]][:AHEAD]:
-                key = (model, row["image"], row["digest"])
+                key = (choice, row["image"], row["digest"])
                 if self._kept(key) is None:
                     self._made(key, self._processor.pixels(scan_of(row), SIDE))
         except ScanqueueError as error:
@@ -92,10 +83,12 @@ class Tools:
             return self._ready.get(key)
 
     def _made(self, key: Key, scan: Letterboxed) -> Tool:
-        model, _, digest = key
+        (name, model), _, digest = key
         paths = Geodesic(scan)
         tool: Tool = paths
-        if model:
+        if name == PUBLISHED and (published := self._learner.scribble_prompt()) is not None:
+            tool = published.tool(scan, paths)
+        elif name == NETWORK:
             try:
                 network = self._learner.click_network(self._store.path("models", model))
                 tool = network.tool(scan, self._features(digest, scan), paths)
@@ -107,12 +100,15 @@ class Tools:
                 self._ready.popitem(last=False)
         return tool
 
-    def _model(self, project: int) -> str:
-        """The fingerprint of the round's model if its network for clicks is to be used; "" if not."""
+    def _choice(self, project: int) -> Choice:
         latest = self._store.latest_round(project, served=True)
         model = self._store.model_summary(project, latest["model"]) if latest and latest["model"] else None
         compared = (model["details"].get("clicks") or {}).get("compared") if model else None
-        return model["fingerprint"] if model and compared and compared["network"] >= compared["geodesic"] else ""
+        there = [name for name in TOOLS if name != PUBLISHED or self._learner.scribble_prompt() is not None]
+        if model is None or not compared:
+            return (PUBLISHED if PUBLISHED in there else PATHS), ""
+        name = best_tool(compared, there)
+        return name, model["fingerprint"] if name == NETWORK else ""
 
     def _features(self, digest: str, scan: Letterboxed) -> NDArray[np.float16]:
         """From the cache of the quick model, else computed."""

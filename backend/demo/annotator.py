@@ -62,6 +62,16 @@ class Annotator:
         result = list(shown["result"]) if shown else []
         return self._annotate(task, result, lead_time, shown["id"] if shown else None, skip=True)
 
+    def click(self, backend: int, task: Mapping[str, Any], prompts: Result) -> Result:
+        """Click with a smart key point. Returns the suggested regions.
+
+        backend  Label Studio's number of the ML backend
+        prompts  all key points so far of this label, see `to_key_points`
+        """
+        body = {"task": int(task["id"]), "context": {"result": prompts}}
+        reply = answer(self.browser.post(f"/api/ml/{backend}/interactive-annotating", json=body))
+        return list((reply.get("data") or {}).get("result") or [])
+
     def update(self, annotation: int, result: Result) -> dict[str, Any]:
         """Press Update on an annotation submitted earlier."""
         return dict(answer(self.browser.patch(f"/api/annotations/{annotation}/", json={"result": result})))
@@ -141,6 +151,20 @@ def to_polygons(masks: Mapping[str, Mask], control: Control) -> Result:
 def to_result(masks: Mapping[str, Mask], control: Control) -> Result:
     """The masks as regions of the project's own control."""
     return to_polygons(masks, control) if control.kind == "polygonlabels" else to_brush(masks, control)
+
+
+def to_key_points(
+    clicks: Sequence[tuple[bool, tuple[float, float]]], label: str, shape: tuple[int, int], control: Control
+) -> Result:
+    """Key points of a label, as the page sends them: whether each is inside, and (row, column) in pixels of `shape`."""
+    return [
+        {
+            **_region(f"click{number}", "keypointlabels", np.zeros(shape, bool), value, control),
+            "is_positive": inside,
+        }
+        for number, (inside, (row, column)) in enumerate(clicks)
+        for value in [{"x": 100 * column / shape[1], "y": 100 * row / shape[0], "keypointlabels": [label]}]
+    ]
 
 
 def from_result(result: Result, shape: tuple[int, int]) -> dict[str, Mask]:

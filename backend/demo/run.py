@@ -76,7 +76,7 @@ def run_demo(
         sizes = {"cold_start_size": min(20, max(2, labels // 2)), "round_size": min(10, max(1, labels // 4))}
         service, url = _start_service(studio, here, _port(service_port, 9090), console, ending)
         with console.status("connecting scanqueue to the project"):
-            studio.connect_backend(project, url, extra_params=sizes, interactive=True)
+            connected = studio.connect_backend(project, url, extra_params=sizes, interactive=True)
         _show_addresses(console, studio, project, url, here)
 
         def alive() -> None:
@@ -84,7 +84,7 @@ def run_demo(
                 raise ScanqueueError(f"scanqueue exited. The end of its log:\n{service.tail()}")
 
         if simulate:
-            people: dict[str, Any] = {"readers": READERS, "labels": labels, **sizes}
+            people: dict[str, Any] = {"readers": READERS, "labels": labels, "backend": int(connected["id"]), **sizes}
             simulation = Simulation(studio, project, url, scans, tasks, console=console, alive=alive, **people)
             simulation.run()
             _show_results(console, simulation, project, url, here, began)

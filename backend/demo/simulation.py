@@ -18,26 +18,34 @@ from rich.markup import escape
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from backend.demo.administrator import Administrator
-from backend.demo.annotator import Annotator, Mask, from_result, shown_prediction, to_result
+from backend.demo.annotator import Annotator, Control, Mask, from_result, shown_prediction, to_key_points, to_result
 from backend.demo.scans import ScanFolder
 from backend.errors import ScanqueueError, StudioRefused
+from backend.learning.clicks import next_click
 from backend.web.texts import text
 
 # longest wait for a new queue, once all labels are seen and no job runs, before labelling continues
 _QUIET = 90.0
+CLICKS = 3  # of the annotator who corrects masks with clicks, for each label, before finishing by hand
+GOOD = 0.95  # Dice from which they do not click
+CLICK = Control("click", "image", "keypointlabels")  # the demo's smart tag
 PACE = 5.0  # seconds that an annotator takes for a scan; people take longer
 TOLD = 10  # first scans that get a line each
 
 
 @dataclass(frozen=True)
 class Label:
-    """A submitted scan, compared with the mask shown before; dice is None if no mask was shown."""
+    """A submitted scan, compared with the mask shown before; dice is None if no mask was shown.
+
+    clicked  Dice before the clicks and after them; None for annotators who do not click
+    """
 
     task: int
     reader: str
     version: str | None
     dice: float | None
     hd95: float | None
+    clicked: tuple[float, float] | None = None
 
 
 @dataclass
@@ -54,6 +62,11 @@ class Round:
         """Mean `dice` or `hd95` of the masks that this round showed."""
         values = [value for label in self.labels if (value := getattr(label, name)) is not None]
         return float(np.mean(values)) if values else None
+
+    def clicked(self) -> tuple[float, float, int] | None:
+        """Mean Dice before the clicks and after them, and of how many scans; None without any."""
+        pairs = [label.clicked for label in self.labels if label.clicked is not None]
+        return (*(float(np.mean(values)) for values in zip(*pairs, strict=True)), len(pairs)) if pairs else None  # type: ignore[return-value]
 
 
 def dice(one: Mask, other: Mask) -> float:
@@ -85,8 +98,9 @@ def compare(shown: Mapping[str, Mask], truth: Mapping[str, Mask]) -> tuple[float
 class Simulation:
     """Labels `labels` scans of a project in rounds and records them in `rounds`.
 
-    tasks  the image of each task
-    alive  called while waiting; raises an error if the service has exited
+    tasks    the image of each task
+    backend  Label Studio's number of the ML backend: the last annotator corrects masks with clicks; None: nobody does
+    alive    called while waiting; raises an error if the service has exited
     """
 
     def __init__(
@@ -103,6 +117,7 @@ class Simulation:
         round_size: int,
         console: Console,
         alive: Callable[[], None],
+        backend: int | None = None,
     ) -> None:
         self.rounds: list[Round] = []
         self._studio = studio
@@ -111,6 +126,7 @@ class Simulation:
         self._scans = scans
         self._images = dict(tasks)
         self._readers = readers
+        self._backend = backend
         self._milestones = _milestones(min(labels, len(scans.masks)), cold_start_size, round_size)
         self._console = console
         self._alive = alive
@@ -226,9 +242,35 @@ class Simulation:
         if shown is not None and (shown["result"] or version != "scanqueue-r0"):
             shape = next(iter(truth.values())).shape
             score, distance = compare(from_result(shown["result"], (shape[0], shape[1])), truth)
-        time.sleep(PACE)
+        clicks = self._backend is not None and annotator.email == self._readers[-1][0]
+        clicked = self._click(annotator, task, shown, truth) if clicks else None
+        time.sleep(max(0.0, PACE - (time.monotonic() - began)))
         annotator.submit(task, to_result(truth, self._scans.control), lead_time=round(time.monotonic() - began, 3))
-        return Label(int(task["id"]), annotator.email, version, score, distance)
+        return Label(int(task["id"]), annotator.email, version, score, distance, clicked)
+
+    def _click(
+        self,
+        annotator: Annotator,
+        task: Mapping[str, Any],
+        shown: Mapping[str, Any] | None,
+        truth: Mapping[str, Mask],
+    ) -> tuple[float, float] | None:
+        """Correct each mask worse than GOOD with clicks. The mean Dice before and after; None without any such mask."""
+        assert self._backend is not None
+        found = []
+        for label, wanted in truth.items():
+            shape = (wanted.shape[0], wanted.shape[1])
+            opened = from_result(shown["result"], shape) if shown else {}
+            before = mask = opened.get(label, np.zeros(shape, bool))
+            if not wanted.any() or dice(before, wanted) >= GOOD:
+                continue
+            clicks: list[tuple[bool, tuple[float, float]]] = []
+            while len(clicks) < CLICKS and (click := next_click(mask, wanted)) is not None:
+                clicks.append(click)
+                result = annotator.click(self._backend, task, to_key_points(clicks, label, shape, CLICK))
+                mask = from_result(result, shape).get(label, mask)
+            found.append((dice(before, wanted), dice(mask, wanted)))
+        return (float(np.mean([b for b, _ in found])), float(np.mean([a for _, a in found]))) if found else None
 
     def _tell(self, label: Label) -> None:
         """A line for each of the first scans: whether it opened with a mask of the quick model."""
@@ -249,6 +291,9 @@ class Simulation:
             line += "no masks shown yet"
         elif this.validation.get("dice") is not None:
             line += f"validation: Dice {this.validation['dice']:.3f} (n={this.validation.get('n')})"
+        if clicked := this.clicked():
+            before, after, count = clicked
+            line += f"; {CLICKS} clicks: Dice {before:.3f} to {after:.3f} (n={count})"
         outside = sum(label.version is None for label in this.labels)
         if outside:
             line += f"  [yellow]{outside} served from outside the queue[/yellow]"

@@ -26,10 +26,11 @@ from backend.errors import WeightsMissing
 from backend.formats.fitting import letterbox_mask
 from backend.formats.pixels import Letterboxed, box_of
 from backend.learning.cases import Case
-from backend.learning.clicks import Mask, Point, dice, next_click
-from backend.learning.geodesic import Geodesic, Seeds
+from backend.learning.clicks import NETWORK, PATHS, PUBLISHED, Mask, Point, dice, next_click
+from backend.learning.geodesic import Geodesic, Seeds, Tool
 from backend.learning.patch_features import CHANNELS, GRID
 from backend.learning.randomness import OwnRandom, deterministic_kernels
+from backend.learning.scribble_prompt import ScribblePrompt
 from backend.learning.segmenters import write_file
 from backend.learning.training import one_cycle
 
@@ -314,19 +315,26 @@ def _step(
     optimizer.step()
 
 
-def compare_tools(network: ClickNetwork, scans: Sequence[Case], features: Features) -> dict[str, Any] | None:
-    """{n, clicks, network, geodesic}: mean Dice of both tools after so many clicks on scans that were not learnt from.
+def compare_tools(
+    network: ClickNetwork, scans: Sequence[Case], features: Features, published: ScribblePrompt | None = None
+) -> dict[str, Any] | None:
+    """{n, clicks, network, geodesic, ...}: mean Dice of all tools after so many clicks, on scans not learnt from.
 
     From blank, over up to JUDGED scans, one label of each in turn; None if none shows a label.
+
+    published  a published network for clicks, if there is one
     """
     began = time.monotonic()
     shown = [(place, one) for place, one in enumerate(scans) if one.classes][:JUDGED]
-    found: dict[str, list[float]] = {"network": [], "geodesic": []}
+    found: dict[str, list[float]] = {}
     for turn, (place, one) in enumerate(shown):
         truth = one.mask == one.classes[turn % len(one.classes)]
         paths = Geodesic(one.scan)
-        for name, tool in (("network", network.tool(one.scan, features(place), paths)), ("geodesic", paths)):
-            found[name].append(dice(clicked(tool.mask, truth, AFTER)[-1], truth))
+        tools: dict[str, Tool] = {NETWORK: network.tool(one.scan, features(place), paths), PATHS: paths}
+        if published is not None:
+            tools[PUBLISHED] = published.tool(one.scan, paths)
+        for name, tool in tools.items():
+            found.setdefault(name, []).append(dice(clicked(tool.mask, truth, AFTER)[-1], truth))
     if not shown:
         return None
     means = {name: round(float(np.mean(values)), 4) for name, values in found.items()}

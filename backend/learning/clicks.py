@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
 Point = tuple[float, float]  # (row, column) in pixels
+
+NETWORK, PUBLISHED, PATHS = "network", "scribbleprompt", "geodesic"
+TOOLS = (NETWORK, PUBLISHED, PATHS)  # what draws masks from clicks; of equally good ones, the first is used
+
+
+def best_tool(compared: Mapping[str, Any], tools: Collection[str] = TOOLS) -> str:
+    """Which of these tools draws the best masks from blank, by their mean Dice on held-out scans."""
+    return max((name for name in TOOLS if name in compared and name in tools), key=lambda name: float(compared[name]))
 
 
 def next_click(mask: Mask, truth: Mask) -> tuple[bool, Point] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -52,6 +53,17 @@ class Seeds:
         """Whether anything tells where the finding is."""
         current = self.current is not None and bool(self.current.any())
         return current or bool(self.inside or self.drawn_in or self.boxes)
+
+
+class Tool(Protocol):
+    """Draws masks of one scan."""
+
+    height: int
+    width: int
+
+    def mask(self, seeds: Seeds) -> Mask:
+        """(height, width): the finding. Every click inside is in it, and every click outside is not."""
+        ...
 
 
 class Geodesic:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import BadSetting
+from backend.errors import BadSetting, WeightsMissing
 from backend.fingerprints import CLICK_FILE, JUDGED_FILE, fingerprint
 from backend.formats.fitting import finding_sizes, letterbox_mask
 from backend.formats.pixels import Letterboxed, restore
@@ -38,6 +38,7 @@ from sampling import class_entropy, disagreement, entropies
 
 if TYPE_CHECKING:
     from backend.learning.click_network import ClickNetwork
+    from backend.learning.scribble_prompt import ScribblePrompt
     from backend.learning.segmenters import Segmenter
     from backend.learning.training_settings import TrainingSettings
 
@@ -49,6 +50,7 @@ VIEWS = ((0.7, 0.0), (1.4, 0.0), (1.0, 0.06))  # gamma, shift: perturbations tha
 ENOUGH = 3.0  # pixels that the smallest findings should be wide
 ROOM = 16_000_000  # class probabilities of one scan: 64 MB
 CLICK_DETAILS = "clicks.json"
+SCRIBBLES = "scribbleprompt-unet"
 CLICK_STEPS = 0.9  # of a training's steps: a third of its time
 LOADED = 2  # models kept in memory whatever their size: the active one and the one compared with it
 LOADED_BYTES = 2**29  # of all models kept in memory
@@ -67,6 +69,7 @@ class Learner:
         self._embedder: OpenEmbedder | None = None
         self._models: OrderedDict[Path, Segmenter] = OrderedDict()
         self._click_networks: OrderedDict[Path, ClickNetwork] = OrderedDict()
+        self._scribbles: tuple[ScribblePrompt | None] | None = None
         self._patches: PatchFeatures | None = None
         self._decoders: Workers | None = None
         self._lock = threading.RLock()
@@ -252,7 +255,7 @@ class Learner:
 
         features  by place in `cases` and then `validation`, see `features`
 
-        The details say how good it is on `validation`, which it does not learn from, beside the shortest paths. None if
+        The details say how good it is on `validation`, which it does not learn from, beside the other tools. None if
         the cases show no label.
         """
         from backend.learning.click_network import compare_tools, learn_clicks
@@ -263,7 +266,9 @@ class Learner:
         network = learn_clicks(cases, features, steps=steps, seed=seed, on_step=on_step)
         if network is None:
             return None
-        compared = compare_tools(network, validation, lambda place: features(len(cases) + place))
+        compared = compare_tools(
+            network, validation, lambda place: features(len(cases) + place), self.scribble_prompt()
+        )
         details = {"compared": compared, "seconds": round(time.monotonic() - began, 1)}
 
         def save(folder: Path) -> None:
@@ -291,6 +296,16 @@ class Learner:
                     self._click_networks.popitem(last=False)
             self._click_networks.move_to_end(folder)
             return self._click_networks[folder]
+
+    def scribble_prompt(self) -> ScribblePrompt | None:
+        """The published network for clicks; None if its file is not in the weights folder, or invalid."""
+        with self._lock:
+            if self._scribbles is None:
+                from backend.learning.weights import found_file, weights_called
+
+                file = found_file(weights_called(SCRIBBLES), self._settings.weights_dir)
+                self._scribbles = (_scribble_prompt(file) if file else None,)
+            return self._scribbles[0]
 
     def _model(self, folder: Path) -> Segmenter:
         from backend.learning.segmenters import Segmenter
@@ -375,3 +390,15 @@ def _place_of(weights: str, weights_dir: Path | None) -> Path | str:
 
 def _steps(scan: Letterboxed, shift: float) -> tuple[int, int]:
     return round(shift * scan.height), round(shift * scan.width)
+
+
+def _scribble_prompt(file: Path) -> ScribblePrompt | None:
+    from backend.learning.scribble_prompt import ScribblePrompt
+
+    try:
+        return ScribblePrompt.load(file)
+    except WeightsMissing as error:
+        log.warning(
+            "clicks are answered without ScribblePrompt until it is replaced and scanqueue restarted: %s", error
+        )
+        return None

@@ -144,12 +144,52 @@ def from_open_clip(tensors: Tensors) -> Tensors:
     return {name.removeprefix("visual."): value for name, value in tensors.items() if name.startswith("visual.")}
 
 
+def scribble_prompt() -> Any:
+    """ScribblePrompt-UNet (Wong et al. 2024): (N, 5, H, W) -> logits (N, 1, H, W); H, W: multiples of 16."""
+    import torch
+    from torch import nn
+
+    width, depth = 192, 4
+
+    def convolution(inputs: int, outputs: int, *, last: bool = False) -> Any:
+        side = 1 if last else 3
+        layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, side, padding=side // 2)]
+        return nn.ModuleDict({"conv": nn.Sequential(*layers if last else [*layers, nn.PReLU()])})
+
+    class UNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.downs = nn.ModuleList([convolution(width if level else 5, width) for level in range(depth)])
+            self.bottleneck = convolution(width, width)
+            twice = nn.UpsamplingBilinear2d(scale_factor=2)
+            self.ups = nn.ModuleList([one for _ in range(depth) for one in (twice, convolution(2 * width, width))])
+            self.final_conv = convolution(width, 1, last=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            levels = []
+            for down in self.downs:
+                levels.append(down["conv"](x))
+                x = nn.functional.max_pool2d(levels[-1], 2)
+            x = self.bottleneck["conv"](x)
+            for twice, up in zip(self.ups[::2], self.ups[1::2], strict=True):
+                x = up["conv"](torch.cat([levels.pop(), twice(x)], 1))
+            found: torch.Tensor = self.final_conv["conv"](x)
+            return found
+
+    return UNet()
+
+
+def from_scribble_prompt(tensors: Tensors) -> Tensors:
+    return dict(tensors)  # the same names
+
+
 NETWORKS = {
     "biomedclip": Published(biomedclip, from_open_clip),
     "radimagenet": Published(resnet50, from_radimagenet),
     "torchxrayvision": Published(densenet121, from_torchxrayvision),
     "mobilesam": Published(mobile_sam, from_mobile_sam),
     "efficientnet-lite0": Published(efficientnet_lite0, from_efficientnet_lite0),
+    "scribbleprompt": Published(scribble_prompt, from_scribble_prompt),
 }
 
 

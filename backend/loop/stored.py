@@ -101,7 +101,7 @@ def served(store: Store, project: int) -> dict[int, bool]:
     The rest of a started volume counts as chosen together with its first slice.
     """
     reasons: dict[int, str] = {}
-    for r in store.rounds(project):
-        for p in r["picks"]:
+    for picks in store.orders(project):
+        for p in picks:
             reasons[p.task] = reasons.get(p.task, STARTED) if p.reason == STARTED else p.reason
     return {task: reason == "control" for task, reason in reasons.items() if reason not in NOT_CHOSEN}

@@ -42,6 +42,7 @@ PATIENCE = {  # libpq options that end a hanging connection, regardless of the f
     "options": "-c statement_timeout=60000",  # milliseconds; migrations have no limit
 }
 Row = dict[str, Any]  # values by column
+FETCHED = 1000  # rows in memory at once
 VARIABLES = 500  # values in one SQL statement; SQLite allows 32,766
 
 
@@ -116,6 +117,11 @@ class Database(Artefacts):
         """The rows of a query without column names."""
         with self._explained(), self._engine.connect() as connection:
             return connection.execute(statement).all()  # type: ignore[return-value]
+
+    def _each(self, statement: Any) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query without column names, FETCHED at a time: those of a whole pool take much memory."""
+        with self._explained(), self._engine.connect() as connection:
+            yield from connection.execute(statement, execution_options={"yield_per": FETCHED})
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:

@@ -26,22 +26,17 @@ class EmbeddingRecords(Database):
 
     def embedded(self, embedder: str) -> frozenset[str]:
         statement = select(embedding_table.c.digest).where(embedding_table.c.embedder == embedder)
-        return frozenset(r["digest"] for r in self.rows(statement))
+        return frozenset(digest for (digest,) in self._tuples(statement))
 
     def embeddings(self, embedder: str, digests: Sequence[str]) -> NDArray[np.float32]:
-        """(N, D), N >= 1, one row per digest, in the given order; KeyError names a missing one.
-
-        Memory besides the result: a few thousand embeddings, unless digests are repeated.
-        """
-        at = {digest: row for row, digest in enumerate(dict.fromkeys(digests))}
-        wanted = list(at)
-        found = np.empty((0, 0), dtype=np.float32)
-        for start in range(0, len(wanted), VARIABLES):
-            chunk = wanted[start : start + VARIABLES]
+        """(N, D), one row per digest, in the given order; KeyError names a missing one."""
+        columns, found = (embedding_table.c.digest, embedding_table.c.vector), np.zeros((len(digests), 0), np.float32)
+        for start in range(0, len(digests), VARIABLES):
+            chunk = digests[start : start + VARIABLES]
             here = (embedding_table.c.embedder == embedder, embedding_table.c.digest.in_(chunk))
-            vectors = {r["digest"]: r["vector"] for r in self.rows(select(embedding_table).where(*here))}
-            part = np.stack([np.frombuffer(vectors[d], dtype="<f4") for d in chunk])
+            read: dict[str, bytes] = dict(self._tuples(select(*columns).where(*here)))
+            part = np.stack([np.frombuffer(read[digest], dtype="<f4") for digest in chunk])
             if not start:
-                found = np.empty((len(wanted), part.shape[1]), dtype=np.float32)
+                found = np.empty((len(digests), part.shape[1]), np.float32)
             found[start : start + len(chunk)] = part
-        return found if len(wanted) == len(digests) else found[[at[d] for d in digests]]
+        return found

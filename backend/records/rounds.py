@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from sys import intern
 from typing import Any
 
 from sqlalchemy import Connection, func, select, update
@@ -18,10 +19,11 @@ from backend.records.tables import round_table, scan_table
 
 SHORTENED = 20  # number of orders before a new one that are shortened, if they are not yet
 KEPT_ORDERS = 4  # orders kept in memory
+PACKED = 1000  # picks that are turned into JSON at once
 COLD_ROUNDS = 20  # number of newest orders without a model that are searched for a scan's cluster
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pick:
     """One place in a round's order: the task, the reason for its place, and the terms of its score."""
 
@@ -36,8 +38,11 @@ class Pick:
 _PICK = ("task", "reason", "score", "entropy", "distance", "cluster")
 
 
-def _pack(picks: Iterable[Pick]) -> str:
-    return to_json([[getattr(p, name) for name in _PICK] for p in picks])
+def _pack(picks: Sequence[Pick]) -> str:
+    """An order as JSON, without a list of all its values in memory."""
+    parts = (picks[start : start + PACKED] for start in range(0, len(picks), PACKED))
+    texts = (to_json([[getattr(p, name) for name in _PICK] for p in part])[1:-1] for part in parts)
+    return f"[{','.join(texts)}]"
 
 
 class Picks(tuple[Pick, ...]):
@@ -53,7 +58,7 @@ class Picks(tuple[Pick, ...]):
 
 
 def _unpack(text: str) -> Picks:
-    return Picks(Pick(*row) for row in json.loads(text))
+    return Picks(Pick(task, intern(reason), *terms) for task, reason, *terms in json.loads(text))
 
 
 class RoundRecords(Database):
@@ -144,6 +149,13 @@ class RoundRecords(Database):
             row["settings"] = json.loads(row["settings"] or "{}")
             row["picks"] = list(_unpack(orders[row["n"]])) if row["n"] in orders else []
         return rows
+
+    def orders(self, project: int) -> Iterator[Picks]:
+        """The order of every round, oldest first, one in memory at a time."""
+        for (n,) in self.round_columns(project, "n"):
+            here = (round_table.c.project == project, round_table.c.n == n)
+            for (text,) in self._tuples(select(round_table.c.picks).where(*here)):
+                yield _unpack(text)
 
     def round_columns(self, project: int, *names: str) -> list[tuple[Any, ...]]:
         """Some columns of all rounds, oldest first."""

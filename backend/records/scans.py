@@ -110,8 +110,8 @@ class ScanRecords(StageRecords):
         scan = scan_table.c
         here = (scan.project == project, scan.stage >= stage, scan.stage <= last, scan.problem == "")
         columns = [scan[name] for name in FACTS]
-        found = self._tuples(select(*columns).where(*here).order_by(scan.task))
-        return [scan_of(dict(zip(FACTS, row, strict=True))) for row in found]
+        rows = self._each(select(*columns).where(*here).order_by(scan.task))
+        return [scan_of(dict(zip(FACTS, row, strict=True))) for row in rows]
 
     def scan(self, project: int, task: int) -> Row | None:
         """One scan, without reading the others."""

@@ -36,7 +36,7 @@ class UncertaintyRecords(Database):
     def image_entropies(self, model: str) -> dict[str, float]:
         """A model's mean entropy per scan, by digest."""
         columns = (uncertainty_table.c.digest, uncertainty_table.c.value)
-        return dict(self._tuples(select(*columns).where(uncertainty_table.c.model == model)))
+        return dict(self._each(select(*columns).where(uncertainty_table.c.model == model)))
 
     def uncertainty(self, model: str) -> dict[str, dict[str, Any]]:
         """All uncertainty measures of a model per scan, by digest; "image" is the mean entropy."""

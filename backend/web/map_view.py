@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,13 +46,14 @@ def atlas(store: Store, project: int) -> dict[str, Any]:
     model = store.model_summary(project, row["active"]) if row and row["active"] else None
     entropies = store.image_entropies(model["fingerprint"]) if model else {}
     latest = store.latest_round(project, served=True)
-    picks = {p.task: (place, p) for place, p in enumerate(latest["picks"], start=1)} if latest else {}
-    kinds = sorted({p.reason for _, p in picks.values()})
+    order: Sequence[Pick] = latest["picks"] if latest else ()
+    kinds = sorted({p.reason for p in order})
     number = {kind: i for i, kind in enumerate(kinds)}
     now = {pick.task for pick, _ in served(store, project)}
     turn = {r["task"]: round_of(r["shown_version"]) for r in store.labels(project)}
     clusters = _clusters(store.clusters(project), tasks, xy)
-    places = [picks.get(t, (0, None)) for t in tasks]
+    ranks = _ranks(tasks, [p.task for p in order])
+    placed = [order[rank - 1] if rank else None for rank in ranks]
     return {
         "task": tasks,
         "x": np.round(xy[:, 0], 3).tolist(),
@@ -60,17 +62,28 @@ def atlas(store: Store, project: int) -> dict[str, Any]:
         "state": [LABELLED if s[2] else PROBLEM if s[4] else SKIPPED if s[3] else OPEN for s in scans],
         "round": [n if s[2] and (n := turn.get(s[0])) is not None else -1 for s in scans],
         "entropy": [None if (e := entropies.get(s[1])) is None else round(e, 4) for s in scans],
-        "score": [_short(p.score) if p and p.reason == "paper" else None for _, p in places],
-        "distance": [_short(p.distance) if p else None for _, p in places],
-        "rank": [place for place, _ in places],
+        "score": [_short(p.score) if p and p.reason == "paper" else None for p in placed],
+        "distance": [_short(p.distance) if p else None for p in placed],
+        "rank": ranks,
         "served": [int(t in now) for t in tasks],
-        "kind": [number[p.reason] if p else -1 for _, p in places],
+        "kind": [number[p.reason] if p else -1 for p in placed],
         "kinds": kinds,
         "why": {kind: sentence(Pick(0, kind)) for kind in kinds},
         "wish": [s[5] for s in scans],
         "clusters": int(clusters.max(initial=-1)) + 1,
         "alpha": settings_of(store, project).alpha,
     }
+
+
+def _ranks(tasks: Sequence[int], order: Sequence[int]) -> list[int]:
+    """The place of each task in an order, from 1; 0 without one. Arrays, as a dictionary of 100,000 places is large."""
+    if not order:
+        return [0] * len(tasks)
+    wanted, there = np.array(tasks, dtype=np.int64), np.array(order, dtype=np.int64)
+    by_task = np.argsort(there)
+    at = by_task[np.minimum(np.searchsorted(there, wanted, sorter=by_task), len(there) - 1)]
+    ranks: list[int] = np.where(there[at] == wanted, at + 1, 0).tolist()
+    return ranks
 
 
 def _clusters(known: dict[int, int], tasks: list[int], xy: NDArray[np.float64]) -> NDArray[np.intp]:

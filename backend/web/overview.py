@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import logging
 import threading
@@ -99,8 +100,7 @@ class Overview:
             stamp = self._store.stamp(project)
             kept = self._atlases.get(project)
             if kept is None or kept[0] != stamp:
-                plain = json.dumps(self.atlas(project), separators=(",", ":"))
-                kept = (stamp, gzip.compress(plain.encode(), 4))  # a quarter of the time of level 6 for 4 % more bytes
+                kept = (stamp, _packed(self.atlas(project)))
                 self._atlases[project] = kept
             return kept[1]
 
@@ -252,6 +252,19 @@ class Overview:
             if what == "map":
                 return map_plot(self.atlas(project), kind=kind)
             return curve_plot(curve(self._store, project), kind=kind)
+
+
+def _packed(found: dict[str, Any]) -> bytes:
+    """gzip-compressed JSON, with the text of only one value in memory."""
+    target = io.BytesIO()
+    with gzip.GzipFile(
+        fileobj=target, mode="wb", compresslevel=4, mtime=0
+    ) as file:  # 4 % larger than 6, 4 times as fast
+        for place, name in enumerate(list(found)):
+            text = json.dumps({name: found.pop(name)}, separators=(",", ":"))
+            file.write(f"{',' if place else '{'}{text[1:-1]}".encode())
+        file.write(b"}")
+    return target.getvalue()
 
 
 def _typed(given: str) -> Any:

@@ -38,5 +38,10 @@ NUMBER_OR_NULL = or_null(NUMBER)
 _INTERVALS = dict.fromkeys(("prompts", "time", "before", "after"), ref("Interval"))
 CORRECTIONS = object_of(dict.fromkeys(("masked", "blank", "by_hand"), object_of({"scans": INTEGER} | _INTERVALS)))
 CLICK_TOOLS = or_null(
-    object_of(dict.fromkeys(("n", "clicks"), INTEGER) | dict.fromkeys(("network", "geodesic", "seconds"), NUMBER))
+    object_of(
+        dict.fromkeys(("n", "clicks"), INTEGER)
+        | dict.fromkeys(("network", "geodesic", "seconds"), NUMBER)
+        | {"best": TEXT},
+        {"scribbleprompt": NUMBER},
+    )
 )

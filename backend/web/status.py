@@ -15,6 +15,7 @@ from backend.errors import BadSetting, CannotTrain, NotKnown
 from backend.facts import DELETED, DISCONNECTED, RECENT, annotators, round_of, version_name
 from backend.label_config import LabelConfig, Renames
 from backend.learning.averages import of_model, of_shown, of_trial, summarise
+from backend.learning.clicks import best_tool
 from backend.loop.new_labels import COULD_SHOW
 from backend.loop.project_settings import project_settings, row_settings
 from backend.loop.publication import beginnings, depth_by_knowledge, published_part
@@ -225,9 +226,8 @@ def map_points(store: Store, project: int) -> list[dict[str, Any]]:
     if row is None or found is None:
         return []
     where = {d: found[1][i] for i, d in enumerate(found[0])}
-    rounds = store.rounds(project)
-    clusters = {p.task: p.cluster for r in rounds for p in r["picks"] if p.cluster is not None}
-    latest = next((r for r in reversed(rounds) if r["published_at"] is not None), None)
+    clusters = {p.task: p.cluster for picks in store.orders(project) for p in picks if p.cluster is not None}
+    latest = store.latest_round(project, served=True)
     places = {p.task: (i, p) for i, p in enumerate(latest["picks"], start=1)} if latest else {}
     points = []
     for s in store.scans(project):
@@ -299,8 +299,8 @@ def model_list(store: Store, project: int, newest: int = 0) -> list[dict[str, An
     champion  the model that was active before, or the "quick model", on the same scans: {version, dice, ...,
               difference}; None if there was none. `difference` is that of the new model minus this one, see
               `comparison.Difference`
-    clicks    the tools for clicks on held-out scans: {n, clicks, network, geodesic, seconds}, the Dice of each from
-              blank after so many simulated clicks; None without smart tools. The better one answers
+    clicks    the tools for clicks on held-out scans: {n, clicks, network, geodesic, ..., seconds, best}, the Dice of
+              each from blank after so many simulated clicks; None without smart tools. The best one answers
     """
     row = store.project(project)
     return [
@@ -316,11 +316,15 @@ def model_list(store: Store, project: int, newest: int = 0) -> list[dict[str, An
             "created_at": m["created_at"],
             "history": m["details"].get("history", []),
             "champion": m["details"].get("champion"),
-            "clicks": (m["details"].get("clicks") or {}).get("compared"),
+            "clicks": _tools((m["details"].get("clicks") or {}).get("compared")),
         }
         for m in store.model_summaries(project, newest)
         if round_of(m["version"]) is not None
     ]
+
+
+def _tools(compared: dict[str, Any] | None) -> dict[str, Any] | None:
+    return compared | {"best": best_tool(compared)} if compared else None
 
 
 def held_out(store: Store, project: int, version: str) -> list[dict[str, Any]]:

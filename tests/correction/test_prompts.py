@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from weight_files import scribble_prompt_file
 from world import CONFIG, CONTROL, PROJECT, SIZE, KeptLearner, World, png
 
 from backend.correction.corrector import Corrector
@@ -309,6 +311,25 @@ def test_the_mask_before_the_clicks_is_the_one_that_the_task_opened_with(tmp_pat
     found = curve(world.store, PROJECT)["corrections"]
     assert (found["masked"]["scans"], found["blank"]["scans"]) == (1, 0)
     assert world.store.recent_corrections(PROJECT, 0.0) == {"answers": 2, "failed": 1, "slow": 1}
+
+
+def test_before_the_first_model_the_published_network_answers_where_a_lab_has_it(world: World, tmp_path: Path) -> None:
+    """Weights with which it draws the box itself."""
+    scribble_prompt_file(tmp_path, channel=1)
+    task, prompt = next(iter(world.masks)), rectangle(25, 12.5, 50, 37.5)
+    box = np.zeros((SIZE, SIZE), bool)
+    box[SIZE // 8 : SIZE // 2, SIZE // 4 : 3 * SIZE // 4] = True
+    body = {"id": task, "data": {"image": world.store.scan(PROJECT, task)["image"]}}
+    found = []
+    for folder in (tmp_path, None):
+        learner = KeptLearner(replace(world.settings, weights_dir=folder))
+        corrector = Corrector(world.store, world.studio, learner)  # type: ignore[arg-type]
+        answer = corrector.correct(PROJECT, body, {"result": [prompt]})
+        corrector.close()
+        mask = from_result(answer["result"], (SIZE, SIZE))["Lung"]
+        found.append(2 * (mask & box).sum() / (mask.sum() + box.sum()))
+    assert found[0] > 0.97
+    assert found[1] < 0.9
 
 
 def test_a_round_trains_a_network_for_clicks_which_answers_if_it_is_better(tmp_path: Path) -> None:

@@ -438,3 +438,23 @@ def test_the_quality_of_all_models_is_read_without_the_course_of_their_trainings
         assert one == {name: whole[name] for name in one} | {"details": one["details"]}
     assert [one["version"] for one in found] == [f"scanqueue-r{n}" for n in range(8, 13)]
     assert store.model_labels(1) == [tuple(MODEL["labels"])]
+
+
+def test_a_long_order_is_read_as_it_was_written(store: Store) -> None:
+    picks = [Pick(t, "medoid" if t % 2 else "farthest", score=t / 7, cluster=t % 5) for t in range(2500, 0, -1)]
+    for n, some in enumerate((picks, picks[:1], [])):
+        store.put_round(1, n=n, key="k", model="", picks=some, carried=(), size=len(some), labels=0)
+    assert [list(order) for order in store.orders(1)] == [picks, picks[:1], []]
+    assert [r["picks"] for r in store.rounds(1)] == [picks, picks[:1], []]
+    assert list(store.orders(2)) == []
+
+
+def test_embeddings_are_in_the_order_that_was_asked_for(store: Store) -> None:
+    vectors = np.random.default_rng(0).random((1200, 3), dtype=np.float32)
+    names = [f"{n:064}" for n in range(1200)]
+    store.put_embeddings("e", names, vectors)
+    rows = [*range(1199, -1, -1), 7, 7]
+    np.testing.assert_array_equal(store.embeddings("e", [names[row] for row in rows]), vectors[rows])
+    assert store.embedded("e") == set(names)
+    with pytest.raises(KeyError, match="lost"):
+        store.embeddings("e", [names[0], "lost"])

@@ -18,8 +18,8 @@ STORE_READS = {
     "checkpoints", "columns", "correction", "corrections", "could_draw", "count_empty", "count_rounds",
     "count_scans", "drawing", "embedded", "embeddings", "fingerprint_of", "has", "image_entropies", "label_columns",
     "labels", "latest_round", "lock", "lost_labels", "model", "model_labels", "model_of_round", "model_qualities",
-    "model_summaries", "model_summary", "model_versions", "models", "open_scans", "path", "progress", "project",
-    "projects", "quick_mask", "quick_masks", "recent_corrections", "recorded", "remarks", "renames",
+    "model_summaries", "model_summary", "model_versions", "models", "open_scans", "orders", "path", "progress",
+    "project", "projects", "quick_mask", "quick_masks", "recent_corrections", "recorded", "remarks", "renames",
     "round_columns", "rounds", "rows", "scan", "scans", "scans_from", "scans_in_need", "scans_of", "secrets",
     "shown", "shown_columns", "snapshot", "totals", "training_slot", "uncertainty", "waiting",
 }  # fmt: skip

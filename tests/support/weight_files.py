@@ -170,3 +170,57 @@ def mobile_sam_forward(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch
             x = conv(f"{here}.conv3", x)
     x = layer_norm_2d("neck.1", F.conv2d(x, at("neck.0.weight")))
     return layer_norm_2d("neck.3", F.conv2d(x, at("neck.2.weight"), padding=1))
+
+
+def scribble_prompt_state(channel: int = 0, *, at_random: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors of ScribblePrompt-UNet under their published names.
+
+    channel    of the five inputs: the network draws where it is above a half
+    at_random  random numbers instead
+    """
+    torch.manual_seed(6)
+    width, depth = 192, 4
+    shapes = {f"downs.{level}": (width, width if level else 5, 3) for level in range(depth)}
+    shapes |= {f"ups.{2 * level + 1}": (width, 2 * width, 3) for level in range(depth)}
+    shapes |= {"bottleneck": (width, width, 3), "final_conv": (1, width, 1)}
+    state: dict[str, torch.Tensor] = {}
+    for name, (outputs, inputs, side) in shapes.items():
+        scale = 1 / (inputs * side * side) ** 0.5 if at_random else 0.0
+        state[f"{name}.conv.0.weight"] = torch.randn(outputs, inputs, side, side) * scale
+        state[f"{name}.conv.0.bias"] = torch.randn(outputs) * scale
+        if name != "final_conv":
+            state[f"{name}.conv.1.weight"] = torch.full((1,), 0.25 if at_random else 1.0)
+    if not at_random:  # through the first level and its skip connection
+        state["downs.0.conv.0.weight"][0, channel, 1, 1] = 1
+        state[f"ups.{2 * depth - 1}.conv.0.weight"][0, 0, 1, 1] = 1
+        state["final_conv.conv.0.weight"][0, 0] = 1
+        state["final_conv.conv.0.bias"][0] = -0.5
+    return state
+
+
+def scribble_prompt_forward(state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """ScribblePrompt-UNet as its authors describe it."""
+    from torch.nn import functional as f
+
+    def block(name: str, x: torch.Tensor) -> torch.Tensor:
+        found = f.conv2d(x, state[f"{name}.conv.0.weight"], state[f"{name}.conv.0.bias"], padding=1)
+        return f.prelu(found, state[f"{name}.conv.1.weight"])
+
+    skips = []
+    for level in range(4):
+        x = block(f"downs.{level}", x)
+        skips.append(x)
+        x = f.max_pool2d(x, 2)
+    x = block("bottleneck", x)
+    for level in range(4):
+        x = f.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        x = block(f"ups.{2 * level + 1}", torch.cat([skips[3 - level], x], 1))
+    return f.conv2d(x, state["final_conv.conv.0.weight"], state["final_conv.conv.0.bias"])
+
+
+def scribble_prompt_file(folder: Path, channel: int = 0) -> Path:
+    """A file of ScribblePrompt-UNet in its place below the weights folder."""
+    path = folder / "scribbleprompt" / "ScribblePrompt_unet_v1_nf192_res128.pt"
+    path.parent.mkdir(parents=True)
+    torch.save(scribble_prompt_state(channel), path)
+    return path

@@ -449,13 +449,21 @@ def test_now_says_how_many_answers_of_smart_tools_failed_or_were_slow(lab: Lab) 
 
 
 def test_models_say_which_tool_answers_clicks(lab: Lab) -> None:
-    lab.models[-1]["clicks"] = {"n": 4, "clicks": 3, "network": 0.88, "geodesic": 0.79, "seconds": 1.2}
+    lab.models[-1]["clicks"] = {
+        "n": 4,
+        "clicks": 3,
+        "network": 0.88,
+        "geodesic": 0.79,
+        "seconds": 1.2,
+        "best": "network",
+    }
     text = view(lab, "models").text
-    assert "From blank, the network for clicks answers: Dice 0.880 after 3 simulated clicks, 0.790" in text
-    lab.models[-1]["clicks"]["network"] = 0.7
-    assert (
-        "From blank, the shortest paths answer: Dice 0.790 after 3 simulated clicks, 0.700" in view(lab, "models").text
-    )
+    assert "From blank, the network for clicks answers. Dice after 3 simulated clicks on 4 held-out scans:" in text
+    assert "0.880 with the network for clicks, 0.790 with the shortest paths." in text
+    lab.models[-1]["clicks"] |= {"scribbleprompt": 0.91, "best": "scribbleprompt"}
+    text = view(lab, "models").text
+    assert "From blank, ScribblePrompt answers." in text
+    assert "0.880 with the network for clicks, 0.910 with ScribblePrompt, 0.790 with the shortest paths." in text
 
 
 def test_the_dashboard_of_a_cluster_is_a_link(lab: Lab) -> None:
