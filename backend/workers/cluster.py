@@ -9,6 +9,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -20,6 +21,7 @@ log = logging.getLogger("scanqueue.cluster")
 CONNECT = 10  # seconds to wait for the scheduler
 POLL = 0.5  # seconds after which `each` yields though no part is done
 AHEAD = 2  # parts sent for each thread of the cluster, so that none waits for its next input
+LOSSES = 5  # times that a part is lost before the step ends
 ALONE = 60.0  # seconds to wait for a first worker
 GPU = "GPU"  # the resource of workers that have one
 Client = Any  # of Dask's, which is imported when a cluster is used
@@ -80,9 +82,10 @@ class Cluster:
     def _each(
         self, client: Client, function: Callable[..., Any], parts: Sequence[Any], shared: Any
     ) -> Generator[tuple[int, Any] | None]:
-        (sent,) = client.scatter([shared], hash=False) if shared is not None else (None,)
+        sent = self._scattered(client, shared)
         waiting = list(enumerate(parts))[::-1]
         running: dict[Any, int] = {}
+        lost: Counter[int] = Counter()
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         alone_since: float | None = None
         threads, gpus, asked = 0, 0.0, float("-inf")
@@ -105,13 +108,26 @@ class Cluster:
                 except queue.Empty:
                     yield None
                     continue
-                result = self._result(future)
                 index = running.pop(future)
+                if future.status in ("cancelled", "lost"):  # `shared` was on a worker that died
+                    lost[index] += 1
+                    if lost[index] > LOSSES:
+                        raise self._unavailable("loses a part of the work again and again")
+                    if sent is not None and sent.status != "finished":
+                        sent = self._scattered(client, shared)
+                    waiting.append((index, parts[index]))
+                    continue
+                result = self._result(future)
                 future.release()
                 yield index, result
         finally:
             with suppress(Exception):  # the scheduler may be gone
                 client.cancel(list(running), force=True)
+
+    @staticmethod
+    def _scattered(client: Client, shared: Any) -> Any:
+        """What all parts share, sent to a worker; None for None."""
+        return client.scatter([shared], hash=False)[0] if shared is not None else None
 
     def _size(self, client: Client) -> tuple[int, float]:
         """(threads, GPUs) of the workers that may take work: those with a GPU, if there are any.
@@ -127,8 +143,6 @@ class Cluster:
         return threads, sum(one["resources"][GPU] for one in with_gpu)
 
     def _result(self, future: Any) -> Any:
-        if future.status in ("cancelled", "lost"):
-            raise self._unavailable("lost a part of the work")
         try:
             return future.result()
         except _dask().KilledWorker:

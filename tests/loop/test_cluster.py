@@ -31,6 +31,7 @@ from backend.loop.remote_training import train_here
 from backend.records.store import Store
 from backend.settings import Settings
 from backend.workers import cluster
+from backend.workers.cluster import Cluster
 
 SCANS = 12
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -297,6 +298,24 @@ def until_done(reconciler: Reconciler) -> None:
             if reconciler.reconcile(PROJECT).steps == ():
                 return
     raise AssertionError("the project is never done")
+
+
+def test_what_only_a_lost_worker_held_is_sent_again(tmp_path: Path) -> None:
+    def slow_sum(part: int, shared: int) -> int:  # workers cannot import tests, but get a local function as it is
+        time.sleep(0.3)
+        return part + shared
+
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    found: dict[int, int] = {}
+    with DaskCluster(tmp_path / "dask", {}, hidden=hidden, workers=1) as dask:
+        for one in Cluster(dask.address).each(slow_sum, range(8), 100):
+            if one is not None:
+                found[one[0]] = one[1]
+                if len(found) == 2:
+                    dask.kill(dask.workers[0])
+                    dask.start_worker()
+    assert found == {index: 100 + index for index in range(8)}
 
 
 @pytest.fixture
