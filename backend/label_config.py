@@ -254,6 +254,18 @@ def smart_tags(config: str) -> set[str]:
     }
 
 
+def silent_smart_tags(config: str) -> set[str]:
+    """Names of brushes that take the place of the smart tools in the text of a label config, but ask for nothing.
+
+    In Label Studio, every control tag is a smart tool unless it has smart="false"; a brush never asks.
+    """
+    if not smart_tags(config):
+        return set()
+    brushes = ("BrushLabels", "BitmaskLabels", "Brush", "Bitmask")
+    found = [tag for tag in ElementTree.fromstring(config).iter() if tag.tag in brushes]
+    return {tag.get("name", "") for tag in found if tag.get("smart") != "false"}
+
+
 def data_keys(config: str) -> set[str]:
     """The keys of task data that the tags of a label config (its text) show: `a` for value="$a", "$a.b" and "$a[0]"."""
     if not config:

@@ -19,7 +19,7 @@ from backend.doctor.finding import (
 from backend.errors import BadSetting, NotSegmentable
 from backend.facts import SAMPLING, round_of, version_name
 from backend.image_value import template
-from backend.label_config import smart_tags
+from backend.label_config import silent_smart_tags, smart_tags
 from backend.label_studio.client import redact_url
 from backend.label_studio.listing import ProjectPage
 from backend.label_studio.studio import Studio
@@ -116,6 +116,12 @@ def _smart_tools(page: ProjectPage, project: int, interactive: bool) -> Iterator
         names = ", ".join(map(repr, sorted(smart)))
         what = f"The label config has smart tools ({names}), but Interactive preannotations are off."
         yield Finding("backend", "warning", what, "Turn on Interactive preannotations in Settings > Model, Edit.")
+    if silent := silent_smart_tags(page.label_config):
+        what = f"{', '.join(map(repr, sorted(silent)))} comes first among the smart tools, but never asks for a mask."
+        cure = (
+            'Add smart="false" to this tag in Settings > Labeling Interface > Code, so that the key M selects clicks.'
+        )
+        yield Finding("backend", "warning", what, cure)
     with suppress(NotSegmentable):  # `check_label_config` reports it
         masks = set(page.masks_config(project).labels)
         named = {name: set(page.parsed_config.get(name, {}).get("labels") or ()) for name in smart}
