@@ -20,6 +20,7 @@ from backend.errors import (
     StorageFull,
     StoreUnavailable,
     StudioRefused,
+    StudioUnavailable,
     WeightsMissing,
 )
 from backend.facts import DELETED, DISCONNECTED, Live
@@ -96,6 +97,7 @@ class Reconciler:
         self._trainer = Trainer(context, self.tender.tend)
         self._control_trial = ControlTrial(context, self.observer, self.tender.tend)
         self._indivisible = threading.BoundedSemaphore(INDIVISIBLE)
+        self._unanswered: set[int] = set()  # projects whose trouble is that Label Studio did not answer
 
     def reconcile(self, project: int) -> Plan:
         """Do all pending steps of one project. Returns the last plan, which has no steps when nothing is pending.
@@ -117,6 +119,8 @@ class Reconciler:
             except ScanqueueError as error:
                 blocked = isinstance(error, StudioRefused | WeightsMissing | BadSetting)
                 values = {"phase": "blocked", "reason": str(error)} if blocked else {}
+                if isinstance(error, StudioUnavailable):
+                    self._unanswered.add(project)
                 with suppress(StoreUnavailable, StorageFull):
                     self.store.set_trouble(project, str(error), **values)
                 raise
@@ -172,6 +176,9 @@ class Reconciler:
                 with self._room(step):
                     self._run(project, seen, done, step)
                 self.count("step", type(step).__name__, time.monotonic() - began)
+                if project in self._unanswered:  # it answers again; the rest of the look may take hours
+                    self._unanswered.remove(project)
+                    self.store.set_trouble(project, "")
             except Replan:
                 last = live = None
             except Postponed:

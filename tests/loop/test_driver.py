@@ -205,6 +205,30 @@ def test_a_kill_during_a_large_write_leads_to_the_same_end_state(undisturbed: Si
 # -- lost answers -------------------------------------------------------------------------------
 
 
+def test_the_page_says_at_once_that_label_studio_answers_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look may go on for hours, while the other scans are read."""
+    tools, observe = world.reconciler(), observing.Observer.observe
+
+    def fail(*given: Any) -> Any:
+        raise StudioUnavailable("Label Studio does not answer.")
+
+    world.add_scans(0, 12)
+    monkeypatch.setattr(observing.Observer, "observe", fail)
+    with pytest.raises(StudioUnavailable):
+        tools.reconcile(PROJECT)
+    assert world.status()["trouble"] == "Label Studio does not answer."
+    during: list[str] = []
+
+    def noted(*given: Any) -> Any:
+        during.append(world.status()["trouble"])
+        return observe(*given)
+
+    monkeypatch.setattr(observing.Observer, "observe", noted)
+    tools.reconcile(PROJECT)
+    assert len(during) > 3
+    assert set(during[1:]) == {""}
+
+
 def test_an_import_whose_answer_was_lost_is_not_sent_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     store_rows = world.studio.import_predictions
 
