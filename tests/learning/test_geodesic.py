@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from backend.formats.pixels import letterbox
+from backend.learning.clicks import next_click
 from backend.learning.geodesic import Geodesic, Seeds
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -88,6 +89,44 @@ def test_a_click_on_one_of_two_findings_leaves_the_smaller_one() -> None:
     found = paths(picture).mask(Seeds(inside=[(150, 45)], current=current))
     assert dice(found, truth) > 0.9
     assert dice(found[:, 200:], truth[:, 200:]) > 0.8
+
+
+def test_a_click_changes_a_good_mask_where_it_was_clicked_and_nowhere_else() -> None:
+    """Real scans: the true mask, with a bite or a bump of a third of its width."""
+    root = DATA / "busi_ultrasound"
+    before, after, far = [], [], []
+    for number, file in enumerate(sorted((root / "masks").glob("*.png"))[:300:12]):
+        truth = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) > 0
+        picture = cv2.imread(str(next((root / "images").glob(f"{file.stem}.*"))), cv2.IMREAD_GRAYSCALE)
+        if not truth.any():
+            continue
+        edge = np.argwhere(truth & ~cv2.erode(truth.astype(np.uint8), np.ones((3, 3))).astype(bool))
+        row, column = edge[np.random.default_rng(number).integers(len(edge))]
+        radius = max(2, round(0.35 * float(np.sqrt(truth.sum() / np.pi))))
+        disc = cv2.circle(np.zeros(truth.shape, np.uint8), (int(column), int(row)), radius, 1, -1) > 0
+        current = truth & ~disc if number % 2 else truth | disc
+        click = next_click(current, truth)
+        assert click is not None
+        seeds = Seeds(current=current)
+        (seeds.inside if click[0] else seeds.outside).append(click[1])
+        found = paths(picture).mask(seeds)
+        before.append(dice(current, truth))
+        after.append(dice(found, truth))
+        away = cv2.dilate(disc.astype(np.uint8), np.ones((2 * radius + 1,) * 2)) == 0
+        far.append(int((found != current)[away].sum()))
+    assert len(after) > 15
+    assert np.mean(after) > np.mean(before)
+    assert np.mean(np.array(after) > np.array(before) - 0.005) > 0.9
+    assert np.median(far) == 0
+
+
+def test_a_click_on_another_finding_leaves_the_first_as_it_was_drawn() -> None:
+    picture, both = discs((300, 400), (150, 80, 40), (150, 320, 40))
+    drawn = np.zeros_like(both)
+    drawn[110:190, 40:120] = True  # a square around the first disc, drawn by hand
+    found = paths(picture).mask(Seeds(inside=[(150, 320)], current=drawn))
+    assert np.array_equal(found[:, :200], drawn[:, :200])
+    assert dice(found[:, 200:], both[:, 200:]) > 0.9
 
 
 points = st.lists(st.tuples(st.floats(0, 59.99), st.floats(0, 89.99)), max_size=5)
