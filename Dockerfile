@@ -7,17 +7,21 @@ ENV UV_COMPILE_BYTECODE=1
 WORKDIR /src
 COPY constraints.txt pyproject.toml ./
 RUN python -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir -c constraints.txt uv
-RUN python -m venv /opt/scanqueue && \
+RUN python -m venv --without-pip /opt/scanqueue && \
     /opt/uv/bin/uv pip install --python /opt/scanqueue/bin/python -c constraints.txt \
         ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} -r pyproject.toml
+
+FROM build AS package
 COPY README.md LICENSE ./
 COPY backend ./backend
 COPY sampling ./sampling
-RUN /opt/uv/bin/uv pip install --python /opt/scanqueue/bin/python --no-deps .
+RUN /opt/uv/bin/uv pip install --python /opt/scanqueue/bin/python --prefix /opt/package --no-deps .
 
 FROM python:3.11-slim
 RUN useradd --uid 10001 --user-group --no-create-home scanqueue && install -d -o 10001 -g 10001 /data /weights
+# two layers: an upgrade that keeps the dependencies rebuilds and transfers only the second, of a few megabytes
 COPY --from=build /opt/scanqueue /opt/scanqueue
+COPY --from=package /opt/package /opt/scanqueue
 ENV PATH=/opt/scanqueue/bin:$PATH HOME=/tmp MPLCONFIGDIR=/tmp/matplotlib HF_HUB_OFFLINE=1 \
     PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 SCANQUEUE_DATA_DIR=/data
 USER 10001:10001

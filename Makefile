@@ -35,10 +35,10 @@ demo: setup
 lint: lint-sources types
 
 # No test can reach anything but this machine (where we are root; else as it is). Two files at a time, each with a thread.
-# The stack runs alone: twenty annotators are timed in it, and every packet that would leave is counted.
+# The stack runs alone in its Docker engine: twenty annotators are timed, and every packet that would leave is counted.
 PYTEST = scripts/offline .venv/bin/python -m pytest
 TWO = --numprocesses=2 --dist=loadfile --no-loadscope-reorder
-STACK = tests/service/test_stack.py
+STACK = tests/service/test_engine.py
 LONG = -m "not long"
 
 check: lint-sources

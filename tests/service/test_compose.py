@@ -82,6 +82,14 @@ def test_the_override_for_a_hospital_certificate_authority_is_valid(read: Callab
         assert len(services[name]["volumes"]) == 3
 
 
+def test_the_gpu_worker_is_the_worker_with_a_gpu_and_the_cuda_build(services: dict[str, Any]) -> None:
+    gpu, worker = services["worker-gpu"], services["worker"]
+    assert {key for key in gpu | worker if gpu.get(key) != worker.get(key)} == {"image", "build", "deploy", "profiles"}
+    assert gpu["build"]["args"] == {"TORCH_BACKEND": ""}
+    reserved = gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert reserved == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+
+
 def test_settings_accept_the_environment(services: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "token").write_text("")
     for name in ("scanqueue", "worker"):

@@ -52,20 +52,25 @@ RUN_BY = {
     "audit/bin/pip-audit --strict": ("Makefile", "pip-audit --strict"),
     "python -c import torch": ("tests/learning/test_weights.py", 'parametrize("file", ["model.pt", "state_dict.pt"])'),
     "dask worker": ("tests/support/servers.py", 'self._start("worker", arguments)'),
-    "docker save": ("tests/support/containers.py", "class Dockerfile"),
-    "docker load": ("tests/support/containers.py", "class Dockerfile"),
+    "docker save": ("tests/service/test_engine.py", "def test_saved_images_are_loaded"),
+    "docker load": ("tests/service/test_engine.py", "def test_saved_images_are_loaded"),
+    "docker run --rm --entrypoint sh scanqueue:latest": (
+        "tests/service/test_engine.py",
+        "def test_the_list_of_components_is_complete",
+    ),
 }
+EVERYTHING = ("tests/service/test_engine.py", 'PAGE.partition("### Everything")')
 # prefix of a command that docker compose runs inside a service: likewise
 RUN_INSIDE = {
-    "pg_dump": ("tests/service/test_stack.py", "pg_dump -U labelstudio -Fc"),
-    "pg_restore": ("tests/service/test_stack.py", "pg_restore -U labelstudio --clean --create -e -d postgres"),
+    "pg_dump": EVERYTHING,
+    "pg_restore": EVERYTHING,
     "rm /data/chest.zip": ("docs/how-to/deployment.md", "backup --project 1 /data/chest.zip"),
     "sh -c umask 077; cat > /data/chest.zip": (
         "tests/records/test_backup.py",
         "def test_the_file_is_readable_by_its_owner",
     ),
-    "-cz -C": ("docker-compose.yml", "scanqueue-data:/data"),
-    "-xz -C": ("docker-compose.yml", "label-studio-data:/label-studio/data"),
+    "-cz -C": EVERYTHING,
+    "-xz -C": EVERYTHING,
 }
 STUBS = ("curl", "docker", "scanqueue", "dask", "make", "pip", "python", "python3.11", "apt-get")
 STUBS_BY_PATH = (".venv/bin/python", ".venv/bin/uv", "audit/bin/pip", "audit/bin/pip-audit")

@@ -46,7 +46,7 @@ def down(server: RedisServer | PostgresServer) -> Iterator[None]:
         server.start()
 
 
-@pytest.mark.long  # test_stack has a shorter version
+@pytest.mark.long  # test_engine has a shorter version
 def test_killed_one_after_the_other_the_parts_of_the_stack_recover_by_themselves(
     label_studio: LabelStudio, scans60: Scans, tmp_path: Path
 ) -> None:
@@ -215,7 +215,7 @@ def test_a_storm_of_webhooks_and_forged_ones_causes_reconciliations_at_a_bounded
     seen.close()
 
 
-@pytest.mark.long  # test_stack has a server and two workers, test_driver two processes on one folder
+@pytest.mark.long  # test_engine has a server and two workers, test_driver two processes on one folder
 def test_two_servers_on_one_data_folder_cause_no_damage(
     label_studio: LabelStudio, scans60: Scans, tmp_path: Path
 ) -> None:

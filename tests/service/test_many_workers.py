@@ -33,7 +33,7 @@ def published_once(lab: Lab) -> None:
     assert set(counts.values()) == {1}
 
 
-@pytest.mark.long  # test_stack has two workers, too
+@pytest.mark.long  # test_engine has two workers, too
 def test_two_workers_share_the_reading_of_all_scans(label_studio: LabelStudio, many: Scans, tmp_path: Path) -> None:
     service = Service(label_studio, tmp_path / "data", workers=2)
     lab = Lab(label_studio, many, extra_params=SETTINGS)
@@ -54,7 +54,7 @@ def test_two_workers_share_the_reading_of_all_scans(label_studio: LabelStudio, m
     lab.close()
 
 
-@pytest.mark.long  # test_stack kills workers in the short run, too
+@pytest.mark.long  # test_engine kills workers in the short run, too
 def test_the_work_of_a_killed_or_frozen_worker_is_done_by_another(
     label_studio: LabelStudio, many: Scans, tmp_path: Path
 ) -> None:
