@@ -31,9 +31,9 @@ pytestmark = [pytest.mark.label_studio, pytest.mark.timeout(3600)]  # the first 
 
 Scans = list[tuple[Path, Path]]
 READERS = 20
+TWO_WORKERS = ("--scale", "worker=2")
 PAGE = (ROOT / "docs" / "how-to" / "deployment.md").read_text()
 AUDIT = (ROOT / "docs" / "reference" / "audit.md").read_text()
-SETTINGS = {**QUICK, "SCANQUEUE_WORKERS": "2"}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def stack(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(engine, tmp_path_factory.mktemp("project"), settings=SETTINGS) as running:
+    with Stack(engine, tmp_path_factory.mktemp("project"), settings=QUICK) as running:
         running.up()
         running.first_doctor = running.one("scanqueue").execute("scanqueue", "doctor")
         running.set_up()
@@ -267,10 +267,9 @@ def test_the_loop_runs_in_the_stack(stack: Stack, scans60: Scans) -> None:
     # the containers are gone, the volumes stay; and one worker more
     stack.compose("down")
     assert stack.engine.docker("ps", "-aq") == ""
-    stack.up("--scale", "worker=3")
-    assert [c.number for c in stack.all() if c.service == "worker"] == [1, 2, 3]
+    stack.up(*TWO_WORKERS)
+    assert [c.number for c in stack.all() if c.service == "worker"] == [1, 2]
     continues(stack, lab, seen)
-    stack.up("--scale", "worker=2")
 
 
 @pytest.mark.parametrize("total", [40, pytest.param(300, marks=pytest.mark.long)])
@@ -349,7 +348,7 @@ def test_kills_at_random_moments_lose_and_duplicate_nothing(stack: Stack, many: 
             container.crash()
         else:
             stack.engine.docker("kill", container.id)
-            stack.compose("up", "-d")
+            stack.compose("up", "-d", *TWO_WORKERS)
     reading.join()
     stack.wait_healthy(seconds=300)
     stack.wait(lab.project, lambda s: s["job"] is None and learnt(stack, lab) > total - size, seconds=600)

@@ -129,16 +129,15 @@ class Container:
         return str(self.state["StartedAt"])
 
     def execute(self, *command: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """`docker-compose exec` as its user, in its environment."""
-        line = ["docker-compose", "exec", "-T", f"--index={self.number}", self.service, *command]
-        return run(*line, cwd=self._stack.project, env=self._stack.environment, timeout=timeout)
+        """`docker exec`: a further process, as its user, in its environment."""
+        return run("docker", "--host", self._stack.engine.socket, "exec", self.id, *command, timeout=timeout)
 
     def healthy(self) -> bool:
         """Run its health check once, as Docker does at intervals of up to 30 s."""
         kind, *rest = self.healthcheck
         command = rest if kind == "CMD" else ["sh", "-c", *rest]
         try:
-            return run("docker", "--host", self._stack.engine.socket, "exec", self.id, *command).returncode == 0
+            return self.execute(*command, timeout=60).returncode == 0
         except subprocess.TimeoutExpired:
             return False
 
