@@ -211,7 +211,8 @@ class Stack(Remote):
         programs = self.project / "programs"
         programs.mkdir(exist_ok=True)
         docker = programs / "docker"
-        docker.write_text('#!/bin/sh\n[ "$2" = build ] || { shift; exec docker-compose "$@"; }\n')
+        lines = [f'[ "$1" = compose ] || exec {shutil.which("docker")} "$@"', '[ "$2" != build ] || exit 0', "shift"]
+        docker.write_text("\n".join(["#!/bin/sh", *lines, 'exec docker-compose "$@"', ""]))
         docker.chmod(0o755)
         environment = self.environment | {"PATH": f"{programs}:{self.environment['PATH']}"}
         done = run("bash", "-euo", "pipefail", "-c", script, cwd=self.project, env=environment, timeout=900)
