@@ -13,8 +13,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backend.errors import ScanqueueError
+from backend.errors import DamagedRecords, ScanqueueError, StorageFull, StoreUnavailable
 from backend.facts import DISCONNECTED
+from backend.records.private import OTHERS, protect
 from backend.records.store import Store
 from backend.settings import PREFIX, Settings
 from backend.web import rendering
@@ -119,6 +120,14 @@ def supervise_worker(settings: Settings, *, alive: Path | None = None) -> None:
 
     alive  file that is touched while the worker is alive
     """
+    _keep_private(settings)
+    if not settings.database_url:
+        try:
+            open_store(settings).close()
+        except DamagedRecords:
+            raise
+        except (StorageFull, StoreUnavailable) as error:  # the worker process retries until this is over
+            log.warning("%s", error)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -138,6 +147,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
     from backend.web.pictures import Pictures
     from backend.web.studio_state import StudioState
 
+    _keep_private(settings)
     store = open_store(settings)
     queue = Queue(settings)
     counters = Counters(store.add_counters)
@@ -181,6 +191,18 @@ def run_server(settings: Settings, *, worker: bool) -> None:
         counters.flush()
         if worker:
             keeper.join(timeout=30)
+
+
+def _keep_private(settings: Settings) -> None:
+    """Let only the owner read the data folder and what this process and its workers write from now on."""
+    os.umask(OTHERS)
+    if left := protect(settings.data_dir):
+        log.warning(
+            "other users of this machine have rights to %s, which belongs to somebody else, so that cannot be changed "
+            "here. Run `chmod -R go= %s` as its owner",
+            left[0],
+            settings.data_dir,
+        )
 
 
 def _load_ahead(learner: Learner, store: Store, stopping: threading.Event) -> None:

@@ -55,7 +55,7 @@ def main() -> None:
     try:
         app()
     except ScanqueueError as error:
-        Console(stderr=True).print(f"scanqueue: {error}", markup=False, highlight=False)
+        Console(stderr=True).print(f"scanqueue: {error}", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
 
 

@@ -147,6 +147,22 @@ class StoreUnavailable(ScanqueueError):
     """The records' database does not answer. Retrying may help."""
 
 
+class DamagedRecords(StoreUnavailable):
+    """The records' SQLite file is damaged, or not a file of scanqueue. Only its replacement helps.
+
+    where  the file, or what else is damaged
+    what   the fault, as the rest of a sentence that begins with `where`
+    """
+
+    def __init__(self, where: Path | str, what: str) -> None:
+        super().__init__(
+            f"{where} {what}, so the records cannot be used. Nothing was changed. Stop scanqueue, move records.sqlite, "
+            "records.sqlite-wal and records.sqlite-shm to another folder, and run `scanqueue restore` with the backup "
+            "of each project. Without a backup, start scanqueue and connect the projects again: the labels are in "
+            "Label Studio."
+        )
+
+
 class ClusterUnavailable(ScanqueueError):
     """The Dask cluster does not do its work."""
 

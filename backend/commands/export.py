@@ -10,7 +10,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn
 from typer.core import TyperCommand
 
-from backend.commands.shared import DataDir, ProjectId, console, open_records, say, settings_from_env
+from backend.commands.shared import DataDir, ProjectId, console, have_records, open_records, say, settings_from_env
 from backend.errors import BadSetting
 from backend.logs import log_to
 from backend.settings import Settings
@@ -92,8 +92,11 @@ def _run(settings: Settings, options: dict[str, Any], identities: Path | None, o
     from backend.intake.identities import NAME, Identities
     from backend.label_studio.studio import Studio  # only this module: loading the whole service takes seconds
 
-    recorded = bool(settings.database_url) or (settings.data_dir / "records.sqlite").exists()
-    store = open_records(settings.data_dir) if recorded or options["model"] else None
+    store = (
+        open_records(settings.data_dir, reading=not options["model"])
+        if have_records(settings) or options["model"]
+        else None
+    )
     studio = Studio(settings.label_studio_url, settings.label_studio_api_key, image_hosts=settings.image_hosts)
     processor = None
     if options["model"] and store is not None:

@@ -16,7 +16,7 @@ def labels_list(project: ProjectId, data_dir: DataDir = None) -> None:
     """List the labels of a project, with those that the config lost."""
     from backend.web.status import describe
 
-    store = open_records(data_dir)
+    store = open_records(data_dir, reading=True)
     found = describe(store, project)
     if found is None:
         say(f"Project {project} is not known here.")

@@ -15,7 +15,7 @@ from backend.web import status as project_status
 
 def models_list(project: ProjectId, as_json: AsJson = False, data_dir: DataDir = None) -> None:
     """List the trained models of a project."""
-    found = project_status.model_list(open_records(data_dir), project)
+    found = project_status.model_list(open_records(data_dir, reading=True), project)
     if as_json:
         typer.echo(json.dumps({"models": found}, indent=1))
         return

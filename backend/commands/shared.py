@@ -27,11 +27,23 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def open_records(data_dir: Path | None) -> Any:
+def open_records(data_dir: Path | None, *, reading: bool = False) -> Any:
+    """The records, which must exist. With `reading`, nothing needs to be writable."""
     from backend.records.store import Store
 
     settings = settings_with_records(data_dir)
-    return Store(settings.data_dir, settings.database_url)
+    return Store(settings.data_dir, settings.database_url, reading=reading)
+
+
+def have_records(settings: Settings) -> bool:
+    """Whether there are records. Raises BadSetting if this user may not look."""
+    file = settings.data_dir / "records.sqlite"
+    try:
+        return bool(settings.database_url) or file.exists()
+    except OSError as error:
+        raise BadSetting(
+            f"{file} cannot be reached ({error.strerror}). Run the command as the user who runs `scanqueue serve`."
+        ) from error
 
 
 def image_setting(settings: Settings, project: int) -> str:
@@ -39,9 +51,9 @@ def image_setting(settings: Settings, project: int) -> str:
     from backend.loop.project_settings import row_settings
     from backend.records.store import Store
 
-    if not settings.database_url and not (settings.data_dir / "records.sqlite").exists():
+    if not have_records(settings):
         return ""
-    row = Store(settings.data_dir, settings.database_url).project(project)
+    row = Store(settings.data_dir, settings.database_url, reading=True).project(project)
     return row_settings(dict(row)).image if row else ""
 
 
@@ -54,7 +66,7 @@ def open_locking_records(data_dir: Path | None) -> Any:
 
 def settings_with_records(data_dir: Path | None) -> Settings:
     settings = settings_from_env(data_dir=data_dir)
-    if not settings.database_url and not (settings.data_dir / "records.sqlite").exists():
+    if not have_records(settings):
         raise BadSetting(
             f"{settings.data_dir} contains no scanqueue records. Set --data-dir or SCANQUEUE_DATA_DIR to "
             "the folder that `scanqueue serve` uses."

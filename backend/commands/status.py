@@ -39,7 +39,7 @@ def status(
     from backend.web import status as project_status
 
     kind = _plottable(plot) if plot is not None else ""
-    store = open_records(data_dir)
+    store = open_records(data_dir, reading=True)
     if plot is not None and project is None:
         project = _only_project(store.projects())
     if watch and plot is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from typing import Any
 
 from backend.doctor.connection import check_address, check_reachable, check_token
 from backend.doctor.finding import (
@@ -60,7 +61,7 @@ def _examined(settings: Settings, project: int | None, stack: ExitStack) -> list
     store = _records(settings, sheet)
     if store is not None:
         stack.callback(store.close)
-    row = store.project(project) if store is not None and project is not None else None
+    row = _row(store, project, sheet)
     address = settings.public_url or (row["backend_url"] if row else "") or local_address(settings)
     sheet.add("job-queue", check_job_queue(settings))
     sheet.add("server", check_server(settings, address))
@@ -83,7 +84,7 @@ def _examined(settings: Settings, project: int | None, stack: ExitStack) -> list
     sheet.add("label-config", check_label_config(page, project, row))
     titles: list[str] = []
     sheet.add("backend", check_backend(settings, studio, project, address, titles, page))
-    row = store.project(project) if store is not None else None
+    row = _row(store, project, sheet)
     if not sheet.add("records", check_in_records(settings, row, project)) or store is None or row is None:
         return sheet.findings
     if row["phase"] == DISCONNECTED:
@@ -120,15 +121,29 @@ class _Sheet:
 
 def _records(settings: Settings, sheet: _Sheet) -> Store | None:
     """Open the records if they exist. A check never creates them."""
-    if not settings.database_url and not (settings.data_dir / "records.sqlite").exists():
-        return None
     try:
-        return Store(settings.data_dir, settings.database_url)
+        if not settings.database_url and not (settings.data_dir / "records.sqlite").exists():
+            return None
+        store = Store(settings.data_dir, settings.database_url, reading=True)
+        store.check()
+        return store
+    except ScanqueueError as error:
+        sheet.findings.append(explained("records", error))
+        return None
     except Exception as error:  # database drivers raise their own types
         where = "SCANQUEUE_DATABASE_URL" if settings.database_url else str(settings.data_dir / "records.sqlite")
         what = f"Cannot open the records in {where} ({type(error).__name__})."
         cure = "Check that the database is running and that SCANQUEUE_DATABASE_URL and SCANQUEUE_DATA_DIR are correct."
         sheet.findings.append(Finding("records", "error", what, cure))
+        return None
+
+
+def _row(store: Store | None, project: int | None, sheet: _Sheet) -> Any:
+    """The project's record, if it has one."""
+    try:
+        return store.project(project) if store is not None and project is not None else None
+    except ScanqueueError as error:
+        sheet.findings.append(explained("records", error))
         return None
 
 

@@ -20,6 +20,7 @@ from backend.doctor.finding import (
 )
 from backend.errors import WeightsMissing
 from backend.label_studio.client import redact_url
+from backend.records.private import open_to_others
 from backend.records.store import Store
 from backend.settings import Settings, is_loopback
 
@@ -41,7 +42,12 @@ def check_listening(settings: Settings) -> Iterator[Finding]:
 
 def check_data_folder(settings: Settings) -> Iterator[Finding]:
     folder = settings.data_dir
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    except PermissionError:
+        cure = "Run `scanqueue doctor` as the user who runs `scanqueue serve`, or set SCANQUEUE_DATA_DIR."
+        yield Finding("data-folder", "error", f"This user may not enter {folder}.", cure)
+        return
     cure = f"Give the user that runs scanqueue write access to {there}, or set SCANQUEUE_DATA_DIR to another folder."
     if not there.is_dir():
         yield Finding("data-folder", "error", f"{there} is a file; expected a folder.", cure)
@@ -55,6 +61,13 @@ def check_data_folder(settings: Settings) -> Iterator[Finding]:
     if not writable:
         yield Finding("data-folder", "error", f"The data folder {folder} is not writable.", cure)
         return
+    if folder.exists() and (readable := open_to_others(folder)):
+        yield Finding(
+            "data-folder",
+            "warning",
+            f"Other users of this machine have rights to {readable[0]}.",
+            f"Start `scanqueue serve` as the owner of {folder}, which corrects that, or run chmod -R go= {folder}.",
+        )
     free = shutil.disk_usage(there).free
     if free < FREE_BYTES:
         yield Finding(
@@ -69,10 +82,12 @@ def check_data_folder(settings: Settings) -> Iterator[Finding]:
 
 
 def check_job_queue(settings: Settings) -> Iterator[Finding]:
-    if not settings.redis_url:
-        return
     from backend.workers.worker import Queue
 
+    if not settings.redis_url:
+        if (settings.data_dir / "jobs.sqlite").exists():
+            Queue(settings)  # raises if it is damaged
+        return
     where = urlsplit(settings.redis_url)
     name = f"Redis at {where.hostname}:{where.port or 6379}"
     if Queue(settings).answers():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select, update
 
 from backend.label_config import Renames
-from backend.records.database import VARIABLES, Database, Row, to_json
+from backend.records.database import VARIABLES, Database, Row, from_json, to_json
 from backend.records.tables import change_table, project_table, scan_table
 
 
@@ -51,7 +50,7 @@ class AuditRecords(Database):
             if overrides:
                 here = project_table.c.id == project
                 now = connection.execute(select(project_table.c.overrides).where(here)).scalar_one()
-                merged = {k: v for k, v in (json.loads(now or "{}") | dict(overrides)).items() if v is not None}
+                merged = {k: v for k, v in (from_json(now or "{}") | dict(overrides)).items() if v is not None}
                 values = {"overrides": to_json(merged) if merged else ""}
                 connection.execute(update(project_table).where(here).values(values))
             if renames is not None:
@@ -89,7 +88,7 @@ class AuditRecords(Database):
         """Activations of models, oldest first: {change, version, before, at, user}."""
         here = (change_table.c.project == project, change_table.c.kind == "activate")
         rows = self.rows(select(change_table).where(*here).order_by(change_table.c.n))
-        parsed = ((r, json.loads(r["before"]), json.loads(r["after"])) for r in rows)
+        parsed = ((r, from_json(r["before"]), from_json(r["after"])) for r in rows)
         return [
             {"change": r["n"], "version": after, "before": before, "at": r["at"], "user": r["user"]}
             for r, before, after in parsed
@@ -97,4 +96,4 @@ class AuditRecords(Database):
 
     def change(self, project: int, n: int) -> dict[str, Any] | None:
         rows = self.rows(select(change_table).where(change_table.c.project == project, change_table.c.n == n))
-        return dict(rows[0]) | {k: json.loads(rows[0][k]) for k in ("before", "after")} if rows else None
+        return dict(rows[0]) | {k: from_json(rows[0][k]) for k in ("before", "after")} if rows else None

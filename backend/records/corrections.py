@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sqlalchemy import func, select, update
 from sqlalchemy.engine import RowMapping
 
-from backend.records.database import Database
+from backend.records.database import Database, from_json
 from backend.records.tables import correction_table
 
 SLOW = 1.0  # seconds after which people no longer feel that a tool follows their hand
@@ -39,7 +39,7 @@ class CorrectionRecords(Database):
         """(labels, their mask (H, W) with classes 1..) that was answered last; None if there is nothing to compare."""
         where = (_column.project == project, _column.task == task, _column.mask.is_not(None))
         found = self._tuples(select(_column.names, _column.mask).where(*where))
-        return (json.loads(found[0][0]), _unpacked(found[0][1])) if found else None
+        return (from_json(found[0][0]), _unpacked(found[0][1])) if found else None
 
     def judge_correction(self, project: int, task: int, before: float | None, after: float) -> None:
         """Record how good the newest mask was; it is no longer needed."""
@@ -64,7 +64,7 @@ class CorrectionRecords(Database):
 
 def _with_masks(old: RowMapping | None, masks: Mapping[str, NDArray[np.bool_]]) -> dict[str, Any]:
     """The columns `names` and `mask` once these masks are added."""
-    names: list[str] = json.loads(old["names"]) if old else []
+    names: list[str] = from_json(old["names"]) if old else []
     shape = next(iter(masks.values())).shape
     whole: NDArray[np.uint8] = np.zeros(shape, np.uint8)
     if old and old["mask"] is not None and (before := _unpacked(old["mask"])).shape == shape:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,15 @@ from sqlalchemy import Connection, Table, create_engine, event, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from backend.errors import BadSetting, StorageFull, StoreUnavailable, is_disk_full
+from backend.errors import BadSetting, DamagedRecords, StorageFull, StoreUnavailable, is_disk_full
 from backend.records.artefacts import Artefacts
 from backend.records.locks import Locks
-from backend.records.migrate import migrate
+from backend.records.migrate import is_current, migrate
+from backend.records.private import make_file, make_folder
+from backend.records.sqlite_file import check_file, connect_read_only, damage
 
 KEY = 5316292  # advisory lock in PostgreSQL; migrate.py uses the number before it
 ROOM = 16 * 2**20  # minimum number of free bytes in the data folder; with fewer, any write may fail
@@ -72,6 +74,14 @@ def to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
+def from_json(value: str | bytes) -> Any:
+    """What `to_json` wrote. Raises DamagedRecords for anything else."""
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise DamagedRecords("A value in the database", "is damaged") from error
+
+
 def _sqlite_pragmas(connection: Any, _: Any) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
@@ -82,19 +92,56 @@ def _sqlite_pragmas(connection: Any, _: Any) -> None:
 class Database(Artefacts):
     """The engine that all records share. Subclasses add the queries of one table each."""
 
-    def __init__(self, folder: Path, database_url: str = "", redis_url: str = "") -> None:
+    def __init__(self, folder: Path, database_url: str = "", redis_url: str = "", *, reading: bool = False) -> None:
+        """Open the records, create them, or migrate them.
+
+        reading  the caller only reads: where nothing can be written, such as on a full disk, the records are read as
+                 they are
+
+        Raises DamagedRecords, StorageFull, StoreUnavailable, or BadSetting for a folder that cannot be created.
+        """
         super().__init__(folder)
         self.database_url = database_url
         self._locks = Locks(folder / "locks", redis_url)
-        folder.mkdir(parents=True, exist_ok=True)
         url = address_of(database_url or f"sqlite:///{folder / 'records.sqlite'}")
-        if url.get_backend_name() == "sqlite":
-            self._engine = create_engine(url, connect_args={"timeout": 30})
-            event.listen(self._engine, "connect", _sqlite_pragmas)
-        else:
+        self._file = Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+        if not (reading and folder.is_dir()):
+            make_folder(folder)
+        if self._file is None:
             self._engine = create_engine(url, pool_pre_ping=True, pool_timeout=POOL_WAIT, connect_args=_patience(url))
+            self._migrate()
+            return
+        check_file(self._file)
+        make_file(self._file)
+        self._engine = create_engine(url, connect_args={"timeout": 30})
+        event.listen(self._engine, "connect", _sqlite_pragmas)
+        try:
+            self._migrate()
+        except DamagedRecords:
+            raise
+        except (StorageFull, StoreUnavailable):
+            if not (reading and self._read_only(url, self._file)):
+                raise
+
+    def _migrate(self) -> None:
         with self._explained():
-            migrate(self._engine, folder / "locks" / "migration.lock")
+            migrate(self._engine, self.folder / "locks" / "migration.lock")
+
+    def _read_only(self, url: URL, file: Path) -> bool:
+        """Use the records without writing. False if that is impossible, as they need a migration or an absent file."""
+        self._engine.dispose()
+        self._engine = create_engine(url, creator=lambda: connect_read_only(file))
+        with suppress(StorageFull, StoreUnavailable), self._explained():
+            return is_current(self._engine)
+        return False
+
+    def check(self) -> None:
+        """Raise DamagedRecords if SQLite finds a fault in the structure of its file; reads all of it."""
+        if self._file is not None:
+            with self._explained(), self._engine.connect() as connection:
+                found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+            if found != "ok":
+                raise DamagedRecords(self._file, "is damaged")
 
     def close(self) -> None:
         """Close the connections to the database."""
@@ -154,7 +201,12 @@ class Database(Artefacts):
                 f"The database {self._engine.url.render_as_string(hide_password=True)} does not answer: all "
                 "connections to it are waiting. It is tried again. Check that the database and its machine run."
             ) from error
-        except (OperationalError, InterfaceError) as error:
+        except (DBAPIError, UnicodeDecodeError) as error:
+            fault = error.orig if isinstance(error, DBAPIError) else error
+            if self._file is not None and (what := damage(fault)):
+                raise DamagedRecords(self._file, f"is damaged ({what})") from error
+            if not isinstance(error, OperationalError | InterfaceError):
+                raise
             detail = str(error.orig)
             code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # without the details
             unavailable = code in SQLITE_UNAVAILABLE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from sqlalchemy import Update, delete, func, select, update
 
 from backend.label_config import Renames
-from backend.records.database import Database, Row
+from backend.records.database import Database, Row, from_json
 from backend.records.tables import label_table, scan_table, shown_table
 
 
@@ -92,7 +91,7 @@ class LabelRecords(Database):
         """The number of annotations of every label that the config had and lost, and nobody has said why."""
         here = (label_table.c.project == project, label_table.c.unknown != "")
         lists = self._tuples(select(label_table.c.unknown).where(*here))
-        found = Counter(name for (text,) in lists for name in json.loads(text))
+        found = Counter(name for (text,) in lists for name in from_json(text))
         return {name: found[name] for name in renames.seen if name in found and name not in renames.now}
 
     def put_shown(self, project: int, row: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from redis.exceptions import LockError, RedisError
 from redis.lock import Lock
 
 from backend.errors import StorageFull, StoreUnavailable, is_disk_full
+from backend.records.private import make_folder
 
 log = logging.getLogger("scanqueue.locks")
 
@@ -66,10 +67,11 @@ class Locks:
 
     @contextmanager
     def _file(self, name: str) -> Iterator[bool]:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder.parent)
         # a soft lock is a plain file and would outlive its holder
         lock = FileLock(self._folder / f"{name}.lock", timeout=0, fallback_to_soft=False)
         try:
+            self._folder.mkdir(exist_ok=True)
             lock.acquire()
         except Timeout:
             yield False
@@ -80,7 +82,10 @@ class Locks:
                     f"No space for a lock in {self._folder}: {error.strerror}. Free disk space; nothing was lost."
                 ) from error
             if isinstance(error, OSError) and error.errno not in NO_LOCKS:
-                raise
+                raise StoreUnavailable(
+                    f"No lock can be made in {self._folder}: {error.strerror}. Make the folder writable for the user "
+                    "who runs scanqueue."
+                ) from error
             if self._redis is None:
                 raise StoreUnavailable(
                     f"The file system of {self._folder} does not support locks ({error}). Move SCANQUEUE_DATA_DIR to "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import lzma
 import time
 from collections import defaultdict
@@ -13,7 +12,7 @@ from sqlalchemy import Connection, func, select, update
 
 from backend.facts import Lesson
 from backend.label_config import Renames
-from backend.records.database import Database, Row, to_json
+from backend.records.database import Database, Row, from_json, to_json
 from backend.records.tables import lesson_table, model_table, project_table, round_table
 
 _MODEL_JSON = ("labels", "validation", "details")
@@ -22,7 +21,7 @@ _LARGE = ("trained_on", "held_out")  # these grow with the number of labels
 
 def _model(row: Row, renames: Renames) -> dict[str, Any]:
     """A model with the present names of its labels; those that are no longer used keep theirs."""
-    found = {k: json.loads(v) if k in _MODEL_JSON else v for k, v in row.items()}
+    found = {k: from_json(v) if k in _MODEL_JSON else v for k, v in row.items()}
     return found | {"labels": list(_present(found["labels"], renames))}
 
 
@@ -52,7 +51,7 @@ def ranges(text: str) -> list[range]:
 
 
 def _count(trained_on: str) -> int:
-    return len(json.loads(trained_on)) if trained_on.startswith("[") else sum(map(len, ranges(trained_on)))
+    return len(from_json(trained_on)) if trained_on.startswith("[") else sum(map(len, ranges(trained_on)))
 
 
 class ModelRecords(Database):
@@ -115,7 +114,7 @@ class ModelRecords(Database):
         with self.write() as connection:
             here = (model_table.c.project == project, model_table.c.version == version)
             found = connection.execute(select(model_table.c.details).where(*here)).scalar_one()
-            values = {"details": to_json(json.loads(found) | dict(more))}
+            values = {"details": to_json(from_json(found) | dict(more))}
             connection.execute(update(model_table).where(*here).values(**values))
 
     def model_summaries(self, project: int, newest: int = 0) -> list[dict[str, Any]]:
@@ -148,12 +147,12 @@ class ModelRecords(Database):
         rows = self._tuples(select(*columns).where(model_table.c.project == project))
         rows = sorted(rows, key=lambda row: _number(row[0]))
         renames, found = self.renames(project), []
-        present = {text: _present(json.loads(text), renames) for text in {row[1] for row in rows}}
+        present = {text: _present(from_json(text), renames) for text in {row[1] for row in rows}}
         for place, (version, labels, trained_on, accepted, validation, details) in enumerate(rows, start=1):
             needed = place == len(rows) or '"arms":' in details or '"per_label":' not in validation
             one = {"version": version, "labels": list(present[labels]), "accepted": accepted}
-            one |= {"learnt": _count(trained_on), "validation": json.loads(validation)}
-            found.append(one | {"details": json.loads(details) if needed else {}})
+            one |= {"learnt": _count(trained_on), "validation": from_json(validation)}
+            found.append(one | {"details": from_json(details) if needed else {}})
         return found
 
     def model_summary(self, project: int, version: str) -> dict[str, Any] | None:
@@ -171,7 +170,7 @@ class ModelRecords(Database):
             return None
         found = _model(rows[0], self.renames(project))
         if (packed := found.pop("held_out")) is not None:
-            found["details"]["held_out"] = json.loads(lzma.decompress(packed))
+            found["details"]["held_out"] = from_json(lzma.decompress(packed))
         found["trained_on"] = self._lessons(project, found["trained_on"])
         return found
 
@@ -182,7 +181,7 @@ class ModelRecords(Database):
 
     def _lessons(self, project: int, trained_on: str) -> list[Lesson | str]:
         if trained_on.startswith("["):  # written by an older version
-            return list(map(Lesson.recorded, json.loads(trained_on)))
+            return list(map(Lesson.recorded, from_json(trained_on)))
         wanted = {n for numbers in ranges(trained_on) for n in numbers}
         statement = select(lesson_table).where(lesson_table.c.project == project).order_by(lesson_table.c.n)
         return [_lesson(row) for row in self.rows(statement) if row["n"] in wanted]
@@ -193,7 +192,7 @@ class ModelRecords(Database):
         found = self._tuples(select(*columns).where(model_table.c.project == project))
         lists = dict.fromkeys(labels for _, labels in sorted(found, key=lambda row: _number(row[0])))
         renames = self.renames(project)
-        return [_present(json.loads(labels), renames) for labels in lists]
+        return [_present(from_json(labels), renames) for labels in lists]
 
     def model_versions(self, project: int) -> list[tuple[str, str]]:
         """(version, fingerprint) of all models, oldest first."""
@@ -239,5 +238,5 @@ class ModelRecords(Database):
 
 
 def _lesson(row: Mapping[Any, Any]) -> Lesson:
-    unknown = tuple(json.loads(row["unknown"] or "[]"))
+    unknown = tuple(from_json(row["unknown"] or "[]"))
     return Lesson(row["task"], row["digest"], row["mask"], row["belongs_to"], unknown)

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select, update
 
 from backend.facts import Stage
-from backend.records.database import Database, to_json
+from backend.records.database import Database, from_json, to_json
 from backend.records.stages import considered
 from backend.records.tables import round_table, scan_table
 
@@ -58,7 +58,7 @@ class Picks(tuple[Pick, ...]):
 
 
 def _unpack(text: str) -> Picks:
-    return Picks(Pick(task, intern(reason), *terms) for task, reason, *terms in json.loads(text))
+    return Picks(Pick(task, intern(reason), *terms) for task, reason, *terms in from_json(text))
 
 
 class RoundRecords(Database):
@@ -129,9 +129,9 @@ class RoundRecords(Database):
         labelled = select(scan_table.c.task).where(scan_table.c.project == project, scan_table.c.annotated != 0)
         kept = set(connection.execute(labelled).scalars())
         for carried in connection.execute(select(rounds.carried).where(here, rounds.n == n)).scalars():
-            kept.update(json.loads(carried))
+            kept.update(from_json(carried))
         for number, text in connection.execute(select(rounds.n, rounds.picks).where(*before)).all():
-            picks = json.loads(text)
+            picks = from_json(text)
             left = [pick for pick in picks if pick[0] in kept]
             if len(left) < len(picks):
                 shorter = {"picks": to_json(left), "changes": rounds.changes + 1}
@@ -145,8 +145,8 @@ class RoundRecords(Database):
         here = round_table.c.project == project
         orders = dict(self._tuples(select(round_table.c.n, round_table.c.picks).where(here))) if picks else {}
         for row in rows:
-            row["carried"] = json.loads(row["carried"])
-            row["settings"] = json.loads(row["settings"] or "{}")
+            row["carried"] = from_json(row["carried"])
+            row["settings"] = from_json(row["settings"] or "{}")
             row["picks"] = list(_unpack(orders[row["n"]])) if row["n"] in orders else []
         return rows
 
@@ -180,7 +180,7 @@ class RoundRecords(Database):
         found: dict[int, int] = {}
         for n in numbers[:COLD_ROUNDS]:
             ((text_,),) = self._tuples(select(round_table.c.picks).where(*here, round_table.c.n == n))
-            for task, *_, cluster in json.loads(text_):
+            for task, *_, cluster in from_json(text_):
                 if cluster is not None:
                     found.setdefault(task, cluster)
             if len(found) >= wanted:
@@ -206,4 +206,4 @@ class RoundRecords(Database):
             where = (round_table.c.project == project, round_table.c.n == found["n"])
             picks = _unpack(self._tuples(select(round_table.c.picks).where(*where))[0][0])
             self._orders = {**dict(list(self._orders.items())[1 - KEPT_ORDERS :]), key: picks}
-        return found | {"carried": json.loads(found["carried"]), "picks": picks}
+        return found | {"carried": from_json(found["carried"]), "picks": picks}

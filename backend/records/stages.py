@@ -7,14 +7,13 @@ and lowered when what they refer to changes, so a process may be killed between 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, and_, exists, func, or_, select, update
 
 from backend.facts import Counts, Stage
-from backend.records.database import VARIABLES, Database, Row, to_json
+from backend.records.database import VARIABLES, Database, Row, from_json, to_json
 from backend.records.tables import embedding_table, project_table, scan_table, uncertainty_table
 
 _scan = scan_table.c
@@ -51,7 +50,7 @@ class Basis(NamedTuple):
     @classmethod
     def from_json(cls, text: str) -> Basis:
         """As it was recorded; "": nothing yet."""
-        return cls(**json.loads(text)) if text else cls()
+        return cls(**from_json(text)) if text else cls()
 
 
 class Recent(NamedTuple):

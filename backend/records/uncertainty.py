@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import delete, select
 
-from backend.records.database import VARIABLES, Database, to_json
+from backend.records.database import VARIABLES, Database, from_json, to_json
 from backend.records.tables import uncertainty_table
 
 
@@ -25,7 +24,7 @@ class UncertaintyRecords(Database):
                 chunk = sorted(found)[start : start + VARIABLES]
                 here = (uncertainty_table.c.model == model, uncertainty_table.c.digest.in_(chunk))
                 old = connection.execute(select(uncertainty_table.c.digest, uncertainty_table.c.more).where(*here))
-                had = {digest: json.loads(more or "{}") for digest, more in old}
+                had = {digest: from_json(more or "{}") for digest, more in old}
                 rows = []
                 for digest in chunk:
                     more = had.get(digest, {}) | {k: v for k, v in found[digest].items() if k != "image"}
@@ -41,7 +40,7 @@ class UncertaintyRecords(Database):
     def uncertainty(self, model: str) -> dict[str, dict[str, Any]]:
         """All uncertainty measures of a model per scan, by digest; "image" is the mean entropy."""
         rows = self.rows(select(uncertainty_table).where(uncertainty_table.c.model == model))
-        return {r["digest"]: {**json.loads(r["more"] or "{}"), "image": r["value"]} for r in rows}
+        return {r["digest"]: {**from_json(r["more"] or "{}"), "image": r["value"]} for r in rows}
 
     def forget_uncertainty(self, models: Sequence[str]) -> int:
         """Delete the uncertainty of these models (fingerprints); returns the number of rows."""

@@ -20,6 +20,8 @@ from huey import RedisHuey, SqliteHuey
 from huey.consumer import Consumer
 
 from backend.errors import ScanqueueError, StoreUnavailable
+from backend.records.private import make_file, make_folder
+from backend.records.sqlite_file import damage
 from backend.settings import Settings
 from backend.workers.watchdog import GaveWay
 
@@ -61,11 +63,17 @@ class Queue:
             pool = redis.ConnectionPool.from_url(settings.redis_url, socket_timeout=5, socket_connect_timeout=2)
             self._huey: Any = RedisHuey("scanqueue", connection_pool=pool, results=False)
         else:
-            settings.data_dir.mkdir(parents=True, exist_ok=True)
+            make_folder(settings.data_dir)
             file = settings.data_dir / "jobs.sqlite"
+            make_file(file)
             try:
                 self._huey = SqliteHuey("scanqueue", filename=str(file), results=False, timeout=30)
             except sqlite3.Error as error:
+                if damage(error) or file.is_dir():
+                    raise StoreUnavailable(
+                        f"The job queue {file} is damaged ({error}). Stop scanqueue and remove it, jobs.sqlite-wal and "
+                        "jobs.sqlite-shm: it contains only requests that are repeated every minute. Then start again."
+                    ) from error
                 raise StoreUnavailable(
                     f"The job queue {file} cannot be opened ({error}). Check that its disk has room and that it may be "
                     "written to."

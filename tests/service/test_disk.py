@@ -21,10 +21,12 @@ from servers import PostgresServer
 from service import LENGTHY, Lab, Service
 from test_many_workers import worker_of
 
+from backend import cli
 from backend.app import open_store
 from backend.demo.child import free_port
 from backend.demo.label_studio import LabelStudio
 from backend.demo.phantoms import write_phantoms
+from backend.errors import StorageFull, StoreUnavailable
 from backend.records.store import Store
 from backend.settings import Settings
 from backend.workers.worker import Queue
@@ -35,7 +37,7 @@ SIZE = 900 * 2**20  # more than the free space that a training requires
 MINUTE = 75.0  # seconds until the next sweep and its first step
 Scans = list[tuple[Path, Path]]
 
-_MS_REMOUNT = 32
+_MS_RDONLY, _MS_REMOUNT = 1, 32
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -77,6 +79,15 @@ class Disk:
             over.set()
             filler.join()
             self._ballast.unlink()
+
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Inside the context, nothing can be written, not even by root. No file may be open for writing."""
+        self._mount(self._size, _MS_REMOUNT | _MS_RDONLY)
+        try:
+            yield
+        finally:
+            self._mount(self._size, _MS_REMOUNT)
 
     def _fill(self) -> None:
         with self._ballast.open("ab") as file:
@@ -188,7 +199,7 @@ def test_reading_training_and_recording_wait_for_a_full_disk(
         lab.close()
 
 
-@pytest.mark.parametrize("command", [["status"], ["serve", "--no-worker"], ["worker", "--parent", "1"]])
+@pytest.mark.parametrize("command", [["serve", "--no-worker"], ["worker", "--parent", "1"]])
 def test_commands_started_on_a_full_disk_report_it_and_exit(command: list[str], tmp_path: Path) -> None:
     with Disk(tmp_path / "data", 2**25) as disk:
         for made in (open_store(Settings(data_dir=disk.folder)), Queue(Settings(data_dir=disk.folder))):
@@ -207,6 +218,58 @@ def test_commands_started_on_a_full_disk_report_it_and_exit(command: list[str], 
     assert ended.returncode == 1
     assert "Free disk space" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("state", ["full", "read-only"])
+def test_commands_that_only_read_work_where_nothing_can_be_written(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for slow in ("check_embedder", "check_encoder"):  # they load torch
+        monkeypatch.setattr(f"backend.doctor.examination.{slow}", lambda *_: ())
+    for variable in [name for name in os.environ if name.startswith("SCANQUEUE_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("SCANQUEUE_LABEL_STUDIO_URL", f"http://127.0.0.1:{free_port()}")
+    with Disk(tmp_path / "data", 2**25) as disk:
+        store = open_store(Settings(data_dir=disk.folder))
+        store.add_project(1)
+        store.set_project(1, title="Chest of the lab")
+        store.close()
+        assert not (disk.folder / "records.sqlite-wal").exists()
+        monkeypatch.setenv("SCANQUEUE_DATA_DIR", str(disk.folder))
+        reading: dict[str, str] = {
+            "status --project 1": "Chest of the lab",
+            "status --json": "Chest of the lab",
+            "models list --project 1": "",
+            "labels list --project 1": "",
+            "doctor --project 1": "data folder" if state == "full" else "not writable",
+        }
+        with disk.full() if state == "full" else disk.read_only():
+            for command, expected in reading.items():
+                monkeypatch.setattr(sys, "argv", ["scanqueue", *command.split()])
+                with pytest.raises(SystemExit) as ended:
+                    cli.main()
+                said = capsys.readouterr()
+                assert ended.value.code == (1 if "doctor" in command else 0), (command, said.err)  # no Label Studio
+                assert expected in " ".join(said.out.split()), command
+                assert "records" not in said.out, command
+            with pytest.raises((StorageFull, StoreUnavailable)) as caught:
+                Store(disk.folder, reading=True).add_project(2)
+            assert "Free disk space" in str(caught.value) or "writable" in str(caught.value)
+        store = open_store(Settings(data_dir=disk.folder))
+        assert store.projects() == [1]
+        store.close()
+
+
+def test_on_a_full_disk_readers_see_what_a_running_server_wrote(tmp_path: Path) -> None:
+    with Disk(tmp_path / "data", 2**25) as disk:
+        server = open_store(Settings(data_dir=disk.folder))
+        server.add_project(1)  # only in the write-ahead log
+        with disk.full():
+            reader = Store(disk.folder, reading=True)
+            assert (server.projects(), reader.projects()) == ([1], [1])
+            reader.close()
+        server.add_project(2)
+        server.close()
 
 
 def kept_running(postgres: PostgresServer, over: threading.Event) -> None:
