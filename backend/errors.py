@@ -41,17 +41,19 @@ class UnknownLabels(UnreadableMask):
 class UnreadableFile(ScanqueueError):
     """A local file is damaged, truncated, too large, or has unsupported contents.
 
-    path  the file. It may contain a patient's name: show it at the terminal, never log it
-    what  the fault and the fix, without the path and without header values
+    path   the file. It may contain a patient's name: show it at the terminal, never log it
+    what   the fault and the fix, without the path and without header values
+    shown  the same with the names in the header that one needs to fix it; for the terminal, like the path; "": `what`
     """
 
-    def __init__(self, path: Path | str, what: str) -> None:
-        super().__init__(path, what)  # both, so that the error can be pickled
+    def __init__(self, path: Path | str, what: str, shown: str = "") -> None:
+        super().__init__(path, what, shown)  # all of them, so that the error can be pickled
         self.path = Path(path)
         self.what = what
+        self.shown = shown
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.what}"
+        return f"{self.path}: {self.shown or self.what}"
 
 
 class CannotCut(ScanqueueError, ValueError):
@@ -59,7 +61,17 @@ class CannotCut(ScanqueueError, ValueError):
 
 
 class BadWindow(ScanqueueError, ValueError):
-    """An invalid window, or a preset that the file's header does not define."""
+    """An invalid window, or a preset that the file's header does not define.
+
+    shown  the message for the terminal, with the names in the header; "": the message has none
+    """
+
+    def __init__(self, message: str, shown: str = "") -> None:
+        super().__init__(message, shown)
+        self.shown = shown
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class CannotDeliver(ScanqueueError):

@@ -14,7 +14,7 @@ at [row, column] of a DICOM slice k is `values[column, row, k]`: i runs along a 
         slices.put(labels, n, mask)                      and back, exactly
         write_nifti_labels(path, labels, source, names=("Lung",))
 
-Every error in a file is an `UnreadableFile`, whose message contains its path and nothing from its header.
+Every error in a file is an `UnreadableFile`, whose `what` contains neither its path nor anything from its header.
 """
 
 from __future__ import annotations

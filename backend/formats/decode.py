@@ -18,7 +18,7 @@ from pydicom.uid import JPEGBaseline8Bit
 
 from backend.errors import UnreadableFile
 from backend.formats import dicom, fields, frames, gdcm_pixels
-from backend.formats.failures import TOO_LARGE
+from backend.formats.failures import TOO_LARGE, described
 from backend.formats.functional_groups import first_item, groups, items
 from backend.formats.geometry import Geometry
 from backend.formats.source import FileFacts, Source
@@ -204,15 +204,10 @@ def _decode(path: Path, header: Dataset, index: int | None) -> NDArray[Any]:
     except MemoryError as error:
         raise UnreadableFile(path, TOO_LARGE) from error
     except Exception as error:
-        raise UnreadableFile(path, f"has pixels that cannot be decoded ({_reason(error)}); export it again") from error
+        raise UnreadableFile(
+            path, f"has pixels that cannot be decoded ({described(error)}); export it again"
+        ) from error
     return np.asarray(found, found.dtype.newbyteorder("="))
-
-
-def _reason(error: Exception) -> str:
-    """The short message of a decoder's error; decoders report bytes and never the header's texts."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[1] if len(lines) > 1 and lines[0].endswith(":") else lines[0] if lines else type(error).__name__
-    return reason[:200].rstrip(".:;")
 
 
 def _refuse_other_sizes(path: Path, header: Dataset) -> None:

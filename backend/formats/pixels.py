@@ -60,11 +60,11 @@ def decode_image(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uin
         image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableScan(
-            f"the image is too large ({error}); at most {max_pixels:,} pixels are read. Upload a smaller version"
+            f"the image is too large; at most {max_pixels:,} pixels are read. Upload a smaller version"
         ) from error
     except UnidentifiedImageError as error:
         raise UnreadableScan(
-            foreign(data) or f"not an image: {len(data):,} bytes starting with {data[:8]!r}. Upload it as PNG or JPEG"
+            foreign(data) or f"not an image: {len(data):,} bytes of an unknown type. Upload it as PNG or JPEG"
         ) from error
     except Exception as error:  # decoders raise any exception, and a file must not affect other scans
         raise _damaged(data, error) from error
@@ -108,8 +108,7 @@ def _as_shown(image: Image.Image) -> NDArray[np.uint8]:
 
 def _damaged(data: bytes, error: Exception) -> UnreadableScan:
     return UnreadableScan(
-        f"the image is truncated or damaged ({len(data):,} bytes: {str(error) or type(error).__name__}); "
-        "upload the scan again"
+        f"the image is truncated or damaged ({len(data):,} bytes, {type(error).__name__}); upload the scan again"
     )
 
 
@@ -227,8 +226,7 @@ def polygon_to_mask(points_percent: ArrayLike, height: int, width: int) -> NDArr
     try:
         points = np.asarray(points_percent, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        reason = str(error)[:100]
-        raise UnreadableMask(f"a polygon's points must be [x, y] pairs of numbers: {reason}. Redraw it") from error
+        raise UnreadableMask("a polygon's points must be [x, y] pairs of numbers. Redraw it") from error
     if points.size == 0 or (points.ndim == 2 and points.shape[1] == 2 and len(points) < 3):
         raise UnreadableMask(f"a polygon needs at least 3 points, got {len(points)}. Redraw or delete it")
     if points.ndim != 2 or points.shape[1] != 2:

@@ -50,7 +50,7 @@ def choose_window(volume: Volume, wanted: Window | str | None) -> Window:
     Percentiles: black is the 0.5th and white the 99.5th percentile of the finite values without padding (in large
     volumes of every n-th voxel along each axis); if these are equal, the minimum and the maximum.
 
-    Raises BadWindow if the header has no preset of that name; the message lists the existing ones.
+    Raises BadWindow if the header has no preset of that name; `shown` lists the existing ones.
     """
     if isinstance(wanted, Window):
         return wanted
@@ -58,9 +58,12 @@ def choose_window(volume: Volume, wanted: Window | str | None) -> Window:
         for name, preset in volume.presets.items():
             if name.casefold() == wanted.strip().casefold():
                 return preset
+        none = f"the header has no window named {wanted!r}; it has "
+        use = "Use one of these, a center and width, or 'percentile'"
+        there = len(volume.presets)
         raise BadWindow(
-            f"the header has no window named {wanted!r}; it has {', '.join(map(repr, volume.presets)) or 'none'}. "
-            "Use one of these, a center and width, or 'percentile'"
+            f"{none}{there} other{'s' if there != 1 else ''}, whose names are shown in a terminal. {use}",
+            f"{none}{', '.join(map(repr, volume.presets)) or 'none'}. {use}",
         )
     if wanted is None and volume.window is not None:
         return volume.window

@@ -255,7 +255,7 @@ class _Import:
         except BadIdentities:
             raise
         except ScanqueueError as error:
-            self._give_up(Problem(path, getattr(error, "what", str(error))))
+            self._give_up(Problem(path, getattr(error, "what", str(error)), shown=getattr(error, "shown", "")))
         return scans
 
     def _give_up(self, problem: Problem) -> None:

@@ -50,14 +50,16 @@ cv2.setNumThreads(1)  # one process per core
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that cannot be read. `path` may name a patient: show it at the terminal only.
+    """Something that cannot be read. `path` and `shown` may name a patient: show them at the terminal only.
 
-    one  it is about this file or folder alone; False: `path` is an example, or where the files are
+    one    it is about this file or folder alone; False: `path` is an example, or where the files are
+    shown  `what` with names from the header; "": there are none
     """
 
     path: Path
     what: str
     one: bool = True
+    shown: str = ""
 
 
 @dataclass(frozen=True)
@@ -313,9 +315,9 @@ def _cannot_write(folder: Path, error: OSError) -> StorageFull:
 def _problem(path: Path, error: Exception) -> Problem:
     """A problem without header values: the errors of other libraries quote them."""
     if isinstance(error, UnreadableFile):
-        return Problem(error.path, error.what)
+        return Problem(error.path, error.what, shown=error.shown)
     if isinstance(error, ScanqueueError):
-        return Problem(path, str(error))
+        return Problem(path, str(error), shown=getattr(error, "shown", ""))
     if isinstance(error, MemoryError):
         return Problem(path, "it does not fit into memory. Use fewer --jobs.")
     if isinstance(error, OSError) and error.strerror:

@@ -130,7 +130,7 @@ def _list(console: Console, tally: Tally, *, paths: bool) -> None:
     warnings: list[tuple[Path | None, str]] = []
     if paths:
         warnings = [(path, "text seems to be burnt into its pixels. Check it.") for path in tally.burnt_in]
-        warnings += [(problem.path, problem.what) for problem in (*tally.problems, *tally.remarks)]
+        warnings += [(problem.path, problem.shown or problem.what) for problem in (*tally.problems, *tally.remarks)]
     else:
         counted = Counter((_subject(problem), problem.what) for problem in (*tally.problems, *tally.remarks))
         warnings = [(None, _sentence(subject, what, number)) for (subject, what), number in counted.items()]

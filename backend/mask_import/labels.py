@@ -106,7 +106,12 @@ class LabelMatcher:
         own = all_words(name)
         found = name if name in self.labels else self._by_words.get(own, self._by_name.get(own))
         if found is None:
-            raise UnreadableFile(path, f"has the structure {name!r}, which is no label: {self._cure(name)}")
+            raise UnreadableFile(
+                path,
+                f"has a structure whose name is no label: {self._cure('NAME')}. The name is shown in a terminal, or "
+                "with --show-paths",
+                f"has the structure {name!r}, which is no label: {self._cure(name)}",
+            )
         return found
 
     def _cure(self, key: object) -> str:

@@ -351,7 +351,7 @@ class _MaskImport:
             self.tally.remarks.append(Problem(self.request.paths[0], f"{what} {cure}", one=False))
 
     def _problem(self, error: UnreadableFile) -> None:
-        self.tally.problems.append(Problem(error.path, error.what))
+        self.tally.problems.append(Problem(error.path, error.what, shown=error.shown))
 
     def _remark(self, path: Path, what: str) -> None:
         self.tally.remarks.append(Problem(path, what))

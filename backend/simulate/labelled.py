@@ -205,7 +205,7 @@ def _label_map(path: Path) -> NDArray[np.uint8]:
         with Image.open(path) as opened:
             values = np.asarray(opened.convert("L") if opened.mode not in ("L", "P", "I", "I;16") else opened)
     except Exception as error:  # decoders raise many types of exceptions
-        raise UnreadableScan(f"its mask {path.name} cannot be read: {error}") from error
+        raise UnreadableScan(f"its mask {path.name} cannot be read ({type(error).__name__})") from error
     if values.max(initial=0) > 255:
         raise UnreadableScan(f"its mask {path.name} contains {values.max()}; the highest class number is {MAX_CLASSES}")
     return values.astype(np.uint8)

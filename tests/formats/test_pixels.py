@@ -167,7 +167,7 @@ def test_a_web_page_in_place_of_an_image_is_named() -> None:
 
 @pytest.mark.parametrize("data", [b"\x00" * 300, b"PK\x03\x04zipped", b"%PDF-1.7"])
 def test_data_that_is_no_image_is_refused_with_the_reason(data: bytes) -> None:
-    with pytest.raises(UnreadableScan, match=r"^not an image: .* bytes starting with .*Upload it as PNG or JPEG"):
+    with pytest.raises(UnreadableScan, match=r"^not an image: .* bytes of an unknown type.*Upload it as PNG or JPEG"):
         decode_image(data)
 
 
