@@ -38,6 +38,7 @@ from backend.records.backup_format import (
     member_of,
     named_artefacts,
 )
+from backend.records.backup_values import LONGEST, check_values
 from backend.records.migrate import HEAD
 from backend.records.tables import embedding_table, project_table, uncertainty_table
 
@@ -53,6 +54,8 @@ class Archive:
     def __init__(self, file: Path) -> None:
         self.file = file
         try:
+            if not stat.S_ISREG(file.stat().st_mode):  # a pipe would wait, and a device may never end
+                raise BadBackup(f"{file} cannot be restored: it is not a file. Name a file from `scanqueue backup`.")
             self._open = file.open("rb")
         except OSError as error:
             raise BadBackup(f"{file} cannot be read: {error.strerror}.") from error
@@ -94,14 +97,15 @@ class Archive:
             about = json.loads(member.read(MANIFEST_BYTES))
         if not isinstance(about, dict):
             self._bad(f"its {MANIFEST} is not a JSON object.")
-        by, made = about.get("format"), about.get("scanqueue")
+        by, made = about.get("format"), str(about.get("scanqueue"))[:40]
         if by != FORMAT:
             self._bad(
-                f"its format is {by!r}, written by scanqueue {made}; this one reads {FORMAT}. Use scanqueue {made}."
+                f"its format is {repr(by)[:40]}, written by scanqueue {made}; this one reads {FORMAT}. "
+                f"Use scanqueue {made}."
             )
         schema = about.get("schema")
         if not isinstance(schema, str) or not re.fullmatch(r"\d{4}", schema):
-            self._bad(f"its schema {schema!r} is invalid.")
+            self._bad(f"its schema {repr(schema)[:40]} is invalid.")
         if schema > HEAD:
             self._bad(
                 f"it was made by a newer scanqueue ({made}): its schema is {schema}, this one supports up to {HEAD}. "
@@ -112,7 +116,7 @@ class Archive:
         self._renamed = schema < RENAMED
         project, members, counts = about.get("project"), about.get("members"), about.get("counts")
         if type(project) is not int or not 0 <= project < 10**15:
-            self._bad(f"its project {project!r} is invalid.")
+            self._bad(f"its project {repr(project)[:40]} is invalid.")
         if not isinstance(members, dict) or not isinstance(counts, dict):
             self._bad(f"its {MANIFEST} has no members or no counts.")
         if self._renamed:
@@ -123,7 +127,9 @@ class Archive:
         self.project, self.members = project, members
         size = sum(self._size(name) for name in members)
         title, made_at = str(about.get("title")), str(about.get("made_at"))
-        self.summary = Summary(project, title, made_at, str(made), counts, size)
+        if len(title) > LONGEST["title"] or not all(isinstance(count, int) for count in counts.values()):
+            self._bad(f"the title or the counts in its {MANIFEST} are invalid.")
+        self.summary = Summary(project, title, made_at[:40], made, counts, size)
 
     def _size(self, name: str) -> int:
         entry = self.members[name]
@@ -174,7 +180,9 @@ class Archive:
                 if self._renamed and isinstance(given, dict):
                     for old, new in OLD_COLUMNS.get(table.name, {}).items():
                         _rename(given, old, new)
-                yield _row(table, given, self.project)
+                row = _row(table, given, self.project)
+                check_values(table, row)
+                yield row
             except (ValueError, RecursionError) as error:
                 self._bad(f"{member_of(table)!r}, line {number}: {error}.")
 

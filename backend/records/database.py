@@ -78,7 +78,7 @@ def from_json(value: str | bytes) -> Any:
     """What `to_json` wrote. Raises DamagedRecords for anything else."""
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedRecords("A value in the database", "is damaged") from error
 
 

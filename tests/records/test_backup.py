@@ -458,6 +458,45 @@ def test_a_truncated_file_is_refused(part: float, made: Made, tmp_path: Path) ->
     assert "truncated or not a scanqueue backup" in refused(made, tmp_path / "data", file)
 
 
+@pytest.mark.parametrize(
+    ("table", "change", "words"),
+    [
+        ("model", {"details": "nothing"}, "'details' is 'nothing'; expected JSON"),
+        ("round", {"picks": "{}"}, "'picks' is '{}'; expected a JSON list"),
+        ("label", {"unknown": "3"}, "'unknown' is '3'; expected a JSON list"),
+        ("shown", {"dice": "good"}, "'dice' is 'good'; expected float"),
+        ("scan", {"height": 2.5}, "'height' is '2.5'; expected int"),
+        ("scan", {"row_mm": float("inf")}, "'row_mm' is inf, which is out of range"),
+    ],
+)
+def test_rows_of_other_tables_that_do_not_fit_are_refused(
+    table: str, change: dict[str, Any], words: str, made: Made, tmp_path: Path
+) -> None:
+    def forge(members: dict[str, bytes], about: dict[str, Any]) -> None:
+        first, *rest = members[f"records/{table}.jsonl"].splitlines()
+        data = b"\n".join([json.dumps(json.loads(first) | change).encode(), *rest])
+        rewritten(members, about, f"records/{table}.jsonl", data)
+
+    assert words in refused(made, tmp_path / "data", changed(made, tmp_path / "x.zip", forge))
+
+
+def test_what_is_no_file_is_refused_at_once(made: Made, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (Path("/dev/zero"), Path("/dev/null"), Path("/dev/random"), tmp_path / "pipe", tmp_path):
+        assert "is not a file" in refused(made, tmp_path / "data", place)
+    (tmp_path / "empty.zip").touch()
+    assert "not a scanqueue backup" in refused(made, tmp_path / "data", tmp_path / "empty.zip")
+
+
+def test_a_manifest_with_an_endless_title_is_refused(made: Made, tmp_path: Path) -> None:
+    def forge(_: dict[str, bytes], about: dict[str, Any]) -> None:
+        about["title"] = "x" * 20_000_000
+
+    why = refused(made, tmp_path / "data", changed(made, tmp_path / "x.zip", forge))
+    assert "the title or the counts in its manifest.json are invalid" in why
+    assert len(why) < 1000
+
+
 def test_a_missing_file_is_refused(made: Made, tmp_path: Path) -> None:
     assert "cannot be read: No such file" in refused(made, tmp_path / "data", tmp_path / "none.zip")
 
@@ -551,6 +590,20 @@ def test_a_column_that_was_added_later_has_its_default(made: Made, tmp_path: Pat
         ({"training_requests": 2**40}, "'training_requests' is 1099511627776, which is out of range"),
         ({"seen_at": float("nan")}, "'seen_at' is nan, which is out of range"),
         ({"colour": 1}, "there is no column 'colour'"),
+        ({"studio_url": "javascript:alert(1)"}, "'studio_url' is 'javascript:alert(1)'; expected an http://"),
+        ({"studio_url": "ftp://lab.example/x"}, "expected an http:// or https:// address"),
+        ({"studio_url": "https://[::1"}, "expected an http:// or https:// address"),
+        ({"backend_url": "file:///etc/passwd"}, "'backend_url' is 'file:///etc/passwd'; expected an http://"),
+        ({"title": "x" * 20_000_000}, "'title' has 20,000,000 characters; the maximum is 1,000"),
+        ({"title": ["Chest"]}, "'title' is \"['Chest']\"; expected str"),
+        ({"title": None}, "'title' is 'None'; expected str"),
+        ({"secret": ""}, "'secret' is not a webhook secret"),
+        ({"overrides": '{"alpha": NaN}'}, "'overrides': alpha is nan; it must be a number from 0 to 1"),
+        ({"overrides": '{"round_size": "ten"}'}, "'overrides': round_size is 'ten'; it must be a whole number"),
+        ({"overrides": '{"colour": 1}'}, "'overrides': 'colour' is not a project setting"),
+        ({"overrides": "[1]"}, "'overrides' is '[1]'; expected a JSON object"),
+        ({"overrides": "{"}, "'overrides' is '{'; expected JSON"),
+        ({"label_renames": "[" * 100_000}, "'label_renames' is"),
     ],
 )
 def test_a_row_that_does_not_fit_is_refused(change: dict[str, Any], words: str, made: Made, tmp_path: Path) -> None:
