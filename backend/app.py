@@ -184,6 +184,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=SHUTDOWN,
+            forwarded_allow_ips=list(settings.trusted_proxies),
         )
     finally:
         stopping.set()

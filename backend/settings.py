@@ -55,6 +55,7 @@ class Settings:
     cache_days: int = 90
     log_format: str = "text"
     image_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ("127.0.0.1",)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
@@ -121,6 +122,11 @@ class Settings:
             raise BadSetting(f"{PREFIX}KEEP_MODELS={self.keep_models} is negative; use 0 to keep every checkpoint.")
         if self.cache_days < 0:
             raise BadSetting(f"{PREFIX}CACHE_DAYS={self.cache_days} is negative; use 0 to keep cached files forever.")
+        for proxy in self.trusted_proxies:
+            if not _is_network(proxy):
+                raise BadSetting(
+                    f"{PREFIX}TRUSTED_PROXIES: {proxy!r} is neither an IP address nor a network such as 10.1.2.0/24."
+                )
         if self.log_format not in ("text", "json"):
             raise BadSetting(f"{PREFIX}LOG_FORMAT={self.log_format!r} is not a log format; use text or json.")
         if bool(self.user) != bool(self.password):
@@ -148,7 +154,7 @@ def _parse(name: str, text: str) -> Any:
             raise BadSetting(f"{PREFIX}{name.upper()}={text!r} is not a whole number.") from None
     if name in ("data_dir", "weights_dir"):
         return Path(text).expanduser()
-    if name == "image_hosts":
+    if name in ("image_hosts", "trusted_proxies"):
         return tuple(h.strip().lower() for h in text.replace(",", " ").split())
     if name in ("label_studio_url", "public_url"):
         return text.rstrip("/")
@@ -163,6 +169,14 @@ def _is_redis(url: str) -> bool:
         return False
     known = url.startswith(("redis://", "rediss://", "unix://"))
     return known and (bool(parts.hostname) or not parts.netloc)
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:

@@ -45,7 +45,7 @@ LONGEST = {  # characters of a project's texts
     "stages": BODY,
 }
 SECRET = re.compile(r"[\w.~-]{16,200}", re.ASCII)
-JSON = {  # columns that contain JSON: what it must be; "" and NULL are allowed
+JSON: dict[Table, dict[str, type]] = {  # columns that contain JSON: what it must be; "" and NULL are allowed
     project_table: {"overrides": dict, "label_renames": object, "settings_before": object, "stages": object},
     label_table: {"unknown": list, "known": list},
     model_table: {"labels": list, "validation": dict, "details": dict},

@@ -19,6 +19,7 @@ from backend.errors import ScanqueueError, StoreUnavailable
 from backend.facts import SECRET_HEADER
 from backend.settings import Settings
 from backend.web.bodies import TooLarge, size_limit
+from backend.web.guesses import Guesses, TooManyGuesses
 
 log = logging.getLogger("scanqueue.api")
 
@@ -87,11 +88,17 @@ class Secrets:
             reading.set_result(None)
 
 
-async def refused(request: Request, settings: Settings, secrets: Secrets) -> Response | None:
+async def refused(request: Request, settings: Settings, secrets: Secrets, guesses: Guesses) -> Response | None:
     """The answer to a rejected request, else None. Decides without reading the body."""
-    if request.url.path != "/health" and settings.user and not await _allowed(request, settings, secrets):
-        answer = error_answer(401, "Wrong or missing credentials; see SCANQUEUE_USER and SCANQUEUE_PASSWORD.")
-        answer.headers["WWW-Authenticate"] = 'Basic realm="scanqueue"'
+    try:
+        open_to_all = request.url.path == "/health" or not settings.user
+        if not (open_to_all or await _allowed(request, settings, secrets, guesses)):
+            answer = error_answer(401, "Wrong or missing credentials; see SCANQUEUE_USER and SCANQUEUE_PASSWORD.")
+            answer.headers["WWW-Authenticate"] = 'Basic realm="scanqueue"'
+            return answer
+    except TooManyGuesses as error:
+        answer = error_answer(429, str(error))
+        answer.headers["Retry-After"] = str(error.seconds)
         return answer
     length = request.headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit()):
@@ -124,19 +131,38 @@ def _from_another_site(request: Request) -> bool:
         return True
 
 
-async def _allowed(request: Request, settings: Settings, secrets: Secrets) -> bool:
+async def _allowed(request: Request, settings: Settings, secrets: Secrets, guesses: Guesses) -> bool:
     """Whether the request has Basic credentials or, for a webhook, the secret header that we gave Label Studio.
 
-    Sets `request.state.only` to the projects that a secret belongs to.
+    Sets `request.state.only` to the projects that a secret belongs to. Secrets are too long to be guessed, so a webhook
+    with the right one never waits. Raises TooManyGuesses.
     """
+    try:
+        if _has_credentials(request, settings, guesses):
+            return True
+    except TooManyGuesses:
+        if not await _has_secret(request, secrets):
+            raise
+        return True
+    return await _has_secret(request, secrets)
+
+
+def _has_credentials(request: Request, settings: Settings, guesses: Guesses) -> bool:
+    """Whether the request has the right Basic credentials. Raises TooManyGuesses."""
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "basic":
         try:
             raw = base64.b64decode(given, validate=True)
         except ValueError:
             raw = b""
-        if hmac.compare_digest(_decoded(raw).encode(), f"{settings.user}:{settings.password}".encode()):
-            return True
+        given, right = _decoded(raw), f"{settings.user}:{settings.password}".encode()
+        address = request.client.host if request.client is not None else ""
+        return guesses.right(address, given, lambda: hmac.compare_digest(given.encode(), right))
+    return False
+
+
+async def _has_secret(request: Request, secrets: Secrets) -> bool:
+    """Whether a webhook has a project's secret."""
     secret = request.headers.get(SECRET_HEADER, "")
     if request.url.path == "/webhook" and secret:
         request.state.only = await secrets.projects(secret)

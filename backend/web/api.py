@@ -28,6 +28,7 @@ from backend.settings import Settings
 from backend.web import metrics, schemas
 from backend.web.access import Secrets, error_answer, refused
 from backend.web.bodies import BadRequest
+from backend.web.guesses import Guesses
 from backend.web.ml_backend import Correct, Predict, RequestReconcile, create_ml_backend, no_correction
 from backend.web.overview import Overview
 from backend.web.page import create_page
@@ -103,12 +104,13 @@ def create_api(
 
 def _add_guard(app: FastAPI, settings: Settings, secrets: Secrets, count: CountCallback) -> None:
     """Admit or reject requests, add security headers, count answers."""
+    guesses = Guesses()
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         began = time.monotonic()
         try:
-            answer = await refused(request, settings, secrets) or await call_next(request)
+            answer = await refused(request, settings, secrets, guesses) or await call_next(request)
         except ScanqueueError as error:  # raised before the error handlers can catch it
             answer = _explained(error)
         for name, value in HEADERS.items():

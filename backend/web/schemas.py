@@ -381,6 +381,7 @@ REFUSALS = {
     "404": "Unknown project, scan, model or address.",
     "413": "The body is too large.",
     "422": "The request is valid but cannot be carried out; `error` explains why.",
+    "429": "Too many wrong passwords came from this address; `Retry-After` says when the next is compared.",
     "503": "The database or Label Studio does not answer, or the server is busy; try again.",
 }
 

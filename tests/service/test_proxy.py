@@ -7,14 +7,22 @@ import re
 import shutil
 import ssl
 import subprocess
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from service import Lab, Service
 
 from backend.demo.child import Child, free_port
 from backend.demo.label_studio import LabelStudio
+from backend.records.store import Store
+from backend.settings import Settings
+from backend.web import api
+from backend.web.guesses import FREE
 
 CONF = Path(__file__).resolve().parents[2] / "deploy" / "nginx" / "lab.conf"
 AUTH = ("lab", "reading-room")
@@ -140,8 +148,65 @@ def test_label_studio_connects_and_works_through_the_proxy(scans60: list[tuple[P
 
                 hook = people.build_request("POST", f"{base}/webhook", json={})
                 assert {people.send(hook).status_code for _ in range(AT_ONCE)} == {401}
-                assert guessed(people, hook) == {401, 503}
+                assert guessed(people, hook) == {401, 429, 503}
+                assert people.get(f"{base}/api/projects", auth=AUTH).status_code == 200  # right before, from here
                 lab.close()
                 people.close()
         finally:
             nginx.stop()
+
+
+@pytest.fixture
+def behind_nginx(folder: Path) -> Iterator[str]:
+    """scanqueue below https://localhost:PORT/scanqueue, with our configuration of nginx."""
+    store = Store(folder / "data")
+    settings = Settings(data_dir=store.folder, user=AUTH[0], password=AUTH[1])
+    app = api.create_api(settings, store, lambda *_: None, lambda *_: [])
+    port, own = free_port(), free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=own, log_level="error", forwarded_allow_ips=list(settings.trusted_proxies))
+    )
+    running = threading.Thread(target=server.run)
+    running.start()
+    nginx = proxy_to(f"http://127.0.0.1:{own}", own, folder, port)
+    try:
+        until = time.monotonic() + 20
+        while True:
+            try:
+                httpx.get(f"https://localhost:{port}/scanqueue/health", verify=False, trust_env=False)
+                break
+            except httpx.HTTPError:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        yield f"https://localhost:{port}/scanqueue"
+    finally:
+        nginx.stop()
+        server.should_exit = True
+        running.join()
+        store.close()
+
+
+@pytest.mark.server
+def test_behind_nginx_each_sender_has_its_own_wait(behind_nginx: str) -> None:
+    """A forged X-Forwarded-For does not help."""
+    clients = {
+        name: httpx.Client(
+            transport=httpx.HTTPTransport(local_address=address, verify=False), base_url=behind_nginx, trust_env=False
+        )
+        for name, address in (("studio", "127.0.0.1"), ("guesser", "127.0.0.2"), ("newcomer", "127.0.0.3"))
+    }
+    assert clients["studio"].get("/versions", auth=AUTH).status_code == 200
+    codes = [
+        clients["guesser"]
+        .get("/versions", auth=("lab", f"{n}"), headers={"X-Forwarded-For": f"10.1.1.{n}"})
+        .status_code
+        for n in range(40)
+    ]
+    assert codes[:FREE] == [401] * FREE
+    assert codes.count(401) < FREE + 5
+    assert 429 in codes
+    assert clients["guesser"].get("/versions", auth=AUTH).status_code == 429
+    for name in ("studio", "newcomer"):
+        assert clients[name].get("/versions", auth=AUTH).status_code == 200
+    for client in clients.values():
+        client.close()
