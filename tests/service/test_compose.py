@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from backend.settings import Settings
+from backend.workers.supervisor import BEAT, SILENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -102,6 +103,16 @@ def test_settings_accept_the_environment(services: dict[str, Any], tmp_path: Pat
         assert read.user
     assert "scanqueue.internal" in services["scanqueue"]["networks"]["front"]["aliases"]
     assert read.public_url == "http://scanqueue.internal:9090"
+
+
+def test_the_health_check_of_workers_reads_the_file_that_the_supervisor_touches(services: dict[str, Any]) -> None:
+    """Its time is longer than that between two heartbeats, and a hang ends in a restart before it gives up."""
+    worker = services["worker"]
+    (file,) = re.findall(r"find (\S+) -mmin -1", worker["healthcheck"]["test"][1])
+    assert worker["command"] == ["worker", "--alive", file]
+    assert BEAT * 5 < 60 <= SILENCE
+    interval = int(str(worker["healthcheck"]["interval"]).removesuffix("s"))
+    assert 60 + interval * worker["healthcheck"]["retries"] > SILENCE
 
 
 def test_every_service_has_a_health_check_a_restart_policy_and_confinement(services: dict[str, Any]) -> None:

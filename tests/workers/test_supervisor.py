@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -30,6 +31,14 @@ with (folder / "starts").open("a") as file:
 stopping = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: (stopping.set(), (folder / "asked").touch()))
 well = [True]
+if (folder / "what").read_text() == "slow":
+    while not (folder / "ready").exists():
+        time.sleep(0.1)
+    (folder / "ready").unlink()
+what = (folder / "what").read_text()
+if what == "mute":
+    time.sleep(3)
+    sys.exit(4)
 threading.Thread(target=beat, args=(descriptor, lambda: well[0], stopping), daemon=True).start()
 if first:
     what = (folder / "what").read_text()
@@ -128,6 +137,39 @@ def test_a_failed_start_of_a_worker_is_retried_and_leaks_no_descriptor(
     assert not keeper.is_alive()
     assert len(tries) == 6
     assert len(set(descriptors)) == 1
+
+
+def touched(folder: Path, seconds: float) -> bool:
+    """Whether the file for health checks is touched within this time."""
+    file, until = folder / "alive", time.monotonic() + seconds
+    before = file.stat().st_mtime_ns if file.exists() else 0
+    while time.monotonic() < until:
+        if file.exists() and file.stat().st_mtime_ns != before:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_worker_that_starts_slowly_is_alive_for_health_checks_also_after_a_restart(tmp_path: Path) -> None:
+    with kept(tmp_path, "slow"):
+        for started in (1, 2):
+            wait_for_starts(tmp_path, started)
+            assert all(touched(tmp_path, 5) for _ in range(3))  # no heartbeat yet
+            (tmp_path / "ready").touch()
+            while (tmp_path / "ready").exists():
+                time.sleep(0.1)
+            assert touched(tmp_path, 5)
+            os.kill(starts(tmp_path)[-1], signal.SIGKILL)
+
+
+def test_workers_that_never_show_a_sign_of_life_are_not_alive_for_health_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "RESTART_AFTER", 0.05)
+    with kept(tmp_path, "mute"):
+        wait_for_starts(tmp_path, 2)
+        assert (tmp_path / "alive").exists()  # during the first start
+        assert not touched(tmp_path, 5)
 
 
 def test_a_worker_that_makes_progress_is_left_alone_and_asked_to_stop_at_the_end(tmp_path: Path) -> None:
