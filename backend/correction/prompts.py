@@ -108,14 +108,15 @@ def _regions(context: Any) -> list[Mapping[str, Any]]:
 
 
 def _kind(region: Mapping[str, Any]) -> str:
-    return str(region.get("type") or "").lower().removesuffix("labels")
+    kind = region.get("type")
+    return kind.lower().removesuffix("labels") if isinstance(kind, str) else ""
 
 
 def _label(region: Mapping[str, Any], config: LabelConfig) -> str:
     """The label of the config that a region has; "" for none."""
     value = region.get("value")
     lists = [v for k, v in value.items() if k.endswith("labels")] if isinstance(value, Mapping) else []
-    names = [str(name) for names in lists if isinstance(names, list) for name in names]
+    names = [name for names in lists if isinstance(names, list) for name in names if isinstance(name, str)]
     aliases = {alias: name for name, alias in config.aliases.items()}
     for name in names:
         for label in (name, config.aliases.get(name, name), aliases.get(name, name)):
@@ -126,7 +127,7 @@ def _label(region: Mapping[str, Any], config: LabelConfig) -> str:
 
 def _point(value: Mapping[str, Any], height: int, width: int) -> tuple[float, float] | None:
     x, y = value.get("x"), value.get("y")
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in (x, y)):
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < math.inf for v in (x, y)):
         return None
     assert isinstance(x, int | float)
     assert isinstance(y, int | float)

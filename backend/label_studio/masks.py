@@ -66,7 +66,10 @@ def read_mask(
     """
     if not isinstance(result, Sequence) or not all(isinstance(region, Mapping) for region in result):
         raise UnreadableMask("the annotation is not a list of regions. Import it again in Label Studio's format.")
-    found, remarks = _regions(result, config, renames or Renames(), (height, width))
+    try:
+        found, remarks = _regions(result, config, renames or Renames(), (height, width))
+    except RecursionError:
+        raise UnreadableMask("its regions are nested too deeply. Import it again in Label Studio's format.") from None
     if len(found) * height * width > REGION_PIXELS:
         raise UnreadableMask(
             f"the annotation has {len(found):,} regions; at most {REGION_PIXELS // (height * width):,} can be drawn on "
@@ -143,6 +146,11 @@ def _regions(
     return found, remarks
 
 
+def _shown(value: Any) -> str:
+    """A value as a few words for a message."""
+    return repr(value[:80]) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
 def _kind(region: Mapping[str, Any]) -> str:
     """What a result draws: its type without "labels"; "labels" for the labels of another; "" for nothing."""
     kind = str(region.get("type") or "").lower()
@@ -165,8 +173,8 @@ def _on_image(region: Mapping[str, Any], config: LabelConfig, number: int) -> bo
         return True
     if name not in objects:
         raise UnreadableMask(
-            f"region {number} is on {name!r}, which the label config does not have. Give the <Image> that name again "
-            "in Settings > Labeling Interface > Code."
+            f"region {number} is on {_shown(name)}, which the label config does not have. Give the <Image> that name "
+            "again in Settings > Labeling Interface > Code."
         )
     return bool(name == config.image)
 
