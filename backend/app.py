@@ -183,6 +183,7 @@ def run_server(settings: Settings, *, worker: bool) -> None:
             log_config=None,  # uvicorn logs through our handlers
             log_level="warning",
             access_log=False,
+            ws="none",  # we have no WebSockets: a request for one is an ordinary one
             timeout_graceful_shutdown=SHUTDOWN,
             forwarded_allow_ips=list(settings.trusted_proxies),
         )

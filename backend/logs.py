@@ -29,6 +29,8 @@ LINES = 200  # maximum lines per record, including tracebacks
 SHORTEST = 4  # minimum length of a known secret to search for; shorter ones match ordinary words
 NOISY = ("httpx", "httpcore", "huey", "filelock", "urllib3", "openTSNE", "alembic", "PIL")
 
+NO_ADVICE = ("Unsupported upgrade request", "No supported WebSocket library")  # uvicorn's: anyone can cause these lines
+
 _ABOUT = re.compile(r"project (\d+)(?:, task (\d+))?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _PATTERNS = (
@@ -132,10 +134,15 @@ def log_to(settings: Settings | None = None, level: str = "INFO") -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # a hostile file can cause tens of thousands of warnings
+    logging.getLogger("uvicorn.error").addFilter(_useful)
     for noisy in NOISY:
         logging.getLogger(noisy).setLevel("WARNING")
     sys.excepthook = _died
     threading.excepthook = _thread_died
+
+
+def _useful(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(NO_ADVICE)
 
 
 def _secrets(settings: Settings) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from backend.errors import StorageFull, StoreUnavailable
@@ -74,9 +74,7 @@ def create_ml_backend(
     router = APIRouter(tags=["Label Studio"])
     own, clicks = CapacityLimiter(OWN_THREADS), CapacityLimiter(CLICK_THREADS)
 
-    @router.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "UP", "model_class": "scanqueue"}
+    _add_health(router)
 
     @router.post("/setup")
     async def setup(request: Request) -> dict[str, str]:
@@ -123,6 +121,22 @@ def create_ml_backend(
         return {"versions": await run_in_threadpool(_versions, store)}
 
     return router
+
+
+def _add_health(router: APIRouter) -> None:
+    """/health for Label Studio (GET) and for monitors (HEAD, OPTIONS)."""
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "UP", "model_class": "scanqueue"}
+
+    @router.head("/health", include_in_schema=False)
+    async def up() -> Response:
+        return Response(media_type="application/json")
+
+    @router.options("/health", include_in_schema=False)
+    async def methods() -> Response:
+        return Response(status_code=204, headers={"Allow": "GET, HEAD, OPTIONS"})
 
 
 def _tasks(body: dict[str, Any]) -> list[dict[str, Any]]:

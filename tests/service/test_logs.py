@@ -16,9 +16,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
+from fastapi import FastAPI
 
 from backend.demo.child import Child, free_port
-from backend.logs import LINE, LinesFormatter, Redactor, TextFormatter
+from backend.logs import LINE, LinesFormatter, Redactor, TextFormatter, log_to
 
 JWT = ".".join(
     base64.urlsafe_b64encode(part).decode().rstrip("=")
@@ -100,6 +102,39 @@ def test_tracebacks_are_redacted_and_bounded() -> None:
         for secret in ("sesame", "abc", JWT):
             assert secret not in said
     assert len(Redactor().lines("x\n" * 10**5).splitlines()) < 300
+
+
+def test_requests_for_websockets_leave_no_line_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    """uvicorn advises to install a library; the request is answered as an ordinary one."""
+    app = FastAPI()
+    app.add_api_route("/health", lambda: {"status": "UP"})
+    headers = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "eA==",
+    }
+    before = logging.getLogger().handlers[:]
+    log_to()
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, log_level="warning", ws="none"))
+    running = threading.Thread(target=server.run)
+    running.start()
+    try:
+        while not server.started:
+            time.sleep(0.02)
+        for more in ({}, {"Upgrade": "h2c"}):
+            answer = httpx.get(f"http://127.0.0.1:{port}/health", headers=headers | more, trust_env=False)
+            assert answer.json() == {"status": "UP"}
+        logging.getLogger("uvicorn.error").warning("a useful line")
+    finally:
+        server.should_exit = True
+        running.join()
+        logging.getLogger().handlers[:] = before
+    said = capfd.readouterr().err
+    assert "a useful line" in said
+    assert "pgrade" not in said
+    assert "WebSocket" not in said
 
 
 def test_json_lines_have_exactly_the_expected_fields() -> None:

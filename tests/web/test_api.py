@@ -427,6 +427,16 @@ def test_everything_but_health_needs_credentials(guarded: Edge, method: str, pat
     assert guarded.store.projects() == []
 
 
+def test_monitors_may_ask_for_health_with_head_and_options(guarded: Edge) -> None:
+    answer = guarded.http.head("/health")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"] == "application/json"
+    answer = guarded.http.options("/health")
+    assert (answer.status_code, answer.content, answer.headers["allow"]) == (204, b"", "GET, HEAD, OPTIONS")
+    assert guarded.http.post("/health").status_code == 405
+    assert set(guarded.http.app.openapi()["paths"]["/health"]) == {"get"}  # type: ignore[attr-defined]
+
+
 def test_health_needs_no_credentials(guarded: Edge) -> None:
     assert guarded.http.get("/health").status_code == 200
 
