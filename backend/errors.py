@@ -106,6 +106,14 @@ class BrokenWeights(WeightsMissing):
         self.cut = cut
 
 
+class DamagedModel(WeightsMissing):
+    """A trained model in the data folder is damaged. `path`: its folder, or one file of it."""
+
+    def __init__(self, message: str, path: Path) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 class StudioUnavailable(ScanqueueError):
     """Label Studio does not answer, or answers with a server error. Retrying may help."""
 
@@ -177,6 +185,10 @@ class DamagedRecords(StoreUnavailable):
 
 class ClusterUnavailable(ScanqueueError):
     """The Dask cluster does not do its work."""
+
+
+class WorkersLost(ClusterUnavailable):
+    """Workers of the Dask cluster died doing the same work, again and again."""
 
 
 class BadResults(ScanqueueError):

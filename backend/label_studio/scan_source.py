@@ -32,6 +32,9 @@ CLOUDS = ("s3", "s3s", "gs", "azure-blob", "azure-spi")  # addresses that Label 
 STORED = r"/(tasks|projects)/\d+/resolve/\?(.*&)?fileuri="
 PORTS = {"http": 80, "https": 443}
 REDIRECTS = 5
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+UNICAST = ipaddress.ip_network("2000::/3")  # all public addresses of IPv6
+PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")  # of IETF protocols; a cloud's metadata service is in it
 SERVER_FAULTS = (401, 429, 502, 503, 504)  # statuses that are not the scan's fault
 
 
@@ -53,14 +56,19 @@ def _as_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _is_public(address: str) -> bool:
-    """Whether an IP address is public; IPv4 embedded in IPv6 is judged as IPv4."""
+    """Whether an IP address is public; IPv4 embedded in IPv6 is judged as IPv4.
+
+    `is_global` alone depends on the version of Python: it may call networks public that only a site routes.
+    """
     ip = _as_ip(address)
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour
-        if ip in ipaddress.ip_network("64:ff9b::/96"):  # NAT64
+        if ip in NAT64:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is None and ip not in UNICAST:
+            return False
         ip = inner or ip
-    return ip is not None and ip.is_global and not ip.is_multicast
+    return ip is not None and ip.is_global and not ip.is_multicast and ip not in PROTOCOLS
 
 
 def _unsupported(reference: str) -> str:

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from backend.errors import BadSetting, BrokenWeights, StorageFull, WeightsMissing, is_disk_full
+from backend.errors import BadSetting, BrokenWeights, DamagedModel, StorageFull, WeightsMissing, is_disk_full
 from backend.formats.pixels import Letterboxed
 from backend.learning.checkpoints import read_tensors
 from backend.learning.model_hub import offline_unless_reachable
@@ -232,13 +232,18 @@ class Segmenter:
 
         path  the folder, or a file of weights in it
 
-        Raises WeightsMissing when a file is missing or damaged.
+        Raises WeightsMissing when a file is missing or of another version, DamagedModel when it is damaged.
         """
         folder, file = (path.parent, path) if path.suffix == SUFFIX else (path, path / WEIGHTS_FILE)
+        damaged = folder
         try:
             stored = json.loads((folder / SPEC_FILE).read_bytes())
             if stored.pop("format") != _FORMAT:
-                raise ValueError("written by another version of scanqueue")
+                raise WeightsMissing(
+                    f"the model in {folder} was written by another version of scanqueue; activate another version or "
+                    "train again"
+                )
+            damaged = path
             stored["labels"] = tuple(stored["labels"])
             stored["decoder_channels"] = tuple(stored["decoder_channels"])
             spec = SegmenterSpec(**stored)
@@ -249,10 +254,15 @@ class Segmenter:
             raise WeightsMissing(
                 f"the model file {error.filename} is missing; activate another version or train again"
             ) from error
+        except OSError as error:
+            raise WeightsMissing(f"the model in {folder} cannot be read ({error}); check the disk") from error
+        except (WeightsMissing, MemoryError):
+            raise
         except Exception as error:  # damaged JSON, damaged safetensors, weights of another network
-            raise WeightsMissing(
-                f"the model in {folder} is damaged ({_first_line(error)}); activate another version or train again"
-            ) from error
+            if "memory" in str(error):  # torch raises RuntimeError
+                raise
+            text = f"the model in {folder} is damaged ({_first_line(error)}); activate another version or train again"
+            raise DamagedModel(text, damaged) from error
         return cls(spec, network, device)
 
 

@@ -109,6 +109,10 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         train = None  # it would learn from a part of the labels
     if done.models and (round_of(done.models[-1].version) or 0) > latest.n:
         train = None  # the round of the newest model comes first; new labels must not delay it
+    given_up = ""
+    if train is not None and done.cut_off is not None:
+        given_up = done.cut_off.objection(len(lessons), done.settings.round_size)
+        train = None if given_up else train
     steps += _ranking(seen, config, done, ready, train)
     first = not (done.active or latest.model)
     quick = _redrawing(seen, config, done, lessons, training=train is not None) if first else None
@@ -135,7 +139,8 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     if not steps and (comparison := _control_comparison(done, config, lessons)):  # least urgent: nobody waits
         steps.append(comparison)
     training = train is not None and not any(isinstance(s, OpenRound) for s in steps)
-    return Plan(*_phase(done, counts, len(lessons), training, seen.live.ignores_skipped), steps=tuple(steps))
+    phase = _phase(done, counts, len(lessons), training, seen.live.ignores_skipped)
+    return Plan(*phase, steps=tuple(steps), given_up=given_up)
 
 
 def meanwhile(seen: Seen, done: Done) -> list[Publish | ReadMasks | DrawQuickly]:
@@ -325,6 +330,8 @@ def _control_comparison(done: Done, config: LabelConfig, lessons: Mapping[Lesson
     last = done.models[-1]
     if last.version in done.compared or last.labels != config.labels:
         return None
+    if done.trials_cut_off is not None and done.trials_cut_off.too_often:
+        return None  # nobody waits for it
     used = [(label.annotation, one.task) for one, label in lessons.items() if last.had(one, label.key)]
     tasks = [task for _, task in sorted(used)]
     ours, control = (

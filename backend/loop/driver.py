@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from backend.errors import (
     BadSetting,
+    DamagedModel,
     ProjectGone,
     ScanqueueError,
     StorageFull,
@@ -27,6 +28,7 @@ from backend.facts import DELETED, DISCONNECTED, Live
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.loop.annotations import AnnotationReader
+from backend.loop.attempts import attempt
 from backend.loop.connection import Connections, addresses
 from backend.loop.context import Busy, LoopContext, Postponed, Replan
 from backend.loop.control_trial import ControlTrial
@@ -183,6 +185,9 @@ class Reconciler:
                 last = live = None
             except Postponed:
                 refused.add(type(step))
+            except DamagedModel as error:
+                last = live = None
+                troubles.append(self._made_again(error))
             except StudioRefused as error:
                 if not isinstance(step, Publish | Listen | DrawQuickly) or isinstance(error, ProjectGone):
                     raise
@@ -190,6 +195,14 @@ class Reconciler:
                 refused.add(type(step))
             self.store.finish(project)
             self.context.give_way(project)
+
+    def _made_again(self, error: DamagedModel) -> str:
+        """Set a damaged model aside, so that it counts as never trained. Raises the error if that is impossible."""
+        aside = self.store.set_aside(error.path)
+        if aside is None:
+            raise error
+        log.warning("%s: renamed to %s", error, aside)
+        return f"A trained model was damaged. It is trained again if it is needed; the damaged file is kept as {aside}."
 
     @contextmanager
     def _room(self, step: Step) -> Iterator[None]:
@@ -223,9 +236,11 @@ class Reconciler:
         elif isinstance(step, ExtendRound):
             extend_round(context, project, seen, done)
         elif isinstance(step, Train):
-            self._trainer.train(project, seen, done, step)
+            with attempt(context, project, done, step):
+                self._trainer.train(project, seen, done, step)
         elif isinstance(step, CompareWithControl):
-            self._control_trial.compare(project, seen, done, step)
+            with attempt(context, project, done, step):
+                self._control_trial.compare(project, seen, done, step)
         elif isinstance(step, DrawQuickly):
             self._quick.redraw(project, seen, done, step)
         elif isinstance(step, Listen):
@@ -237,11 +252,12 @@ class Reconciler:
 
     def _remarks(self, project: int, seen: Seen, done: Done, plan: Plan) -> list[str]:
         """Remarks for people at the end of a pass. Answers a training request that has nothing to train on."""
-        remarks = []
+        remarks = [plan.given_up] if plan.given_up else []
         settings = done.settings
         if done.training_requests and not plan.steps and not seen.blocked and not seen.disconnected:
             self.store.clear_training_requests(project, done.training_requests)
-            remarks.append("A training was requested, but there is nothing new to learn from.")
+            if not plan.given_up:
+                remarks.append("A training was requested, but there is nothing new to learn from.")
         if not done.models and _without_strata(seen, settings):
             remarks.append(
                 f"No scan has {settings.stratify_by!r} in its data, so the order is random. Import it with the scans, "

@@ -9,8 +9,35 @@ from backend.facts import Counts, Label, Live, Model, Round, Scan
 from backend.label_config import LabelConfig, Renames
 from backend.settings import ProjectSettings
 
+TRAIN, COMPARE = "train", "compare"  # kinds of work whose attempts are counted
+MOST_ATTEMPTS = 3  # that may be cut off before the loop goes on without the work
 AT_ONCE = 1000  # open scans of each stage that a look considers
 FEW = 8  # annotations that are read in a moment
+
+
+@dataclass(frozen=True)
+class CutOff:
+    """Work that was begun and cut off: how many `times`, and the number of labels at the first one."""
+
+    times: int
+    labels: int
+
+    @property
+    def too_often(self) -> bool:
+        """Whether it is not tried again with these labels."""
+        return self.times >= MOST_ATTEMPTS
+
+    def objection(self, labels: int, round_size: int) -> str:
+        """Why a training on so many labels is left out, and what to do; "" if it is tried."""
+        more = self.labels + round_size - labels
+        if not self.too_often or more <= 0:
+            return ""
+        return (
+            f"The training on {labels} labels was cut off {self.times} times, so scanqueue goes on without it. Most "
+            "likely its memory ran out: set SCANQUEUE_IMAGE_SIZE to a smaller multiple of 32, such as 128, run fewer "
+            "workers on the machine, or give the worker more memory; its log says more. It is tried again after "
+            f'{more} more labels, or when somebody presses "Start Training".'
+        )
 
 
 @dataclass(frozen=True)
@@ -57,6 +84,8 @@ class Done:
     first_round  lowest number of a new round: above all that Label Studio has and these records do not know
     served    tasks that were ever in an order, and whether as a control in the last order that contained them; empty
               while no comparison is due
+    cut_off   trainings with the present settings that began and did not end, since the last that did
+    trials_cut_off  likewise, comparisons of the newest model with the control
     """
 
     settings: ProjectSettings
@@ -71,6 +100,8 @@ class Done:
     recipe: str = ""
     first_round: int = 0
     quick: Mapping[int, str] = field(default_factory=dict)
+    cut_off: CutOff | None = None
+    trials_cut_off: CutOff | None = None
 
 
 @dataclass(frozen=True)
@@ -200,11 +231,15 @@ Step = (
 
 @dataclass(frozen=True)
 class Plan:
-    """The `phase` and its `reason` for people, and the missing `steps`, most urgent first."""
+    """The `phase` and its `reason` for people, and the missing `steps`, most urgent first.
+
+    given_up  what is left out because it was cut off too often, and what to do; "" normally
+    """
 
     phase: str
     reason: str = ""
     steps: tuple[Step, ...] = ()
+    given_up: str = ""
 
 
 def unchanged(seen: Seen, step: Step) -> Live | None:

@@ -11,7 +11,7 @@ from backend.facts import Model, Round
 from backend.loop.context import LoopContext, Replan
 from backend.loop.order import STARTED
 from backend.loop.project_settings import row_settings
-from backend.loop.steps import Done, Seen
+from backend.loop.steps import COMPARE, TRAIN, CutOff, Done, Seen
 from backend.records.quick_masks import PROJECT_ROW
 from backend.records.store import Store
 from backend.settings import ProjectSettings
@@ -36,6 +36,7 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
     active = next((m for m in models if m.version == row["active"]), None)
     rounds = _latest(store, project)
     due = settings.control_share and models and models[-1].version not in compared
+    begun = {each: CutOff(*found) for each, found in store.attempts(project).items()}
     return Done(
         settings=settings,
         embedder=embedder.name,
@@ -49,6 +50,8 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
         recipe=context.learner.recipe(settings.seed) if row["training_requests"] else "",
         first_round=row["first_round"],
         quick=_quick(store, project, rounds) if rounds and not rounds[-1].model else {},
+        cut_off=begun.get((TRAIN, context.learner.recipe(settings.seed))) if begun else None,
+        trials_cut_off=begun.get((COMPARE, models[-1].version)) if begun and models else None,
     )
 
 

@@ -96,6 +96,22 @@ class Artefacts:
         shutil.rmtree(aside, ignore_errors=True)
         return True
 
+    def set_aside(self, path: Path) -> Path | None:
+        """Rename a damaged artefact, so that it is made again and can still be examined; returns its new path.
+
+        None for a path outside the data folder, or one that is gone.
+        """
+        aside = path.with_name(f"{path.name}.damaged")
+        if self.folder.absolute() not in path.absolute().parents:
+            return None
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        try:
+            os.replace(path, aside)
+        except FileNotFoundError:
+            return None
+        return aside
+
     def put_folder(self, kind: str, name: str, write: Callable[[Path], None]) -> Path:
         """Let `write` fill an empty folder, then move it into place in one step."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import delete, select
 
+from backend.records.attempts import forgotten
 from backend.records.backup import known_project
 from backend.records.backup_format import FLEETING, NAMING, OWN
 from backend.records.maps import map_name
@@ -30,6 +31,7 @@ def forget_project(store: Store, project: int) -> None:
         for table in (*OWN, *FLEETING):
             column = table.c.id if table is project_table else table.c.project
             connection.execute(delete(table).where(column == project))
+        connection.execute(forgotten(project))
         for name in named[model_table.c.fingerprint]:
             store.remove_folder("models", name)
     store.forget_uncertainty(named[model_table.c.fingerprint])

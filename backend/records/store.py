@@ -13,9 +13,9 @@ from typing import Any
 from sqlalchemy import case, func, select, update
 
 from backend.errors import BadSetting
+from backend.records.attempts import AttemptRecords
 from backend.records.audit import AuditRecords, Change
 from backend.records.corrections import CorrectionRecords
-from backend.records.counters import CounterRecords
 from backend.records.embeddings import EmbeddingRecords
 from backend.records.labels import LabelRecords
 from backend.records.locks import LockHandle
@@ -44,7 +44,7 @@ class Store(
     CorrectionRecords,
     ProgressRecords,
     WorkerRecords,
-    CounterRecords,
+    AttemptRecords,
 ):
     """Records in `database_url` (default: SQLite in `folder`), artefacts in `folder`."""
 

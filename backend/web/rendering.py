@@ -35,6 +35,7 @@ POLICY = (
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 IMMUTABLE = "public, max-age=31536000, immutable"  # for an asset whose address names its content
+TURNS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd")  # of the direction of writing
 VIEWS = ("now", "map", "queue", "curve", "models", "settings")
 
 
@@ -148,10 +149,19 @@ def _asset_path(name: str) -> Path:
     return Path(places[0]) / "package_data" / "plotly.min.js"
 
 
+def _straight(value: Any) -> Any:
+    """A value whose characters that change the direction of writing are replaced."""
+    if not isinstance(value, str) or value.isascii():
+        return value
+    return value.translate(TURNS)  # HTML stays HTML
+
+
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
-    """The templates. They escape every value."""
-    environment = Environment(loader=FileSystemLoader(PAGES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    """The templates. They escape every value, and none can turn the words after it round."""
+    environment = Environment(
+        loader=FileSystemLoader(PAGES), autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_straight
+    )
     filters: Mapping[str, Callable[..., Any]] = formatting.FILTERS
     environment.filters.update(filters)
     environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False, indent=2)

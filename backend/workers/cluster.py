@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from backend.errors import ClusterUnavailable
+from backend.errors import ClusterUnavailable, WorkersLost
 
 log = logging.getLogger("scanqueue.cluster")
 
@@ -146,9 +146,13 @@ class Cluster:
         try:
             return future.result()
         except _dask().KilledWorker:
-            raise self._unavailable(
-                "lost several workers while they did the same part of the work. Give the workers more memory, or fewer "
-                "threads"
+            raise WorkersLost(
+                str(
+                    self._unavailable(
+                        "lost several workers while they did the same part of the work. Give the workers more memory, "
+                        "or fewer threads"
+                    )
+                )
             ) from None
         except Exception as error:
             raise _Raised(error) from error

@@ -137,6 +137,64 @@ def test_an_address_with_a_user_name_gets_no_request(hostile: Hostile, name: str
     assert hostile.seen == []
 
 
+def test_a_name_that_is_resolved_to_another_address_later_is_checked_at_every_hop(
+    hostile: Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A public address at the first question and a local one at the second, as its owner's name server may answer."""
+    answers = iter(["93.184.216.34", "127.0.0.1", "::1", "::ffff:10.0.0.1", "192.0.0.192"])
+    real = socket.getaddrinfo
+    connected: list[str] = []
+
+    def turning(host: str, *args: object, **kwargs: object) -> object:
+        return real(next(answers) if host == "turns.invalid" else host, *args, **kwargs)  # type: ignore[arg-type]
+
+    def nowhere(address: tuple[str, int], *_: object, **__: object) -> socket.socket:
+        connected.append(address[0])
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "getaddrinfo", turning)
+    with monkeypatch.context() as offline:
+        offline.setattr(socket, "create_connection", nowhere)
+        with pytest.raises(UnreadableScan, match="does not answer"):
+            ours("turns.invalid").image(f"http://turns.invalid:{hostile.port}/scan.png")
+    assert connected == ["93.184.216.34"]
+    for _ in range(4):
+        with pytest.raises(UnreadableScan, match="local network"):
+            ours("turns.invalid").image(f"http://turns.invalid:{hostile.port}/scan.png")
+    assert hostile.seen == []
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("name", ["0", "0.0.0.0", "127.1", "2130706433", "0x7f000001", "017700000001"])
+def test_another_spelling_of_this_machine_gets_no_request(hostile: Hostile, name: str, listed: bool) -> None:
+    """Unlisted it is another host than any listed one; a listed name is checked by the address that it means."""
+    hosts = (name,) if listed and name != "0.0.0.0" else ("127.0.0.1",)
+    with pytest.raises(UnreadableScan):
+        ours(*hosts).image(f"http://{name}:{hostile.port}/scan.png")
+    assert hostile.seen == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "127.0.0.1.",
+            "localhost.",
+            "[::ffff:127.0.0.1]",
+            "[::]",
+            "0177.0.0.1",
+            "127\u30020\u30020\u30021",
+            "\uff4cocalhost",
+        ),
+        *("127.0.0.1%00.x", "127.0.0.1\\@x", "x#@127.0.0.1", "x?@127.0.0.1", "127.0.0.1\t", "\r\n127.0.0.1"),
+    ],
+)
+def test_an_ambiguous_host_gets_no_request(hostile: Hostile, name: str) -> None:
+    with pytest.raises(UnreadableScan):
+        ours("pacs.lab").image(f"http://{name}:{hostile.port}/scan.png")
+    assert hostile.seen == []
+
+
 def test_compressed_too_large_or_too_slow_answers_are_aborted(
     hostile: Hostile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,13 +226,15 @@ def test_an_image_is_in_memory_once_and_the_largest_decodable_one_fits(
     [
         *("127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "::1", "::"),
         *("fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "ff02::1"),
+        *("192.0.0.192", "198.18.0.1", "255.255.255.255", "::127.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b:1::7f00:1"),
+        *("fec0::1", "5f00::1", "2001:db8::1", "fd00:ec2::254", "::ffff:169.254.169.254", "127.1", "2130706433", ""),
     ],
 )
 def test_non_public_addresses_are_recognized(address: str) -> None:
     assert not _is_public(address)
 
 
-@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1"])
+@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1", "::ffff:8.8.8.8"])
 def test_public_addresses_are_recognized(address: str) -> None:
     assert _is_public(address)
 

@@ -16,11 +16,12 @@ import httpx
 import pytest
 import redis
 from servers import PostgresServer, RedisServer
-from service import Forwarder, Lab, Service
+from service import LENGTHY, Forwarder, Lab, Service
 from test_many_workers import worker_of
 
 from backend.demo.label_studio import LabelStudio
 from backend.facts import SECRET_HEADER
+from backend.loop.steps import MOST_ATTEMPTS
 from backend.records.store import Store
 from backend.web.access import LOOKUP_INTERVAL
 from backend.workers.worker import GAP
@@ -230,4 +231,31 @@ def test_two_servers_on_one_data_folder_cause_no_damage(
         counts = Counter((p["task"], p["model_version"]) for p in lab.predictions())
         assert set(counts.values()) == {1}
         assert len(Store(one.folder).models(lab.project)) == 1
+    lab.close()
+
+
+@pytest.mark.long  # test_cut_off does the same in one process
+def test_a_worker_that_is_killed_at_every_training_serves_the_rest_and_says_what_helps(
+    label_studio: LabelStudio, scans60: Scans, tmp_path: Path
+) -> None:
+    given_up = "was cut off 3 times, so scanqueue goes on without it"
+    service = Service(label_studio, tmp_path / "data", env=LENGTHY)
+    lab = Lab(label_studio, scans60[:12], extra_params={"cold_start_size": 6, "round_size": 3})
+    with service:
+        lab.connect(service)
+        lab.wait_for_round(0, seconds=300)
+        lab.label(6)
+        store = Store(service.folder)
+        for _ in range(MOST_ATTEMPTS):
+            service.wait(lab.project, lambda s: bool(s["job"]) and s["job"]["step"].startswith("training"))
+            os.kill(worker_of(service.pid), signal.SIGKILL)
+            store.finish(lab.project)  # a dead process's progress counts for two minutes
+        service.wait(lab.project, lambda s: given_up in s["trouble"])
+        lab.label(2)
+        service.wait(lab.project, lambda s: s["labelled"] == 8 and "on 8 labels" in s["trouble"])
+        assert "after 1 more labels" in service.status(lab.project)["trouble"]
+        assert "SCANQUEUE_IMAGE_SIZE" in service.http.get(f"/projects/{lab.project}").text
+        service.http.post(f"/api/projects/{lab.project}/train", json={})
+        lab.wait_for_round(1, seconds=300)
+        service.wait(lab.project, lambda s: s["trouble"] == "")
     lab.close()

@@ -14,7 +14,7 @@ from backend.records.store import Store
 
 STUDIO_WRITES = {"import_predictions", "show_round", "add_view", "set_webhook", "remove_duplicate_predictions"}
 STORE_READS = {
-    "annotated", "any_scan", "arrays", "authors", "basis", "cache_slot", "check_embeddings", "check_room",
+    "annotated", "any_scan", "arrays", "attempts", "authors", "basis", "cache_slot", "check_embeddings", "check_room",
     "checkpoints", "columns", "correction", "corrections", "could_draw", "count_empty", "count_rounds",
     "count_scans", "drawing", "embedded", "embeddings", "fingerprint_of", "has", "image_entropies", "label_columns",
     "labels", "latest_round", "lock", "lost_labels", "model", "model_labels", "model_of_round", "model_qualities",

@@ -134,30 +134,30 @@ def test_no_script_is_inline(lab: Lab, name: str) -> None:
     assert not [a for _, attributes in seen.tags for a in attributes if a.startswith("on")]
 
 
-def hostile() -> Lab:
-    """A lab in which every text is a script."""
-    lab = Lab(title=SCRIPT)
-    lab.one |= {"reason": SCRIPT, "trouble": SCRIPT, "model": f"m{SCRIPT}", "problems": [{"task": 5, "what": SCRIPT}]}
-    lab.one["job"] |= {"step": SCRIPT}
-    lab.one["stopping"]["sentence"] = SCRIPT
+def hostile(words: str = SCRIPT) -> Lab:
+    """A lab in which every text is `words`, by default a script."""
+    lab = Lab(title=words)
+    lab.one |= {"reason": words, "trouble": words, "model": f"m{words}", "problems": [{"task": 5, "what": words}]}
+    lab.one["job"] |= {"step": words}
+    lab.one["stopping"]["sentence"] = words
     for pick in lab.waiting:
-        pick["reason"] = SCRIPT
+        pick["reason"] = words
     for model in lab.models:
-        model |= {"version": model["version"] + SCRIPT, "remark": SCRIPT, "labels": [SCRIPT]}
-    lab.line["labels"] = [SCRIPT]
+        model |= {"version": model["version"] + words, "remark": words, "labels": [words]}
+    lab.line["labels"] = [words]
     for row in lab.line["models"]:
-        row["version"] = SCRIPT
-        row["classes"] = {SCRIPT: row["classes"]["Lung"]}
+        row["version"] = words
+        row["classes"] = {words: row["classes"]["Lung"]}
     for change in lab.list:
-        change |= {"user": SCRIPT, "what": SCRIPT}
-    lab.people |= {"note": SCRIPT, "now": [{"task": 1, "by": SCRIPT}]}
+        change |= {"user": words, "what": words}
+    lab.people |= {"note": words, "now": [{"task": 1, "by": words}]}
     for one in lab.people["lately"]:
-        one |= {"by": SCRIPT, "at": SCRIPT}
-    lab.working = [{"name": SCRIPT, "seconds": 5.0, "doing": SCRIPT}]
-    lab.overrides["settings"] |= {"stratify_by": SCRIPT, "strategy": SCRIPT}
-    lab.overrides["given"] |= {"stratify_by": SCRIPT, "alpha": SCRIPT}
-    lab.overrides["problem"] = SCRIPT
-    lab.overrides["strategies"] = [SCRIPT + "2"]
+        one |= {"by": words, "at": words}
+    lab.working = [{"name": words, "seconds": 5.0, "doing": words}]
+    lab.overrides["settings"] |= {"stratify_by": words, "strategy": words}
+    lab.overrides["given"] |= {"stratify_by": words, "alpha": words}
+    lab.overrides["problem"] = words
+    lab.overrides["strategies"] = [words + "2"]
     lab.others = [{**lab.one, "project": 5}]
     return lab
 
