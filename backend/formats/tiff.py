@@ -56,7 +56,9 @@ def wide(path: Path, file: BinaryIO) -> Iterator[Stack | None]:
     file.seek(0)
     try:
         found: Any = tifffile.TiffFile(file)
-        pages: list[Any] = [page for page in found.pages if not getattr(page, "is_reduced", False)]
+        pages: list[Any] = [page for page in _each(path, found) if not getattr(page, "is_reduced", False)]
+    except UnreadableFile:
+        raise
     except Exception:  # not a TIFF after all, or a damaged one: Pillow reports it
         pages = []
     file.seek(0)
@@ -81,6 +83,16 @@ def wide(path: Path, file: BinaryIO) -> Iterator[Stack | None]:
     if _orientation(first) >= 5:
         rows, columns = columns, rows
     yield Stack(pages, rows, columns, samples >= 3, first.photometric == 0)
+
+
+def _each(path: Path, found: Any) -> Iterator[Any]:
+    """The pages of a file. Raises UnreadableFile if they never end: tifffile follows a circle of pages for ever."""
+    seen = set()
+    for page in found.pages:
+        if page.offset in seen:
+            raise UnreadableFile(path, "is a damaged TIFF: its pages refer to each other in a circle; save it again")
+        seen.add(page.offset)
+        yield page
 
 
 def _orientation(page: Any) -> int:

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import tifffile
 from dicom_files import ENHANCED_MR, dataset, enhanced, save, series
 from PIL import Image
 from pydicom.data import get_testdata_file
@@ -33,6 +34,7 @@ from backend.formats import (
     sniff,
     to_uint8,
 )
+from backend.label_studio.raster import decode_brush
 
 RNG = np.random.default_rng(8)
 PIXELS = RNG.integers(0, 4000, (64, 70)).astype(np.uint16)
@@ -258,6 +260,59 @@ def test_a_picture_of_too_many_pixels_is_refused(tmp_path: Path, little_memory: 
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + body)
     with pytest.raises(UnreadableFile, match=r"too large|declares too many pixels"):
         everything(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", ["u1", "f4"])
+def test_a_tiff_whose_pages_form_a_circle_is_refused(tmp_path: Path, kind: str, little_memory: None) -> None:
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for _ in range(3):
+            writer.write(np.zeros((4, 4), kind), contiguous=False)
+    with tifffile.TiffFile(path) as found:
+        offsets = [page.offset for page in found.pages]
+    raw = bytearray(path.read_bytes())
+    (tags,) = struct.unpack_from("<H", raw, offsets[2])
+    for back in offsets:
+        struct.pack_into("<I", raw, offsets[2] + 2 + 12 * tags, back)
+        path.write_bytes(raw)
+        with pytest.raises(UnreadableFile, match="in a circle"):
+            everything(path)
+
+
+@pytest.mark.parametrize("zeros", [b"\xff" * 20, b""])
+def test_run_lengths_of_a_billion_pixels_are_refused_without_memory(zeros: bytes, little_memory: None) -> None:
+    for claimed in (4_000_000_000, 64 * 64 * 4):
+        with pytest.raises(ValueError):  # noqa: PT011
+            decode_brush(struct.pack(">II", claimed, 0xFFFFFFFF) + zeros, 64, 64)
+
+
+def test_a_packed_volume_that_is_longer_than_its_header_says_costs_no_memory(
+    tmp_path: Path, little_memory: None
+) -> None:
+    path = tmp_path / "a.nii.gz"
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    with path.open("wb") as file:
+        file.write(packer.compress(nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)).to_bytes()))
+        for _ in range(64):
+            file.write(packer.compress(bytes(1 << 22)))
+        file.write(packer.flush())
+    everything(path)
+    assert path.stat().st_size < 300_000
+
+
+def test_run_lengths_of_dicom_that_are_longer_or_more_frames_than_there_are_give_an_error_message(
+    tmp_path: Path, little_memory: None
+) -> None:
+    found = dataset(PIXELS)
+    found.file_meta.TransferSyntaxUID = RLELossless
+    segments = struct.pack("<16I", 2, 64, 70, *([0] * 13)) + bytes([129, 0]) * 200_000
+    found.PixelData = encapsulate([segments])
+    found["PixelData"].is_undefined_length = True
+    with pytest.raises(UnreadableFile):
+        everything(save(tmp_path / "a.dcm", found))
+    found.NumberOfFrames = 1_000_000_000
+    with pytest.raises(UnreadableFile, match="declares 1,000,000,000 frames"):
+        everything(save(tmp_path / "b.dcm", found))
 
 
 def test_an_endless_deflated_file_is_refused(
