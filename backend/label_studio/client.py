@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from label_studio_sdk.core.api_error import ApiError
 from backend.errors import ProjectGone, StudioRefused, StudioUnavailable
 from backend.workers.counters import CountCallback, discard
 
+RETRY_AFTER = (0.5, 1.0, None)  # seconds after which a read is repeated; then the next pass, in a minute, does it
 WRITE_SECONDS = 300  # timeout for uploads and new tasks: after it, it is unknown whether the write arrived
 
 
@@ -61,6 +63,10 @@ def redact_url(url: str) -> str:
     """The URL without its user name, password and query, which may be secret."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else parts.path
+
+
+def _is_temporary(status: int) -> bool:
+    return status in (408, 409, 429) or status >= 500
 
 
 def _path_pattern(path: str) -> str:
@@ -158,6 +164,19 @@ class Client:
             raise self._refusal(status, answer, path)
         return answer
 
+    def _read(
+        self, path: str, expects: type | UnionType | tuple[str, ...], params: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The JSON of a GET request. Raises StudioUnavailable if it is not `expects`: a type, or an object's keys."""
+        answer = self._call("GET", path, params=params)
+        kind = dict if isinstance(expects, tuple) else expects
+        if not isinstance(answer, kind) or (isinstance(expects, tuple) and not set(expects) <= set(answer)):
+            raise StudioUnavailable(
+                f"The server at {self.url} is not Label Studio, or a proxy answered for it: the response to {path} has "
+                "other contents than expected. scanqueue retries every minute; check SCANQUEUE_LABEL_STUDIO_URL."
+            )
+        return answer
+
     def _with_new_token(self) -> bool:
         """After a 401: True if the next request uses a new access token, so that a retry may succeed.
 
@@ -187,17 +206,21 @@ class Client:
         self.requests += 1
         started = time.monotonic()
         try:
-            response = wrapper.httpx_client.request(
-                path,
-                method=method,
-                params=dict(params or {}),
-                content=content,
-                headers={"Content-Type": content_type} if content is not None else None,
-                request_options={
-                    "max_retries": 2 if method == "GET" else 0,
-                    **({"timeout_in_seconds": timeout} if timeout is not None else {}),
-                },
-            )
+            for pause in RETRY_AFTER if method == "GET" else (None,):
+                response = wrapper.httpx_client.request(
+                    path,
+                    method=method,
+                    params=dict(params or {}),
+                    content=content,
+                    headers={"Content-Type": content_type} if content is not None else None,
+                    request_options={  # the SDK would wait for as long as the answer asks it to
+                        "max_retries": 0,
+                        **({"timeout_in_seconds": timeout} if timeout is not None else {}),
+                    },
+                )
+                if pause is None or not _is_temporary(response.status_code):
+                    break
+                time.sleep(pause)
         except ApiError as error:
             raise self._refusal(error.status_code or 0, error.body, path) from error
         except (httpx.HTTPError, ValueError) as error:  # ValueError: the token response is not JSON
@@ -211,7 +234,7 @@ class Client:
             self._count("studio_error", "failed" if response.status_code >= 500 else "refused")
         try:
             return response.status_code, response.json() if response.content else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if response.status_code >= 400:
                 return response.status_code, response.text[:200]
             raise StudioUnavailable(
@@ -221,7 +244,7 @@ class Client:
 
     def _refusal(self, status: int, body: Any, path: str) -> StudioUnavailable | StudioRefused:
         detail = error_detail(body)
-        if status in (408, 409, 429) or status >= 500:
+        if _is_temporary(status):
             return StudioUnavailable(
                 f"Label Studio answered {status} to {path}: {detail} scanqueue retries every minute."
             )
@@ -252,7 +275,7 @@ class Client:
             raise StudioUnavailable(f"{self.url} answers with the server error {response.status_code}.")
         try:
             return str(response.json()["release"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             where = f" to {redact_url(response.headers['location'])}" if "location" in response.headers else ""
             raise StudioRefused(
                 f"The server at {self.url} is not Label Studio: {response.status_code}{where} for api/version/."
@@ -260,4 +283,4 @@ class Client:
 
     def whoami(self) -> str:
         """The e-mail address of the token's user."""
-        return str(self._call("GET", "/api/current-user/whoami")["email"])
+        return str(self._read("/api/current-user/whoami", ("email",))["email"])

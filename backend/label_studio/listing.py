@@ -135,7 +135,7 @@ class Listing(Client):
     """Read access to projects and tasks."""
 
     def project(self, project: int) -> ProjectPage:
-        page = self._call("GET", f"/api/projects/{project}/")
+        page = self._read(f"/api/projects/{project}/", ("id", "title"))
         return ProjectPage(
             title=page.get("title") or "",
             parsed_config=page.get("parsed_label_config") or {},
@@ -168,7 +168,7 @@ class Listing(Client):
                 "query": json.dumps({**found, "ordering": ["tasks:id"]}),
                 **more,
             }
-            answer = self._call("GET", "/api/tasks", params=params)
+            answer = self._read("/api/tasks", ("tasks", "total"), params)
             yield from answer["tasks"]
             # Label Studio may be configured to return fewer than requested
             if len(answer["tasks"]) >= answer["total"] or not answer["tasks"]:
@@ -259,7 +259,7 @@ class Listing(Client):
 
     def user_names(self) -> dict[int, str]:
         """Name, or else e-mail address, of every user visible to this token, by user id."""
-        rows = self._call("GET", "/api/users/")
+        rows = self._read("/api/users/", list | dict)
         rows = rows.get("results", []) if isinstance(rows, Mapping) else rows
         named = {u["id"]: f"{u.get('first_name') or ''} {u.get('last_name') or ''}".strip() for u in rows}
         return {u["id"]: named[u["id"]] or str(u.get("email") or u["id"]) for u in rows}
@@ -271,7 +271,8 @@ class Listing(Client):
 
     def task_count(self, project: int) -> int:
         """Number of tasks in the project; the cheapest request of all."""
-        return int(self._call("GET", f"/api/projects/{project}/", params={"include": "id,task_number"})["task_number"])
+        page = self._read(f"/api/projects/{project}/", ("task_number",), {"include": "id,task_number"})
+        return int(page["task_number"])
 
     def task_data(self, project: int, after: int = 0) -> Iterator[tuple[int, Mapping[str, Any], int]]:
         """Id, data, and number of annotations and skips of every task with an id above `after`, ascending."""

@@ -51,7 +51,7 @@ class PublishedQueue(Listing):
 
     def model_versions(self, project: int) -> dict[str, int]:
         """The number of predictions of every model version in the project."""
-        return dict(self._call("GET", f"/api/projects/{project}/model-versions/") or {})
+        return dict(self._read(f"/api/projects/{project}/model-versions/", dict))
 
     def published(self, project: int, version: str, counts: Mapping[str, int] | None = None) -> dict[int, int]:
         """Number of predictions from exactly `version` per task; tasks without any are absent.
@@ -144,7 +144,7 @@ class PublishedQueue(Listing):
         self._call("PATCH", f"/api/projects/{project}/", body=body)
 
     def _our_views(self, project: int) -> list[int]:
-        views = self._call("GET", "/api/dm/views/", params={"project": project})
+        views = self._read("/api/dm/views/", list, {"project": project})
         return [v["id"] for v in views if (v.get("data") or {}).get("title") == VIEW_TITLE]
 
     def has_view(self, project: int) -> bool:
@@ -163,7 +163,7 @@ class PublishedQueue(Listing):
         The web page creates its "Default" tab only in a project without tabs, and our tab hides labelled tasks. If
         nobody has opened the Data Manager yet, this creates "Default" first.
         """
-        if not self._call("GET", "/api/dm/views/", params={"project": project}):
+        if not self._read("/api/dm/views/", list, {"project": project}):
             self._add_tab(project, {"title": "Default", "hiddenColumns": {"explore": HIDDEN_COLUMNS, "labeling": []}})
         score = ("tasks:predictions_score", "tasks:predictions_model_versions")
         shown = {

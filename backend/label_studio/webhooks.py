@@ -54,7 +54,7 @@ class Webhooks(Client):
     """Reads and sets up the connections from Label Studio to us."""
 
     def webhooks(self, project: int) -> list[dict[str, Any]]:
-        hooks = self._call("GET", "/api/webhooks/", params={"project": project})
+        hooks = self._read("/api/webhooks/", list, {"project": project})
         return [hook for hook in hooks if hook.get("project") == project]
 
     def has_webhook(self, project: int, url: str, secret: str) -> bool:
@@ -98,7 +98,7 @@ class Webhooks(Client):
 
     def backends(self, project: int) -> list[dict[str, Any]]:
         """The ML backends connected to the project. The request makes Label Studio call each of them."""
-        return list(self._call("GET", "/api/ml", params={"project": project}) or ())
+        return list(self._read("/api/ml", list, {"project": project}))
 
     def remove_backend(self, backend: int) -> None:
         """Disconnect an ML backend. Its webhook stays."""
