@@ -65,6 +65,12 @@ def redact_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else parts.path
 
 
+def _fits(answer: Any, expects: type | UnionType | tuple[str, ...]) -> bool:
+    if isinstance(expects, tuple):
+        return isinstance(answer, dict) and all(name in answer for name in expects)
+    return isinstance(answer, expects)
+
+
 def _is_temporary(status: int) -> bool:
     return status in (408, 409, 429) or status >= 500
 
@@ -169,8 +175,7 @@ class Client:
     ) -> Any:
         """The JSON of a GET request. Raises StudioUnavailable if it is not `expects`: a type, or an object's keys."""
         answer = self._call("GET", path, params=params)
-        kind = dict if isinstance(expects, tuple) else expects
-        if not isinstance(answer, kind) or (isinstance(expects, tuple) and not set(expects) <= set(answer)):
+        if not _fits(answer, expects):
             raise StudioUnavailable(
                 f"The server at {self.url} is not Label Studio, or a proxy answered for it: the response to {path} has "
                 "other contents than expected. scanqueue retries every minute; check SCANQUEUE_LABEL_STUDIO_URL."

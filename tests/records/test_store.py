@@ -218,6 +218,45 @@ def test_locked_or_unopenable_records_count_as_unavailable_not_as_an_unexpected_
         impatient.projects()
 
 
+def test_while_another_process_locks_the_records_work_waits_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite itself waits for 30 seconds; here for a moment."""
+    folder = tmp_path / "data"
+    Store(folder).add_project(1)
+    program = (
+        "import sqlite3, sys\n"
+        "held = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "held.execute('PRAGMA locking_mode=EXCLUSIVE')\n"
+        "held.execute('BEGIN EXCLUSIVE')\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    real = create_engine
+
+    def impatient(url: Any, **how: Any) -> Any:
+        return real(url, **how | {"connect_args": {"timeout": 0.1}})
+
+    monkeypatch.setattr(backend.records.database, "create_engine", impatient)
+    store = Store(folder)
+    command = [sys.executable, "-c", program, str(folder / "records.sqlite")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable, match="locked"):
+                store.request_training(1)
+        with pytest.raises(StoreUnavailable, match="locked"):
+            store.set_trouble(1, "The records are locked.")
+        other.kill()
+    store.request_training(1)
+    row = store.project(1)
+    assert row is not None
+    assert row["training_requests"] == 1
+    assert store.trouble(1) == "The records are locked."  # from the file beside the records
+    store.set_trouble(1, "")
+
+
 def test_a_hanging_database_delays_a_few_requests_and_is_reported_to_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
