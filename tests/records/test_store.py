@@ -227,7 +227,6 @@ def test_while_another_process_locks_the_records_work_waits_and_nothing_is_lost(
     program = (
         "import sqlite3, sys\n"
         "held = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
-        "held.execute('PRAGMA locking_mode=EXCLUSIVE')\n"
         "held.execute('BEGIN EXCLUSIVE')\n"
         "print('locked', flush=True)\n"
         "sys.stdin.read()\n"
