@@ -72,7 +72,7 @@ def costs(studio: LabelStudio, url: str, folder: Path, count: int) -> dict[str, 
         assert latest is not None
         task = next(p.task for p in latest["picks"] if p.task not in labelled)
         labelled.add(task)
-        annotate(studio, project, task, masks[0])
+        annotate(studio, project, task, masks[0] > 0)
         return timed(lambda: reconciler.reconcile(project))
 
     labelled: set[int] = set()

@@ -346,7 +346,7 @@ def compare_tools(
             found.setdefault(name, []).append(dice(clicked(tool.mask, truth, AFTER)[-1], truth))
     if not shown:
         return None
-    means = {name: round(float(np.mean(values)), 4) for name, values in found.items()}
+    means: dict[str, Any] = {name: round(float(np.mean(values)), 4) for name, values in found.items()}
     fitted = means.pop(FITTED)
     means |= {NETWORK: max(means[NETWORK], fitted), FITTED: fitted > means[NETWORK]}
     return {"n": len(shown), "clicks": AFTER, **means, "seconds": round(time.monotonic() - began, 1)}

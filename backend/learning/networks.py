@@ -166,12 +166,12 @@ def scribble_prompt() -> Any:
             self.final_conv = convolution(width, 1, last=True)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            levels = []
-            for down in self.downs:
+            levels, ups, downs = [], list[Any](self.ups), list[Any](self.downs)
+            for down in downs:
                 levels.append(down["conv"](x))
                 x = nn.functional.max_pool2d(levels[-1], 2)
             x = self.bottleneck["conv"](x)
-            for twice, up in zip(self.ups[::2], self.ups[1::2], strict=True):
+            for twice, up in zip(ups[::2], ups[1::2], strict=True):
                 x = up["conv"](torch.cat([levels.pop(), twice(x)], 1))
             found: torch.Tensor = self.final_conv["conv"](x)
             return found

@@ -168,7 +168,8 @@ def test_truncated_weights_are_reported_as_damaged(tmp_path: Path, share: float)
 def test_a_damaged_spec_is_reported_as_damaged(tmp_path: Path, text: str) -> None:
     made().save(tmp_path)
     (tmp_path / "model.json").write_text(text)
-    with pytest.raises(WeightsMissing, match="is damaged"):
+    said = "another version of scanqueue" if "99" in text else "is damaged"
+    with pytest.raises(WeightsMissing, match=said):
         Segmenter.load(tmp_path)
 
 
