@@ -1,11 +1,11 @@
 """How much a few clicks improve a mask, on three kinds of scans, with 10, 20 and 40 labels.
 
-A person is simulated: each click is in the middle of the largest error, inside or outside. It starts from nothing, or
+A person is simulated: each click is in the middle of the largest error, inside or outside. It starts from nothing;
 from the mask that the task opens with: with 10 and 20 labels that of the quick model, with 40 that of the U-Net, both
-as shipped. Tools:
+as shipped; or from a good mask: the true one, with a bite or a bump. Tools:
 
-- *network*: the network for clicks, which a round trains where a project has smart tools. As shipped, it answers from
-  nothing
+- *network*: the network for clicks, which a round trains where a project has smart tools; *fitted*: its outlines are
+  moved to where the brightness changes. As shipped, the better one of the two on held-out scans answers from nothing
 - *geodesic*: the shortest paths, without training. As shipped, they correct masks
 - *GrabCut* (Rother et al. 2004, OpenCV), given the same clicks as discs of 3 pixels and the same mask so far
 - *brush*: no tool. A stroke corrects a disc, as wide as the error is there
@@ -124,6 +124,16 @@ def _stroke(mask: Mask, truth: Mask, inside: bool, at: tuple[float, float]) -> M
     return np.where(disc, inside, mask)
 
 
+def bitten(truth: Mask, seed: int) -> Mask:
+    """The true mask with a bite or a bump somewhere on its outline, of a third of its width."""
+    random = np.random.default_rng(seed)
+    edge = np.argwhere(truth & ~cv2.erode(truth.astype(np.uint8), np.ones((3, 3))).astype(bool))
+    row, column = edge[random.integers(len(edge))]
+    radius = max(2, round(0.35 * float(np.sqrt(truth.sum() / np.pi))))
+    disc = cv2.circle(np.zeros(truth.shape, np.uint8), (int(column), int(row)), radius, 1, -1) > 0
+    return truth | disc if random.integers(2) else truth & ~disc
+
+
 def unet(images: Any, masks: Any, chosen: Sequence[int], test: Sequence[int], seed: int, steps: int) -> list[Mask]:
     """The masks of the U-Net, as shipped on a CPU."""
     learner = Learner(Settings(training_steps=steps, device="cpu", threads=1))
@@ -172,10 +182,11 @@ def measured(job: tuple[str, int, int, int]) -> Rows:
     curves: dict[tuple[str, str], list[list[float]]] = {}
     for row, automatic in zip(test, shown, strict=True):
         truth, paths = masks[row] > 0, Geodesic(boxes[row])
-        tool = network.tool(boxes[row], features[row], paths)
-        tools: dict[str, Ask | None] = {"network": tool.drawn, "geodesic": paths.mask}
+        plain, fitted = (network.tool(boxes[row], features[row], paths, fitted=one) for one in (False, True))
+        tools: dict[str, Ask | None] = {"network": plain.drawn, "fitted": fitted.drawn, "geodesic": paths.mask}
+        starts = {"automatic": automatic, "nothing": None, "good": bitten(truth, row)}
         for name, ask in (tools | {"GrabCut": grabcut(images[row]), "brush": None}).items():
-            for start, mask in (("automatic", automatic), ("nothing", None)):
+            for start, mask in starts.items():
                 curves.setdefault((name, start), []).append(corrected(ask, truth, mask))
     return [_row(data, labels, seed, *key, np.array(each), spent) for key, each in curves.items()]
 

@@ -90,7 +90,8 @@ class Geodesic:
     def mask(self, seeds: Seeds, *, everywhere: bool = False) -> Mask:
         """(H, W): the finding. Every click inside is in it, and every click outside is not.
 
-        Far from the clicks, a mask that is there stays as it is, unless they show that it is wrong as a whole.
+        Far from the clicks, a mask that is there stays as it is, unless they show that it is wrong as a whole. With
+        boxes, nothing outside them is in the finding.
 
         everywhere  its whole outline moves to where the brightness changes
         """
@@ -100,7 +101,7 @@ class Geodesic:
         to_inside, to_outside = self._cost(inside), self._cost(outside)
         lead = np.asarray((to_outside - to_inside) / np.maximum(to_inside + to_outside, 1e-9), np.float32)
         whole = np.asarray(cv2.resize(lead, (self.width, self.height), interpolation=cv2.INTER_LINEAR) > 0)
-        if not everywhere and seeds.current is not None and seeds.current.any():
+        if not everywhere and not seeds.boxes and seeds.current is not None and seeds.current.any():
             whole = self._near_prompts(whole, seeds.current, seeds)
         for masks, value in ((seeds.drawn_in, True), (seeds.drawn_out, False)):
             for one in masks:
@@ -111,8 +112,8 @@ class Geodesic:
         return whole
 
     def _near_prompts(self, whole: Mask, current: Mask, seeds: Seeds) -> Mask:
-        """`current` with those changes of `whole` that belong to a click, stroke or box."""
-        near = np.logical_or.reduce([np.zeros_like(current), *seeds.boxes])
+        """`current` with those changes of `whole` that belong to a click or stroke."""
+        near = np.zeros_like(current)
         changed = whole != current
         depth = cv2.distanceTransform(current.astype(np.uint8), cv2.DIST_L2, 5)
         height = cv2.distanceTransform((~current).astype(np.uint8), cv2.DIST_L2, 5)
