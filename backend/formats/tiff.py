@@ -5,6 +5,7 @@ tifffile reads the header and the uncompressed and deflated pages, OpenCV those 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from backend.errors import UnreadableFile
 from backend.formats.failures import TOO_LARGE
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # it quotes the values of tags
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PLAIN = {"|u1", "<u2", ">u2", "|b1"}  # Pillow reads these

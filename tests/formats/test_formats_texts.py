@@ -6,6 +6,7 @@ What libraries raise, warn, log or print must not reach a message, a log or stde
 from __future__ import annotations
 
 import io
+import logging
 import random
 import re
 import struct
@@ -53,10 +54,26 @@ def heard(path: Path, capfd: pytest.CaptureFixture[str]) -> list[str]:
             attempt(partial(choose_window, volume, "no such window"))
             to_uint8(cut(volume.geometry, "acquisition").take(volume.values, 0), choose_window(volume, None))
 
-    attempt(whole)
-    attempt(lambda: open_mask(path))
-    attempt(lambda: decode_image(path.read_bytes()))
-    return [*said, *capfd.readouterr()]
+    listener, root = Listener(), logging.getLogger()
+    root.addHandler(listener)
+    try:
+        attempt(whole)
+        attempt(lambda: open_mask(path))
+        attempt(lambda: decode_image(path.read_bytes()))
+    finally:
+        root.removeHandler(listener)
+    return [*said, *capfd.readouterr(), *listener.said]
+
+
+class Listener(logging.Handler):
+    """Hears what any library logs, as the log of a server does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(self.format(record))
 
 
 def broken(data: bytes, seed: int, count: int = 25) -> Iterator[bytes]:
