@@ -9,6 +9,7 @@ the last.
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -59,8 +60,10 @@ def decode_image(data: bytes, *, max_pixels: int = 64_000_000) -> NDArray[np.uin
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        count = re.search(r"\d+", str(error))
+        size = f" ({int(count[0]):,} pixels)" if count else ""
         raise UnreadableScan(
-            f"the image is too large; at most {max_pixels:,} pixels are read. Upload a smaller version"
+            f"the image is too large{size}; at most {max_pixels:,} pixels are read. Upload a smaller version"
         ) from error
     except UnidentifiedImageError as error:
         raise UnreadableScan(

@@ -120,7 +120,7 @@ def test_unreadable_scans_are_listed_with_advice_and_the_others_go_on(bad: dict[
     }
     assert "empty" in problems[odd["empty.png"]]
     assert "not an image" in problems[odd["text.png"]]
-    assert "60000" in problems[odd["bomb.png"]]
+    assert "3,600,000,000 pixels" in problems[odd["bomb.png"]]
     assert "the server answered 404" in problems[odd["missing.png"]]
     assert "add it to SCANQUEUE_IMAGE_HOSTS" in problems[odd["elsewhere"]]
     assert "import it again" in problems[odd["nothing"]]

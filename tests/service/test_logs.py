@@ -104,8 +104,13 @@ def test_tracebacks_are_redacted_and_bounded() -> None:
     assert len(Redactor().lines("x\n" * 10**5).splitlines()) < 300
 
 
-def test_requests_for_websockets_leave_no_line_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+def test_requests_for_websockets_leave_no_line_in_the_log(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """uvicorn advises to install a library; the request is answered as an ordinary one."""
+    for name in ("uvicorn", "uvicorn.error"):  # another test may have started a server with uvicorn's own log
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
     app = FastAPI()
     app.add_api_route("/health", lambda: {"status": "UP"})
     headers = {
