@@ -53,7 +53,7 @@ class Problem:
     """Something that cannot be read. `path` and `shown` may name a patient: show them at the terminal only.
 
     one    it is about this file or folder alone; False: `path` is an example, or where the files are
-    shown  `what` with names from the header; "": there are none
+    shown  `what` with names from the header; "" without any
     """
 
     path: Path

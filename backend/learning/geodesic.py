@@ -26,10 +26,7 @@ CONTRAST = 2.0  # cost of a change by one standard deviation of the picture
 LENGTH = 4.0  # cost of a path along the longer side of a picture without contrast
 BAND = 0.8  # width of the undecided band around an outline, in half widths of that part of the mask
 REACH = 3.0  # a click changes a mask up to so many times its own distance from the outline
-WRONG = (
-    0.5,
-    2.0,
-)  # distance of a click from the outline, in half widths, from which and below which all of it is wrong
+WRONG = (0.5, 2.0)  # a click this far from the outline, in half widths of the mask, says that all of it is wrong
 SOME = 20  # places on a stroke that may contradict the mask
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 

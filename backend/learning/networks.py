@@ -70,8 +70,9 @@ def densenet121() -> Any:
     return timm.create_model("densenet121", pretrained=False, num_classes=0, in_chans=1)
 
 
-def from_torchxrayvision(tensors: Tensors) -> Tensors:
-    return dict(tensors)  # both use torchvision's names
+def as_published(tensors: Tensors) -> Tensors:
+    """The names in the file are those in the network."""
+    return dict(tensors)
 
 
 def mobile_sam() -> Any:
@@ -179,17 +180,13 @@ def scribble_prompt() -> Any:
     return UNet()
 
 
-def from_scribble_prompt(tensors: Tensors) -> Tensors:
-    return dict(tensors)  # the same names
-
-
 NETWORKS = {
     "biomedclip": Published(biomedclip, from_open_clip),
     "radimagenet": Published(resnet50, from_radimagenet),
-    "torchxrayvision": Published(densenet121, from_torchxrayvision),
+    "torchxrayvision": Published(densenet121, as_published),
     "mobilesam": Published(mobile_sam, from_mobile_sam),
     "efficientnet-lite0": Published(efficientnet_lite0, from_efficientnet_lite0),
-    "scribbleprompt": Published(scribble_prompt, from_scribble_prompt),
+    "scribbleprompt": Published(scribble_prompt, as_published),
 }
 
 

@@ -1,4 +1,4 @@
-"""Attempts at work that may need more memory than there is: after MOST of them, the loop goes on without it.
+"""Attempts at work that may need more memory than there is: after MOST_ATTEMPTS of them, the loop goes on without it.
 
 The system ends a process that needs too much memory without a word. So an attempt is recorded before the work, and
 taken back when it ends; what is left over was cut off.
