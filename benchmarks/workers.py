@@ -39,6 +39,7 @@ from benchmarks.servers import CONFIG, Service, annotate, label_studio, write_sc
 LIMIT = 1.7
 LABELLED = 6
 SIDE = 512
+POLL = 0.25  # seconds; more often, the question itself would take a tenth of a core
 
 
 def main() -> None:
@@ -131,7 +132,7 @@ class Pool:
         while not ready():  # type: ignore[operator]
             if time.monotonic() > until:
                 raise TimeoutError(f"not ready within {seconds:.0f} s; the logs are next to {self.folder}")
-            time.sleep(0.05)
+            time.sleep(POLL)
 
 
 @contextmanager

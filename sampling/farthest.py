@@ -78,19 +78,25 @@ class _Nearest:
         self._exact = np.full(len(points), np.inf)  # ... with this result
         self._bounded = 0  # all rows are bounded by so many places
         self._few: IntArray = np.empty(0, dtype=np.intp)  # ascending; the bounds of all other rows are <= rest
+        self._few_points = points[:0]
+        self._few_bounded = 0  # these are bounded by so many places
         self._rest = np.inf
+        self._kind = np.result_type(points.dtype, np.float32)
         blocks = blocks_of(len(points), points.shape[1], BLOCK)
-        whole = (points[rows].astype(np.float64, copy=False) for rows in blocks)
-        self._squares = np.concatenate([np.einsum("nd,nd->n", rows, rows) for rows in whole])
+        with np.errstate(over="ignore"):
+            parts = (points[rows].astype(self._kind, copy=False) for rows in blocks)
+            self._squares = np.concatenate([np.einsum("nd,nd->n", part, part) for part in parts])
 
     def farthest(self, n: int) -> int:
         """The row farthest from the nearest of the first `n` places, the lowest one of several."""
         if not self._bounded or n - self._bounded >= BATCH:
             self._tighten(n)
+        self._tighten_few(n)
         while True:
             top = int(self._few[self.bound[self._few].argmax()]) if len(self._few) else -1
             if top < 0 or self.bound[top] <= self._rest:
                 self._select()
+                self._tighten_few(n)
             elif self._measured[top] == n or self.bound[top] == 0.0:
                 return top
             else:
@@ -103,22 +109,37 @@ class _Nearest:
         least = -np.partition(-self.bound, FEW)[FEW] if len(self.bound) > FEW else -np.inf
         high = self.bound >= least
         self._few = np.flatnonzero(high)
+        self._few_points = self.points[self._few].astype(self._kind, copy=False)
+        self._few_bounded = self._bounded
         self._rest = float(self.bound[~high].max(initial=-np.inf))
 
     def _tighten(self, n: int) -> None:
-        """Bound all rows by the places that were added, `BATCH` of them at a time; rounding is added to the bound."""
-        kind = np.result_type(self.points.dtype, np.float32)
-        error = 2 * (self.points.shape[1] + 4) * float(np.finfo(kind).eps)
+        """Bound all rows by the places that were added, `BATCH` of them at a time."""
         for begin in range(self._bounded, n, BATCH):
             places = self.places[begin : min(begin + BATCH, n)]
-            squares = np.einsum("nd,nd->n", places, places)
-            across = (-2 * places.T).astype(kind)
             for rows in blocks_of(len(self.points), max(BATCH, self.points.shape[1]), BLOCK):
-                with np.errstate(over="ignore", invalid="ignore"):  # a bound that is not a number is none
-                    low = (self.points[rows].astype(kind, copy=False) @ across + squares.astype(kind)).min(axis=1)
-                    low = low + self._squares[rows] + error * (self._squares[rows] + squares.max())
-                self.bound[rows] = np.fmin(self.bound[rows], np.sqrt(np.maximum(low, 0)))
+                points = self.points[rows].astype(self._kind, copy=False)
+                self.bound[rows] = np.fmin(self.bound[rows], self._bounds(points, self._squares[rows], places))
         self._bounded, self._few = n, self._few[:0]
+
+    def _tighten_few(self, n: int) -> None:
+        if len(self._few) and self._few_bounded < n:
+            places = self.places[self._few_bounded : n]
+            bounds = self._bounds(self._few_points, self._squares[self._few], places)
+            self.bound[self._few] = np.fmin(self.bound[self._few], bounds)
+            self._few_bounded = n
+
+    def _bounds(
+        self, points: FloatArray, squares: NDArray[np.floating], places: NDArray[np.float64]
+    ) -> NDArray[np.floating]:
+        """At least the distance of these rows to the nearest of the places; rounding is added."""
+        error = 4 * (points.shape[1] + 4) * float(np.finfo(self._kind).eps)
+        lengths = np.einsum("nd,nd->n", places, places)
+        with np.errstate(over="ignore", invalid="ignore"):  # a bound that is not a number is none
+            low = (points @ (-2 * places.T).astype(self._kind) + lengths.astype(self._kind)).min(axis=1)
+            low += squares + error * (squares + lengths.max())
+        bounds: NDArray[np.floating] = np.sqrt(np.maximum(low, 0))
+        return bounds
 
 
 def _after_in_plane(points: NDArray[np.float64], before: IntArray, n: int) -> IntArray:

@@ -62,14 +62,21 @@ class Pool:
         if rows.ndim != 2 or rows.shape[1] == 0:
             raise ValueError(f"embeddings: got shape {rows.shape}, wanted (N, D), one row per scan")
         unit: FloatArray = np.empty(rows.shape, rows.dtype if rows.dtype == np.float32 else np.float64)
+        tiny = float(np.finfo(unit.dtype).tiny) ** 0.5
         step = max(1, BLOCK // rows.shape[1])
         for begin in range(0, len(rows), step):  # limits memory for a million embeddings
-            part = rows[begin : begin + step]
-            largest = np.abs(part).max(axis=1, keepdims=True)  # keeps NaN and infinity
-            refuse_rows("embeddings", ~np.isfinite(largest.ravel()), np.arange(begin, begin + len(part)))
-            scaled = part / np.where(largest > 0, largest, 1).astype(unit.dtype)
-            length = np.linalg.norm(scaled, axis=1, keepdims=True)
-            unit[begin : begin + step] = scaled / np.where(length > 0, length, 1).astype(unit.dtype)
+            part = rows[begin : begin + step].astype(unit.dtype, copy=False)
+            with np.errstate(over="ignore", invalid="ignore"):
+                squares = np.einsum("nd,nd->n", part, part)
+            unsafe = np.flatnonzero(~((squares > tiny) & (squares < 1 / tiny)))  # zero, inexact, or not finite
+            refuse_rows("embeddings", ~np.isfinite(part[unsafe]).all(axis=1), begin + unsafe)
+            scale = np.sqrt(np.where(squares > 0, squares, 1))
+            np.divide(part, scale[:, None], out=unit[begin : begin + step])
+            if len(unsafe):
+                largest = np.abs(part[unsafe]).max(axis=1, keepdims=True)
+                scaled = part[unsafe] / np.where(largest > 0, largest, 1)
+                length = np.linalg.norm(scaled, axis=1, keepdims=True)
+                unit[begin + unsafe] = scaled / np.where(length > 0, length, 1)
         return unit
 
     def signal(self, name: str, unlabelled: IntArray) -> NDArray[np.float64]:

@@ -212,7 +212,7 @@ def _clusters(points: FloatArray, k: int, seed: int) -> tuple[IntArray, NDArray[
     k = max(1, min(k, MOST_CLUSTERS, len(points)))
     with threadpool_limits(limits=1), warnings.catch_warnings():  # one thread for a fixed summation order
         warnings.simplefilter("ignore")
-        found = KMeans(k, n_init=4, random_state=seed).fit(points)
+        found = KMeans(k, n_init=1, random_state=seed).fit(points)
     return found.labels_.astype(np.intp), np.asarray(found.cluster_centers_, dtype=np.float64)
 
 
