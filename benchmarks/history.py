@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from fastapi.testclient import TestClient
 
+from backend.app import keep_loaded
 from backend.facts import MOST_HELD_OUT, VALIDATION_SHARE, Lesson, Stage, version_name
 from backend.fingerprints import fingerprint
 from backend.learning.averages import as_row, of_scores
@@ -145,6 +146,7 @@ def measure(labels: int) -> tuple[float, dict[str, float]]:
         studio: Any = StillStudio(labels + LEFT)
         learner = Learner(settings)
         overview = Overview(store, studio, Pictures(store, BatchProcessor(studio, store, learner)), lambda _: [])
+        keep_loaded()
         client = TestClient(create_api(settings, store, lambda *_: None, lambda *_: [], overview=overview))
 
         def get(page: str) -> Callable[[], object]:

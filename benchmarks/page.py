@@ -37,6 +37,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from backend.demo.child import Child, free_port
+from backend.facts import Lesson
 from backend.records.maps import map_name
 from backend.records.rounds import Pick
 from backend.records.store import Store
@@ -226,7 +227,7 @@ def fill(store: Store, count: int) -> Points:
     store.put_uncertainty(
         MODEL, {d: {"image": round(float(e), 4)} for d, e in zip(digests, points.entropy, strict=True)}
     )
-    store.put_model(PROJECT, _model([s["task"] for s in labels]), active="scanqueue-r1", training_requests=0)
+    store.put_model(PROJECT, _model([Lesson(s["task"], s["digest"], s["digest"]) for s in scans if s["annotated"]]), active="scanqueue-r1", training_requests=0)
     for n, picks in enumerate((_cold(points, rng), _ranked(points, labelled, rng))):
         model = "scanqueue-r1" if n else ""
         drawn = len(labels) if n else 0
@@ -269,7 +270,7 @@ def _label(task: int, read_at: str) -> dict[str, Any]:
     }
 
 
-def _model(trained_on: Sequence[int]) -> dict[str, Any]:
+def _model(trained_on: Sequence[Lesson]) -> dict[str, Any]:
     return {
         "version": "scanqueue-r1",
         "fingerprint": MODEL,

@@ -25,6 +25,7 @@ from label_studio_sdk import LabelStudio as Sdk
 
 from backend.demo.label_studio import LabelStudio
 from backend.demo.phantoms import phantom
+from backend.facts import Lesson
 from backend.fingerprints import fingerprint
 from backend.label_config import LabelConfig
 from backend.label_studio.drawing import draw_mask
@@ -103,7 +104,7 @@ class Pool:
         unsure = {t: 0.0 if t in left else float(rng.uniform(0.5, 1)) for t in self.digests}
         store.put_uncertainty(name, {self.digests[t]: {"image": value} for t, value in unsure.items()})
         # masks for any scans that may be first are drawn in advance, because the network is not measured
-        done = {r["key"] for r in store.labels(self.project)}
+        done = [Lesson(r["task"], self.digests[r["task"]], r["mask"]) for r in store.labels(self.project)]
         for i, digest in enumerate(self.digests.values()):
             source = self._mask_file(i % len(self.masks))
             target = store.path("masks", fingerprint(name, digest))
@@ -113,7 +114,7 @@ class Pool:
             "version": version,
             "fingerprint": name,
             "labels": ["Lung"],
-            "trained_on": sorted(done),
+            "trained_on": done,
             "accepted": 1,
             "validation": {"dice": None, "hd95": None, "hd": None, "unit": None, "n": 0},
             "details": {},

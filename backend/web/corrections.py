@@ -10,6 +10,7 @@ from backend.records.store import Store
 from backend.web.intervals import mean, median
 
 DAY = 86_400.0  # seconds
+MEANS = {"prompts": "answers", "before": "before", "after": "after"}  # and the columns that they are of
 
 
 def corrections(store: Store, project: int, times: Mapping[int, float | None]) -> dict[str, Any]:
@@ -22,23 +23,24 @@ def corrections(store: Store, project: int, times: Mapping[int, float | None]) -
     times  of the labelled tasks, in seconds
     """
     answered = {row["task"]: row for row in store.corrections(project)}
-    groups: dict[str, list[tuple[float | None, Mapping[Any, Any]]]] = {"masked": [], "blank": [], "by_hand": []}
+    by_hand: list[float | None] = []
+    groups: dict[str, list[tuple[float | None, Mapping[str, Any]]]] = {"masked": [], "blank": []}
     for task, seconds in times.items():
         row = answered.get(task)
         if row is None:
-            groups["by_hand"].append((seconds, {}))
+            by_hand.append(seconds)
         elif row["after"] is not None:
             groups["blank" if row["before"] is None else "masked"].append((seconds, row))
-    return {
+    found = {
         name: {
             "scans": len(pairs),
-            "prompts": mean([row.get("answers") for _, row in pairs]),
             "time": median([seconds for seconds, _ in pairs]),
-            "before": mean([row.get("before") for _, row in pairs]),
-            "after": mean([row.get("after") for _, row in pairs]),
+            **{key: mean([row[column] for _, row in pairs]) for key, column in MEANS.items()},
         }
         for name, pairs in groups.items()
     }
+    nothing = {name: mean([]) for name in MEANS}
+    return found | {"by_hand": {"scans": len(by_hand), "time": median(by_hand), **nothing}}
 
 
 def lately(store: Store, project: int) -> dict[str, int] | None:
