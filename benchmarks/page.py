@@ -227,7 +227,8 @@ def fill(store: Store, count: int) -> Points:
     store.put_uncertainty(
         MODEL, {d: {"image": round(float(e), 4)} for d, e in zip(digests, points.entropy, strict=True)}
     )
-    store.put_model(PROJECT, _model([Lesson(s["task"], s["digest"], s["digest"]) for s in scans if s["annotated"]]), active="scanqueue-r1", training_requests=0)
+    lessons = [Lesson(s["task"], s["digest"], s["digest"]) for s in scans if s["annotated"]]
+    store.put_model(PROJECT, _model(lessons), active="scanqueue-r1", training_requests=0)
     for n, picks in enumerate((_cold(points, rng), _ranked(points, labelled, rng))):
         model = "scanqueue-r1" if n else ""
         drawn = len(labels) if n else 0
