@@ -120,7 +120,9 @@ class Pool:
             "details": {},
         }
         store.path("models", name).mkdir(parents=True)  # without a checkpoint, the model would count as lost
-        store.put_model(self.project, row, active=version, training_requests=0)
+        project = store.project(self.project)
+        assert project is not None
+        store.put_model(self.project, row, active=version, instead_of=project["active"], training_requests=0)
         return version
 
     def _mask_file(self, number: int) -> Path:
@@ -137,7 +139,13 @@ class Pool:
         seconds = timed(lambda: self.reconciler.reconcile(self.project))
         self.requests.append(self.reconciler.studio.requests - before)
         seen = self.reconciler.observer.observe(self.project)
-        if seen.live.model_version != version or len(seen.live.published) != MASKS:
+        served = self.reconciler.store.latest_round(self.project)
+        if (
+            served is None
+            or served["model"] != version
+            or seen.live.model_version != version
+            or len(seen.live.published) != MASKS
+        ):
             raise RuntimeError(f"{version} was not published: {seen.live}")
         return seconds
 
