@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 
 from backend.loop.batch import BatchProcessor
@@ -10,6 +10,7 @@ from backend.loop.context import LoopContext
 from backend.loop.remote import Part, Write, apply, do_part, model_files
 
 PART = 16  # tasks
+LEAST = 4  # of a part on a cluster
 
 
 def share(
@@ -60,7 +61,7 @@ def in_parts(
     of    artefact kind of the model
     take  receives the results of a cluster instead of the records
     """
-    parts = [tasks[start : start + PART] for start in range(0, len(tasks), PART)]
+    parts = list(parts_of(tasks, processor.cluster.threads() if processor.cluster else 0))
     if processor.cluster is None:
         for some in parts:
             processor.do(kind, project, requirements, some)
@@ -80,3 +81,16 @@ def in_parts(
                 else:
                     take(writes)
                 yield len(parts[index])
+
+
+def parts_of(tasks: Sequence[int], threads: int) -> Iterator[Sequence[int]]:
+    """The tasks in parts of `PART`; smaller towards the end, if several threads share them, so that all end together.
+
+    Source: Polychronopoulos & Kuck 1987 (guided self-scheduling).
+    """
+    start = 0
+    while start < len(tasks):
+        fair = (len(tasks) - start) // (2 * threads) if threads > 1 else PART
+        size = min(PART, max(LEAST, fair))
+        yield tasks[start : start + size]
+        start += size

@@ -58,6 +58,13 @@ class Cluster:
         """The address of Dask's dashboard; "" before the first use."""
         return str(self._client.dashboard_link) if self._client is not None else ""
 
+    def threads(self) -> int:
+        """The number of threads that take work; 0 while the scheduler does not answer."""
+        try:
+            return self._size(self._connected())[0]
+        except (ClusterUnavailable, OSError, TimeoutError, RuntimeError):
+            return 0
+
     def each(
         self, function: Callable[..., Any], parts: Sequence[Any], shared: Any = None
     ) -> Generator[tuple[int, Any] | None]:

@@ -93,6 +93,18 @@ def comparable(state: Mapping[str, Any]) -> dict[str, Any]:
     return {**state, "files": files}
 
 
+@pytest.mark.parametrize("threads", [0, 1, 2, 7, 40])
+def test_all_threads_of_a_cluster_end_at_about_the_same_time(threads: int) -> None:
+    tasks = list(range(130))
+    parts = list(sharing.parts_of(tasks, threads))
+    assert [task for part in parts for task in part] == tasks
+    busy = [0] * max(1, threads)  # whoever is free first takes the next part
+    for part in parts:
+        assert len(part) <= sharing.PART
+        busy[busy.index(min(busy))] += len(part)
+    assert max(busy) - min(busy) <= sharing.LEAST
+
+
 @pytest.mark.usefixtures("small_parts", "one_thread")
 def test_a_cluster_does_the_same_and_survives_kills_of_workers_and_scheduler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
