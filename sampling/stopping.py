@@ -276,7 +276,7 @@ def _sentence(
         all_ = f"All {left} scans that are left" if worth == left else f"About {worth} more labels"
         return f"{all_} are expected to be worth it: {labels} should raise {overlap} by about {range_}."
     if advice == "nearly there":
-        return f"Nearly there: {labels} are expected to raise {overlap} by only about {range_}. {rule}"
+        return f"{labels} are expected to raise {overlap} by only about {range_}. {rule}"
     if advice == "stop":
         return (
             f"More labels are hardly expected to be worth it: {labels} should raise {overlap} by about {range_}, and "

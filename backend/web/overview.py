@@ -21,7 +21,7 @@ from backend.loop.order import RankingInputs, order
 from backend.loop.project_settings import project_settings, row_settings
 from backend.records.maps import StoredMap, read_map
 from backend.records.store import Store
-from backend.settings import UNITS, ProjectSettings
+from backend.settings import UNITS
 from backend.web import status
 from backend.web.learning_curve import curve
 from backend.web.legend import label_names, legend
@@ -148,7 +148,7 @@ class Overview:
             "settings": asdict(found),
             "given": given,
             "changed": json.loads((row["overrides"] if row else "") or "{}"),
-            "default": asdict(ProjectSettings()),
+            "default": asdict(project_settings("")),
             "strategies": ["default", *dict.fromkeys([*COLD_START, *WITH_MODEL])],
             "uncertainties": list(AGGREGATIONS),
             "units": list(UNITS),
