@@ -19,9 +19,12 @@ OUTSIDE = (
     "CONTRIBUTING.md",
     "SECURITY.md",
     "benchmarks/README.md",
+    "benchmarks/clicks.csv",
     "benchmarks/former-default.md",
+    "benchmarks/learner.csv",
     "benchmarks/screening.md",
     "benchmarks/selection.md",
+    "benchmarks/selection.py",
     "deploy/nginx/lab.conf",
 )
 
