@@ -242,7 +242,7 @@ class Reconciler:
             with attempt(context, project, done, step):
                 self._control_trial.compare(project, seen, done, step)
         elif isinstance(step, DrawQuickly):
-            self._quick.redraw(project, seen, done, step)
+            self._quick.redraw(project, seen, done, step, self.tender.refill)
         elif isinstance(step, Listen):
             self._connections.require(project)
             row = context.row(project)

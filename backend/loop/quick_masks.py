@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -73,10 +73,14 @@ class QuickDrawer:
         self._terms: OrderedDict[tuple[Any, ...], Terms] = OrderedDict()
         self._lock = threading.Lock()
 
-    def redraw(self, project: int, seen: Seen, done: Done, step: DrawQuickly) -> None:
+    def redraw(
+        self, project: int, seen: Seen, done: Done, step: DrawQuickly, between: Callable[[int], None] = lambda _: None
+    ) -> None:
         """Do a `DrawQuickly` step.
 
         A single label cannot tell how good the masks are. Until the second, only features are computed.
+
+        between  called with the project after the features of each scan. It may lengthen the queue
         """
         assert seen.config is not None
         if self._connections.objection(project):  # asking anew, Label Studio would call us back after every label
@@ -89,9 +93,9 @@ class QuickDrawer:
         imported: Collection[int] = ()  # tasks that keep the mask that was imported for them
         visible = False
         try:
-            features = self._features(project, seen, step.tasks) if step.key else {}
+            features = self._features(project, seen, step.tasks, between) if step.key else {}
             if step.lessons:
-                model = self._learnt(project, seen, step)
+                model = self._learnt(project, seen, step, between)
                 row["dice"] = model.expected_dice
                 visible = model.expected_dice is not None and model.expected_dice >= done.settings.least_dice
                 context.store.put_arrays("quick", step.key, **model.arrays())
@@ -143,7 +147,9 @@ class QuickDrawer:
         ]
         return results, [*rows, {**newest, "version": version}]
 
-    def _features(self, project: int, seen: Seen, tasks: Sequence[int]) -> dict[int, NDArray[np.float16]]:
+    def _features(
+        self, project: int, seen: Seen, tasks: Sequence[int], between: Callable[[int], None] = lambda _: None
+    ) -> dict[int, NDArray[np.float16]]:
         """Of the tasks that can be read; the others become problems."""
         scans, found = {s.task: s for s in seen.scans}, {}
         for task in tasks:
@@ -151,18 +157,25 @@ class QuickDrawer:
                 found[task] = self._context.processor.features(scans[task])
             except UnreadableScan as error:
                 self._context.store.set_scans(project, [{"task": task, "problem": str(error)}])
+            between(project)
         return found
 
-    def _learnt(self, project: int, seen: Seen, step: DrawQuickly) -> QuickModel:
+    def _learnt(self, project: int, seen: Seen, step: DrawQuickly, between: Callable[[int], None]) -> QuickModel:
         """Raises Replan when a labelled scan can no longer be read."""
         assert seen.config is not None
         labels = seen.config.labels
         rows = {r["task"]: r for r in self._context.store.labels(project)}
         with self._lock:
-            return learn_alone(self._terms_of(project, seen, step, rows, labels))
+            return learn_alone(self._terms_of(project, seen, step, rows, labels, between))
 
     def _terms_of(
-        self, project: int, seen: Seen, step: DrawQuickly, rows: Mapping[int, Any], labels: tuple[str, ...]
+        self,
+        project: int,
+        seen: Seen,
+        step: DrawQuickly,
+        rows: Mapping[int, Any],
+        labels: tuple[str, ...],
+        between: Callable[[int], None],
     ) -> list[Terms]:
         context = self._context
         scans = {s.task: s for s in seen.scans}
@@ -184,6 +197,7 @@ class QuickDrawer:
                     context.store.set_scans(project, [{"task": task, "problem": str(error)}])
                     raise Replan from None
                 self._terms[key] = Terms.of(features, mask, len(labels), unknown=unknown, group=scan.group)
+                between(project)
             self._terms.move_to_end(key)
             found.append(self._terms[key])
         while len(self._terms) > KEPT:

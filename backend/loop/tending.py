@@ -52,7 +52,7 @@ class Tender:
         self._check(project, reading=False)
 
     def refill(self, project: int) -> None:
-        """Like `tend`, while annotations are read: publishes what is missing, and no more."""
+        """Like `tend`, while annotations are read or the quick model draws: publishes what is missing, and no more."""
         self._check(project, reading=True)
 
     def _check(self, project: int, *, reading: bool) -> None:

@@ -12,9 +12,10 @@ import pytest
 from world import PROJECT, World
 
 from backend.errors import UnreadableMask, WeightsMissing
-from backend.facts import IMPORTED_MASKS
+from backend.facts import IMPORTED_MASKS, Scan
 from backend.learning.learner import Learner
-from backend.loop import audit
+from backend.loop import audit, tending
+from backend.loop.batch import BatchProcessor
 from backend.loop.driver import Reconciler
 from backend.loop.predictor import Predictor
 from backend.loop.quick_masks import QuickDrawer
@@ -346,6 +347,30 @@ def test_labels_submitted_while_the_first_model_is_trained_redraw_the_next_tasks
     (model,) = world.store.models(PROJECT)
     assert len(model["trained_on"]) == 4
     assert first.issuperset(changed)
+
+
+def test_the_queue_is_refilled_while_the_quick_model_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two busy cores, twenty annotators finished their queue while the features of twenty scans were computed."""
+    world = world_with(tmp_path / "data", queue_depth=4, round_size=3)
+    world.label(1)
+    monkeypatch.setattr(tending, "TEND_EVERY", 0.0)
+    features, drawn = BatchProcessor.features, QuickDrawer.redraw
+    open_after: list[set[int]] = []
+
+    def label_meanwhile(self: BatchProcessor, scan: Scan) -> Any:
+        if len(world.annotations) == 1:
+            world.label(2)
+        return features(self, scan)
+
+    def redraw(*args: Any) -> None:
+        drawn(*args)
+        open_after.append(world.published().keys() - world.annotations.keys())
+
+    monkeypatch.setattr(BatchProcessor, "features", label_meanwhile)
+    monkeypatch.setattr(QuickDrawer, "redraw", redraw)
+    world.run()
+    assert len(open_after[0]) == 4  # before, 1
+    assert len(world.studio.predictions) == len({p["task"] for p in world.studio.predictions})
 
 
 class Killed(BaseException):
