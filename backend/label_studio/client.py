@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from label_studio_sdk import LabelStudio
+from label_studio_sdk.base_client import LabelStudioBase  # `LabelStudio` imports pandas, NLTK and Faker
 from label_studio_sdk.core.api_error import ApiError
 
 from backend.errors import ProjectGone, StudioRefused, StudioUnavailable
@@ -126,10 +126,10 @@ class Client:
         self._count = count
         self._lock = threading.Lock()
         self._certificates = httpx.create_ssl_context()  # loading them takes longer than fetching a scan
-        self._sdk: LabelStudio | None = None
+        self._sdk: LabelStudioBase | None = None
         self.requests = 0
 
-    def _client(self) -> LabelStudio:
+    def _client(self) -> LabelStudioBase:
         if not self._api_key:
             raise StudioRefused(
                 "No token for Label Studio. Create one in Account & Settings > Personal Access Token and "
@@ -139,7 +139,7 @@ class Client:
             if self._sdk is None:
                 http = httpx.Client(timeout=self._timeout, follow_redirects=True, limits=limits(self.url))
                 try:
-                    self._sdk = LabelStudio(  # type: ignore[no-untyped-call]
+                    self._sdk = LabelStudioBase(
                         base_url=self.url, api_key=self._api_key, timeout=self._timeout, httpx_client=http
                     )
                 except ApiError as error:
