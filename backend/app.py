@@ -106,12 +106,20 @@ def run_worker(settings: Settings, *, parent: int = 0, heartbeat: int | None = N
             log.info("project %s: stopped; work resumes at the next start", project)
         return False
 
+    def spare() -> None:
+        """Work that a planned stop cuts off does not count, even if it does not end in time."""
+        stopping.wait()
+        reconciler.context.attempts.stop()
+
     retention = Retention(store, settings.keep_models, settings.cache_days, stopping)
     threading.Thread(target=retention.run, daemon=True).start()
     telling = threading.Thread(target=roster.run, args=(stopping,), daemon=True)
     telling.start()
+    sparing = threading.Thread(target=spare, daemon=True)
+    sparing.start()
     threading.Thread(target=counters.keep, args=(stopping,), daemon=True).start()
     queue.run(stopping, parent=parent)
+    sparing.join(timeout=5)
     telling.join(timeout=5)
     counters.flush()
 

@@ -114,6 +114,10 @@ class DamagedModel(WeightsMissing):
         self.path = path
 
 
+class LostEmbeddings(ScanqueueError):
+    """Embeddings of scans are missing or damaged, and no longer recorded: the scans are read again."""
+
+
 class StudioUnavailable(ScanqueueError):
     """Label Studio does not answer, or answers with a server error. Retrying may help."""
 
@@ -188,7 +192,11 @@ class ClusterUnavailable(ScanqueueError):
 
 
 class WorkersLost(ClusterUnavailable):
-    """Workers of the Dask cluster died doing the same work, again and again."""
+    """Workers of the Dask cluster died doing the same work, again and again. `part`: its index among many."""
+
+    def __init__(self, message: str, part: int | None = None) -> None:
+        super().__init__(message)
+        self.part = part
 
 
 class BadResults(ScanqueueError):

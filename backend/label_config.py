@@ -13,6 +13,7 @@ from backend.errors import NotSegmentable
 from backend.fingerprints import fingerprint
 
 MAX_LABELS = 253  # maximum number of labels per model: masks are bytes, and some values are reserved
+LABEL_LENGTH = 1000  # maximum number of characters of a label; longer ones in annotations are cut
 KINDS = (
     "brush",
     "bitmask",
@@ -171,6 +172,11 @@ class LabelConfig:
             raise NotSegmentable(
                 f"project {project}: the label config has {len(config.labels)} mask labels; a model can learn at most "
                 f"{MAX_LABELS}. Remove some {WHERE}."
+            )
+        if long := next((label for label in config.labels if len(label) > LABEL_LENGTH), ""):
+            raise NotSegmentable(
+                f"project {project}: the label that begins with {long[:40]!r} has {len(long):,} characters; at most "
+                f"{LABEL_LENGTH:,} are possible. Shorten it {WHERE}."
             )
         return config
 

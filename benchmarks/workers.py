@@ -28,7 +28,7 @@ from sqlalchemy import delete, func, select
 
 from backend.demo.child import Child, free_port
 from backend.facts import Stage
-from backend.loop.sharing import PART
+from backend.loop.suspects import AT_ONCE
 from backend.records.store import Store
 from backend.records.tables import embedding_table, uncertainty_table
 from backend.settings import Settings
@@ -97,7 +97,7 @@ class Pool:
 
     def settle(self) -> None:
         """Load the models with one small run of everything, and wait until the workers are idle."""
-        self.measure(only=4 * PART)
+        self.measure(only=4 * AT_ONCE)
 
     def measure(self, only: int | None = None) -> tuple[float, float]:
         """Seconds for embedding and for scoring, after removing both results of all scans (or of only `only`)."""

@@ -108,19 +108,20 @@ class EmbeddingMap:
         return cls(xy, mean, components, reduced, fitted)
 
 
-def fit_map(embeddings: FloatArray, *, seed: int) -> EmbeddingMap:
+def fit_map(embeddings: FloatArray, *, seed: int, most: int = LARGEST_FIT) -> EmbeddingMap:
     """Lay N scans out in the plane so that neighbours in embedding space are neighbours on the map.
 
     Embeddings are L2-normalised (an all-zero row stays zero), reduced by PCA to at most 50 dimensions, then
     by t-SNE to 2, with perplexity min(30, (N - 1) / 3) and the first two principal components as the start.
     With fewer than 5 scans, or if all are the same, the map is these two components.
-    Above 50,000 scans the principal axes still use all scans, but t-SNE lays out a random sample of 50,000,
+    Above `most` scans the principal axes still use all scans, but t-SNE lays out a random sample of so many,
     drawn by `seed`, and `EmbeddingMap.place` places the others.
 
     embeddings  (N, D), finite, N >= 1, one row per scan; not modified, and not copied if of float32
     seed        same input and seed, same map
+    most        number of scans for t-SNE, at least 1
 
-    The number of processors does not change the map. Time O(N) above 50,000 scans; memory beside the
+    The number of processors does not change the map. Time O(N) above `most` scans; memory beside the
     embeddings O(N), with 2 numbers per scan and a few hundred MB.
     Raises ValueError on bad shape, and on NaN with the row number.
     Sources: van der Maaten & Hinton 2008; Linderman et al. 2019; Kobak & Berens 2019; openTSNE.
@@ -136,8 +137,8 @@ def fit_map(embeddings: FloatArray, *, seed: int) -> EmbeddingMap:
     rows = finite_rows("embeddings", embeddings)
     n = len(rows)
     fitted: IntArray = np.arange(n)
-    if n > LARGEST_FIT:
-        fitted = np.sort(np.random.default_rng(seed).choice(n, LARGEST_FIT, replace=False))
+    if n > whole_number("most", most, low=1):
+        fitted = np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
     with threadpool_limits(limits=1, user_api="blas"):  # sums in one order
         mean = _mean(rows)
         components = _principal_axes(rows, mean)

@@ -23,7 +23,7 @@ from sqlalchemy import Connection
 from backend.demo import child
 from backend.demo.label_studio import LabelStudio, default_executable
 from backend.demo.phantoms import write_phantoms
-from backend.loop import control_trial, observing, sharing, tending
+from backend.loop import control_trial, observing, suspects, tending
 from backend.records import migrate
 from backend.records.store import Store
 
@@ -248,5 +248,5 @@ def miniature() -> Iterator[None]:
         patch.setattr(observing, "SETTLE", 0.01)
         patch.setattr(tending, "TEND_EVERY", 60.0)
         patch.setattr(control_trial, "YIELD_EVERY", 60.0)
-        patch.setattr(sharing, "PART", 4)
+        patch.setattr(suspects, "AT_ONCE", 4)
         yield

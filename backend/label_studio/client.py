@@ -18,6 +18,7 @@ from label_studio_sdk.base_client import LabelStudioBase  # `LabelStudio` import
 from label_studio_sdk.core.api_error import ApiError
 
 from backend.errors import ProjectGone, StudioRefused, StudioUnavailable
+from backend.label_studio.slow_answers import limited, too_slow
 from backend.workers.counters import CountCallback, discard
 
 RETRY_AFTER = (0.5, 1.0, None)  # seconds after which a read is repeated; then the next pass, in a minute, does it
@@ -137,7 +138,7 @@ class Client:
             )
         with self._lock:
             if self._sdk is None:
-                http = httpx.Client(timeout=self._timeout, follow_redirects=True, limits=limits(self.url))
+                http = limited(httpx.Client(timeout=self._timeout, follow_redirects=True, limits=limits(self.url)))
                 try:
                     self._sdk = LabelStudioBase(
                         base_url=self.url, api_key=self._api_key, timeout=self._timeout, httpx_client=http
@@ -230,6 +231,11 @@ class Client:
             raise self._refusal(error.status_code or 0, error.body, path) from error
         except (httpx.HTTPError, ValueError) as error:  # ValueError: the token response is not JSON
             self._count("studio_error", "no answer")
+            if slow := too_slow(error):
+                raise StudioUnavailable(
+                    f"Label Studio at {self.url} answers too slowly to {path}: {slow}. scanqueue retries every minute; "
+                    "check how busy Label Studio's machine is, and the network and proxies on the way to it."
+                ) from error
             raise StudioUnavailable(
                 f"Label Studio at {self.url} does not answer ({type(error).__name__}). scanqueue retries every "
                 "minute; check that Label Studio is running and that SCANQUEUE_LABEL_STUDIO_URL is correct."
@@ -272,7 +278,7 @@ class Client:
         """
         self.requests += 1
         try:
-            with httpx.Client(timeout=min(self._timeout, 10.0), verify=self._certificates) as client:
+            with limited(httpx.Client(timeout=min(self._timeout, 10.0), verify=self._certificates)) as client:
                 response = client.get(self.url + "api/version/")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise StudioUnavailable(f"Nothing answers at {self.url} ({type(error).__name__}).") from error

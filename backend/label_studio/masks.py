@@ -17,7 +17,7 @@ from backend.errors import UnknownLabels, UnreadableMask
 from backend.facts import round_of
 from backend.formats.pixels import polygon_to_mask
 from backend.formats.shapes import ellipse_to_mask, full_area, rectangle_to_mask
-from backend.label_config import KINDS, LabelConfig, Renames
+from backend.label_config import KINDS, LABEL_LENGTH, LabelConfig, Renames
 from backend.label_studio.listing import Annotation
 from backend.label_studio.raster import decode_bitmask, decode_brush
 
@@ -27,7 +27,6 @@ NOT_DRAWN = (  # result types that say something about a region or the image, an
 )
 RLE_BYTES = 16 * 2**20  # maximum size of one brush region; pure noise on 4096 x 4096 pixels needs 14.5 MiB
 REGION_PIXELS = 2 * 10**10  # maximum of regions x pixels per annotation: half a minute of drawing
-LABEL_LENGTH = 1000  # maximum number of characters of a label; longer ones match no label of the config
 WITHIN = 0.95  # share of a region that later ones of other labels may cover before it counts as lying within them
 THIN = 8.0  # pixels by which the area of a thin shape may differ from the number of its pixels
 PIXELS = ("brush", "bitmask")  # kinds that store pixels; the others store outlines

@@ -20,10 +20,11 @@ from urllib.parse import parse_qs, unquote, urljoin, urlsplit
 import httpx
 from label_studio_sdk.core.api_error import ApiError
 
-from backend.errors import StudioUnavailable, UnreadableScan
+from backend.errors import StudioRefused, StudioUnavailable, UnreadableScan
 from backend.image_value import decode_data_uri, is_unchanged, parse_inline, resolve
 from backend.label_studio.client import one_host
 from backend.label_studio.listing import Listing, filters
+from backend.label_studio.slow_answers import limited, too_slow
 
 IMAGE_BYTES = 160 * 2**20  # 64 million uncompressed 16-bit pixels are 122 MiB
 IMAGE_SECONDS = 300.0  # for a whole image; `timeout` applies to each chunk
@@ -132,7 +133,14 @@ def _forbidden(url: str, reference: str) -> str:
     )
 
 
-def _body(response: httpx.Response, reference: str) -> bytes:
+def _slow(url: str, reference: str, how: str) -> str:
+    return (
+        f"its image {_name(reference)!r} arrived too slowly from {urlsplit(url).netloc}: {how}. Check how busy that "
+        "server is, and the network and proxies on the way to it; scanqueue retries later."
+    )
+
+
+def _body(response: httpx.Response, reference: str, url: str) -> bytes:
     """The image in a response, within the limits on its size and time. Raises UnreadableScan."""
     name = _name(reference)
     if response.status_code >= 400 and re.search(STORED, reference):
@@ -152,9 +160,7 @@ def _body(response: httpx.Response, reference: str) -> bytes:
     body, until = io.BytesIO(), time.monotonic() + IMAGE_SECONDS  # one buffer, which `getvalue` does not copy
     for piece in response.iter_raw():
         if time.monotonic() > until:
-            raise UnreadableScan(
-                f"its image {name!r} arrived too slowly: incomplete after {IMAGE_SECONDS:.0f} seconds."
-            )
+            raise UnreadableScan(_slow(url, reference, f"incomplete after {IMAGE_SECONDS:.0f} seconds"))
         if body.tell() + len(piece) > IMAGE_BYTES:
             raise UnreadableScan(f"its image {name!r} is larger than {IMAGE_BYTES >> 20} MiB. Make it smaller.")
         body.write(piece)
@@ -180,7 +186,7 @@ class ScanSource(Listing):
         elif found := re.search(STORED, url):  # Label Studio writes its public address there, which may not be ours
             url = self.url.rstrip("/") + url[found.start() :]
         renewed, ours = False, False
-        with httpx.Client(timeout=self._timeout, verify=self._certificates) as client:
+        with limited(httpx.Client(timeout=self._timeout, verify=self._certificates)) as client:
             for _ in range(REDIRECTS):
                 ours = self._allowed(url, redirected=ours)
                 self.requests += 1
@@ -196,11 +202,12 @@ class ScanSource(Listing):
                         if ours and response.status_code == 401 and not renewed and self._with_new_token():
                             renewed = True
                             continue
-                        if ours and response.status_code in SERVER_FAULTS:
+                        fault = response.status_code in SERVER_FAULTS
+                        if ours and (fault or (response.status_code >= 500 and not self._is_well())):
                             raise self._refusal(response.status_code, response.reason_phrase, "an image")
                         if ours and response.status_code == 403:
                             raise UnreadableScan(_forbidden(url, reference))
-                        body = _body(response, reference)
+                        body = _body(response, reference, url)
                         if ours:
                             self._count("studio", "GET image", time.monotonic() - started)
                         return body
@@ -213,10 +220,20 @@ class ScanSource(Listing):
                         "of the storage."
                     ) from error
                 except (httpx.HTTPError, ValueError) as error:  # ValueError: the token response is not JSON
+                    if slow := too_slow(error):
+                        raise UnreadableScan(_slow(url, reference, slow)) from error
                     raise self._silent(url, error, ours) from error
                 except ApiError as error:
                     raise self._refusal(error.status_code or 0, error.body, "/api/token/refresh/") from error
         raise UnreadableScan(f"its image has more than {REDIRECTS} redirects; use its final address.")
+
+    def _is_well(self) -> bool:
+        """Whether Label Studio answers something else: an error of its server may be about one file, or everything."""
+        try:
+            self.version()
+        except (StudioUnavailable, StudioRefused):
+            return False
+        return True
 
     def _silent(self, url: str, error: Exception, ours: bool) -> StudioUnavailable | UnreadableScan:
         """The error to raise when a server does not answer."""

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,11 @@ log = logging.getLogger("scanqueue.bulk")
 CHUNK = 8  # images in memory at once
 FETCHES = 4  # images fetched at once
 CRASHED = "the decoder crashed: the file is damaged or too large for the memory. Export the image again and upload it."
+
+NO_NUMBERS = (
+    "its embedding has values that are not numbers. Check the embedder's weights with `scanqueue doctor`, and the "
+    'image; then choose "Try again".'
+)
 
 
 def nothing() -> None:
@@ -93,7 +99,10 @@ class BatchProcessor:
             good = [ready for _, ready in batch if ready.prepared is not None]
             if good:
                 vectors = self.learner.embed_prepared([r.prepared for r in good if r.prepared is not None])
-                self.store.put_embeddings(embedder.name, [ready.digest for ready in good], vectors)
+                known: list[bool] = [bool(np.isfinite(vector).all()) for vector in vectors]
+                self.store.put_embeddings(embedder.name, [r.digest for r in compress(good, known)], vectors[known])
+                bad = {id(ready) for ready, is_known in zip(good, known, strict=True) if not is_known}
+                batch = [(scan, Ready(problem=NO_NUMBERS) if id(ready) in bad else ready) for scan, ready in batch]
             self.store.set_scans(project, [_row(scan, ready) for scan, ready in batch])
             self.alive()
 

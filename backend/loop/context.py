@@ -12,6 +12,7 @@ from backend.errors import ProjectGone, StorageFull, StoreUnavailable
 from backend.facts import Model
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
+from backend.loop.attempt_log import AttemptLog
 from backend.loop.batch import BatchProcessor
 from backend.records.locks import LockHandle
 from backend.records.store import Store
@@ -71,6 +72,7 @@ class LoopContext:
     def __post_init__(self) -> None:
         self.cluster = cluster_of(self.settings)
         self.processor = BatchProcessor(self.studio, self.store, self.learner, self.alive, self.cluster)
+        self.attempts = AttemptLog(self.store, (Busy, Replan, Postponed, GaveWay, Stopping))
 
     def row(self, project: int) -> Any:
         """The project's record. Raises ProjectGone."""

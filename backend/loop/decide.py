@@ -11,6 +11,7 @@ from backend.fingerprints import fingerprint
 from backend.label_config import LabelConfig
 from backend.loop.publication import all_at_once, part_of_round, publication, quick_reach
 from backend.loop.steps import (
+    POOL_GROWTH,
     CompareWithControl,
     Done,
     DrawQuickly,
@@ -33,7 +34,6 @@ from sampling import GROUPED, evenly_spread
 
 MIN_CONTROL_LABELS = 5  # minimum number of labels in each arm for a comparison with the control
 MOST_QUICK_LABELS = 64  # maximum number of labels that the quick model learns from
-POOL_GROWTH = 4  # factor by which the pool outgrows the map's fit before a new map is fitted
 NO_SCANS = Counts()
 FIRST_SCANS = 128  # scans of a large pool that an order is made from at first, at least
 FIRST_ROUNDS = 4  # and at least so many times the labels before the first model
@@ -109,10 +109,8 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         train = None  # it would learn from a part of the labels
     if done.models and (round_of(done.models[-1].version) or 0) > latest.n:
         train = None  # the round of the newest model comes first; new labels must not delay it
-    given_up = ""
-    if train is not None and done.cut_off is not None:
-        given_up = done.cut_off.objection(len(lessons), done.settings.round_size)
-        train = None if given_up else train
+    given_up = done.no_training(len(lessons)) if train is not None else ""
+    train = None if given_up else train
     steps += _ranking(seen, config, done, ready, train)
     first = not (done.active or latest.model)
     quick = _redrawing(seen, config, done, lessons, training=train is not None) if first else None
@@ -140,7 +138,8 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         steps.append(comparison)
     training = train is not None and not any(isinstance(s, OpenRound) for s in steps)
     phase = _phase(done, counts, len(lessons), training, seen.live.ignores_skipped)
-    return Plan(*phase, steps=tuple(steps), given_up=given_up)
+    remarks = (done.no_quick_masks(len(lessons)) if first else "", done.small_map())
+    return Plan(*phase, steps=tuple(steps), given_up=given_up, remarks=tuple(filter(None, remarks)))
 
 
 def meanwhile(seen: Seen, done: Done) -> list[Publish | ReadMasks | DrawQuickly]:
@@ -294,6 +293,8 @@ def _redrawing(
               mask. None is redrawn, as with many annotators there would always be one, and training would never start
     """
     latest, settings = done.rounds[-1], done.settings
+    if done.no_quick_masks(len(lessons)):
+        return None
     if settings.quick_model == "off":
         chosen: list[Lesson] = []
         key = ""  # what is shown is taken back

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from backend.errors import (
     BadSetting,
     DamagedModel,
+    LostEmbeddings,
     ProjectGone,
     ScanqueueError,
     StorageFull,
@@ -185,6 +186,10 @@ class Reconciler:
                 last = live = None
             except Postponed:
                 refused.add(type(step))
+            except LostEmbeddings as error:
+                last = live = None
+                log.warning("project %s: %s", project, error)
+                self.store.check_embeddings(project, done.embedder)
             except DamagedModel as error:
                 last = live = None
                 troubles.append(self._made_again(error))
@@ -252,7 +257,7 @@ class Reconciler:
 
     def _remarks(self, project: int, seen: Seen, done: Done, plan: Plan) -> list[str]:
         """Remarks for people at the end of a pass. Answers a training request that has nothing to train on."""
-        remarks = [plan.given_up] if plan.given_up else []
+        remarks = [one for one in (plan.given_up, *plan.remarks) if one]
         settings = done.settings
         if done.training_requests and not plan.steps and not seen.blocked and not seen.disconnected:
             self.store.clear_training_requests(project, done.training_requests)

@@ -20,6 +20,7 @@ from backend.formats.pixels import restore
 from backend.label_config import unknown_classes
 from backend.label_studio.drawing import draw_mask
 from backend.learning.quick_model import QuickModel, Terms, learn
+from backend.loop.attempts import attempt
 from backend.loop.connection import Connections
 from backend.loop.context import LoopContext, Replan
 from backend.loop.decide import MOST_QUICK_LABELS, quick_key
@@ -76,7 +77,7 @@ class QuickDrawer:
     def redraw(
         self, project: int, seen: Seen, done: Done, step: DrawQuickly, between: Callable[[int], None] = lambda _: None
     ) -> None:
-        """Do a `DrawQuickly` step.
+        """Do a `DrawQuickly` step, as an attempt.
 
         A single label cannot tell how good the masks are. Until the second, only features are computed.
 
@@ -85,6 +86,11 @@ class QuickDrawer:
         assert seen.config is not None
         if self._connections.objection(project):  # asking anew, Label Studio would call us back after every label
             raise Replan
+        with attempt(self._context, project, done, step):
+            self._redraw(project, seen, done, step, between)
+
+    def _redraw(self, project: int, seen: Seen, done: Done, step: DrawQuickly, between: Callable[[int], None]) -> None:
+        assert seen.config is not None
         context, labels = self._context, seen.config.labels
         version = version_name(done.rounds[-1].n)
         row: dict[str, Any] = {"version": version, "key": step.key, "names": json.dumps(labels)}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import asdict
 
 from backend.facts import Scan, Stage
+from backend.loop.attempts import attempt
 from backend.loop.context import LoopContext, Replan
 from backend.loop.order import RankingInputs, order
 from backend.loop.publication import part_of_round
 from backend.loop.selection_units import add, lay_out, stored_map
-from backend.loop.steps import Done, FitMap, MapScans, OpenRound, Seen
+from backend.loop.steps import FEW_ON_MAP, POOL_GROWTH, Done, FitMap, MapScans, OpenRound, Seen
 from backend.records.maps import put_map, read_map
 from backend.records.rounds import Pick
 
@@ -30,12 +32,16 @@ def map_pool(
     found = None if isinstance(step, FitMap) else stored_map(store, project, done.embedder, unit)
     if found is None:
         scans = store.scans_from(project, Stage.EMBEDDED)
-        with ThreadPoolExecutor(1) as aside:
-            fit = aside.submit(lay_out, store, done.embedder, scans, unit, done.settings.seed)
+        begun = done.map_cut_off
+        small = begun is not None and begun.too_often and len(scans) < POOL_GROWTH * begun.size
+        counted = nullcontext() if small else attempt(context, project, done, FitMap(), len(scans))
+        most = {"most": FEW_ON_MAP} if small else {}
+        with counted, ThreadPoolExecutor(1) as aside:
+            fit = aside.submit(lay_out, store, done.embedder, scans, unit, done.settings.seed, **most)
             while not wait([fit], TEND_EVERY).done:
                 context.alive()
                 tend(project)
-        found = fit.result()
+            found = fit.result()
     else:
         scans = store.scans_from(project, Stage.EMBEDDED, Stage.EMBEDDED)
         found = add(found, store, done.embedder, scans)

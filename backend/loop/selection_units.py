@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from backend.facts import Scan
 from backend.records.maps import StoredMap, read_map
 from backend.records.store import Store
-from sampling import EmbeddingMap, fit_map
+from sampling import LARGEST_FIT, EmbeddingMap, fit_map
 
 AT_ONCE = 4096  # embeddings in memory besides the means
 
@@ -54,10 +54,10 @@ def in_order(slices: Sequence[Scan]) -> Slices:
     return sorted(slices, key=lambda s: (s.slice, s.task))
 
 
-def mean_embeddings(store: Store, embedder: str, volumes: Sequence[Slices]) -> NDArray[np.float32]:
-    """(V, D), the mean embedding of the slices of each volume; V >= 1. KeyError names a digest without an embedding."""
+def mean_embeddings(store: Store, embedder: str, volumes: Sequence[Slices], width: int = 0) -> NDArray[np.float32]:
+    """(V, D), the mean embedding of the slices of each volume; V >= 1. `width`, errors: see `Store.embeddings`."""
     if all(len(slices) == 1 for slices in volumes):
-        return store.embeddings(embedder, [slices[0].digest for slices in volumes])
+        return store.embeddings(embedder, [slices[0].digest for slices in volumes], width)
     parts: list[NDArray[np.float32]] = []
     chunk: list[Slices] = []
     size = 0
@@ -65,7 +65,8 @@ def mean_embeddings(store: Store, embedder: str, volumes: Sequence[Slices]) -> N
         chunk.append(slices)
         size += len(slices)
         if size >= AT_ONCE or at == len(volumes):
-            vectors = store.embeddings(embedder, [s.digest for one in chunk for s in one]).astype(np.float64)
+            vectors = store.embeddings(embedder, [s.digest for one in chunk for s in one], width).astype(np.float64)
+            width = vectors.shape[1]
             lengths = np.array([len(one) for one in chunk])
             sums = np.add.reduceat(vectors, np.cumsum(lengths) - lengths, axis=0)
             parts.append((sums / lengths[:, None]).astype(np.float32))
@@ -79,14 +80,19 @@ def stored_map(store: Store, project: int, embedder: str, unit: str) -> StoredMa
     return found if found is not None and found.unit == unit else None
 
 
-def lay_out(store: Store, embedder: str, scans: Sequence[Scan], unit: str, seed: int) -> StoredMap:
-    """A new map of embedded scans, at least one. With the unit "scan", slices share the place of their volume."""
+def lay_out(
+    store: Store, embedder: str, scans: Sequence[Scan], unit: str, seed: int, most: int = LARGEST_FIT
+) -> StoredMap:
+    """A new map of embedded scans, at least one. With the unit "scan", slices share the place of their volume.
+
+    most  number of places that are laid out, see `fit_map`
+    """
     if unit != "scan":
         digests = list(dict.fromkeys(s.digest for s in scans))
-        fitted = fit_map(store.embeddings(embedder, digests), seed=seed)
+        fitted = fit_map(store.embeddings(embedder, digests), seed=seed, most=most)
         return StoredMap(digests, fitted.xy, fitted.state(), "slice", {})
     volumes = group_by_place(scans)
-    fitted = fit_map(mean_embeddings(store, embedder, volumes), seed=seed)
+    fitted = fit_map(mean_embeddings(store, embedder, volumes), seed=seed, most=most)
     bare = StoredMap([], np.zeros((0, 2)), fitted.state(), "scan", {})
     return _with(bare, volumes, fitted.xy)
 
@@ -97,16 +103,17 @@ def add(found: StoredMap, store: Store, embedder: str, scans: Sequence[Scan]) ->
     New slices of a mapped volume share its place; a new volume is placed by its mean embedding.
     """
     there = set(found.digests)
+    width = found.state["mean"].size
     if found.unit != "scan":
         later = [d for d in dict.fromkeys(s.digest for s in scans) if d not in there]
         if not later:
             return found
-        xy = EmbeddingMap.from_state(found.state).place(store.embeddings(embedder, later))
+        xy = EmbeddingMap.from_state(found.state).place(store.embeddings(embedder, later, width))
         return found._replace(digests=found.digests + later, xy=np.concatenate([found.xy, xy]))
     volumes = [slices for slices in group_by_place(scans) if any(s.digest not in there for s in slices)]
     new = [slices for slices in volumes if slices[0].whole not in found.volumes]
     if new:
-        xy = EmbeddingMap.from_state(found.state).place(mean_embeddings(store, embedder, new))
+        xy = EmbeddingMap.from_state(found.state).place(mean_embeddings(store, embedder, new, width))
         found = _with(found, new, xy)
     known = [slices for slices in volumes if slices[0].whole in found.volumes]
     return _with(found, known, np.array([found.volumes[slices[0].whole] for slices in known]).reshape(-1, 2))

@@ -9,35 +9,42 @@ from backend.facts import Counts, Label, Live, Model, Round, Scan
 from backend.label_config import LabelConfig, Renames
 from backend.settings import ProjectSettings
 
-TRAIN, COMPARE = "train", "compare"  # kinds of work whose attempts are counted
+TRAIN, COMPARE, QUICK, MAP = "train", "compare", "quick", "map"  # kinds of work whose attempts are counted
 MOST_ATTEMPTS = 3  # that may be cut off before the loop goes on without the work
+POOL_GROWTH = 4  # factor by which the pool outgrows the map's fit before a new map is fitted
+FEW_ON_MAP = 1000  # scans that are laid out after MOST_ATTEMPTS at more; the others are placed between them
 AT_ONCE = 1000  # open scans of each stage that a look considers
 FEW = 8  # annotations that are read in a moment
 
 
 @dataclass(frozen=True)
 class CutOff:
-    """Work that was begun and cut off: how many `times`, and the number of labels at the first one."""
+    """Work that was begun and cut off: how many `times`, and its size at the first one: the number of labels, or of
+    places on a map."""
 
     times: int
-    labels: int
+    size: int
 
     @property
     def too_often(self) -> bool:
-        """Whether it is not tried again with these labels."""
+        """Whether it is not tried again at this size."""
         return self.times >= MOST_ATTEMPTS
 
-    def objection(self, labels: int, round_size: int) -> str:
-        """Why a training on so many labels is left out, and what to do; "" if it is tried."""
-        more = self.labels + round_size - labels
+    def objection(self, what: str, labels: int, round_size: int, cure: str) -> str:
+        """Why the work `what` on so many labels is left out, and what to do; "" if it is tried."""
+        more = self.size + round_size - labels
         if not self.too_often or more <= 0:
             return ""
         return (
-            f"The training on {labels} labels was cut off {self.times} times, so scanqueue goes on without it. Most "
-            "likely its memory ran out: set SCANQUEUE_IMAGE_SIZE to a smaller multiple of 32, such as 128, run fewer "
-            "workers on the machine, or give the worker more memory; its log says more. It is tried again after "
-            f'{more} more labels, or when somebody presses "Start Training".'
+            f"{what} {labels} labels was cut off {self.times} times, so scanqueue goes on without it. Most likely its "
+            f"memory ran out: {cure}, run fewer workers on the machine, or give the worker more memory; its log says "
+            f'more. It is tried again after {more} more labels, or when somebody presses "Start Training".'
         )
+
+
+def map_key(embedder: str, unit: str) -> str:
+    """The key of attempts at a map."""
+    return f"{unit}/{embedder}".replace(" ", "_")
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,8 @@ class Done:
               while no comparison is due
     cut_off   trainings with the present settings that began and did not end, since the last that did
     trials_cut_off  likewise, comparisons of the newest model with the control
+    quick_cut_off   likewise, drawings of quick masks
+    map_cut_off     likewise, fits of a map for the present embedder and unit
     """
 
     settings: ProjectSettings
@@ -102,6 +111,32 @@ class Done:
     quick: Mapping[int, str] = field(default_factory=dict)
     cut_off: CutOff | None = None
     trials_cut_off: CutOff | None = None
+    quick_cut_off: CutOff | None = None
+    map_cut_off: CutOff | None = None
+
+    def no_training(self, labels: int) -> str:
+        """Why no model is trained on so many labels; "" if one may be."""
+        cure = "set SCANQUEUE_IMAGE_SIZE to a smaller multiple of 32, such as 128"
+        begun, size = self.cut_off, self.settings.round_size
+        return begun.objection("The training on", labels, size, cure) if begun else ""
+
+    def no_quick_masks(self, labels: int) -> str:
+        """Likewise, quick masks."""
+        begun, size = self.quick_cut_off, self.settings.round_size
+        if begun is None or self.settings.quick_model == "off":
+            return ""
+        return begun.objection("Drawing quick masks from", labels, size, "set quick_model to off")
+
+    def small_map(self) -> str:
+        """Why the map was not fitted on the whole pool; "" if it was."""
+        begun = self.map_cut_off
+        if begun is None or not begun.too_often:
+            return ""
+        return (
+            f"Laying out the map was cut off {begun.times} times, so scanqueue lays out {FEW_ON_MAP} scans and places "
+            "the others between them. Most likely its memory ran out: give the worker more memory. The whole pool is "
+            f"tried again when it has grown {POOL_GROWTH} times as large."
+        )
 
 
 @dataclass(frozen=True)
@@ -233,13 +268,15 @@ Step = (
 class Plan:
     """The `phase` and its `reason` for people, and the missing `steps`, most urgent first.
 
-    given_up  what is left out because it was cut off too often, and what to do; "" normally
+    given_up  why a training is left out because it was cut off too often, and what to do; "" normally
+    remarks   likewise, other work
     """
 
     phase: str
     reason: str = ""
     steps: tuple[Step, ...] = ()
     given_up: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def unchanged(seen: Seen, step: Step) -> Live | None:

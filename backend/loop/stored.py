@@ -11,7 +11,7 @@ from backend.facts import Model, Round
 from backend.loop.context import LoopContext, Replan
 from backend.loop.order import STARTED
 from backend.loop.project_settings import row_settings
-from backend.loop.steps import COMPARE, TRAIN, CutOff, Done, Seen
+from backend.loop.steps import COMPARE, MAP, QUICK, TRAIN, CutOff, Done, Seen, map_key
 from backend.records.quick_masks import PROJECT_ROW
 from backend.records.store import Store
 from backend.settings import ProjectSettings
@@ -37,6 +37,7 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
     rounds = _latest(store, project)
     due = settings.control_share and models and models[-1].version not in compared
     begun = {each: CutOff(*found) for each, found in store.attempts(project).items()}
+    key = map_key(embedder.name, settings.unit)
     return Done(
         settings=settings,
         embedder=embedder.name,
@@ -52,6 +53,8 @@ def stored(context: LoopContext, project: int, seen: Seen) -> Done:
         quick=_quick(store, project, rounds) if rounds and not rounds[-1].model else {},
         cut_off=begun.get((TRAIN, context.learner.recipe(settings.seed))) if begun else None,
         trials_cut_off=begun.get((COMPARE, models[-1].version)) if begun and models else None,
+        quick_cut_off=begun.get((QUICK, QUICK)),
+        map_cut_off=begun.get((MAP, key)),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +11,10 @@ from numpy.typing import NDArray
 
 from backend.fingerprints import fingerprint
 from backend.records.artefacts import Artefacts
+
+log = logging.getLogger("scanqueue.records")
+
+STATE = ("xy", "mean", "components", "reduced")  # arrays of every fit
 
 
 def map_name(project: int, embedder: str) -> str:
@@ -30,10 +36,14 @@ class StoredMap(NamedTuple):
 
 
 def read_map(artefacts: Artefacts, project: int, embedder: str) -> StoredMap | None:
-    """The stored map; None if it does not exist yet."""
+    """The stored map; None if it does not exist yet, or is damaged and was removed."""
     try:
         found = artefacts.arrays("maps", map_name(project, embedder))
     except FileNotFoundError:
+        return None
+    if not _sound(found):
+        log.warning("the map %s is damaged, and is laid out again", map_name(project, embedder))
+        artefacts.path("maps", map_name(project, embedder)).unlink(missing_ok=True)
         return None
     state = {k.removeprefix("state_"): v for k, v in found.items() if k.startswith("state_")}
     digests = [str(d) for d in found["digests"]]
@@ -41,6 +51,19 @@ def read_map(artefacts: Artefacts, project: int, embedder: str) -> StoredMap | N
         return StoredMap(digests, found["xy"], state, "slice", {})
     names = [str(v) for v in found["volumes"]]
     return StoredMap(digests, found["xy"], state, "scan", dict(zip(names, found["places"], strict=True)))
+
+
+def _sound(found: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether the arrays of a file can be those of a map."""
+    if not {"digests", "xy", *(f"state_{name}" for name in STATE)} <= found.keys():
+        return False
+    if ("volumes" in found) != ("places" in found):
+        return False
+    pairs = [("digests", "xy"), ("volumes", "places")][: 1 + ("volumes" in found)]
+    if any(found[xy].shape != (found[names].size, 2) for names, xy in pairs):
+        return False
+    numbers = [values for name, values in found.items() if name not in ("digests", "volumes")]
+    return all(values.dtype.kind in "fiu" and np.isfinite(values).all() for values in numbers)
 
 
 def put_map(artefacts: Artefacts, project: int, embedder: str, found: StoredMap) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import select, update
 
 from backend.errors import StorageFull, StoreUnavailable
-from backend.records.attempts import forgotten
+from backend.records.attempts import forgotten_steps
 from backend.records.database import Database, Row
 from backend.records.tables import project_table
 
@@ -45,7 +45,7 @@ class ProjectRecords(Database):
     def request_training(self, project: int) -> None:
         """Record that somebody wants training now, however often it was cut off."""
         with self.write() as connection:
-            connection.execute(forgotten(project))
+            connection.execute(forgotten_steps(project))
             values = {"training_requests": project_table.c.training_requests + 1}
             connection.execute(update(project_table).where(project_table.c.id == project).values(values))
 

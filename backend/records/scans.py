@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import delete, select, update
 
 from backend.facts import Scan, Stage
+from backend.records.attempts import forgotten_scans
 from backend.records.database import VARIABLES, Row
 from backend.records.labels import forgotten
 from backend.records.stages import StageRecords, random_place
@@ -201,7 +202,8 @@ class ScanRecords(StageRecords):
                 connection.execute(update(scan_table).where(*here).values(problem_at=at, **values))
 
     def retry(self, project: int, task: int | None = None) -> None:
-        """Let the next run of the loop read the scan and its annotation again, if either has a problem.
+        """Let the next run of the loop read the scan and its annotation again, if either has a problem, however often
+        its process died with the scan.
 
         task  None: all scans
         """
@@ -216,4 +218,5 @@ class ScanRecords(StageRecords):
         with self.write() as connection:
             where = (*doubtful, of_broken | (label.problem != "") | (label.remark != ""))
             connection.execute(forgotten(*where))
+            connection.execute(forgotten_scans(project, task))
             connection.execute(update(scan_table).where(*broken).values(problem="", problem_at=0.0, digest="", stage=0))

@@ -67,7 +67,7 @@ def p_value(value: float | None) -> str:
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: #1a1a1a;
+body { margin: 0; background: #fff; color: #1a1a1a; overflow-wrap: break-word;
   font: 17px/1.5 system-ui, "Segoe UI", "Liberation Sans", sans-serif; }
 main { max-width: 56rem; margin: 0 auto; padding: 1.5rem 1.25rem 3rem; }
 h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .25rem; overflow-wrap: anywhere; }
@@ -97,8 +97,8 @@ td small.range { display: block; }
 td.words { min-width: 14rem; }
 .better { color: #00568a; }
 .worse { color: #a34600; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.25rem; font-size: .95rem; }
-dt { color: #555; }
+dl { display: grid; grid-template-columns: fit-content(18rem) 1fr; gap: .2rem 1.25rem; font-size: .95rem; }
+dt { color: #555; overflow-wrap: anywhere; }
 dd { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap; }
 pre { background: #f5f5f5; padding: .75rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .9rem; }
 @media (max-width: 600px) {

@@ -124,7 +124,7 @@ class Cluster:
                         sent = self._scattered(client, shared)
                     waiting.append((index, parts[index]))
                     continue
-                result = self._result(future)
+                result = self._result(future, index)
                 future.release()
                 yield index, result
         finally:
@@ -149,7 +149,7 @@ class Cluster:
         threads = sum(one["nthreads"] for one in with_gpu or workers)
         return threads, sum(one["resources"][GPU] for one in with_gpu)
 
-    def _result(self, future: Any) -> Any:
+    def _result(self, future: Any, index: int) -> Any:
         try:
             return future.result()
         except _dask().KilledWorker:
@@ -159,7 +159,8 @@ class Cluster:
                         "lost several workers while they did the same part of the work. Give the workers more memory, "
                         "or fewer threads"
                     )
-                )
+                ),
+                index,
             ) from None
         except Exception as error:
             raise _Raised(error) from error

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from backend.errors import ProjectGone, StudioRefused, StudioUnavailable
+from backend.errors import ProjectGone, StudioRefused, StudioUnavailable, UnreadableScan
 from backend.label_studio.studio import Studio
 
 SOON = 10.0  # seconds; a read is repeated twice
@@ -45,11 +45,16 @@ class Server:
 
     def __init__(self) -> None:
         self.answer: tuple[int, bytes, dict[str, str]] = (500, b"", {})
+        self.knows_its_version = False
+        self.asked = 0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 status, body, headers = (200, b"<html>log in", {}) if self.path == LOGIN else outer.answer
+                outer.asked += 1
+                if outer.knows_its_version and self.path == "/api/version/":
+                    status, body, headers = 200, b'{"release": "1.0"}', {}
                 self.send_response(status)
                 for name, value in {
                     "Content-Type": "application/json",
@@ -97,3 +102,17 @@ def test_a_project_that_is_deleted_meanwhile_is_gone(server: Server) -> None:
     server.answer = (404, b'{"detail": "Not found."}', {})
     with pytest.raises(ProjectGone, match="kept all its data"):
         Studio(server.url, "0" * 40).project(1)
+
+
+def test_an_error_about_one_image_is_a_problem_of_its_scan_and_one_about_everything_is_none(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.answer = (500, b"<html>no luck", {})
+    studio = Studio(server.url, "0" * 40)
+    before = server.asked
+    with pytest.raises(StudioUnavailable, match=rf"answered 500 to an image.*{BUSY}"):
+        studio.image("/data/upload/1/scan.png")
+    assert server.asked - before == 2
+    monkeypatch.setattr(server, "knows_its_version", True)
+    with pytest.raises(UnreadableScan, match="the server answered 500"):
+        studio.image("/data/upload/1/scan.png")

@@ -19,11 +19,11 @@ import torch
 from servers import DaskCluster
 from world import COLD, PROJECT, ROUND, KeptLearner, World
 
-from backend.errors import BadSetting, ClusterUnavailable, UnreadableScan
+from backend.errors import BadSetting, ClusterUnavailable, UnreadableScan, WorkersLost
 from backend.export import Export
 from backend.fingerprints import fingerprint
 from backend.learning.learner import Learner
-from backend.loop import remote, sharing
+from backend.loop import remote, sharing, suspects
 from backend.loop.batch import BatchProcessor
 from backend.loop.driver import Reconciler
 from backend.loop.remote import Part, Write, apply, do_part
@@ -84,7 +84,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "PART", 2)
+    monkeypatch.setattr(suspects, "AT_ONCE", 2)
 
 
 def comparable(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,13 +96,13 @@ def comparable(state: Mapping[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("threads", [0, 1, 2, 7, 40])
 def test_all_threads_of_a_cluster_end_at_about_the_same_time(threads: int) -> None:
     tasks = list(range(130))
-    parts = list(sharing.parts_of(tasks, threads))
+    parts = list(suspects.parts_of(tasks, threads))
     assert [task for part in parts for task in part] == tasks
     busy = [0] * max(1, threads)  # whoever is free first takes the next part
     for part in parts:
-        assert len(part) <= sharing.PART
+        assert len(part) <= suspects.AT_ONCE
         busy[busy.index(min(busy))] += len(part)
-    assert max(busy) - min(busy) <= sharing.LEAST
+    assert max(busy) - min(busy) <= suspects.LEAST
 
 
 @pytest.mark.usefixtures("small_parts", "one_thread")
@@ -257,6 +257,39 @@ def apart(process: int) -> int:
                 waiting += map(int, Path(f"/proc/{one}/task/{one}/children").read_text().split())
         time.sleep(0.1)
     raise AssertionError(f"process {process} runs no Python")
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_scan_that_kills_the_workers_of_a_cluster_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "driver")
+    tasks = world.add_scans(0, 5)
+    bad = tasks[1]
+
+    def deadly(part: Part, files: Mapping[str, bytes] | None) -> list[Write]:  # by value: this module is not there
+        import os
+
+        from backend.loop.remote import do_part
+
+        if any(scan.task == bad for scan in part.scans):
+            os._exit(1)
+        return do_part(part, files)
+
+    monkeypatch.setattr(sharing, "do_part", deadly)
+    once = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+    with images(world) as address:
+        variables = environment(address) | once
+        with DaskCluster(tmp_path / "dask", variables, hidden=world.folder, workers=1) as dask:
+            world.settings = replace(world.settings, dask_scheduler=dask.address)
+            reconciler = world.reconciler()
+            with pytest.raises(WorkersLost):
+                reconciler.reconcile(PROJECT)
+            until_done(reconciler)
+    ((task, text),) = world.store.problems(PROJECT)
+    assert task == bad
+    assert "give the worker more memory" in text
+    assert sorted(world.order()) == sorted({*tasks} - {bad})
 
 
 @pytest.mark.long

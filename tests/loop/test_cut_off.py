@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fuse import Killed
-from world import COLD, PROJECT, ROUND, KeptLearner, World
+from numpy.typing import NDArray
+from world import COLD, PROJECT, ROUND, SIZE, KeptLearner, World
 
+from backend.demo.phantoms import phantom
 from backend.errors import StudioUnavailable, WorkersLost
+from backend.formats.pixels import Letterboxed, letterbox
+from backend.loop import attention, audit, quick_masks, rounds, steps
+from backend.loop.driver import Reconciler
 from backend.loop.steps import MOST_ATTEMPTS
 from backend.records.forgetting import forget_project
 
@@ -31,6 +37,39 @@ class Doomed(KeptLearner):
             return super().train(*args, on_step=on_step, **how)
         on_step(0, 1)
         raise self.ending
+
+
+class Deadly(KeptLearner):
+    """A learner whose process is killed by the scans of these seeds, while it does a kind of work."""
+
+    seeds: tuple[int, ...] = ()
+    work = ""
+    before_death: Callable[[], None] = staticmethod(lambda: None)
+
+    def _risk(self, work: str, given: list[Any], made: Callable[[Any], Any]) -> None:
+        fatal = [made(phantom(seed, (SIZE, SIZE))[0]) for seed in self.seeds]
+        if work == self.work and any(np.array_equal(one, each) for one in given for each in fatal):
+            self.before_death()
+            raise Killed
+
+    def embed_prepared(self, prepared: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        self._risk("read", list(prepared), self.prepare)
+        return super().embed_prepared(prepared)
+
+    def signals(self, folder: Path, scans: Sequence[Letterboxed], extra: str = "") -> Any:
+        self._risk("score", [s.pixels for s in scans], lambda image: letterbox(image, len(scans[0].pixels)).pixels)
+        return super().signals(folder, scans, extra)
+
+    def masks(self, folder: Path, scans: Sequence[Letterboxed]) -> Any:
+        self._risk("draw", [s.pixels for s in scans], lambda image: letterbox(image, len(scans[0].pixels)).pixels)
+        return super().masks(folder, scans)
+
+
+def deadly(world: World, work: str, *seeds: int) -> Reconciler:
+    """A new process that such scans kill."""
+    learner = Deadly(world.settings)
+    learner.seeds, learner.work = seeds, work
+    return replace(world.reconciler(), learner=learner)
 
 
 def doomed(world: World, ending: BaseException, times: int = 1, *, spared: int = 0, **settings: Any) -> None:
@@ -132,3 +171,142 @@ def test_the_attempts_of_a_project_are_forgotten_with_it(world: World) -> None:
     forget_project(world.store, PROJECT)
     assert world.store.attempts(PROJECT) == {}
     assert world.store.attempts(11) == {("train", "recipe"): (1, 3)}
+
+
+def begun(world: World, work: str) -> tuple[int, int]:
+    """Make that work on scans 0 to 19 due; returns the seed and the task of one of them."""
+    tasks = world.add_scans(0, 20)
+    if work == "read":
+        return 13, tasks[13]
+    world.run()
+    world.label(COLD)
+    last = world.order()[-1]
+    return tasks.index(last), last
+
+
+@pytest.mark.parametrize("work", ["read", "score", "draw"])
+def test_a_scan_that_kills_its_worker_three_times_is_left_out_and_the_others_go_on(
+    work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "data", queue_depth=20)
+    seed, killer = begun(world, work)
+    for _ in range(MOST_ATTEMPTS):
+        with pytest.raises(Killed):
+            deadly(world, work, seed).reconcile(PROJECT)
+    assert deadly(world, work, seed).reconcile(PROJECT).steps == ()
+    ((task, text),) = world.store.problems(PROJECT)
+    assert task == killer
+    assert "the worker ended 3 times" in text
+    assert "give the worker more memory" in text
+    assert killer not in world.published()
+    assert len(world.published()) == 19 - (0 if work == "read" else COLD)
+
+    monkeypatch.setattr(attention, "PROBLEM_RETRY", 0.0)  # unreadable scans are read again by themselves
+    deadly(world, work, seed).reconcile(PROJECT)
+    assert [t for t, _ in world.store.problems(PROJECT)] == [killer]
+    monkeypatch.undo()
+    audit.retry(world.store, PROJECT, "local", killer)
+    with pytest.raises(Killed):  # it is tried again
+        deadly(world, work, seed).reconcile(PROJECT)
+    world.run()
+    assert (world.store.problems(PROJECT), world.store.attempts(PROJECT)) == ([], {})
+
+
+def test_the_scans_that_kill_are_found_among_many_and_others_are_not_suspected(tmp_path: Path) -> None:
+    world = World(tmp_path / "data")
+    tasks = world.add_scans(0, 20)
+    deaths = 0
+    while True:
+        try:
+            deadly(world, "read", 3, 4, 17).reconcile(PROJECT)
+            break
+        except Killed:
+            deaths += 1
+    assert sorted(t for t, _ in world.store.problems(PROJECT)) == [tasks[3], tasks[4], tasks[17]]
+    assert deaths <= 3 * MOST_ATTEMPTS
+    assert world.status()["embedded"] == 17
+
+
+@pytest.mark.parametrize("work", ["read", "score", "draw"])
+def test_a_planned_stop_is_no_death_even_if_the_worker_does_not_end_in_time(work: str, tmp_path: Path) -> None:
+    world = World(tmp_path / "data", queue_depth=20)
+    seed, _ = begun(world, work)
+    for _ in range(MOST_ATTEMPTS + 1):
+        process = deadly(world, work, seed)
+        process.learner.before_death = process.context.attempts.stop  # type: ignore[attr-defined]
+        with pytest.raises(Killed):
+            process.reconcile(PROJECT)
+    world.run()
+    assert (world.store.problems(PROJECT), world.store.attempts(PROJECT)) == ([], {})
+
+
+def test_a_planned_stop_of_a_training_is_no_death(world: World) -> None:
+    for _ in range(MOST_ATTEMPTS + 1):
+        learner = Doomed(world.settings)
+        process = replace(world.reconciler(), learner=learner)
+
+        def stop(*_: Any, process: Reconciler = process, **__: Any) -> None:
+            process.context.attempts.stop()
+            raise Killed
+
+        learner.train = stop  # type: ignore[method-assign,assignment]
+        with pytest.raises(Killed):
+            process.reconcile(PROJECT)
+    world.run()
+    assert world.status()["model"] == "scanqueue-r1"
+
+
+def test_a_map_that_is_cut_off_three_times_is_laid_out_from_fewer_scans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (steps, rounds):
+        monkeypatch.setattr(module, "FEW_ON_MAP", 10)
+    world = World(tmp_path / "data")
+    world.add_scans(0, 20)
+    fit = rounds.lay_out
+
+    def greedy(*given: Any, most: int = 50_000) -> Any:
+        if most > 10:
+            raise Killed
+        return fit(*given, most=most)
+
+    monkeypatch.setattr(rounds, "lay_out", greedy)
+    for _ in range(MOST_ATTEMPTS):
+        with pytest.raises(Killed):
+            world.run()
+    world.run()
+    assert len(world.order()) == 20
+    assert "lays out 10 scans" in world.status()["trouble"]
+    assert "give the worker more memory" in world.status()["trouble"]
+    world.add_scans(20, 61)
+    with pytest.raises(Killed):  # the pool is four times as large
+        world.run()
+    monkeypatch.setattr(rounds, "lay_out", fit)
+    world.run()
+    assert (len(world.order()), world.status()["trouble"], world.store.attempts(PROJECT)) == (81, "", {})
+
+
+def test_quick_masks_that_are_cut_off_three_times_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path / "data", quick_model="on", cold_start_size=12, queue_depth=8).cold_started()
+    learnt = quick_masks.learn_alone
+
+    def greedy(*_: Any) -> Any:
+        raise Killed
+
+    monkeypatch.setattr(quick_masks, "learn_alone", greedy)
+    world.label(2)
+    for _ in range(MOST_ATTEMPTS):
+        with pytest.raises(Killed):
+            world.run()
+    world.label(1)
+    world.run()
+    told = world.status()["trouble"]
+    assert "Drawing quick masks from 3 labels was cut off 3 times" in told
+    assert "set quick_model to off" in told
+    world.label(ROUND - 1)
+    with pytest.raises(Killed):  # with so many more labels, it is tried again
+        world.run()
+    monkeypatch.setattr(quick_masks, "learn_alone", learnt)
+    world.run()
+    assert (world.status()["trouble"], world.store.attempts(PROJECT)) == ("", {})
+    assert world.store.quick_masks(PROJECT, "scanqueue-r0")

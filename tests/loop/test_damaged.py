@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import shutil
+import sqlite3
 import struct
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from world import COLD, LOADED, PREDICTED, PROJECT, ROUND, World
 
+from backend.facts import Stage
 from backend.learning.segmenters import SPEC_FILE, WEIGHTS_FILE, Segmenter
 from backend.loop import observing
+from backend.records.maps import put_map, read_map
 from backend.records.store import Store
 
 pytestmark = pytest.mark.usefixtures("miniature")
@@ -124,3 +130,76 @@ def test_a_model_of_another_version_is_left_where_it_is(world: World) -> None:
         world.run()
     assert world.status()["phase"] == "blocked"
     assert list((world.folder / "models").rglob("*.damaged")) == []
+
+
+VECTORS: dict[str, Callable[[bytes], bytes]] = {
+    "numbers that are none": lambda vector: np.full(len(vector) // 4, np.nan, "<f4").tobytes(),
+    "one infinity": lambda vector: np.array([np.inf], "<f4").tobytes() + vector[4:],
+    "half": HALF,
+    "a byte less": lambda vector: vector[:-1],
+    "nothing": lambda _: b"",
+    "another type": lambda vector: np.frombuffer(vector, "<f4").astype("<f8").tobytes(),
+}
+
+
+@pytest.mark.parametrize("which", ["a new map", "a longer map"])
+def test_damaged_embeddings_are_computed_again(which: str, world: World, caplog: pytest.LogCaptureFixture) -> None:
+    if which == "a longer map":
+        world.add_scans(50, len(VECTORS))
+        world.reconciler().reconcile(PROJECT)
+    last = [row["digest"] for row in world.store.scans(PROJECT)][-len(VECTORS) :]
+    embedder = world.reconciler().learner.embedder().name
+    before = world.store.embeddings(embedder, last)
+    with closing(sqlite3.connect(world.folder / "records.sqlite")) as records, records:
+        for digest, how in zip(last, VECTORS.values(), strict=True):
+            ((vector,),) = records.execute("SELECT vector FROM embedding WHERE digest = ?", (digest,))
+            records.execute("UPDATE embedding SET vector = ? WHERE digest = ?", (how(vector), digest))
+        if which == "a longer map":
+            marks = ", ".join("?" * len(last))
+            records.execute(f"UPDATE scan SET stage = {int(Stage.EMBEDDED)} WHERE digest IN ({marks})", last)
+    found = read_map(world.store, PROJECT, embedder)
+    assert found is not None
+    if which == "a new map":
+        shutil.rmtree(world.folder / "maps")
+    else:
+        put_map(world.store, PROJECT, embedder, found._replace(digests=found.digests[:-6], xy=found.xy[:-6]))
+    world.run()
+    np.testing.assert_array_equal(world.store.embeddings(embedder, last), before)
+    assert f"embeddings of {len(VECTORS)} scans" in caplog.text
+    status = world.status()
+    assert (status["problems"], status["trouble"], status["model"]) == ([], "", "scanqueue-r2")
+    found = read_map(world.store, PROJECT, embedder)
+    assert found is not None
+    assert set(last) <= set(found.digests)
+
+
+@pytest.mark.parametrize("wrong", [lambda xy: xy * np.nan, lambda xy: xy[1:], lambda xy: xy.astype(str)])
+def test_a_map_with_wrong_numbers_is_laid_out_again(wrong: Callable[[Any], Any], world: World) -> None:
+    embedder = world.reconciler().learner.embedder().name
+    sound = read_map(world.store, PROJECT, embedder)
+    assert sound is not None
+    put_map(world.store, PROJECT, embedder, sound._replace(xy=wrong(sound.xy)))
+    world.run()
+    found = read_map(world.store, PROJECT, embedder)
+    assert found is not None
+    assert (found.xy.shape, found.xy.dtype) == (sound.xy.shape, sound.xy.dtype)
+    assert np.isfinite(found.xy).all()
+    assert world.status()["model"] == "scanqueue-r2"
+
+
+def test_a_scan_whose_embedding_has_no_numbers_is_a_problem(tmp_path: Path) -> None:
+    world = World(tmp_path / "data")
+    tasks = world.add_scans(0, 8)
+    process = world.reconciler()
+    embed, calls = process.learner.embed_prepared, itertools.count()
+
+    def embed_badly(prepared: Any) -> Any:
+        vectors = embed(prepared)
+        vectors[0] = np.nan if next(calls) == 0 else vectors[0]
+        return vectors
+
+    process.learner.embed_prepared = embed_badly  # type: ignore[method-assign]
+    assert process.reconcile(PROJECT).steps == ()
+    ((task, text),) = world.store.problems(PROJECT)
+    assert "not numbers" in text
+    assert sorted(world.order()) == sorted({*tasks} - {task})

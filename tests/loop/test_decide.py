@@ -556,6 +556,13 @@ def test_more_labels_than_a_model_can_learn_are_refused_with_a_reason() -> None:
         LabelConfig.from_parsed(parsed(tag=("BrushLabels", names)), 12)
 
 
+def test_a_label_longer_than_annotations_keep_is_refused_with_a_reason() -> None:
+    longest = "W" * 1000
+    assert LabelConfig.from_parsed(parsed(tag=("BrushLabels", [longest])), 12).labels == (longest,)
+    with pytest.raises(NotSegmentable, match=r"'W{40}' has 1,001 characters; at most 1,000 are possible. Shorten it"):
+        LabelConfig.from_parsed(parsed(tag=("BrushLabels", ["L", longest + "W"])), 12)
+
+
 @pytest.mark.parametrize(
     ("fitted", "labelled", "step"),
     [(3, (), FitMap), (8, (), MapScans), (8, (1,), MapScans), (2, (1,), FitMap), (3, (1,), MapScans)],

@@ -11,7 +11,7 @@ import pytest
 from huey.consumer import Consumer
 from world import COLD, PROJECT, World
 
-from backend.loop import context, driver, sharing, steps
+from backend.loop import context, driver, steps, suspects
 from backend.loop.context import Busy, LoopContext
 from backend.loop.driver import Reconciler
 from backend.records.store import Store
@@ -42,7 +42,7 @@ def test_a_project_that_always_gives_way_reaches_the_same_state(
 ) -> None:
     straight, turns = World(tmp_path / "straight"), World(tmp_path / "turns")
     monkeypatch.setattr(context, "SLICE", 0.0)
-    monkeypatch.setattr(sharing, "PART", 4)
+    monkeypatch.setattr(suspects, "AT_ONCE", 4)
     monkeypatch.setattr(steps, "FEW", 2)
     monkeypatch.setattr(driver, "FEW", 2)
     for world in (straight, turns):

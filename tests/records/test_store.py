@@ -22,7 +22,7 @@ from servers import PostgresServer
 from sqlalchemy import create_engine, select, text
 
 import backend.records.store
-from backend.errors import BadSetting, StorageFull, StoreUnavailable
+from backend.errors import BadSetting, LostEmbeddings, StorageFull, StoreUnavailable
 from backend.facts import Lesson
 from backend.records import migrate
 from backend.records.database import PATIENCE
@@ -494,5 +494,5 @@ def test_embeddings_are_in_the_order_that_was_asked_for(store: Store) -> None:
     rows = [*range(1199, -1, -1), 7, 7]
     np.testing.assert_array_equal(store.embeddings("e", [names[row] for row in rows]), vectors[rows])
     assert store.embedded("e") == set(names)
-    with pytest.raises(KeyError, match="lost"):
+    with pytest.raises(LostEmbeddings, match="lost"):
         store.embeddings("e", [names[0], "lost"])

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from test_many_workers import worker_of
 
 from backend.demo.label_studio import LabelStudio
 from backend.facts import SECRET_HEADER
-from backend.loop.steps import MOST_ATTEMPTS
+from backend.loop.steps import MOST_ATTEMPTS, TRAIN
 from backend.records.store import Store
 from backend.web.access import LOOKUP_INTERVAL
 from backend.workers.worker import GAP
@@ -246,10 +246,16 @@ def test_a_worker_that_is_killed_at_every_training_serves_the_rest_and_says_what
         lab.wait_for_round(0, seconds=300)
         lab.label(6)
         store = Store(service.folder)
-        for _ in range(MOST_ATTEMPTS):
+        for number in range(1 + MOST_ATTEMPTS):
             service.wait(lab.project, lambda s: bool(s["job"]) and s["job"]["step"].startswith("training"))
-            os.kill(worker_of(service.pid), signal.SIGKILL)
+            worker = worker_of(service.pid)
+            if number == 0:  # a planned stop, which the training does not survive
+                os.kill(worker, signal.SIGTERM)
+                time.sleep(2)
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
             store.finish(lab.project)  # a dead process's progress counts for two minutes
+            assert [n for (work, _), (n, _) in store.attempts(lab.project).items() if work == TRAIN] == [number]
         service.wait(lab.project, lambda s: given_up in s["trouble"])
         lab.label(2)
         service.wait(lab.project, lambda s: s["labelled"] == 8 and "on 8 labels" in s["trouble"])

@@ -30,10 +30,8 @@ def used_world(folder: Path) -> World:
     return world
 
 
-def application(world: World) -> FastAPI:
-    studio = SimpleNamespace(
-        tasks_with_drafts=lambda project: world.order()[:1], user_names=lambda: {1: "anna@lab.example"}
-    )
+def application(world: World, user: str = "anna@lab.example") -> FastAPI:
+    studio = SimpleNamespace(tasks_with_drafts=lambda project: world.order()[:1], user_names=lambda: {1: user})
     pictures = Pictures(world.store, world.reconciler().processor)
     checks = [{"level": "ok", "what": "Label Studio answers.", "cure": ""}]
     overview = Overview(world.store, studio, pictures, lambda project: checks)  # type: ignore[arg-type]
