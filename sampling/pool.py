@@ -69,7 +69,8 @@ class Pool:
             with np.errstate(over="ignore", invalid="ignore"):
                 squares = np.einsum("nd,nd->n", part, part)
             unsafe = np.flatnonzero(~((squares > tiny) & (squares < 1 / tiny)))  # zero, inexact, or not finite
-            refuse_rows("embeddings", ~np.isfinite(part[unsafe]).all(axis=1), begin + unsafe)
+            finite = np.isfinite(part[unsafe]).all(axis=1, keepdims=True)
+            refuse_rows("embeddings", ~finite[:, 0], begin + unsafe)
             scale = np.sqrt(np.where(squares > 0, squares, 1))
             np.divide(part, scale[:, None], out=unit[begin : begin + step])
             if len(unsafe):
