@@ -69,8 +69,8 @@ class Pool:
             with np.errstate(over="ignore", invalid="ignore"):
                 squares = np.einsum("nd,nd->n", part, part)
             unsafe = np.flatnonzero(~((squares > tiny) & (squares < 1 / tiny)))  # zero, inexact, or not finite
-            finite = np.isfinite(part[unsafe]).all(axis=1, keepdims=True)
-            refuse_rows("embeddings", ~finite[:, 0], begin + unsafe)
+            finite = np.isfinite(part[unsafe])
+            refuse_rows("embeddings", ~np.all(finite, axis=1, keepdims=True)[:, 0], begin + unsafe)
             scale = np.sqrt(np.where(squares > 0, squares, 1))
             np.divide(part, scale[:, None], out=unit[begin : begin + step])
             if len(unsafe):
