@@ -7,7 +7,7 @@ from sampling.control import control_places, evenly_spread, with_controls
 from sampling.farthest import farthest_first
 from sampling.likeness import alike
 from sampling.pool import Pool
-from sampling.projection import LARGEST_FIT, EmbeddingMap, fit_map
+from sampling.projection import EmbeddingMap, fit_map
 from sampling.stopping import (
     Hint,
     Point,
@@ -55,7 +55,6 @@ __all__ = [
     "EMBEDDED",
     "EXTRA_SIGNALS",
     "GROUPED",
-    "LARGEST_FIT",
     "WITH_MODEL",
     "Clustering",
     "ColdStart",

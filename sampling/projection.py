@@ -108,7 +108,7 @@ class EmbeddingMap:
         return cls(xy, mean, components, reduced, fitted)
 
 
-def fit_map(embeddings: FloatArray, *, seed: int, most: int = LARGEST_FIT) -> EmbeddingMap:
+def fit_map(embeddings: FloatArray, *, seed: int, most: int | None = None) -> EmbeddingMap:
     """Lay N scans out in the plane so that neighbours in embedding space are neighbours on the map.
 
     Embeddings are L2-normalised (an all-zero row stays zero), reduced by PCA to at most 50 dimensions, then
@@ -119,7 +119,7 @@ def fit_map(embeddings: FloatArray, *, seed: int, most: int = LARGEST_FIT) -> Em
 
     embeddings  (N, D), finite, N >= 1, one row per scan; not modified, and not copied if of float32
     seed        same input and seed, same map
-    most        number of scans for t-SNE, at least 1
+    most        number of scans for t-SNE, at least 1; None: 50,000
 
     The number of processors does not change the map. Time O(N) above `most` scans; memory beside the
     embeddings O(N), with 2 numbers per scan and a few hundred MB.
@@ -137,7 +137,8 @@ def fit_map(embeddings: FloatArray, *, seed: int, most: int = LARGEST_FIT) -> Em
     rows = finite_rows("embeddings", embeddings)
     n = len(rows)
     fitted: IntArray = np.arange(n)
-    if n > whole_number("most", most, low=1):
+    most = whole_number("most", LARGEST_FIT if most is None else most, low=1)
+    if n > most:
         fitted = np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
     with threadpool_limits(limits=1, user_api="blas"):  # sums in one order
         mean = _mean(rows)

@@ -35,9 +35,9 @@ def map_pool(
         begun = done.map_cut_off
         small = begun is not None and begun.too_often and len(scans) < POOL_GROWTH * begun.size
         counted = nullcontext() if small else attempt(context, project, done, FitMap(), len(scans))
-        most = {"most": FEW_ON_MAP} if small else {}
+        most = FEW_ON_MAP if small else None
         with counted, ThreadPoolExecutor(1) as aside:
-            fit = aside.submit(lay_out, store, done.embedder, scans, unit, done.settings.seed, **most)
+            fit = aside.submit(lay_out, store, done.embedder, scans, unit, done.settings.seed, most)
             while not wait([fit], TEND_EVERY).done:
                 context.alive()
                 tend(project)

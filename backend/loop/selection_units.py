@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from backend.facts import Scan
 from backend.records.maps import StoredMap, read_map
 from backend.records.store import Store
-from sampling import LARGEST_FIT, EmbeddingMap, fit_map
+from sampling import EmbeddingMap, fit_map
 
 AT_ONCE = 4096  # embeddings in memory besides the means
 
@@ -81,7 +81,7 @@ def stored_map(store: Store, project: int, embedder: str, unit: str) -> StoredMa
 
 
 def lay_out(
-    store: Store, embedder: str, scans: Sequence[Scan], unit: str, seed: int, most: int = LARGEST_FIT
+    store: Store, embedder: str, scans: Sequence[Scan], unit: str, seed: int, most: int | None = None
 ) -> StoredMap:
     """A new map of embedded scans, at least one. With the unit "scan", slices share the place of their volume.
 

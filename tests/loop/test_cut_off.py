@@ -265,10 +265,10 @@ def test_a_map_that_is_cut_off_three_times_is_laid_out_from_fewer_scans(
     world.add_scans(0, 20)
     fit = rounds.lay_out
 
-    def greedy(*given: Any, most: int = 50_000) -> Any:
-        if most > 10:
+    def greedy(*given: Any) -> Any:
+        if given[-1] != 10:
             raise Killed
-        return fit(*given, most=most)
+        return fit(*given)
 
     monkeypatch.setattr(rounds, "lay_out", greedy)
     for _ in range(MOST_ATTEMPTS):
