@@ -83,6 +83,7 @@ class ScanqueueBackend(LabelStudioMLBase):  # type: ignore[misc]
         if not tasks:
             return []
         body = {"tasks": list(tasks), "project": self._project(tasks), "params": {"context": context}}
+        body["label_config"] = self._given().get("label_config")
         items = self._post("/predict", body, PREDICT_SECONDS).get("results")
         if not isinstance(items, list) or len(items) != len(tasks):
             raise NotAnswering(
@@ -120,10 +121,14 @@ class ScanqueueBackend(LabelStudioMLBase):  # type: ignore[misc]
         host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.settings.port}"
 
+    @staticmethod
+    def _given() -> dict[str, Any]:
+        """The body of the request."""
+        return (request.get_json(silent=True) if has_request_context() else None) or {}
+
     def _project(self, tasks: Sequence[Mapping[str, Any]]) -> str:
         """The project ID from the request, else from the tasks."""
-        given = request.get_json(silent=True) if has_request_context() else None
-        found = (given or {}).get("project") or getattr(self, "project_id", None) or tasks[0].get("project")
+        found = self._given().get("project") or getattr(self, "project_id", None) or tasks[0].get("project")
         return str(found)
 
     def _post(self, path: str, body: Mapping[str, Any], seconds: float) -> dict[str, Any]:

@@ -18,9 +18,12 @@ from backend.errors import ScanqueueError
 from backend.facts import IMPORTED_MASKS, PENDING, version_name
 from backend.label_config import LabelConfig
 from backend.label_studio.drawing import draw_mask
+from backend.label_studio.listing import read_config
 from backend.label_studio.studio import Studio
 from backend.learning.geodesic import Mask
 from backend.learning.learner import Learner
+from backend.loop.batch import scan_of_task
+from backend.loop.project_settings import row_settings
 from backend.records.corrections import SLOW
 from backend.records.store import Store
 from backend.workers.counters import CountCallback, discard
@@ -42,8 +45,10 @@ class Corrector:
         self._count = count
         self._later = ThreadPoolExecutor(1)
 
-    def correct(self, project: int, task: Mapping[str, Any], context: Any) -> dict[str, Any]:
+    def correct(self, project: int, task: Mapping[str, Any], context: Any, label_config: Any = "") -> dict[str, Any]:
         """One item {model_version, score, result} with the whole mask of each label that has prompts. Never raises.
+
+        label_config  its text in the request; it counts until the worker has read the project's
 
         The ids of the regions are always new. Accepting a region with the id of another one replaces that one, and
         nothing tells whether that one was corrected by hand meanwhile: a click comes without the masks on the screen,
@@ -54,7 +59,7 @@ class Corrector:
         masks: dict[str, Mask] | None = None
         began, outcome = time.monotonic(), "failed"
         try:
-            masks, result = self._corrected(project, task, context)
+            masks, result = self._corrected(project, task, context, label_config)
             outcome = "drawn" if result else "empty"
         except ScanqueueError as error:
             log.warning("project %s, task %s: no correction: %s", project, task.get("id"), error)
@@ -85,34 +90,36 @@ class Corrector:
             log.exception("project %s, task %s: the correction was not recorded", project, task)
 
     def _corrected(
-        self, project: int, task: Mapping[str, Any], context: Any
+        self, project: int, task: Mapping[str, Any], context: Any, label_config: Any
     ) -> tuple[dict[str, Mask], list[dict[str, Any]]]:
         """The mask of each label that has prompts, and the regions."""
         row = self._store.project(project)
-        config = LabelConfig.from_json(row["config"]) if row is not None else None
-        if config is None or not isinstance(context, Mapping) or not context.get("result"):
+        if row is None or not isinstance(context, Mapping) or not context.get("result"):
             return {}, []
-        tool = self._tools.of_task(project, task, config)
+        config = LabelConfig.from_json(row["config"])
+        if config is None and label_config:  # connected a moment ago
+            config = read_config(label_config, project, row_settings(row).image)
+        if config is None:
+            return {}, []
+        scan, latest = scan_of_task(self._store, project, task), self._store.latest_round(project, served=True)
+        tool = self._tools.of_task(project, task, config, scan, latest)
         height, width = tool.height, tool.width
         labelmap = np.zeros((height, width), np.uint8)
         masks: dict[str, Mask] = {}
-        latest = self._store.latest_round(project, served=True)
         versions = [IMPORTED_MASKS, *([version_name(latest["n"])] if latest else [])]
         for label, seeds in prompts(context, config, height, width).items():
             if seeds.current is None:
                 seeds.current = shown_mask(task, label, config, height, width, versions, context)
             if seeds.current is None or not seeds.current.any():
-                seeds.current = self._next_to(project, task, label, config, (height, width))
+                seeds.current = self._next_to(project, scan, label, config, (height, width))
             masks[label] = tool.mask(seeds)
             labelmap[masks[label]] = config.labels.index(label) + 1
         return masks, draw_mask(labelmap, config.labels, config, f"correction:{uuid4()}")
 
     def _next_to(
-        self, project: int, task: Mapping[str, Any], label: str, config: LabelConfig, shape: tuple[int, int]
+        self, project: int, scan: Mapping[str, Any] | None, label: str, config: LabelConfig, shape: tuple[int, int]
     ) -> Mask | None:
         """The mask of a label on the nearest labelled slice of the same volume, at most NEAR slices away."""
-        number = task.get("id")
-        scan = self._store.scan(project, number) if isinstance(number, int) else None
         if scan is None or not scan["volume"]:
             return None
         others = self._store.scans_of(project, self._store.siblings(project, scan["task"]))

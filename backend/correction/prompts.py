@@ -21,7 +21,7 @@ from backend.label_studio.raster import decode_bitmask, decode_brush
 from backend.label_studio.strokes import painted
 from backend.learning.geodesic import Seeds
 
-MOST = 200  # regions; a person draws fewer
+MOST = 200  # prompts and masks of the image; a person draws fewer
 SHAPES = ("rectangle", "ellipse", "polygon")
 Mask = NDArray[np.bool_]
 
@@ -34,7 +34,8 @@ def prompts(context: Any, config: LabelConfig, height: int, width: int) -> dict[
     """
     found: dict[str, Seeds] = {}
     pixels: dict[str, list[tuple[Mask, bool]]] = {}
-    for region in _regions(context):
+    here = [region for region in _regions(context) if _on_image(region, config)]
+    for region in here[-MOST:]:
         kind, label = _kind(region), _label(region, config)
         value = region.get("value")
         if not label or not isinstance(value, Mapping):
@@ -76,7 +77,8 @@ def shown_mask(
     asked = [region.get("id") for region in _regions(context)]
     for result in _results(task, versions):
         regions = [r for r in result if isinstance(r, Mapping) and _kind(r) != "keypoint" and r.get("id") not in asked]
-        named = [r for r in regions if _label(r, config) == label and r.get("from_name") not in config.prompts]
+        regions = [r for r in regions if _on_image(r, config) and r.get("from_name") not in config.prompts]
+        named = [r for r in regions if _label(r, config) == label]
         try:
             mask, _ = read_mask([painted(one, height, width) for one in named], config, height, width)
         except (UnreadableMask, ValueError, TypeError):
@@ -104,7 +106,12 @@ def _results(task: Mapping[str, Any], versions: Sequence[str]) -> Iterator[list[
 
 def _regions(context: Any) -> list[Mapping[str, Any]]:
     result = context.get("result") if isinstance(context, Mapping) else None
-    return [region for region in result[-MOST:] if isinstance(region, Mapping)] if isinstance(result, list) else []
+    return [region for region in result if isinstance(region, Mapping)] if isinstance(result, list) else []
+
+
+def _on_image(region: Mapping[str, Any], config: LabelConfig) -> bool:
+    """Whether a region is on the image of the masks, not on that of another tag or on a later one of a list."""
+    return region.get("to_name") in (None, config.image) and not region.get("item_index")
 
 
 def _kind(region: Mapping[str, Any]) -> str:

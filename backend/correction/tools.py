@@ -45,13 +45,22 @@ class Tools:
         self._looked: dict[int, float] = {}
         self._mutex = threading.Lock()
 
-    def of_task(self, project: int, task: Mapping[str, Any], config: LabelConfig) -> Tool:
+    def of_task(
+        self,
+        project: int,
+        task: Mapping[str, Any],
+        config: LabelConfig,
+        scan: Mapping[str, Any] | None,
+        latest: Mapping[str, Any] | None,
+    ) -> Tool:
         """The tool that was best on held-out scans; before the first model, the published network if it is there.
+
+        scan, latest  the records of the task's scan and of the newest round that was served; None without them
 
         Raises UnreadableScan when the scan is not available.
         """
-        image, digest = digest_of_task(self._store, project, task, config)
-        key = (self._choice(project), image, digest)
+        image, digest = digest_of_task(scan, project, task, config)
+        key = (self._choice(project, latest), image, digest)
         if found := self._kept(key):
             return found
         return self._made(key, pixels_of_task(self._store, self._studio, task, config, digest, SIDE))
@@ -66,7 +75,7 @@ class Tools:
             tasks = [pick.task for pick in latest["picks"][:HEAD]] if latest else []
             rows = {row["task"]: row for row in self._store.scans_of(project, tasks)}
             there = [rows[task] for task in tasks if task in rows]
-            choice = self._choice(project)
+            choice = self._choice(project, latest)
             for row in [row for row in there if row["digest"] and not row["annotated"] and not row["problem"]][:AHEAD]:
                 key = (choice, row["image"], row["digest"])
                 if self._kept(key) is None:
@@ -100,8 +109,7 @@ class Tools:
                 self._ready.popitem(last=False)
         return tool
 
-    def _choice(self, project: int) -> Choice:
-        latest = self._store.latest_round(project, served=True)
+    def _choice(self, project: int, latest: Mapping[str, Any] | None) -> Choice:
         model = self._store.model_summary(project, latest["model"]) if latest and latest["model"] else None
         compared = (model["details"].get("clicks") or {}).get("compared") if model else None
         there = [name for name in TOOLS if name != PUBLISHED or self._learner.scribble_prompt() is not None]

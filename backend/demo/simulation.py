@@ -21,7 +21,7 @@ from backend.demo.administrator import Administrator
 from backend.demo.annotator import Annotator, Control, Mask, from_result, shown_prediction, to_key_points, to_result
 from backend.demo.scans import ScanFolder
 from backend.errors import ScanqueueError, StudioRefused
-from backend.learning.clicks import next_click
+from backend.learning.clicks import dice, next_click
 from backend.web.texts import text
 
 # longest wait for a new queue, once all labels are seen and no job runs, before labelling continues
@@ -67,11 +67,6 @@ class Round:
         """Mean Dice before the clicks and after them, and of how many scans; None without any."""
         pairs = [label.clicked for label in self.labels if label.clicked is not None]
         return (*(float(np.mean(values)) for values in zip(*pairs, strict=True)), len(pairs)) if pairs else None  # type: ignore[return-value]
-
-
-def dice(one: Mask, other: Mask) -> float:
-    """Overlap of two masks, 0..1, higher is better. At least one of them must not be empty."""
-    return 2.0 * int((one & other).sum()) / (int(one.sum()) + int(other.sum()))
 
 
 def hd95(one: Mask, other: Mask) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from backend.errors import NotSegmentable
 from backend.label_config import LabelConfig, smart_tags
 from backend.label_studio.client import Client
 
@@ -103,6 +104,22 @@ class ProjectPage:
     def masks_config(self, project: int, image: str = "") -> LabelConfig:
         """`LabelConfig.from_parsed` of this page; `image` is the setting of that name. Raises NotSegmentable."""
         return LabelConfig.from_parsed(self.parsed_config, project, image=image, smart=smart_tags(self.label_config))
+
+
+def read_config(text: Any, project: int, image: str = "") -> LabelConfig:
+    """`ProjectPage.masks_config` of the text of a label config. Raises NotSegmentable, also for invalid text."""
+    from label_studio_sdk._extensions.label_studio_tools.core.label_config import parse_config
+
+    try:
+        if "<!ENTITY" in text:  # no label config has one, and a few of them can fill the memory
+            raise ValueError
+        parsed, smart = parse_config(text), smart_tags(text)
+    except Exception as error:  # many types: of the parser, and KeyError of tags without a name
+        raise NotSegmentable(
+            f"project {project}: the label config cannot be read ({type(error).__name__}). Correct it in Settings > "
+            "Labeling Interface > Code."
+        ) from error
+    return LabelConfig.from_parsed(parsed, project, image=image, smart=smart)
 
 
 def _select_annotation(annotations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

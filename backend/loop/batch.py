@@ -251,15 +251,29 @@ def cached_pixels(store: Store, digest: str, size: int) -> Letterboxed | None:
     return Letterboxed(found["pixels"], *(int(n) for n in found["box"]))
 
 
-def digest_of_task(store: Store, project: int, task: Mapping[str, Any], config: LabelConfig) -> tuple[str, str]:
+def scan_of_task(store: Store, project: int, task: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The record of the scan that a task shows, as Label Studio sends it; None without one."""
+    number = task.get("id")
+    return store.scan(project, number) if isinstance(number, int) else None
+
+
+def digest_of_task(
+    scan: Mapping[str, Any] | None, project: int, task: Mapping[str, Any], config: LabelConfig
+) -> tuple[str, str]:
     """(reference, digest) of the image of a task as Label Studio sends it.
+
+    scan  its record
 
     The digest is "" if the scan has not been read, or was read from another image.
     """
     number = task.get("id")
-    number = number if isinstance(number, int) else 0
-    image = reference(config.image_value, task.get("data") or {}, project, number)
-    scan = store.scan(project, number)
+    data = task.get("data")
+    image = reference(
+        config.image_value,
+        data if isinstance(data, Mapping) else {},
+        project,
+        number if isinstance(number, int) else 0,
+    )
     return image, scan["digest"] if scan is not None and scan["image"] == image else ""
 
 

@@ -16,7 +16,7 @@ from backend.label_studio.drawing import draw_mask
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.learning.patch_features import SIDE
-from backend.loop.batch import digest_of_task, pixels_of_task
+from backend.loop.batch import digest_of_task, pixels_of_task, scan_of_task
 from backend.loop.quick_masks import newest_quick_model, quick_name
 from backend.records.rounds import Pick
 from backend.records.store import Store
@@ -91,14 +91,15 @@ class Predictor:
         self, project: int, task: Mapping[str, Any], config: LabelConfig, version: str
     ) -> list[dict[str, Any]]:
         """The regions that the newest quick model draws, if they are shown and nobody has drawn or imported a mask."""
-        scan, newest = self._store.scan(project, task["id"]), newest_quick_model(self._store, project, config.labels)
+        scan = scan_of_task(self._store, project, task)
+        newest = newest_quick_model(self._store, project, config.labels)
         if newest is None or (scan and scan["annotated"]):
             return []
         found = self._studio.predicted_regions(project, [task["id"]], [IMPORTED_MASKS])
         if imported := next(found)[1]:
             return [dict(region) for region in imported]
         row, model = newest
-        _, digest = digest_of_task(self._store, project, task, config)
+        _, digest = digest_of_task(scan, project, task, config)
         boxed = pixels_of_task(self._store, self._studio, task, config, digest, SIDE)
         size = boxed.original_height, boxed.original_width
         mask = restore(model.probabilities(self._learner.features(boxed.pixels), *size), *size)
@@ -113,7 +114,7 @@ class Predictor:
         version: str,
     ) -> list[dict[str, Any]]:
         origin = origin_of(version, model["fingerprint"])
-        _, digest = digest_of_task(self._store, project, task, config)
+        _, digest = digest_of_task(scan_of_task(self._store, project, task), project, task, config)
         if digest:
             try:
                 stored = self._store.arrays("masks", fingerprint(model["fingerprint"], digest))

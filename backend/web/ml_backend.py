@@ -40,12 +40,15 @@ class Predict(Protocol):
 
 
 class Correct(Protocol):
-    """{model_version, score, result} for the prompts of a smart tool, `params.context`, on a task; never raises."""
+    """{model_version, score, result} for the prompts of a smart tool, `params.context`, on a task; never raises.
 
-    def __call__(self, project: int, task: dict[str, Any], context: Any) -> dict[str, Any]: ...
+    label_config  of the project, as Label Studio sends it
+    """
+
+    def __call__(self, project: int, task: dict[str, Any], context: Any, label_config: Any, /) -> dict[str, Any]: ...
 
 
-def no_correction(project: int, task: dict[str, Any], context: Any) -> dict[str, Any]:
+def no_correction(project: int, task: dict[str, Any], context: Any, label_config: Any) -> dict[str, Any]:
     """Smart tools get nothing."""
     return _no_masks([task])[0]
 
@@ -96,7 +99,7 @@ def create_ml_backend(
         project, tasks = project_number(body), _tasks(body)
         try:
             if tasks and _prompted(body):  # always one task
-                given = (project, tasks[0], body["params"]["context"])
+                given = (project, tasks[0], body["params"]["context"], body.get("label_config"))
                 return {"results": [await to_thread.run_sync(correct, *given, limiter=clicks)]}
             return {"results": await to_thread.run_sync(predict, project, tasks, limiter=own)}
         except (StoreUnavailable, StorageFull) as error:  # the annotator gets an empty task instead of an error

@@ -30,8 +30,9 @@ from backend.demo.child import Child
 from backend.demo.label_studio import LabelStudio
 from backend.demo.phantoms import LABELS, phantom, write_phantoms
 from backend.demo.scans import ScanFolder, read_folder
-from backend.demo.simulation import Round, Simulation, compare, dice, hd95, head_lines
+from backend.demo.simulation import Round, Simulation, compare, hd95, head_lines
 from backend.errors import ScanqueueError, StudioRefused
+from backend.learning.clicks import dice
 from backend.records.rounds import Pick
 from backend.web.status import sentence
 
