@@ -9,7 +9,7 @@ COPY constraints.txt pyproject.toml ./
 RUN python -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir -c constraints.txt uv
 RUN python -m venv --without-pip /opt/scanqueue && \
     /opt/uv/bin/uv pip install --python /opt/scanqueue/bin/python -c constraints.txt \
-        ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} -r pyproject.toml
+        ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} -r pyproject.toml --extra sam
 
 FROM build AS package
 COPY README.md LICENSE ./

@@ -82,8 +82,12 @@ class ScanqueueBackend(LabelStudioMLBase):  # type: ignore[misc]
         """One item {model_version, score, result} per task, in the order of `tasks`; never null."""
         if not tasks:
             return []
-        body = {"tasks": list(tasks), "project": self._project(tasks), "params": {"context": context}}
-        body["label_config"] = self._given().get("label_config")
+        body = {
+            "tasks": list(tasks),
+            "project": self._project(tasks),
+            "label_config": self._given().get("label_config"),
+            "params": {"context": context},
+        }
         items = self._post("/predict", body, PREDICT_SECONDS).get("results")
         if not isinstance(items, list) or len(items) != len(tasks):
             raise NotAnswering(

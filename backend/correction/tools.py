@@ -17,7 +17,7 @@ from backend.errors import ScanqueueError, WeightsMissing
 from backend.formats.pixels import Letterboxed
 from backend.label_config import LabelConfig
 from backend.label_studio.studio import Studio
-from backend.learning.clicks import NETWORK, PATHS, PUBLISHED, TOOLS, best_tool
+from backend.learning.clicks import NETWORK, PUBLISHED, SAM_SIDE, SAMS, TOOLS, UNCOMPARED, best_tool
 from backend.learning.geodesic import Geodesic, Tool
 from backend.learning.learner import Learner
 from backend.learning.patch_features import SIDE, feature_name
@@ -27,6 +27,7 @@ from backend.records.store import Store
 
 log = logging.getLogger("scanqueue.correction")
 
+PATIENCE = 2.0  # seconds that a click waits for a scan to be made ready; then the shortest paths answer
 READY = 16  # scans whose tools are kept: 15 MB each
 AHEAD, HEAD = 6, 50  # next scans whose tools are made ready; places of the order in which they are sought
 EVERY = 10.0  # seconds between two looks for them
@@ -63,7 +64,8 @@ class Tools:
         key = (self._choice(project, latest), image, digest)
         if found := self._kept(key):
             return found
-        return self._made(key, pixels_of_task(self._store, self._studio, task, config, digest, SIDE))
+        size = _side(key[0][0])
+        return self._made(key, pixels_of_task(self._store, self._studio, task, config, digest, size), PATIENCE)
 
     def prepare(self, project: int) -> None:
         """Make the tools of the next scans in the queue ready. Never raises."""
@@ -79,7 +81,7 @@ class Tools:
             for row in [row for row in there if row["digest"] and not row["annotated"] and not row["problem"]][:AHEAD]:
                 key = (choice, row["image"], row["digest"])
                 if self._kept(key) is None:
-                    self._made(key, self._processor.pixels(scan_of(row), SIDE))
+                    self._made(key, self._processor.pixels(scan_of(row), _side(choice[0])), None)
         except ScanqueueError as error:
             log.debug("project %s: the next scans are not ready for clicks: %s", project, error)
         except Exception:
@@ -91,12 +93,12 @@ class Tools:
                 self._ready.move_to_end(key)
             return self._ready.get(key)
 
-    def _made(self, key: Key, scan: Letterboxed) -> Tool:
+    def _made(self, key: Key, scan: Letterboxed, patience: float | None) -> Tool:
         (name, model, fitted), _, digest = key
         paths = Geodesic(scan)
         tool: Tool = paths
-        if name == PUBLISHED and (published := self._learner.scribble_prompt()) is not None:
-            tool = published.tool(scan, paths)
+        if name in PUBLISHED and (published := self._learner.published_tool(name)) is not None:
+            tool = published.tool(scan, paths, patience=patience)
         elif name == NETWORK:
             try:
                 network = self._learner.click_network(self._store.path("models", model))
@@ -112,9 +114,9 @@ class Tools:
     def _choice(self, project: int, latest: Mapping[str, Any] | None) -> Choice:
         model = self._store.model_summary(project, latest["model"]) if latest and latest["model"] else None
         compared = (model["details"].get("clicks") or {}).get("compared") if model else None
-        there = [name for name in TOOLS if name != PUBLISHED or self._learner.scribble_prompt() is not None]
+        there = [name for name in TOOLS if name not in PUBLISHED or self._learner.published_tool(name) is not None]
         if model is None or not compared:
-            return (PUBLISHED if PUBLISHED in there else PATHS), "", False
+            return next(name for name in UNCOMPARED if name in there), "", False
         if (name := best_tool(compared, there)) != NETWORK:
             return name, "", False
         return name, model["fingerprint"], compared.get("fitted", True)
@@ -126,3 +128,8 @@ class Tools:
                 found: NDArray[np.float16] = self._store.arrays("features", feature_name(digest))["features"]
                 return found
         return self._learner.features(scan.pixels)
+
+
+def _side(tool: str) -> int:
+    """Pixels of the working square that a tool sees."""
+    return SAM_SIDE if tool in SAMS else SIDE

@@ -113,7 +113,7 @@ def read_config(text: Any, project: int, image: str = "") -> LabelConfig:
     try:
         if "<!ENTITY" in text:  # no label config has one, and a few of them can fill the memory
             raise ValueError
-        parsed, smart = parse_config(text), smart_tags(text)
+        parsed, smart = parse_config(text), smart_tags(text)  # type: ignore[no-untyped-call]
     except Exception as error:  # many types: of the parser, and KeyError of tags without a name
         raise NotSegmentable(
             f"project {project}: the label config cannot be read ({type(error).__name__}). Correct it in Settings > "

@@ -9,7 +9,7 @@ to the clicks by `geodesic`, so that every click counts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ from backend.errors import WeightsMissing
 from backend.formats.fitting import letterbox_mask
 from backend.formats.pixels import Letterboxed, box_of
 from backend.learning.cases import Case
-from backend.learning.clicks import NETWORK, PATHS, PUBLISHED, Mask, Point, dice, next_click
+from backend.learning.clicks import NETWORK, PATHS, Mask, Point, dice, next_click
 from backend.learning.geodesic import Geodesic, Seeds, Tool
 from backend.learning.patch_features import CHANNELS, GRID
+from backend.learning.published_tools import Published
 from backend.learning.randomness import OwnRandom, deterministic_kernels
-from backend.learning.scribble_prompt import ScribblePrompt
 from backend.learning.segmenters import write_file
 from backend.learning.training import one_cycle
 
@@ -322,14 +322,14 @@ def _step(
 
 
 def compare_tools(
-    network: ClickNetwork, scans: Sequence[Case], features: Features, published: ScribblePrompt | None = None
+    network: ClickNetwork, scans: Sequence[Case], features: Features, published: Mapping[str, Published] | None = None
 ) -> dict[str, Any] | None:
     """{n, clicks, network, fitted, geodesic, ...}: mean Dice of all tools after so many clicks, on held-out scans.
 
     From blank, over up to JUDGED scans, one label of each in turn; None if none shows a label. `fitted` says whether
     the network is better with its outlines moved to where the brightness changes.
 
-    published  a published network for clicks, if there is one
+    published  published networks for clicks, by their names
     """
     began = time.monotonic()
     shown = [(place, one) for place, one in enumerate(scans) if one.classes][:JUDGED]
@@ -340,8 +340,7 @@ def compare_tools(
         tools: dict[str, Tool] = {PATHS: paths}
         for name, fitted in ((NETWORK, False), (FITTED, True)):
             tools[name] = network.tool(one.scan, features(place), paths, fitted=fitted)
-        if published is not None:
-            tools[PUBLISHED] = published.tool(one.scan, paths)
+        tools |= {name: other.tool(one.scan, paths) for name, other in (published or {}).items()}
         for name, tool in tools.items():
             found.setdefault(name, []).append(dice(clicked(tool.mask, truth, AFTER)[-1], truth))
     if not shown:

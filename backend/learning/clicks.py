@@ -12,8 +12,13 @@ from numpy.typing import NDArray
 Mask = NDArray[np.bool_]
 Point = tuple[float, float]  # (row, column) in pixels
 
-NETWORK, PUBLISHED, PATHS = "network", "scribbleprompt", "geodesic"
-TOOLS = (NETWORK, PUBLISHED, PATHS)  # what draws masks from clicks; of equally good ones, the first is used
+NETWORK, SCRIBBLES, PATHS = "network", "scribbleprompt", "geodesic"
+SAM, SAM2, MEDSAM, MOBILESAM = "sam", "sam2", "medsam", "mobilesam"
+SAMS = (SAM2, SAM, MEDSAM, MOBILESAM)
+SAM_SIDE = 1024  # pixels of the square that they were trained on
+PUBLISHED = (SCRIBBLES, *SAMS)  # networks that a lab may have
+TOOLS = (NETWORK, *PUBLISHED, PATHS)  # what draws masks from clicks; of equally good ones, the first is used
+UNCOMPARED = (SCRIBBLES, SAM2, SAM, PATHS)  # those that may answer before they were compared on held-out scans
 
 
 def best_tool(compared: Mapping[str, Any], tools: Collection[str] = TOOLS) -> str:

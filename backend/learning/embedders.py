@@ -99,12 +99,13 @@ def _open_best(place: WeightSources) -> OpenEmbedder:
 def _candidates(weights_dir: Path | None) -> list[tuple[str, str]]:
     """(name, label) of the embedders for `auto`, the best first."""
     candidates = [(BIOMEDCLIP, "BiomedCLIP")]
+    others = {BIOMEDCLIP_FOLDER, *(row.folder for row in WEIGHTS if row.clicks)}  # no embedders of their own
     folders = sorted(weights_dir.iterdir()) if weights_dir is not None and weights_dir.is_dir() else []
     for kind, config in (("open_clip", CLIP_CONFIG), ("timm", TIMM_CONFIG)):
         candidates += [
             (f"{kind}:local-dir:{folder.name}", f"{kind} folder {folder.name}")
             for folder in folders
-            if (folder / config).is_file() and folder.name != BIOMEDCLIP_FOLDER
+            if (folder / config).is_file() and folder.name not in others
             if kind == "open_clip" or not (folder / CLIP_CONFIG).is_file()
         ]
     return [*candidates, (BUILTIN, "built-in network")]

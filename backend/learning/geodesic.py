@@ -99,7 +99,7 @@ class Geodesic:
         lead = np.asarray((to_outside - to_inside) / np.maximum(to_inside + to_outside, 1e-9), np.float32)
         whole = np.asarray(cv2.resize(lead, (self.width, self.height), interpolation=cv2.INTER_LINEAR) > 0)
         if not everywhere and not seeds.boxes and seeds.current is not None and seeds.current.any():
-            whole = self._near_prompts(whole, seeds.current, seeds)
+            whole = self.near_prompts(whole, seeds.current, seeds)
         for masks, value in ((seeds.drawn_in, True), (seeds.drawn_out, False)):
             for one in masks:
                 whole[one] = value
@@ -108,8 +108,11 @@ class Geodesic:
                 whole[self._place(row, self.height), self._place(column, self.width)] = value
         return whole
 
-    def _near_prompts(self, whole: Mask, current: Mask, seeds: Seeds) -> Mask:
-        """`current` with those changes of `whole` that belong to a click or stroke."""
+    def near_prompts(self, whole: Mask, current: Mask, seeds: Seeds) -> Mask:
+        """`current` with those changes of `whole` that belong to a click or stroke.
+
+        `whole` itself if they show that `current` is wrong as a whole.
+        """
         near = np.zeros_like(current)
         changed = whole != current
         depth = cv2.distanceTransform(current.astype(np.uint8), cv2.DIST_L2, 5)
@@ -125,6 +128,15 @@ class Geodesic:
                 if changed[at]:
                     near |= _part_around(changed, at, max(3.0, REACH * float(distance[at])))
         return np.where(near, whole, current)
+
+    def within_boxes(self, whole: Mask, seeds: Seeds) -> Mask:
+        """`whole` without what is outside the boxes, but with clicks and strokes there; `whole` without boxes."""
+        if not seeds.boxes:
+            return whole
+        kept = np.logical_or.reduce([*seeds.boxes, *seeds.drawn_in])
+        for row, column in seeds.inside:
+            kept[self._place(row, self.height), self._place(column, self.width)] = True
+        return np.asarray(whole & kept)
 
     @staticmethod
     def _place(position: float, size: int) -> int:

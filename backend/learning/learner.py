@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import BadSetting, WeightsMissing
+from backend.errors import BadSetting
 from backend.fingerprints import CLICK_FILE, JUDGED_FILE, fingerprint
 from backend.formats.fitting import finding_sizes, letterbox_mask
 from backend.formats.pixels import Letterboxed, restore
@@ -30,6 +30,7 @@ from backend.learning.cases import Case
 from backend.learning.embedders import OpenEmbedder, open_embedder
 from backend.learning.evaluation import Scores, score
 from backend.learning.patch_features import PatchFeatures
+from backend.learning.published_tools import Published, PublishedTools
 from backend.learning.vision_network import Network
 from backend.learning.weights import BUILTIN
 from backend.settings import Settings
@@ -38,7 +39,6 @@ from sampling import class_entropy, disagreement, entropies
 
 if TYPE_CHECKING:
     from backend.learning.click_network import ClickNetwork
-    from backend.learning.scribble_prompt import ScribblePrompt
     from backend.learning.segmenters import Segmenter
     from backend.learning.training_settings import TrainingSettings
 
@@ -50,7 +50,6 @@ VIEWS = ((0.7, 0.0), (1.4, 0.0), (1.0, 0.06))  # gamma, shift: perturbations tha
 ENOUGH = 3.0  # pixels that the smallest findings should be wide
 ROOM = 16_000_000  # class probabilities of one scan: 64 MB
 CLICK_DETAILS = "clicks.json"
-SCRIBBLES = "scribbleprompt-unet"
 CLICK_STEPS = 0.9  # of a training's steps: a third of its time
 LOADED = 2  # models kept in memory whatever their size: the active one and the one compared with it
 LOADED_BYTES = 2**29  # of all models kept in memory
@@ -69,7 +68,7 @@ class Learner:
         self._embedder: OpenEmbedder | None = None
         self._models: OrderedDict[Path, Segmenter] = OrderedDict()
         self._click_networks: OrderedDict[Path, ClickNetwork] = OrderedDict()
-        self._scribbles: tuple[ScribblePrompt | None] | None = None
+        self._published = PublishedTools(settings.weights_dir)
         self._patches: PatchFeatures | None = None
         self._decoders: Workers | None = None
         self._lock = threading.RLock()
@@ -266,9 +265,8 @@ class Learner:
         network = learn_clicks(cases, features, steps=steps, seed=seed, on_step=on_step)
         if network is None:
             return None
-        compared = compare_tools(
-            network, validation, lambda place: features(len(cases) + place), self.scribble_prompt()
-        )
+        published = self._published.all(self.device)
+        compared = compare_tools(network, validation, lambda place: features(len(cases) + place), published)
         details = {"compared": compared, "seconds": round(time.monotonic() - began, 1)}
 
         def save(folder: Path) -> None:
@@ -297,15 +295,9 @@ class Learner:
             self._click_networks.move_to_end(folder)
             return self._click_networks[folder]
 
-    def scribble_prompt(self) -> ScribblePrompt | None:
-        """The published network for clicks; None if its file is not in the weights folder, or invalid."""
-        with self._lock:
-            if self._scribbles is None:
-                from backend.learning.weights import found_file, weights_called
-
-                file = found_file(weights_called(SCRIBBLES), self._settings.weights_dir)
-                self._scribbles = (_scribble_prompt(file) if file else None,)
-            return self._scribbles[0]
+    def published_tool(self, name: str) -> Published | None:
+        """A network of `clicks.PUBLISHED`; None if its files are not in the weights folder, or cannot be used."""
+        return self._published.get(name, self.device)
 
     def _model(self, folder: Path) -> Segmenter:
         from backend.learning.segmenters import Segmenter
@@ -390,15 +382,3 @@ def _place_of(weights: str, weights_dir: Path | None) -> Path | str:
 
 def _steps(scan: Letterboxed, shift: float) -> tuple[int, int]:
     return round(shift * scan.height), round(shift * scan.width)
-
-
-def _scribble_prompt(file: Path) -> ScribblePrompt | None:
-    from backend.learning.scribble_prompt import ScribblePrompt
-
-    try:
-        return ScribblePrompt.load(file)
-    except WeightsMissing as error:
-        log.warning(
-            "clicks are answered without ScribblePrompt until it is replaced and scanqueue restarted: %s", error
-        )
-        return None

@@ -6,7 +6,7 @@ file to those of the module.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -38,10 +38,12 @@ class Published:
 
     build   () -> the network without its head, random weights
     rename  tensors by their names in the file -> by their names in the network; unused ones may stay
+    some    names and shapes of some tensors, for a network whose library may be missing
     """
 
     build: Callable[[], Any]
     rename: Callable[[Tensors], Tensors]
+    some: Mapping[str, tuple[int, ...]] | None = None
 
 
 def resnet50() -> Any:
@@ -97,9 +99,12 @@ def mobile_sam() -> Any:
                 LayerNorm2d(256, eps=1e-6),
             )
 
+        def encoded(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.neck(self.stages(self.patch_embed(x)))
+            return found
+
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            pooled: torch.Tensor = self.neck(self.stages(self.patch_embed(x))).mean(dim=(2, 3))
-            return pooled
+            return self.encoded(x).mean(dim=(2, 3))
 
     return Encoder()
 
@@ -180,6 +185,29 @@ def scribble_prompt() -> Any:
     return UNet()
 
 
+def built_by_library() -> Any:
+    """Segment Anything is built by `sam`."""
+    raise NotImplementedError
+
+
+SAM_TENSORS = {
+    "shared_image_embedding.positional_embedding": (2, 128),
+    "vision_encoder.pos_embed": (1, 64, 64, 768),
+    "vision_encoder.layers.0.attn.qkv.weight": (2304, 768),
+    "vision_encoder.layers.11.mlp.lin2.weight": (768, 3072),
+    "vision_encoder.neck.conv2.weight": (256, 256, 3, 3),
+    "prompt_encoder.mask_embed.conv3.weight": (256, 16, 1, 1),
+    "mask_decoder.transformer.layers.1.cross_attn_image_to_token.q_proj.weight": (128, 256),
+    "mask_decoder.iou_prediction_head.proj_out.weight": (4, 256),
+}
+SAM2_TENSORS = {
+    "no_memory_embedding": (1, 1, 256),
+    "shared_image_embedding.positional_embedding": (2, 128),
+    "vision_encoder.backbone.pos_embed": (1, 96, 7, 7),
+    "vision_encoder.backbone.blocks.11.attn.qkv.weight": (2304, 768),
+    "mask_decoder.conv_s0.weight": (32, 256, 1, 1),
+    "mask_decoder.pred_obj_score_head.proj_out.weight": (1, 256),
+}
 NETWORKS = {
     "biomedclip": Published(biomedclip, from_open_clip),
     "radimagenet": Published(resnet50, from_radimagenet),
@@ -187,6 +215,8 @@ NETWORKS = {
     "mobilesam": Published(mobile_sam, from_mobile_sam),
     "efficientnet-lite0": Published(efficientnet_lite0, from_efficientnet_lite0),
     "scribbleprompt": Published(scribble_prompt, as_published),
+    "sam-vit-base": Published(built_by_library, as_published, SAM_TENSORS),
+    "sam2-hiera-tiny": Published(built_by_library, as_published, SAM2_TENSORS),
 }
 
 
@@ -198,6 +228,8 @@ def wanted_tensors(network: str) -> Tensors:
 
     with torch.device("meta"):
         published = NETWORKS.get(network)
+        if published is not None and published.some is not None:
+            return {name: torch.empty(shape) for name, shape in published.some.items()}
         built = published.build() if published else timm.create_model(network, pretrained=False, num_classes=0)
         state: Tensors = built.state_dict()
     return state

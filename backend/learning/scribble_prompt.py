@@ -46,8 +46,8 @@ class ScribblePrompt:
         network.load_state_dict(tensors)
         return cls(network)
 
-    def tool(self, scan: Letterboxed, paths: Geodesic) -> ScribbleTool:
-        """For the prompts on one scan, whose paths these are."""
+    def tool(self, scan: Letterboxed, paths: Geodesic, *, patience: float | None = None) -> ScribbleTool:
+        """For the prompts on one scan, whose paths these are. It is ready at once, so that `patience` is not needed."""
         return ScribbleTool(self._network, scan, paths)
 
 
@@ -62,7 +62,8 @@ class ScribbleTool:
     def mask(self, seeds: Seeds) -> Mask:
         """(H, W): the finding. Every click inside is in it, and every click outside is not.
 
-        The network draws from blank; corrections of a mask are left to the paths.
+        With boxes, nothing outside them is in the finding. The network draws from blank; corrections of a mask are left
+        to the paths.
         """
         corrects = seeds.current is not None and bool(seeds.current.any())
         if corrects or not seeds.given:
@@ -76,9 +77,10 @@ class ScribbleTool:
         with torch.inference_mode():
             logits = self._network(inputs)[0, 0].numpy()
         whole = np.asarray(cv2.resize(logits, (self.width, self.height), interpolation=cv2.INTER_LINEAR) > 0)
+        whole = self._paths.within_boxes(whole, seeds)
         if not any((seeds.inside, seeds.outside, seeds.drawn_in, seeds.drawn_out)):
             return whole
-        return self._paths.mask(replace(seeds, boxes=[], current=whole))
+        return self._paths.within_boxes(self._paths.mask(replace(seeds, boxes=[], current=whole)), seeds)
 
     def _dots(self, points: Sequence[Point]) -> NDArray[np.float32]:
         """(SIDE, SIDE): 1 at the pixels of clicks."""

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from backend.errors import BadSetting
+from backend.learning.clicks import MEDSAM, MOBILESAM, SAM, SAM2, SCRIBBLES
 from backend.learning.preprocessing import IMAGENET, OPENAI, Preprocessing
 
 BUILTIN = "builtin:efficientnet-lite0"
@@ -45,7 +46,9 @@ class Weights:
     megabytes      approximate size of the first file
     vector         length of a vector
     package        installed Python package that has the files in `folder`; empty: they are below SCANQUEUE_WEIGHTS_DIR
-    clicks         a network that draws masks from clicks; no setting: it is used where its file is in its place
+    clicks         its name in `clicks.PUBLISHED`, for a network that draws masks from clicks; no setting: it is used
+                   where its files are in their place
+    revision       commit of the hub's repository that is downloaded; empty: the newest
     """
 
     key: str
@@ -64,7 +67,8 @@ class Weights:
     preprocessing: Preprocessing
     note: str = ""
     package: str = ""
-    clicks: bool = False
+    clicks: str = ""
+    revision: str = ""
 
 
 def _timm(
@@ -97,6 +101,39 @@ def _timm(
         vector=vector,
         preprocessing=Preprocessing((side, side), *IMAGENET),
         note=note,
+    )
+
+
+def _sam(
+    key: str,
+    what: str,
+    clicks: str,
+    hub: str,
+    megabytes: int,
+    *,
+    revision: str = "",
+    network: str = "sam-vit-base",
+    scaled: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET[:2],
+) -> Weights:
+    """A relative of Segment Anything in the format of `transformers`."""
+    return Weights(
+        key=key,
+        what=what,
+        embedder="",
+        encoder="",
+        network=network,
+        folder=key,
+        files=(File("model.safetensors"),),
+        config=("config.json",),
+        hub=hub,
+        source=f"{hub} on the Hugging Face hub",
+        licence="Apache-2.0",
+        megabytes=megabytes,
+        vector=0,
+        preprocessing=Preprocessing((1024, 1024), *scaled, "bilinear"),
+        note="needs the extra `sam`; slow without a GPU; smart tools use it when it is the best there",
+        clicks=clicks,
+        revision=revision,
     )
 
 
@@ -175,7 +212,9 @@ WEIGHTS = (
         megabytes=41,
         vector=256,
         preprocessing=Preprocessing((1024, 1024), *IMAGENET, "bilinear"),
-        note="slow without a GPU; scans are squeezed into the square, not padded",
+        note="slow without a GPU; scans are squeezed into the square, not padded; its decoder draws masks from clicks, "
+        "padded, with the extra `sam`",
+        clicks=MOBILESAM,
     ),
     _timm(
         "dinov2-small",
@@ -271,7 +310,32 @@ WEIGHTS = (
         vector=0,
         preprocessing=Preprocessing((128, 128), (0.0,), (1.0,), "bilinear"),
         note="smart tools use it when it is there and better than the other tools; the authors publish no checksum",
-        clicks=True,
+        clicks=SCRIBBLES,
+    ),
+    _sam(
+        "sam-vit-base",
+        "Segment Anything's ViT-B, trained on 11 million photographs, which draws masks from clicks and boxes",
+        SAM,
+        "facebook/sam-vit-base",
+        375,
+        revision="70c1a07f894ebb5b307fd9eaaee97b9dfc16068f",
+    ),
+    _sam(
+        "medsam-vit-base",
+        "MedSAM, Segment Anything's ViT-B trained on 1.6 million medical images and boxes; clicks are made boxes",
+        MEDSAM,
+        "wanglab/medsam-vit-base",
+        375,
+        revision="a0a0e4bf38278213a0df876d2378f5736731a15e",
+        scaled=((0.0,) * 3, (1.0,) * 3),
+    ),
+    _sam(
+        "sam2.1-hiera-tiny",
+        "Segment Anything 2.1's smallest network, which draws masks from clicks and boxes",
+        SAM2,
+        "facebook/sam2.1-hiera-tiny",
+        156,
+        network="sam2-hiera-tiny",
     ),
 )
 

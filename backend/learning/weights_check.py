@@ -14,6 +14,7 @@ from backend.learning.checkpoints import check_whole, read_tensors
 from backend.learning.networks import misfits, renamed, wanted_tensors
 from backend.learning.weights import WEIGHTS, File, Weights, found_file, how_to_get, place_of, where_published
 
+SAM_KINDS = {"sam-vit-base": ("sam",), "sam2-hiera-tiny": ("sam2", "sam2_video")}  # values of model_type
 LOOKED_AT = 2000  # maximum number of files searched for a missing one under another name
 
 
@@ -103,6 +104,8 @@ def judge_config(row: Weights, path: Path) -> Verdict:
         return Verdict(row.key, "missing", path, f"{path} is not there. {get}.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+        if row.network in SAM_KINDS:
+            return _judge_sam_config(row, path, str(config["model_type"]), get)
         vision = config["model_cfg"]["vision_cfg"] if "model_cfg" in config else {}
         architecture = "" if vision else config["architecture"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -112,6 +115,13 @@ def judge_config(row: Weights, path: Path) -> Verdict:
         what = f"{path} describes the network {architecture}, not {row.network}. {get}."
         return Verdict(row.key, "wrong", path, what)
     return Verdict(row.key, "ok", path, f"{path} describes the network.")
+
+
+def _judge_sam_config(row: Weights, path: Path, kind: str, get: str) -> Verdict:
+    wanted = SAM_KINDS[row.network]
+    if kind in wanted:
+        return Verdict(row.key, "ok", path, f"{path} describes the network.")
+    return Verdict(row.key, "wrong", path, f"{path} describes the network {kind}, not {' or '.join(wanted)}. {get}.")
 
 
 def _fits(row: Weights, path: Path) -> bool:

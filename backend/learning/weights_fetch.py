@@ -77,7 +77,7 @@ def _download(row: Weights, folder: Path, why_not: Callable[[], str]) -> list[Ve
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
         try:
             for name in (*row.config, row.files[0].name):
-                hf_hub_download(row.hub, name, local_dir=scratch)
+                hf_hub_download(row.hub, name, revision=row.revision or None, local_dir=scratch)
         except Exception as error:  # the hub client raises many types: refused, gone, truncated
             raise WeightsMissing(
                 f"{row.key}: the download from {row.hub} failed ({type(error).__name__}). {get}, or pass them with "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from backend.learning.clicks import PUBLISHED
+
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
@@ -42,6 +44,6 @@ CLICK_TOOLS = or_null(
         dict.fromkeys(("n", "clicks"), INTEGER)
         | dict.fromkeys(("network", "geodesic", "seconds"), NUMBER)
         | {"best": TEXT},
-        {"scribbleprompt": NUMBER, "fitted": BOOLEAN},
+        {**dict.fromkeys(PUBLISHED, NUMBER), "fitted": BOOLEAN},
     )
 )

@@ -5,20 +5,28 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import uvicorn
+from weight_files import sam_folder
 from world import KeptLearner, World
 
+from backend.correction import tools
 from backend.correction.corrector import Corrector
 from backend.correction.prompts import MOST, prompts, shown_mask
 from backend.demo.annotator import Control, to_result
 from backend.demo.child import free_port
+from backend.formats.pixels import decode_image, letterbox
 from backend.label_config import LabelConfig, Tag
 from backend.label_studio.raster import decode_bitmask
+from backend.learning.clicks import SAM, SAM_SIDE
+from backend.learning.geodesic import Geodesic, Seeds
+from backend.learning.sam import Sam
 from backend.web.api import create_api
 
 NEW = 7  # a project that no worker has looked at
@@ -172,3 +180,26 @@ def test_a_region_with_two_labels_does_not_hide_the_mask_of_another_label() -> N
     found = shown_mask(draft, "Heart", CONFIG, H, W, [])
     assert found is not None
     assert np.array_equal(found, square(5, 5))
+
+
+# -- published networks -----------------------------------------------------------------------
+
+
+def test_segment_anything_answers_where_a_lab_has_it(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tools, "PATIENCE", 300.0)
+    file = sam_folder(tmp_path / "sam-vit-base", bright=True) / "model.safetensors"
+    world, settings = backend.world, replace(backend.world.settings, weights_dir=tmp_path)
+    task = next(iter(world.masks))
+    image = world.studio.reference(task)
+    corrector = Corrector(world.store, world.studio, KeptLearner(settings))  # type: ignore[arg-type]
+    body = {"id": task, "data": {"image": image, "before": "/data/none.png"}}
+    answer = corrector.correct(NEW, body, {"result": [click(50, 50)]}, XML)
+    corrector.close()
+    found = decode_bitmask(answer["result"][0]["value"]["imageDataURL"], SIZE, SIZE)
+    scan = letterbox(decode_image(world.studio.images[image]), SAM_SIDE)
+    paths = Geodesic(scan)
+    seeds = Seeds(inside=[(SIZE / 2, SIZE / 2)])
+    assert np.array_equal(found, Sam.load(SAM, file).tool(scan, paths).mask(seeds))
+    assert not np.array_equal(found, paths.mask(seeds))

@@ -11,7 +11,7 @@ from weight_files import scribble_prompt_file, scribble_prompt_forward, scribble
 
 from backend.errors import WeightsMissing
 from backend.formats.pixels import letterbox
-from backend.learning.clicks import PATHS, PUBLISHED, best_tool, dice
+from backend.learning.clicks import PATHS, SCRIBBLES, best_tool, dice
 from backend.learning.geodesic import Geodesic, Seeds
 from backend.learning.learner import Learner
 from backend.learning.networks import scribble_prompt
@@ -66,6 +66,9 @@ def test_boxes_reach_the_network(tmp_path: Path) -> None:
     box = np.zeros((H, W), bool)
     box[20:80, 100:190] = True
     assert dice(tool(tmp_path, BOX).mask(Seeds(boxes=[box])), box) > 0.95
+    mask = tool(tmp_path / "bright").mask(Seeds(boxes=[box], inside=[(60.0, 150.0)]))
+    assert mask[60, 150]
+    assert not (mask & ~box).any()  # the other disc is as bright
 
 
 def test_a_mask_that_is_there_is_corrected_by_the_paths(tmp_path: Path) -> None:
@@ -77,19 +80,19 @@ def test_the_file_is_verified_and_an_invalid_one_is_not_used(tmp_path: Path) -> 
     row = weights_called("scribbleprompt-unet")
     path = scribble_prompt_file(tmp_path)
     assert [one.state for one in verify(row, tmp_path)] == ["ok"]
-    assert Learner(Settings(weights_dir=tmp_path), at_once=False).scribble_prompt() is not None
+    assert Learner(Settings(weights_dir=tmp_path), at_once=False).published_tool(SCRIBBLES) is not None
     path.write_bytes(path.read_bytes()[:-1000])
     assert [one.state for one in verify(row, tmp_path)] == ["truncated"]
-    assert Learner(Settings(weights_dir=tmp_path), at_once=False).scribble_prompt() is None
+    assert Learner(Settings(weights_dir=tmp_path), at_once=False).published_tool(SCRIBBLES) is None
     torch.save({"downs.0.conv.0.weight": torch.zeros(1)}, path)
     with pytest.raises(WeightsMissing, match="does not contain the weights of ScribblePrompt"):
         ScribblePrompt.load(path)
     path.unlink()
-    assert Learner(Settings(weights_dir=tmp_path), at_once=False).scribble_prompt() is None
+    assert Learner(Settings(weights_dir=tmp_path), at_once=False).published_tool(SCRIBBLES) is None
 
 
 def test_the_best_tool_answers_and_only_one_that_is_there() -> None:
     compared = {"n": 4, "network": 0.7, "geodesic": 0.6, "scribbleprompt": 0.8}
-    assert best_tool(compared) == PUBLISHED
+    assert best_tool(compared) == SCRIBBLES
     assert best_tool(compared | {"network": 0.8}) == "network"
     assert best_tool(compared | {"network": 0.1}, ["network", PATHS]) == PATHS

@@ -473,14 +473,15 @@ def test_with_a_network_the_files_come_from_the_hub_and_are_checked(
     remote = folder_of(tmp_path / "hub")
     asked = []
 
-    def download(repo: str, name: str, *, local_dir: str) -> str:
-        asked.append((repo, name))
+    def download(repo: str, name: str, *, revision: str | None, local_dir: str) -> str:
+        asked.append((repo, name, revision))
         return str(shutil.copy(remote / name, Path(local_dir) / name))
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    found = fetch(TINY, tmp_path / "weights", why_not=lambda: "")
+    pinned = replace(TINY, revision="0123abc")
+    found = fetch(pinned, tmp_path / "weights", why_not=lambda: "")
     assert [v.state for v in found] == ["ok", "ok"]
-    assert asked == [(TINY.hub, "config.json"), (TINY.hub, "model.safetensors")]
+    assert asked == [(TINY.hub, "config.json", "0123abc"), (TINY.hub, "model.safetensors", "0123abc")]
     assert fetch(TINY, tmp_path / "weights", why_not=offline) == found  # already present: no request
     assert len(asked) == 2
 

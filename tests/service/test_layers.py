@@ -39,6 +39,7 @@ ALLOWED_IMPORTERS: dict[str, set[str]] = {
     "flask": {"plugin"},
     "torch": {"learning"},
     "torchvision": {"learning"},
+    "transformers": {"learning.sam"},
     "timm": {"learning"},
     "open_clip": {"learning"},
     "segmentation_models_pytorch": {"learning"},

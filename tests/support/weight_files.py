@@ -224,3 +224,64 @@ def scribble_prompt_file(folder: Path, channel: int = 0) -> Path:
     path.parent.mkdir(parents=True)
     torch.save(scribble_prompt_state(channel), path)
     return path
+
+
+def mobile_sam_whole() -> dict[str, torch.Tensor]:
+    """All tensors of MobileSAM under their published names: random numbers."""
+    from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+
+    torch.manual_seed(7)
+    transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
+    parts = {
+        "prompt_encoder": PromptEncoder(256, (64, 64), (1024, 1024), 16),
+        "mask_decoder": MaskDecoder(transformer_dim=256, transformer=transformer),
+    }
+    decoder = {f"{part}.{name}": value for part, one in parts.items() for name, value in one.state_dict().items()}
+    return mobile_sam_state() | decoder
+
+
+def sam_folder(folder: Path, kind: str = "sam", *, bright: bool = False) -> Path:
+    """A small network of this kind in the library's own format: config.json and model.safetensors.
+
+    bright  it draws what is bright, whatever the prompts; else its weights are random
+    """
+    import transformers
+
+    torch.manual_seed(8)
+    if kind == "sam2":
+        backbone = {
+            "embed_dim_per_stage": [8, 16, 32, 64],
+            "num_attention_heads_per_stage": [1, 1, 2, 2],
+            "blocks_per_stage": [1, 1, 2, 1],
+            "global_attention_blocks": [3],
+            "hidden_size": 8,
+        }
+        vision = {
+            "backbone_config": transformers.Sam2HieraDetConfig(**backbone),
+            "backbone_channel_list": [64, 32, 16, 8],
+        }
+        transformers.Sam2Model(transformers.Sam2Config(vision_config=vision)).save_pretrained(folder)
+        return folder
+    vision = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 0 if bright else 1, "mlp_dim": 32}
+    model = transformers.SamModel(transformers.SamConfig(vision_config=vision))
+    if bright:
+        with torch.no_grad():
+            _draw_what_is_bright(model)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _draw_what_is_bright(model: Any) -> None:
+    """The mean of each patch in the first channel, to the mask; nothing else has weights."""
+    for name, value in model.named_parameters():
+        value.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    encoder, decoder = model.vision_encoder, model.mask_decoder
+    encoder.patch_embed.projection.weight[0] = 1 / (3 * 16 * 16)
+    encoder.patch_embed.projection.bias[0] = -0.3
+    encoder.neck.conv1.weight[0, 0] = 1
+    encoder.neck.conv2.weight[0, 0, 1, 1] = 1
+    decoder.upscale_conv1.weight[0, 0] = 1
+    decoder.upscale_conv2.weight[0, 0] = 1
+    decoder.upscale_conv2.bias[0] = -1
+    for one in decoder.output_hypernetworks_mlps:
+        one.proj_out.bias[0] = 1

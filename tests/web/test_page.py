@@ -464,6 +464,16 @@ def test_models_say_which_tool_answers_clicks(lab: Lab) -> None:
     text = view(lab, "models").text
     assert "From blank, ScribblePrompt answers." in text
     assert "0.880 with the network for clicks, 0.910 with ScribblePrompt, 0.790 with the shortest paths." in text
+    for name, shown in (
+        ("sam2", "SAM 2"),
+        ("sam", "Segment Anything"),
+        ("medsam", "MedSAM"),
+        ("mobilesam", "MobileSAM"),
+    ):
+        lab.models[-1]["clicks"] |= {name: 0.95, "best": name}
+        text = view(lab, "models").text
+        assert f"From blank, {shown} answers." in text
+        assert f"0.950 with {shown}, " in text
 
 
 def test_the_dashboard_of_a_cluster_is_a_link(lab: Lab) -> None:
