@@ -7,9 +7,18 @@ ENV UV_COMPILE_BYTECODE=1
 WORKDIR /src
 COPY constraints.txt pyproject.toml ./
 RUN python -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir -c constraints.txt uv
-RUN python -m venv --without-pip /opt/scanqueue && \
-    /opt/uv/bin/uv pip install --python /opt/scanqueue/bin/python -c constraints.txt \
-        ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} -r pyproject.toml --extra sam
+# Left out: what label-studio-sdk needs only for its exports and converters, which we do not import, and hf-xet, which
+# downloads; then files that no program loads: test suites (numpy.testing imports numpy's), static libraries, headers of
+# torch, and the Python classes of plotly, of which the page needs the script. Licences and all that is CUDA's stay.
+RUN printf '%s\n' appdirs datamodel-code-generator doclang hf-xet ijson jsf jsonschema lxml nltk pandas requests-mock \
+        ujson watchfiles xmljson > excludes.txt && \
+    python -m venv --without-pip /opt/scanqueue && \
+    /opt/uv/bin/uv pip install --python /opt/scanqueue/bin/python -c constraints.txt --excludes excludes.txt \
+        ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} -r pyproject.toml --extra sam && \
+    cd /opt/scanqueue/lib/python3.11/site-packages && \
+    find . -depth -type d -name tests ! -path './*.dist-info/*' ! -path './numpy/*' -exec rm -rf {} + && \
+    find . -name '*.a' ! -path './nvidia/*' ! -path './triton/*' -delete && \
+    rm -r torch/include plotly/graph_objs plotly/labextension
 
 FROM build AS package
 COPY README.md LICENSE ./

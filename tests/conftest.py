@@ -100,6 +100,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()  # modules and items live until the end: no collection needs to visit them
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures that tests recorded (`record_property`)."""
+    for report in terminalreporter.getreports("passed"):
+        if report.when == "call" and report.user_properties:
+            found = ", ".join(f"{what}: {value}" for what, value in report.user_properties)
+            terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {found}")
+
+
 def pytest_unconfigure() -> None:
     gc.unfreeze()  # otherwise some libraries report leaks at exit
 

@@ -101,11 +101,12 @@ class Sam:
             raise WeightsMissing(
                 f"{file} needs the library transformers, which is not installed: {EXTRA}, and restart scanqueue"
             ) from error
-        transformers.utils.logging.disable_progress_bar()
+        library: Any = transformers
+        library.utils.logging.disable_progress_bar()
         try:
             if name == MOBILESAM:
                 return cls(name, *_mobile_sam(file, device), device)
-            kind = transformers.Sam2Model if name == SAM2 else transformers.SamModel
+            kind = library.Sam2Model if name == SAM2 else library.SamModel
             network, told = kind.from_pretrained(file.parent, local_files_only=True, output_loading_info=True)
             if lacking := [*told["missing_keys"], *(one[0] for one in told["mismatched_keys"])]:
                 raise ValueError(f"{len(lacking)} tensors are missing or have another shape (first: {lacking[0]})")
@@ -280,7 +281,7 @@ def _mobile_sam(file: Path, device: str) -> tuple[Any, Callable[[torch.Tensor], 
 
     tensors = read_tensors(file)
     image = mobile_sam()
-    network = transformers.SamModel(transformers.SamConfig(vision_config={"num_hidden_layers": 0, "hidden_size": 16}))
+    network: Any = transformers.SamModel(transformers.SamConfig(vision_config={"num_hidden_layers": 0, "hidden_size": 16}))
     network.vision_encoder = None  # TinyViT instead
     for part, found in ((image, renamed(MOBILESAM, tensors)), (network, from_segment_anything(tensors))):
         if bad := misfits(part.state_dict(), found):

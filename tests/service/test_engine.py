@@ -46,7 +46,9 @@ def engine() -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def stack(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with Stack(engine, tmp_path_factory.mktemp("project"), settings=QUICK) as running:
+        began = time.monotonic()
         running.up()
+        running.seconds_to_start = time.monotonic() - began
         running.first_doctor = running.one("scanqueue").execute("scanqueue", "doctor")
         running.set_up()
         yield running
@@ -80,7 +82,7 @@ def labelled_once(stack: Stack, lab: Lab, *, miscounted: int = 0) -> None:
     assert seen["problems"] == []
 
 
-def test_the_image_has_our_programs_only(engine: Engine) -> None:
+def test_the_image_has_our_programs_only(engine: Engine, record_property: Any) -> None:
     inside = ("run", "--rm", "--read-only", "--network", "none", "--entrypoint", "sh", "scanqueue:latest", "-c")
     tools = "gcc g++ cc make ld uv pip pip3 git curl wget"
     found = engine.docker(
@@ -89,8 +91,44 @@ def test_the_image_has_our_programs_only(engine: Engine) -> None:
     assert found.split() == ["10001", "/opt:", "scanqueue"]
     told = engine.inspect("scanqueue:latest")["Config"]
     assert (told["User"], told["Entrypoint"], told["Cmd"]) == ("10001:10001", ["scanqueue"], ["serve"])
-    sizes = engine.docker(*inside, "du -sm /opt/scanqueue /opt/scanqueue/lib/python3.11/site-packages/* | sort -n")
-    print("\nMB in the image:\n" + "\n".join(sizes.splitlines()[-25:]))
+    sizes = engine.docker(*inside, "cd /opt/scanqueue; du -sm .; du -sm lib/python3.11/site-packages/*")
+    print("\nMiB in the image:\n" + "\n".join(sorted(sizes.splitlines(), key=lambda line: int(line.split()[0]))[-40:]))
+    parts = {line.split()[1].rpartition("/")[2]: int(line.split()[0]) for line in sizes.splitlines()}
+    whole = parts.pop(".")
+    torch = sum(parts.get(name, 0) for name in ("torch", "torchvision", "torchvision.libs", "torchgen", "functorch"))
+    cuda = sum(parts.get(name, 0) for name in ("nvidia", "triton", "cuda"))
+    record_property("image in MiB", f"torch {torch}, CUDA {cuda}, all other packages {whole - torch - cuda}")
+    # no suite of tests, no library that only a linker reads; but every licence
+    places = "/opt/scanqueue/lib -name '*.a' -o -type d -name tests ! -path '*.dist-info/*' ! -path '*/numpy/*'"
+    assert engine.docker(*inside, f"find {places}") == ""
+    assert int(engine.docker(*inside, "find /opt/scanqueue/lib -ipath '*.dist-info/*licen*' -type f | wc -l")) > 100
+
+
+IMPORTED = """
+import ast, importlib, pkgutil
+import backend, sampling
+ours = [m for p in (backend, sampling) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]
+ours = [m for m in ours if m.name != "backend.plugin"]  # it runs in a label-studio-ml
+names = {m.name for m in ours if ".migrations" not in m.name}
+for m in ours:
+    for node in ast.walk(ast.parse(open(m.module_finder.find_spec(m.name).origin).read())):
+        if isinstance(node, ast.Import):
+            names.update(one.name for one in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module)
+for name in sorted(names - OPTIONAL):
+    importlib.import_module(name)
+print(len(names))
+"""
+
+
+def test_all_that_our_modules_import_is_in_the_image(engine: Engine) -> None:
+    """Also what they import inside functions: an export, a file format, a page."""
+    optional = {"playwright.sync_api"}  # the demo's pictures
+    program = IMPORTED.replace("OPTIONAL", repr(optional))
+    inside = ("run", "--rm", "--read-only", "--tmpfs", "/tmp", "--network", "none", "--entrypoint", "python")
+    found = engine.docker(*inside, "scanqueue:latest", "-c", program)
+    assert int(found.split()[-1]) > 200
 
 
 @pytest.mark.long
@@ -238,11 +276,14 @@ def test_packets_that_would_leave_the_machine_are_counted(stack: Stack) -> None:
     assert stack.unroutable_packets() > before
 
 
-def test_the_loop_runs_in_the_stack(stack: Stack, scans60: Scans) -> None:
+def test_the_loop_runs_in_the_stack(stack: Stack, scans60: Scans, record_property: Any) -> None:
     before = stack.unroutable_packets()
     lab = Lab(stack.studio, scans60, extra_params={"cold_start_size": 8, "round_size": 5})
+    began = time.monotonic()
     lab.connect(stack)
     lab.wait_for_round(0, seconds=300)
+    record_property("seconds from `docker compose up` until all services are healthy", round(stack.seconds_to_start))
+    record_property("from connecting a project of 60 scans to its first queue", round(time.monotonic() - began))
     assert stack.one("scanqueue").execute("scanqueue", "doctor", "--project", str(lab.project)).returncode == 0
     cold = lab.label(8)
     assert all(p["result"] == [] for task in cold for p in task["predictions"])

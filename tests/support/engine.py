@@ -186,6 +186,7 @@ class Stack(Remote):
         self.http = httpx.Client(base_url="http://127.0.0.1:9090", trust_env=False, timeout=30, auth=self.credentials)
         self.studio = Administrator("http://127.0.0.1:8080", "engineer@example.com", "reading-room")
         self.first_doctor: subprocess.CompletedProcess[str] | None = None
+        self.seconds_to_start = 0.0  # of the first `up`
         self.file: dict[str, Any] = {}
         self.file = self._config()
 

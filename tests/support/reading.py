@@ -42,7 +42,7 @@ class Reading:
     def join(self) -> None:
         for thread in self.threads:
             thread.join()
-        assert self.failed == []
+        assert not self.failed, self.failed
 
     def _read(self, annotator: Annotator, seed: int) -> None:
         rng = random.Random(seed)
