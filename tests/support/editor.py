@@ -47,12 +47,14 @@ class Editor:
     def tool(self, name: str) -> None:
         """Press the smart tool until it is `name`: each press selects the next one. Auto-Annotation must be on."""
         self.rest()
-        for _ in range(6):
-            if self.page.evaluate(f"() => {IMAGE}.getToolsManager().findSelectedTool()?.fullName") == name:
+        seen = []
+        for _ in range(7):
+            seen.append(self.page.evaluate(f"() => {IMAGE}.getToolsManager().findSelectedTool()?.fullName"))
+            if seen[-1] == name:
                 return
             self.page.locator("[class*=lsf-toolbar__group]").last.click()
             self.page.wait_for_timeout(200)
-        raise AssertionError(f"{name} cannot be selected")
+        raise AssertionError(f"{name} cannot be selected, only {seen}")
 
     def rest(self) -> None:
         """Press Escape: no region and no label is selected."""
