@@ -281,7 +281,9 @@ def _mobile_sam(file: Path, device: str) -> tuple[Any, Callable[[torch.Tensor], 
 
     tensors = read_tensors(file)
     image = mobile_sam()
-    network: Any = transformers.SamModel(transformers.SamConfig(vision_config={"num_hidden_layers": 0, "hidden_size": 16}))
+    network: Any = transformers.SamModel(
+        transformers.SamConfig(vision_config={"num_hidden_layers": 0, "hidden_size": 16})
+    )
     network.vision_encoder = None  # TinyViT instead
     for part, found in ((image, renamed(MOBILESAM, tensors)), (network, from_segment_anything(tensors))):
         if bad := misfits(part.state_dict(), found):
