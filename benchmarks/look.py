@@ -28,7 +28,7 @@ from backend.label_studio.listing import Annotation, ProjectPage, TaskRow
 from backend.learning.learner import Learner
 from backend.loop.driver import Reconciler
 from backend.records.database import address_of
-from backend.records.maps import StoredMap, put_map
+from backend.records.maps import put_map
 from backend.records.rounds import Pick
 from backend.records.stages import Basis
 from backend.records.store import Store
@@ -37,6 +37,7 @@ from backend.settings import Settings
 from backend.web.metrics import render
 from backend.web.status import describe
 from benchmarks.measure import report, rounded, summary
+from benchmarks.pools import made_map
 from benchmarks.servers import CONFIG
 
 SIZES, QUICK = (1_000, 10_000, 100_000, 1_000_000), (1_000, 20_000)
@@ -158,9 +159,8 @@ def fill(store: Store, count: int, embedder: str) -> None:
             connection.execute(scan_table.insert(), scans)
             connection.execute(embedding_table.insert(), vectors)
     xy = np.random.default_rng(0).normal(size=(count, 2))
-    fitted = {"xy": xy[: min(count, 1000)]}
-    put_map(store, PROJECT, embedder, StoredMap(digests, xy, fitted, "slice", {}))
-    store.set_basis(PROJECT, Basis(embedder, "slice", "", len(fitted["xy"])))
+    put_map(store, PROJECT, embedder, made_map(digests, xy, 8))
+    store.set_basis(PROJECT, Basis(embedder, "slice", "", min(count, 1000)))
     with store.write() as connection:  # recording the basis anew lowers the stages
         connection.execute(scan_table.update().values(stage=int(Stage.MAPPED)))
     picks = [Pick(task, "random", cluster=0) for task in tasks if task > LABELLED]

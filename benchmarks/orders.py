@@ -24,12 +24,12 @@ from backend.facts import Stage
 from backend.fingerprints import fingerprint
 from backend.loop.order import RankingInputs, order
 from backend.loop.project_settings import project_settings
-from backend.records.maps import StoredMap, put_map
+from backend.records.maps import put_map
 from backend.records.store import Store
 from backend.records.tables import embedding_table, scan_table, uncertainty_table
 from benchmarks.measure import rounded
 from benchmarks.peer_methods import memory
-from benchmarks.pools import AT_ONCE, embeddings
+from benchmarks.pools import AT_ONCE, embeddings, made_map
 from sampling import COLD_START, DEFAULT, WITH_MODEL, Pool, choose_clusters, whole_order
 
 PROJECT, EMBEDDER, MODEL = 1, "drawn", "model"
@@ -127,7 +127,7 @@ def fill(folder: Path, count: int) -> None:
             connection.execute(embedding_table.insert(), vectors)
             connection.execute(uncertainty_table.insert(), scores)
     xy = (pool @ directions.T).astype(np.float64)
-    put_map(store, PROJECT, EMBEDDER, StoredMap(digests, xy, {"xy": xy[:1000]}, "slice", {}))
+    put_map(store, PROJECT, EMBEDDER, made_map(digests, xy, pool.shape[1]))
     done.touch()
 
 

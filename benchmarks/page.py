@@ -38,11 +38,12 @@ from starlette.routing import Route
 
 from backend.demo.child import Child, free_port
 from backend.facts import Lesson
-from backend.records.maps import map_name
+from backend.records.maps import put_map
 from backend.records.rounds import Pick
 from backend.records.store import Store
 from backend.records.tables import label_table, scan_table
 from benchmarks.measure import Comparison, alternate, report, rounded, summary
+from benchmarks.pools import made_map
 
 MANY, FEW = 100_000, 500
 PAINT, INTERACTIVE = 1.0, 3.0  # limits in seconds, with MANY scans
@@ -223,7 +224,7 @@ def fill(store: Store, count: int) -> Points:
     with store.write() as connection:
         store.put_rows(connection, scan_table, scans, keep=False)
         store.put_rows(connection, label_table, labels, keep=False)
-    store.put_arrays("maps", map_name(PROJECT, EMBEDDER), digests=np.array(digests), xy=xy, state_xy=xy)
+    put_map(store, PROJECT, EMBEDDER, made_map(digests, xy, 64))
     store.put_uncertainty(
         MODEL, {d: {"image": round(float(e), 4)} for d, e in zip(digests, points.entropy, strict=True)}
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.records.maps import StoredMap
 from sampling.arrays import blocks_of
 
 DIMENSIONS = 512
@@ -16,6 +17,13 @@ FACTORS = 16  # directions in which the scans of a group differ
 AT_ONCE = 16_384  # rows drawn at a time, so that row i is the same in a pool of any size
 
 Matrix = NDArray[np.floating[Any]]
+
+
+def made_map(digests: Sequence[str], xy: NDArray[np.float64], dimensions: int) -> StoredMap:
+    """A map with these positions (N, 2), as if the first 1,000 scans had been laid out."""
+    first = xy[:1000]
+    fitted = {"xy": first, "mean": np.zeros(dimensions), "components": np.eye(2, dimensions), "reduced": first}
+    return StoredMap(list(digests), xy, fitted, "slice", {})
 
 
 def embeddings(n: int, *, seed: int, later: bool = False) -> NDArray[np.float32]:

@@ -32,10 +32,11 @@ from backend.label_studio.drawing import draw_mask
 from backend.label_studio.studio import Studio
 from backend.learning.learner import Learner
 from backend.loop.driver import Reconciler
-from backend.records.maps import map_name
+from backend.records.maps import put_map
 from backend.records.store import Store
 from backend.settings import Settings
 from benchmarks.measure import alternate, report, rounded, summary, timed
+from benchmarks.pools import made_map
 from benchmarks.servers import CONFIG, backend, label_studio
 
 DEPTH, LEFT = 20, 10  # length of the queue; scans of the previous round that annotators may still have open
@@ -82,7 +83,7 @@ class Pool:
         embedder = self.reconciler.learner.embedder().name
         store.put_embeddings(embedder, found, rng.normal(size=(self.count, 64)).astype(np.float32))
         xy = rng.normal(size=(self.count, 2))
-        store.put_arrays("maps", map_name(self.project, embedder), digests=np.array(found), xy=xy, state_xy=xy)
+        put_map(store, self.project, embedder, made_map(found, xy, 64))
         self._numbers = itertools.count(1)
         self.requests: list[int] = []
         self.reconciler.reconcile(self.project)  # the cold start

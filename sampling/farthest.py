@@ -135,7 +135,7 @@ class _Nearest:
         """At least the distance of these rows to the nearest of the places; rounding is added."""
         error = 4 * (points.shape[1] + 4) * float(np.finfo(self._kind).eps)
         lengths = np.einsum("nd,nd->n", places, places)
-        with np.errstate(over="ignore", invalid="ignore"):  # a bound that is not a number is none
+        with np.errstate(over="ignore", invalid="ignore"):  # NaN bounds nothing
             low = (points @ (-2 * places.T).astype(self._kind) + lengths.astype(self._kind)).min(axis=1)
             low += squares + error * (squares + lengths.max())
         bounds: NDArray[np.floating] = np.sqrt(np.maximum(low, 0))

@@ -50,7 +50,8 @@ class EmbeddingRecords(Database):
             for row, digest in zip(part, chunk, strict=True):
                 vector = read.get(digest, b"")
                 row[:] = np.frombuffer(vector, dtype="<f4") if len(vector) == 4 * width else np.nan
-            if bad := [d for d, row in zip(chunk, part, strict=True) if not (width and np.isfinite(row).all())]:
+            known = np.all(np.isfinite(part), axis=1, keepdims=True)[:, 0]
+            if bad := [digest for digest, is_known in zip(chunk, known, strict=True) if not (width and is_known)]:
                 self._lost(embedder, bad)
         return found
 
