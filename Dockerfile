@@ -10,7 +10,7 @@ RUN python -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir -c constrai
 # Left out: what label-studio-sdk needs only for its exports and converters, which we do not import, and hf-xet, which
 # downloads; then files that no program loads: test suites (numpy.testing imports numpy's), static libraries, headers of
 # torch, and the Python classes of plotly, of which the page needs the script. Licences and all that is CUDA's stay.
-RUN printf '%s\n' appdirs datamodel-code-generator doclang hf-xet ijson jsf jsonschema lxml nltk pandas requests-mock \
+RUN printf '%s\n' appdirs datamodel-code-generator doclang hf-xet ijson jsf jsonschema nltk pandas requests-mock \
         ujson watchfiles xmljson > excludes.txt && \
     python -m venv --without-pip /opt/scanqueue && \
     /opt/uv/bin/uv pip install --python /opt/scanqueue/bin/python -c constraints.txt --excludes excludes.txt \
