@@ -147,13 +147,14 @@ class ClickTool:
     def mask(self, seeds: Seeds) -> Mask:
         """(H, W): the finding. Every click inside is in it, and every click outside is not.
 
-        The network draws from blank. Boxes and strokes, which it has not learnt, are left to the paths, and so are
-        corrections of a mask: it would replace a good one by its own.
+        The network draws from blank, and where a click shows that a mask is wrong as a whole. It would replace a good
+        mask by its own, so the paths correct those. They also answer boxes and strokes, which it has not learnt.
         """
-        corrects = seeds.current is not None and bool(seeds.current.any())
-        if corrects or not seeds.inside or seeds.boxes or seeds.drawn_in or seeds.drawn_out:
+        if not seeds.inside + seeds.outside or seeds.boxes or seeds.drawn_in or seeds.drawn_out:
             return self._paths.mask(seeds)
-        return self.drawn(seeds)
+        if seeds.current is None or not seeds.current.any():
+            return self.drawn(seeds) if seeds.inside else self._paths.mask(seeds)
+        return self.drawn(seeds) if self._paths.wrong(seeds.current, seeds) else self._paths.mask(seeds)
 
     def drawn(self, seeds: Seeds) -> Mask:
         """`mask` by the network, from clicks, also where there is a mask already."""

@@ -8,7 +8,7 @@ these clicks only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,6 +32,7 @@ NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 Mask = NDArray[np.bool_]
 Point = tuple[float, float]  # (row, column) in pixels of the scan
+Contradiction = tuple[tuple[int, int], float, float]  # place; its distance from the outline; the mask's half width
 
 
 @dataclass
@@ -113,21 +114,34 @@ class Geodesic:
 
         `whole` itself if they show that `current` is wrong as a whole.
         """
+        found = list(self._contradictions(current, seeds))
+        if _any_far(found):
+            return whole
         near = np.zeros_like(current)
         changed = whole != current
+        for at, distance, _ in found:
+            if changed[at]:
+                near |= _part_around(changed, at, max(3.0, REACH * distance))
+        return np.where(near, whole, current)
+
+    def wrong(self, current: Mask, seeds: Seeds) -> bool:
+        """Whether a click or stroke shows that this mask, which is not empty, is wrong as a whole.
+
+        It does where it contradicts the mask far from its outline; farther, it is about another finding.
+        """
+        return _any_far(self._contradictions(current, seeds))
+
+    def _contradictions(self, current: Mask, seeds: Seeds) -> Iterator[Contradiction]:
         depth = cv2.distanceTransform(current.astype(np.uint8), cv2.DIST_L2, 5)
         height = cv2.distanceTransform((~current).astype(np.uint8), cv2.DIST_L2, 5)
+        half_width = float(depth.max())
         for points, strokes, distance in (
             (seeds.inside, seeds.drawn_in, height),
             (seeds.outside, seeds.drawn_out, depth),
         ):
             places = [(self._place(row, self.height), self._place(column, self.width)) for row, column in points]
             for at in [*places, *(place for stroke in strokes for place in _some_of(stroke))]:
-                if WRONG[0] <= distance[at] / depth.max() < WRONG[1]:  # farther, it is another finding
-                    return whole
-                if changed[at]:
-                    near |= _part_around(changed, at, max(3.0, REACH * float(distance[at])))
-        return np.where(near, whole, current)
+                yield at, float(distance[at]), half_width
 
     def within_boxes(self, whole: Mask, seeds: Seeds) -> Mask:
         """`whole` without what is outside the boxes, but with clicks and strokes there; `whole` without boxes."""
@@ -199,6 +213,10 @@ def _graph(picture: NDArray[np.float32]) -> csr_matrix:
     start, end, cost = map(np.concatenate, (starts, ends, costs))
     both = (np.concatenate([start, end]), np.concatenate([end, start]))
     return csr_matrix((np.concatenate([cost, cost]), both), shape=(number.size, number.size))
+
+
+def _any_far(found: Iterable[Contradiction]) -> bool:
+    return any(WRONG[0] <= distance / half_width < WRONG[1] for _, distance, half_width in found)
 
 
 def _part_around(mask: Mask, at: tuple[int, int], reach: float) -> Mask:

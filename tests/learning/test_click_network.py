@@ -14,7 +14,7 @@ from backend.errors import WeightsMissing
 from backend.formats.pixels import letterbox
 from backend.learning.cases import Case
 from backend.learning.click_network import ClickNetwork, clicked, compare_tools, learn_clicks
-from backend.learning.clicks import dice
+from backend.learning.clicks import dice, next_click
 from backend.learning.geodesic import Geodesic, Seeds
 from backend.learning.patch_features import SIDE, PatchFeatures
 
@@ -72,6 +72,23 @@ def test_a_mask_that_is_there_is_corrected_by_the_paths_and_not_replaced(made: M
     seeds = Seeds(inside=[(80.0, 50.0)], current=made.cases[LEARNT].mask > 0)
     assert np.array_equal(tool.mask(seeds), paths.mask(seeds))
     assert not np.array_equal(tool.drawn(seeds), paths.mask(seeds))
+
+
+def test_where_a_click_shows_that_a_mask_is_wrong_as_a_whole_the_network_draws_anew(made: Made) -> None:
+    learnt, paths = [], []
+    for place in range(LEARNT, LEARNT + TESTED):
+        truth = made.cases[place].mask > 0
+        geodesic = Geodesic(made.cases[place].scan)
+        tool = made.network.tool(made.cases[place].scan, made.features[place], geodesic)
+        rows = np.flatnonzero(truth.any(axis=1))
+        part = truth.copy()
+        part[: rows[0] + len(rows) // 2] = False  # the upper halves are missing
+        seeds = Seeds(current=part)
+        inside, at = next_click(part, truth) or (False, (0.0, 0.0))
+        (seeds.inside if inside else seeds.outside).append(at)
+        learnt.append(dice(tool.mask(seeds), truth))
+        paths.append(dice(geodesic.mask(seeds), truth))
+    assert np.mean(learnt) > np.mean(paths) + 0.1
 
 
 def test_the_tools_are_compared_on_scans_that_were_not_learnt_from(made: Made) -> None:
