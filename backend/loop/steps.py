@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from backend.facts import Counts, Label, Live, Model, Round, Scan
+from backend.fingerprints import fingerprint
 from backend.label_config import LabelConfig, Renames
 from backend.settings import ProjectSettings
 
@@ -44,7 +45,7 @@ class CutOff:
 
 def map_key(embedder: str, unit: str) -> str:
     """The key of attempts at a map."""
-    return f"{unit}/{embedder}".replace(" ", "_")
+    return fingerprint(unit, embedder)
 
 
 @dataclass(frozen=True)

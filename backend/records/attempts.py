@@ -18,7 +18,7 @@ from backend.records.tables import counter_table
 
 ATTEMPT = "attempt"  # `counter.name` of these rows; the label is PROJECT WORK KEY
 ON_SCANS = ("read", "score", "draw")  # works whose keys are of scans: TASK:INPUTS
-PART = "-part"  # after the name of such a work: its key is that of several scans, with commas
+PART = "-part"  # after the name of such a work: its key is that of several scans, with commas; each has a row
 
 
 def forgotten(project: int, work: str = "") -> Delete:
@@ -56,9 +56,9 @@ class AttemptRecords(CounterRecords):
 
     def begin_attempt(self, project: int, work: str, key: str, size: int, *, first: bool) -> None:
         """Count an attempt at `work` with the inputs `key`; attempts with others are forgotten, with `first` all."""
-        others = forgotten(project, work)
-        label = f"{project} {work} {key}"
-        self._count(project, work, (key,), size, others if first else others.where(counter_table.c.label != label))
+        others, keys = forgotten(project, work), key.split(",")
+        labels = [f"{project} {work} {one}" for one in keys]
+        self._count(project, work, keys, size, others if first else others.where(counter_table.c.label.not_in(labels)))
 
     def suspect(self, project: int, work: str, keys: Sequence[str], times: int = 1) -> None:
         """Count attempts at `work` with each of the inputs `keys`, instead of the one at a part of it."""
@@ -76,7 +76,8 @@ class AttemptRecords(CounterRecords):
 
     def cancel_attempt(self, project: int, work: str, key: str) -> None:
         """The last attempt was interrupted on purpose, so it does not count."""
-        here = (counter_table.c.name == ATTEMPT, counter_table.c.label == f"{project} {work} {key}")
+        labels = [f"{project} {work} {one}" for one in key.split(",")]
+        here = (counter_table.c.name == ATTEMPT, counter_table.c.label.in_(labels))
         with self.write() as connection:
             less = {"count": counter_table.c.count - 1}
             connection.execute(update(counter_table).where(*here, counter_table.c.count > 0).values(less))

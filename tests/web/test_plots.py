@@ -410,7 +410,16 @@ def data(tmp_path: Path) -> Path:
     store.put_tasks(1, rows, "")
     store.set_scans(1, [{"task": t, "digest": f"d{t}", "problem": ""} for t in (1, 2)])
     digests = np.array(["d1", "d2"])
-    store.put_arrays("maps", map_name(1, "pixels"), digests=digests, xy=np.array([[0.0, 0.0], [1.0, 1.0]]))
+    store.put_arrays(
+        "maps",
+        map_name(1, "pixels"),
+        digests=digests,
+        xy=(xy := np.array([[0.0, 0.0], [1.0, 1.0]])),
+        state_xy=xy,
+        state_mean=np.zeros(2),
+        state_components=np.eye(2),
+        state_reduced=xy,
+    )
     return store.folder
 
 
