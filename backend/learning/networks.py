@@ -6,7 +6,7 @@ file to those of the module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -38,12 +38,10 @@ class Published:
 
     build   () -> the network without its head, random weights
     rename  tensors by their names in the file -> by their names in the network; unused ones may stay
-    some    names and shapes of some tensors, for a network whose library may be missing
     """
 
     build: Callable[[], Any]
     rename: Callable[[Tensors], Tensors]
-    some: Mapping[str, tuple[int, ...]] | None = None
 
 
 def resnet50() -> Any:
@@ -185,12 +183,7 @@ def scribble_prompt() -> Any:
     return UNet()
 
 
-def built_by_library() -> Any:
-    """Segment Anything is built by `sam`."""
-    raise NotImplementedError
-
-
-SAM_TENSORS = {
+SAM_TENSORS: dict[str, tuple[int, ...]] = {
     "shared_image_embedding.positional_embedding": (2, 128),
     "vision_encoder.pos_embed": (1, 64, 64, 768),
     "vision_encoder.layers.0.attn.qkv.weight": (2304, 768),
@@ -200,7 +193,7 @@ SAM_TENSORS = {
     "mask_decoder.transformer.layers.1.cross_attn_image_to_token.q_proj.weight": (128, 256),
     "mask_decoder.iou_prediction_head.proj_out.weight": (4, 256),
 }
-SAM2_TENSORS = {
+SAM2_TENSORS: dict[str, tuple[int, ...]] = {
     "no_memory_embedding": (1, 1, 256),
     "shared_image_embedding.positional_embedding": (2, 128),
     "vision_encoder.backbone.pos_embed": (1, 96, 7, 7),
@@ -208,6 +201,7 @@ SAM2_TENSORS = {
     "mask_decoder.conv_s0.weight": (32, 256, 1, 1),
     "mask_decoder.pred_obj_score_head.proj_out.weight": (1, 256),
 }
+BUILT_BY_LIBRARY = {"sam-vit-base": SAM_TENSORS, "sam2-hiera-tiny": SAM2_TENSORS}  # some of their tensors
 NETWORKS = {
     "biomedclip": Published(biomedclip, from_open_clip),
     "radimagenet": Published(resnet50, from_radimagenet),
@@ -215,21 +209,19 @@ NETWORKS = {
     "mobilesam": Published(mobile_sam, from_mobile_sam),
     "efficientnet-lite0": Published(efficientnet_lite0, from_efficientnet_lite0),
     "scribbleprompt": Published(scribble_prompt, as_published),
-    "sam-vit-base": Published(built_by_library, as_published, SAM_TENSORS),
-    "sam2-hiera-tiny": Published(built_by_library, as_published, SAM2_TENSORS),
 }
 
 
 @lru_cache
 def wanted_tensors(network: str) -> Tensors:
-    """The tensors that a network of NETWORKS, or else of timm, needs; shapes only."""
+    """The tensors that a network of NETWORKS or timm needs, some of those BUILT_BY_LIBRARY; shapes only."""
     import timm
     import torch
 
     with torch.device("meta"):
+        if network in BUILT_BY_LIBRARY:
+            return {name: torch.empty(shape) for name, shape in BUILT_BY_LIBRARY[network].items()}
         published = NETWORKS.get(network)
-        if published is not None and published.some is not None:
-            return {name: torch.empty(shape) for name, shape in published.some.items()}
         built = published.build() if published else timm.create_model(network, pretrained=False, num_classes=0)
         state: Tensors = built.state_dict()
     return state

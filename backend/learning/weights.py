@@ -37,7 +37,7 @@ class Weights:
     key            name in `scanqueue weights`
     embedder       value of SCANQUEUE_EMBEDDER that selects it; empty: not an embedder
     encoder        value of SCANQUEUE_ENCODER that selects it; empty: not an encoder
-    network        one of `networks.NETWORKS`, else an architecture of timm
+    network        one of `networks.NETWORKS` or `BUILT_BY_LIBRARY`, else an architecture of timm
     folder         below SCANQUEUE_WEIGHTS_DIR; all files go into it
     files          any one of them is enough; the first is what is downloaded
     config         files needed in addition

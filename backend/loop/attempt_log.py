@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from backend.errors import ScanqueueError, StorageFull, StoreUnavailable, WorkersLost
 from backend.records.store import Store
 
-Begun = tuple[int, str, str]  # project, work, key
+Begun = tuple[int, str, tuple[str, ...]]  # project, work, keys
 
 
 class AttemptLog:
@@ -27,20 +27,20 @@ class AttemptLog:
 
     @contextmanager
     def attempt(
-        self, project: int, work: str, key: str, size: int = 0, *, first: bool = True, alone: bool = False
+        self, project: int, work: str, *keys: str, size: int = 0, first: bool = True, alone: bool = False
     ) -> Iterator[None]:
         """Inside, the work is an attempt. It counts if its process dies, or fails for a reason that we cannot explain.
 
         first  earlier attempts at the work are forgotten
         alone  the work is on a single scan: attempts at others are kept
         """
-        begun = (project, work, key)
+        begun = (project, work, keys)
         with self._mutex:
             if not self._stopped:  # a stop before this counts nothing, and one after it takes this back
                 if alone:
-                    self._store.suspect(project, work, [key])
+                    self._store.suspect(project, work, keys)
                 else:
-                    self._store.begin_attempt(project, work, key, size, first=first)
+                    self._store.begin_attempt(project, work, keys, size, first=first)
                 self._running.add(begun)
         try:
             yield
@@ -52,7 +52,7 @@ class AttemptLog:
         finally:
             with self._mutex:
                 self._running.discard(begun)
-        self._store.end_attempts(project, work, key if alone else "")
+        self._store.end_attempts(project, work, keys[0] if alone else "")
 
     def stop(self) -> None:
         """The process ends on purpose: what runs does not count, even if the process is killed before that ends."""

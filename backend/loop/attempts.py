@@ -42,4 +42,4 @@ def attempt(
     else:
         work, key, size, before = MAP, map_key(done.embedder, done.settings.unit), places, done.map_cut_off
         more = (POOL_GROWTH - 1) * before.size if before else 0
-    return context.attempts.attempt(project, work, key, size, first=before is None or size >= before.size + more)
+    return context.attempts.attempt(project, work, key, size=size, first=before is None or size >= before.size + more)

@@ -68,11 +68,12 @@ def in_parts(
     suspects  count the attempts at each scan; None: nobody does
     """
     threads = processor.cluster.threads() if processor.cluster else 1
-    parts, alone = list(parts_of(tasks, threads)), list[Sequence[int]]()
-    if suspects is not None:
+    if suspects is None:
+        parts, alone, left_out = list(parts_of(tasks, threads)), list[Sequence[int]](), 0
+    else:
         parts, alone, left_out = suspects.parts(tasks, threads)
-        if left_out:
-            yield left_out
+    if left_out:
+        yield left_out
     if processor.cluster is None:
         for some in (*parts, *alone):
             if suspects is not None:

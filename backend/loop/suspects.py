@@ -50,16 +50,16 @@ class Suspects:
 
     def parts(self, tasks: Sequence[int], threads: int) -> tuple[list[Sequence[int]], list[Sequence[int]], int]:
         """These tasks in parts; the suspects, to be done after them, alone; how many became problems instead."""
-        store, project = self.processor.store, self.project
+        store, project, now = self.processor.store, self.project, self._inputs()
         begun = store.attempts(project)
         left = [key for (work, key), (times, _) in begun.items() if work == self.kind + PART and times]
-        for key in left:
-            store.suspect(project, self.kind, key.split(","))
+        if left:
+            store.suspect(project, self.kind, left)
         suspects: set[int] = set()
         guilty: dict[int, str] = {}
         for (work, key), (times, _) in (store.attempts(project) if left else begun).items():
             task, _, inputs = key.partition(":")
-            if work not in ON_SCANS or not times or inputs != self._inputs():
+            if work not in ON_SCANS or not times or inputs != now:
                 continue
             if times >= MOST_ATTEMPTS:
                 guilty[int(task)] = work
@@ -78,7 +78,7 @@ class Suspects:
         keys = self._keys(tasks)
         alone = len(tasks) == 1
         work = self.kind if alone else self.kind + PART
-        with self.attempts.attempt(self.project, work, ",".join(keys), alone=alone):
+        with self.attempts.attempt(self.project, work, *keys, alone=alone):
             self.processor.do(self.kind, self.project, requirements, tasks)
 
     def lost(self, tasks: Sequence[int]) -> None:
@@ -93,7 +93,8 @@ class Suspects:
             self.processor.store.end_attempts(self.project, self.kind, self._keys(tasks)[0])
 
     def _keys(self, tasks: Sequence[int]) -> list[str]:
-        return [f"{task}:{self._inputs()}" for task in tasks]
+        inputs = self._inputs()
+        return [f"{task}:{inputs}" for task in tasks]
 
     def _inputs(self) -> str:
         """With others, the same scans are tried again."""

@@ -18,7 +18,7 @@ from backend.records.tables import counter_table
 
 ATTEMPT = "attempt"  # `counter.name` of these rows; the label is PROJECT WORK KEY
 ON_SCANS = ("read", "score", "draw")  # works whose keys are of scans: TASK:INPUTS
-PART = "-part"  # after the name of such a work: its key is that of several scans, with commas; each has a row
+PART = "-part"  # after the name of such a work: it was begun on several scans at once
 
 
 def forgotten(project: int, work: str = "") -> Delete:
@@ -42,6 +42,10 @@ def forgotten_steps(project: int) -> Delete:
     return forgotten(project).where(not_(or_(*on_scans)))
 
 
+def _labels(project: int, work: str, keys: Sequence[str]) -> list[str]:
+    return [f"{project} {work} {key}" for key in keys]
+
+
 class AttemptRecords(CounterRecords):
     """Reads and writes attempts at the work of projects."""
 
@@ -54,11 +58,12 @@ class AttemptRecords(CounterRecords):
                 found[work, key] = (count, int(size))
         return found
 
-    def begin_attempt(self, project: int, work: str, key: str, size: int, *, first: bool) -> None:
-        """Count an attempt at `work` with the inputs `key`; attempts with others are forgotten, with `first` all."""
-        others, keys = forgotten(project, work), key.split(",")
-        labels = [f"{project} {work} {one}" for one in keys]
-        self._count(project, work, keys, size, others if first else others.where(counter_table.c.label.not_in(labels)))
+    def begin_attempt(self, project: int, work: str, keys: Sequence[str], size: int, *, first: bool) -> None:
+        """Count an attempt at `work` with the inputs `keys`; attempts with others are forgotten, with `first` all."""
+        others = forgotten(project, work)
+        if not first:
+            others = others.where(counter_table.c.label.not_in(_labels(project, work, keys)))
+        self._count(project, work, keys, size, others)
 
     def suspect(self, project: int, work: str, keys: Sequence[str], times: int = 1) -> None:
         """Count attempts at `work` with each of the inputs `keys`, instead of the one at a part of it."""
@@ -66,7 +71,8 @@ class AttemptRecords(CounterRecords):
 
     def _count(self, project: int, work: str, keys: Sequence[str], size: int, first: Delete, times: int = 1) -> None:
         rows = [
-            {"name": ATTEMPT, "label": f"{project} {work} {key}", "count": times, "total": size} for key in sorted(keys)
+            {"name": ATTEMPT, "label": label, "count": times, "total": size}
+            for label in _labels(project, work, sorted(keys))
         ]
         more = {"count": counter_table.c.count + times}
         with self.write() as connection:
@@ -74,10 +80,9 @@ class AttemptRecords(CounterRecords):
             insert = self._insert(counter_table).on_conflict_do_update(index_elements=["name", "label"], set_=more)
             connection.execute(insert, rows)
 
-    def cancel_attempt(self, project: int, work: str, key: str) -> None:
+    def cancel_attempt(self, project: int, work: str, keys: Sequence[str]) -> None:
         """The last attempt was interrupted on purpose, so it does not count."""
-        labels = [f"{project} {work} {one}" for one in key.split(",")]
-        here = (counter_table.c.name == ATTEMPT, counter_table.c.label.in_(labels))
+        here = (counter_table.c.name == ATTEMPT, counter_table.c.label.in_(_labels(project, work, keys)))
         with self.write() as connection:
             less = {"count": counter_table.c.count - 1}
             connection.execute(update(counter_table).where(*here, counter_table.c.count > 0).values(less))

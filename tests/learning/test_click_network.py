@@ -13,7 +13,7 @@ from backend.demo.phantoms import phantom
 from backend.errors import WeightsMissing
 from backend.formats.pixels import letterbox
 from backend.learning.cases import Case
-from backend.learning.click_network import ClickNetwork, clicked, compare_tools, learn_clicks
+from backend.learning.click_network import ClickNetwork, ClickTool, clicked, compare_tools, learn_clicks
 from backend.learning.clicks import dice, next_click
 from backend.learning.geodesic import Geodesic, Seeds
 from backend.learning.patch_features import SIDE, PatchFeatures
@@ -25,6 +25,11 @@ class Made(NamedTuple):
     cases: list[Case]
     features: NDArray[np.float16]
     network: ClickNetwork
+
+    def tools(self, place: int) -> tuple[ClickTool, Geodesic]:
+        """The network and the paths on a scan."""
+        paths = Geodesic(self.cases[place].scan)
+        return self.network.tool(self.cases[place].scan, self.features[place], paths), paths
 
 
 def case(seed: int) -> Case:
@@ -47,8 +52,7 @@ def test_one_click_draws_what_the_lab_has_drawn_before(made: Made) -> None:
     learnt, paths = [], []
     for place in range(LEARNT, LEARNT + TESTED):
         truth = made.cases[place].mask > 0
-        geodesic = Geodesic(made.cases[place].scan)
-        tool = made.network.tool(made.cases[place].scan, made.features[place], geodesic)
+        tool, geodesic = made.tools(place)
         learnt.append(dice(clicked(tool.mask, truth, 1)[1], truth))
         paths.append(dice(clicked(geodesic.mask, truth, 1)[1], truth))
     assert np.mean(learnt) > np.mean(paths) + 0.1  # a click on one lung does not tell of the other
@@ -56,8 +60,7 @@ def test_one_click_draws_what_the_lab_has_drawn_before(made: Made) -> None:
 
 
 def test_every_click_counts(made: Made) -> None:
-    place = LEARNT
-    tool = made.network.tool(made.cases[place].scan, made.features[place], Geodesic(made.cases[place].scan))
+    tool, _ = made.tools(LEARNT)
     random = np.random.default_rng(1)
     for _ in range(10):
         inside, outside = ([tuple(point) for point in random.uniform(1, SIZE - 1, (2, 2))] for _ in range(2))
@@ -67,8 +70,7 @@ def test_every_click_counts(made: Made) -> None:
 
 
 def test_a_mask_that_is_there_is_corrected_by_the_paths_and_not_replaced(made: Made) -> None:
-    scan, paths = made.cases[LEARNT].scan, Geodesic(made.cases[LEARNT].scan)
-    tool = made.network.tool(scan, made.features[LEARNT], paths)
+    tool, paths = made.tools(LEARNT)
     seeds = Seeds(inside=[(80.0, 50.0)], current=made.cases[LEARNT].mask > 0)
     assert np.array_equal(tool.mask(seeds), paths.mask(seeds))
     assert not np.array_equal(tool.drawn(seeds), paths.mask(seeds))
@@ -78,8 +80,7 @@ def test_where_a_click_shows_that_a_mask_is_wrong_as_a_whole_the_network_draws_a
     learnt, paths = [], []
     for place in range(LEARNT, LEARNT + TESTED):
         truth = made.cases[place].mask > 0
-        geodesic = Geodesic(made.cases[place].scan)
-        tool = made.network.tool(made.cases[place].scan, made.features[place], geodesic)
+        tool, geodesic = made.tools(place)
         rows = np.flatnonzero(truth.any(axis=1))
         part = truth.copy()
         part[: rows[0] + len(rows) // 2] = False  # the upper halves are missing

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from two_discs import IMAGE, LEFT, RIGHT, H, W
 from weight_files import mobile_sam_whole, sam_folder
 
 from backend.errors import WeightsMissing
@@ -26,16 +27,6 @@ from backend.learning.weights import BIOMEDCLIP, BUILTIN, weights_called
 from backend.learning.weights_check import verify
 from backend.settings import Settings
 
-H, W = 120, 200
-
-
-def disc(row: int, column: int, radius: int = 20) -> np.ndarray:
-    down, across = np.mgrid[:H, :W]
-    return np.asarray(np.hypot(down - row, across - column) < radius)
-
-
-LEFT, RIGHT = disc(60, 50), disc(60, 150)
-IMAGE = np.random.default_rng(0).integers(0, 40, (H, W), dtype=np.uint8) + 180 * (LEFT | RIGHT).astype(np.uint8)
 SCAN = letterbox(IMAGE, 512)
 PATHS_OF_SCAN = Geodesic(SCAN)
 FILE = "model.safetensors"

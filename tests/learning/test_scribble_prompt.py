@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from two_discs import IMAGE, LEFT, RIGHT, H, W, disc
 from weight_files import scribble_prompt_file, scribble_prompt_forward, scribble_prompt_state
 
 from backend.errors import WeightsMissing
@@ -20,17 +21,8 @@ from backend.learning.weights import weights_called
 from backend.learning.weights_check import verify
 from backend.settings import Settings
 
-H, W = 120, 200
 PICTURE, BOX = 0, 1  # channels of its input
 
-
-def disc(row: int, column: int, radius: int = 20) -> np.ndarray:
-    down, across = np.mgrid[:H, :W]
-    return np.asarray(np.hypot(down - row, across - column) < radius)
-
-
-LEFT, RIGHT = disc(60, 50), disc(60, 150)
-IMAGE = np.random.default_rng(0).integers(0, 40, (H, W), dtype=np.uint8) + 180 * (LEFT | RIGHT).astype(np.uint8)
 SCAN = letterbox(IMAGE, 192)
 PATHS_OF_SCAN = Geodesic(SCAN)
 

@@ -167,7 +167,7 @@ def test_a_comparison_with_chance_that_is_cut_off_three_times_is_left_out(tmp_pa
 def test_the_attempts_of_a_project_are_forgotten_with_it(world: World) -> None:
     doomed(world, Killed())
     world.store.add_project(11)  # its number begins like ours
-    world.store.begin_attempt(11, "train", "recipe", 3, first=False)
+    world.store.begin_attempt(11, "train", ["recipe"], 3, first=False)
     forget_project(world.store, PROJECT)
     assert world.store.attempts(PROJECT) == {}
     assert world.store.attempts(11) == {("train", "recipe"): (1, 3)}

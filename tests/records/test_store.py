@@ -496,3 +496,13 @@ def test_embeddings_are_in_the_order_that_was_asked_for(store: Store) -> None:
     assert store.embedded("e") == set(names)
     with pytest.raises(LostEmbeddings, match="lost"):
         store.embeddings("e", [names[0], "lost"])
+
+
+def test_attempts_at_parts_of_many_scans_are_counted_for_each_scan(store: Store) -> None:
+    keys = [f"{2**40 + number}:{'f' * 8}" for number in range(16)]
+    store.begin_attempt(1, "read-part", keys, 0, first=True)
+    assert store.attempts(1) == {("read-part", key): (1, 0) for key in keys}
+    store.cancel_attempt(1, "read-part", keys[:15])
+    assert [times for times, _ in store.attempts(1).values()].count(0) == 15
+    store.suspect(1, "read", keys[15:])
+    assert store.attempts(1) == {("read", keys[15]): (1, 0)}
