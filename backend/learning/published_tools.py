@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from backend.errors import WeightsMissing
 from backend.formats.pixels import Letterboxed
 from backend.learning.clicks import PUBLISHED, SAMS, SCRIBBLES
-from backend.learning.geodesic import Geodesic, Tool
 from backend.learning.weights import WEIGHTS, found_file
+
+if TYPE_CHECKING:  # its libraries take time to import, and only smart tools need them
+    from backend.learning.geodesic import Geodesic, Tool
 
 log = logging.getLogger("scanqueue.learner")
 
