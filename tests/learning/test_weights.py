@@ -26,7 +26,7 @@ from backend.learning import weights
 from backend.learning.checkpoints import read_tensors
 from backend.learning.embedders import OpenEmbedder, open_embedder
 from backend.learning.learner import Learner
-from backend.learning.networks import NETWORKS, from_efficientnet_lite0, from_mobile_sam, mobile_sam
+from backend.learning.networks import BUILT_BY_LIBRARY, NETWORKS, from_efficientnet_lite0, from_mobile_sam, mobile_sam
 from backend.learning.preprocessing import Preprocessing
 from backend.learning.segmenters import Segmenter, SegmenterSpec
 from backend.learning.weights import BUILTIN, WEIGHTS, File, Weights, weights_called
@@ -93,7 +93,7 @@ def test_every_row_has_the_necessary_information(row: Weights) -> None:
     assert row.source
     assert row.megabytes > 0
     assert all(re.fullmatch(r"[0-9a-f]{64}|", f.sha256) for f in row.files)
-    assert row.network in NETWORKS or timm.is_model(row.network)
+    assert row.network in (*NETWORKS, *BUILT_BY_LIBRARY) or timm.is_model(row.network)
     assert weights_called(row.key) is row
     assert row.clicks or weights_called(row.embedder) is row
 

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -160,7 +160,11 @@ def test_reading_training_and_recording_wait_for_a_full_disk(
         lab = Lab(label_studio, many, extra_params=SETTINGS)
         with service:
             lab.connect(service)
-            service.wait(lab.project, lambda s: s["embedded"] > 0)
+            with closing(Store(disk.folder)) as store:  # a request for the status may take until all are read
+                until = time.monotonic() + 120
+                while not store.embedded("pixels"):
+                    assert time.monotonic() < until, service.log()[-3000:]
+                    time.sleep(0.01)
             with disk.full():
                 check_advice(service, lab)
                 check_answers(service, lab, "scanqueue-pending")
