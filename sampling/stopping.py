@@ -14,6 +14,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -135,7 +136,12 @@ def expected_gain(points: Sequence[Point], more: int, *, seed: int = 0) -> tuple
     fitted curve, which is then refitted. From five points on, the noise is at least their residual deviation from
     the curve; below four, noise is added to the points themselves and the exponent is drawn at random.
     """
-    more = whole_number("more", more, low=1)
+    return _expected_gain(tuple(points), whole_number("more", more, low=1), seed)
+
+
+@lru_cache(maxsize=64)
+def _expected_gain(points: tuple[Point, ...], more: int, seed: int) -> tuple[float, float, float]:
+    """Cached, because it is asked for at every look and page, and changes only with a new model."""
     curve = fit_curve(points)
     now = max(p.labels for p in points)
     errors = np.array([1 - p.dice for p in points])

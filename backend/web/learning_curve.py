@@ -45,7 +45,8 @@ def curve(store: Store, project: int) -> dict[str, Any]:
     compared = shown_summaries(store, project)
     others = [version for version in compared if version not in masked]
     quick = store.shown_columns(project, ("task", "label", *COMPARED), others) if others else []
-    read = store.label_columns(project, "annotation", "key", "task", "shown_version", "lead_time")
+    columns = (*(("annotation", "key") if quick else ()), "task", "shown_version", "lead_time")
+    read = store.label_columns(project, *columns)
     units = {found["unit"] for found in (*judged, *compared.values())} - {None}
     return {
         "unit": units.pop() if len(units) == 1 else "mixed" if units else None,
