@@ -1,8 +1,10 @@
 # The image of the server and the workers. By default it contains the CPU build of torch. An empty --build-arg
 # TORCH_BACKEND= selects the build from the package index, which includes CUDA; any backend name that
-# `uv pip install --torch-backend` accepts works.
+# `uv pip install --torch-backend` accepts works. EXTRAS names extras of pyproject.toml, separated by spaces: sam is the
+# library of Segment Anything.
 FROM python:3.11-slim AS build
 ARG TORCH_BACKEND=cpu
+ARG EXTRAS=
 ENV UV_COMPILE_BYTECODE=1
 WORKDIR /src
 COPY constraints.txt pyproject.toml ./
@@ -14,7 +16,8 @@ RUN printf '%s\n' appdirs datamodel-code-generator doclang hf-xet ijson jsf json
         ujson watchfiles xmljson > excludes.txt && \
     python -m venv --without-pip /opt/scanqueue && \
     /opt/uv/bin/uv pip install --python /opt/scanqueue/bin/python -c constraints.txt --excludes excludes.txt \
-        ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} -r pyproject.toml --extra sam && \
+        ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} \
+        -r pyproject.toml ${EXTRAS:+$(printf ' --extra %s' $EXTRAS)} && \
     cd /opt/scanqueue/lib/python3.11/site-packages && \
     find . -depth -type d -name tests ! -path './*.dist-info/*' ! -path './numpy/*' -exec rm -rf {} + && \
     find . -name '*.a' ! -path './nvidia/*' ! -path './triton/*' -delete && \

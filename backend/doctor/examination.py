@@ -28,6 +28,7 @@ from backend.doctor.project import (
     check_worker,
 )
 from backend.doctor.service import (
+    check_clicks,
     check_data_folder,
     check_embedder,
     check_encoder,
@@ -67,6 +68,7 @@ def _examined(settings: Settings, project: int | None, stack: ExitStack) -> list
     sheet.add("server", check_server(settings, address))
     sheet.add("embedder", check_embedder(settings, row))
     sheet.add("encoder", check_encoder(settings))
+    sheet.add("clicks", check_clicks(settings))
 
     studio = Studio(settings.label_studio_url, settings.label_studio_api_key, timeout=20)
     if not sheet.add("label-studio", check_reachable(studio)):

@@ -201,6 +201,17 @@ def _wrong_file(settings: Settings, name: str) -> Finding | None:
     return Finding("embedder", "error", bad.what, f"Replace the file, then run `scanqueue weights verify {row.key}`.")
 
 
+def check_clicks(settings: Settings) -> Iterator[Finding]:
+    """Weights of networks for clicks that are there, but not the library that they need."""
+    from backend.learning.sam_library import lacking
+    from backend.learning.weights import WEIGHTS
+
+    for row in WEIGHTS:
+        if lacks := lacking(row, settings.weights_dir):
+            what, _, cure = lacks.partition(". ")
+            yield Finding("clicks", "warning", f"{what}.", f"{cure}.")
+
+
 def check_encoder(settings: Settings) -> Iterator[Finding]:
     from backend.learning.learner import Learner
     from backend.learning.segmenters import Segmenter, SegmenterSpec

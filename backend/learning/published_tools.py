@@ -47,7 +47,7 @@ class PublishedTools:
                     self._loaded[name] = _load(name, self._files[name], device)
                 except WeightsMissing as error:
                     log.warning(
-                        "clicks are answered without %s until it is replaced and scanqueue restarted: %s", name, error
+                        "clicks are answered without %s until this is fixed and scanqueue restarted: %s", name, error
                     )
                     self._loaded[name] = None
             return self._loaded[name]

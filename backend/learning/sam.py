@@ -30,6 +30,7 @@ from backend.learning.clicks import SAM_SIDE as SIDE
 from backend.learning.geodesic import Geodesic, Seeds
 from backend.learning.networks import misfits, mobile_sam, renamed
 from backend.learning.preprocessing import IMAGENET
+from backend.learning.sam_library import without_library
 
 if TYPE_CHECKING:  # torch takes seconds to import: only inside functions
     import torch
@@ -40,7 +41,6 @@ LOW = 256  # pixels of the square of masks, in and out
 CERTAIN = 10.0  # logit of a pixel of the mask so far
 STROKE = 3  # clicks that stand for a stroke
 KEPT = 2**28  # bytes of encoded images in memory, of each network
-EXTRA = "pip install 'scanqueue[sam]'"
 
 Features = tuple["torch.Tensor", ...]  # coarsest last
 
@@ -98,9 +98,7 @@ class Sam:
         try:
             import transformers
         except ImportError as error:
-            raise WeightsMissing(
-                f"{file} needs the library transformers, which is not installed: {EXTRA}, and restart scanqueue"
-            ) from error
+            raise WeightsMissing(without_library(file)) from error
         library: Any = transformers
         library.utils.logging.disable_progress_bar()
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from two_discs import IMAGE, LEFT, RIGHT, H, W
+from typer.testing import CliRunner
 from weight_files import mobile_sam_whole, sam_folder
 
+from backend import cli
+from backend.doctor.service import check_clicks
 from backend.errors import WeightsMissing
 from backend.formats.pixels import letterbox
 from backend.learning import sam
@@ -22,6 +25,7 @@ from backend.learning.clicks import MEDSAM, MOBILESAM, PATHS, SAM, SAM2, UNCOMPA
 from backend.learning.embedders import _candidates
 from backend.learning.geodesic import Geodesic, Seeds
 from backend.learning.learner import Learner
+from backend.learning.networks import SAM_TENSORS
 from backend.learning.sam import Prompt, Sam
 from backend.learning.weights import BIOMEDCLIP, BUILTIN, weights_called
 from backend.learning.weights_check import verify
@@ -185,14 +189,58 @@ def test_files_that_are_missing_damaged_or_of_another_network_are_named(bright: 
         Sam.load(MOBILESAM, tmp_path / "mobile_sam.pt")
 
 
-def test_without_the_library_the_extra_is_named(bright: Path) -> None:
-    code = (
-        "import sys; sys.modules['transformers'] = None\n"
-        "from pathlib import Path; from backend.learning.sam import Sam\n"
-        "Sam.load('sam', Path(sys.argv[1]))"
-    )
-    ran = subprocess.run([sys.executable, "-c", code, str(bright)], capture_output=True, text=True)
-    assert "needs the library transformers, which is not installed: pip install 'scanqueue[sam]'" in ran.stderr
+@pytest.fixture
+def without_library(bright: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an image that was built without the extra."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+
+
+def placed(bright: Path, folder: Path) -> Path:
+    """The network in a weights folder, with tensors by which the file is known as SAM's."""
+    place = folder / "sam-vit-base" / FILE
+    place.parent.mkdir(parents=True)
+    (place.parent / "config.json").write_bytes((bright.parent / "config.json").read_bytes())
+    save_file({name: torch.zeros(shape) for name, shape in SAM_TENSORS.items()}, place)
+    return place
+
+
+LACKING = "cannot answer clicks: the library transformers is not installed."
+
+
+@pytest.mark.usefixtures("without_library")
+def test_without_the_library_the_log_and_the_doctor_name_the_extra(
+    bright: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = placed(bright, tmp_path)
+    settings = Settings(weights_dir=tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert Learner(settings, at_once=False).published_tool(SAM) is None
+    (found,) = check_clicks(settings)
+    assert (found.level, found.what) == ("warning", f"{file} {LACKING}")
+    assert "set EXTRAS=sam in .env, then run `docker compose build`" in found.cure
+    assert found.cure.endswith("pip install 'scanqueue[sam]' and restart scanqueue.")
+    assert f"clicks are answered without sam until this is fixed and scanqueue restarted: {found.what}" in caplog.text
+    assert found.cure.rstrip(".") in caplog.text
+
+
+@pytest.mark.parametrize("command", [["list"], ["verify"], ["fetch", "sam-vit-base"]], ids=lambda words: words[0])
+def test_commands_name_the_extra_if_the_library_is_not_installed(
+    bright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    def run(*options: str) -> str:
+        done = CliRunner().invoke(cli.app, ["weights", *command, "--weights-dir", str(tmp_path), *options])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    file = placed(bright, tmp_path)
+    assert LACKING not in run()
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert f"{file} {LACKING} With Docker, set EXTRAS=sam in .env" in run()
+    if command[0] != "fetch":
+        assert run("--json").count(f"{file} {LACKING}") == 1
+    file.unlink()
+    if command[0] == "list":
+        assert LACKING not in run()
 
 
 def test_networks_in_the_weights_folder_are_found_and_invalid_ones_are_left_out(

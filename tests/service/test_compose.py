@@ -24,14 +24,14 @@ PAGE = (ROOT / "docs" / "how-to" / "deployment.md").read_text()
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
-    """The services as docker-compose resolves them, with override files."""
+    """The services as docker-compose resolves them, with override files and values other than those of .env.example."""
     if shutil.which("docker-compose") is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("docker-compose is not installed")
     env = tmp_path_factory.mktemp("compose") / "env"
     env.write_text(re.sub(r"(PASSWORD|USER)=$", r"\1=x1", (ROOT / ".env.example").read_text(), flags=re.M))
     clean = {"PATH": os.environ["PATH"], "HOME": str(env.parent)}
 
-    def understood(*overrides: str) -> dict[str, Any]:
+    def understood(*overrides: str, **variables: str) -> dict[str, Any]:
         files = [ROOT / "docker-compose.yml"]
         for n, override in enumerate(overrides):
             files.append(env.with_name(f"{n}.yml"))
@@ -43,7 +43,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, An
             *(word for f in files for word in ("-f", str(f))),
             "config",
         ]
-        done = subprocess.run(command, env=clean, text=True, capture_output=True, check=False)
+        done = subprocess.run(command, env=clean | variables, text=True, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
         found: dict[str, Any] = yaml.safe_load(done.stdout)["services"]
         return found
@@ -86,9 +86,19 @@ def test_the_override_for_a_hospital_certificate_authority_is_valid(read: Callab
 def test_the_gpu_worker_is_the_worker_with_a_gpu_and_the_cuda_build(services: dict[str, Any]) -> None:
     gpu, worker = services["worker-gpu"], services["worker"]
     assert {key for key in gpu | worker if gpu.get(key) != worker.get(key)} == {"image", "build", "deploy", "profiles"}
-    assert gpu["build"]["args"] == {"TORCH_BACKEND": ""}
+    assert gpu["build"]["args"] == worker["build"]["args"] | {"TORCH_BACKEND": ""}
     reserved = gpu["deploy"]["resources"]["reservations"]["devices"]
     assert reserved == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+
+
+@pytest.mark.parametrize("extras", ["", "sam", "sam dev"])
+def test_extras_reach_the_command_that_installs_them(read: Callable[..., dict[str, Any]], extras: str) -> None:
+    services = read(EXTRAS=extras)
+    assert {services[name]["build"]["args"]["EXTRAS"] for name in ("scanqueue", "worker", "worker-gpu")} == {extras}
+    (expression,) = re.findall(r"-r pyproject\.toml (\S.*?) && ", (ROOT / "Dockerfile").read_text())
+    command = ["sh", "-c", f"for word in {expression}; do echo $word; done"]
+    given = subprocess.run(command, env={"EXTRAS": extras}, text=True, capture_output=True, check=True).stdout.split()
+    assert given == [word for name in extras.split() for word in ("--extra", name)]
 
 
 def test_settings_accept_the_environment(services: dict[str, Any], tmp_path: Path) -> None:

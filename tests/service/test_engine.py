@@ -125,7 +125,7 @@ print(len(names))
 
 def test_all_that_our_modules_import_is_in_the_image(engine: Engine) -> None:
     """Also what they import inside functions: an export, a file format, a page."""
-    optional = {"playwright.sync_api"}  # the demo's pictures
+    optional = {"playwright.sync_api", "transformers"}  # the demo's pictures, and the extra `sam`
     program = IMPORTED.replace("OPTIONAL", repr(optional))
     inside = ("run", "--rm", "--read-only", "--tmpfs", "/tmp", "--network", "none", "--entrypoint", "python")
     found = engine.docker(*inside, "scanqueue:latest", "-c", program)
