@@ -9,19 +9,26 @@ ENV UV_COMPILE_BYTECODE=1
 WORKDIR /src
 COPY constraints.txt pyproject.toml ./
 RUN python -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir -c constraints.txt uv
-# Left out: what label-studio-sdk needs only for its exports and converters, which we do not import, and hf-xet, which
-# downloads; then files that no program loads: test suites (numpy.testing imports numpy's), static libraries, headers of
-# torch, and the Python classes of plotly, of which the page needs the script. Licences and all that is CUDA's stay.
+# Left out: what label-studio-sdk needs only for its exports and converters, which we do not import; hf-xet, which
+# downloads; setuptools, with which torch compiles; then files that no program loads: test suites (numpy.testing imports
+# a file of numpy's), static libraries, headers of torch, of plotly all but the script that the page needs, and of
+# fontTools all but the names of glyphs: only PDF and PostScript need the rest. gdcm's libraries are there under three
+# names each; two become links. Licences and all that is CUDA's stay.
 RUN printf '%s\n' appdirs datamodel-code-generator doclang hf-xet ijson jsf jsonschema nltk pandas requests-mock \
-        ujson watchfiles xmljson > excludes.txt && \
+        setuptools ujson watchfiles xmljson > excludes.txt && \
     python -m venv --without-pip /opt/scanqueue && \
     /opt/uv/bin/uv pip install --python /opt/scanqueue/bin/python -c constraints.txt --excludes excludes.txt \
         ${TORCH_BACKEND:+--torch-backend "$TORCH_BACKEND"} \
         -r pyproject.toml ${EXTRAS:+$(printf ' --extra %s' $EXTRAS)} && \
     cd /opt/scanqueue/lib/python3.11/site-packages && \
-    find . -depth -type d -name tests ! -path './*.dist-info/*' ! -path './numpy/*' -exec rm -rf {} + && \
+    find . -depth -type d -name tests ! -path './*.dist-info/*' ! -path './numpy/_core/tests' -exec rm -rf {} + && \
+    find numpy/_core/tests -type f ! -name '_natype*' -delete && \
     find . -name '*.a' ! -path './nvidia/*' ! -path './triton/*' -delete && \
-    rm -r torch/include plotly/graph_objs plotly/labextension
+    find plotly -type f ! -path plotly/__init__.py ! -name plotly.min.js -delete && \
+    find fontTools -mindepth 1 -maxdepth 1 -type d ! -name misc ! -name __pycache__ -exec rm -r {} + && \
+    rm -r torch/include joblib/test tornado/test fontTools/misc/*.so && \
+    for library in _gdcm/lib*.so; do for name in "$library".*; do \
+        ! cmp -s "$library" "$name" || ln -sf "${library##*/}" "$name" || exit; done; done
 
 FROM build AS package
 COPY README.md LICENSE ./
