@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,7 +14,8 @@ from uuid import uuid4
 
 import numpy as np
 
-from backend.correction.prompts import prompts, shown_mask
+from backend.correction.prompt_tags import prompt_tags
+from backend.correction.prompts import prompts, shown_mask, signs
 from backend.correction.tools import Tools
 from backend.errors import ScanqueueError
 from backend.facts import IMPORTED_MASKS, PENDING, version_name
@@ -31,6 +34,7 @@ from backend.workers.counters import CountCallback, discard
 log = logging.getLogger("scanqueue.correction")
 
 NEAR = 2  # slices from which a mask may come
+REMEMBERED = 1000  # tasks whose clicks outside a finding are remembered
 
 
 class Corrector:
@@ -44,6 +48,8 @@ class Corrector:
         self._tools = Tools(store, studio, learner)
         self._count = count
         self._later = ThreadPoolExecutor(1)
+        self._outside: OrderedDict[tuple[int, int], set[str]] = OrderedDict()  # ids of key points, by project and task
+        self._mutex = threading.Lock()
 
     def correct(self, project: int, task: Mapping[str, Any], context: Any, label_config: Any = "") -> dict[str, Any]:
         """One item {model_version, score, result} with the whole mask of each label that has prompts. Never raises.
@@ -106,15 +112,35 @@ class Corrector:
         height, width = tool.height, tool.width
         labelmap = np.zeros((height, width), np.uint8)
         masks: dict[str, Mask] = {}
-        versions = [IMPORTED_MASKS, *([version_name(latest["n"])] if latest else [])]
-        for label, seeds in prompts(context, config, height, width).items():
+        versions = [*([version_name(latest["n"])] if latest else []), IMPORTED_MASKS]
+        tags, blind = prompt_tags(label_config), row["overlap"] > 1
+        negative = self._negative(project, task, context)
+        for label, seeds in prompts(context, config, height, width, tags=tags, negative=negative).items():
             if seeds.current is None:
-                seeds.current = shown_mask(task, label, config, height, width, versions, context)
+                seeds.current = shown_mask(
+                    task, label, config, height, width, versions, context, tags=tags, blind=blind
+                )
             if seeds.current is None or not seeds.current.any():
                 seeds.current = self._next_to(project, scan, label, config, (height, width))
             masks[label] = tool.mask(seeds)
             labelmap[masks[label]] = config.labels.index(label) + 1
         return masks, draw_mask(labelmap, config.labels, config, f"correction:{uuid4()}")
+
+    def _negative(self, project: int, task: Mapping[str, Any], context: Any) -> set[str]:
+        """Ids of the key points outside a finding, also of those that no longer say so: see `signs`.
+
+        Label Studio forgets it with the next draft that it saves after a page was opened again.
+        """
+        said = dict(signs(context, task))
+        outside = {name for name, positive in said.items() if not positive}
+        if isinstance(number := task.get("id"), int):
+            with self._mutex:
+                outside |= self._outside.pop((project, number), set())
+                if 0 < len(outside) < REMEMBERED:
+                    self._outside[project, number] = outside
+                if len(self._outside) > REMEMBERED:
+                    self._outside.popitem(last=False)
+        return outside
 
     def _next_to(
         self, project: int, scan: Mapping[str, Any] | None, label: str, config: LabelConfig, shape: tuple[int, int]

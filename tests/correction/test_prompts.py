@@ -21,6 +21,7 @@ from backend.correction.prompts import prompts, shown_mask
 from backend.demo.annotator import from_result, to_result
 from backend.demo.phantoms import phantom
 from backend.errors import UnreadableScan
+from backend.facts import IMPORTED_MASKS
 from backend.fingerprints import CLICK_FILE
 from backend.label_config import LabelConfig, Tag
 from backend.records.tables import scan_table
@@ -207,6 +208,39 @@ def test_a_click_outside_shrinks_the_mask_of_the_draft(world: World) -> None:
     found = from_result(answer["result"], (SIZE, SIZE))["Lung"]
     assert not found[:3, :3].any()
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.85
+
+
+def test_a_click_corrects_the_prediction_of_the_newest_round_and_not_the_imported_one(world: World) -> None:
+    """The page shows that one, with imported masks in it as long as there is no model."""
+    task = next(iter(world.masks))
+    imported, newest = np.zeros((2, SIZE, SIZE), bool)
+    imported[:20, :20], newest[40:60, 40:60] = True, True
+    rows = [
+        {"model_version": name, "result": to_result({"Lung": mask}, CONTROL)}
+        for name, mask in ((IMPORTED_MASKS, imported), (VERSION, newest))
+    ]
+    for shown, mask in ((rows, newest), (rows[:1], imported)):
+        place = np.argwhere(mask).mean(axis=0) * 100 / SIZE
+        answer = asked(world, task, click(place[1], place[0]), predictions=shown)["result"]
+        assert np.array_equal(from_result(answer, (SIZE, SIZE))["Lung"], mask)
+
+
+def test_in_a_project_with_two_readers_a_click_does_not_correct_the_mask_of_the_other_one(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    (task,) = world.add_scans(0, 1)
+    world.run()
+    other = np.zeros((SIZE, SIZE), bool)
+    other[:8, :8] = True
+    rows = [{"result": to_result({"Lung": other}, CONTROL), "updated_at": "2026-11-30"}]
+    found = {}
+    for readers in (1, 2):
+        row = world.store.project(PROJECT)
+        assert row is not None
+        world.store.set_project(PROJECT, title=row["title"], config=row["config"], overlap=readers)
+        answer = asked(world, task, click(30, 50), annotations=rows)["result"]
+        found[readers] = from_result(answer, (SIZE, SIZE))["Lung"]
+    assert found[1][:8, :8].all()
+    assert not found[2][:8, :8].any()
 
 
 @pytest.mark.parametrize("result", [[], [click(50, 50, "Spleen")], [{"x": 1}], [click(50, 50, is_positive=False)]])

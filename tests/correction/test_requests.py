@@ -18,6 +18,7 @@ from world import KeptLearner, World
 
 from backend.correction import tools
 from backend.correction.corrector import Corrector
+from backend.correction.prompt_tags import prompt_tags
 from backend.correction.prompts import MOST, prompts, shown_mask
 from backend.demo.annotator import Control, to_result
 from backend.demo.child import free_port
@@ -180,6 +181,118 @@ def test_a_region_with_two_labels_does_not_hide_the_mask_of_another_label() -> N
     found = shown_mask(draft, "Heart", CONFIG, H, W, [])
     assert found is not None
     assert np.array_equal(found, square(5, 5))
+
+
+# -- what is a prompt, and what was there before ----------------------------------------------
+
+POINTS = '<KeyPointLabels name="{}" toName="image"{}><Label value="Lung"/></KeyPointLabels>'
+BOXES = '<RectangleLabels name="{}" toName="image"{}><Label value="Lung"/></RectangleLabels>'
+SMART, PLAIN = ' smart="true"', ' smart="false"'
+
+
+def saved(region: dict[str, Any]) -> dict[str, Any]:
+    """A key point as the page sends it after it was opened again."""
+    return {key: value for key, value in region.items() if key != "is_positive"}
+
+
+def box(x: float, y: float, **more: Any) -> dict[str, Any]:
+    value = {"x": x, "y": y, "width": 20, "height": 20, "rotation": 0, "rectanglelabels": ["Lung"]}
+    return {"id": "b", "type": "rectanglelabels", "from_name": "box", "origin": "manual", "value": value} | more
+
+
+@pytest.mark.parametrize(("click_tag", "landmark_tag"), [(SMART, ""), (SMART, PLAIN), ("", PLAIN)])
+def test_landmarks_of_another_tag_are_no_prompts(click_tag: str, landmark_tag: str) -> None:
+    text = f"<View>{POINTS.format('click', click_tag)}{POINTS.format('landmark', landmark_tag)}</View>"
+    mine, before = click(50, 25, is_positive=True), saved(click(30, 25, id="old"))
+    landmark = saved(click(10, 10, id="l", from_name="landmark"))
+    (seeds,) = prompts({"result": [landmark, before, mine]}, CONFIG, H, W, tags=prompt_tags(text)).values()
+    assert seeds.inside == [(15.0, 27.0), (15.0, 45.0)]
+    (seeds,) = prompts({"result": [landmark]}, CONFIG, H, W, tags=prompt_tags("<View")).values()  # nothing is known
+    assert seeds.inside == [(6.0, 9.0)]
+    clicked = {"result": [landmark | {"is_positive": True}]}  # with a smart tool, whatever its tag says
+    assert prompts(clicked, CONFIG, H, W, tags=prompt_tags(text))
+
+
+@pytest.mark.parametrize(
+    ("mask_tag", "mask"),
+    [(BOXES.format("mask", ""), {"from_name": "mask"}), (BOXES.format("mask", PLAIN), {"from_name": "mask"}),
+     ("", {"origin": "prediction"}), ("", {"origin": "prediction-changed"})],
+)  # fmt: skip
+def test_a_rectangle_that_is_a_mask_is_no_box(mask_tag: str, mask: dict[str, Any]) -> None:
+    """With a box, Label Studio sends all rectangles of its label."""
+    tags = prompt_tags(f"<View>{mask_tag}{BOXES.format('box', SMART)}</View>")
+    config = LabelConfig("image", (Tag(mask.get("from_name", "box"), "rectangle", "image", ("Lung",)),))
+    there, drawn = box(10, 10, id="mask", **mask), box(60, 60)
+    (seeds,) = prompts({"result": [there, drawn]}, config, H, W, tags=tags).values()
+    assert [np.argwhere(found).min(axis=0).tolist() for found in seeds.boxes] == [[36, 54]]
+    found = shown_mask(
+        {"drafts": [{"result": [there]}]}, "Lung", config, H, W, [], {"result": [there, drawn]}, tags=tags
+    )
+    assert found is not None
+    assert np.argwhere(found).min(axis=0).tolist() == [6, 9]
+    assert prompts({"result": [there]}, config, H, W, tags=tags) == {}
+
+
+def test_a_region_is_one_prompt_with_the_label_of_its_own_tag_or_of_labels_apart() -> None:
+    """With a label of another tag chosen too, a region has a result of each; `<Labels>` always is another result."""
+    mine = click(50, 25)
+    more = click(50, 25, "Heart", from_name="landmark")
+    assert set(prompts({"result": [mine, more, box(50, 25, id="k", from_name="mask")]}, CONFIG, H, W)) == {"Lung"}
+    shape = {"x": 20, "y": 20, "width": 30, "height": 30, "rotation": 0}
+    apart = [
+        {"id": "r", "type": "rectangle", "from_name": "box", "value": shape},
+        {"id": "r", "type": "labels", "from_name": "names", "value": shape | {"labels": ["Heart"]}},
+    ]
+    for result in (apart, apart[::-1]):
+        ((label, seeds),) = prompts({"result": result}, CONFIG, H, W).items()
+        assert (label, [int(found.sum()) for found in seeds.boxes]) == ("Heart", [18 * 27])
+
+
+def test_a_click_outside_stays_outside_when_the_page_is_opened_again(backend: Backend) -> None:
+    """Label Studio then no longer says that it was one, at first only to us, and with the next draft nowhere."""
+    task = next(iter(backend.world.masks))
+    data = {"image": backend.world.studio.reference(task), "before": "/data/none.png"}
+    inside, outside = click(30, 50, id="in", is_positive=True), click(80, 50, id="out", is_positive=False)
+    later = click(60, 50, id="later", is_positive=True)
+    opened = {"result": [saved(inside), saved(outside), later]}
+
+    def answer(corrector: Corrector, context: dict[str, Any], draft: list[dict[str, Any]]) -> list[bool]:
+        body = {"id": task, "data": data, "drafts": [{"result": draft, "updated_at": "2026-11-30"}]}
+        (region,) = corrector.correct(NEW, body, context, XML)["result"]
+        found = decode_bitmask(region["value"]["imageDataURL"], SIZE, SIZE)
+        return [bool(found[SIZE // 2, int(x * SIZE)]) for x in (0.3, 0.8, 0.6)]
+
+    world = backend.world
+    clicked, restarted = (Corrector(world.store, world.studio, KeptLearner(world.settings)) for _ in range(2))  # type: ignore[arg-type]
+    assert answer(clicked, {"result": [inside, outside]}, [])[:2] == [True, False]
+    assert answer(clicked, opened, [saved(inside), saved(outside)]) == [True, False, True]
+    assert answer(restarted, opened, [inside, outside]) == [True, False, True]
+    assert answer(restarted, opened, [saved(inside), saved(outside)]) == [True, False, True]
+    clicked.close()
+    restarted.close()
+
+
+def test_a_second_reader_does_not_get_the_mask_of_the_first_one() -> None:
+    """Where several people annotate each scan, Label Studio sends the annotations of all of them."""
+    mine = regions(square(30, 30), id="m")
+    task = {
+        "annotations": [{"result": regions(square(5, 5), id="a"), "updated_at": "2026-11-30"}],
+        "predictions": [{"result": mine, "model_version": "scanqueue-r1"}],
+    }
+    for blind, wanted in ((True, square(30, 30)), (False, square(5, 5))):
+        found = shown_mask(task, "Lung", CONFIG, H, W, ["scanqueue-r1"], {"result": [click(50, 25)]}, blind=blind)
+        assert found is not None
+        assert np.array_equal(found, wanted)
+    task["annotations"] += [{"result": [*regions(square(20, 60)), click(1, 1, id="old")], "updated_at": "2026-11-29"}]
+    opened = {"result": [saved(click(1, 1, id="old")), click(50, 25, is_positive=True)]}
+    found = shown_mask(task, "Lung", CONFIG, H, W, ["scanqueue-r1"], opened, blind=True)  # the page shows that one
+    assert found is not None
+    assert np.array_equal(found, square(20, 60))
+
+
+def test_the_mask_of_a_scan_that_was_skipped_is_not_shown() -> None:
+    skipped = {"annotations": [{"result": regions(square(5, 5)), "was_cancelled": True, "updated_at": "2026-11-30"}]}
+    assert shown_mask(skipped, "Lung", CONFIG, H, W, []) is None
 
 
 # -- published networks -----------------------------------------------------------------------
