@@ -160,9 +160,14 @@ class LabelConfig:
             raise NotSegmentable(f"project {project}: {_lacking(parsed)}")
         name, image_value = next((i for i in images if i[0] == image), images[0])
         tags = [tag for _, tag in found if tag.to_name == name]
-        shapes = {label for tag in tags if tag.kind in KINDS[:3] or tag.name not in smart for label in tag.labels}
+        drawn = [tag for tag in tags if tag.kind in KINDS[:3] or tag.name not in smart]
+        shapes = {name for tag in drawn for names in label_names(parsed, tag.labels_tag or tag.name) for name in names}
         prompts = tuple(
-            tag.name for tag in tags if tag.kind in KINDS[3:] and tag.name in smart and set(tag.labels) <= shapes
+            tag.name
+            for tag in tags
+            if tag.kind in KINDS[3:]
+            and tag.name in smart
+            and all(names & shapes for names in label_names(parsed, tag.labels_tag or tag.name))
         )
         tags = sorted((t for t in tags if t.name not in prompts), key=lambda t: KINDS.index(t.kind))  # stable
         objects = tuple(dict.fromkeys([name, *(o for tag in parsed.values() for o in tag.get("to_name") or ())]))
@@ -190,6 +195,13 @@ def unknown_classes(known: str, labels: Sequence[str], renames: Renames) -> froz
         return frozenset()
     had = {renames.label(name) for name in json.loads(known)}
     return frozenset(number for number, label in enumerate(labels, start=1) if label not in had)
+
+
+def label_names(parsed: Mapping[str, Any], tag: str) -> list[set[str]]:
+    """Of each label of a tag: its value, and its alias if it has one."""
+    found = parsed.get(tag) or {}
+    attributes = found.get("labels_attrs") or {}
+    return [{label, str((attributes.get(label) or {}).get("value") or label)} for label in found.get("labels") or ()]
 
 
 def _attributes(parsed: Mapping[str, Any], tags: Sequence[Tag]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -19,7 +19,7 @@ from backend.doctor.finding import (
 from backend.errors import BadSetting, NotSegmentable
 from backend.facts import SAMPLING, round_of, version_name
 from backend.image_value import template
-from backend.label_config import silent_smart_tags, smart_tags
+from backend.label_config import label_names, silent_smart_tags, smart_tags
 from backend.label_studio.client import redact_url
 from backend.label_studio.listing import ProjectPage
 from backend.label_studio.studio import Studio
@@ -123,10 +123,10 @@ def _smart_tools(page: ProjectPage, project: int, interactive: bool) -> Iterator
         )
         yield Finding("backend", "warning", what, cure)
     with suppress(NotSegmentable):  # `check_label_config` reports it
-        masks = set(page.masks_config(project).labels)
-        named = {name: set(page.parsed_config.get(name, {}).get("labels") or ()) for name in smart}
-        for name, labels in sorted(named.items()):
-            if lacking := sorted(labels - masks):
+        config = page.masks_config(project)
+        masks = {*config.labels, *config.aliases}
+        for name in sorted(smart):
+            if lacking := sorted(min(names) for names in label_names(page.parsed_config, name) if not names & masks):
                 what = f"The smart tool {name!r} has labels that no mask has: {', '.join(lacking)}. They get no answer."
                 cure = "Give both tags the same labels in Settings > Labeling Interface > Code."
                 yield Finding("backend", "warning", what, cure)

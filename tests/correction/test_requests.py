@@ -24,6 +24,7 @@ from backend.demo.annotator import Control, to_result
 from backend.demo.child import free_port
 from backend.formats.pixels import decode_image, letterbox
 from backend.label_config import LabelConfig, Tag
+from backend.label_studio.listing import read_config
 from backend.label_studio.raster import decode_bitmask
 from backend.learning.clicks import SAM, SAM_SIDE
 from backend.learning.geodesic import Geodesic, Seeds
@@ -246,6 +247,23 @@ def test_a_region_is_one_prompt_with_the_label_of_its_own_tag_or_of_labels_apart
     for result in (apart, apart[::-1]):
         ((label, seeds),) = prompts({"result": result}, CONFIG, H, W).items()
         assert (label, [int(found.sum()) for found in seeds.boxes]) == ("Heart", [18 * 27])
+
+
+def test_a_label_has_one_name_whatever_its_aliases_in_the_tags_of_masks_and_prompts() -> None:
+    names = '<Label value="Lung"{}/><Label value="Heart"{}/>'
+    masks, asked = names.format("", ' alias="H"'), names.format(' alias="L"', "")
+    text = (
+        f'<View><Image name="image" value="$image"/><BrushLabels name="mask" toName="image">{masks}</BrushLabels>'
+        f'<RectangleLabels name="box" toName="image" smart="true">{asked}</RectangleLabels>'
+        f'<KeyPointLabels name="click" toName="image" smart="true">{asked}</KeyPointLabels></View>'
+    )
+    config = read_config(text, 1)
+    assert (config.labels, config.prompts) == (("Lung", "H"), ("box",))
+    drawn = box(5, 5)
+    drawn["value"]["rectanglelabels"] = ["L"]
+    result = [click(50, 50, "L"), click(20, 20, "Heart"), drawn]
+    found = prompts({"result": result}, config, H, W, tags=prompt_tags(text))
+    assert {label: (len(one.inside), len(one.boxes)) for label, one in found.items()} == {"Lung": (1, 1), "H": (1, 0)}
 
 
 def test_a_click_outside_stays_outside_when_the_page_is_opened_again(backend: Backend) -> None:
