@@ -610,9 +610,11 @@ def test_foreign_and_unreachable_backends_are_detected(bench: Bench) -> None:
     bench.studio.patch(path, body | {"is_interactive": True})
     prompts = [f for f in of(examine(bench.settings, project), "backend") if "Interactive preannotations" in f.what]
     assert [(f.level, "KeyPointLabels" in f.cure) for f in prompts] == [("warning", True)]
-    smart = '<KeyPointLabels name="click" toName="image" smart="true"><Label value="Lung"/></KeyPointLabels></View>'
+    label = '<Label value="Lung" alias="L"/>'
+    smart = f'<KeyPointLabels name="click" toName="image" smart="true">{label}</KeyPointLabels></View>'
     for text, count in ((CONFIG, 1), (CONFIG.replace("<BrushLabels ", '<BrushLabels smart="false" '), 0)):
         bench.studio.patch(f"/api/projects/{project}/", {"label_config": text.replace("</View>", smart)})
+        assert not [f for f in of(examine(bench.settings, project), "backend") if "labels that no mask has" in f.what]
         first = [f for f in of(examine(bench.settings, project), "backend") if "never asks for a mask" in f.what]
         assert [(f.level, 'smart="false"' in f.cure) for f in first] == [("warning", True)] * count
     bench.studio.patch(path, body | {"is_interactive": False})
