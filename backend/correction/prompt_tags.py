@@ -33,7 +33,7 @@ def prompt_tags(config: Any) -> PromptTags | None:
     smart = [tag for tag in tags if "true" in (tag.get("smart"), tag.get("smartOnly"))]
     kinds = {_kind(tag) for tag in smart}
     smart += [tag for tag in tags if _kind(tag) not in kinds and tag.get("smart") != "false"]
-    labels = [label for tag in smart for label in tag if label.tag == "Label"]
+    labels = [label for tag in smart for label in tag.iter("Label")]
     values = {label.get("alias", ""): label.get("value", "") for label in labels if label.get("alias")}
     return PromptTags(frozenset(tag.get("name", "") for tag in smart), values)
 

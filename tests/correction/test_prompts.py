@@ -17,7 +17,8 @@ from weight_files import scribble_prompt_file
 from world import CONFIG, CONTROL, PROJECT, SIZE, KeptLearner, World, png
 
 from backend.correction.corrector import Corrector
-from backend.correction.prompts import prompts, shown_mask
+from backend.correction.prompt_tags import PromptTags, prompt_tags
+from backend.correction.prompts import prompts, shown_mask, signs
 from backend.demo.annotator import from_result, to_result
 from backend.demo.phantoms import phantom
 from backend.errors import UnreadableScan
@@ -153,6 +154,8 @@ REGION = st.fixed_dictionaries(
         | st.fixed_dictionaries({"brushlabels": st.just(["Lung"]), "touches": st.lists(STROKE | JSON, max_size=3)}),
         "is_positive": JSON,
         "from_name": JSON,
+        "id": JSON | st.sampled_from(["one", "two"]),
+        "origin": JSON,
     },
 )
 
@@ -160,11 +163,15 @@ REGION = st.fixed_dictionaries(
 @settings(max_examples=300, deadline=None)
 @given(JSON | st.fixed_dictionaries({"result": st.lists(REGION | JSON, max_size=5) | JSON}), st.lists(REGION) | JSON)
 def test_no_input_raises(context: Any, more: Any) -> None:
-    found = prompts(context, BRUSH, H, W)
-    assert set(found) <= {"Lung", "Heart"}
+    tags = PromptTags(frozenset(["a"]), {"Lung": "Heart"})
+    assert set(prompts(context, BRUSH, H, W)) <= {"Lung", "Heart"}
+    assert set(prompts(context, BRUSH, H, W, tags=tags, negative={"one"})) <= {"Lung", "Heart"}
+    assert prompt_tags(context) is None or isinstance(context, str)
     for name in ("drafts", "annotations", "predictions"):
+        assert all(isinstance(positive, bool) for _, positive in signs(context, {name: more}))
         shown_mask({name: more}, "Lung", BRUSH, H, W, [VERSION])
-        shown_mask({name: [{"result": more, "model_version": VERSION}]}, "Lung", BRUSH, H, W, [VERSION], context)
+        row = {"result": more, "model_version": VERSION}
+        shown_mask({name: [row, row]}, "Lung", BRUSH, H, W, [VERSION], context, tags=tags, blind=True)
 
 
 # -- answers ----------------------------------------------------------------------------------
