@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from backend import loading
+
+# isort: split
 import os
+import sys
+from contextlib import suppress
 
 import typer
 from rich.console import Console
@@ -51,13 +56,36 @@ app.command()(service.demo)
 
 
 def main() -> None:
-    """Run the command line. A ScanqueueError is printed without a traceback; the exit code is then 1."""
+    """Run the command line.
+
+    A ScanqueueError, or an error of the operating system, is printed without a traceback; the exit code is then 1.
+    """
     try:
         app()
     except ScanqueueError as error:
-        Console(stderr=True).print(f"scanqueue: {error}", markup=False, highlight=False, soft_wrap=True)
-        raise SystemExit(1) from None
+        _tell(str(error))
+    except OSError as error:
+        _tell(_refused(error))
+    raise SystemExit(1)
 
+
+def _tell(text: str) -> None:
+    with suppress(OSError):  # the output may be what cannot be written
+        Console(stderr=True).print(f"scanqueue: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _refused(error: OSError) -> str:
+    """A sentence about a file, an output or a connection that the operating system refused."""
+    what = error.strerror or type(error).__name__
+    if error.filename is None:
+        return f"The command was stopped by the operating system: {what}. Check the disk and where the output goes."
+    where = f" ({error.filename})" if sys.stderr.isatty() else ""  # it may contain a patient's name
+    return (
+        f"A file or folder cannot be used: {what}{where}. Check the paths that were given, their rights and their disk."
+    )
+
+
+loading.finished()
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,6 @@ silently ignored.
 from __future__ import annotations
 
 import ipaddress
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,10 +16,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from backend.errors import BadSetting
+from backend.json_text import parse_json
 
 PREFIX = "SCANQUEUE_"
 UNITS = ("slice", "scan")  # units of selection: single images, or all slices of a volume
 MOST_SCANS = 1_000_000  # upper limit of the settings that count scans
+MOST = 10**9  # upper limit of the other whole numbers
+MOST_THREADS = 1024
+SECRET_BYTES = 2**16  # maximum size of a file with a secret
+LONGEST = 1000  # letters of a project setting
+SHOWN = 200  # letters of an invalid value that a message repeats
 SECRETS = ("LABEL_STUDIO_API_KEY", "PASSWORD", "DATABASE_URL", "REDIS_URL")
 
 
@@ -68,12 +73,7 @@ class Settings:
             name = variable.removeprefix(PREFIX)
             if name.endswith("_FILE") and name.removesuffix("_FILE") in SECRETS:
                 name = name.removesuffix("_FILE")
-                try:
-                    text = Path(text).read_text(encoding="utf-8").strip()
-                except OSError as error:
-                    raise BadSetting(f"{variable}: cannot read {text!r}: {error.strerror}.") from error
-                except UnicodeDecodeError:
-                    raise BadSetting(f"{variable}: cannot read {text!r}: it is not UTF-8 text.") from None
+                text = _secret(variable, text)
             if name not in known:
                 raise BadSetting(
                     f"{variable} is not a scanqueue setting. Known settings: "
@@ -95,8 +95,8 @@ class Settings:
         """Raise BadSetting if a value is invalid or values conflict."""
         for name in ("label_studio_url", "public_url"):
             url = getattr(self, name)
-            if url and (urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc):
-                raise BadSetting(f"{PREFIX}{name.upper()}={url!r} is not an http:// or https:// address.")
+            if url and not _is_http(url):
+                raise BadSetting(f"{PREFIX}{name.upper()}={_shown(url)} is not an http:// or https:// address.")
         if self.redis_url and not _is_redis(self.redis_url):
             raise BadSetting(
                 f"{PREFIX}REDIS_URL is not an address such as redis://:PASSWORD@redis:6379/0. "
@@ -104,7 +104,7 @@ class Settings:
             )
         if self.dask_scheduler and not re.fullmatch(r"(tcp|tls|ucx)://[^\s/]+:\d+", self.dask_scheduler):
             raise BadSetting(
-                f"{PREFIX}DASK_SCHEDULER={self.dask_scheduler!r} is not an address such as tcp://scheduler:8786."
+                f"{PREFIX}DASK_SCHEDULER={_shown(self.dask_scheduler)} is not an address such as tcp://scheduler:8786."
             )
         if not 0 < self.port < 65536:
             raise BadSetting(f"{PREFIX}PORT={self.port} is not a port; use 1 to 65535.")
@@ -116,6 +116,8 @@ class Settings:
             raise BadSetting(f"{PREFIX}TRAINING_STEPS={self.training_steps} is negative; use 0 for the default.")
         if self.threads < 0:
             raise BadSetting(f"{PREFIX}THREADS={self.threads} is negative; use 0 for one per core.")
+        if self.threads > MOST_THREADS:
+            raise BadSetting(f"{PREFIX}THREADS={self.threads} is too large; use at most {MOST_THREADS}.")
         if self.hang_seconds < 10:
             raise BadSetting(f"{PREFIX}HANG_SECONDS={self.hang_seconds} is too short; use 10 or more.")
         if self.keep_models < 0:
@@ -125,15 +127,16 @@ class Settings:
         for proxy in self.trusted_proxies:
             if not _is_network(proxy):
                 raise BadSetting(
-                    f"{PREFIX}TRUSTED_PROXIES: {proxy!r} is neither an IP address nor a network such as 10.1.2.0/24."
+                    f"{PREFIX}TRUSTED_PROXIES: {_shown(proxy)} is neither an IP address nor a network such as "
+                    "10.1.2.0/24."
                 )
         if self.log_format not in ("text", "json"):
-            raise BadSetting(f"{PREFIX}LOG_FORMAT={self.log_format!r} is not a log format; use text or json.")
+            raise BadSetting(f"{PREFIX}LOG_FORMAT={_shown(self.log_format)} is not a log format; use text or json.")
         if bool(self.user) != bool(self.password):
             raise BadSetting(f"{PREFIX}USER and {PREFIX}PASSWORD must be set together; set both or neither.")
         if not is_loopback(self.host) and not self.user:
             raise BadSetting(
-                f"{PREFIX}HOST={self.host!r} is reachable from other machines, but {PREFIX}USER and "
+                f"{PREFIX}HOST={_shown(self.host)} is reachable from other machines, but {PREFIX}USER and "
                 f"{PREFIX}PASSWORD are not set. Set both, or listen on 127.0.0.1."
             )
 
@@ -149,16 +152,53 @@ def _parse(name: str, text: str) -> Any:
         return 0
     if name in ("port", "image_size", "training_steps", "threads", "hang_seconds", "keep_models", "cache_days"):
         try:
-            return int(text)
+            number = int(text)
         except ValueError:
-            raise BadSetting(f"{PREFIX}{name.upper()}={text!r} is not a whole number.") from None
+            raise BadSetting(f"{PREFIX}{name.upper()}={_shown(text)} is not a whole number.") from None
+        if number > MOST:
+            raise BadSetting(f"{PREFIX}{name.upper()}={_shown(number)} is too large; use at most {MOST}.")
+        return number
     if name in ("data_dir", "weights_dir"):
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:
+            raise BadSetting(
+                f"{PREFIX}{name.upper()}={_shown(text)}: this user has no home folder; write the whole path."
+            ) from None
     if name in ("image_hosts", "trusted_proxies"):
         return tuple(h.strip().lower() for h in text.replace(",", " ").split())
     if name in ("label_studio_url", "public_url"):
         return text.rstrip("/")
     return text
+
+
+def _secret(variable: str, file: str) -> str:
+    """The text of a file that may be a pipe, such as <(command) of a shell, but not an endless device."""
+    try:
+        with Path(file).open("rb") as opened:
+            raw = opened.read(SECRET_BYTES + 1)
+        if len(raw) > SECRET_BYTES:
+            raise BadSetting(f"{variable}: {file!r} has more than {SECRET_BYTES >> 10} KiB, so it is not a secret.")
+        return raw.decode().strip()
+    except OSError as error:
+        raise BadSetting(f"{variable}: cannot read {_shown(file)}: {error.strerror}.") from error
+    except UnicodeDecodeError:
+        raise BadSetting(f"{variable}: cannot read {file!r}: it is not UTF-8 text.") from None
+
+
+def _shown(value: object) -> str:
+    """An invalid value in a message, abbreviated."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises ValueError if it is not a port
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable() and " " not in url
 
 
 def _is_redis(url: str) -> bool:
@@ -250,7 +290,7 @@ class ProjectSettings:
             return cls()
         if isinstance(given, str):
             try:
-                given = json.loads(given)
+                given = parse_json(given)
             except ValueError as error:
                 raise BadSetting(f'extra params: invalid JSON: {error}. Example: {{"round_size": 10}}.') from None
         if not isinstance(given, Mapping):
@@ -263,30 +303,31 @@ class ProjectSettings:
         known = {f.name for f in fields(cls)}
         for key in given:
             if key not in known:
-                raise BadSetting(f"{key!r} is not a project setting. Known settings: {', '.join(sorted(known))}.")
+                raise BadSetting(f"{_shown(key)} is not a project setting. Known settings: {', '.join(sorted(known))}.")
         values: dict[str, Any] = dict(given)
         for key in ("cold_start_size", "round_size", "queue_depth", "seed"):
             low = 0 if key in ("seed", "queue_depth") else 1
             high = 2**31 - 1 if key == "seed" else MOST_SCANS
             if key in values and (type(values[key]) is not int or values[key] < low):
-                raise BadSetting(f"{key} is {values[key]!r}; it must be a whole number, {low} or more.")
+                raise BadSetting(f"{key} is {_shown(values[key])}; it must be a whole number, {low} or more.")
             if key in values and values[key] > high:
                 raise BadSetting(f"{key} is {str(values[key])[:40]}; it must be at most {high}.")
         for key, most in (("alpha", 1), ("tolerance", 1), ("control_share", 0.5), ("least_dice", 1)):
             if key in values:
                 number = values[key]
-                if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-                    raise BadSetting(f"{key} is {number!r}; it must be a number from 0 to {most}.")
+                whole = type(number) is int  # of any size, which not every float can hold
+                if not (whole or (isinstance(number, float) and math.isfinite(number))):
+                    raise BadSetting(f"{key} is {_shown(number)}; it must be a number from 0 to {most}.")
                 if not 0 <= number <= most:
-                    raise BadSetting(f"{key} is {number}; it must be from 0 to {most}.")
+                    raise BadSetting(f"{key} is {_shown(number)}; it must be from 0 to {most}.")
                 values[key] = float(number)
         for key in ("one_per_patient", "quick_model"):
             if values.get(key, "on") not in ("on", "off"):
-                raise BadSetting(f'{key} is {values[key]!r}; it must be "on" or "off".')
+                raise BadSetting(f'{key} is {_shown(values[key])}; it must be "on" or "off".')
         if values.get("retrain", "auto") not in ("auto", "button"):
-            raise BadSetting(f'retrain is {values["retrain"]!r}; it must be "auto" or "button".')
+            raise BadSetting(f'retrain is {_shown(values["retrain"])}; it must be "auto" or "button".')
         if values.get("unit", "slice") not in UNITS:
-            raise BadSetting(f'unit is {values["unit"]!r}; it must be "slice" or "scan".')
+            raise BadSetting(f'unit is {_shown(values["unit"])}; it must be "slice" or "scan".')
         for key, what in (
             ("strategy", "a strategy name"),
             ("uncertainty", "the name of an aggregation"),
@@ -294,7 +335,9 @@ class ProjectSettings:
             ("image", "the name of an <Image> tag"),
         ):
             if key in values and not (isinstance(values[key], str) and _storable(values[key])):
-                raise BadSetting(f"{key} is {values[key]!r}; it must be {what}.")
+                raise BadSetting(f"{key} is {_shown(values[key])}; it must be {what}.")
+            if key in values and len(values[key]) > LONGEST:
+                raise BadSetting(f"{key} is {_shown(values[key])}; it must have at most {LONGEST} letters.")
         return values
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from backend.commands.shared import AsJson, DataDir, console, settings_from_env
+from backend.commands.shared import MOST, AsJson, DataDir, console, settings_from_env
 from backend.logs import log_to
 
 
@@ -53,7 +53,9 @@ def worker(
 
 
 def doctor(
-    project: Annotated[int | None, typer.Option("--project", help="Project ID to check as well.")] = None,
+    project: Annotated[
+        int | None, typer.Option("--project", min=0, max=MOST, help="Project ID to check as well.")
+    ] = None,
     as_json: AsJson = False,
     data_dir: DataDir = None,
 ) -> None:

@@ -14,7 +14,8 @@ from backend.settings import Settings
 
 console = Console()
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Folder of records and models.")]
-ProjectId = Annotated[int, typer.Option("--project", help="Project ID in Label Studio.")]
+MOST = 10**15 - 1  # the largest project ID
+ProjectId = Annotated[int, typer.Option("--project", min=0, max=MOST, help="Project ID in Label Studio.")]
 Wait = Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait while a worker uses the project.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON that GET /api/projects/ID returns.")]
 

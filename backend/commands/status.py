@@ -13,7 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from backend.commands.shared import AsJson, DataDir, console, open_records, say
+from backend.commands.shared import MOST, AsJson, DataDir, console, open_records, say
 from backend.errors import BadSetting
 
 
@@ -26,7 +26,9 @@ class Panel(StrEnum):
 
 
 def status(
-    project: Annotated[int | None, typer.Option("--project", help="Project ID. Default: all projects.")] = None,
+    project: Annotated[
+        int | None, typer.Option("--project", min=0, max=MOST, help="Project ID. Default: all projects.")
+    ] = None,
     as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show progress until Ctrl-C.")] = False,
     plot: Annotated[

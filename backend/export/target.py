@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import BadSetting, StorageFull, is_disk_full
+from backend.json_text import parse_json
 
 MANIFEST = "manifest.json"
 MADE_BY = "scanqueue export"
@@ -96,7 +96,7 @@ def _objection(out: Path, project: int, url: str) -> str:
     if not any(out.iterdir()):
         return ""
     try:
-        made: Any = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        made: Any = parse_json((out / MANIFEST).read_bytes())
         if made["made_by"] != MADE_BY:
             raise ValueError
         theirs = made["project"]["id"], made["project"]["label_studio"]

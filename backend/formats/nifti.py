@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import logging
 import re
 import warnings
@@ -24,6 +23,7 @@ from backend.formats.geometry import Geometry, codes, of_volume
 from backend.formats.source import FileFacts, Source
 from backend.formats.volume import MAX_VOXELS, Volume
 from backend.formats.window import Window
+from backend.json_text import parse_json
 
 _MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 _SQUEEZE = 1032  # maximum compression ratio of deflate
@@ -178,7 +178,7 @@ def label_names(path: Path) -> dict[int, str]:
     with opened(path) as image:
         for extension in getattr(image.header, "extensions", ()):
             try:
-                found = json.loads(bytes(extension.get_content()).rstrip(b"\0"))["labels"]
+                found = parse_json(bytes(extension.get_content()).rstrip(b"\0"))["labels"]
                 return {int(number): str(name) for number, name in found.items()}
             except (AttributeError, KeyError, TypeError, ValueError):
                 continue

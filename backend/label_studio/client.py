@@ -18,6 +18,7 @@ from label_studio_sdk.base_client import LabelStudioBase  # `LabelStudio` import
 from label_studio_sdk.core.api_error import ApiError
 
 from backend.errors import ProjectGone, StudioRefused, StudioUnavailable
+from backend.json_text import parse_json
 from backend.label_studio.slow_answers import limited, too_slow
 from backend.workers.counters import CountCallback, discard
 
@@ -43,7 +44,7 @@ def read_token(api_key: str) -> Token:
         return Token("none")
     try:
         middle = api_key.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(middle + "=" * (-len(middle) % 4)))
+        claims = parse_json(base64.urlsafe_b64decode(middle + "=" * (-len(middle) % 4)))
         expires = claims.get("exp")
         kind = "access" if claims.get("token_type") == "access" else "personal"
     except (IndexError, ValueError, AttributeError):

@@ -26,6 +26,7 @@ from backend.errors import BadSetting
 from backend.fingerprints import CLICK_FILE, JUDGED_FILE, fingerprint
 from backend.formats.fitting import finding_sizes, letterbox_mask
 from backend.formats.pixels import Letterboxed, restore
+from backend.json_text import parse_json
 from backend.learning.cases import Case
 from backend.learning.embedders import OpenEmbedder, open_embedder
 from backend.learning.evaluation import Scores, score
@@ -279,8 +280,8 @@ class Learner:
     def click_details(folder: Path) -> dict[str, Any] | None:
         """The details that `train_clicks` gave of the network of a stored model; None without one."""
         try:
-            return dict(json.loads((folder / CLICK_DETAILS).read_bytes()))
-        except (OSError, ValueError):
+            return dict(parse_json((folder / CLICK_DETAILS).read_bytes()))
+        except (OSError, ValueError, TypeError):
             return None
 
     def click_network(self, folder: Path) -> ClickNetwork:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from backend.errors import BrokenWeights
+from backend.json_text import parse_json
 from backend.learning.checkpoints import check_whole, read_tensors
 from backend.learning.networks import misfits, renamed, wanted_tensors
 from backend.learning.weights import WEIGHTS, File, Weights, found_file, how_to_get, place_of, where_published
@@ -103,7 +103,7 @@ def judge_config(row: Weights, path: Path) -> Verdict:
     if not path.is_file():
         return Verdict(row.key, "missing", path, f"{path} is not there. {get}.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_bytes())
         if row.network in SAM_KINDS:
             return _judge_sam_config(row, path, str(config["model_type"]), get)
         vision = config["model_cfg"]["vision_cfg"] if "model_cfg" in config else {}

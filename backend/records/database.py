@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Table, create_engine, event, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from backend.errors import BadSetting, DamagedRecords, StorageFull, StoreUnavailable, is_disk_full
@@ -23,6 +23,7 @@ from backend.records.migrate import is_current, migrate
 from backend.records.private import make_file, make_folder
 from backend.records.sqlite_file import check_file, connect_read_only, damage
 
+POSTGRESQL = "postgresql+psycopg"
 KEY = 5316292  # advisory lock in PostgreSQL; migrate.py uses the number before it
 ROOM = 16 * 2**20  # minimum number of free bytes in the data folder; with fewer, any write may fail
 SQLITE_UNAVAILABLE = (  # problems with the file, its disk or its other users, not with the statement
@@ -32,6 +33,10 @@ SQLITE_UNAVAILABLE = (  # problems with the file, its disk or its other users, n
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_PROTOCOL,
+)
+INVALID_OPTION = (
+    "SCANQUEUE_DATABASE_URL has an option after the `?` that PostgreSQL does not know, or an invalid value of one. "
+    "Correct it; in the password, write ? as %3F, / as %2F and @ as %40."
 )
 POOL_WAIT = 5.0  # seconds to wait for a free connection to PostgreSQL
 PATIENCE = {  # libpq options that end a hanging connection, regardless of the fault in server or network
@@ -49,16 +54,20 @@ VARIABLES = 500  # values in one SQL statement; SQLite allows 32,766
 
 
 def address_of(url: str) -> URL:
-    """`postgresql://` means psycopg 3, the driver that is installed."""
+    """`postgresql://` means psycopg 3, the driver that is installed. Raises BadSetting for what is no such address."""
     try:
         address = make_url(url)
-    except ArgumentError:
-        raise BadSetting(
-            "SCANQUEUE_DATABASE_URL is not an address such as postgresql://user:password@host:5432/scanqueue. Fix it."
-        ) from None
-    if address.drivername in ("postgres", "postgresql"):
-        return address.set(drivername="postgresql+psycopg")
-    return address
+        if address.drivername in ("postgres", "postgresql"):
+            address = address.set(drivername=POSTGRESQL)
+        if address.drivername == POSTGRESQL and (address.host or address.database or address.query):
+            return address
+        if address.drivername == "sqlite" and address.database not in (None, "", ":memory:"):  # a file
+            return address
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
+        pass
+    raise BadSetting(
+        "SCANQUEUE_DATABASE_URL is not an address such as postgresql://user:password@host:5432/scanqueue. Fix it."
+    )
 
 
 def _patience(url: URL) -> dict[str, Any]:
@@ -202,6 +211,8 @@ class Database(Artefacts):
                 "connections to it are waiting. It is tried again. Check that the database and its machine run."
             ) from error
         except (DBAPIError, UnicodeDecodeError) as error:
+            if isinstance(error, ProgrammingError) and error.statement is None:  # while connecting
+                raise BadSetting(INVALID_OPTION) from None  # not the driver's words, which may repeat a password
             fault = error.orig if isinstance(error, DBAPIError) else error
             if self._file is not None and (what := damage(fault)):
                 raise DamagedRecords(self._file, f"is damaged ({what})") from error

@@ -7,7 +7,6 @@ repeat  one seed of one data set: one split of the scans, shared by all arms
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from backend.errors import BadResults
+from backend.json_text import parse_json
 
 RANDOM = "random"  # reference for all other strategies
 ALL_LABELS = "all labels"  # the model trained on the whole pool of its repeat
@@ -172,7 +172,7 @@ def parse_row(texts: Mapping[str, str | None], where: str) -> Row:
 def _label_figures(text: str, where: str) -> str:
     """The JSON text, checked."""
     try:
-        if text and not all(isinstance(one, dict) for one in json.loads(text).values()):
+        if text and not all(isinstance(one, dict) for one in parse_json(text).values()):
             raise ValueError
     except (ValueError, AttributeError):
         raise BadResults(f"{where}, column {LABEL_COLUMN}: got {text!r}, wanted a JSON object of labels") from None

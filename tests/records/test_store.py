@@ -396,9 +396,28 @@ def test_an_unreachable_database_is_reported_without_its_password_and_used_again
         assert store.project(1)["training_requests"] == 1
 
 
-def test_an_invalid_address_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "the database in the cellar",
+        "mysql://lab/scanqueue",
+        "postgresql+cellar://lab/scanqueue",
+        "postgresql://lab:port/scanqueue",
+        "postgresql://",
+        "sqlite://",
+        "sqlite:///:memory:",
+    ],
+)
+def test_an_invalid_address_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match=r"SCANQUEUE_DATABASE_URL is not an address"):
-        Store(tmp_path, "the database in the cellar")
+        Store(tmp_path, url)
+
+
+@pytest.mark.parametrize("query", ["cellar=1", "connect_timeout=long"])
+def test_an_invalid_option_in_the_address_is_refused_without_repeating_it(query: str, tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match=r"has an option after the `\?`") as refused:
+        Store(tmp_path, f"postgresql://127.0.0.1:1/scanqueue?{query}")
+    assert query.strip("=1") not in str(refused.value)
 
 
 def test_of_a_superseded_order_only_what_was_labelled_or_may_be_open_is_kept(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 # What each folder may import besides itself, lowest first. `ground`: the modules that all may import.
-GROUND = {"errors", "facts", "fingerprints", "image_value", "label_config", "settings"}
+GROUND = {"errors", "facts", "fingerprints", "image_value", "json_text", "label_config", "settings"}
 FOLDERS: dict[str, set[str]] = {
     "ground": set(),
     "formats": {"ground"},

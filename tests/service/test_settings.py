@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
@@ -115,9 +117,21 @@ def test_a_file_is_read_for_secrets_only() -> None:
         ({"IMAGE_SIZE": "-32"}, f"SCANQUEUE_IMAGE_SIZE=-32 {SIZE}"),
         ({"IMAGE_SIZE": "4096"}, f"SCANQUEUE_IMAGE_SIZE=4096 {SIZE}"),
         ({"TRAINING_STEPS": "1.5"}, "SCANQUEUE_TRAINING_STEPS='1.5' is not a whole number."),
+        ({"CACHE_DAYS": "1" + "0" * 30}, f"SCANQUEUE_CACHE_DAYS={10**30} is too large; use at most 1000000000."),
+        ({"THREADS": "5000"}, "SCANQUEUE_THREADS=5000 is too large; use at most 1024."),
+        ({"PORT": "x" * 5000}, f"SCANQUEUE_PORT='{'x' * 199}... is not a whole number."),
         ({"TRAINING_STEPS": "-1"}, "SCANQUEUE_TRAINING_STEPS=-1 is negative; use 0 for the default."),
         ({"LABEL_STUDIO_URL": "localhost:8080"}, f"SCANQUEUE_LABEL_STUDIO_URL='localhost:8080' {URL}"),
         ({"LABEL_STUDIO_URL": "http://"}, f"SCANQUEUE_LABEL_STUDIO_URL='http:' {URL}"),
+        ({"LABEL_STUDIO_URL": "http://[::1"}, f"SCANQUEUE_LABEL_STUDIO_URL='http://[::1' {URL}"),
+        ({"LABEL_STUDIO_URL": "http://lab:port"}, f"SCANQUEUE_LABEL_STUDIO_URL='http://lab:port' {URL}"),
+        ({"PUBLIC_URL": "https://lab:99999"}, f"SCANQUEUE_PUBLIC_URL='https://lab:99999' {URL}"),
+        ({"PUBLIC_URL": "https://the lab"}, f"SCANQUEUE_PUBLIC_URL='https://the lab' {URL}"),
+        ({"PUBLIC_URL": "https://:80"}, f"SCANQUEUE_PUBLIC_URL='https://:80' {URL}"),
+        (
+            {"DATA_DIR": "~nobody-of-this-name/data"},
+            "SCANQUEUE_DATA_DIR='~nobody-of-this-name/data': this user has no home folder; write the whole path.",
+        ),
         ({"PUBLIC_URL": "ftp://scanqueue"}, f"SCANQUEUE_PUBLIC_URL='ftp://scanqueue' {URL}"),
         ({"USER": "lab"}, "SCANQUEUE_USER and SCANQUEUE_PASSWORD must be set together; set both or neither."),
         ({"PASSWORD": "word"}, "SCANQUEUE_USER and SCANQUEUE_PASSWORD must be set together; set both or neither."),
@@ -193,6 +207,17 @@ def test_a_secret_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     assert words == f"SCANQUEUE_LABEL_STUDIO_API_KEY_FILE: cannot read {str(path)!r}: it is not UTF-8 text."
 
 
+def test_a_secret_file_without_end_is_refused_and_a_pipe_is_read(tmp_path: Path) -> None:
+    words = refusal(LABEL_STUDIO_API_KEY_FILE="/dev/zero")
+    assert words == "SCANQUEUE_LABEL_STUDIO_API_KEY_FILE: '/dev/zero' has more than 64 KiB, so it is not a secret."
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("correct horse\n"))
+    writer.start()
+    given = {"SCANQUEUE_LABEL_STUDIO_API_KEY_FILE": str(tmp_path / "pipe")}
+    assert Settings.from_env(given).label_studio_api_key == "correct horse"
+    writer.join()
+
+
 def test_the_secrets_are_settings() -> None:
     assert set(SECRETS) <= set(NAMES)
 
@@ -252,6 +277,12 @@ KNOWN = (
         ({"alpha": "half"}, "alpha is 'half'; it must be a number from 0 to 1."),
         ({"alpha": True}, "alpha is True; it must be a number from 0 to 1."),
         ('{"alpha": NaN}', "alpha is nan; it must be a number from 0 to 1."),
+        ({"alpha": 10**400}, f"alpha is {str(10**400)[:200]}...; it must be from 0 to 1."),
+        (f'{{"control_share": -{10**400}}}', f"control_share is {str(-(10**400))[:200]}...; it must be from 0 to 0.5."),
+        ({"seed": "x" * 5000}, f"seed is '{'x' * 199}...; it must be a whole number, 0 or more."),
+        ({"image": "x" * 1001}, f"image is '{'x' * 199}...; it must have at most 1000 letters."),
+        ({"stratify_by": "x" * 1001}, f"stratify_by is '{'x' * 199}...; it must have at most 1000 letters."),
+        ("[" * 100_000, 'extra params: invalid JSON: it is nested too deeply. Example: {"round_size": 10}.'),
         ({"tolerance": -0.1}, "tolerance is -0.1; it must be from 0 to 1."),
         ({"retrain": "never"}, 'retrain is \'never\'; it must be "auto" or "button".'),
         ({"retrain": ["auto"]}, 'retrain is [\'auto\']; it must be "auto" or "button".'),

@@ -775,6 +775,27 @@ def test_settings_that_no_database_can_store_are_refused(given: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
+    "params", ["[" * 100_000, f'{{"alpha": {10**400}}}', f'{{"image": "{"x" * 10**6}"}}', f'{{"{"x" * 10**6}": 1}}']
+)
+def test_extra_params_of_junk_are_a_problem_of_their_project(params: str, edge: Edge) -> None:
+    edge.connect(extra_params=params)
+    for path in ("", "/1", "/4", "/4/queue", "/4/atlas", "/4/curve", "/4/settings", "/4/preview"):
+        answer = edge.http.get(f"/api/projects{path}")
+        assert answer.status_code == (404 if path == "/1" else 400 if path == "/4/preview" else 200), path
+        assert len(answer.content) < 20_000
+    assert edge.http.get("/").status_code == 200
+    assert edge.http.get("/projects/4").status_code == 200
+    assert edge.http.get("/api/projects/4/settings").json()["problem"]
+
+
+def test_a_number_that_no_float_can_hold_is_refused(edge: Edge) -> None:
+    edge.connect()
+    given = f'{{"alpha": {10**400}}}'
+    assert edge.http.post("/api/projects/4/settings", content=given, headers=AS_JSON).status_code == 400
+    assert edge.http.get(f"/api/projects/4/preview?alpha={10**400}").status_code == 400
+
+
+@pytest.mark.parametrize(
     "path", ["atlas", "curve", "settings", "preview", "changes", "activity", "workers", "map", "queue", "rounds"]
 )
 def test_views_of_an_unknown_project_are_404_and_of_an_empty_one_are_not(path: str, edge: Edge) -> None:

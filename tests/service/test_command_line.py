@@ -1,0 +1,123 @@
+"""The command line with junk: numbers, paths and outputs that cannot be used, and Ctrl-C while it is loaded."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from backend import cli
+from backend.records.store import Store
+
+OF_A_PROJECT = {
+    "status": ["status"],
+    "doctor": ["doctor"],
+    "models": ["models", "list"],
+    "activate": ["models", "activate", "scanqueue-r1"],
+    "labels": ["labels", "list"],
+    "rename": ["labels", "rename", "Lung", "Lungs"],
+    "retire": ["labels", "retire", "Lung"],
+    "backup": ["backup", "out.zip"],
+    "export": ["export", "--out", "out"],
+    "import": ["import", "scans"],
+    "disconnect": ["disconnect"],
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data folder with one project."""
+    store = Store(tmp_path / "data")
+    store.add_project(1)
+    store.close()
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("number", ["-1", "1" + "0" * 30, "one"])
+@pytest.mark.parametrize("name", OF_A_PROJECT)
+def test_no_command_accepts_a_number_that_no_project_can_have(name: str, number: str, data: Path) -> None:
+    done = CliRunner().invoke(cli.app, [*OF_A_PROJECT[name], "--project", number, "--data-dir", str(data)])
+    assert done.exit_code == 2
+    assert "--project" in done.output
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["backup", LONG, "--project", "1", "--data-dir", "data"],
+        ["restore", LONG, "--data-dir", "data"],
+        ["status", "--data-dir", LONG],
+        ["weights", "list", "--weights-dir", LONG],
+        ["weights", "verify", "--weights-dir", LONG],
+        ["weights", "fetch", "resnet18", "--from", LONG, "--weights-dir", "."],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]).replace(LONG, ""),
+)
+def test_a_path_that_cannot_exist_is_one_message(arguments: list[str], data: Path) -> None:
+    command = [sys.executable, "-m", "backend.cli", *arguments]
+    done = subprocess.run(command, cwd=data.parent, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "too long" in done.stderr
+    assert done.stderr.startswith("scanqueue: ")
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SCANQUEUE_")}
+    return kept | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["status"], ["status", "--json"], ["weights", "list"]])
+def test_an_output_that_cannot_be_written_is_one_message(arguments: list[str], data: Path) -> None:
+    command = [sys.executable, "-m", "backend.cli", *arguments]
+    given = environment() | {"SCANQUEUE_DATA_DIR": str(data)}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, env=given, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("scanqueue: ")
+    assert "No space left on device" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+LOADING = """
+import sys, threading, time
+class Slow:
+    def find_spec(self, name, *_):
+        if name == "backend.commands.service":
+            print("loading", flush=True)
+            time.sleep(30)
+sys.meta_path.insert(0, Slow())
+import backend.cli
+"""
+
+
+def test_ctrl_c_while_modules_are_loaded_ends_the_program_without_a_traceback() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", LOADING], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "loading\n"
+        began = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=30)
+    assert (child.returncode, errors) == (-signal.SIGINT, "")
+    assert time.monotonic() - began < 20
+
+
+def test_ctrl_c_is_handled_by_the_commands_once_everything_is_loaded() -> None:
+    script = "import signal, backend.cli; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    subprocess.run([sys.executable, "-c", script], env=environment(), check=True)
+    ignored = script.replace("import signal", "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)", 1)
+    ignored = ignored.replace("; import", "\nimport", 1).replace(", backend", "\nimport backend")
+    ignored = ignored.replace("is signal.default_int_handler", "is signal.SIG_IGN")
+    subprocess.run([sys.executable, "-c", ignored], env=environment(), check=True)
