@@ -260,7 +260,7 @@ def _row(table: Table, given: Any, project: int) -> dict[str, Any]:
         if wanted is bytes and isinstance(value, str):
             value = base64.b64decode(value, validate=True)
         if wanted is float and type(value) is int:
-            value = float(value)
+            value = float(value) if abs(value) < 2**63 else math.inf  # out of range below
         if not (value is None and column.nullable) and type(value) is not wanted:
             raise ValueError(f"{name!r} is {str(value)[:40]!r}; expected {wanted.__name__}")
         if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import StorageFull, is_disk_full
+from backend.errors import DamagedRecords, StorageFull, is_disk_full
 
 CACHES = ("pixels", "masks", "features", "quick")  # kinds that can be recreated, from Label Studio or by a model
 USE_NOTED = 86400.0  # minimum seconds between two updates of a cached file's last use
@@ -31,7 +31,12 @@ class Artefacts:
         self.folder = folder
 
     def path(self, kind: str, name: str) -> Path:
-        """The path of an artefact, whether it exists or not."""
+        """The path of an artefact, whether it exists or not.
+
+        Raises DamagedRecords for a name that leads out of the folder of its kind, which only forged records contain.
+        """
+        if name.startswith("/") or ".." in name.split("/"):
+            raise DamagedRecords("A name of a file in the database", "is damaged")
         return self.folder / kind / name[:2] / name
 
     def has(self, kind: str, name: str) -> bool:

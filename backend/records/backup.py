@@ -60,6 +60,8 @@ def backup(
     known_project(store, project)
     if file.is_dir() or (file.exists() and not force):
         raise BadSetting(f"{file} already exists. Use another name, or --force to overwrite a file.")
+    if file.exists() and not file.is_file():
+        raise BadSetting(f"{file} is not a file, but a pipe or a device. Use another name.")
     if not file.parent.is_dir():
         raise BadSetting(f"{file.parent} is not a folder. Create it first.")
     with held(store, project, wait, say) as hold:

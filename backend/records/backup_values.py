@@ -44,6 +44,8 @@ LONGEST = {  # characters of a project's texts
     "settings_before": BODY,
     "stages": BODY,
 }
+NAMED = ((model_table, "fingerprint"), (label_table, "mask"))  # columns that name files in the data folder
+NAME = re.compile(r"([0-9a-f]{24})?")
 SECRET = re.compile(r"[\w.~-]{16,200}", re.ASCII)
 JSON: dict[Table, dict[str, type]] = {  # columns that contain JSON: what it must be; "" and NULL are allowed
     project_table: {"overrides": dict, "label_renames": object, "settings_before": object, "stages": object},
@@ -68,6 +70,9 @@ def check_values(table: Table, row: Mapping[str, Any]) -> None:
             raise ValueError(f"{name!r} is {_short(text)}; expected JSON") from None
         if not isinstance(found, kind):
             raise ValueError(f"{name!r} is {_short(text)}; expected a JSON {'list' if kind is list else 'object'}")
+    for named, name in NAMED:
+        if table is named and not NAME.fullmatch(row[name]):
+            raise ValueError(f"{name!r} is {_short(row[name])}; expected the name of a file, of 24 hexadecimal digits")
     if table is project_table:
         _check_project(row)
 

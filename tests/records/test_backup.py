@@ -26,7 +26,7 @@ from world import PROJECT, KeptLearner, World
 
 from backend import cli
 from backend.commands.shared import settings_from_env
-from backend.errors import BadBackup, BadSetting, ProjectBusy, StorageFull
+from backend.errors import BadBackup, BadSetting, DamagedRecords, ProjectBusy, StorageFull
 from backend.fingerprints import fingerprint
 from backend.loop.driver import Reconciler
 from backend.records import backup as backups
@@ -354,6 +354,18 @@ def test_an_existing_file_is_overwritten_only_on_request(made: Made, tmp_path: P
         backup(made.world.store, PROJECT, tmp_path / "nowhere" / "x.zip")
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_pipe_or_a_device_is_never_replaced(linked: bool, made: Made, tmp_path: Path) -> None:
+    pipe, named = tmp_path / "pipe", tmp_path / ("link" if linked else "pipe")
+    os.mkfifo(pipe)
+    if linked:
+        named.symlink_to(pipe)
+    with pytest.raises(BadSetting, match="is not a file"):
+        backup(made.world.store, PROJECT, named, force=True)
+    assert pipe.is_fifo()
+    assert {p.name for p in tmp_path.iterdir()} == {"pipe", named.name}
+
+
 def test_a_file_that_appears_meanwhile_is_not_overwritten(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -590,6 +602,8 @@ def test_a_column_that_was_added_later_has_its_default(made: Made, tmp_path: Pat
         ({"active": "x" * 41}, "'active' has 41 characters; the maximum is 40"),
         ({"training_requests": 2**40}, "'training_requests' is 1099511627776, which is out of range"),
         ({"seen_at": float("nan")}, "'seen_at' is nan, which is out of range"),
+        ({"seen_at": 10**400}, "'seen_at' is inf, which is out of range"),
+        ({"overrides": f'{{"alpha": {10**400}}}'}, "'overrides': alpha is 1000"),
         ({"colour": 1}, "there is no column 'colour'"),
         ({"studio_url": "javascript:alert(1)"}, "'studio_url' is 'javascript:alert(1)'; expected an http://"),
         ({"studio_url": "ftp://lab.example/x"}, "expected an http:// or https:// address"),
@@ -613,6 +627,33 @@ def test_a_row_that_does_not_fit_is_refused(change: dict[str, Any], words: str, 
         rewritten(members, about, "records/project.jsonl", json.dumps(row).encode())
 
     assert words in refused(made, tmp_path / "data", changed(made, tmp_path / "x.zip", forge))
+
+
+@pytest.mark.parametrize("name", ["/etc", "../../../../etc", "ab/../../../../etc", "a" * 24 + "/..", "x" * 24])
+@pytest.mark.parametrize(("table", "column"), [("model", "fingerprint"), ("label", "mask")])
+def test_a_name_that_leads_out_of_the_data_folder_is_refused(
+    table: str, column: str, name: str, made: Made, tmp_path: Path
+) -> None:
+    def forge(members: dict[str, bytes], about: dict[str, Any]) -> None:
+        member = f"records/{table}.jsonl"
+        first, *rest = members[member].splitlines()
+        row = json.loads(first) | {column: name}
+        rewritten(members, about, member, b"\n".join([json.dumps(row).encode(), *rest]) + b"\n")
+
+    words = refused(made, tmp_path / "data", changed(made, tmp_path / "x.zip", forge))
+    assert f"{column!r} is {name[:40]!r}; expected the name of a file" in words
+
+
+def test_forged_records_cannot_remove_what_is_not_theirs(tmp_path: Path) -> None:
+    store = Store(tmp_path / "data")
+    (tmp_path / "scans").mkdir()
+    for name in (str(tmp_path / "scans"), "../../../scans"):
+        with pytest.raises(DamagedRecords, match="is damaged"):
+            store.remove_folder("models", name)
+        with pytest.raises(DamagedRecords, match="is damaged"):
+            store.set_aside(store.path("labels", name))
+    assert (tmp_path / "scans").is_dir()
+    store.close()
 
 
 @pytest.mark.parametrize("table", ["uncertainty", "embedding"])
