@@ -44,11 +44,9 @@ def restore(
 
     settings = settings_from_env(data_dir=data_dir)
     made = restore_backup(lambda: open_store(settings), file, replace=replace, wait=wait, say=say)
-    Queue(settings).request(made.project)
-    say(
-        f"{_backed_up(made)}, backed up at {made.made_at}, was restored to {settings.data_dir}."
-        " The worker processes it next."
-    )
+    say(f"{_backed_up(made)}, backed up at {made.made_at}, was restored to {settings.data_dir}.")
+    Queue(settings).request(made.project)  # may fail, but the project is restored
+    say("The worker processes it next.")
 
 
 def _backed_up(made: Summary) -> str:

@@ -6,7 +6,6 @@ instead of its weights: only the tensors are read, and the classes it names are 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import struct
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import BrokenWeights
+from backend.json_text import parse_json
 
 if TYPE_CHECKING:  # torch takes seconds to import: only inside functions
     import torch
@@ -62,7 +62,7 @@ def check_whole(path: Path) -> None:
     wanted = 8 + length
     if len(header) == length:
         try:
-            entries = json.loads(header)
+            entries = parse_json(header)
             wanted += max((e["data_offsets"][1] for n, e in entries.items() if n != "__metadata__"), default=0)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BrokenWeights(f"{path} contains no weights: its header is damaged") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bicubic": Image.Resampling.BICUBIC,
 }
+MOST = 4096  # pixels per side that a network may ask for
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
@@ -30,6 +32,15 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no network was trained with: a side beyond MOST, no channel, a std of 0 or NaN."""
+        if not all(type(side) is int and 0 < side <= MOST for side in self.size):
+            raise ValueError(f"its input has {str(self.size)[:40]} pixels; wanted 1 to {MOST} per side")
+        if not (self.mean and len(self.mean) == len(self.std)):
+            raise ValueError(f"it has {len(self.mean)} means and {len(self.std)} standard deviations of its channels")
+        if not (all(map(math.isfinite, self.mean)) and all(0 < value < math.inf for value in self.std)):
+            raise ValueError("a mean or standard deviation of its channels is not a number, or not above 0")
 
     @property
     def channels(self) -> int:

@@ -16,7 +16,7 @@ from backend.errors import StorageFull, StoreUnavailable
 from backend.facts import DISCONNECTED, PENDING, version_name
 from backend.records.projects import CALL_EXPECTED, CONNECTED
 from backend.records.store import Store
-from backend.web.bodies import BadRequest, WrongSecret, project_number, read_json
+from backend.web.bodies import MAX_PROJECT, BadRequest, WrongSecret, project_number, read_json
 
 log = logging.getLogger("scanqueue.api")
 
@@ -143,11 +143,22 @@ def _add_health(router: APIRouter) -> None:
 
 
 def _tasks(body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Raises BadRequest."""
+    """Tasks whose `id` is a number that Label Studio can give, else None, and whose `data` is an object.
+
+    Raises BadRequest.
+    """
     tasks = body.get("tasks")
     if not isinstance(tasks, list) or not all(isinstance(t, dict) for t in tasks):
         raise BadRequest('"tasks" must be a list of tasks.')
-    return tasks
+    return [t | {"id": _known_number(t.get("id")), "data": _object(t.get("data"))} for t in tasks]
+
+
+def _known_number(given: Any) -> int | None:
+    return given if type(given) is int and 0 <= given < MAX_PROJECT else None
+
+
+def _object(given: Any) -> dict[str, Any]:
+    return given if isinstance(given, dict) else {}
 
 
 def _prompted(body: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+from fastapi.testclient import TestClient
 from weight_files import sam_folder
-from world import KeptLearner, World
+from world import KeptLearner, Ready, World
 
 from backend.correction import tools
 from backend.correction.corrector import Corrector
@@ -29,6 +31,7 @@ from backend.label_studio.raster import decode_bitmask
 from backend.learning.clicks import SAM, SAM_SIDE
 from backend.learning.geodesic import Geodesic, Seeds
 from backend.learning.sam import Sam
+from backend.loop.predictor import Predictor
 from backend.web.api import create_api
 
 NEW = 7  # a project that no worker has looked at
@@ -40,6 +43,32 @@ XML = (
     f'<KeyPointLabels name="click" toName="image" smart="true">{LABELS}</KeyPointLabels></View>'
 )
 CONFIG = LabelConfig("image", (Tag("mask", "brush", "image", ("Lung", "Heart")),), ("image", "before"))
+
+
+JUNK = (None, True, -1, 10**18, 10**400, -(10**30), 1.5, float("inf"), "1", "\ud800", [1], {"a": 1}, "x" * 10_000)
+
+
+def test_tasks_of_junk_get_empty_answers_and_leave_no_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = Ready(tmp_path / "data").in_round_1()
+    learner: Any = KeptLearner(world.settings)
+    predictor, corrector = Predictor(world.store, world.studio, learner), Corrector(world.store, world.studio, learner)
+    api = create_api(world.settings, world.store, lambda *_: None, predictor.predict, correct=corrector.correct)
+    task = next(iter(world.masks))
+    whole = {"id": task, "data": {"image": world.studio.reference(task)}}
+    click = {"type": "keypointlabels", "value": {"x": 50, "y": 50, "width": 0.3, "keypointlabels": ["Lung"]}}
+    with TestClient(api) as http:
+        for junk in JUNK:
+            for changed in (whole | {"id": junk}, whole | {"data": junk}, {"id": task}, {"data": junk}):
+                for context in (None, {"result": [click]}):
+                    body = {"tasks": [changed], "project": "1.1", "params": {"context": context}}
+                    answer = http.post("/predict", content=json.dumps(body))
+                    assert answer.status_code == 200
+                    (item,) = answer.json()["results"]
+                    assert set(item) == {"model_version", "score", "result"}
+    corrector.close()
+    assert [record.message for record in caplog.records if record.exc_info] == []
 
 
 class Backend:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -262,6 +263,28 @@ def test_auto_skips_a_damaged_folder_and_reports_it(tmp_path: Path) -> None:
     assert found.name == "timm:local-dir:whole"
     assert f"timm folder broken: {tmp_path / 'broken'} cannot be used (SafetensorError" in found.why
     assert f"open_clip folder other: {tmp_path / 'other'} contains none of open_clip_model.safetensors" in found.why
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"input_size": [3, 10**6, 10**6]}, r"its input has \(1000000, 1000000\) pixels; wanted 1 to 4096 per side"),
+        ({"input_size": [3, 64, 64.5]}, r"its input has \(64, 64.5\) pixels"),
+        ({"std": [0, 0, 0]}, "not a number, or not above 0"),
+        ({"std": [float("nan")] * 3}, "not a number, or not above 0"),
+        ({"mean": [float("inf")] * 3}, "not a number, or not above 0"),
+        ({"mean": [0.5]}, "it has 1 means and 3 standard deviations"),
+    ],
+)
+def test_a_folder_that_asks_for_what_no_network_needs_is_refused(
+    change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    file = timm_folder(tmp_path / "forged") / "config.json"
+    config = json.loads(file.read_text())
+    config["pretrained_cfg"] |= change
+    file.write_text(json.dumps(config))
+    with pytest.raises(WeightsMissing, match=words):
+        local("timm:local-dir:forged", tmp_path)
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import struct
 import sys
 import types
 from dataclasses import replace
@@ -342,6 +343,7 @@ def test_weights_of_another_network_are_wrong_and_identified(tmp_path: Path) -> 
         (b"<!DOCTYPE html><html>Sign in</html>", "it is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "it is a Git LFS pointer"),
         (b"\x89HDF\r\n\x1a\n" + bytes(90), "it is a Keras file"),
+        (struct.pack("<Q", 200_000) + b'{"a":' + b"[" * 199_995, "its header is damaged"),
         (b"anything else, and long enough", "neither a safetensors nor a torch.save file"),
     ],
 )
@@ -385,6 +387,7 @@ def test_truncated_renamed_and_wrong_files_have_different_messages(tmp_path: Pat
     [
         (None, "is not there. Get it in timm/test_resnet.r160_in1k on the Hugging Face hub and put it there"),
         ("{", "does not describe a network (JSONDecodeError)"),
+        ("[" * 100_000, "does not describe a network (ValueError)"),
         ('{"architecture": "resnet18"}', "describes the network resnet18, not test_resnet"),
     ],
 )

@@ -796,6 +796,17 @@ def test_the_commands_report_what_they_did_and_a_worker_reconciles(made: Made, t
     assert not (tmp_path / "no").exists()
 
 
+def test_a_damaged_job_queue_does_not_hide_that_the_project_was_restored(made: Made, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    (data / "jobs.sqlite").write_bytes(b"garbage" * 1000)
+    done = CliRunner().invoke(cli.app, ["restore", str(made.file), "--data-dir", str(data)], env={})
+    assert done.exit_code != 0
+    assert "was restored to" in done.output
+    assert "The worker processes it next" not in done.output
+    assert records(Store(data)) == made.records
+
+
 def test_a_refused_archive_is_closed(made: Made, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     file = tmp_path / "x.zip"
     file.write_bytes(b"no zip")
