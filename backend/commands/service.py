@@ -23,7 +23,9 @@ def serve(
     settings = settings_from_env(host=host, port=port, data_dir=data_dir)
     log_to(settings)
     from backend.app import run_server
+    from backend.web.address import check_address
 
+    check_address(settings.host, settings.port)
     if settings.log_format == "json":
         logging.getLogger("scanqueue").info("listening on http://%s:%s", settings.host, settings.port)
     else:

@@ -6,10 +6,12 @@ import io
 import json
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from backend.facts import validation_rows
 from backend.fingerprints import fingerprint
 from backend.formats.pixels import classes_in
+from backend.json_text import parse_json
 from backend.learning.averages import of_scores
 from backend.learning.learner import Learner
 from backend.simulate.labelled import Labelled
@@ -35,6 +38,7 @@ from sampling import (
     strategy_pair,
 )
 
+T = TypeVar("T")
 Found = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # rows of results.csv, rows of picks.csv
 PREDICTED = 16  # maximum number of scans in memory during prediction
 
@@ -105,7 +109,7 @@ class Bench:
         """The pool as a strategy sees it, with embeddings, map and clusters computed as in the service."""
         vectors = self._embeddings()[part.pool]
         name = fingerprint("map", self.embedder, [self.scans.digests[r] for r in part.pool], seed)
-        found = self._cell(name, ".npz")
+        found = self._cell(name, ".npz", _clustered_map)
         if found is None:
             xy = fit_map(vectors, seed=seed).xy
             clustering = choose_clusters(xy, seed=seed)
@@ -115,20 +119,18 @@ class Bench:
                 lambda file: np.savez(file, xy=xy, labels=clustering.labels, medoids=clustering.medoids),
             )
         else:
-            arrays = np.load(io.BytesIO(found))
-            xy, clustering = arrays["xy"], Clustering(arrays["labels"], arrays["medoids"], {}, 0)
+            xy, clustering = found
         strata = None if self.strata is None else self.strata[part.pool]
         return Pool(xy, clustering, vectors, strata, groups=self.groups[part.pool])
 
     def _embeddings(self) -> NDArray[np.float32]:
         name = fingerprint("embeddings", self.embedder, self.scans.digests)
-        found = self._cell(name, ".npy")
+        found: NDArray[np.float32] | None = self._cell(name, ".npy", lambda raw: np.load(io.BytesIO(raw)))
         if found is None:
             vectors = self.learner.embed(self.scans.images)
             self._put(name, ".npy", lambda file: np.save(file, vectors))
             return vectors
-        loaded: NDArray[np.float32] = np.load(io.BytesIO(found))
-        return loaded
+        return found
 
     def _row(self, job: Job, budget: int, part: Split, chosen: NDArray[np.intp]) -> dict[str, Any]:
         found = self._trained(job.seed, part, chosen)["test"]
@@ -151,7 +153,7 @@ class Bench:
     def _trained(self, seed: int, part: Split, chosen: NDArray[np.intp], extra: str | None = None) -> dict[str, Any]:
         """Test scores of the model trained on these pool rows; with `extra` also its uncertainty for the whole pool."""
         name = fingerprint("model", *self._recipe(seed, part, chosen))
-        kept: dict[str, Any] = json.loads(self._cell(name, ".json") or b"{}")
+        kept: dict[str, Any] = self._cell(name, ".json", _object) or {}
         if "per_label" not in kept.get("test", {}):  # an older version averaged over other scans
             kept.pop("test", None)
         if "test" in kept and (extra is None or f"signals {extra}" in kept):
@@ -207,10 +209,11 @@ class Bench:
 
     # -- cache --------------------------------------------------------------------------------
 
-    def _cell(self, name: str, ending: str) -> bytes | None:
+    def _cell(self, name: str, ending: str, read: Callable[[bytes], T]) -> T | None:
+        """What `read` makes of a cached result; None if it is missing or damaged, so that it is computed again."""
         try:
-            return (self.cells / f"{name}{ending}").read_bytes()
-        except FileNotFoundError:
+            return read((self.cells / f"{name}{ending}").read_bytes())
+        except (FileNotFoundError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
 
     def _put(self, name: str, ending: str, write: Callable[[Any], object]) -> None:
@@ -220,3 +223,17 @@ class Bench:
             file.flush()
             os.fsync(file.fileno())
         os.replace(file.name, self.cells / f"{name}{ending}")
+
+
+def _clustered_map(raw: bytes) -> tuple[NDArray[np.float64], Clustering]:
+    """The map and the clusters in a file. Raises ValueError or KeyError if they are damaged."""
+    arrays = np.load(io.BytesIO(raw))
+    return arrays["xy"], Clustering(arrays["labels"], arrays["medoids"], {}, 0)
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for anything else."""
+    found = parse_json(raw)
+    if not isinstance(found, dict):
+        raise ValueError("it is not a JSON object")
+    return found

@@ -22,6 +22,7 @@ from threading import Thread
 from typing import Any
 
 from backend.errors import BadSetting, ScanqueueError
+from backend.json_text import parse_json
 from backend.simulate.bench import Bench, Found
 from backend.simulate.plan import Comparison, Job, Progress, checked_split, read
 from backend.simulate.results import ALL_LABELS, COLUMNS, LABEL_COLUMN, RATE_COLUMNS
@@ -136,7 +137,7 @@ def same_comparison(comparison: Comparison, folder: Path, screen: bool = False) 
     asked = {k: _plain(v) for k, v in asdict(comparison).items()} | ({"screen": True} if screen else {})
     file = folder / "comparison.json"
     if file.exists():
-        there: Mapping[str, Any] = json.loads(file.read_text())
+        there = _settings_in(file)
         differs = [k for k in {**asked, **there} if there.get(k) != asked.get(k)]
         if differs:
             raise ScanqueueError(
@@ -148,6 +149,16 @@ def same_comparison(comparison: Comparison, folder: Path, screen: bool = False) 
     aside = file.with_suffix(".part")
     aside.write_text(json.dumps(asked, indent=1))
     os.replace(aside, file)
+
+
+def _settings_in(file: Path) -> Mapping[str, Any]:
+    try:
+        found = parse_json(file.read_bytes())
+        if isinstance(found, dict):
+            return found
+    except ValueError:
+        pass
+    raise ScanqueueError(f"{file} is damaged, so its comparison cannot be resumed. Use another folder, or remove it.")
 
 
 def _plain(value: Any) -> Any:

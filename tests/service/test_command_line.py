@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from backend import cli
+from backend.errors import BadSetting
 from backend.records.store import Store
+from backend.web.address import check_address
 
 OF_A_PROJECT = {
     "status": ["status"],
@@ -87,6 +90,34 @@ def test_an_output_that_cannot_be_written_is_one_message(arguments: list[str], d
     assert done.stderr.startswith("scanqueue: ")
     assert "No space left on device" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("a..b", "SCANQUEUE_HOST='a..b' cannot be listened on: it is not a name."),
+        ("999.1.1.1", "SCANQUEUE_HOST='999.1.1.1' cannot be listened on: Name or service not known."),
+        ("x" * 300, f"SCANQUEUE_HOST='{'x' * 100}'... cannot be listened on: it is not a name."),
+        ("192.0.2.1", "SCANQUEUE_HOST='192.0.2.1' cannot be listened on: Cannot assign requested address."),
+    ],
+)
+def test_a_host_that_is_not_this_machine_is_refused(host: str, words: str, free_port: int) -> None:
+    with pytest.raises(BadSetting) as refused:
+        check_address(host, free_port)
+    assert str(refused.value).startswith(words)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_a_port_in_use_is_refused_and_a_free_one_is_not(host: str, data: Path, free_port: int) -> None:
+    check_address(host, free_port)
+    with socket.create_server(("127.0.0.1", free_port)):
+        with pytest.raises(BadSetting, match=rf"Port {free_port} of {host} is in use by another program"):
+            check_address(host, free_port)
+        given = {"SCANQUEUE_PORT": str(free_port), "SCANQUEUE_DATA_DIR": str(data)}
+        done = CliRunner().invoke(cli.app, ["serve", "--no-worker"], env=given)
+    assert isinstance(done.exception, BadSetting)
+    assert "listens" not in done.output
+    check_address(host, free_port)
 
 
 LOADING = """

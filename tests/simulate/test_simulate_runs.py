@@ -310,6 +310,24 @@ def command(folder: Path, out: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("damage", ["cut", "text", "deep"])
+def test_damaged_caches_are_computed_again_and_damaged_settings_are_a_sentence(
+    damage: str, folder: Path, tmp_path: Path
+) -> None:
+    asked, job = comparison(folder), Job("paper", 0, (3,))
+    before = Bench(asked, tmp_path / "cells").run(job)
+    cells = sorted(p for p in (tmp_path / "cells").iterdir() if p.is_file())
+    assert {p.suffix for p in cells} >= {".npz", ".npy", ".json"}
+    for cell in cells:
+        whole = cell.read_bytes()
+        cell.write_bytes({"cut": whole[: len(whole) // 2], "text": b"no result", "deep": b"[" * 100_000}[damage])
+    assert Bench(asked, tmp_path / "cells").run(job) == before
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "comparison.json").write_bytes(b"[" * 100_000 if damage == "deep" else b"{")
+    with pytest.raises(ScanqueueError, match=r"comparison.json is damaged"):
+        run(asked, tmp_path / "out", processes=1, progress=lambda *_: None)
+
+
 def test_restart_after_a_kill_gives_the_same_table_and_report(folder: Path, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SCANQUEUE_")}
     subprocess.run(command(folder, tmp_path / "whole"), check=True, env=environment, cwd=ROOT, capture_output=True)
