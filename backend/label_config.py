@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
-from backend.errors import NotSegmentable
+from backend.errors import DamagedRecords, NotSegmentable
 from backend.fingerprints import fingerprint
+from backend.json_text import parse_json
 
 MAX_LABELS = 253  # maximum number of labels per model: masks are bytes, and some values are reserved
 LABEL_LENGTH = 1000  # maximum number of characters of a label; longer ones in annotations are cut
@@ -24,6 +26,20 @@ KINDS = (
 DRAWING_TAGS = {name: kind for kind in KINDS for name in (kind.capitalize(), f"{kind.capitalize()}Labels")}
 READING = 3  # raised when annotations are read differently, so that all are read once more
 WHERE = "in Settings > Labeling Interface > Code"
+
+
+@contextmanager
+def _recorded() -> Iterator[None]:
+    """Turns what goes wrong with a value of the records into DamagedRecords."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise DamagedRecords("A label config in the database", "is damaged") from error
+
+
+def _check_texts(*values: Any) -> None:
+    if not all(isinstance(value, str) for value in values):
+        raise TypeError
 
 
 @dataclass(frozen=True)
@@ -65,8 +81,12 @@ class Renames:
 
     @classmethod
     def from_json(cls, text: str) -> Renames:
-        found = json.loads(text) if text else {}
-        return cls(tuple(found.get("seen", ())), found.get("now", {}))
+        """What `to_json` wrote. Raises DamagedRecords for anything else."""
+        with _recorded():
+            found = parse_json(text) if text else {}
+            seen, now = tuple(found.get("seen", ())), found.get("now", {})
+            _check_texts(*seen, *now.keys(), *now.values())
+            return cls(seen, now)
 
 
 @dataclass(frozen=True)
@@ -127,15 +147,18 @@ class LabelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> LabelConfig | None:
-        """The config that `to_json` wrote; None for the empty text."""
+        """The config that `to_json` wrote; None for the empty text. Raises DamagedRecords for anything else."""
         if not text:
             return None
-        image_value, rows, *more = json.loads(text)
-        tags = tuple(Tag(n, kind, to, tuple(labels), *rest) for n, kind, to, labels, *rest in rows)
-        extra = more[0] if more else {}
-        objects = (tags[0].to_name, *extra.get("objects", ()))
-        prompts, aliases, colors = (extra.get(name, {}) for name in ("prompts", "aliases", "colors"))
-        return cls(image_value, tags, objects, tuple(prompts), aliases, colors, bool(extra.get("smart")))
+        with _recorded():
+            image_value, rows, *more = parse_json(text)
+            tags = tuple(Tag(n, kind, to, tuple(labels), *rest) for n, kind, to, labels, *rest in rows)
+            extra = more[0] if more else {}
+            objects = (tags[0].to_name, *extra.get("objects", ()))
+            prompts, aliases, colors = (extra.get(name, {}) for name in ("prompts", "aliases", "colors"))
+            _check_texts(image_value, *objects, *prompts, *aliases, *aliases.values(), *colors, *colors.values())
+            _check_texts(*(text for t in tags for text in (t.name, t.kind, t.to_name, t.labels_tag, *t.labels)))
+            return cls(image_value, tags, objects, tuple(prompts), aliases, colors, bool(extra.get("smart")))
 
     @classmethod
     def from_parsed(
@@ -193,7 +216,8 @@ def unknown_classes(known: str, labels: Sequence[str], renames: Renames) -> froz
     """
     if not known:
         return frozenset()
-    had = {renames.label(name) for name in json.loads(known)}
+    with _recorded():
+        had = {renames.label(name) for name in parse_json(known)}
     return frozenset(number for number, label in enumerate(labels, start=1) if label not in had)
 
 

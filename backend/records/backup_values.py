@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 from urllib.parse import urlsplit
 
 from sqlalchemy import Table
 
-from backend.errors import BadSetting
+from backend.errors import BadSetting, DamagedRecords
+from backend.label_config import LabelConfig, Renames
+from backend.records.rounds import Pick
 from backend.records.tables import (
     change_table,
     correction_table,
@@ -48,10 +51,10 @@ NAMED = ((model_table, "fingerprint"), (label_table, "mask"))  # columns that na
 NAME = re.compile(r"([0-9a-f]{24})?")
 SECRET = re.compile(r"[\w.~-]{16,200}", re.ASCII)
 JSON: dict[Table, dict[str, type]] = {  # columns that contain JSON: what it must be; "" and NULL are allowed
-    project_table: {"overrides": dict, "label_renames": object, "settings_before": object, "stages": object},
+    project_table: {"overrides": dict, "label_renames": object, "settings_before": object, "stages": dict},
     label_table: {"unknown": list, "known": list},
     model_table: {"labels": list, "validation": dict, "details": dict},
-    round_table: {"picks": list, "carried": object, "settings": dict},
+    round_table: {"picks": list, "carried": list, "settings": dict},
     shown_table: {"per_label": object},
     correction_table: {"names": list},
     uncertainty_table: {"more": dict},
@@ -75,6 +78,10 @@ def check_values(table: Table, row: Mapping[str, Any]) -> None:
             raise ValueError(f"{name!r} is {_short(row[name])}; expected the name of a file, of 24 hexadecimal digits")
     if table is project_table:
         _check_project(row)
+    if table is round_table and not all(map(_is_pick, json.loads(row["picks"] or "[]"))):
+        raise ValueError(f"'picks' is {_short(row['picks'])}; expected lists of a task, a reason and numbers")
+    if table is model_table and not all(isinstance(label, str) for label in json.loads(row["labels"] or "[]")):
+        raise ValueError(f"'labels' is {_short(row['labels'])}; expected texts")
 
 
 def _check_project(row: Mapping[str, Any]) -> None:
@@ -86,11 +93,27 @@ def _check_project(row: Mapping[str, Any]) -> None:
             raise ValueError(f"{name!r} is {_short(row[name])}; expected an http:// or https:// address")
     if not SECRET.fullmatch(row["secret"]):
         raise ValueError("'secret' is not a webhook secret of scanqueue")
+    for name, read in (("config", LabelConfig.from_json), ("label_renames", Renames.from_json)):
+        try:
+            read(row[name])
+        except DamagedRecords:
+            raise ValueError(f"{name!r} is {_short(row[name])}; expected what scanqueue writes there") from None
     if row["overrides"]:
         try:
             ProjectSettings.checked(json.loads(row["overrides"]))
         except BadSetting as error:
             raise ValueError(f"'overrides': {str(error)[:300].rstrip('.')}") from None
+
+
+def _is_pick(given: Any) -> bool:
+    """Whether it is a task, the reason and the terms of a `Pick`."""
+    return (
+        isinstance(given, list)
+        and 2 <= len(given) <= len(fields(Pick))
+        and type(given[0]) is int
+        and isinstance(given[1], str)
+        and all(term is None or isinstance(term, int | float) for term in given[2:])
+    )
 
 
 def _is_address(text: str) -> bool:

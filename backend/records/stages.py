@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, and_, exists, func, or_, select, update
 
+from backend.errors import DamagedRecords
 from backend.facts import Counts, Stage
 from backend.records.database import VARIABLES, Database, Row, from_json, to_json
 from backend.records.tables import embedding_table, project_table, scan_table, uncertainty_table
@@ -49,8 +50,11 @@ class Basis(NamedTuple):
 
     @classmethod
     def from_json(cls, text: str) -> Basis:
-        """As it was recorded; "": nothing yet."""
-        return cls(**from_json(text)) if text else cls()
+        """As it was recorded; "": nothing yet. Raises DamagedRecords for anything else."""
+        try:
+            return cls(**from_json(text)) if text else cls()
+        except TypeError as error:
+            raise DamagedRecords("A value in the database", "is damaged") from error
 
 
 class Recent(NamedTuple):

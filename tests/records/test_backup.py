@@ -475,6 +475,10 @@ def test_a_truncated_file_is_refused(part: float, made: Made, tmp_path: Path) ->
     [
         ("model", {"details": "nothing"}, "'details' is 'nothing'; expected JSON"),
         ("round", {"picks": "{}"}, "'picks' is '{}'; expected a JSON list"),
+        ("round", {"picks": "[1]"}, "'picks' is '[1]'; expected lists of a task, a reason and numbers"),
+        ("round", {"picks": '[["1", "medoid"]]'}, "expected lists of a task, a reason and numbers"),
+        ("round", {"carried": "5"}, "'carried' is '5'; expected a JSON list"),
+        ("model", {"labels": "[1]"}, "'labels' is '[1]'; expected texts"),
         ("label", {"unknown": "3"}, "'unknown' is '3'; expected a JSON list"),
         ("shown", {"dice": "good"}, "'dice' is 'good'; expected float"),
         ("scan", {"height": 2.5}, "'height' is '2.5'; expected int"),
@@ -619,6 +623,12 @@ def test_a_column_that_was_added_later_has_its_default(made: Made, tmp_path: Pat
         ({"overrides": "[1]"}, "'overrides' is '[1]'; expected a JSON object"),
         ({"overrides": "{"}, "'overrides' is '{'; expected JSON"),
         ({"label_renames": "[" * 100_000}, "'label_renames' is"),
+        ({"label_renames": "5"}, "'label_renames' is '5'; expected what scanqueue writes there"),
+        ({"label_renames": '{"now": {"Lung": 5}}'}, "expected what scanqueue writes there"),
+        ({"config": "{"}, "'config' is '{'; expected what scanqueue writes there"),
+        ({"config": '["$image", [["tag", "brush", "image", [1]]]]'}, "expected what scanqueue writes there"),
+        ({"config": "[" * 100_000}, "expected what scanqueue writes there"),
+        ({"stages": "[1]"}, "'stages' is '[1]'; expected a JSON object"),
     ],
 )
 def test_a_row_that_does_not_fit_is_refused(change: dict[str, Any], words: str, made: Made, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy import text, update
 from backend import cli
 from backend.commands.shared import settings_with_records
 from backend.errors import BadSetting, DamagedRecords, StoreUnavailable
+from backend.label_config import LabelConfig, Renames, unknown_classes
 from backend.records.backup import backup
 from backend.records.database import from_json
 from backend.records.restore import restore
@@ -265,3 +266,17 @@ def test_a_damaged_job_queue_is_reported_and_can_be_removed(data: bytes | None, 
     queue = Queue(settings)
     assert queue.request(1)
     assert queue.waits(1)
+
+
+@pytest.mark.parametrize("value", ["{", "5", '"x"', "[1]", "[" * 100_000, '["$image", [["tag", "brush"]]]'])
+def test_a_damaged_label_config_is_reported(value: str) -> None:
+    with pytest.raises(DamagedRecords, match="is damaged"):
+        LabelConfig.from_json(value)
+    with pytest.raises(DamagedRecords, match="is damaged"):
+        Renames.from_json(value)
+
+
+@pytest.mark.parametrize("value", ["{", "5", "[" * 100_000])
+def test_damaged_known_labels_are_reported(value: str) -> None:
+    with pytest.raises(DamagedRecords, match="is damaged"):
+        unknown_classes(value, ["Lung"], Renames())
