@@ -106,6 +106,8 @@ class Settings:
             raise BadSetting(
                 f"{PREFIX}DASK_SCHEDULER={_shown(self.dask_scheduler)} is not an address such as tcp://scheduler:8786."
             )
+        if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d{1,3})?", self.device):
+            raise BadSetting(f"{PREFIX}DEVICE={_shown(self.device)} is not a device; use auto, cpu, cuda or cuda:1.")
         if not 0 < self.port < 65536:
             raise BadSetting(f"{PREFIX}PORT={self.port} is not a port; use 1 to 65535.")
         if self.image_size and (self.image_size % 32 or not 32 <= self.image_size <= 2048):

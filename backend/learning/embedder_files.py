@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +31,9 @@ class WeightSources:
     def find(self, name: str, *, anywhere: bool = True) -> Path | None:
         """A file or folder: in the weights folder, else (if `anywhere`) as given."""
         places = [] if self.weights_dir is None else [self.weights_dir / name]
-        places += [Path(name).expanduser()] if anywhere else []
-        return next((path for path in places if path.exists()), None)
+        with suppress(RuntimeError):  # ~ of somebody without a home folder
+            places += [Path(name).expanduser()] if anywhere else []
+        return next((path for path in places if _exists(path)), None)
 
     def cure(self, files: str, folder: str) -> str:
         where = f"the folder named by SCANQUEUE_WEIGHTS_DIR, in {folder}/"
@@ -63,6 +65,13 @@ class WeightSources:
     def why_no_download(self) -> str:
         """Empty when downloads are possible."""
         return unreachable() if self.download else "downloads are turned off"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 class reading_weights:

@@ -410,6 +410,12 @@ def test_an_unknown_name_is_refused(name: str) -> None:
         local(name, None)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/folder"])
+def test_a_folder_that_cannot_exist_is_missing(name: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsMissing, match="no folder"):
+        local(f"timm:local-dir:{name}", tmp_path)
+
+
 @pytest.mark.parametrize("device", ["tpu9", "cuda"])
 def test_a_missing_device_is_refused(tmp_path: Path, device: str) -> None:
     if device == "cuda" and torch.cuda.is_available():

@@ -30,7 +30,7 @@ FOLDERS: dict[str, set[str]] = {
     "simulate": {"ground", "sampling", "formats", "learning"},
     "web": {"ground", "sampling", "formats", "records", "workers", "learning", "label_studio", "loop"},
 }
-TOP = {"app", "cli", "commands", "doctor", "demo", "logs", "plugin"}  # may import everything
+TOP = {"app", "cli", "commands", "doctor", "demo", "loading", "logs", "plugin"}  # may import everything
 
 # For each heavy dependency, the folders or modules that may import it.
 ALLOWED_IMPORTERS: dict[str, set[str]] = {

@@ -110,6 +110,8 @@ def test_a_file_is_read_for_secrets_only() -> None:
     ("given", "words"),
     [
         ({"PORT": "http"}, "SCANQUEUE_PORT='http' is not a whole number."),
+        ({"DEVICE": "meta"}, "SCANQUEUE_DEVICE='meta' is not a device; use auto, cpu, cuda or cuda:1."),
+        ({"DEVICE": "cuda:first"}, "SCANQUEUE_DEVICE='cuda:first' is not a device; use auto, cpu, cuda or cuda:1."),
         ({"PORT": "0"}, "SCANQUEUE_PORT=0 is not a port; use 1 to 65535."),
         ({"PORT": "65536"}, "SCANQUEUE_PORT=65536 is not a port; use 1 to 65535."),
         ({"IMAGE_SIZE": "large"}, "SCANQUEUE_IMAGE_SIZE='large' is not a whole number."),
