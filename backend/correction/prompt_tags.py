@@ -11,18 +11,19 @@ from xml.etree import ElementTree
 @dataclass(frozen=True)
 class PromptTags:
     """
-    names   the tags whose regions are prompts
-    values  the value of each label of these tags that has another alias: regions contain the alias
+    others  the control tags whose regions are no prompts
+    values  of the labels of tags whose regions are prompts, by their aliases: regions contain the alias
     """
 
-    names: frozenset[str]
+    others: tuple[str, ...]
     values: Mapping[str, str] = field(default_factory=dict)
 
 
 def prompt_tags(config: Any) -> PromptTags | None:
-    """The tags with smart="true" or smartOnly="true" in the text of a label config. None if it cannot be read.
+    """From the text of a label config; None if it cannot be read.
 
-    Label Studio makes every tag a smart tool unless it has smart="false": of a kind of tags without either, those.
+    Prompts are the regions of tags with smart="true" or smartOnly="true". Label Studio makes every tag a smart tool
+    unless it has smart="false": of a kind of tags without either, those.
     """
     if not isinstance(config, str) or not config or "<!ENTITY" in config:
         return None
@@ -35,7 +36,7 @@ def prompt_tags(config: Any) -> PromptTags | None:
     smart += [tag for tag in tags if _kind(tag) not in kinds and tag.get("smart") != "false"]
     labels = [label for tag in smart for label in tag.iter("Label")]
     values = {label.get("alias", ""): label.get("value", "") for label in labels if label.get("alias")}
-    return PromptTags(frozenset(tag.get("name", "") for tag in smart), values)
+    return PromptTags(tuple(tag.get("name", "") for tag in tags if tag not in smart), values)
 
 
 def _kind(tag: ElementTree.Element) -> str:

@@ -82,7 +82,7 @@ def is_prompt(region: Mapping[str, Any], tags: PromptTags | None) -> bool:
         return False
     if kind not in (*SHAPES, "keypoint") or "is_positive" in region or tags is None:
         return True
-    return region.get("from_name") in (None, *tags.names)
+    return region.get("from_name") not in tags.others
 
 
 def signs(context: Any, task: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:

@@ -163,7 +163,7 @@ REGION = st.fixed_dictionaries(
 @settings(max_examples=300, deadline=None)
 @given(JSON | st.fixed_dictionaries({"result": st.lists(REGION | JSON, max_size=5) | JSON}), st.lists(REGION) | JSON)
 def test_no_input_raises(context: Any, more: Any) -> None:
-    tags = PromptTags(frozenset(["a"]), {"Lung": "Heart"})
+    tags = PromptTags(("a",), {"Lung": "Heart"})
     assert set(prompts(context, BRUSH, H, W)) <= {"Lung", "Heart"}
     assert set(prompts(context, BRUSH, H, W, tags=tags, negative={"one"})) <= {"Lung", "Heart"}
     assert prompt_tags(context) is None or isinstance(context, str)
