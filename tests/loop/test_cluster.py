@@ -219,7 +219,7 @@ class Killer:
         """The results of a cluster, with kills between them."""
         kind = "train" if function is train_here else parts[0].kind
         for found in results:
-            if self.left[kind] and self.random.random() < 0.5:
+            if self.left[kind] and (kind == "train" or self.random.random() < 0.5):  # there are few trainings
                 self.left[kind] -= 1
                 self.kill()
             yield found
