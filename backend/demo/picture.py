@@ -78,9 +78,9 @@ def _curve(axes: Axes, rounds: Sequence[dict[str, Any]], seen: Sequence[Round]) 
         if (entry.get("validation") or {}).get("dice") is not None
     ]
     shown = [(this.labels_before, score) for this in seen if (score := this.mean("dice")) is not None]
-    for points, name, style, offset in (
-        (held_out, "held-out validation scans", "s--", 8),
-        (shown, "masks shown to the annotators", "o-", -14),
+    for points, others, name, style in (
+        (held_out, dict(shown), "held-out validation scans", "s--"),
+        (shown, dict(held_out), "masks shown to the annotators", "o-"),
     ):
         if points:
             axes.plot(*zip(*points, strict=True), style, label=name)
@@ -89,7 +89,7 @@ def _curve(axes: Axes, rounds: Sequence[dict[str, Any]], seen: Sequence[Round]) 
                     f"{score:.3f}",
                     (labels, score),
                     textcoords="offset points",
-                    xytext=(0, offset),
+                    xytext=(0, 8 if score >= others.get(labels, 0) else -14),  # the upper one's above, else below
                     ha="center",
                     fontsize=8,
                 )
