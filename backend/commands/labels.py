@@ -14,13 +14,12 @@ Old = Annotated[str, typer.Argument(help="The label's former name, as annotation
 
 def labels_list(project: ProjectId, data_dir: DataDir = None) -> None:
     """List the labels of a project, with those that the config lost."""
+    from backend.records.backup import known_project
     from backend.web.status import describe
 
     store = open_records(data_dir, reading=True)
-    found = describe(store, project)
-    if found is None:
-        say(f"Project {project} is not known here.")
-        raise typer.Exit(1)
+    known_project(store, project)
+    found = describe(store, project) or {}
     table = Table("label", "state")
     for label in found["labels"]:
         table.add_row(label, "in the label config")
@@ -48,9 +47,11 @@ def labels_retire(old: Old, project: ProjectId, data_dir: DataDir = None) -> Non
 
 def _answer(project: int, data_dir: DataDir, old: str, new: str) -> None:
     from backend.loop import audit
+    from backend.records.backup import known_project
     from backend.workers.worker import Queue
 
-    settings = settings_from_env(data_dir=data_dir)
-    audit.rename_labels(open_records(data_dir), project, "command line", {old: new})
+    settings, store = settings_from_env(data_dir=data_dir), open_records(data_dir)
+    known_project(store, project)
+    audit.rename_labels(store, project, "command line", {old: new})
     Queue(settings).request(project)
     say(f"{old!r} is {f'now called {new!r}' if new else 'no longer used'} in project {project}.")

@@ -15,7 +15,11 @@ from backend.web import status as project_status
 
 def models_list(project: ProjectId, as_json: AsJson = False, data_dir: DataDir = None) -> None:
     """List the trained models of a project."""
-    found = project_status.model_list(open_records(data_dir, reading=True), project)
+    from backend.records.backup import known_project
+
+    store = open_records(data_dir, reading=True)
+    known_project(store, project)
+    found = project_status.model_list(store, project)
     if as_json:
         typer.echo(json.dumps({"models": found}, indent=1))
         return
@@ -41,9 +45,11 @@ def models_activate(
 ) -> None:
     """Activate an earlier model. The worker publishes a new round with its masks."""
     from backend.loop import audit
+    from backend.records.backup import known_project
     from backend.workers.worker import Queue
 
-    settings = settings_from_env(data_dir=data_dir)
-    audit.activate(open_records(data_dir), project, "command line", version)
+    settings, store = settings_from_env(data_dir=data_dir), open_records(data_dir)
+    known_project(store, project)
+    audit.activate(store, project, "command line", version)
     Queue(settings).request(project)
     console.print(f"{version} is now active for project {project}. The worker publishes a new round.")

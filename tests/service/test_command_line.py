@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -48,6 +49,14 @@ def test_no_command_accepts_a_number_that_no_project_can_have(name: str, number:
     done = CliRunner().invoke(cli.app, [*OF_A_PROJECT[name], "--project", number, "--data-dir", str(data)])
     assert done.exit_code == 2
     assert "--project" in done.output
+
+
+@pytest.mark.parametrize("name", sorted(set(OF_A_PROJECT) - {"doctor", "export", "import"}))  # these ask Label Studio
+def test_every_command_says_that_it_does_not_know_a_project(name: str, data: Path, tmp_path: Path) -> None:
+    arguments = [str(tmp_path / word) if word == "out.zip" else word for word in OF_A_PROJECT[name]]
+    done = CliRunner().invoke(cli.app, [*arguments, "--project", "7", "--data-dir", str(data)])
+    assert isinstance(done.exception, BadSetting), done.output
+    assert re.match("Project 7 is not (known|connected)", str(done.exception))
 
 
 LONG = "x" * 300
