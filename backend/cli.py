@@ -8,6 +8,7 @@ from backend import loading
 import os
 import sys
 from contextlib import suppress
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -63,15 +64,15 @@ def main() -> None:
     try:
         app()
     except ScanqueueError as error:
-        _tell(str(error))
+        _end(str(error))
     except OSError as error:
-        _tell(_refused(error))
-    raise SystemExit(1)
+        _end(_refused(error))
 
 
-def _tell(text: str) -> None:
+def _end(text: str) -> NoReturn:
     with suppress(OSError):  # the output may be what cannot be written
         Console(stderr=True).print(f"scanqueue: {text}", markup=False, highlight=False, soft_wrap=True)
+    raise SystemExit(1) from None
 
 
 def _refused(error: OSError) -> str:

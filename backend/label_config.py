@@ -289,11 +289,12 @@ def smart_tags(config: str) -> set[str]:
     """Names of the control tags with `smart="true"` or `smartOnly="true"` in the text of a label config."""
     if not config:
         return set()
-    return {
-        tag.get("name", "")
-        for tag in ElementTree.fromstring(config).iter()
-        if "true" in (tag.get("smart"), tag.get("smartOnly"))
-    }
+    return {tag.get("name", "") for tag in ElementTree.fromstring(config).iter() if is_smart(tag)}
+
+
+def is_smart(tag: ElementTree.Element) -> bool:
+    """Whether a control tag has `smart="true"` or `smartOnly="true"`."""
+    return "true" in (tag.get("smart"), tag.get("smartOnly"))
 
 
 def silent_smart_tags(config: str) -> set[str]:

@@ -95,7 +95,7 @@ class Settings:
         """Raise BadSetting if a value is invalid or values conflict."""
         for name in ("label_studio_url", "public_url"):
             url = getattr(self, name)
-            if url and not _is_http(url):
+            if url and not is_http(url):
                 raise BadSetting(f"{PREFIX}{name.upper()}={_shown(url)} is not an http:// or https:// address.")
         if self.redis_url and not _is_redis(self.redis_url):
             raise BadSetting(
@@ -194,7 +194,8 @@ def _shown(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _is_http(url: str) -> bool:
+def is_http(url: str) -> bool:
+    """Whether it is a complete http:// or https:// address."""
     try:
         parts = urlsplit(url)
         _ = parts.port  # raises ValueError if it is not a port

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
+from backend.label_config import is_smart
+
 
 @dataclass(frozen=True)
 class PromptTags:
@@ -31,7 +33,7 @@ def prompt_tags(config: Any) -> PromptTags | None:
         tags = [tag for tag in ElementTree.fromstring(config).iter() if tag.get("name") and tag.get("toName")]
     except (ElementTree.ParseError, ValueError):
         return None
-    smart = [tag for tag in tags if "true" in (tag.get("smart"), tag.get("smartOnly"))]
+    smart = [tag for tag in tags if is_smart(tag)]
     kinds = {_kind(tag) for tag in smart}
     smart += [tag for tag in tags if _kind(tag) not in kinds and tag.get("smart") != "false"]
     labels = [label for tag in smart for label in tag.iter("Label")]

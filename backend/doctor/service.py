@@ -208,7 +208,7 @@ def check_clicks(settings: Settings) -> Iterator[Finding]:
 
     for row in WEIGHTS:
         if lacks := lacking(row, settings.weights_dir):
-            what, _, cure = lacks.partition(". ")
+            what, _, cure = lacks.rpartition(". ")  # the path may have one, too
             yield Finding("clicks", "warning", f"{what}.", f"{cure}.")
 
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
-from urllib.parse import urlsplit
 
 from sqlalchemy import Table
 
@@ -24,7 +23,7 @@ from backend.records.tables import (
     shown_table,
     uncertainty_table,
 )
-from backend.settings import ProjectSettings
+from backend.settings import ProjectSettings, is_http
 
 BODY = 8 * 2**20  # characters: the longest request that /setup accepts
 LONGEST = {  # characters of a project's texts
@@ -64,6 +63,7 @@ JSON: dict[Table, dict[str, type]] = {  # columns that contain JSON: what it mus
 
 def check_values(table: Table, row: Mapping[str, Any]) -> None:
     """Raise ValueError naming the column whose value could not have been stored by scanqueue."""
+    values: dict[str, Any] = {}
     for name, kind in JSON.get(table, {}).items():
         if not (text := row.get(name)):
             continue
@@ -73,14 +73,15 @@ def check_values(table: Table, row: Mapping[str, Any]) -> None:
             raise ValueError(f"{name!r} is {_short(text)}; expected JSON") from None
         if not isinstance(found, kind):
             raise ValueError(f"{name!r} is {_short(text)}; expected a JSON {'list' if kind is list else 'object'}")
+        values[name] = found
     for named, name in NAMED:
         if table is named and not NAME.fullmatch(row[name]):
             raise ValueError(f"{name!r} is {_short(row[name])}; expected the name of a file, of 24 hexadecimal digits")
     if table is project_table:
         _check_project(row)
-    if table is round_table and not all(map(_is_pick, json.loads(row["picks"] or "[]"))):
+    if not all(map(_is_pick, values.get("picks", ()))):
         raise ValueError(f"'picks' is {_short(row['picks'])}; expected lists of a task, a reason and numbers")
-    if table is model_table and not all(isinstance(label, str) for label in json.loads(row["labels"] or "[]")):
+    if not all(isinstance(label, str) for label in values.get("labels", ())):
         raise ValueError(f"'labels' is {_short(row['labels'])}; expected texts")
 
 
@@ -89,7 +90,7 @@ def _check_project(row: Mapping[str, Any]) -> None:
         if len(row[name]) > most:
             raise ValueError(f"{name!r} has {len(row[name]):,} characters; the maximum is {most:,}")
     for name in ("backend_url", "studio_url"):
-        if row[name] and not _is_address(row[name]):
+        if row[name] and not is_http(row[name]):
             raise ValueError(f"{name!r} is {_short(row[name])}; expected an http:// or https:// address")
     if not SECRET.fullmatch(row["secret"]):
         raise ValueError("'secret' is not a webhook secret of scanqueue")
@@ -114,15 +115,6 @@ def _is_pick(given: Any) -> bool:
         and isinstance(given[1], str)
         and all(term is None or isinstance(term, int | float) for term in given[2:])
     )
-
-
-def _is_address(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        _ = parts.port  # raises ValueError if it is not a number
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and text.isprintable() and " " not in text
 
 
 def _short(text: str) -> str:
