@@ -175,7 +175,8 @@ def person(label_studio: LabelStudio, chromium: str, tmp_path_factory: pytest.Te
     for task in tasks[:PREDICTED]:
         label_studio.post("/api/predictions/", {"task": task, "model_version": IMPORTED_MASKS, "result": result})
     with Service(label_studio, folder / "data") as service, sync_playwright() as playwright:
-        label_studio.connect_backend(project, service.public_url, interactive=True)
+        # the quick model would draw masks under the clicks once two scans are submitted
+        label_studio.connect_backend(project, service.public_url, interactive=True, extra_params={"quick_model": "off"})
         service.wait(project, lambda s: bool(s["queue"]))
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         yield Person(browser.new_page(viewport={"width": 1400, "height": 900}), label_studio, project)
