@@ -14,6 +14,7 @@ from backend.label_studio.client import Client
 PAGE = 900  # tasks of a request; on SQLite, Label Studio fails to look up the files of 1,000 uploaded ones at once
 ANNOTATION_CHUNK = 25
 CHUNK = 200  # task ids in the address of a request, which servers limit to some kilobytes
+TASK_FIELDS = "id,data,updated_at,total_annotations,cancelled_annotations"
 # Label Studio also applies `include` to the annotations inside a task
 ANNOTATION_FIELDS = (
     "id,annotations,predictions,result,created_at,updated_at,was_cancelled,ground_truth,lead_time,completed_by,"
@@ -148,6 +149,21 @@ def filters(*items: tuple[str, str, str, Any]) -> dict[str, Any]:
     return {"filters": {"conjunction": "and", "items": rows}}
 
 
+def _items(*items: tuple[str, str, str, Any]) -> Sequence[Any]:
+    found: Sequence[Any] = filters(*items)["filters"]["items"]
+    return found
+
+
+def _task_row(row: Mapping[str, Any]) -> TaskRow:
+    return TaskRow(
+        task=row["id"],
+        data=row.get("data") or {},
+        updated_at=row["updated_at"],
+        annotated=int(row.get("total_annotations") or 0),
+        skipped=int(row.get("cancelled_annotations") or 0),
+    )
+
+
 class Listing(Client):
     """Read access to projects and tasks."""
 
@@ -167,49 +183,83 @@ class Listing(Client):
             ignores_skipped=page.get("skip_queue") == "IGNORE_SKIPPED",
         )
 
-    def _task_rows(self, project: int, include: str, query: Mapping[str, Any], **more: Any) -> Iterator[Any]:
-        """The rows of all tasks that match, by ascending id, which `include` must contain.
+    def _pages(
+        self,
+        project: int,
+        include: str,
+        items: Sequence[Any] = (),
+        size: int | None = None,
+        order: str = "tasks:id",
+        **more: Any,
+    ) -> Iterator[Any]:
+        """The answers with the tasks that match, by ascending id, which `include` must contain.
 
         Each request asks for ids above the last one. With page numbers, a task that is deleted meanwhile would move
-        another one onto a page that was already read.
+        another one onto a page that was already read. With another `order`, only the first answer is of use.
         """
-        items, last = list(query.get("filters", {}).get("items", ())), 0
+        last = 0
         while True:
             above = [item for item in filters(("id", "greater", "Number", last))["filters"]["items"] if last]
-            found = {"filters": {"conjunction": "and", "items": items + above}} if items or above else {}
+            found = {"filters": {"conjunction": "and", "items": [*items, *above]}} if items or above else {}
             params = {
                 "project": project,
                 "page": 1,
-                "page_size": PAGE,
+                "page_size": size or PAGE,
                 "include": include,
-                "query": json.dumps({**found, "ordering": ["tasks:id"]}),
+                "query": json.dumps({**found, "ordering": [order]}),
                 **more,
             }
             answer = self._read("/api/tasks", ("tasks", "total"), params)
-            yield from answer["tasks"]
+            yield answer
             # Label Studio may be configured to return fewer than requested
             if len(answer["tasks"]) >= answer["total"] or not answer["tasks"]:
                 return
             last = max(row["id"] for row in answer["tasks"])
 
-    def tasks(self, project: int, since: str = "") -> list[TaskRow]:
-        """Tasks changed after `since` (an `updated_at` from Label Studio), or all tasks."""
-        return list(self.each_task(project, since))
+    def _task_rows(self, project: int, include: str, query: Mapping[str, Any], **more: Any) -> Iterator[Any]:
+        """The rows of all tasks that match, by ascending id, which `include` must contain."""
+        items = query.get("filters", {}).get("items", ())
+        return (row for answer in self._pages(project, include, items, **more) for row in answer["tasks"])
 
     def each_task(self, project: int, since: str = "") -> Iterator[TaskRow]:
-        """Like `tasks`, but with one page of the listing in memory at a time."""
-        query = filters(("updated_at", "greater", "Datetime", since)) if since else {}
-        for row in self._task_rows(project, "id,data,updated_at,total_annotations,cancelled_annotations", query):
-            yield TaskRow(
-                task=row["id"],
-                data=row.get("data") or {},
-                updated_at=row["updated_at"],
-                annotated=int(row.get("total_annotations") or 0),
-                skipped=int(row.get("cancelled_annotations") or 0),
-            )
+        """Tasks changed after `since` (an `updated_at` from Label Studio), or all tasks, by id.
 
-    def task_ids(self, project: int) -> set[int]:
-        return {row["id"] for row in self._task_rows(project, "id", {})}
+        One page of the listing is in memory at a time.
+        """
+        query = filters(("updated_at", "greater", "Datetime", since)) if since else {}
+        return map(_task_row, self._task_rows(project, TASK_FIELDS, query))
+
+    def changed_tasks(self, project: int, since: str, most: int) -> list[TaskRow] | None:
+        """Tasks changed after `since`; None if there are more than `most`."""
+        rows: list[TaskRow] = []
+        for answer in self._pages(project, TASK_FIELDS, _items(("updated_at", "greater", "Datetime", since))):
+            if not rows and answer["total"] > most:
+                return None
+            rows += map(_task_row, answer["tasks"])
+        return rows
+
+    def tasks_after(self, project: int, task: int, count: int) -> tuple[list[TaskRow], bool]:
+        """The first tasks, at most `count`, with ids above `task`, and whether there are more."""
+        items = _items(("id", "greater", "Number", task)) if task else ()
+        answer = next(self._pages(project, TASK_FIELDS, items, count))
+        return [_task_row(row) for row in answer["tasks"]], 0 < len(answer["tasks"]) < answer["total"]
+
+    def span(self, project: int) -> tuple[int, int, str]:
+        """The lowest and the highest task id, and the newest `updated_at`; (0, 0, "") without tasks."""
+        orders = ("tasks:id", "-tasks:id", "-tasks:updated_at")
+        ends = [next(self._pages(project, "id,updated_at", (), 1, order))["tasks"] for order in orders]
+        if not all(ends):
+            return 0, 0, ""
+        (first,), (last,), (newest,) = ends
+        return int(first["id"]), int(last["id"]), str(newest["updated_at"])
+
+    def present(self, project: int, tasks: Sequence[int]) -> set[int]:
+        """Those of `tasks` that exist."""
+        found: set[int] = set()
+        for start in range(0, len(tasks), CHUNK):
+            query = filters(("id", "in_list", "List", list(tasks[start : start + CHUNK])))
+            found.update(row["id"] for row in self._task_rows(project, "id", query))
+        return found
 
     def annotated(self, project: int, tasks: Sequence[int]) -> set[int]:
         """Those of `tasks` that have an annotation, skips not counted."""

@@ -9,7 +9,7 @@ from typing import Any
 from backend.facts import DISCONNECTED, Counts, Label, Lesson, Round, Scan, Stage, round_of, version_name
 from backend.fingerprints import fingerprint
 from backend.label_config import LabelConfig
-from backend.loop.publication import all_at_once, part_of_round, publication, quick_reach
+from backend.loop.publication import FIRST_SCANS, all_at_once, first_scans, part_of_round, publication, quick_reach
 from backend.loop.steps import (
     POOL_GROWTH,
     CompareWithControl,
@@ -18,6 +18,7 @@ from backend.loop.steps import (
     ExtendRound,
     FitMap,
     Listen,
+    ListTasks,
     MapScans,
     OpenRound,
     Plan,
@@ -35,8 +36,6 @@ from sampling import GROUPED, evenly_spread
 MIN_CONTROL_LABELS = 5  # minimum number of labels in each arm for a comparison with the control
 MOST_QUICK_LABELS = 64  # maximum number of labels that the quick model learns from
 NO_SCANS = Counts()
-FIRST_SCANS = 128  # scans of a large pool that an order is made from at first, at least
-FIRST_ROUNDS = 4  # and at least so many times the labels before the first model
 FIRST_GROWTH = 1.25  # the same before the first label: a map fitted on a few test scans shows nothing
 
 
@@ -88,15 +87,16 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     counts = seen.counts
     if not counts.scans:
         return Plan("empty", "No scans yet. Import images into the project in Label Studio.")
+    listing = [] if seen.listed_to is None else [ListTasks(seen.listed_to)]
     if counts.scans == counts.unreadable:
-        return Plan("blocked", f"None of the {counts.scans} scans can be read; see the list of problems.")
+        reason = f"None of the {counts.scans} scans can be read; see the list of problems."
+        return Plan("blocked", reason, steps=tuple(listing))
     known = {label.task: label for label in seen.labels}
     ready = _ready(seen)
     unread = [s for s in seen.scans if s.stage < Stage.EMBEDDED and not s.problem]
     latest = done.rounds[-1] if done.rounds else None
     started = latest is not None and not _of_another_embedder(latest, done)
-    least = max(FIRST_SCANS, FIRST_ROUNDS * done.settings.cold_start_size)
-    missing = 0 if started else _missing(done.settings, counts.embedded, counts.unread, least)
+    missing = 0 if started else _missing(done.settings, counts.embedded, counts.unread, first_scans(done.settings))
     steps: list[Step] = [ReadScans(_next(unread)[:missing])] if missing else _reading(seen, ready, known, done)
     if latest is None:
         if not any(isinstance(s, ReadScans | FitMap | MapScans) for s in steps):
@@ -105,7 +105,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
 
     lessons = _lessons(ready, known)
     train = _training(done, config, lessons)
-    if any(s.annotated for s in unread):
+    if seen.unlisted or any(s.annotated for s in unread):
         train = None  # it would learn from a part of the labels
     if done.models and (round_of(done.models[-1].version) or 0) > latest.n:
         train = None  # the round of the newest model comes first; new labels must not delay it
@@ -121,6 +121,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
         steps.insert(0, publish)
     if train is not None:
         steps.append(train)
+    steps += listing
     wished = [s for s in unread if s.priority > 0 and not s.annotated]
     if wished:
         steps.insert(0, ReadScans(_next(wished)))
@@ -137,7 +138,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     if not steps and (comparison := _control_comparison(done, config, lessons)):  # least urgent: nobody waits
         steps.append(comparison)
     training = train is not None and not any(isinstance(s, OpenRound) for s in steps)
-    phase = _phase(done, counts, len(lessons), training, seen.live.ignores_skipped)
+    phase = _phase(seen, done, len(lessons), training)
     remarks = (done.no_quick_masks(len(lessons)) if first else "", done.small_map())
     return Plan(*phase, steps=tuple(steps), given_up=given_up, remarks=tuple(filter(None, remarks)))
 
@@ -390,13 +391,14 @@ def round_key(done: Done, config: LabelConfig, scans: Sequence[Scan] = (), count
     return fingerprint(done.active, trained, config.key, alpha, ranked, *([more] if more else []))
 
 
-def _phase(done: Done, counts: Counts, usable: int, training: bool, ignores_skipped: bool) -> tuple[str, str]:
+def _phase(seen: Seen, done: Done, usable: int, training: bool) -> tuple[str, str]:
+    counts = seen.counts
     if training:
         return "training", f"Training on {usable} labelled scans."
-    if not counts.open:
+    if not counts.open and not seen.unlisted:
         return "done", "Every scan is labelled."
-    skipped, excluded = counts.skipped if ignores_skipped else 0, counts.left_out
-    if skipped + excluded == counts.open:
+    skipped, excluded = counts.skipped if seen.live.ignores_skipped else 0, counts.left_out
+    if skipped + excluded == counts.open and not seen.unlisted:
         why = [f"{excluded} left out of the order"] if excluded else []
         why += [f"{skipped} that annotators skipped"] if skipped else []
         return "done", f"Every scan is labelled except {' and '.join(why)}."

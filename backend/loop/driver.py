@@ -49,6 +49,7 @@ from backend.loop.steps import (
     ExtendRound,
     FitMap,
     Listen,
+    ListTasks,
     MapScans,
     OpenRound,
     Plan,
@@ -248,6 +249,8 @@ class Reconciler:
                 self._control_trial.compare(project, seen, done, step)
         elif isinstance(step, DrawQuickly):
             self._quick.redraw(project, seen, done, step, self.tender.refill)
+        elif isinstance(step, ListTasks):
+            self.observer.list_more(project)
         elif isinstance(step, Listen):
             self._connections.require(project)
             row = context.row(project)

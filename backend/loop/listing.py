@@ -1,32 +1,41 @@
 """Task changes in Label Studio, found without listing every task on every pass.
 
 A cursor on `updated_at` finds most changes. It fails when Label Studio's clock is set back, so the counts on the
-project page are compared with the recorded ones, and all tasks are listed occasionally.
+project page are compared with the recorded ones, and all tasks are listed occasionally: at once in a small project, in
+parts in a large one, so that nobody waits. A large project that is new begins with a random part of its tasks.
 """
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
 from backend.image_value import reference
 from backend.label_config import LabelConfig
-from backend.label_studio.listing import ProjectPage, TaskRow
+from backend.label_studio.listing import PAGE, ProjectPage, TaskRow
+from backend.label_studio.studio import Studio
 from backend.loop.context import LoopContext
+from backend.loop.publication import SMALL_POOL, WINDOW
 from backend.loop.task_data import TASK_DATA_VERSION, TaskData, read_task_data, storable
 
 OVERLAP = timedelta(seconds=10)  # transactions in Label Studio may become visible out of order
 QUIET = 60.0  # seconds after which nothing older than the cursor is expected
+LARGE = 5000  # tasks; more are listed in parts
+PAGES = 4  # of such a part
 FULL_EVERY = 900.0  # seconds between full listings, as a cursor is only as reliable as Label Studio's clock
+FULL_SHARE = 20  # and at least so many times as long as one takes
 FULL_AGAIN = 30.0  # minimum seconds between full listings when the counts differ
+AGAIN_SHARE = 2  # and at least so many times as long as one takes
+WINDOWS = 48  # parts of a new large project that are listed first
 STRATUM_LENGTH = 200  # maximum number of characters of a stratum
 DATA_FIELDS = tuple(f.name for f in fields(TaskData))
 LISTED_FIELDS = ("updated_at", "annotated", "skipped", "image", "stratum", *DATA_FIELDS)  # recorded from a listing
 
-Uncounted = tuple[int, int]  # annotations and skips that Label Studio counts but the recorded tasks lack
+Left = tuple[int, int, int]  # tasks, annotations and skips that Label Studio counts but the records lack
 Recorded = Mapping[int, tuple[Any, ...]]  # task: its LISTED_FIELDS
 
 
@@ -41,10 +50,39 @@ class Cursor:
 
 @dataclass(frozen=True)
 class FullListing:
-    """The counts that the last full listing could not explain, and its time (monotonic seconds)."""
+    """The counts that the last full listing could not explain, when it ended (monotonic), and the seconds it took."""
 
-    uncounted: Uncounted = (0, 0)
+    left: Left = (0, 0, 0)
     at: float = float("-inf")
+    seconds: float = 0.0
+
+
+@dataclass
+class Sweep:
+    """A full listing under way, by task id.
+
+    after    the id up to which all tasks are listed
+    newest   the newest `updated_at` seen since it began
+    done     number of tasks listed
+    seconds  that it took so far
+    """
+
+    after: int = 0
+    newest: str = ""
+    done: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How much of a project is recorded.
+
+    unlisted  number of tasks that are not recorded yet, as far as the listing under way may find them
+    after     the id up to which that listing has come; None: none is under way
+    """
+
+    unlisted: int = 0
+    after: int | None = None
 
 
 class TaskListing:
@@ -54,63 +92,132 @@ class TaskListing:
         self._context = context
         self._cursors: dict[int, Cursor] = {}
         self._full: dict[int, FullListing] = {}
+        self._sweeps: dict[int, Sweep] = {}
 
-    def update(self, project: int, row: Any, page: ProjectPage, value: str, stratify_by: str) -> None:
+    def update(
+        self, project: int, row: Any, page: ProjectPage, value: str, stratify_by: str, *, first: int | None
+    ) -> Progress:
         """Record all task changes since the last call.
 
         value        of the Image tag, see `image_value`; "": none is known
         stratify_by  the data key of the strata; "": none
+        first        the least number of tasks that a new large project begins with; None: all are listed at once
         """
-        studio, store = self._context.studio, self._context.store
-        began = time.monotonic()
+        store, began = self._context.store, time.monotonic()
+        read = recorded_value(row), row["stratify_by"], row["task_data_version"]
+        same = read == (value, stratify_by, TASK_DATA_VERSION)
+        in_parts = first is not None and page.tasks > max(LARGE, 4 * first)
+        if first is not None and in_parts and not row["cursor"] and not store.any_scan(project):
+            cursor = self._begin(project, value, stratify_by, first)
+        elif same and row["cursor"]:
+            cursor = self._changes(project, row, value, stratify_by, LARGE if in_parts else page.tasks + LARGE)
+        else:  # different data is read from all tasks now
+            cursor, in_parts = "", False
+            self._sweeps[project] = Sweep()
         full = self._full.get(project, FullListing())
-        since = self._since(project, row, value, stratify_by) if began - full.at <= FULL_EVERY else ""
-        rows = studio.tasks(project, since)
-        recorded = self._recorded(project, rows)
-        new = sum(1 for r in rows if r.task not in recorded)
-        totals = store.totals(project)
-        if totals[0] + new != page.tasks:
-            known = {task for (task,) in store.columns(project, "task")}
-            present = studio.task_ids(project)
-            if not known <= present:
-                present |= studio.task_ids(project)  # only what two listings lack is forgotten, with its priority
-            store.keep_tasks(project, present)
-            recorded = {task: values for task, values in recorded.items() if task in present}
-            if not present <= known | {r.task for r in rows}:
-                rows, since = studio.tasks(project), ""
-                recorded = self._recorded(project, rows)
-            totals = store.totals(project)
-        changed = _changed(rows, recorded, project, value, stratify_by)
-        uncounted = _uncounted(page, totals, recorded, changed)
-        if since and uncounted != full.uncounted:
-            page = studio.project(project)  # annotators may have submitted between the two requests
-            uncounted = _uncounted(page, totals, recorded, changed)
-        if since and uncounted != full.uncounted and began - full.at > FULL_AGAIN:
-            # The cursor misses a change: Label Studio's clock was set back.
-            rows, since = studio.tasks(project), ""
-            recorded = self._recorded(project, rows)
-            changed = _changed(rows, recorded, project, value, stratify_by)
-            uncounted = _uncounted(page, totals, recorded, changed)
-        self._full[project] = full if since else FullListing(uncounted, began)
-        cursor = max((r.updated_at for r in rows), default="", key=lambda text: _moment(text) if text else text)
-        cursor = max(cursor, row["cursor"] if since else "")
-        if changed or (cursor and cursor != row["cursor"]):
-            store.put_tasks(project, changed, cursor)
-        if row["stratify_by"] != stratify_by or row["task_data_version"] != TASK_DATA_VERSION:
-            store.set_project(project, stratify_by=stratify_by, task_data_version=TASK_DATA_VERSION)
+        left = self._left(project, page)
+        if left != full.left and project not in self._sweeps:
+            page = self._context.studio.project(project)  # annotators may have submitted between the requests
+            left = self._left(project, page)
+        if _due(left, full, began - full.at, in_parts):
+            self._sweeps.setdefault(project, Sweep())
+        if in_parts:
+            if left[0] < full.left[0]:
+                self._forget_first(project)
+        elif project in self._sweeps:
+            while project in self._sweeps:
+                self._context.check(project)
+                self._advance(project, value, stratify_by, page.tasks)
+            cursor = self._context.row(project)["cursor"]
+            if not same:
+                store.set_project(project, stratify_by=stratify_by, task_data_version=TASK_DATA_VERSION)
         self._settle(project, cursor, began)
+        sweep = self._sweeps.get(project)
+        return Progress(max(0, left[0] - full.left[0]), sweep.after) if sweep else Progress()
+
+    def advance(self, project: int) -> None:
+        """Go on with the full listing that is under way, if any, for a few seconds."""
+        row = self._context.row(project)
+        tasks = self._context.studio.task_count(project)
+        for _ in range(PAGES):
+            if project in self._sweeps:
+                self._context.check(project)
+                self._advance(project, recorded_value(row), row["stratify_by"], tasks)
+
+    def _begin(self, project: int, value: str, stratify_by: str, first: int) -> str:
+        """Record a random part of a new large project, and begin to list all of it. Returns the new cursor."""
+        studio, store = self._context.studio, self._context.store
+        self._sweeps[project] = Sweep()
+        lowest, highest, newest = studio.span(project)
+        rows = random_part(studio, project, lowest, highest, max(2 * SMALL_POOL, 2 * first))
+        store.set_project(project, stratify_by=stratify_by, task_data_version=TASK_DATA_VERSION)
+        store.put_tasks(project, _changed(rows, {}, project, value, stratify_by), newest)
+        return newest
+
+    def _changes(self, project: int, row: Any, value: str, stratify_by: str, most: int) -> str:
+        """Record what changed since the cursor, or begin to list everything if that is too much. Returns the cursor."""
+        studio, store = self._context.studio, self._context.store
+        rows = studio.changed_tasks(project, self._since(project, row), most)
+        if rows is None:
+            _, _, cursor = studio.span(project)
+            if cursor != row["cursor"] or project not in self._sweeps:
+                self._sweeps[project] = Sweep()
+            rows = []
+        else:
+            cursor = _newest([row["cursor"], *(r.updated_at for r in rows)])
+        if sweep := self._sweeps.get(project):
+            sweep.newest = _newest([sweep.newest, cursor])
+        changed = _changed(rows, self._recorded(project, rows), project, value, stratify_by)
+        if changed or cursor != row["cursor"]:
+            store.put_tasks(project, changed, cursor)
+        return cursor
+
+    def _advance(self, project: int, value: str, stratify_by: str, total: int) -> None:
+        """List the next page of all `total` tasks; at the end, the listing is no longer under way."""
+        studio, store = self._context.studio, self._context.store
+        sweep, began = self._sweeps[project], time.monotonic()
+        rows, more = studio.tasks_after(project, sweep.after, PAGE)
+        last = rows[-1].task if more else None
+        there = {r.task for r in rows}
+        known = store.tasks_between(project, sweep.after, last)
+        if missing := sorted(known - there):
+            there |= studio.present(project, missing)  # only what two listings lack is forgotten, with its priority
+            store.forget_tasks(project, sorted(known - there))
+        changed = _changed(rows, self._recorded(project, rows), project, value, stratify_by)
+        sweep.newest = _newest([sweep.newest, *(r.updated_at for r in rows)])
+        if changed or last is None:
+            store.put_tasks(project, changed, sweep.newest if last is None else "")
+        sweep.seconds += time.monotonic() - began
+        if last is not None:
+            sweep.after, sweep.done = last, sweep.done + len(rows)
+            self._context.report(project, "listing tasks", sweep.done, max(total, sweep.done))
+            return
+        left = self._left(project, studio.project(project))
+        self._full[project] = FullListing(left, time.monotonic(), sweep.seconds)
+        del self._sweeps[project]
+
+    def _forget_first(self, project: int) -> None:
+        """Forget deleted tasks at the beginning of the order; the others are found when all are listed."""
+        studio, store = self._context.studio, self._context.store
+        latest = store.latest_round(project)
+        if latest is not None:
+            first = [*latest["picks"].tasks[: latest["reach"] + WINDOW], *latest["carried"]]
+            gone = set(first) - studio.present(project, first)
+            store.forget_tasks(project, sorted(gone))
+
+    def _left(self, project: int, page: ProjectPage) -> Left:
+        """The differences of the counts. They stay the same as long as no change is missed, regardless of clocks."""
+        tasks, annotations, skips = self._context.store.totals(project)
+        return page.tasks - tasks, page.annotations - annotations, page.skips - skips
 
     def _recorded(self, project: int, rows: Sequence[TaskRow]) -> Recorded:
         return self._context.store.recorded(project, [r.task for r in rows], LISTED_FIELDS)
 
-    def _since(self, project: int, row: Any, value: str, stratify_by: str) -> str:
-        """The time to list from; "" when all tasks must be listed, because different data is read from them now."""
-        same = recorded_value(row) == value and row["stratify_by"] == stratify_by
-        if not same or row["task_data_version"] != TASK_DATA_VERSION:
-            return ""
+    def _since(self, project: int, row: Any) -> str:
+        """The time to list from."""
         since: str = row["cursor"]
         cursor = self._cursors.get(project, Cursor())
-        if since and not (cursor.settled and since == cursor.newest):
+        if not (cursor.settled and since == cursor.newest):
             return (_moment(since) - OVERLAP).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         return since
 
@@ -126,25 +233,36 @@ class TaskListing:
             self._cursors[project] = Cursor(newest, cursor.first_seen, settled=True)
 
 
+def _due(left: Left, full: FullListing, ago: float, in_parts: bool) -> bool:
+    """Whether all tasks must be listed: it is time, or the cursor has missed a change.
+
+    left  as it is now
+    ago   seconds since the last full listing
+    """
+    if ago > max(FULL_EVERY, FULL_SHARE * full.seconds):
+        return True
+    if left[0] != full.left[0] and not in_parts:
+        return True
+    return left != full.left and ago > max(FULL_AGAIN, AGAIN_SHARE * full.seconds)
+
+
+def random_part(studio: Studio, project: int, lowest: int, highest: int, least: int) -> list[TaskRow]:
+    """Tasks from random places of a project, about `least` and no fewer than half of it; the same for the same ids."""
+    draw = random.Random(f"{project} {lowest} {highest}")
+    found: dict[int, TaskRow] = {}
+    size = -(-least // WINDOWS)
+    for _ in range(2 * WINDOWS):
+        rows, _ = studio.tasks_after(project, draw.randrange(lowest - 1, highest), size)
+        found |= {r.task: r for r in rows}
+        if len(found) >= least:
+            break
+    return list(found.values())
+
+
 def recorded_value(row: Any) -> str:
     """The value of the Image tag that the recorded tasks match; "" if there was none."""
     before = LabelConfig.from_json(row["config"])
     return before.image_value if before else ""
-
-
-def _uncounted(
-    page: ProjectPage, totals: tuple[int, int, int], recorded: Recorded, changed: Sequence[Mapping[str, Any]]
-) -> Uncounted:
-    """The difference between the counts. It stays the same as long as no annotation is missed, regardless of clocks.
-
-    totals  numbers of recorded tasks, annotations and skips, without the changes
-    """
-    _, annotations, skips = totals
-    for row in changed:
-        _, annotated, skipped, *_ = recorded.get(row["task"], ("", 0, 0))
-        annotations += row["annotated"] - annotated
-        skips += row["skipped"] - skipped
-    return page.annotations - annotations, page.skips - skips
 
 
 def _changed(
@@ -161,6 +279,11 @@ def _changed(
         if recorded.get(r.task) != tuple(listed[name] for name in LISTED_FIELDS):
             changed.append({"task": r.task, **listed})
     return changed
+
+
+def _newest(times: Iterable[str]) -> str:
+    """The latest of some `updated_at`; "" is earlier than all."""
+    return max(times, default="", key=lambda text: (_moment(text).timestamp() if text else 0.0, text))
 
 
 def _moment(text: str) -> datetime:

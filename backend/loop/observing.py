@@ -16,6 +16,7 @@ from backend.loop.attention import Attention
 from backend.loop.context import LoopContext
 from backend.loop.listing import TaskListing, recorded_value
 from backend.loop.project_settings import row_settings
+from backend.loop.publication import first_scans
 from backend.loop.steps import Seen
 from backend.settings import Settings
 
@@ -43,14 +44,15 @@ class Observer:
             config = page.masks_config(project, settings.image)
         except (NotSegmentable, BadSetting) as error:
             # how many scans and labels there are is known all the same
-            self._listing.update(project, row, page, recorded_value(row), row["stratify_by"])
+            self._listing.update(project, row, page, recorded_value(row), row["stratify_by"], first=None)
             store.set_project(project, title=page.title)
             where = "" if isinstance(error, NotSegmentable) else f"project {project}: "
             return Seen(project, None, (), (), Live(), f"{where}{error}")
         renames = self._renames(project, row, config)
         store.put_renames(project, renames, instead_of=row["label_renames"])
         stratify_by = settings.stratify_by if settings.moments[0] == "stratified" else ""
-        self._listing.update(project, row, page, config.image_value, stratify_by)
+        first = None if settings.unit == "scan" else first_scans(settings)
+        listed = self._listing.update(project, row, page, config.image_value, stratify_by, first=first)
         store.set_project(project, title=page.title, config=config.to_json(), overlap=page.maximum_annotations)
 
         current = store.annotated(project)
@@ -88,7 +90,13 @@ class Observer:
             renames=renames,
             lost=lost,
             outdated=outdated,
+            unlisted=listed.unlisted,
+            listed_to=listed.after,
         )
+
+    def list_more(self, project: int) -> None:
+        """Go on with the listing of all tasks that is under way."""
+        self._listing.advance(project)
 
     def _renames(self, project: int, row: Any, config: LabelConfig) -> Renames:
         """What is known of the config's labels, with those of today."""

@@ -11,6 +11,8 @@ from backend.settings import ProjectSettings
 
 WINDOW = 256  # tasks of an order that are looked at first
 SMALL_POOL = 512  # open scans; all of so few are read, or scored, before they are ordered
+FIRST_SCANS = 128  # scans of a large pool that an order is made from at first, at least
+FIRST_ROUNDS = 4  # and at least so many times the labels before the first model
 QUICK_AHEAD = 2  # tasks that are redrawn in addition to one for each annotator
 
 
@@ -62,6 +64,11 @@ def depth_by_knowledge(settings: ProjectSettings, counts: Counts, people: int) -
     soon = quick_reach(people + 1)
     least = min(settings.round_size, people + 1)
     return replace(settings, queue_depth=min(settings.depth, max(soon, least)), round_size=least)
+
+
+def first_scans(settings: ProjectSettings) -> int:
+    """The number of scans of a large pool that the first order is made from."""
+    return max(FIRST_SCANS, FIRST_ROUNDS * settings.cold_start_size)
 
 
 def all_at_once(settings: ProjectSettings, count: int) -> bool:

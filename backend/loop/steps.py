@@ -60,6 +60,8 @@ class Seen:
     people   the number of annotators, see `annotators`
     renames  what people said about labels that the label config no longer has
     lost     labels that the config had and no longer has, without an answer yet, and how many annotations have each
+    unlisted  number of tasks of a large project that are not recorded yet
+    listed_to  the task id up to which a listing of all tasks has come; None: none is under way
     outdated  tasks whose annotations were read with another config, so that `lost` is not known yet
     """
 
@@ -74,6 +76,8 @@ class Seen:
     renames: Renames = field(default_factory=Renames)
     lost: Mapping[str, int] = field(default_factory=dict)
     outdated: frozenset[int] = frozenset()
+    unlisted: int = 0
+    listed_to: int | None = None
     disconnected: str = ""
 
 
@@ -143,6 +147,13 @@ class Done:
 @dataclass(frozen=True)
 class Listen:
     """Register the project's webhook, with our secret, so that Label Studio reports events."""
+
+
+@dataclass(frozen=True)
+class ListTasks:
+    """List more tasks, those with ids above `after`, of a project that is listed in parts."""
+
+    after: int
 
 
 @dataclass(frozen=True)
@@ -251,6 +262,7 @@ class CompareWithControl:
 
 Step = (
     Listen
+    | ListTasks
     | ReadScans
     | ReadMasks
     | FitMap

@@ -92,16 +92,21 @@ class ScanRecords(StageRecords):
             if cursor:
                 connection.execute(update(project_table).where(project_table.c.id == project).values(cursor=cursor))
 
-    def keep_tasks(self, project: int, present: set[int]) -> int:
-        """Delete the tasks that are not in `present`; returns how many. Models trained on them stay."""
+    def tasks_between(self, project: int, after: int, last: int | None) -> set[int]:
+        """The tasks with ids above `after`, up to `last`; None: up to the highest."""
+        found = select(scan_table.c.task).where(scan_table.c.project == project, scan_table.c.task > after)
+        found = found if last is None else found.where(scan_table.c.task <= last)
+        return {task for (task,) in self._tuples(found)}
+
+    def forget_tasks(self, project: int, tasks: Sequence[int]) -> None:
+        """Delete tasks, with their labels. Models trained on them stay."""
+        if not tasks:
+            return
         with self.write() as connection:
-            known = connection.execute(select(scan_table.c.task).where(scan_table.c.project == project))
-            gone = [task for (task,) in known if task not in present]
-            for start in range(0, len(gone), VARIABLES):
-                chunk = gone[start : start + VARIABLES]
+            for start in range(0, len(tasks), VARIABLES):
+                chunk = tasks[start : start + VARIABLES]
                 for table in (scan_table, label_table):
                     connection.execute(delete(table).where(table.c.project == project, table.c.task.in_(chunk)))
-            return len(gone)
 
     def scans(self, project: int) -> list[Row]:
         return self.rows(select(scan_table).where(scan_table.c.project == project).order_by(scan_table.c.task))

@@ -30,6 +30,7 @@ STEPS = (
     "ranking",
     "laying out the map",
     "reading annotations",
+    "listing tasks",
 )  # all other steps read or embed scans
 OTHER = "scans"
 

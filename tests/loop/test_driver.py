@@ -889,7 +889,7 @@ def test_every_prefix_of_a_stratified_order_has_its_share_of_each_site(tmp_path:
     assert {s["stratum"] for s in world.store.scans(PROJECT)} == {"A"}
 
 
-def test_strata_are_read_when_the_setting_is_added_or_changed(world: World) -> None:
+def test_strata_are_read_when_the_setting_is_added_or_changed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.add_scans(0, 12)
     strata(world, ["A", "B"] * 6)
     world.run()
@@ -900,13 +900,10 @@ def test_strata_are_read_when_the_setting_is_added_or_changed(world: World) -> N
     world.set(strategy="stratified", stratify_by="scanner")
     assert {s["stratum"] for s in world.store.scans(PROJECT)} == {""}
     assert world.status()["trouble"].startswith("No scan has 'scanner' in its data, so the order is random.")
-    listings = []
-    tasks = world.studio.tasks
-    world.studio.tasks = lambda project, since="": listings.append(since) or tasks(project, since)  # type: ignore
     again = world.reconciler()
     again.reconcile(PROJECT)
-    again.reconcile(PROJECT)
-    assert listings[-1]  # not all of them at every reconciliation
+    monkeypatch.setattr(world.studio, "tasks_after", None)
+    again.reconcile(PROJECT)  # not all of them at every reconciliation
 
 
 def test_stratified_without_a_key_blocks_and_names_the_setting(world: World) -> None:
@@ -939,11 +936,16 @@ def test_a_task_that_one_listing_misses_keeps_its_record(world: World, monkeypat
     first, missed = world.order()[:2]
     audit.set_priorities(world.store, PROJECT, "x", [missed], "next")
     world.studio.delete_tasks([first])  # so that all tasks are listed
-    listings = [world.studio.task_ids(PROJECT) - {missed}]
-    complete = world.studio.task_ids
-    monkeypatch.setattr(world.studio, "task_ids", lambda project: listings.pop() if listings else complete(project))
+    complete, left_out = world.studio.tasks_after, []
+
+    def incomplete(project: int, task: int, count: int) -> Any:
+        rows, more = complete(project, task, count)
+        left_out.extend(row.task for row in rows if row.task == missed)
+        return [row for row in rows if row.task != missed], more
+
+    monkeypatch.setattr(world.studio, "tasks_after", incomplete)
     world.run()
-    assert not listings
+    assert left_out
     scans = {s["task"]: s for s in world.store.scans(PROJECT)}
     assert scans[missed]["priority"] == 1
     assert first not in scans
@@ -1154,7 +1156,7 @@ def test_an_unreachable_label_studio_changes_nothing(world: World, monkeypatch: 
         raise StudioUnavailable("Label Studio does not answer.")
 
     with monkeypatch.context() as broken:
-        for name in ("project", "tasks", "published"):
+        for name in ("project", "changed_tasks", "published"):
             broken.setattr(world.studio, name, away)
         with pytest.raises(ScanqueueError):
             world.reconciler().reconcile(PROJECT)
@@ -1221,12 +1223,8 @@ def test_labels_behind_the_cursor_are_found_even_if_others_are_ahead_of_it(
     worker.reconcile(PROJECT)
     assert world.status()["labelled"] == 3
     assert {r["task"] for r in world.store.labels(PROJECT)} >= set(behind)
-    asked: list[str] = []
-    tasks = world.studio.tasks
-    monkeypatch.setattr(world.studio, "tasks", lambda project, since="": asked.append(since) or tasks(project, since))
+    monkeypatch.setattr(world.studio, "tasks_after", None)  # no full listing
     worker.reconcile(PROJECT)
-    assert asked
-    assert all(asked)  # no full listing
 
 
 def test_a_failed_write_of_the_progress_does_not_stop_a_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

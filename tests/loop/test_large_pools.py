@@ -28,7 +28,8 @@ def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if 40 scans were a hundred thousand."""
     monkeypatch.setattr(publication, "SMALL_POOL", 6)
     monkeypatch.setattr(decide, "FIRST_SCANS", FIRST)
-    monkeypatch.setattr(decide, "FIRST_ROUNDS", 1)
+    monkeypatch.setattr(publication, "FIRST_SCANS", FIRST)
+    monkeypatch.setattr(publication, "FIRST_ROUNDS", 1)
 
 
 class Watched(World):

@@ -21,7 +21,7 @@ STORE_READS = {
     "model_summaries", "model_summary", "model_versions", "models", "open_scans", "orders", "path", "progress",
     "project", "projects", "quick_mask", "quick_masks", "recent_corrections", "recorded", "remarks", "renames",
     "round_columns", "rounds", "rows", "scan", "scans", "scans_from", "scans_in_need", "scans_of", "secrets",
-    "shown", "shown_columns", "snapshot", "totals", "training_slot", "uncertainty", "waiting",
+    "shown", "shown_columns", "snapshot", "tasks_between", "totals", "training_slot", "uncertainty", "waiting",
 }  # fmt: skip
 STORE_WRITES = {name for name, _ in inspect.getmembers(Store, inspect.isfunction) if name[0] != "_"} - STORE_READS
 

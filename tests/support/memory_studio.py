@@ -193,18 +193,33 @@ class MemoryStudio:
             ignores_skipped=self.ignores_skipped,
         )
 
-    def tasks(self, project: int, since: str = "") -> list[TaskRow]:
+    def each_task(self, project: int, since: str = "") -> Iterator[TaskRow]:
         after = _moment(since) if since else datetime.min.replace(tzinfo=UTC)
-        rows = []
-        for task, row in self._tasks.items():
+        for task, row in list(self._tasks.items()):
             if _moment(row["updated_at"]) > after:
                 cancelled = [a["was_cancelled"] for a in self._annotations.values() if a["task"] == task]
                 counts = cancelled.count(False), cancelled.count(True)
-                rows.append(TaskRow(task, row["data"], row["updated_at"], *counts))
-        return rows
+                yield TaskRow(task, row["data"], row["updated_at"], *counts)
 
-    def each_task(self, project: int, since: str = "") -> Iterator[TaskRow]:
-        yield from self.tasks(project, since)
+    def changed_tasks(self, project: int, since: str, most: int) -> list[TaskRow] | None:
+        rows = list(self.each_task(project, since))
+        return rows if len(rows) <= most else None
+
+    def tasks_after(self, project: int, task: int, count: int) -> tuple[list[TaskRow], bool]:
+        rows = [row for row in self.each_task(project) if row.task > task]
+        return rows[:count], len(rows) > count
+
+    def span(self, project: int) -> tuple[int, int, str]:
+        if not self._tasks:
+            return 0, 0, ""
+        newest = max((row["updated_at"] for row in self._tasks.values()), key=_moment)
+        return min(self._tasks), max(self._tasks), newest
+
+    def present(self, project: int, tasks: Sequence[int]) -> set[int]:
+        return set(tasks) & self._tasks.keys()
+
+    def task_count(self, project: int) -> int:
+        return len(self._tasks)
 
     def task_ids(self, project: int) -> set[int]:
         return set(self._tasks)

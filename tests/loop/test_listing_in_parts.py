@@ -1,0 +1,208 @@
+"""The tasks of a large project are listed in parts, while annotators work."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuse import Fuse, with_fuse
+from world import COLD, PROJECT, World
+
+from backend.facts import version_name
+from backend.loop import decide, listing, publication
+from backend.loop.steps import ListTasks, Train, describe
+
+POOL, FIRST = 40, 8
+
+
+@pytest.fixture(autouse=True)
+def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if 40 scans were a hundred thousand."""
+    for module in (publication, listing):
+        monkeypatch.setattr(module, "SMALL_POOL", 6)
+    for module in (publication, decide):
+        monkeypatch.setattr(module, "FIRST_SCANS", FIRST)
+    monkeypatch.setattr(publication, "FIRST_ROUNDS", 1)
+    monkeypatch.setattr(listing, "LARGE", 20)
+    monkeypatch.setattr(listing, "WINDOWS", 8)
+    monkeypatch.setattr(listing, "PAGE", 4)
+    monkeypatch.setattr(listing, "PAGES", 2)
+
+
+class Watched(World):
+    """Notes the steps, and how many scans were recorded when each began."""
+
+    def __init__(self, folder: Path, **params: Any) -> None:
+        super().__init__(folder, queue_depth=12, **params)
+        self.steps: list[tuple[str, int]] = []
+
+    def watched(self, before: Callable[[Any], None] = lambda _: None) -> Any:
+        tools = self.reconciler()
+        run = tools._run
+
+        def noted(project: int, seen: Any, done: Any, step: Any) -> None:
+            self.steps.append((describe(step).split()[0], len(self.store.scans(PROJECT))))
+            before(step)
+            run(project, seen, done, step)
+
+        tools._run = noted
+        return tools
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.steps]
+
+
+def all_recorded(world: World) -> bool:
+    return {s["task"] for s in world.store.scans(PROJECT)} == world.studio.task_ids(PROJECT)
+
+
+def test_the_first_tasks_are_served_before_all_are_listed(tmp_path: Path) -> None:
+    world = Watched(tmp_path / "data")
+    tasks = world.add_scans(0, POOL)
+    assert world.watched().reconcile(PROJECT).steps == ()
+    listed = world.steps[world.names().index("Publish")][1]
+    assert 2 * FIRST <= listed < POOL
+    assert world.names().index("Publish") < world.names().index("ListTasks")
+    assert all_recorded(world)
+    assert sorted(world.order()) == tasks
+    scores = {p["task"]: p["score"] for p in world.studio.predictions}
+    assert sorted(scores, key=lambda task: scores[task]) == world.order()[: len(scores)]
+    assert world.store.progress(PROJECT) is None
+
+
+def test_the_tasks_listed_first_are_from_the_whole_project(tmp_path: Path) -> None:
+    world = Watched(tmp_path / "data")
+    tasks = world.add_scans(0, POOL)
+    rows = listing.random_part(world.studio, PROJECT, tasks[0], tasks[-1], 16)  # type: ignore[arg-type]
+    found = [tasks.index(row.task) for row in rows]
+    assert rows == listing.random_part(world.studio, PROJECT, tasks[0], tasks[-1], 16)  # type: ignore[arg-type]
+    assert len(found) == len(set(found)) >= 16
+    assert all(set(found) & set(range(start, start + POOL // 4)) for start in range(0, POOL, POOL // 4))
+
+
+def test_a_project_is_trained_on_all_of_its_labels_and_not_before_they_are_listed(tmp_path: Path) -> None:
+    world = Watched(tmp_path / "data")
+    tasks = world.add_scans(0, POOL)
+    for task in (*tasks[:3], *tasks[-5:]):
+        world.submit(task)
+    seen: list[int] = []
+
+    def before(step: Any) -> None:
+        if isinstance(step, Train):
+            seen.extend(step.tasks)
+
+    assert world.watched(before).reconcile(PROJECT).steps == ()
+    assert set(seen) == {*tasks[:3], *tasks[-5:]}
+    assert world.names().index("Publish") < world.names().index("ListTasks") < world.names().index("Train")
+    assert world.studio.model_version == version_name(1)
+
+
+def test_labels_submitted_meanwhile_are_read_and_the_queue_is_refilled(tmp_path: Path) -> None:
+    world = Watched(tmp_path / "data", retrain="button")
+    world.add_scans(0, POOL)
+
+    def submit(step: Any) -> None:
+        if isinstance(step, ListTasks):
+            world.label(1)
+
+    assert world.watched(submit).reconcile(PROJECT).steps == ()
+    at = world.names().index("ListTasks")
+    assert world.names()[at + 1] == "ReadMasks"
+    assert len(world.annotations) >= 3
+    assert {r["task"] for r in world.store.labels(PROJECT)} == world.annotations.keys()
+    assert all_recorded(world)
+
+
+def test_a_large_import_into_a_project_is_listed_while_its_annotators_go_on(tmp_path: Path) -> None:
+    world = Watched(tmp_path / "data", retrain="button")
+    world.add_scans(0, 12)
+    tools = world.watched()
+    tools.reconcile(PROJECT)
+    world.steps.clear()
+    new = world.add_scans(12, POOL)
+    (task,) = world.label(1)
+    assert tools.reconcile(PROJECT).steps == ()
+    assert "ListTasks" in world.names()
+    assert all_recorded(world)
+    assert set(new) < set(world.order())
+    assert task not in world.published() or task in world.annotations
+    assert {r["task"] for r in world.store.labels(PROJECT)} == {task}
+
+
+def test_deleted_tasks_leave_the_beginning_of_the_order_at_once_and_the_records_later(tmp_path: Path) -> None:
+    world = Watched(tmp_path / "data")
+    world.add_scans(0, POOL)
+    tools = world.watched()
+    tools.reconcile(PROJECT)
+    order = world.order()
+    recorded: list[set[int]] = []
+
+    def before(step: Any) -> None:
+        if isinstance(step, ListTasks) and not recorded:
+            recorded.append({s["task"] for s in world.store.scans(PROJECT)})
+
+    world.studio.delete_tasks([order[0], order[-1]])
+    assert world.watched(before).reconcile(PROJECT).steps == ()
+    assert order[0] not in recorded[0]
+    assert all_recorded(world)
+    assert world.studio.next_task() == order[1]
+
+
+def test_a_label_behind_the_cursor_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Watched(tmp_path / "data")
+    tasks = world.add_scans(0, POOL)
+    tools = world.watched()
+    tools.reconcile(PROJECT)
+    world.submit(tasks[0])
+    world.studio._tasks[tasks[0]]["updated_at"] = "2020-01-01T00:00:00.000000Z"
+    monkeypatch.setattr(listing, "FULL_AGAIN", 0.0)
+    tools.reconcile(PROJECT)
+    assert {r["task"] for r in world.store.labels(PROJECT)} == {tasks[0]}
+    world.steps.clear()
+    tools.reconcile(PROJECT)
+    assert "ListTasks" not in world.names()
+
+
+def test_all_slices_are_listed_before_whole_scans_are_chosen(tmp_path: Path) -> None:
+    world = Watched(tmp_path / "data", unit="scan")
+    world.add_scans(0, POOL)
+    world.watched().reconcile(PROJECT)
+    assert world.steps[0][1] == POOL
+    assert "ListTasks" not in world.names()
+
+
+def test_a_project_that_cannot_be_segmented_yet_shows_all_its_scans(tmp_path: Path) -> None:
+    world = Watched(tmp_path / "data")
+    config = world.studio.label_config
+    world.add_scans(0, POOL)
+    world.studio.change_config('<View><Image name="image" value="$image"/></View>')
+    world.run()
+    assert (world.status()["phase"], world.status()["scans"]) == ("blocked", POOL)
+    world.studio.change_config(config)
+    world.run()
+    assert len(world.order()) == POOL
+
+
+@pytest.mark.parametrize("first", [1, *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 20))])
+def test_a_kill_at_any_write_leads_to_the_same_end_state(first: int, tmp_path: Path) -> None:
+    def scenario(folder: Path, fuse: Fuse) -> World:
+        world = World(folder, queue_depth=12)
+        world.add_scans(0, 34)
+        with_fuse(world, fuse)
+        world.label(COLD)
+        with_fuse(world, fuse)
+        return world
+
+    fuse = Fuse()
+    end = scenario(tmp_path / "data", fuse).end_state()
+    assert fuse.names.count("put_tasks") >= 4
+    shutil.rmtree(tmp_path / "data")
+    for at in range(first, len(fuse.names) + 1, 19):
+        killed = Fuse(at)
+        found = scenario(tmp_path / "data", killed).end_state()
+        for part, value in end.items():
+            assert found[part] == value, f"{part}, killed at write {at}, {fuse.names[at - 1]}"
+        shutil.rmtree(tmp_path / "data")
