@@ -47,12 +47,15 @@ class NewStudio(StillStudio):
         self.labelled = 0
         self.until = version_name(0)
 
-    def tasks(self, project: int, since: str = "") -> list[TaskRow]:
-        rows = ((task, imported_at(task)) for task in range(1, self.count + 1))
-        return [TaskRow(task, {"image": image_of(task)}, at, 0, 0) for task, at in rows if at > since]
+    def row(self, task: int) -> TaskRow:
+        return TaskRow(task, {"image": image_of(task)}, imported_at(task), 0, 0)
 
-    def task_ids(self, project: int) -> set[int]:
-        return set(range(1, self.count + 1))
+    def changed_tasks(self, project: int, since: str, most: int) -> list[TaskRow] | None:
+        rows = [row for row in map(self.row, range(1, self.count + 1)) if row.updated_at > since]
+        return rows if len(rows) <= most else None
+
+    def span(self, project: int) -> tuple[int, int, str]:
+        return 1, self.count, imported_at(self.count)
 
     def served(self) -> bool:
         return self.version == self.until

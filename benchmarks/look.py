@@ -80,8 +80,20 @@ class StillStudio:
             skips=0,
         )
 
-    def tasks(self, project: int, since: str = "") -> list[TaskRow]:
+    def changed_tasks(self, project: int, since: str, most: int) -> list[TaskRow] | None:
         return [row for row in self.changed if row.updated_at > since]
+
+    def task_count(self, project: int) -> int:
+        return self.count
+
+    def tasks_after(self, project: int, task: int, count: int) -> tuple[list[TaskRow], bool]:
+        changed = {row.task: row for row in self.changed}
+        tasks = range(task + 1, min(task + count, self.count) + 1)
+        return [changed.get(t) or self.row(t) for t in tasks], task + count < self.count
+
+    def row(self, task: int) -> TaskRow:
+        """A task as it was imported."""
+        return TaskRow(task, {"image": image_of(task)}, NOW.format(0), int(task <= LABELLED), 0)
 
     def annotations(self, project: int, tasks: Sequence[int]) -> Iterator[Annotation | int]:
         moments = {row.task: row.updated_at for row in self.changed}
@@ -95,7 +107,7 @@ class StillStudio:
     def published(self, project: int, version: str, counts: Mapping[str, int] | None = None) -> dict[int, int]:
         return dict(self.predictions.get(version, {}))
 
-    def import_predictions(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    def import_predictions(self, project: int, rows: Sequence[Mapping[str, Any]], tasks: int = 0) -> None:
         for row in rows:
             self.predictions.setdefault(row["model_version"], {})[row["task"]] = 1
 

@@ -12,6 +12,7 @@ from backend.facts import SAMPLING
 from backend.label_studio.listing import Listing, filters
 
 IMPORT_BYTES = 32 * 2**20  # well below Label Studio's DATA_UPLOAD_MAX_MEMORY_SIZE of 250 MiB
+TASKS_COUNTED = 500  # tasks whose predictions Label Studio counts in the time that adding a single prediction takes
 VIEW_TITLE = "scanqueue"
 HIDDEN_COLUMNS = [  # hidden in the "Default" tab that Label Studio's web page creates
     f"tasks:{name}"
@@ -89,11 +90,17 @@ class PublishedQueue(Listing):
             seen.add(task)
         return removed
 
-    def import_predictions(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    def import_predictions(self, project: int, rows: Sequence[Mapping[str, Any]], tasks: int = 0) -> None:
         """Add prediction rows {task, score, model_version, result}, split by size into few requests.
+
+        tasks  number of tasks in the project. Few rows for a large project are added one by one: after an import,
+               Label Studio counts the predictions of all tasks again
 
         Raises StudioRefused if Label Studio stored fewer than were sent: it drops invalid rows silently.
         """
+        if len(rows) * TASKS_COUNTED < tasks:
+            self._add_one_by_one(project, rows)
+            return
         for chunk in _chunks([json.dumps(row, allow_nan=False).encode() for row in rows], IMPORT_BYTES):
             content = b"[" + b",".join(chunk) + b"]"
             answer = self._call("POST", f"/api/projects/{project}/import/predictions", content=content)
@@ -103,6 +110,17 @@ class PublishedQueue(Listing):
                     f"Label Studio stored {created} of {len(chunk)} predictions and gave no reason. "
                     "The label config has probably just changed; scanqueue reads it and publishes again."
                 )
+
+    def _add_one_by_one(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add prediction rows in their order. Raises the first StudioRefused when the others are added."""
+        refused: StudioRefused | None = None
+        for row in rows:
+            try:
+                self._call("POST", "/api/predictions/", body={**row, "project": project})
+            except StudioRefused as error:
+                refused = refused or error
+        if refused is not None:
+            raise refused
 
     def replace_results(
         self,

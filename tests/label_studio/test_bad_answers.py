@@ -35,7 +35,7 @@ ANSWERS: dict[str, tuple[int, bytes, dict[str, str], type[Exception], str]] = {
 }
 READS: dict[str, Callable[[Studio], Any]] = {
     "project": lambda studio: studio.project(1),
-    "tasks": lambda studio: studio.tasks(1),
+    "tasks": lambda studio: list(studio.each_task(1)),
     "webhooks": lambda studio: studio.webhooks(1),
 }
 

@@ -190,15 +190,15 @@ def test_the_listing_contains_exactly_the_changes_after_the_cursor(sides: tuple[
 
     def changed() -> list[tuple[int, bool, bool]]:
         nonlocal cursor
-        rows = ours.tasks(theirs.number, cursor)
+        rows = list(ours.each_task(theirs.number, cursor))
         cursor = max([cursor, *(r.updated_at for r in rows)])
         return sorted((r.task, r.annotated, r.skipped) for r in rows)
 
     cursor = ""
     assert changed() == [(t, False, False) for t in sorted(tasks)]
     assert changed() == []
-    assert list(ours.each_task(theirs.number)) == ours.tasks(theirs.number)
-    assert ours.tasks(theirs.number)[0].data["image"] == theirs.reference(ours.tasks(theirs.number)[0].task)
+    first = next(iter(ours.each_task(theirs.number)))
+    assert first.data["image"] == theirs.reference(first.task)
     annotation = theirs.annotate(tasks[1], [region()])
     assert changed() == [(tasks[1], True, False)]
     theirs.edit(annotation, [])
@@ -218,7 +218,7 @@ def test_the_counts_of_the_project_match_the_listing(sides: tuple[Any, Any]) -> 
     theirs.annotate(tasks[2], [], ground_truth=True)
     theirs.skip(tasks[3])
     for count in (5, 4):
-        rows, page = ours.tasks(theirs.number), ours.project(theirs.number)
+        rows, page = list(ours.each_task(theirs.number)), ours.project(theirs.number)
         assert (page.annotations, page.skips) == (count, 1)
         assert sum(r.annotated for r in rows) == count
         assert sum(r.skipped for r in rows) == 1
@@ -226,12 +226,29 @@ def test_the_counts_of_the_project_match_the_listing(sides: tuple[Any, Any]) -> 
             theirs.delete(made[0])
 
 
-def test_task_ids_are_those_of_the_remaining_tasks(sides: tuple[Any, Any]) -> None:
+def test_a_listing_in_parts_has_all_tasks_and_the_newest_change(sides: tuple[Any, Any]) -> None:
+    ours, theirs = sides
+    assert ours.span(theirs.number) == (0, 0, "")
+    assert ours.tasks_after(theirs.number, 0, 2) == ([], False)
+    tasks = sorted(theirs.add_scans([png(i) for i in range(3)]))
+    rows, more = ours.tasks_after(theirs.number, 0, 2)
+    assert ([r.task for r in rows], more) == (tasks[:2], True)
+    rows, more = ours.tasks_after(theirs.number, tasks[1], 2)
+    assert ([r.task for r in rows], more) == (tasks[2:], False)
+    assert ours.tasks_after(theirs.number, tasks[2], 2) == ([], False)
+    before = max(r.updated_at for r in ours.each_task(theirs.number))
+    theirs.annotate(tasks[1], [region()])
+    changed = {r.task: r.updated_at for r in ours.each_task(theirs.number)}
+    assert ours.span(theirs.number) == (tasks[0], tasks[2], changed[tasks[1]])
+    assert [r.task for r in ours.changed_tasks(theirs.number, before, 1)] == [tasks[1]]
+    assert ours.changed_tasks(theirs.number, before, 0) is None
+
+
+def test_deleted_tasks_are_not_present(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
     tasks = theirs.add_scans([png(i) for i in range(3)])
-    assert ours.task_ids(theirs.number) == set(tasks)
     theirs.delete_tasks([tasks[1]])
-    assert ours.task_ids(theirs.number) == {tasks[0], tasks[2]}
+    assert ours.present(theirs.number, tasks) == {tasks[0], tasks[2]}
     assert ours.project(theirs.number).tasks == 2
 
 
@@ -278,14 +295,14 @@ def test_a_drawn_annotation_takes_precedence_over_a_later_copy_of_another_tasks(
     source, drawn, bare = theirs.add_scans([png(1), png(2), png(3)])
     copied = theirs.annotate(source, [region()])
     own = theirs.annotate(drawn, [region(rows=5)])
-    before = {row.task: row.updated_at for row in ours.tasks(theirs.number)}
+    before = {row.task: row.updated_at for row in ours.each_task(theirs.number)}
     theirs.propagate(copied, [drawn, bare])
     found, copy = ours.annotations(theirs.number, [drawn, bare])
     assert (found.id, found.copied, len(found.others)) == (own, False, 1)
     assert copy.copied
     # only the counts show the copies
-    assert {row.task: row.updated_at for row in ours.tasks(theirs.number)} == before
-    assert [row.annotated for row in ours.tasks(theirs.number)] == [1, 2, 1]
+    assert {row.task: row.updated_at for row in ours.each_task(theirs.number)} == before
+    assert [row.annotated for row in ours.each_task(theirs.number)] == [1, 2, 1]
 
 
 def test_an_annotation_has_its_submission_time_and_lists_the_others(sides: tuple[Any, Any]) -> None:
@@ -392,6 +409,26 @@ def test_an_import_for_a_deleted_task_stores_nothing(sides: tuple[Any, Any]) -> 
     with pytest.raises(StudioRefused, match="400"):
         ours.import_predictions(theirs.number, [row(a, "scanqueue-r1"), row(b, "scanqueue-r1")])
     assert ours.published(theirs.number, "scanqueue-r1") == {}
+
+
+@pytest.mark.label_studio
+def test_few_predictions_for_a_large_project_are_added_one_by_one(label_studio: LabelStudio, tmp_path: Path) -> None:
+    people = RealPeople(label_studio, tmp_path)
+    ours = Studio(label_studio.url, label_studio.personal_access_token())
+    a, b, c = people.add_scans([png(i) for i in range(3)])
+    people.delete_tasks([b])
+    rows = [row(t, "scanqueue-r0", s, *(region(),) * (t == a)) for t, s in ((a, 0.2), (b, 0.3), (c, 0.1))]
+    before = ours.requests
+    with pytest.raises(StudioRefused, match="400"):
+        ours.import_predictions(people.number, rows, 100_000)
+    assert ours.requests - before == 3
+    assert ours.published(people.number, "scanqueue-r0") == {a: 1, c: 1}
+    ours.show_round(people.number, "scanqueue-r0")
+    assert people.next_task() == c
+    people.annotate(c, [])
+    assert people.next_task() == a
+    (prediction,) = (p for p in people.predictions if p["task"] == a)
+    assert (prediction["score"], len(prediction["result"])) == (0.2, 1)
 
 
 def test_a_round_is_served_by_ascending_score_before_the_rest(sides: tuple[Any, Any]) -> None:
@@ -507,8 +544,7 @@ def test_listings_and_imports_in_parts_neither_lose_nor_duplicate_anything(
     people = RealPeople(label_studio, tmp_path)
     tasks = people.add_scans([png(i) for i in range(5)])
     ours = Studio(label_studio.url, label_studio.personal_access_token())
-    assert [r.task for r in ours.tasks(people.number)] == sorted(tasks)
-    assert ours.task_ids(people.number) == set(tasks)
+    assert [r.task for r in ours.each_task(people.number)] == sorted(tasks)
     before = ours.requests
     ours.import_predictions(people.number, [row(t, "scanqueue-r1") for t in tasks])
     assert ours.requests - before > 1
@@ -527,7 +563,7 @@ def test_more_uploaded_files_than_sqlite_looks_up_at_once_are_listed(label_studi
     people = RealPeople(label_studio, tmp_path)
     tasks = people.add_scans([png(0)] * 1001)
     ours = Studio(label_studio.url, label_studio.personal_access_token())
-    assert [r.task for r in ours.tasks(people.number)] == sorted(tasks)
+    assert [r.task for r in ours.each_task(people.number)] == sorted(tasks)
 
 
 # -- the real one only: masks -----------------------------------------------------------------
@@ -614,7 +650,7 @@ def test_an_unreachable_label_studio_counts_as_temporary(free_port: int) -> None
 @pytest.mark.label_studio
 def test_a_local_file_comes_back_byte_for_byte(label_studio: LabelStudio, local_project: int) -> None:
     ours = Studio(label_studio.url, label_studio.personal_access_token())
-    (task,) = ours.tasks(local_project)
+    (task,) = ours.each_task(local_project)
     reference = task.data["image"]
     assert reference.startswith("/data/local-files/?d=")
     assert ours.image(reference) == png(11)
@@ -639,7 +675,7 @@ def test_a_file_that_label_studio_forbids_is_a_problem_of_its_scan_alone(
     ours = Studio(default_studio.url, default_studio.personal_access_token())
     with pytest.raises(UnreadableScan, match=r"'a scan.png' may not be read.*403.*LOCAL_FILES_SERVING_ENABLED=true"):
         ours.image("/data/local-files/?d=set/a%20scan.png")
-    (task,) = ours.tasks(people.number)
+    (task,) = ours.each_task(people.number)
     assert ours.image(task.data["image"]) == png(5)
 
 

@@ -232,7 +232,7 @@ def test_the_page_says_at_once_that_label_studio_answers_again(world: World, mon
 def test_an_import_whose_answer_was_lost_is_not_sent_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     store_rows = world.studio.import_predictions
 
-    def lose_answer(project: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    def lose_answer(project: int, rows: Sequence[Mapping[str, Any]], *_: int) -> None:
         store_rows(project, rows)
         raise StudioUnavailable("Label Studio does not answer.")
 
@@ -252,7 +252,7 @@ def test_an_import_that_is_still_running_is_awaited(world: World, monkeypatch: p
     late: list[tuple[int, Sequence[Mapping[str, Any]]]] = []
     store_rows = world.studio.import_predictions
 
-    def too_slow(project: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    def too_slow(project: int, rows: Sequence[Mapping[str, Any]], *_: int) -> None:
         late.append((project, rows))
         raise StudioUnavailable("Label Studio does not answer.")
 
@@ -303,7 +303,7 @@ def test_refused_predictions_are_reported_and_sent_again(world: World, monkeypat
     world.run()
     world.store.set_project(PROJECT, extra_params=json.dumps(PARAMS | {"strategy": "medoids+paper"}))
 
-    def refuse(project: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    def refuse(project: int, rows: Sequence[Mapping[str, Any]], *_: int) -> None:
         raise StudioRefused(f"Label Studio stored 0 of {len(rows)} predictions and gave no reason.")
 
     with monkeypatch.context() as broken:

@@ -41,7 +41,7 @@ class Watched(World):
         self.sent: list[tuple[str, set[int]]] = []
         send = self.studio.import_predictions
 
-        def note(project: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        def note(project: int, rows: Sequence[Mapping[str, Any]], tasks: int) -> None:
             latest = self.store.latest_round(PROJECT)
             assert latest is not None
             new = {row["task"] for row in rows} - {*latest["carried"]}

@@ -109,7 +109,9 @@ def test_a_problem_is_forgotten_when_its_task_changes(store: Store) -> None:
 
 def test_deleted_tasks_are_forgotten_and_others_kept(store: Store) -> None:
     store.put_tasks(1, [task(n) for n in range(1, 2001)], "t1")
-    assert store.keep_tasks(1, set(range(2, 1500))) == 502
+    assert store.tasks_between(1, 1499, 1501) == {1500, 1501}
+    assert store.tasks_between(1, 1998, None) == {1999, 2000}
+    store.forget_tasks(1, [1, *range(1500, 2001)])
     assert [s["task"] for s in store.scans(1)] == list(range(2, 1500))
 
 

@@ -282,7 +282,7 @@ class MemoryStudio:
         self.predictions = kept
         return removed
 
-    def import_predictions(self, project: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    def import_predictions(self, project: int, rows: Sequence[Mapping[str, Any]], tasks: int = 0) -> None:
         self.writes.append("import_predictions")
         if any(row["task"] not in self._tasks for row in rows):
             raise StudioRefused("Label Studio answered 400 to the import: a task does not exist. Nothing was stored.")
