@@ -108,7 +108,7 @@ class LoopContext:
         if time.monotonic() - self.began.get(project, time.monotonic()) >= SLICE and self.crowded():
             raise GaveWay
 
-    def report(self, project: int, step: str, done: int, total: int) -> None:
+    def report(self, project: int, step: str, done: int, total: int, spent: float | None = None) -> None:
         """Report the progress of a step: to the status at every call, to the log occasionally.
 
         A failed write does not end the step, which may last longer than the outage.
@@ -117,7 +117,7 @@ class LoopContext:
         if time.monotonic() < self._silent_until:
             return
         try:
-            self.store.report(project, step, done, total)
+            self.store.report(project, step, done, total, spent)
         except (StoreUnavailable, StorageFull) as error:
             log.warning("project %s: the progress of %r cannot be recorded: %s", project, step, error)
             self._silent_until = time.monotonic() + REPORT_PAUSE

@@ -190,7 +190,7 @@ class TaskListing:
         sweep.seconds += time.monotonic() - began
         if last is not None:
             sweep.after, sweep.done = last, sweep.done + len(rows)
-            self._context.report(project, "listing tasks", sweep.done, max(total, sweep.done))
+            self._context.report(project, "listing tasks", sweep.done, max(total, sweep.done), sweep.seconds)
             return
         left = self._left(project, studio.project(project))
         self._full[project] = FullListing(left, time.monotonic(), sweep.seconds)

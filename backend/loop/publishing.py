@@ -50,7 +50,7 @@ class Publisher:
             store.put_quick_masks(project, shown)  # before: a mask that the records do not know is never taken back
             store.set_project(project, sending=time.time())
             try:
-                studio.import_predictions(project, rows, seen.counts.scans)
+                studio.import_predictions(project, rows, seen.counts.scans + seen.unlisted)
             except StudioRefused as error:
                 refused = error
             store.set_project(project, sending=0.0)

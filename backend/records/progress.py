@@ -16,8 +16,11 @@ PROGRESS_STALE = 120.0  # seconds without a report after which a step counts as 
 class ProgressRecords(Database):
     """Reads and writes the table `progress`."""
 
-    def report(self, project: int, step: str, done: int, total: int) -> None:
-        """Record the progress of a step; status computes the remaining time from it."""
+    def report(self, project: int, step: str, done: int, total: int, spent: float | None = None) -> None:
+        """Record the progress of a step; status computes the remaining time from it.
+
+        spent  seconds of work in which `done` were done; None: those since the first report
+        """
         now = time.time()
         with self.write() as connection:
             here = progress_table.c.project == project
@@ -26,6 +29,8 @@ class ProgressRecords(Database):
             started = now if fresh or old is None else old["started_at"]
             if not fresh and old is not None and not 0 <= now - old["at"] <= PROGRESS_STALE:
                 started += now - old["at"]  # the clock jumped
+            if spent is not None:
+                started = now - spent
             row = {"project": project, "step": step, "done": done, "total": total}
             self._upsert(connection, progress_table, [row | {"started_at": started, "at": now}])
 

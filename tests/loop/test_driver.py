@@ -1230,7 +1230,7 @@ def test_labels_behind_the_cursor_are_found_even_if_others_are_ahead_of_it(
 def test_a_failed_write_of_the_progress_does_not_stop_a_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.cold_started().label(COLD)
 
-    def full(self: Store, project: int, step: str, done: int, total: int) -> None:
+    def full(self: Store, project: int, step: str, done: int, total: int, spent: float | None = None) -> None:
         raise StorageFull("The disk is full. Free disk space.")
 
     monkeypatch.setattr(Store, "report", full)

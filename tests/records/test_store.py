@@ -374,6 +374,9 @@ def test_progress_shows_the_time_left_and_is_forgotten_when_finished(store: Stor
     assert (seen["step"], seen["done"], seen["total"]) == ("training", 5, 10)
     assert seen["seconds_left"] >= 0
     store.finish(1)
+    store.report(1, "listing tasks", 900, 1000, 90.0)  # other work came between
+    assert store.progress(1)["seconds_left"] == pytest.approx(10.0, abs=0.2)
+    store.finish(1)
     assert store.progress(1) is None
 
 
