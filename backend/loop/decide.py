@@ -105,7 +105,7 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
 
     lessons = _lessons(ready, known)
     train = _training(done, config, lessons)
-    if seen.unlisted or any(s.annotated for s in unread):
+    if seen.unlisted_labels or any(s.annotated for s in unread):
         train = None  # it would learn from a part of the labels
     if done.models and (round_of(done.models[-1].version) or 0) > latest.n:
         train = None  # the round of the newest model comes first; new labels must not delay it

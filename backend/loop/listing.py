@@ -78,10 +78,12 @@ class Progress:
     """How much of a project is recorded.
 
     unlisted  number of tasks that are not recorded yet, as far as the listing under way may find them
+    labels    likewise, of annotations
     after     the id up to which that listing has come; None: none is under way
     """
 
     unlisted: int = 0
+    labels: int = 0
     after: int | None = None
 
 
@@ -133,7 +135,10 @@ class TaskListing:
                 store.set_project(project, stratify_by=stratify_by, task_data_version=TASK_DATA_VERSION)
         self._settle(project, cursor, began)
         sweep = self._sweeps.get(project)
-        return Progress(max(0, left[0] - full.left[0]), sweep.after) if sweep else Progress()
+        if sweep is None:
+            return Progress()
+        unlisted, labels, _ = (max(0, one - before) for one, before in zip(left, full.left, strict=True))
+        return Progress(unlisted, labels, sweep.after)
 
     def advance(self, project: int) -> None:
         """Go on with the full listing that is under way, if any, for a few seconds."""

@@ -91,6 +91,7 @@ class Observer:
             lost=lost,
             outdated=outdated,
             unlisted=listed.unlisted,
+            unlisted_labels=listed.labels,
             listed_to=listed.after,
         )
 

@@ -61,6 +61,7 @@ class Seen:
     renames  what people said about labels that the label config no longer has
     lost     labels that the config had and no longer has, without an answer yet, and how many annotations have each
     unlisted  number of tasks of a large project that are not recorded yet
+    unlisted_labels  number of their annotations
     listed_to  the task id up to which a listing of all tasks has come; None: none is under way
     outdated  tasks whose annotations were read with another config, so that `lost` is not known yet
     """
@@ -77,6 +78,7 @@ class Seen:
     lost: Mapping[str, int] = field(default_factory=dict)
     outdated: frozenset[int] = frozenset()
     unlisted: int = 0
+    unlisted_labels: int = 0
     listed_to: int | None = None
     disconnected: str = ""
 

@@ -100,6 +100,23 @@ def test_a_project_is_trained_on_all_of_its_labels_and_not_before_they_are_liste
     assert world.studio.model_version == version_name(1)
 
 
+def test_a_model_is_trained_before_all_tasks_are_listed_if_the_others_have_no_label(tmp_path: Path) -> None:
+    world = Watched(tmp_path / "data")
+    world.add_scans(0, POOL)
+    recorded: list[int] = []
+
+    def before(step: Any) -> None:
+        if isinstance(step, ListTasks) and not world.annotations:
+            world.label(COLD)
+        if isinstance(step, Train):
+            recorded.append(len(world.store.scans(PROJECT)))
+
+    assert world.watched(before).reconcile(PROJECT).steps == ()
+    assert recorded[0] < POOL
+    assert all_recorded(world)
+    assert world.studio.model_version == version_name(1)
+
+
 def test_labels_submitted_meanwhile_are_read_and_the_queue_is_refilled(tmp_path: Path) -> None:
     world = Watched(tmp_path / "data", retrain="button")
     world.add_scans(0, POOL)
