@@ -85,9 +85,9 @@ def next_step(plan: Plan, last: Step | None, refused: frozenset[type[Step]] = fr
 
 def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     counts = seen.counts
-    if not counts.scans:
-        return Plan("empty", "No scans yet. Import images into the project in Label Studio.")
     listing = [] if seen.listed_to is None else [ListTasks(seen.listed_to)]
+    if not counts.scans:
+        return Plan("empty", "No scans yet. Import images into the project in Label Studio.", steps=tuple(listing))
     if counts.scans == counts.unreadable:
         reason = f"None of the {counts.scans} scans can be read; see the list of problems."
         return Plan("blocked", reason, steps=tuple(listing))

@@ -65,12 +65,14 @@ class Sweep:
     newest   the newest `updated_at` seen since it began
     done     number of tasks listed
     seconds  that it took so far
+    again    too much changed meanwhile to know what, so another one must follow
     """
 
     after: int = 0
     newest: str = ""
     done: int = 0
     seconds: float = 0.0
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class TaskListing:
         first        the least number of tasks that a new large project begins with; None: all are listed at once
         """
         store, began = self._context.store, time.monotonic()
+        under_way = project in self._sweeps
         read = recorded_value(row), row["stratify_by"], row["task_data_version"]
         same = read == (value, stratify_by, TASK_DATA_VERSION)
         in_parts = first is not None and page.tasks > max(LARGE, 4 * first)
@@ -124,7 +127,7 @@ class TaskListing:
         if _due(left, full, began - full.at, in_parts):
             self._sweeps.setdefault(project, Sweep())
         if in_parts:
-            if left[0] < full.left[0]:
+            if left[0] < full.left[0] or under_way < (project in self._sweeps):
                 self._forget_first(project)
         elif project in self._sweeps:
             while project in self._sweeps:
@@ -165,12 +168,13 @@ class TaskListing:
         rows = studio.changed_tasks(project, self._since(project, row), most)
         if rows is None:
             _, _, cursor = studio.span(project)
-            if cursor != row["cursor"] or project not in self._sweeps:
-                self._sweeps[project] = Sweep()
+            sweep = self._sweeps.setdefault(project, Sweep())
+            sweep.again = sweep.again or (sweep.after > 0 and cursor != row["cursor"])
             rows = []
         else:
             cursor = _newest([row["cursor"], *(r.updated_at for r in rows)])
-        if sweep := self._sweeps.get(project):
+        if project in self._sweeps:
+            sweep = self._sweeps[project]
             sweep.newest = _newest([sweep.newest, cursor])
         changed = _changed(rows, self._recorded(project, rows), project, value, stratify_by)
         if changed or cursor != row["cursor"]:
@@ -190,7 +194,7 @@ class TaskListing:
             store.forget_tasks(project, sorted(known - there))
         changed = _changed(rows, self._recorded(project, rows), project, value, stratify_by)
         sweep.newest = _newest([sweep.newest, *(r.updated_at for r in rows)])
-        if changed or last is None:
+        if changed or (last is None and sweep.newest):
             store.put_tasks(project, changed, sweep.newest if last is None else "")
         sweep.seconds += time.monotonic() - began
         if last is not None:
@@ -198,7 +202,7 @@ class TaskListing:
             self._context.report(project, "listing tasks", sweep.done, max(total, sweep.done), sweep.seconds)
             return
         left = self._left(project, studio.project(project))
-        self._full[project] = FullListing(left, time.monotonic(), sweep.seconds)
+        self._full[project] = FullListing(left, float("-inf") if sweep.again else time.monotonic(), sweep.seconds)
         del self._sweeps[project]
 
     def _forget_first(self, project: int) -> None:

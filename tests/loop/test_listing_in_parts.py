@@ -149,6 +149,40 @@ def test_a_large_import_into_a_project_is_listed_while_its_annotators_go_on(tmp_
     assert {r["task"] for r in world.store.labels(PROJECT)} == {task}
 
 
+def test_an_import_that_goes_on_while_its_tasks_are_listed_is_listed_to_its_end(tmp_path: Path) -> None:
+    world = Watched(tmp_path / "data", retrain="button")
+    tasks = world.add_scans(0, POOL)
+    passed: list[int] = []
+
+    def more(step: Any) -> None:
+        """Another part of the import, and a change of a task that is listed already."""
+        if isinstance(step, ListTasks) and step.after > tasks[4] and len(world.studio.task_ids(PROJECT)) < 3 * POOL:
+            passed.append(step.after)
+            world.add_scans(len(world.studio.task_ids(PROJECT)), POOL)
+            first = world.studio._tasks[tasks[0]]
+            first["data"] |= {"group": f"P{len(passed)}"}
+            world.studio._touch(tasks[0])
+
+    assert world.watched(more).reconcile(PROJECT).steps == ()
+    assert len(passed) == 2
+    assert passed[0] < passed[1]
+    assert all_recorded(world)
+    assert {s["task"]: s["patient"] for s in world.store.scans(PROJECT)}[tasks[0]] == "P2"
+
+
+def test_new_tasks_instead_of_all_old_ones_are_listed(tmp_path: Path) -> None:
+    world = Watched(tmp_path / "data")
+    world.add_scans(0, POOL)
+    tools = world.watched()
+    tools.reconcile(PROJECT)
+    world.studio.delete_tasks(sorted(world.studio.task_ids(PROJECT)))
+    new = world.add_scans(POOL, POOL)
+    assert tools.reconcile(PROJECT).steps == ()
+    assert all_recorded(world)
+    assert set(new) <= set(world.order())
+    assert world.studio.next_task() in new
+
+
 def test_deleted_tasks_leave_the_beginning_of_the_order_at_once_and_the_records_later(tmp_path: Path) -> None:
     world = Watched(tmp_path / "data")
     world.add_scans(0, POOL)

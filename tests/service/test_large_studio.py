@@ -122,7 +122,7 @@ def test_two_rounds_of_a_hundred_thousand_tasks(
         note(f"import of {SCANS} tasks", began)
         env = {"SCANQUEUE_IMAGE_HOSTS": archive.host, "SCANQUEUE_DATABASE_URL": url}
         with Service(large_studio, tmp_path / "data", env=env) as service:
-            began = time.monotonic()
+            connected = began = time.monotonic()
             lab.connect(service)
             note("connecting", began)
             lab.wait_for_round(0, seconds=600)
@@ -140,6 +140,8 @@ def test_two_rounds_of_a_hundred_thousand_tasks(
             note("status", began)
             served_in_order(lab, service, ROUND)
             service.wait(lab.project, lambda s: s["labelled"] == COLD + 2 * ROUND)
+            service.wait(lab.project, lambda s: s["scans"] == SCANS, seconds=600)
+            note("from connecting to the last task listed", connected)
         store = Store(tmp_path / "data", url)
         assert len(set(lab.labelled)) == COLD + 2 * ROUND  # no task was given twice
         assert {r["task"] for r in store.labels(lab.project)} <= set(lab.labelled)
