@@ -6,15 +6,18 @@ while it is being received.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from backend.web import texts
 
 BODY_BYTES = 64 * 2**20  # largest body of /predict, which contains whole tasks with their annotations
 SMALL_BODY_BYTES = 8 * 2**20  # largest body elsewhere; a webhook about 5,000 new tasks has 2.4 MB
+BODY_SECONDS = 100  # for the whole body to arrive; Label Studio itself waits as long for an answer
 MAX_PROJECT = 10**15  # exclusive upper bound for the numbers of projects and tasks
 
 
@@ -29,6 +32,13 @@ class TooLarge(BadRequest):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"The request is larger than {limit >> 20} MiB.")
+
+
+class Incomplete(BadRequest):
+    code = 408
+
+    def __init__(self) -> None:
+        super().__init__("The request ended, or paused for too long, before all of it arrived.")
 
 
 class WrongSecret(BadRequest):
@@ -55,19 +65,28 @@ def size_limit(request: Request) -> int:
 
 async def read_json(request: Request) -> dict[str, Any]:
     """The body as a JSON object; an empty body is {}. Raises BadRequest."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            content = await _content(request)
+    except (TimeoutError, ClientDisconnect):
+        raise Incomplete from None
+    try:
+        body = json.loads(content or b"{}")
+    except (ValueError, RecursionError):
+        raise BadRequest("The request body is not valid JSON.") from None
+    if not isinstance(body, dict):
+        raise BadRequest("The request body must be a JSON object.")
+    return body
+
+
+async def _content(request: Request) -> bytes:
     size, parts = 0, []
     async for part in request.stream():
         size += len(part)
         if size > size_limit(request):
             raise TooLarge(size_limit(request))
         parts.append(part)
-    try:
-        body = json.loads(b"".join(parts) or b"{}")
-    except (ValueError, RecursionError):
-        raise BadRequest("The request body is not valid JSON.") from None
-    if not isinstance(body, dict):
-        raise BadRequest("The request body must be a JSON object.")
-    return body
+    return b"".join(parts)
 
 
 def require_json_type(request: Request) -> None:

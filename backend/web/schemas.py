@@ -379,6 +379,7 @@ REFUSALS = {
     "401": "Wrong or missing credentials.",
     "403": "The request comes from a page of another site, or with the secret of another project.",
     "404": "Unknown project, scan, model or address.",
+    "408": "The body did not arrive completely in time.",
     "413": "The body is too large.",
     "422": "The request is valid but cannot be carried out; `error` explains why.",
     "429": "Too many wrong passwords came from this address; `Retry-After` says when the next is compared.",

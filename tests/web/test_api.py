@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
@@ -475,6 +476,36 @@ def test_a_body_that_is_too_large_is_refused_while_it_arrives(edge: Edge, monkey
     response = edge.http.post("/predict", content=parts())
     assert "content-length" not in response.request.headers
     assert refused(response, 413) == "The request is larger than 1 MiB."
+
+
+@pytest.mark.parametrize("then", [{"type": "http.disconnect"}, None], ids=["gone", "silent"])
+@pytest.mark.parametrize("path", ["/predict", "/webhook", "/api/projects/4/retry"])
+def test_a_body_that_stops_halfway_is_answered_and_is_no_failure(
+    path: str,
+    then: dict[str, str] | None,
+    edge: Edge,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.2)
+    arriving = [{"type": "http.request", "body": b'{"project": ', "more_body": True}, *([then] if then else [])]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if not arriving:
+            await asyncio.sleep(60)
+        return arriving.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"host", b"testserver")]
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+    scope |= {"headers": headers, "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 9090), "scheme": "http"}
+    asyncio.run(edge.http.app(scope, receive, send))  # type: ignore[arg-type]
+    assert [message["status"] for message in sent if message["type"] == "http.response.start"] in ([408], [])
+    assert sent or then  # nobody is left to read the answer
+    assert "unexpected failure" not in caplog.text
 
 
 def test_an_unexpected_failure_reveals_no_internals(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
