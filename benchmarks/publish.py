@@ -70,7 +70,8 @@ class Pool:
         store.add_project(self.project)
         self.studio.connect_backend(self.project, self.backend)
         store.set_project(self.project, extra_params=EXTRA_PARAMS, backend_url=self.backend)
-        self.reconciler.observer.observe(self.project)
+        while self.reconciler.observer.observe(self.project).listed_to is not None:
+            self.reconciler.observer.list_more(self.project)
         self.digests = {
             s["task"]: hashlib.sha256(f"{self.project}/{s['task']}".encode()).hexdigest()[:32]
             for s in store.scans(self.project)

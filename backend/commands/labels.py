@@ -14,11 +14,10 @@ Old = Annotated[str, typer.Argument(help="The label's former name, as annotation
 
 def labels_list(project: ProjectId, data_dir: DataDir = None) -> None:
     """List the labels of a project, with those that the config lost."""
-    from backend.records.backup import known_project
     from backend.web.status import describe
 
     store = open_records(data_dir, reading=True)
-    known_project(store, project)
+    store.known_project(project)
     found = describe(store, project) or {}
     table = Table("label", "state")
     for label in found["labels"]:
@@ -47,11 +46,10 @@ def labels_retire(old: Old, project: ProjectId, data_dir: DataDir = None) -> Non
 
 def _answer(project: int, data_dir: DataDir, old: str, new: str) -> None:
     from backend.loop import audit
-    from backend.records.backup import known_project
     from backend.workers.worker import Queue
 
     settings, store = settings_from_env(data_dir=data_dir), open_records(data_dir)
-    known_project(store, project)
+    store.known_project(project)
     audit.rename_labels(store, project, "command line", {old: new})
     Queue(settings).request(project)
     say(f"{old!r} is {f'now called {new!r}' if new else 'no longer used'} in project {project}.")

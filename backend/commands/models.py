@@ -15,10 +15,8 @@ from backend.web import status as project_status
 
 def models_list(project: ProjectId, as_json: AsJson = False, data_dir: DataDir = None) -> None:
     """List the trained models of a project."""
-    from backend.records.backup import known_project
-
     store = open_records(data_dir, reading=True)
-    known_project(store, project)
+    store.known_project(project)
     found = project_status.model_list(store, project)
     if as_json:
         typer.echo(json.dumps({"models": found}, indent=1))
@@ -45,11 +43,10 @@ def models_activate(
 ) -> None:
     """Activate an earlier model. The worker publishes a new round with its masks."""
     from backend.loop import audit
-    from backend.records.backup import known_project
     from backend.workers.worker import Queue
 
     settings, store = settings_from_env(data_dir=data_dir), open_records(data_dir)
-    known_project(store, project)
+    store.known_project(project)
     audit.activate(store, project, "command line", version)
     Queue(settings).request(project)
     console.print(f"{version} is now active for project {project}. The worker publishes a new round.")

@@ -11,7 +11,7 @@ from backend.label_studio.listing import ProjectPage
 from backend.label_studio.studio import Studio
 from backend.loop.connection import addresses, our_backends
 from backend.loop.context import LoopContext
-from backend.records.backup import held, known_project
+from backend.records.backup import held
 from backend.records.backup_format import Say
 from backend.records.forgetting import forget_project
 from backend.records.store import Store
@@ -56,7 +56,7 @@ def disconnect(
 
     Raises BadSetting for an unknown project, ProjectBusy, and ProjectGone for a deleted one unless it is forgotten.
     """
-    known_project(store, project)
+    store.known_project(project)
     with held(store, project, wait, say):
         try:
             for done in _left(studio, store, settings, project):
@@ -85,7 +85,7 @@ def _left(studio: Studio, store: Store, settings: Settings, project: int) -> lis
     done = []
     studio.project(project)  # raises ProjectGone; the requests below answer 404 without saying what is missing
     ours, _ = our_backends(studio, store, settings, project)
-    row = known_project(store, project)
+    row = store.known_project(project)
     for backend in ours:  # first: from here on, no worker writes to the project
         studio.remove_backend(backend["id"])
     if ours:

@@ -57,7 +57,7 @@ def backup(
     Raises BadSetting for an unknown project or an existing file; ProjectBusy if the wait was too short; StorageFull
     if there is no space for the file.
     """
-    known_project(store, project)
+    store.known_project(project)
     if file.is_dir() or (file.exists() and not force):
         raise BadSetting(f"{file} already exists. Use another name, or --force to overwrite a file.")
     if file.exists() and not file.is_file():
@@ -83,14 +83,6 @@ def backup(
                 ) from error
             raise BadSetting(f"{file} cannot be written: {error.strerror}.") from error
     return made
-
-
-def known_project(store: Store, project: int) -> Any:
-    row = store.project(project)
-    if row is None:
-        there = ", ".join(map(str, store.projects())) or "none"
-        raise BadSetting(f"Project {project} is not known here; available: {there}.")
-    return row
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 from sqlalchemy import delete, select
 
 from backend.records.attempts import forgotten
-from backend.records.backup import known_project
 from backend.records.backup_format import FLEETING, NAMING, OWN
 from backend.records.maps import map_name
 from backend.records.store import Store
@@ -17,7 +16,7 @@ def forget_project(store: Store, project: int) -> None:
 
     The caller holds the project's lock. Cached pixels and predicted masks expire later (`retention`).
     """
-    row = known_project(store, project)
+    row = store.known_project(project)
     with store.settled() as connection:
         named = {}
         for column in NAMING:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import select, update
 
-from backend.errors import StorageFull, StoreUnavailable
+from backend.errors import BadSetting, StorageFull, StoreUnavailable
 from backend.records.attempts import forgotten_steps
 from backend.records.database import Database, Row
 from backend.records.tables import project_table
@@ -33,6 +33,14 @@ class ProjectRecords(Database):
     def project(self, project: int) -> Row | None:
         rows = self.rows(select(project_table).where(project_table.c.id == project))
         return rows[0] if rows else None
+
+    def known_project(self, project: int) -> Row:
+        """The record of a project. Raises BadSetting, with the projects that there are."""
+        row = self.project(project)
+        if row is None:
+            there = ", ".join(map(str, self.projects())) or "none"
+            raise BadSetting(f"Project {project} is not known here; available: {there}.")
+        return row
 
     def secrets(self) -> dict[int, str]:
         """The webhook secrets of all projects."""
