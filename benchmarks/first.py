@@ -54,8 +54,11 @@ class NewStudio(StillStudio):
         rows = [row for row in map(self.row, range(1, self.count + 1)) if row.updated_at > since]
         return rows if len(rows) <= most else None
 
-    def span(self, project: int) -> tuple[int, int, str]:
-        return 1, self.count, imported_at(self.count)
+    def tasks_on_page(self, project: int, page: int, size: int) -> list[TaskRow]:
+        return self.tasks_after(project, (page - 1) * size, size)[0]
+
+    def newest_change(self, project: int) -> str:
+        return imported_at(self.count)
 
     def served(self) -> bool:
         return self.version == self.until

@@ -190,12 +190,13 @@ class Listing(Client):
         items: Sequence[Any] = (),
         size: int | None = None,
         order: str = "tasks:id",
+        page: int = 1,
         **more: Any,
     ) -> Iterator[Any]:
         """The answers with the tasks that match, by ascending id, which `include` must contain.
 
         Each request asks for ids above the last one. With page numbers, a task that is deleted meanwhile would move
-        another one onto a page that was already read. With another `order`, only the first answer is of use.
+        another one onto a page that was already read. With another `order` or `page`, only the first answer is of use.
         """
         last = 0
         while True:
@@ -203,7 +204,7 @@ class Listing(Client):
             found = {"filters": {"conjunction": "and", "items": [*items, *above]}} if items or above else {}
             params = {
                 "project": project,
-                "page": 1,
+                "page": page,
                 "page_size": size or PAGE,
                 "include": include,
                 "query": json.dumps({**found, "ordering": [order]}),
@@ -244,14 +245,14 @@ class Listing(Client):
         answer = next(self._pages(project, TASK_FIELDS, items, count))
         return [_task_row(row) for row in answer["tasks"]], 0 < len(answer["tasks"]) < answer["total"]
 
-    def span(self, project: int) -> tuple[int, int, str]:
-        """The lowest and the highest task id, and the newest `updated_at`; (0, 0, "") without tasks."""
-        orders = ("tasks:id", "-tasks:id", "-tasks:updated_at")
-        ends = [next(self._pages(project, "id,updated_at", (), 1, order))["tasks"] for order in orders]
-        if not all(ends):
-            return 0, 0, ""
-        (first,), (last,), (newest,) = ends
-        return int(first["id"]), int(last["id"]), str(newest["updated_at"])
+    def tasks_on_page(self, project: int, page: int, size: int) -> list[TaskRow]:
+        """The tasks of one page of the listing by id, from 1 up to the one with the last task."""
+        return [_task_row(row) for row in next(self._pages(project, TASK_FIELDS, (), size, page=page))["tasks"]]
+
+    def newest_change(self, project: int) -> str:
+        """The newest `updated_at` of all tasks; "" without tasks."""
+        rows = next(self._pages(project, "id,updated_at", (), 1, "-tasks:updated_at"))["tasks"]
+        return str(rows[0]["updated_at"]) if rows else ""
 
     def present(self, project: int, tasks: Sequence[int]) -> set[int]:
         """Those of `tasks` that exist."""

@@ -30,7 +30,7 @@ FULL_EVERY = 900.0  # seconds between full listings, as a cursor is only as reli
 FULL_SHARE = 20  # and at least so many times as long as one takes
 FULL_AGAIN = 30.0  # minimum seconds between full listings when the counts differ
 AGAIN_SHARE = 2  # and at least so many times as long as one takes
-WINDOWS = 48  # parts of a new large project that are listed first
+PLACES = 48  # of a new large project, whose tasks are listed first
 STRATUM_LENGTH = 200  # maximum number of characters of a stratum
 DATA_FIELDS = tuple(f.name for f in fields(TaskData))
 LISTED_FIELDS = ("updated_at", "annotated", "skipped", "image", "stratum", *DATA_FIELDS)  # recorded from a listing
@@ -156,8 +156,8 @@ class TaskListing:
         """Record a random part of a new large project, and begin to list all of it. Returns the new cursor."""
         studio, store = self._context.studio, self._context.store
         self._sweeps[project] = Sweep()
-        lowest, highest, newest = studio.span(project)
-        rows = random_part(studio, project, lowest, highest, max(2 * SMALL_POOL, 2 * first))
+        newest = studio.newest_change(project)
+        rows = random_part(studio, project, studio.task_count(project), max(2 * SMALL_POOL, 2 * first))
         store.set_project(project, stratify_by=stratify_by, task_data_version=TASK_DATA_VERSION)
         store.put_tasks(project, _changed(rows, {}, project, value, stratify_by), newest)
         return newest
@@ -167,7 +167,7 @@ class TaskListing:
         studio, store = self._context.studio, self._context.store
         rows = studio.changed_tasks(project, self._since(project, row), most)
         if rows is None:
-            _, _, cursor = studio.span(project)
+            cursor = studio.newest_change(project)
             sweep = self._sweeps.setdefault(project, Sweep())
             sweep.again = sweep.again or (sweep.after > 0 and cursor != row["cursor"])
             rows = []
@@ -255,17 +255,11 @@ def _due(left: Left, full: FullListing, ago: float, in_parts: bool) -> bool:
     return left != full.left and ago > max(FULL_AGAIN, AGAIN_SHARE * full.seconds)
 
 
-def random_part(studio: Studio, project: int, lowest: int, highest: int, least: int) -> list[TaskRow]:
-    """Tasks from random places of a project, about `least` and no fewer than half of it; the same for the same ids."""
-    draw = random.Random(f"{project} {lowest} {highest}")
-    found: dict[int, TaskRow] = {}
-    size = -(-least // WINDOWS)
-    for _ in range(2 * WINDOWS):
-        rows, _ = studio.tasks_after(project, draw.randrange(lowest - 1, highest), size)
-        found |= {r.task: r for r in rows}
-        if len(found) >= least:
-            break
-    return list(found.values())
+def random_part(studio: Studio, project: int, total: int, least: int) -> list[TaskRow]:
+    """At least so many of a project's `total` tasks, in small groups from random places; the same at every call."""
+    size = -(-least // PLACES)
+    pages = random.Random(project).sample(range(1, total // size + 1), min(PLACES, total // size))
+    return [row for page in pages for row in studio.tasks_on_page(project, page, size)]
 
 
 def recorded_value(row: Any) -> str:

@@ -228,7 +228,7 @@ def test_the_counts_of_the_project_match_the_listing(sides: tuple[Any, Any]) -> 
 
 def test_a_listing_in_parts_has_all_tasks_and_the_newest_change(sides: tuple[Any, Any]) -> None:
     ours, theirs = sides
-    assert ours.span(theirs.number) == (0, 0, "")
+    assert ours.newest_change(theirs.number) == ""
     assert ours.tasks_after(theirs.number, 0, 2) == ([], False)
     tasks = sorted(theirs.add_scans([png(i) for i in range(3)]))
     rows, more = ours.tasks_after(theirs.number, 0, 2)
@@ -239,7 +239,8 @@ def test_a_listing_in_parts_has_all_tasks_and_the_newest_change(sides: tuple[Any
     before = max(r.updated_at for r in ours.each_task(theirs.number))
     theirs.annotate(tasks[1], [region()])
     changed = {r.task: r.updated_at for r in ours.each_task(theirs.number)}
-    assert ours.span(theirs.number) == (tasks[0], tasks[2], changed[tasks[1]])
+    assert ours.newest_change(theirs.number) == changed[tasks[1]]
+    assert [[r.task for r in ours.tasks_on_page(theirs.number, page, 2)] for page in (1, 2)] == [tasks[:2], tasks[2:]]
     assert [r.task for r in ours.changed_tasks(theirs.number, before, 1)] == [tasks[1]]
     assert ours.changed_tasks(theirs.number, before, 0) is None
 

@@ -209,11 +209,11 @@ class MemoryStudio:
         rows = [row for row in self.each_task(project) if row.task > task]
         return rows[:count], len(rows) > count
 
-    def span(self, project: int) -> tuple[int, int, str]:
-        if not self._tasks:
-            return 0, 0, ""
-        newest = max((row["updated_at"] for row in self._tasks.values()), key=_moment)
-        return min(self._tasks), max(self._tasks), newest
+    def tasks_on_page(self, project: int, page: int, size: int) -> list[TaskRow]:
+        return list(self.each_task(project))[(page - 1) * size : page * size]
+
+    def newest_change(self, project: int) -> str:
+        return max((row["updated_at"] for row in self._tasks.values()), key=_moment, default="")
 
     def present(self, project: int, tasks: Sequence[int]) -> set[int]:
         return set(tasks) & self._tasks.keys()
