@@ -246,7 +246,8 @@ def print_table(rows: Rows) -> bool:
             limit=GAIN,
             met=over.mean >= GAIN,
             brush=rounded(np.mean(brush)),
-        ),
+        )
+        | {"interval": "95 % by Student's t over seeds"},
         note=f"Three clicks: {over.mean:+.3f} Dice; three strokes of a brush instead: "
         f"{np.mean(brush) - np.mean(before):+.3f}.",
     )
