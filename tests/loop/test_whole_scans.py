@@ -144,9 +144,9 @@ def test_task_data_that_older_versions_did_not_read_is_read_once(world: World) -
     with world.store.write() as connection:
         connection.execute(update(scan_table).values(**blank))  # as after the upgrade
     world.store.set_project(PROJECT, task_data_version=0)
-    listings: list[str] = []
-    tasks = world.studio.tasks
-    world.studio.tasks = lambda project, since="": listings.append(since) or tasks(project, since)  # type: ignore
+    listings: list[int] = []
+    listed = world.studio.tasks_after
+    world.studio.tasks_after = lambda *at: listings.append(at[1]) or listed(*at)  # type: ignore
     tools.reconcile(PROJECT)
     assert places(world) == known
     assert {(s["patient"], s["row_mm"], s["column_mm"]) for s in world.store.scans(PROJECT)} == {
@@ -154,7 +154,7 @@ def test_task_data_that_older_versions_did_not_read_is_read_once(world: World) -
         ("P-1", 3.0, 0.5),
     }
     tools.reconcile(PROJECT)
-    assert [bool(since) for since in listings] == [False, True]
+    assert listings == [0]
     assert world.status()["trouble"] == ""
 
 
