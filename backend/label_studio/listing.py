@@ -222,16 +222,12 @@ class Listing(Client):
         items = query.get("filters", {}).get("items", ())
         return (row for answer in self._pages(project, include, items, **more) for row in answer["tasks"])
 
-    def each_task(self, project: int, since: str = "") -> Iterator[TaskRow]:
-        """Tasks changed after `since` (an `updated_at` from Label Studio), or all tasks, by id.
-
-        One page of the listing is in memory at a time.
-        """
-        query = filters(("updated_at", "greater", "Datetime", since)) if since else {}
-        return map(_task_row, self._task_rows(project, TASK_FIELDS, query))
+    def each_task(self, project: int) -> Iterator[TaskRow]:
+        """All tasks by id, with one page of the listing in memory at a time."""
+        return map(_task_row, self._task_rows(project, TASK_FIELDS, {}))
 
     def changed_tasks(self, project: int, since: str, most: int) -> list[TaskRow] | None:
-        """Tasks changed after `since`; None if there are more than `most`."""
+        """Tasks changed after `since`, an `updated_at` from Label Studio; None if there are more than `most`."""
         rows: list[TaskRow] = []
         for answer in self._pages(project, TASK_FIELDS, _items(("updated_at", "greater", "Datetime", since))):
             if not rows and answer["total"] > most:

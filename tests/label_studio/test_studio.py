@@ -190,7 +190,7 @@ def test_the_listing_contains_exactly_the_changes_after_the_cursor(sides: tuple[
 
     def changed() -> list[tuple[int, bool, bool]]:
         nonlocal cursor
-        rows = list(ours.each_task(theirs.number, cursor))
+        rows = ours.changed_tasks(theirs.number, cursor, 9) if cursor else list(ours.each_task(theirs.number))
         cursor = max([cursor, *(r.updated_at for r in rows)])
         return sorted((r.task, r.annotated, r.skipped) for r in rows)
 

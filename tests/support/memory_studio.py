@@ -193,16 +193,13 @@ class MemoryStudio:
             ignores_skipped=self.ignores_skipped,
         )
 
-    def each_task(self, project: int, since: str = "") -> Iterator[TaskRow]:
-        after = _moment(since) if since else datetime.min.replace(tzinfo=UTC)
+    def each_task(self, project: int) -> Iterator[TaskRow]:
         for task, row in list(self._tasks.items()):
-            if _moment(row["updated_at"]) > after:
-                cancelled = [a["was_cancelled"] for a in self._annotations.values() if a["task"] == task]
-                counts = cancelled.count(False), cancelled.count(True)
-                yield TaskRow(task, row["data"], row["updated_at"], *counts)
+            cancelled = [a["was_cancelled"] for a in self._annotations.values() if a["task"] == task]
+            yield TaskRow(task, row["data"], row["updated_at"], cancelled.count(False), cancelled.count(True))
 
     def changed_tasks(self, project: int, since: str, most: int) -> list[TaskRow] | None:
-        rows = list(self.each_task(project, since))
+        rows = [row for row in self.each_task(project) if _moment(row.updated_at) > _moment(since)]
         return rows if len(rows) <= most else None
 
     def tasks_after(self, project: int, task: int, count: int) -> tuple[list[TaskRow], bool]:
