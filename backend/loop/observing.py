@@ -51,6 +51,9 @@ class Observer:
         renames = self._renames(project, row, config)
         store.put_renames(project, renames, instead_of=row["label_renames"])
         stratify_by = settings.stratify_by if settings.moments[0] == "stratified" else ""
+        if not row["cursor"] and row["config"] != config.to_json():
+            # before its first tasks, so that after a kill these are known to be read with it
+            store.set_project(project, config=config.to_json())
         first = None if settings.unit == "scan" else first_scans(settings)
         listed = self._listing.update(project, row, page, config.image_value, stratify_by, first=first)
         store.set_project(project, title=page.title, config=config.to_json(), overlap=page.maximum_annotations)
