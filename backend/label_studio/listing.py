@@ -200,7 +200,7 @@ class Listing(Client):
         """
         last = 0
         while True:
-            above = [item for item in filters(("id", "greater", "Number", last))["filters"]["items"] if last]
+            above = _items(("id", "greater", "Number", last)) if last else ()
             found = {"filters": {"conjunction": "and", "items": [*items, *above]}} if items or above else {}
             params = {
                 "project": project,

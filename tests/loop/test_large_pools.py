@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fuse import Fuse, with_fuse
+from fuse import Fuse, check_kills, with_fuse
 from world import COLD, PROJECT, World
 
 from backend.facts import Counts, Stage
@@ -126,18 +124,7 @@ def test_a_kill_at_any_write_leads_to_the_same_end_state(first: int, tmp_path: P
         with_fuse(world, fuse)
         return world
 
-    fuse = Fuse()
-    end = scenario(tmp_path / "data", fuse).end_state()
-    counts = Counter((version, task) for version, task, _, _ in end["predictions"])
-    assert set(counts.values()) == {1}
-    assert fuse.names.count("extend_round") >= 2
-    shutil.rmtree(tmp_path / "data")
-    for at in range(first, len(fuse.names) + 1, 19):
-        killed = Fuse(at)
-        found = scenario(tmp_path / "data", killed).end_state()
-        for part, value in end.items():
-            assert found[part] == value, f"{part}, killed at write {at}, {fuse.names[at - 1]}"
-        shutil.rmtree(tmp_path / "data")
+    assert check_kills(tmp_path / "data", scenario, first, 19).count("extend_round") >= 2
 
 
 def test_what_is_published_at_first_suits_the_annotators_and_never_shrinks() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +72,22 @@ class Fused:
         if name not in self._writes:
             return found
         return lambda *args, **kwargs: self._fuse.write(name, found, args, kwargs)
+
+
+def check_kills(folder: Path, scenario: Callable[[Path, Fuse], World], first: int, every: int) -> list[str]:
+    """Kill the scenario at write `first` and every so many later ones; its end state must not depend on that.
+
+    Returns the names of the writes of an undisturbed run, whose predictions are checked not to be doubled.
+    """
+    fuse = Fuse()
+    end = scenario(folder, fuse).end_state()
+    assert set(Counter((version, task) for version, task, _, _ in end["predictions"]).values()) == {1}
+    for at in range(first, len(fuse.names) + 1, every):
+        shutil.rmtree(folder)
+        found = scenario(folder, Fuse(at)).end_state()
+        for part, value in end.items():
+            assert found[part] == value, f"{part}, killed at write {at}, {fuse.names[at - 1]}"
+    return fuse.names
 
 
 def with_fuse(world: World, fuse: Fuse) -> None:
