@@ -58,18 +58,8 @@ class Observer:
         listed = self._listing.update(project, row, page, config.image_value, stratify_by, first=first)
         store.set_project(project, title=page.title, config=config.to_json(), overlap=page.maximum_annotations)
 
-        current = store.annotated(project)
         read, key = store.labels(project), config.reading_key(renames)
-
-        @cache
-        def unknown(known: str) -> tuple[int, ...]:
-            return tuple(sorted(unknown_classes(known, config.labels, renames)))
-
-        labels = tuple(
-            Label(r["task"], r["key"], r["problem"], r["annotation"], r["mask"], unknown(r["known"]))
-            for r in read
-            if current.get(r["task"]) == r["read_at"] and r["config"] == key
-        )
+        labels = self._labels(project, read, config, renames)
         outdated = frozenset(r["task"] for r in read if r["config"] != key)
         people = annotators((r["annotation"], r["completed_by"]) for r in read)
         scans, counts = self._attention.look(project, row, settings, people)
@@ -101,6 +91,20 @@ class Observer:
     def list_more(self, project: int) -> None:
         """Go on with the listing of all tasks that is under way."""
         self._listing.advance(project)
+
+    def _labels(self, project: int, read: Any, config: LabelConfig, renames: Renames) -> tuple[Label, ...]:
+        """The labels read with this config from annotations that have not changed since."""
+        current, key = self._context.store.annotated(project), config.reading_key(renames)
+
+        @cache
+        def unknown(known: str) -> tuple[int, ...]:
+            return tuple(sorted(unknown_classes(known, config.labels, renames)))
+
+        return tuple(
+            Label(r["task"], r["key"], r["problem"], r["annotation"], r["mask"], unknown(r["known"]))
+            for r in read
+            if current.get(r["task"]) == r["read_at"] and r["config"] == key
+        )
 
     def _renames(self, project: int, row: Any, config: LabelConfig) -> Renames:
         """What is known of the config's labels, with those of today."""
