@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -26,13 +26,25 @@ CONTRAST = 2.0  # cost of a change by one standard deviation of the picture
 LENGTH = 4.0  # cost of a path along the longer side of a picture without contrast
 BAND = 0.8  # width of the undecided band around an outline, in half widths of that part of the mask
 REACH = 3.0  # a click changes a mask up to so many times its own distance from the outline
-WRONG = (0.5, 2.0)  # a click this far from the outline, in half widths of the mask, says that all of it is wrong
+WRONG = (0.5, 2.0)  # an error this wide, in half widths of the mask, says that all of it is wrong
+NARROW = 3.0  # pixels: an error less wide shows nothing about the rest of a mask, as clicks are not more exact
 SOME = 20  # places on a stroke that may contradict the mask
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 Mask = NDArray[np.bool_]
 Point = tuple[float, float]  # (row, column) in pixels of the scan
-Contradiction = tuple[tuple[int, int], float, float]  # place; its distance from the outline; the mask's half width
+
+
+class Contradiction(NamedTuple):
+    """A place that was clicked, or is on a stroke, and that the mask shows otherwise.
+
+    distance  from the outline, in pixels
+    error     width of the error that it shows, in half widths of the mask
+    """
+
+    at: tuple[int, int]
+    distance: float
+    error: float
 
 
 @dataclass
@@ -119,15 +131,16 @@ class Geodesic:
             return whole
         near = np.zeros_like(current)
         changed = whole != current
-        for at, distance, _ in found:
-            if changed[at]:
-                near |= _part_around(changed, at, max(3.0, REACH * distance))
+        for one in found:
+            if changed[one.at]:
+                near |= _part_around(changed, one.at, max(3.0, REACH * one.distance))
         return np.where(near, whole, current)
 
     def wrong(self, current: Mask, seeds: Seeds) -> bool:
         """Whether a click or stroke shows that this mask, which is not empty, is wrong as a whole.
 
-        It does where it contradicts the mask far from its outline; farther, it is about another finding.
+        It does where it contradicts the mask far from its outline; farther, it is about another finding. A click near
+        an earlier one refines what that one changed, and says no more about the mask than that one.
         """
         return _any_far(self._contradictions(current, seeds))
 
@@ -139,9 +152,14 @@ class Geodesic:
             (seeds.inside, seeds.drawn_in, height),
             (seeds.outside, seeds.drawn_out, depth),
         ):
-            places = [(self._place(row, self.height), self._place(column, self.width)) for row, column in points]
-            for at in [*places, *(place for stroke in strokes for place in _some_of(stroke))]:
-                yield at, float(distance[at]), half_width
+            earlier: list[Contradiction] = []
+            clicks = [[(self._place(row, self.height), self._place(column, self.width))] for row, column in points]
+            for prompt in [*clicks, *map(_some_of, strokes)]:
+                found = [
+                    _contradiction(at, float(distance[at]), half_width, earlier) for at in prompt if distance[at] > 0
+                ]
+                earlier += found
+                yield from found
 
     def within_boxes(self, whole: Mask, seeds: Seeds) -> Mask:
         """`whole` without what is outside the boxes, but with clicks and strokes there; `whole` without boxes."""
@@ -215,8 +233,15 @@ def _graph(picture: NDArray[np.float32]) -> csr_matrix:
     return csr_matrix((np.concatenate([cost, cost]), both), shape=(number.size, number.size))
 
 
+def _contradiction(
+    at: tuple[int, int], distance: float, half_width: float, earlier: Iterable[Contradiction]
+) -> Contradiction:
+    near = (one.error for one in earlier if np.hypot(at[0] - one.at[0], at[1] - one.at[1]) <= REACH * one.distance)
+    return Contradiction(at, distance, next(near, distance / half_width))
+
+
 def _any_far(found: Iterable[Contradiction]) -> bool:
-    return any(WRONG[0] <= distance / half_width < WRONG[1] for _, distance, half_width in found)
+    return any(one.distance >= NARROW and WRONG[0] <= one.error < WRONG[1] for one in found)
 
 
 def _part_around(mask: Mask, at: tuple[int, int], reach: float) -> Mask:
@@ -249,8 +274,11 @@ def _core(mask: Mask, inside: Sequence[tuple[int, int]], outside: Sequence[tuple
     within = depth >= np.minimum(band, 0.999 * half)[part]
     without = height >= band[part_of[nearest]]
     down, across = np.mgrid[: mask.shape[0], : mask.shape[1]]
-    for clicks, kept, distance in ((inside, without, height), (outside, within, depth)):
+    kept_in, kept_out = np.ones(mask.shape, bool), np.ones(mask.shape, bool)
+    for clicks, kept, distance in ((inside, kept_out, height), (outside, kept_in, depth)):
         for row, column in clicks:
             if distance[row, column] > 0:  # on the other side
                 kept &= np.hypot(down - row, across - column) > distance[row, column] + 2
-    return within & mask, without & ~mask
+    if not inside and not (within & kept_in).any():  # clicks outside alone take no mask away as a whole
+        within = depth >= 0.999 * (depth * kept_in).max()
+    return within & kept_in & mask, without & kept_out & ~mask

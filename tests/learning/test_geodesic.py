@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from backend.formats.pixels import letterbox
-from backend.learning.clicks import next_click
+from backend.learning.click_network import clicked
 from backend.learning.geodesic import Geodesic, Seeds
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -34,6 +37,37 @@ def discs(
 
 def dice(one: Mask, other: Mask) -> float:
     return float(2 * (one & other).sum() / (one.sum() + other.sum()))
+
+
+def lesions() -> Iterator[tuple[NDArray[np.uint8], Mask]]:
+    """Some breast ultrasound scans and their true masks."""
+    root = DATA / "busi_ultrasound"
+    for file in sorted((root / "masks").glob("*.png"))[:300:12]:
+        truth = np.asarray(cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)) > 0
+        if truth.any():
+            picture = cv2.imread(str(next((root / "images").glob(f"{file.stem}.*"))), cv2.IMREAD_GRAYSCALE)
+            assert picture is not None
+            yield np.asarray(picture, np.uint8), np.asarray(truth)
+
+
+def hippocampi() -> Iterator[tuple[NDArray[np.uint8], Mask]]:
+    """The slices of two MR volumes, of 35 x 51 pixels or so, and their true masks, of 15 to some hundred pixels."""
+    for file in sorted((DATA / "msd_hippocampus" / "images").glob("*.nii.gz"))[:2]:
+        loaded: list[Any] = [nib.load(one) for one in (file, file.parents[1] / "masks" / file.name)]
+        volume, masks = (np.asarray(one.dataobj) for one in loaded)
+        picture = (255 * np.clip(volume / np.percentile(volume, 99.5), 0, 1)).astype(np.uint8)
+        for z in range(masks.shape[2]):
+            if (masks[:, :, z] > 0).sum() >= 15:
+                yield np.ascontiguousarray(picture[:, :, z]), np.ascontiguousarray(masks[:, :, z] > 0)
+
+
+def bitten(truth: Mask, number: int) -> tuple[Mask, Mask]:
+    """The true mask with a bite or a bump somewhere on its outline, of a third of its width, and the disc of that."""
+    edge = np.argwhere(truth & ~cv2.erode(truth.astype(np.uint8), np.ones((3, 3))).astype(bool))
+    row, column = edge[np.random.default_rng(number).integers(len(edge))]
+    radius = max(2, round(0.35 * float(np.sqrt(truth.sum() / np.pi))))
+    disc = cv2.circle(np.zeros(truth.shape, np.uint8), (int(column), int(row)), radius, 1, -1) > 0
+    return truth & ~disc if number % 2 else truth | disc, disc
 
 
 def paths(picture: NDArray[np.uint8], side: int = 256) -> Geodesic:
@@ -93,31 +127,35 @@ def test_a_click_on_one_of_two_findings_leaves_the_smaller_one() -> None:
 
 def test_a_click_changes_a_good_mask_where_it_was_clicked_and_nowhere_else() -> None:
     """Real scans: the true mask, with a bite or a bump of a third of its width."""
-    root = DATA / "busi_ultrasound"
     before, after, far = [], [], []
-    for number, file in enumerate(sorted((root / "masks").glob("*.png"))[:300:12]):
-        truth = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) > 0
-        picture = cv2.imread(str(next((root / "images").glob(f"{file.stem}.*"))), cv2.IMREAD_GRAYSCALE)
-        if not truth.any():
-            continue
-        edge = np.argwhere(truth & ~cv2.erode(truth.astype(np.uint8), np.ones((3, 3))).astype(bool))
-        row, column = edge[np.random.default_rng(number).integers(len(edge))]
-        radius = max(2, round(0.35 * float(np.sqrt(truth.sum() / np.pi))))
-        disc = cv2.circle(np.zeros(truth.shape, np.uint8), (int(column), int(row)), radius, 1, -1) > 0
-        current = truth & ~disc if number % 2 else truth | disc
-        click = next_click(current, truth)
-        assert click is not None
-        seeds = Seeds(current=current)
-        (seeds.inside if click[0] else seeds.outside).append(click[1])
-        found = paths(picture).mask(seeds)
+    for number, (picture, truth) in enumerate(lesions()):
+        current, disc = bitten(truth, number)
+        found = clicked(paths(picture).mask, truth, 1, current)[-1]
         before.append(dice(current, truth))
         after.append(dice(found, truth))
-        away = cv2.dilate(disc.astype(np.uint8), np.ones((2 * radius + 1,) * 2)) == 0
+        away = cv2.dilate(disc.astype(np.uint8), np.ones((2 * round(np.sqrt(disc.sum() / np.pi)) + 1,) * 2)) == 0
         far.append(int((found != current)[away].sum()))
     assert len(after) > 15
     assert np.mean(after) > np.mean(before)
     assert np.mean(np.array(after) > np.array(before) - 0.005) > 0.9
     assert np.median(far) == 0
+
+
+@pytest.mark.parametrize("scans", [lesions, hippocampi])
+def test_more_clicks_do_not_make_a_good_mask_worse(
+    scans: Callable[[], Iterator[tuple[NDArray[np.uint8], Mask]]],
+) -> None:
+    """Real scans: later clicks refine what the first one changed, also where the whole mask is a few pixels wide."""
+    curves = []
+    for number, (picture, truth) in enumerate(scans()):
+        masks = clicked(paths(picture).mask, truth, 5, bitten(truth, number)[0])
+        curves.append([dice(mask, truth) for mask in masks])
+    first, *_, third, _, last = zip(*curves, strict=True)
+    assert len(first) > 15
+    assert np.all(np.diff(np.mean(curves, axis=0)) > -0.005)
+    assert np.mean(third) > np.mean(first) + 0.01
+    assert np.mean(np.array(last) < np.array(first) - 0.01) < 0.1
+    assert np.min(curves) > 0.3  # no mask is taken away as a whole
 
 
 def test_a_click_on_another_finding_leaves_the_first_as_it_was_drawn() -> None:
@@ -150,25 +188,12 @@ def test_every_click_counts(
 
 def test_three_clicks_draw_breast_lesions_of_which_the_first_mask_had_missed_a_half() -> None:
     """Real scans: the mask so far is the true one, shifted by half of its width."""
-    root = DATA / "busi_ultrasound"
     before, after = [], []
-    for file in sorted((root / "masks").glob("*.png"))[:300:12]:
-        truth = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) > 0
-        picture = cv2.imread(str(next((root / "images").glob(f"{file.stem}.*"))), cv2.IMREAD_GRAYSCALE)
-        if not truth.any():
-            continue
+    for picture, truth in lesions():
         columns = np.flatnonzero(truth.any(axis=0))
         current = np.roll(truth, (columns[-1] - columns[0]) // 2, axis=1)
-        seeds, mask, ready = Seeds(current=current), current, paths(picture)
-        before.append(dice(mask, truth))
-        for _ in range(3):
-            missed, false = (cv2.distanceTransform(np.pad(m.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
-                             for m in (truth & ~mask, mask & ~truth))  # fmt: skip
-            worst = missed if missed.max() >= false.max() else false
-            row, column = np.unravel_index(worst.argmax(), worst.shape)
-            (seeds.inside if worst is missed else seeds.outside).append((float(row), float(column)))
-            mask = ready.mask(seeds)
-        after.append(dice(mask, truth))
+        before.append(dice(current, truth))
+        after.append(dice(clicked(paths(picture).mask, truth, 3, current)[-1], truth))
     assert len(after) >= 15
     assert np.mean(after) > np.mean(before) + 0.15
     assert np.mean(after) > 0.75
