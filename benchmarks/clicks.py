@@ -113,7 +113,7 @@ def corrected(ask: Ask | None, truth: Mask, start: Mask | None) -> list[float]:
     for _ in range(max(CLICKS)):
         if (click := next_click(mask, truth)) is not None:
             inside, at = click
-            (seeds.inside if inside else seeds.outside).append(at)
+            seeds.click(at, inside=inside)
             mask = ask(seeds) if ask is not None else _stroke(mask, truth, inside, at)
         found.append(dice(mask, truth))
     return found

@@ -57,7 +57,7 @@ def prompts(
         positive = region["is_positive"] is not False if "is_positive" in region else _id(region) not in negative
         if kind == "keypoint":
             if (point := _point(value, height, width)) is not None:
-                (seeds.inside if positive else seeds.outside).append(point)
+                seeds.click(point, inside=positive)
         elif (mask := _mask(kind, value, height, width)) is None or not mask.any():
             continue
         elif kind not in SHAPES:

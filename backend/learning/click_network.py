@@ -147,14 +147,17 @@ class ClickTool:
     def mask(self, seeds: Seeds) -> Mask:
         """(H, W): the finding. Every click inside is in it, and every click outside is not.
 
-        The network draws from blank, and where a click shows that a mask is wrong as a whole. It would replace a good
-        mask by its own, so the paths correct those. They also answer boxes and strokes, which it has not learnt.
+        The network draws from blank, and the parts of a mask that a click shows to be wrong as a whole. It would
+        replace a good mask by its own, so the paths correct those. They also answer boxes and strokes, which it has not
+        learnt.
         """
         if not seeds.inside + seeds.outside or seeds.boxes or seeds.drawn_in or seeds.drawn_out:
             return self._paths.mask(seeds)
         if seeds.current is None or not seeds.current.any():
             return self.drawn(seeds) if seeds.inside else self._paths.mask(seeds)
-        return self.drawn(seeds) if self._paths.wrong(seeds.current, seeds) else self._paths.mask(seeds)
+        if not self._paths.wrong(seeds.current, seeds):
+            return self._paths.mask(seeds)
+        return self._paths.near_prompts(self.drawn(seeds), seeds.current, seeds)
 
     def drawn(self, seeds: Seeds) -> Mask:
         """`mask` by the network, from clicks, also where there is a mask already."""
@@ -358,7 +361,7 @@ def clicked(ask: Callable[[Seeds], Mask], truth: Mask, count: int, start: Mask |
     found = [mask]
     for _ in range(count):
         if (click := next_click(mask, truth)) is not None:
-            (seeds.inside if click[0] else seeds.outside).append(click[1])
+            seeds.click(click[1], inside=click[0])
             mask = ask(seeds)
         found.append(mask)
     return found

@@ -8,9 +8,10 @@ these clicks only.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -28,6 +29,8 @@ BAND = 0.8  # width of the undecided band around an outline, in half widths of t
 REACH = 3.0  # a click changes a mask up to so many times its own distance from the outline
 WRONG = (0.5, 2.0)  # an error this wide, in half widths of the mask, says that all of it is wrong
 NARROW = 3.0  # pixels: an error less wide shows nothing about the rest of a mask, as clicks are not more exact
+MAIN = 0.5  # a part of a mask at least so large, compared with the largest one, is a main one
+REPLAYED = 10  # clicks from blank that are taken one after the other; those before them are taken together
 SOME = 20  # places on a stroke that may contradict the mask
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
@@ -46,12 +49,18 @@ class Contradiction(NamedTuple):
     distance: float
     error: float
 
+    @property
+    def far(self) -> bool:
+        """Whether it shows that all of that part of the mask is wrong."""
+        return self.distance >= NARROW and WRONG[0] <= self.error < WRONG[1]
+
 
 @dataclass
 class Seeds:
     """What people said about one finding, in pixels of the scan (H, W).
 
-    inside, outside          clicks
+    inside, outside          clicks, in the order of time; see `click`
+    sides                    of all clicks in the order of time, whether they are inside
     drawn_in, drawn_out      pixels that a stroke covered
     boxes                    masks of boxes: the finding is inside, and fills them roughly
     current                  the mask so far; None without one
@@ -63,6 +72,18 @@ class Seeds:
     drawn_out: list[Mask] = field(default_factory=list)
     boxes: list[Mask] = field(default_factory=list)
     current: Mask | None = None
+    sides: list[bool] = field(default_factory=list)
+
+    def click(self, at: Point, *, inside: bool) -> None:
+        """Add a click, later than the others."""
+        (self.inside if inside else self.outside).append(at)
+        self.sides.append(inside)
+
+    def clicks(self) -> list[tuple[bool, Point]]:
+        """(whether it is inside, place) in the order of time, as far as it is known."""
+        rest = {True: deque(self.inside), False: deque(self.outside)}
+        found = [(side, rest[side].popleft()) for side in self.sides if rest[side]]
+        return found + [(side, at) for side in (True, False) for at in rest[side]]
 
     @property
     def given(self) -> bool:
@@ -100,49 +121,71 @@ class Geodesic:
     def mask(self, seeds: Seeds, *, everywhere: bool = False) -> Mask:
         """(H, W): the finding. Every click inside is in it, and every click outside is not.
 
-        Far from the clicks, a mask that is there stays as it is, unless they show that it is wrong as a whole. With
-        boxes, nothing outside them is in the finding.
+        Far from the clicks, a mask that is there stays as it is, but for parts that they show to be wrong as a whole.
+        With boxes, nothing outside them is in the finding.
 
         everywhere  its whole outline moves to where the brightness changes
         """
         if not seeds.given:
             return np.zeros((self.height, self.width), bool)
+        current = seeds.current if seeds.current is not None and seeds.current.any() else None
+        if current is None and not (seeds.boxes or seeds.drawn_in or seeds.drawn_out):
+            return self._from_blank(seeds.clicks())
+        whole = self._whole(seeds)
+        if not everywhere and not seeds.boxes and current is not None:
+            whole = self.near_prompts(whole, current, seeds)
+        return self._with_prompts(whole, seeds)
+
+    def _from_blank(self, clicks: Sequence[tuple[bool, Point]]) -> Mask:
+        """A later click changes the answer to the earlier ones around itself: else it might spoil all of it."""
+        found: Mask = np.zeros((self.height, self.width), bool)
+        for count in range(max(1, len(clicks) - REPLAYED), len(clicks) + 1):
+            seeds, last = Seeds(), Seeds()
+            for inside, at in clicks[:count]:
+                seeds.click(at, inside=inside)
+            last.click(clicks[count - 1][1], inside=clicks[count - 1][0])
+            if seeds.given:
+                whole = self._whole(seeds)
+                found = self._with_prompts(self.near_prompts(whole, found, last) if found.any() else whole, seeds)
+        return found
+
+    def _whole(self, seeds: Seeds) -> Mask:
+        """`mask` everywhere, but prompts that the grid is too coarse for."""
         inside, outside = self._sets(seeds)
         to_inside, to_outside = self._cost(inside), self._cost(outside)
         lead = np.asarray((to_outside - to_inside) / np.maximum(to_inside + to_outside, 1e-9), np.float32)
-        whole = np.asarray(cv2.resize(lead, (self.width, self.height), interpolation=cv2.INTER_LINEAR) > 0)
-        if not everywhere and not seeds.boxes and seeds.current is not None and seeds.current.any():
-            whole = self.near_prompts(whole, seeds.current, seeds)
+        return np.asarray(cv2.resize(lead, (self.width, self.height), interpolation=cv2.INTER_LINEAR) > 0)
+
+    def _with_prompts(self, whole: Mask, seeds: Seeds) -> Mask:
         for masks, value in ((seeds.drawn_in, True), (seeds.drawn_out, False)):
             for one in masks:
                 whole[one] = value
-        for points, value in ((seeds.inside, True), (seeds.outside, False)):
-            for row, column in points:
-                whole[self._place(row, self.height), self._place(column, self.width)] = value
+        for value, (row, column) in seeds.clicks():
+            whole[self._place(row, self.height), self._place(column, self.width)] = value
         return whole
 
     def near_prompts(self, whole: Mask, current: Mask, seeds: Seeds) -> Mask:
         """`current` with those changes of `whole` that belong to a click or stroke.
 
-        `whole` itself if they show that `current` is wrong as a whole.
+        Clicks inside add, and clicks outside take away. Where a part of `current` is wrong as a whole, `whole` replaces
+        it; other parts stay.
         """
-        found = list(self._contradictions(current, seeds))
-        if _any_far(found):
-            return whole
         near = np.zeros_like(current)
-        changed = whole != current
-        for one in found:
+        for one in self._contradictions(current, seeds):
+            changed = current & ~whole if current[one.at] else whole & ~current
             if changed[one.at]:
                 near |= _part_around(changed, one.at, max(3.0, REACH * one.distance))
+            if one.far:
+                near |= _wrong_part(whole, current, one.at)
         return np.where(near, whole, current)
 
     def wrong(self, current: Mask, seeds: Seeds) -> bool:
-        """Whether a click or stroke shows that this mask, which is not empty, is wrong as a whole.
+        """Whether a click or stroke shows that a part of this mask, which is not empty, is wrong as a whole.
 
         It does where it contradicts the mask far from its outline; farther, it is about another finding. A click near
         an earlier one refines what that one changed, and says no more about the mask than that one.
         """
-        return _any_far(self._contradictions(current, seeds))
+        return any(one.far for one in self._contradictions(current, seeds))
 
     def _contradictions(self, current: Mask, seeds: Seeds) -> Iterator[Contradiction]:
         depth = cv2.distanceTransform(current.astype(np.uint8), cv2.DIST_L2, 5)
@@ -203,9 +246,9 @@ class Geodesic:
             outside[[0, -1]], outside[:, [0, -1]] = True, True
         for stroke, value in strokes:
             inside[stroke], outside[stroke] = value, not value
-        for points, value in ((within, True), (without, False)):
-            for at in points:
-                inside[at], outside[at] = value, not value
+        for value, point in seeds.clicks():
+            at = self._at(point)
+            inside[at], outside[at] = value, not value
         return inside, outside
 
     def _cost(self, seeds: Mask) -> NDArray[np.float64]:
@@ -240,8 +283,33 @@ def _contradiction(
     return Contradiction(at, distance, next(near, distance / half_width))
 
 
-def _any_far(found: Iterable[Contradiction]) -> bool:
-    return any(one.distance >= NARROW and WRONG[0] <= one.error < WRONG[1] for one in found)
+def _wrong_part(whole: Mask, current: Mask, at: tuple[int, int]) -> Mask:
+    """Where `whole` replaces `current`, as the error at this place shows.
+
+    A click inside says that the parts are wrong that are one with what it adds; a click outside, the part that it is
+    on, or all of them if that is a main one.
+    """
+    count, part = cv2.connectedComponents(current.astype(np.uint8))
+    wrong = np.zeros(count, bool)
+    if current[at]:
+        sizes = np.bincount(part[current], minlength=count)
+        wrong[part[at]] = True
+        wrong |= sizes[part[at]] >= MAIN * sizes.max()
+        return np.asarray(wrong[_nearest(current, part)])
+    _, parts = cv2.connectedComponents(whole.astype(np.uint8))
+    added = whole & (parts == parts[at])
+    wrong[part[added & current]] = True
+    return np.asarray(added | wrong[_nearest(current, part)])
+
+
+def _nearest(mask: Mask, part: Any) -> NDArray[np.int32]:
+    """(H, W): of each pixel, the nearest part of a mask; `part` numbers them from 1."""
+    _, nearest = cv2.distanceTransformWithLabels(
+        (~mask).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP
+    )
+    part_of = np.zeros(int(nearest.max()) + 1, np.int32)
+    part_of[nearest[mask]] = part[mask]
+    return np.asarray(part_of[nearest])
 
 
 def _part_around(mask: Mask, at: tuple[int, int], reach: float) -> Mask:
@@ -264,15 +332,11 @@ def _core(mask: Mask, inside: Sequence[tuple[int, int]], outside: Sequence[tuple
     """
     count, part = cv2.connectedComponents(mask.astype(np.uint8))
     depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
-    height, nearest = cv2.distanceTransformWithLabels(
-        (~mask).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP
-    )
-    part_of = np.zeros(int(nearest.max()) + 1, np.intp)
-    part_of[nearest[mask]] = part[mask]
+    height = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5)
     half = np.maximum(0.1, maximum(depth, part, np.arange(count)))  # width of each part of the mask
     band = np.maximum(2.0, BAND * half)
     within = depth >= np.minimum(band, 0.999 * half)[part]
-    without = height >= band[part_of[nearest]]
+    without = height >= band[_nearest(mask, part)]
     down, across = np.mgrid[: mask.shape[0], : mask.shape[1]]
     kept_in, kept_out = np.ones(mask.shape, bool), np.ones(mask.shape, bool)
     for clicks, kept, distance in ((inside, kept_out, height), (outside, kept_in, depth)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -90,6 +91,25 @@ def test_where_a_click_shows_that_a_mask_is_wrong_as_a_whole_the_network_draws_a
         learnt.append(dice(tool.mask(seeds), truth))
         paths.append(dice(geodesic.mask(seeds), truth))
     assert np.mean(learnt) > np.mean(paths) + 0.1
+
+
+def test_what_the_network_draws_anew_leaves_other_findings(made: Made) -> None:
+    """One lung is drawn. A click in the other one draws that; a click on a false part beside takes that away."""
+    added = []
+    for place in range(LEARNT, LEARNT + TESTED):
+        truth = made.cases[place].mask > 0
+        _, lungs = cv2.connectedComponents(truth.astype(np.uint8))
+        one, other = (lungs == number for number in np.argsort(np.bincount(lungs[truth]))[-2:])
+        inside, at = next_click(one, truth) or (False, (0.0, 0.0))
+        tool, _ = made.tools(place)
+        found = tool.mask(Seeds(inside=[at], current=one))
+        assert inside
+        assert found[one].mean() > 0.95
+        added.append((found & other).sum() / other.sum())
+        corner = np.zeros_like(truth)
+        corner[2:12, 2:12] = True
+        assert np.array_equal(tool.mask(Seeds(outside=[(7.0, 7.0)], current=one | corner)), one & ~corner)
+    assert np.mean(added) > 0.4
 
 
 def test_the_tools_are_compared_on_scans_that_were_not_learnt_from(made: Made) -> None:

@@ -167,6 +167,62 @@ def test_a_click_on_another_finding_leaves_the_first_as_it_was_drawn() -> None:
     assert dice(found[:, 200:], both[:, 200:]) > 0.9
 
 
+def test_a_click_on_a_false_part_leaves_the_finding_beside_it() -> None:
+    """Real scans: the true mask and a disc beside it, a third narrower; the click is outside, in its middle."""
+    kept, left = [], []
+    for picture, truth in [*lesions(), *hippocampi()]:
+        depth, height = (cv2.distanceTransform(m.astype(np.uint8), cv2.DIST_L2, 5) for m in (truth, ~truth))
+        radius = round(0.7 * float(depth.max()))
+        room = cv2.distanceTransform(np.pad(np.ones(truth.shape, np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+        places = np.argwhere((np.abs(height - 1.5 * radius - 2) <= 1) & (room > radius))
+        if not len(places) or radius < 2:
+            continue
+        row, column = places[len(places) // 2]
+        disc = cv2.circle(np.zeros(truth.shape, np.uint8), (int(column), int(row)), radius, 1, -1) > 0
+        found = paths(picture).mask(Seeds(outside=[(row + 0.5, column + 0.5)], current=truth | disc))
+        kept.append(dice(found & ~disc, truth & ~disc))
+        left.append((found & disc).sum() / disc.sum())
+    assert len(kept) > 50
+    assert min(kept) > 0.95
+    assert np.mean(left) < 0.05
+
+
+def test_a_click_on_the_second_of_two_large_findings_leaves_the_first() -> None:
+    """Chest radiographs: one lung is drawn, the click is in the middle of the other."""
+    root, kept, found = DATA / "montgomery_cxr", [], []
+    for file in sorted((root / "masks").glob("*.png"))[:50:5]:
+        truth = np.asarray(cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)) > 0
+        picture = np.asarray(cv2.imread(str(root / "images" / file.name), cv2.IMREAD_GRAYSCALE), np.uint8)
+        _, lungs = cv2.connectedComponents(truth.astype(np.uint8))
+        largest = np.argsort(np.bincount(lungs[truth]))[-2:]
+        for one, other in (largest, largest[::-1]):
+            depth = cv2.distanceTransform((lungs == other).astype(np.uint8), cv2.DIST_L2, 5)
+            row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+            drawn = paths(picture).mask(Seeds(inside=[(float(row), float(column))], current=lungs == one))
+            kept.append(bool(drawn[lungs == one].all()))
+            found.append((drawn & (lungs == other)).sum() / (lungs == other).sum())
+    assert len(kept) == 20
+    assert np.mean(kept) > 0.9
+    assert np.mean(found) > 0.4
+
+
+def test_later_clicks_do_not_spoil_what_earlier_ones_drew() -> None:
+    """Real scans, from blank: each click is in the middle of the largest error."""
+    curves = np.array([[dice(m, truth) for m in clicked(paths(p).mask, truth, 6)[1:]] for p, truth in lesions()])
+    assert np.all(np.diff(curves, axis=1) > -0.1)
+    assert curves[:, -1].mean() > 0.85
+    assert curves[:, -1].min() > 0.6
+
+
+def test_of_two_clicks_in_one_cell_of_the_grid_the_later_one_counts() -> None:
+    picture, truth = discs((2000, 1600), (1000, 800, 500))
+    bitten_off = truth & (np.hypot(*(np.mgrid[:2000, :1600] - np.array([[[1000]], [[400]]]))) > 200)
+    seeds = Seeds(current=bitten_off)
+    seeds.click((1000, 400), inside=False)
+    seeds.click((1000, 404), inside=True)
+    assert paths(picture).mask(seeds).sum() > bitten_off.sum() + 1000
+
+
 points = st.lists(st.tuples(st.floats(0, 59.99), st.floats(0, 89.99)), max_size=5)
 
 
