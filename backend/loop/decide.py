@@ -67,7 +67,11 @@ def waiting_for_labels(seen: Seen, config: LabelConfig) -> Plan | None:
         if names
         else "The label config has changed, and the annotations are read again."
     )
-    return Plan("blocked", reason, (ReadMasks(unread),) if unread else ())
+    return Plan("blocked", reason, (*((ReadMasks(unread),) if unread else ()), *_listing(seen)))
+
+
+def _listing(seen: Seen) -> list[ListTasks]:
+    return [] if seen.listed_to is None else [ListTasks(seen.listed_to)]
 
 
 def next_step(plan: Plan, last: Step | None, refused: frozenset[type[Step]] = frozenset()) -> Step | None:
@@ -75,22 +79,25 @@ def next_step(plan: Plan, last: Step | None, refused: frozenset[type[Step]] = fr
 
     Annotations are not read twice in a row while another step waits, and neither annotations nor the quick model come
     directly after the quick model: with many annotators, labels arrive as fast as they are read, and training would
-    never start.
+    never start. Of the listing of all tasks, a part comes before each training.
     """
     steps = [s for s in plan.steps if type(s) not in refused]
     eager = {ReadMasks: (ReadMasks,), DrawQuickly: (ReadMasks, DrawQuickly)}.get(type(last), ())
+    if isinstance(last, ListTasks) and any(isinstance(s, Train) for s in steps):
+        eager = (ListTasks,)
     patient = [s for s in steps if not isinstance(s, eager)]
     return next(iter(patient or steps), None)
 
 
 def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     counts = seen.counts
-    listing = [] if seen.listed_to is None else [ListTasks(seen.listed_to)]
     if not counts.scans:
-        return Plan("empty", "No scans yet. Import images into the project in Label Studio.", steps=tuple(listing))
+        return Plan(
+            "empty", "No scans yet. Import images into the project in Label Studio.", steps=tuple(_listing(seen))
+        )
     if counts.scans == counts.unreadable:
         reason = f"None of the {counts.scans} scans can be read; see the list of problems."
-        return Plan("blocked", reason, steps=tuple(listing))
+        return Plan("blocked", reason, steps=tuple(_listing(seen)))
     known = {label.task: label for label in seen.labels}
     ready = _ready(seen)
     unread = [s for s in seen.scans if s.stage < Stage.EMBEDDED and not s.problem]
@@ -119,9 +126,9 @@ def _decide(seen: Seen, config: LabelConfig, done: Done) -> Plan:
     publish = publication(latest, seen, done.settings)
     if publish is not None:
         steps.insert(0, publish)
+    steps += _listing(seen)  # a part of it before each training
     if train is not None:
         steps.append(train)
-    steps += listing
     wished = [s for s in unread if s.priority > 0 and not s.annotated]
     if wished:
         steps.insert(0, ReadScans(_next(wished)))

@@ -197,6 +197,9 @@ class Reconciler:
             except StudioRefused as error:
                 if not isinstance(step, Publish | Listen | DrawQuickly) or isinstance(error, ProjectGone):
                     raise
+                if isinstance(step, Publish) and self.observer.forget_deleted(project, step.tasks):
+                    last = live = None
+                    continue
                 troubles.append(str(error))
                 refused.add(type(step))
             self.store.finish(project)

@@ -50,11 +50,18 @@ class Cursor:
 
 @dataclass(frozen=True)
 class FullListing:
-    """The counts that the last full listing could not explain, when it ended (monotonic), and the seconds it took."""
+    """The last full listing.
+
+    left     the counts that it could not explain, nor the one before it
+    at       when it ended (monotonic)
+    seconds  that it took
+    found    the counts that it could not explain; it may have missed what changed meanwhile
+    """
 
     left: Left = (0, 0, 0)
     at: float = float("-inf")
     seconds: float = 0.0
+    found: Left = (0, 0, 0)
 
 
 @dataclass
@@ -115,10 +122,10 @@ class TaskListing:
         if first is not None and in_parts and not row["cursor"] and not store.any_scan(project):
             cursor = self._begin(project, value, stratify_by, first)
         elif same and row["cursor"]:
-            cursor = self._changes(project, row, value, stratify_by, LARGE if in_parts else page.tasks + LARGE)
+            cursor = self._changes(project, row, value, stratify_by, page.tasks + LARGE, in_parts)
         else:  # different data is read from all tasks now
             cursor, in_parts = "", False
-            self._sweeps[project] = Sweep()
+            self._sweeps[project] = Sweep(newest=self._context.studio.newest_change(project))
         full = self._full.get(project, FullListing())
         left = self._left(project, page)
         if left != full.left and project not in self._sweeps:
@@ -162,10 +169,10 @@ class TaskListing:
         store.put_tasks(project, _changed(rows, {}, project, value, stratify_by), newest)
         return newest
 
-    def _changes(self, project: int, row: Any, value: str, stratify_by: str, most: int) -> str:
+    def _changes(self, project: int, row: Any, value: str, stratify_by: str, most: int, in_parts: bool) -> str:
         """Record what changed since the cursor, or begin to list everything if that is too much. Returns the cursor."""
         studio, store = self._context.studio, self._context.store
-        rows = studio.changed_tasks(project, self._since(project, row), most)
+        rows = studio.changed_tasks(project, self._since(project, row), LARGE if in_parts else most)
         if rows is None:
             cursor = studio.newest_change(project)
             sweep = self._sweeps.setdefault(project, Sweep())
@@ -176,7 +183,11 @@ class TaskListing:
         if project in self._sweeps:
             sweep = self._sweeps[project]
             sweep.newest = _newest([sweep.newest, cursor])
-        changed = _changed(rows, self._recorded(project, rows), project, value, stratify_by)
+        recorded = self._recorded(project, rows)
+        if in_parts and (project in self._sweeps or project not in self._full):
+            listed = self._sweeps[project].after if project in self._sweeps else 0
+            rows = [r for r in rows if r.task in recorded or r.task <= listed]  # the listing finds the others
+        changed = _changed(rows, recorded, project, value, stratify_by)
         if changed or cursor != row["cursor"]:
             store.put_tasks(project, changed, cursor)
         return cursor
@@ -193,7 +204,6 @@ class TaskListing:
             there |= studio.present(project, missing)  # only what two listings lack is forgotten, with its priority
             store.forget_tasks(project, sorted(known - there))
         changed = _changed(rows, self._recorded(project, rows), project, value, stratify_by)
-        sweep.newest = _newest([sweep.newest, *(r.updated_at for r in rows)])
         if changed or (last is None and sweep.newest):
             store.put_tasks(project, changed, sweep.newest if last is None else "")
         sweep.seconds += time.monotonic() - began
@@ -201,18 +211,25 @@ class TaskListing:
             sweep.after, sweep.done = last, sweep.done + len(rows)
             self._context.report(project, "listing tasks", sweep.done, max(total, sweep.done), sweep.seconds)
             return
-        left = self._left(project, studio.project(project))
-        self._full[project] = FullListing(left, float("-inf") if sweep.again else time.monotonic(), sweep.seconds)
+        found, before = self._left(project, studio.project(project)), self._full.get(project, FullListing())
+        left = found if found == before.found and not sweep.again else before.left
+        at = float("-inf") if sweep.again else time.monotonic()
+        self._full[project] = FullListing(left, at, sweep.seconds, found)
         del self._sweeps[project]
+
+    def forget_deleted(self, project: int, tasks: Sequence[int]) -> bool:
+        """Forget those of `tasks` that no longer exist. Returns whether any was recorded."""
+        store = self._context.store
+        gone = sorted(set(tasks) - self._context.studio.present(project, tasks))
+        recorded = store.recorded(project, gone, LISTED_FIELDS)
+        store.forget_tasks(project, gone)
+        return bool(recorded)
 
     def _forget_first(self, project: int) -> None:
         """Forget deleted tasks at the beginning of the order; the others are found when all are listed."""
-        studio, store = self._context.studio, self._context.store
-        latest = store.latest_round(project)
+        latest = self._context.store.latest_round(project)
         if latest is not None:
-            first = [*latest["picks"].tasks[: latest["reach"] + WINDOW], *latest["carried"]]
-            gone = set(first) - studio.present(project, first)
-            store.forget_tasks(project, sorted(gone))
+            self.forget_deleted(project, [*latest["picks"].tasks[: latest["reach"] + WINDOW], *latest["carried"]])
 
     def _left(self, project: int, page: ProjectPage) -> Left:
         """The differences of the counts. They stay the same as long as no change is missed, regardless of clocks."""

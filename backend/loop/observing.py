@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -91,6 +91,10 @@ class Observer:
     def list_more(self, project: int) -> None:
         """Go on with the listing of all tasks that is under way."""
         self._listing.advance(project)
+
+    def forget_deleted(self, project: int, tasks: Sequence[int]) -> bool:
+        """Forget those of `tasks` that no longer exist. Returns whether any was recorded."""
+        return self._listing.forget_deleted(project, tasks)
 
     def _labels(self, project: int, read: Any, config: LabelConfig, renames: Renames) -> tuple[Label, ...]:
         """The labels read with this config from annotations that have not changed since."""

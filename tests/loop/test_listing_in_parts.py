@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fuse import Fuse, check_kills, with_fuse
-from world import COLD, PROJECT, World
+from world import COLD, CONFIG, LARGER, PROJECT, World
 
+from backend.errors import StudioRefused
 from backend.facts import version_name
 from backend.loop import decide, listing, publication
 from backend.loop.steps import ListTasks, Train, describe
@@ -201,6 +203,151 @@ def test_deleted_tasks_leave_the_beginning_of_the_order_at_once_and_the_records_
     assert order[0] not in recorded[0]
     assert all_recorded(world)
     assert world.studio.next_task() == order[1]
+
+
+def test_what_is_deleted_behind_the_listing_is_forgotten_and_the_next_round_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "FULL_AGAIN", 0.0)
+    monkeypatch.setattr(listing, "AGAIN_SHARE", 0)
+    world = Watched(tmp_path / "data")
+    tasks = world.add_scans(0, POOL)
+    world.watched().reconcile(PROJECT)
+    kept = set(world.order()[:14])
+    gone: list[int] = []
+
+    def before(step: Any) -> None:
+        if isinstance(step, ListTasks) and step.after >= tasks[-10] and not gone:
+            gone.extend(task for task in tasks[:-8] if task not in kept)
+            world.studio.delete_tasks(gone)
+
+    tools = world.watched(before)  # a new process lists all tasks
+    tools.reconcile(PROJECT)
+    assert gone
+    world.label(COLD)
+    for _ in range(3):
+        tools.reconcile(PROJECT)
+    assert all_recorded(world)
+    assert world.studio.model_version == version_name(1)
+
+
+def test_an_edit_behind_a_listing_in_one_go_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another annotator submits a minute later, ahead of the listing."""
+    world = Watched(tmp_path / "data", retrain="button", unit="scan")
+    tasks = world.add_scans(0, POOL)
+    world.watched().reconcile(PROJECT)
+    world.submit(tasks[0])
+    world.watched().reconcile(PROJECT)
+    listed, asked = world.studio.tasks_after, 0
+
+    def slow(*request: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        found = listed(*request)
+        if asked == 2:
+            world.studio.edit(world.annotations[tasks[0]], [])
+        if asked == 8:
+            world.studio._now += timedelta(seconds=60)
+            world.submit(tasks[-1])
+        return found
+
+    monkeypatch.setattr(world.studio, "tasks_after", slow)
+    tools = world.watched()  # a new process lists all tasks
+    for _ in range(2):
+        tools.reconcile(PROJECT)
+    assert asked > 8
+    edited = world.studio._annotations[world.annotations[tasks[0]]]
+    read = {r["task"]: r["key"] for r in world.store.labels(PROJECT)}
+    assert read[tasks[0]] == f"{edited['id']}@{edited['updated_at']}"
+    assert tasks[-1] in read
+
+
+def test_the_newest_tasks_of_a_large_project_do_not_come_first(tmp_path: Path) -> None:
+    """Those of its last seconds look changed at the second look, and are not read before the random ones."""
+    world = Watched(tmp_path / "data")
+    world.add_scans(0, POOL)
+    world.watched().reconcile(PROJECT)
+    assert world.names()[:2] == ["Listen", "ReadScans"]
+    assert world.steps[0][1] == world.steps[1][1]
+
+
+def test_a_deleted_task_of_the_queue_does_not_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a large project is first listed, and predictions are added one by one."""
+    for module in (publication, decide):
+        monkeypatch.setattr(module, "FIRST_SCANS", 30)
+    monkeypatch.setattr(listing, "SMALL_POOL", 30)
+    world = Watched(tmp_path / "data", retrain="button")
+    tasks = world.add_scans(0, 6 * POOL)
+    put = world.studio.import_predictions
+    gone: list[int] = []
+    ours: list[bool] = []
+
+    def one_by_one(project: int, rows: Any, number: int = 0) -> None:
+        refused = None
+        for row in rows:
+            try:
+                put(project, [row])
+            except StudioRefused as error:
+                refused = refused or error
+        if refused:
+            raise refused
+
+    def before(step: Any) -> None:
+        if isinstance(step, ListTasks):
+            if not gone:
+                waiting = [task for task in world.order() if task not in world.published()]
+                gone.append(waiting[0])
+                world.studio.delete_tasks(gone)
+            task = world.studio.next_task()
+            assert task is not None
+            ours.append(task in world.published())
+            world.submit(task)
+
+    monkeypatch.setattr(world.studio, "import_predictions", one_by_one)
+    world.watched(before).reconcile(PROJECT)
+    assert gone[0] in tasks
+    assert len(ours) > 20
+    assert sum(ours) / len(ours) > 0.75  # 0.27 where the refused predictions were left out until the next pass
+
+
+def test_a_part_is_listed_before_each_training(tmp_path: Path) -> None:
+    """Also if as many labels as a training needs are submitted during each."""
+    world = Watched(tmp_path / "data")
+    world.add_scans(0, POOL)
+    tools = world.watched()
+    tools.reconcile(PROJECT)
+    world.label(COLD)
+    tools.reconcile(PROJECT)
+    world.add_scans(POOL, 2 * POOL)
+    world.label(3)
+
+    def before(step: Any) -> None:
+        if isinstance(step, Train) and not all_recorded(world):
+            world.label(3)
+
+    world.steps.clear()
+    world.watched(before).reconcile(PROJECT)
+    between = "".join(name[0] for name in world.names() if name in {"Train", "ListTasks"}).split("T")
+    assert len(between) > 4
+    assert all(between[:-1])
+    assert all_recorded(world)
+
+
+def test_a_large_project_is_listed_while_it_waits_for_an_answer_about_its_labels(tmp_path: Path) -> None:
+    world = Watched(tmp_path / "data", retrain="button")
+    world.studio.change_config(LARGER)
+    world.add_scans(0, 12)
+    world.run()
+    for task in list(world.published())[:3]:
+        world.submit(task, "Lung", "Heart")
+    tools = world.watched()
+    tools.reconcile(PROJECT)
+    for task in world.add_scans(12, 2 * POOL)[-20:]:
+        world.submit(task, "Lung", "Heart")
+    world.studio.change_config(CONFIG)
+    assert tools.reconcile(PROJECT).phase == "blocked"
+    assert all_recorded(world)
+    assert world.status()["labelled"] == 23
 
 
 def test_a_label_behind_the_cursor_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
