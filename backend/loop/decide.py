@@ -82,10 +82,9 @@ def next_step(plan: Plan, last: Step | None, refused: frozenset[type[Step]] = fr
     never start. Of the listing of all tasks, a part comes before each training.
     """
     steps = [s for s in plan.steps if type(s) not in refused]
-    eager = {ReadMasks: (ReadMasks,), DrawQuickly: (ReadMasks, DrawQuickly)}.get(type(last), ())
-    if isinstance(last, ListTasks) and any(isinstance(s, Train) for s in steps):
-        eager = (ListTasks,)
-    patient = [s for s in steps if not isinstance(s, eager)]
+    listing = (ListTasks,) if any(isinstance(s, Train) for s in steps) else ()
+    eager: Any = {ReadMasks: (ReadMasks,), DrawQuickly: (ReadMasks, DrawQuickly), ListTasks: listing}
+    patient = [s for s in steps if not isinstance(s, eager.get(type(last), ()))]
     return next(iter(patient or steps), None)
 
 
