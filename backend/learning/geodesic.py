@@ -30,12 +30,14 @@ REACH = 3.0  # a click changes a mask up to so many times its own distance from 
 WRONG = (0.5, 2.0)  # an error this wide, in half widths of the mask, says that all of it is wrong
 NARROW = 3.0  # pixels: an error less wide shows nothing about the rest of a mask, as clicks are not more exact
 MAIN = 0.5  # a part of a mask at least so large, compared with the largest one, is a main one
-REPLAYED = 10  # clicks from blank that are taken one after the other; those before them are taken together
+REPLAYED = 20  # clicks from blank that are taken one after the other; those before them are taken together
 SOME = 20  # places on a stroke that may contradict the mask
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 Mask = NDArray[np.bool_]
 Point = tuple[float, float]  # (row, column) in pixels of the scan
+Clicks = list[tuple[bool, Point]]  # whether it is inside, place
+Window = tuple[slice, slice]
 
 
 class Contradiction(NamedTuple):
@@ -79,7 +81,7 @@ class Seeds:
         (self.inside if inside else self.outside).append(at)
         self.sides.append(inside)
 
-    def clicks(self) -> list[tuple[bool, Point]]:
+    def clicks(self) -> Clicks:
         """(whether it is inside, place) in the order of time, as far as it is known."""
         rest = {True: deque(self.inside), False: deque(self.outside)}
         found = [(side, rest[side].popleft()) for side in self.sides if rest[side]]
@@ -116,6 +118,7 @@ class Geodesic:
         picture = scan.pixels[scan.content].astype(np.float32)
         small = cv2.resize(picture, self.shape[::-1], interpolation=cv2.INTER_AREA)
         smooth = np.asarray(cv2.GaussianBlur(small, (0, 0), 1.0), np.float32).reshape(*self.shape, -1)
+        self._last: tuple[Clicks, NDArray[np.uint8]] | None = None  # from blank: clicks, and the bits of the answer
         self._graph = _graph(np.asarray(smooth / (float(smooth.std()) + 1e-6), np.float32))
 
     def mask(self, seeds: Seeds, *, everywhere: bool = False) -> Mask:
@@ -136,10 +139,14 @@ class Geodesic:
             whole = self.near_prompts(whole, current, seeds)
         return self._with_prompts(whole, seeds)
 
-    def _from_blank(self, clicks: Sequence[tuple[bool, Point]]) -> Mask:
+    def _from_blank(self, clicks: Clicks) -> Mask:
         """A later click changes the answer to the earlier ones around itself: else it might spoil all of it."""
         found: Mask = np.zeros((self.height, self.width), bool)
-        for count in range(max(1, len(clicks) - REPLAYED), len(clicks) + 1):
+        first, before = max(1, len(clicks) - REPLAYED), self._last
+        if first == 1 and before is not None and before[0] == clicks[:-1]:
+            first = len(clicks)
+            found = np.unpackbits(before[1], count=found.size).reshape(found.shape).astype(bool)
+        for count in range(first, len(clicks) + 1):
             seeds, last = Seeds(), Seeds()
             for inside, at in clicks[:count]:
                 seeds.click(at, inside=inside)
@@ -147,6 +154,8 @@ class Geodesic:
             if seeds.given:
                 whole = self._whole(seeds)
                 found = self._with_prompts(self.near_prompts(whole, found, last) if found.any() else whole, seeds)
+        if len(clicks) <= REPLAYED:
+            self._last = clicks, np.packbits(found)
         return found
 
     def _whole(self, seeds: Seeds) -> Mask:
@@ -172,9 +181,11 @@ class Geodesic:
         """
         near = np.zeros_like(current)
         for one in self._contradictions(current, seeds):
-            changed = current & ~whole if current[one.at] else whole & ~current
-            if changed[one.at]:
-                near |= _part_around(changed, one.at, max(3.0, REACH * one.distance))
+            if whole[one.at] != current[one.at]:
+                reach = max(3, round(REACH * one.distance))
+                around = _around(one.at, reach)
+                changed = (whole[around] != current[around]) & (current[around] == current[one.at])
+                near[around] |= _part_around(changed, one.at, around, reach)
             if one.far:
                 near |= _wrong_part(whole, current, one.at)
         return np.where(near, whole, current)
@@ -188,19 +199,18 @@ class Geodesic:
         return any(one.far for one in self._contradictions(current, seeds))
 
     def _contradictions(self, current: Mask, seeds: Seeds) -> Iterator[Contradiction]:
-        depth = cv2.distanceTransform(current.astype(np.uint8), cv2.DIST_L2, 5)
-        height = cv2.distanceTransform((~current).astype(np.uint8), cv2.DIST_L2, 5)
-        half_width = float(depth.max())
-        for points, strokes, distance in (
-            (seeds.inside, seeds.drawn_in, height),
-            (seeds.outside, seeds.drawn_out, depth),
-        ):
-            earlier: list[Contradiction] = []
+        half_width = float(_distances(current, _window(current, ())).max())
+        for points, strokes, side in ((seeds.inside, seeds.drawn_in, False), (seeds.outside, seeds.drawn_out, True)):
             clicks = [[(self._place(row, self.height), self._place(column, self.width))] for row, column in points]
-            for prompt in [*clicks, *map(_some_of, strokes)]:
-                found = [
-                    _contradiction(at, float(distance[at]), half_width, earlier) for at in prompt if distance[at] > 0
-                ]
+            prompts = [[at for at in some if current[at] == side] for some in [*clicks, *map(_some_of, strokes)]]
+            if not any(prompts):
+                continue
+            window = _window(current, [at for some in prompts for at in some])
+            distance = _distances(current if side else ~current, window)
+            top, left = window[0].start, window[1].start
+            earlier: list[Contradiction] = []
+            for some in prompts:
+                found = [_contradiction(at, distance[at[0] - top, at[1] - left], half_width, earlier) for at in some]
                 earlier += found
                 yield from found
 
@@ -280,7 +290,7 @@ def _contradiction(
     at: tuple[int, int], distance: float, half_width: float, earlier: Iterable[Contradiction]
 ) -> Contradiction:
     near = (one.error for one in earlier if np.hypot(at[0] - one.at[0], at[1] - one.at[1]) <= REACH * one.distance)
-    return Contradiction(at, distance, next(near, distance / half_width))
+    return Contradiction(at, float(distance), next(near, float(distance) / half_width))
 
 
 def _wrong_part(whole: Mask, current: Mask, at: tuple[int, int]) -> Mask:
@@ -312,11 +322,29 @@ def _nearest(mask: Mask, part: Any) -> NDArray[np.int32]:
     return np.asarray(part_of[nearest])
 
 
-def _part_around(mask: Mask, at: tuple[int, int], reach: float) -> Mask:
-    """The connected part of a mask with this pixel, within a disc around it."""
-    disc = cv2.circle(np.zeros(mask.shape, np.uint8), at[::-1], round(reach), 1, -1)
+def _window(mask: Mask, places: Sequence[tuple[int, int]]) -> Window:
+    """The rectangle around a mask and some places, one pixel wider. Distances to the outline are the same in it."""
+    rows = [*np.flatnonzero(mask.any(axis=1))[[0, -1]], *(row for row, _ in places)]
+    columns = [*np.flatnonzero(mask.any(axis=0))[[0, -1]], *(column for _, column in places)]
+    return slice(max(0, min(rows) - 1), max(rows) + 2), slice(max(0, min(columns) - 1), max(columns) + 2)
+
+
+def _distances(mask: Mask, window: Window) -> NDArray[np.float32]:
+    """Of the pixels of a mask, in pixels, from the others."""
+    return np.asarray(cv2.distanceTransform(mask[window].astype(np.uint8), cv2.DIST_L2, 5), np.float32)
+
+
+def _around(at: tuple[int, int], reach: int) -> Window:
+    row, column = (slice(max(0, place - reach), place + reach + 1) for place in at)
+    return row, column
+
+
+def _part_around(mask: Mask, at: tuple[int, int], around: Window, reach: int) -> Mask:
+    """The connected part of a mask with this pixel, within a disc; the mask is that of the window around it."""
+    centre = at[0] - around[0].start, at[1] - around[1].start
+    disc = cv2.circle(np.zeros(mask.shape, np.uint8), centre[::-1], reach, 1, -1)
     _, part = cv2.connectedComponents(disc & mask.astype(np.uint8))
-    return np.asarray(part == part[at])
+    return np.asarray(part == part[centre])
 
 
 def _some_of(stroke: Mask) -> list[tuple[int, int]]:

@@ -214,6 +214,19 @@ def test_later_clicks_do_not_spoil_what_earlier_ones_drew() -> None:
     assert curves[:, -1].min() > 0.6
 
 
+def test_after_undo_the_answer_is_the_one_before() -> None:
+    """Also with a tool that has answered the clicks one after the other."""
+    picture, truth = discs((300, 400), (150, 80, 40), (150, 320, 40))
+    places = [(150.0, 80.0), (150.0, 320.0), (200.0, 320.0), (120.0, 80.0)]
+    asked = [Seeds(inside=places[:count]) for count in range(1, len(places) + 1)]
+    ready = paths(picture)
+    answers = [ready.mask(seeds) for seeds in asked]
+    assert dice(answers[-1], truth) > 0.9
+    for seeds, answer in [*zip(asked, answers, strict=True)][::-1]:
+        assert np.array_equal(ready.mask(seeds), answer)
+        assert np.array_equal(paths(picture).mask(seeds), answer)
+
+
 def test_of_two_clicks_in_one_cell_of_the_grid_the_later_one_counts() -> None:
     picture, truth = discs((2000, 1600), (1000, 800, 500))
     bitten_off = truth & (np.hypot(*(np.mgrid[:2000, :1600] - np.array([[[1000]], [[400]]]))) > 200)
