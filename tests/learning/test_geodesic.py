@@ -217,7 +217,7 @@ def test_later_clicks_do_not_spoil_what_earlier_ones_drew() -> None:
 def test_after_undo_the_answer_is_the_one_before() -> None:
     """Also with a tool that has answered the clicks one after the other."""
     picture, truth = discs((300, 400), (150, 80, 40), (150, 320, 40))
-    places = [(150.0, 80.0), (150.0, 320.0), (200.0, 320.0), (120.0, 80.0)]
+    places = [(150.0, 80.0), (150.0, 320.0), (180.0, 320.0), (120.0, 80.0)]
     asked = [Seeds(inside=places[:count]) for count in range(1, len(places) + 1)]
     ready = paths(picture)
     answers = [ready.mask(seeds) for seeds in asked]
