@@ -162,10 +162,13 @@ def test_reading_training_and_recording_wait_for_a_full_disk(
             lab.connect(service)
             with closing(Store(disk.folder)) as store:  # a request for the status may take until all are read
                 until = time.monotonic() + 120
+                worker = worker_of(service.pid)
                 while not store.embedded("pixels"):
                     assert time.monotonic() < until, service.log()[-3000:]
                     time.sleep(0.01)
+            os.kill(worker, signal.SIGSTOP)  # else all may be read while the disk is being filled
             with disk.full():
+                os.kill(worker, signal.SIGCONT)
                 check_advice(service, lab)
                 check_answers(service, lab, "scanqueue-pending")
                 lab.label(2)
