@@ -199,9 +199,9 @@ class Reconciler:
                     raise
                 if isinstance(step, Publish) and self.observer.forget_deleted(project, step.tasks):
                     last = live = None
-                    continue
-                troubles.append(str(error))
-                refused.add(type(step))
+                else:
+                    troubles.append(str(error))
+                    refused.add(type(step))
             self.store.finish(project)
             self.context.give_way(project)
 
